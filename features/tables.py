@@ -1,0 +1,534 @@
+"""The three tables everything begins with, checked at the edge: `Interactions`, `Catalog` and `Users`.
+
+What cannot be right is a `DataError` naming file, column, row and remedy; what can be repaired is repaired and
+counted in one line of `Tables.notes`. Behind `read_tables` nothing is checked again: ids have one type, every item of
+an interaction is in the catalogue, rows are in order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from features.config import FeaturesConfig
+from features.errors import DataError
+from features.sequences import Sequences, offsets_of
+from features.table_files import place
+from features.table_files import read_frame as read_frame
+
+INT_ID = pd.ArrowDtype(pa.int64())
+TEXT_ID = pd.ArrowDtype(pa.string())
+SECONDS = pd.ArrowDtype(pa.int64())
+SECONDS_PER_DAY = 86_400
+_EXACT_FLOATS = 2**53
+_UNITS = ((1e17, 10**9, "nanoseconds"), (1e14, 10**6, "microseconds"), (1e11, 10**3, "milliseconds"))
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who had what, and when.
+
+    Attributes:
+        frame: Columns `user_id` and `item_id` (int64 or string), and, where the data has them, `timestamp` (int64,
+            Unix seconds UTC), `position` (int64) and `rating` (double). One row per event, sorted by user, then by
+            position, else by time, else as in the file.
+        is_ordered: Whether a position or a time orders the events of a user.
+    """
+
+    frame: pd.DataFrame
+    is_ordered: bool
+
+    def __len__(self) -> int:
+        """Return the number of events."""
+        return len(self.frame)
+
+    def sequences(self, catalog: Catalog) -> Sequences:
+        """Return the events as one row of catalogue positions per user, users sorted by id."""
+        item_rows = catalog.rows_of(self.frame["item_id"])
+        assert (item_rows >= 0).all(), "read_tables lets no unknown item through"
+        user_ids = _plain_ids(self.frame["user_id"])
+        first = np.flatnonzero(np.append(True, user_ids[1:] != user_ids[:-1])) if len(user_ids) else np.zeros(0, int)
+        times = self.frame["timestamp"].to_numpy(np.int64) if "timestamp" in self.frame else None
+        lengths = np.diff(np.append(first, len(user_ids)))
+        return Sequences(user_ids[first], offsets_of(lengths), item_rows, times, self.is_ordered)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What there is: one row per item, `item_id` first, then every column as it came.
+
+    Attributes:
+        frame: The rows; an item's position here is its `item_row`.
+    """
+
+    frame: pd.DataFrame
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.frame)
+
+    @cached_property
+    def item_ids(self) -> np.ndarray:
+        """The items' ids, `[items]`, int64 or object (str)."""
+        return _plain_ids(self.frame["item_id"])
+
+    def rows_of(self, ids: Sequence[Any] | np.ndarray | pd.Series) -> Int[np.ndarray, " ids"]:
+        """Return the position of each id in the catalogue, -1 where it is unknown."""
+        return _rows_of(self._index, ids)
+
+    def titles(self, column: str | None) -> list[str]:
+        """Return what to call each item: the cell of `column`, or the id where that is empty or there is no column."""
+        names = [str(item_id) for item_id in self.item_ids]
+        if column is None or column not in self.frame:
+            return names
+        cells = self.frame[column].astype(object)
+        return [name if pd.isna(cell) else str(cell) for cell, name in zip(cells, names, strict=True)]
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        index: pd.Index = pd.Index(self.item_ids)
+        return index
+
+
+@dataclass(frozen=True)
+class Users:
+    """What is known of people beside what they did: one row per user, `user_id` first, then every column as it came.
+
+    Not everyone in the interactions needs a row here; whoever has none has unknown attributes.
+
+    Attributes:
+        frame: The rows.
+    """
+
+    frame: pd.DataFrame
+
+    def __len__(self) -> int:
+        """Return the number of users with a row."""
+        return len(self.frame)
+
+    @cached_property
+    def user_ids(self) -> np.ndarray:
+        """The users' ids, `[users]`, int64 or object (str)."""
+        return _plain_ids(self.frame["user_id"])
+
+    def rows_of(self, ids: Sequence[Any] | np.ndarray | pd.Series) -> Int[np.ndarray, " ids"]:
+        """Return the position of each id in the table, -1 where it has no row."""
+        return _rows_of(self._index, ids)
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        index: pd.Index = pd.Index(self.user_ids)
+        return index
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one `[features]` setting, clean and consistent with each other.
+
+    Attributes:
+        interactions: Who had what.
+        catalog: What there is. Without an items file, the distinct items of the interactions, sorted by id.
+        users: The people's attributes; None without a users' file.
+        notes: One line for each repair: `1,204 duplicate interactions merged`.
+    """
+
+    interactions: Interactions
+    catalog: Catalog
+    users: Users | None
+    notes: tuple[str, ...]
+
+
+def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
+    """Read, check and clean the tables that a configuration names.
+
+    Blanks around ids are removed; ids that are whole numbers in one table and their text in another are brought to
+    one type; events without a position (or, without positions, without a time) are left out; exact repeats of an
+    event (same user, item and time; without times, same user, item and position if any) are merged.
+
+    Args:
+        config: The `[features]` table.
+        folder: What the paths in it are relative to.
+
+    Raises:
+        DataError: Something in the tables cannot be right, or nothing is left.
+    """
+    notes: list[str] = []
+    names = config.columns
+    events = _Sheet.read(folder, config.interactions, notes)
+    items = _Sheet.read(folder, config.items, notes) if config.items else None
+    users = _Sheet.read(folder, config.users, notes) if config.users else None
+    user_ids = events.ids(names.user_id, "user_id")
+    item_ids = events.ids(names.item_id, "item_id")
+    catalog = people = None
+    if items:
+        setting = "item_id" if names.items_item_id is None else "items_item_id"
+        item_ids, known = _alike(item_ids, items.ids(names.items_item_id or names.item_id, setting))
+        catalog = Catalog(items.keyed(known, "item_id"))
+    if users:
+        setting = "user_id" if names.users_user_id is None else "users_user_id"
+        user_ids, known = _alike(user_ids, users.ids(names.users_user_id or names.user_id, setting))
+        people = Users(users.keyed(known, "user_id"))
+    frame = _columns(events, config, user_ids.series(), item_ids.series())
+    frame = _filter(events, config, frame, catalog)
+    interactions = _ordered(frame, notes)
+    if people is not None and (people.rows_of(interactions.frame["user_id"].unique()) < 0).all():
+        found, other = interactions.frame["user_id"].iloc[0], people.user_ids[0]
+        raise DataError(
+            f"{config.users}: none of the users of {config.interactions} is in it (expected ids such as {found!r}, "
+            f"found {other!r}); check the `user_id` column, or leave out `users`"
+        )
+    if catalog is None:
+        catalog = _catalog_of(interactions)
+    return Tables(interactions, catalog, people, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A frame with the file it came from, so that errors can name the place."""
+
+    path: Path
+    frame: pd.DataFrame
+    notes: list[str] = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: Path, name: str, notes: list[str]) -> _Sheet:
+        return cls(folder / name, read_frame(folder / name), notes)
+
+    def error(self, column: str, found: str, remedy: str, row: int | None = None) -> DataError:
+        where = f", {place(self.path, row)}" if row is not None else ""
+        return DataError(f"{self.path}: column {column!r}{where}: {found}; {remedy}")
+
+    def column(self, name: str, setting: str) -> pd.Series:
+        if name in self.frame:
+            return self.frame[name]
+        there = list(self.frame.columns)
+        near = difflib.get_close_matches(name.lower(), [column.lower() for column in there], n=1, cutoff=0.5)
+        nearest = next((column for column in there if near and column.lower() == near[0]), "...")
+        raise DataError(
+            f"{self.path}: no column {name!r}; it has {', '.join(there[:12])}{', ...' if len(there) > 12 else ''}; "
+            f'set `{setting} = "{nearest}"` under [features.columns]'
+        )
+
+    def ids(self, name: str, setting: str) -> _Ids:
+        column = pa.array(self.column(name, setting))
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if pa.types.is_floating(column.type):
+            column = self._whole_ids(name, column)
+        elif pa.types.is_integer(column.type):
+            if pa.types.is_uint64(column.type) and pc.any(pc.greater(column, 2**63 - 1)).as_py():
+                raise self.error(name, "ids beyond 64-bit signed integers", "save them as text")
+            column = column.cast(pa.int64())
+        elif pa.types.is_large_string(column.type):
+            column = self._trimmed_ids(name, column)
+        else:
+            raise self.error(name, f"expected ids as whole numbers or text, found {column.type}", "save them as one")
+        self._refuse_empty(name, column)
+        return _Ids(self, name, column)
+
+    def _whole_ids(self, name: str, column: pa.Array) -> pa.Array:
+        self._refuse_empty(name, pc.if_else(pc.is_nan(column), None, column))
+        values = column.to_numpy(zero_copy_only=False)
+        broken = np.flatnonzero((values != np.floor(values)) | (np.abs(values) > _EXACT_FLOATS))
+        if len(broken):
+            found = f"expected ids as whole numbers or text, found {values[broken[0]]!r}"
+            raise self.error(name, found, "save the ids as integers or text", int(broken[0]))
+        self.notes.append(f"{self.path.name}: ids in {name!r} written as fractions (such as {values[0]}) read as whole")
+        return pa.array(values.astype(np.int64))
+
+    def _trimmed_ids(self, name: str, column: pa.Array) -> pa.Array:
+        trimmed = pc.utf8_trim_whitespace(column)
+        changed = pc.sum(pc.not_equal(trimmed, column)).as_py() or 0
+        trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed).cast(pa.string())
+        if not changed:
+            return trimmed
+        self.notes.append(f"{self.path.name}: blanks around {changed:,} ids in {name!r} removed")
+        return _as_numbers(trimmed) or trimmed
+
+    def _refuse_empty(self, name: str, column: pa.Array) -> None:
+        if not column.null_count:
+            return
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        found = f"no id ({column.null_count:,} of {len(column):,} rows have none)"
+        raise self.error(name, found, "give every row an id or remove the row", row)
+
+    def keyed(self, ids: _Ids, target: str) -> pd.DataFrame:
+        """Return the frame with the ids as its first column `target`, each once."""
+        others = self.frame.drop(columns=[ids.name])
+        if target in others:
+            self.notes.append(f"{self.path.name}: column {target!r} left out, as {ids.name!r} is the id")
+            others = others.drop(columns=[target])
+        values = ids.series()
+        repeated = values.duplicated()
+        if repeated.any():
+            self._refuse_different(ids, values, others)
+            self.notes.append(f"{self.path.name}: {int(repeated.sum()):,} repeated rows merged")
+            values, others = values[~repeated], others[~repeated]
+        return pd.concat([values.rename(target), others], axis=1).reset_index(drop=True)
+
+    def _refuse_different(self, ids: _Ids, values: pd.Series, others: pd.DataFrame) -> None:
+        repeated = values.duplicated(keep=False)
+        rows = others[repeated].astype(object).map(repr).assign(__id=values[repeated].astype(object))
+        second = rows.index[rows["__id"].duplicated() & ~rows.duplicated()]
+        if not len(second):
+            return
+        row = int(second[0])
+        first = int(np.flatnonzero(np.asarray(values == values.iloc[row], dtype=bool))[0])
+        count = int(values.duplicated().sum())
+        found = f"the id {values.iloc[row]!r} stood in {place(self.path, first)} already ({count:,} such rows)"
+        raise self.error(ids.name, found, "keep one row per id", row)
+
+    def numbers(self, name: str, setting: str) -> pd.Series:
+        """Return a column as nullable doubles."""
+        column = self.column(name, setting)
+        if pa.types.is_large_string(_arrow_type(column)):
+            numbers = pd.to_numeric(column.astype(object).where(column.notna(), None), errors="coerce")
+            self._refuse_unread(column, numbers, name, "a number")
+            return numbers.astype(pd.ArrowDtype(pa.float64()))
+        try:
+            numbers = column.astype(pd.ArrowDtype(pa.float64()))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
+            found = f"expected numbers, found {_arrow_type(column)}"
+            raise self.error(name, found, "save them as numbers") from None
+        return numbers.mask(numbers != numbers)
+
+    def _refuse_unread(self, column: pd.Series, parsed: pd.Series, name: str, expected: str) -> None:
+        unread = np.flatnonzero(parsed.isna() & column.notna())
+        if len(unread):
+            found = f"expected {expected}, found {column.iloc[unread[0]]!r} ({len(unread):,} such rows)"
+            raise self.error(name, found, "correct the cells or leave them empty", int(unread[0]))
+
+    def times(self, name: str) -> pd.Series:
+        """Return a column of dates or Unix times as nullable Unix seconds."""
+        column = self.column(name, "timestamp")
+        kind = _arrow_type(column)
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            seconds = pa.array(column).cast(pa.timestamp("us", tz=getattr(kind, "tz", None))).cast(pa.int64())
+            seconds = pd.Series(seconds, dtype=SECONDS) // 10**6
+        elif pa.types.is_large_string(kind) and not _looks_numeric(column):
+            seconds = self._parsed_dates(column, name)
+        else:
+            seconds = self._unix_times(self.numbers(name, "timestamp"), name)
+        self._refuse_impossible(seconds, column, name)
+        return seconds
+
+    def _parsed_dates(self, column: pd.Series, name: str) -> pd.Series:
+        parsed = pd.to_datetime(column.astype(object), format="ISO8601", utc=True, errors="coerce")
+        self._refuse_unread(column, parsed, name, "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds")
+        whole = parsed.dt.as_unit("s")
+        return pd.Series(whole.astype("int64").where(whole.notna()), dtype=pd.ArrowDtype(pa.float64())).astype(SECONDS)
+
+    def _unix_times(self, numbers: pd.Series, name: str) -> pd.Series:
+        filled = numbers.dropna().to_numpy(np.float64)
+        middle = float(np.median(filled)) if len(filled) else 0.0
+        for least, divisor, unit in _UNITS:
+            if middle > least:
+                self.notes.append(f"{self.path.name}: times in {name!r} read as {unit}")
+                numbers = numbers / divisor
+                break
+        return pd.Series(pc.floor(pa.array(numbers)).cast(pa.int64()), dtype=SECONDS)
+
+    def _refuse_impossible(self, seconds: pd.Series, column: pd.Series, name: str) -> None:
+        if seconds.isna().all():
+            raise self.error(name, "no times at all", "leave out `timestamp` under [features.columns]")
+        values = seconds.fillna(0).to_numpy(np.int64)
+        for wrong, said in ((values > time.time() + SECONDS_PER_DAY, "in the future"), (values < 0, "before 1970")):
+            rows = np.flatnonzero(wrong)
+            if len(rows):
+                value = _said(column.iloc[rows[0]])
+                found = f"expected a time in the past, found {value}, {said} ({len(rows):,} such rows)"
+                raise self.error(name, found, "correct or remove these rows", int(rows[0]))
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """One column of ids, int64 or string, without missing values."""
+
+    sheet: _Sheet
+    name: str
+    array: pa.Array
+
+    @property
+    def is_text(self) -> bool:
+        return pa.types.is_string(self.array.type)
+
+    def series(self) -> pd.Series:
+        return pd.Series(self.array, dtype=TEXT_ID if self.is_text else INT_ID)
+
+
+def _alike(left: _Ids, right: _Ids) -> tuple[_Ids, _Ids]:
+    """Bring two columns that name the same things to one type: whole numbers if both can be, else text."""
+    if left.is_text == right.is_text:
+        return left, right
+    text, numbers = (left, right) if left.is_text else (right, left)
+    converted = _as_numbers(text.array)
+    if converted is not None:
+        text = _Ids(text.sheet, text.name, converted)
+    else:
+        _refuse_ambiguous(text, numbers)
+        numbers = _Ids(numbers.sheet, numbers.name, numbers.array.cast(pa.string()))
+    return (text, numbers) if left.is_text else (numbers, text)
+
+
+def _refuse_ambiguous(text: _Ids, numbers: _Ids) -> None:
+    """Refuse `007` in one table beside 7 in the other: they may or may not be the same thing."""
+    padded = pc.and_(pc.match_substring_regex(text.array, "^0[0-9]+$"), pc.less(pc.utf8_length(text.array), 19))
+    candidates = text.array.filter(padded)
+    meant = pc.is_in(candidates.cast(pa.int64()), value_set=numbers.array)
+    if pc.any(meant).as_py():
+        row = int(np.flatnonzero(padded)[np.flatnonzero(meant)[0]])
+        found = f"ids are text, such as {text.array[row].as_py()!r}, but numbers in {numbers.sheet.path.name}"
+        raise text.sheet.error(text.name, found, "save both as text or both as numbers", row)
+
+
+def _as_numbers(text: pa.Array) -> pa.Array | None:
+    """Return text as int64 if every cell is a whole number written the one usual way, else None."""
+    try:
+        numbers = text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return numbers if numbers.cast(pa.string()).equals(text) else None
+
+
+def _columns(events: _Sheet, config: FeaturesConfig, user_ids: pd.Series, item_ids: pd.Series) -> pd.DataFrame:
+    """Return the interactions under our own names; the index is the row in the file."""
+    names = config.columns
+    columns = {"user_id": user_ids, "item_id": item_ids}
+    if names.timestamp is not None:
+        columns["timestamp"] = events.times(names.timestamp)
+    if names.position is not None:
+        columns["position"] = events.numbers(names.position, "position").astype(SECONDS)
+    if names.rating is not None:
+        columns["rating"] = events.numbers(names.rating, "rating")
+    elif config.min_rating is not None:
+        raise DataError("`min_rating` is set but no column holds ratings; set `rating` under [features.columns]")
+    return pd.DataFrame(columns)
+
+
+def _filter(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, catalog: Catalog | None) -> pd.DataFrame:
+    """Return the interactions that count, and note how many do not."""
+    if config.min_rating is not None:
+        frame = _keep(
+            frame, frame["rating"].fillna(-np.inf) >= config.min_rating, f"rated below {config.min_rating:g}", events
+        )
+    if catalog is not None:
+        known = catalog.rows_of(frame["item_id"]) >= 0
+        if config.unknown_items == "error" and not known.all():
+            raise _unknown_items(events, config, frame, known)
+        frame = _keep(frame, known, "of items that are not in the catalogue", events)
+    if "position" in frame:
+        frame = _keep(frame, frame["position"].notna(), "without a position", events)
+    if "timestamp" in frame and "position" not in frame:
+        frame = _keep(frame, frame["timestamp"].notna(), "without a time", events)
+    return frame
+
+
+def _keep(frame: pd.DataFrame, kept: pd.Series | np.ndarray, what: str, events: _Sheet) -> pd.DataFrame:
+    kept = np.asarray(kept, dtype=bool)
+    if kept.all():
+        return frame
+    if not kept.any():
+        raise DataError(
+            f"{events.path}: no interactions left after leaving out those {what}; check the settings of [features]"
+        )
+    events.notes.append(f"{int((~kept).sum()):,} interactions {what} left out")
+    return frame[kept]
+
+
+def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, known: np.ndarray) -> DataError:
+    strange = frame["item_id"][~known]
+    examples = ", ".join(repr(item_id) for item_id in strange.unique()[:3])
+    counts = f"{len(strange):,} interactions with {strange.nunique():,} items"
+    found = f"{counts} that are not in {config.items}, such as {examples}"
+    remedy = 'add them there, or set `unknown_items = "drop"` under [features]'
+    return events.error(config.columns.item_id, found, remedy, int(strange.index[0]))
+
+
+def _ordered(frame: pd.DataFrame, notes: list[str]) -> Interactions:
+    """Sort by user and order, fill times from neighbours, merge repeats."""
+    order = [name for name in ("position", "timestamp") if name in frame][:1]
+    users = _codes(frame["user_id"])
+    keys = [frame[name].to_numpy(np.int64) for name in order]
+    rows = np.lexsort([*keys, users])
+    frame, users = frame.take(rows), users[rows]
+    if "timestamp" in frame and frame["timestamp"].isna().any():
+        frame = _fill_times(frame, users, notes)
+    same = {"user": users, "item": _codes(frame["item_id"])}
+    if key := [name for name in ("timestamp", "position") if name in frame][:1]:
+        same["order"] = frame[key[0]].to_numpy(np.int64)
+    repeated = pd.DataFrame(same).duplicated().to_numpy()
+    if repeated.any():
+        notes.append(f"{int(repeated.sum()):,} duplicate interactions merged")
+        frame = frame[~repeated]
+    return Interactions(frame.reset_index(drop=True), is_ordered=bool(order))
+
+
+def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str]) -> pd.DataFrame:
+    """Give events that have a position but no time that of the event before, else after, of the same user.
+
+    Users without any time keep their events too (their order is known); they get the median time of all events.
+    """
+    missing = int(frame["timestamp"].isna().sum())
+    filled = frame["timestamp"].groupby(users).ffill()
+    filled = filled.fillna(filled.groupby(users).bfill())
+    lost = int(filled.isna().sum())
+    if missing > lost:
+        notes.append(f"{missing - lost:,} missing times taken from the neighbouring interaction")
+    if lost:
+        middle = int(np.median(filled.dropna().to_numpy(np.int64)))
+        filled = filled.fillna(middle)
+        notes.append(f"{lost:,} interactions of users without any time given the median time")
+    return frame.assign(timestamp=filled)
+
+
+def _catalog_of(interactions: Interactions) -> Catalog:
+    ids = interactions.frame["item_id"]
+    distinct = pc.unique(pa.array(ids))
+    distinct = distinct.take(pc.sort_indices(distinct))
+    return Catalog(pd.DataFrame({"item_id": pd.Series(distinct, dtype=ids.dtype)}))
+
+
+def _codes(ids: pd.Series) -> Int[np.ndarray, " rows"]:
+    """Return small integers in the order of the ids."""
+    codes, distinct = pd.factorize(ids)
+    rank = np.empty(len(distinct), dtype=np.int64)
+    rank[np.asarray(distinct.argsort())] = np.arange(len(distinct))
+    return rank[codes]
+
+
+def _rows_of(index: pd.Index, ids: Sequence[Any] | np.ndarray | pd.Series) -> Int[np.ndarray, " ids"]:
+    series = (
+        ids if isinstance(ids, pd.Series) else pd.Series(np.asarray(ids), dtype=index.dtype if len(ids) == 0 else None)
+    )
+    codes, distinct = pd.factorize(series, use_na_sentinel=False)
+    wanted = pd.Index(np.asarray(distinct))
+    rows = index.get_indexer(wanted).astype(np.int64) if len(wanted) else np.zeros(0, np.int64)
+    return rows[codes]
+
+
+def _plain_ids(ids: pd.Series) -> np.ndarray:
+    return ids.to_numpy(np.int64) if ids.dtype == INT_ID else ids.to_numpy(object)
+
+
+def _arrow_type(column: pd.Series) -> pa.DataType:
+    assert isinstance(column.dtype, pd.ArrowDtype)
+    return column.dtype.pyarrow_dtype
+
+
+def _looks_numeric(column: pd.Series) -> bool:
+    filled = column.dropna().head(100).astype(object)
+    return len(filled) > 0 and bool(np.all(pd.to_numeric(filled, errors="coerce").notna()))
+
+
+def _said(value: Any) -> str:
+    return str(value) if isinstance(value, pd.Timestamp) else repr(value)
