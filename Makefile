@@ -1,0 +1,76 @@
+# Two Towers: everything from a fresh clone, with nothing but Python and make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lock format clean
+
+# Which set to install: gpu where an NVIDIA GPU answers, else cpu. Overrule it with `make install DEVICE=cpu`.
+ifndef DEVICE
+DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+endif
+# Which Python makes the environment: the first that runs. Overrule it with `make install PYTHON=/path/to/python`.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$python; break; }; done)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCK := .locks/$(DEVICE).lock
+STAMP := .venv/installed-$(DEVICE)
+# The builds of torch without CUDA, a tenth of the size. Where this address does not answer, torch comes as usual.
+TORCH_INDEX := $(if $(filter cpu,$(DEVICE)),--extra-index-url https://download.pytorch.org/whl/cpu)
+
+help: ## show these lines
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target line; do \
+		printf '%-14s %s\n' "$$target" "$$line"; done
+
+install: $(STAMP) ## make .venv and install everything in it (DEVICE=cpu or DEVICE=gpu)
+
+demo: install ## generate a shop, train, evaluate, serve and ask it, showing each command
+	@$(BIN)/towers demo $(if $(SIZE),--size $(SIZE)) $(if $(SEED),--seed $(SEED))
+
+test: install ## everything that CI runs: style, types, arrows between rooms, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 $(BIN)/python -m pytest $(ARGS)
+
+lock: install ## find the newest set of versions that fits, and write the lock files again
+	@for device in cpu gpu; do $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--fork-strategy fewest --no-header --group dev --override .locks/$$device.overrides \
+		--output-file .locks/$$device.lock pyproject.toml .locks/$$device.in >/dev/null; echo "wrote .locks/$$device.lock"; done
+
+format: install ## put every file in the house's layout, and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches (runs and data stay)
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find features towers training serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Three steps. torch by itself, so that it brings what its build needs; the rest exactly as locked, without asking what
+# each demands (torchrec demands CUDA's fbgemm); at last the project, linked to this folder.
+$(STAMP): $(LOCK) pyproject.toml $(BIN)/python
+	@if ls .venv/installed-* 2>/dev/null | grep -qv -- '-$(DEVICE)$$'; then \
+		$(PIP) uninstall --quiet --yes torch faiss-cpu faiss-gpu fbgemm-gpu fbgemm-gpu-cpu; fi  # the other set's
+	@rm -f .venv/installed-*
+	@echo "Installing the $(DEVICE) set into .venv: one to three minutes, once."
+	@$(PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $(LOCK) torch \
+		|| $(PIP) install --quiet --constraint $(LOCK) torch
+	@$(PIP) install --quiet --no-deps --requirement $(LOCK)
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "Installed. $(BIN)/towers doctor says what was found; make demo shows it at work."
+
+$(LOCK):
+	@echo "error: there is no $(DEVICE) set; DEVICE is cpu or gpu" >&2; exit 2
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or say where it is: make install PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		package=$$($(PYTHON) -c 'import sys; print("python{}.{}-venv".format(*sys.version_info))'); \
+		echo "Python's venv is missing here: installing $$package"; \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y $$package >/dev/null \
+		|| { echo "error: $(PYTHON) cannot make environments; type: sudo apt-get install $$package" >&2; exit 2; }; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
