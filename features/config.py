@@ -1,0 +1,122 @@
+"""Strict settings: every table of `run.toml` and `serving.toml` is one of these, and all mistakes are told at once."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from features.errors import DataError
+
+Kind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
+
+
+class StrictTable(BaseModel):
+    """A frozen table of settings. Unknown keys and values of the wrong type are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class FeatureSettings(StrictTable):
+    """How one column becomes part of a vector."""
+
+    kind: Kind
+    """`id` (embedding, unknown when rare), `category`, `categories` (several values in one cell), `number`, `text`,
+    `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
+    separator: str | None = None
+    """For `categories` in text cells: what stands between the values."""
+
+
+class ColumnSettings(StrictTable):
+    """What the columns that give the interactions their meaning are called in the files."""
+
+    user_id: str = "user_id"
+    """Who, in the interactions."""
+    item_id: str = "item_id"
+    """What, in the interactions."""
+    items_item_id: str | None = None
+    """What the item is called in the items' table. None: the same as in the interactions."""
+    users_user_id: str | None = None
+    """Who, in the users' table. None: the same as in the interactions."""
+    timestamp: str | None = None
+    """When: a date or Unix seconds. None: no times."""
+    position: str | None = None
+    """The place in the user's own order, from 0. It decides the order before the timestamp does; rows where it is
+    empty are left out. None: order by timestamp."""
+    rating: str | None = None
+    """How much: used only by `min_rating`."""
+
+
+class FeaturesConfig(StrictTable):
+    """`[features]`: the tables, and what is read from them."""
+
+    interactions: str
+    """Path of the interactions, CSV or Parquet; relative to the folder of run.toml."""
+    items: str | None = None
+    """Path of the catalogue. None: the items are those of the interactions, known by id alone."""
+    users: str | None = None
+    """Path of the users' attributes. None: users are known by what they did."""
+    columns: ColumnSettings = ColumnSettings()
+    """What the columns are called."""
+    min_rating: float | None = None
+    """Leave out interactions rated lower. None: every interaction counts."""
+    unknown_items: Literal["error", "drop"] = "error"
+    """What to do with interactions whose item is not in the catalogue."""
+    recommend_seen: bool = False
+    """Whether an item may be recommended to someone who had it before (shops where people buy again)."""
+    title: str | None = None
+    """The catalogue column that names an item to a person."""
+    item: dict[str, FeatureSettings] = Field(default_factory=dict)
+    """Item features, by column of the items' table, or `item_id`."""
+    user: dict[str, FeatureSettings] = Field(default_factory=dict)
+    """User features, by column of the users' table, or `user_id`."""
+    context: dict[Literal["time"], FeatureSettings] = Field(default_factory=dict)
+    """Features of the request: `time` (hour, weekday, season of the request)."""
+    history: int = Field(200, ge=1, le=10_000)
+    """How many of a user's newest interactions are read."""
+
+
+Table = TypeVar("Table", bound=BaseModel)
+
+
+def parse_settings(kind: type[Table], values: dict[str, Any], source: str) -> Table:
+    """Return `values` as a settings table.
+
+    Raises:
+        DataError: Names every mistake with its path, what was expected and what was found.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"{'.'.join(str(part) for part in mistake['loc'])}: {_say(mistake)}" for mistake in error.errors()
+        )
+        raise DataError(f"{source}: {mistakes}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Raises:
+        DataError: The file is missing, not UTF-8 or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `towers init --interactions FILE` writes one") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path}: not valid TOML: {error}") from None
+
+
+def _say(mistake: Any) -> str:
+    if mistake["type"] == "extra_forbidden":
+        return "no such setting (misspelt?); remove it"
+    if mistake["type"] == "missing":
+        return "missing; give it a value"
+    return f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}, found {mistake['input']!r}"

@@ -1,0 +1,406 @@
+"""Columns to numbers, the same way in training and in the server: fitted on the training data, saved in the bundle.
+
+Every kind of feature has an encoder. Sparse ones turn a column into bags of rows of an embedding table, with weights
+of unit length per bag; dense ones into a few numbers. A value that is missing or was never seen adds nothing to the
+vector it would be part of: an empty bag, or zeros.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from features.batches import EntityFeatures
+from features.errors import DataError
+from features.schema import ITEM_ID, USER_ID, Feature, Schema
+from features.sequences import Sequences
+from features.tables import Catalog, Users
+from features.text import HashedText
+from features.vocabulary import UNKNOWN, Vocabulary
+
+NUM_QUANTILES = 16
+MIN_ID_COUNT = 1
+SECONDS_A_DAY = 86_400
+CONTEXT_WIDTH = 6
+
+Bags = tuple[Int[np.ndarray, "entities"], Int[np.ndarray, "values"], Float[np.ndarray, "values"]]
+
+
+class SparseEncoder(Protocol):
+    """A column to one bag of rows per entity: sizes, rows and weights."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the embedding table needs."""
+
+    def bags(self, column: pd.Series) -> Bags:
+        """Return the bags of a column."""
+
+    def save(self, path: Path) -> None:
+        """Write the fitted state as one Parquet file."""
+
+
+class DenseEncoder(Protocol):
+    """A column to `width` numbers per entity."""
+
+    @property
+    def width(self) -> int:
+        """How many numbers one value becomes."""
+
+    def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
+        """Return the numbers of a column."""
+
+    def save(self, path: Path) -> None:
+        """Write the fitted state as one Parquet file."""
+
+
+@dataclass(frozen=True)
+class ValueEncoder:
+    """Ids and categories: every value a row; a cell of several values a bag of them."""
+
+    vocabulary: Vocabulary
+    feature: Feature
+
+    @classmethod
+    def fit(cls, feature: Feature, column: pd.Series) -> ValueEncoder:
+        """Return the encoder of the values in `column`."""
+        min_count = MIN_ID_COUNT if feature.kind == "id" else 1
+        return cls(Vocabulary.fit(_split(feature, column)[1], min_count), feature)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the embedding table needs, the unknown one included."""
+        return len(self.vocabulary)
+
+    def bags(self, column: pd.Series) -> Bags:
+        """Return the known values of each cell; each of n values weighs 1 / sqrt(n)."""
+        lengths, values = _split(self.feature, column)
+        rows = self.vocabulary.rows(values)
+        known = rows != UNKNOWN
+        lengths = np.bincount(np.repeat(np.arange(len(column)), lengths)[known], minlength=len(column))
+        weights = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
+        return lengths, rows[known], weights.astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary."""
+        self.vocabulary.save(path)
+
+    @classmethod
+    def load(cls, feature: Feature, path: Path) -> ValueEncoder:
+        """Read what `save` wrote."""
+        return cls(Vocabulary.load(path), feature)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Text: bags of hashed n-grams."""
+
+    hashed: HashedText
+
+    @classmethod
+    def fit(cls, feature: Feature, column: pd.Series) -> TextEncoder:
+        """Return the encoder whose n-gram weights come from the texts of `column`."""
+        return cls(HashedText.fit(_texts(column)))
+
+    @property
+    def num_rows(self) -> int:
+        """How many buckets there are."""
+        return len(self.hashed.inverse_document_frequency)
+
+    def bags(self, column: pd.Series) -> Bags:
+        """Return the most telling n-grams of each text."""
+        return self.hashed.bags(_texts(column))
+
+    def save(self, path: Path) -> None:
+        """Write the weight of each bucket."""
+        frame = pd.DataFrame({"weight": self.hashed.inverse_document_frequency})
+        frame.assign(max_ngrams=self.hashed.max_ngrams).to_parquet(path, index=False)
+
+    @classmethod
+    def load(cls, feature: Feature, path: Path) -> TextEncoder:
+        """Read what `save` wrote."""
+        frame = pd.read_parquet(path)
+        return cls(HashedText(frame["weight"].to_numpy(np.float32), int(frame["max_ngrams"].iloc[0])))
+
+
+@dataclass(frozen=True)
+class NumberEncoder:
+    """Numbers and times: how far the value has come through each of its quantiles, 0 to 1 in each.
+
+    The piecewise linear encoding of Gorishniy et al. 2022 (arXiv 2203.05556): no scale or outlier can hurt, and a
+    linear layer after it can follow any shape. A missing value is all zeros, a known one begins with a 1.
+    """
+
+    edges: Float[np.ndarray, "edges"]
+    feature: Feature
+
+    @classmethod
+    def fit(cls, feature: Feature, column: pd.Series) -> NumberEncoder:
+        """Return the encoder whose edges are the quantiles of `column`."""
+        values = _numbers(feature, column)
+        known = values[np.isfinite(values)]
+        quantiles = np.quantile(known, np.linspace(0, 1, NUM_QUANTILES + 1)) if len(known) else np.array([0.0, 1.0])
+        edges = np.unique(quantiles)
+        return cls(edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1]), feature)
+
+    @property
+    def width(self) -> int:
+        """One number for each span between edges, and one that says the value is known."""
+        return len(self.edges)
+
+    def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
+        """Return the encoded values."""
+        values = _numbers(self.feature, column)[:, None]
+        spans = np.clip((values - self.edges[:-1]) / np.diff(self.edges), 0, 1)
+        known = np.isfinite(values)
+        return np.where(known, np.hstack([known, spans]), 0).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write the edges."""
+        pd.DataFrame({"edge": self.edges}).to_parquet(path, index=False)
+
+    @classmethod
+    def load(cls, feature: Feature, path: Path) -> NumberEncoder:
+        """Read what `save` wrote."""
+        return cls(pd.read_parquet(path)["edge"].to_numpy(), feature)
+
+
+@dataclass(frozen=True)
+class VectorEncoder:
+    """Ready-made vectors, brought to unit length; a missing one is all zeros."""
+
+    width: int
+    feature: Feature
+
+    @classmethod
+    def fit(cls, feature: Feature, column: pd.Series) -> VectorEncoder:
+        """Return the encoder for vectors as long as those of `column`."""
+        widths = column.dropna().map(len).unique()
+        if len(widths) != 1:
+            raise DataError(
+                f"column {feature.name!r}: expected vectors of one length, found "
+                f"{', '.join(map(str, sorted(widths))) or 'none'}; make them equally long or remove the feature"
+            )
+        return cls(int(widths[0]), feature)
+
+    def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
+        """Return the vectors."""
+        vectors = np.zeros((len(column), self.width), dtype=np.float32)
+        for row, value in enumerate(column):
+            if not _is_missing(value):
+                if len(value) != self.width:
+                    raise DataError(
+                        f"column {self.feature.name!r}, row {row + 1}: expected a vector of {self.width} numbers, "
+                        f"found {len(value)}; make it as long as in training"
+                    )
+                vectors[row] = value
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def save(self, path: Path) -> None:
+        """Write the width."""
+        pd.DataFrame({"width": [self.width]}).to_parquet(path, index=False)
+
+    @classmethod
+    def load(cls, feature: Feature, path: Path) -> VectorEncoder:
+        """Read what `save` wrote."""
+        return cls(int(pd.read_parquet(path)["width"].iloc[0]), feature)
+
+
+@dataclass(frozen=True)
+class FeatureSizes:
+    """What a tower must be built for: rows of each sparse feature's table, and how many dense numbers there are."""
+
+    tables: dict[str, int]
+    dense: int
+
+
+@dataclass(frozen=True)
+class SideEncoders:
+    """The encoders of one side (items or users), in the order of the schema."""
+
+    sparse: dict[str, SparseEncoder]
+    dense: dict[str, DenseEncoder]
+
+    @classmethod
+    def fit(cls, features: Iterable[Feature], frame: pd.DataFrame) -> SideEncoders:
+        """Return encoders fitted on the rows of `frame`."""
+        encoders = {feature.name: _ENCODERS[feature.kind].fit(feature, frame[feature.name]) for feature in features}
+        return cls._sorted(features, encoders)
+
+    @classmethod
+    def load(cls, features: Iterable[Feature], folder: Path, side: str) -> SideEncoders:
+        """Read what `save` wrote."""
+        encoders = {
+            feature.name: _ENCODERS[feature.kind].load(feature, _file(folder, side, place))
+            for place, feature in enumerate(features)
+        }
+        return cls._sorted(features, encoders)
+
+    @classmethod
+    def _sorted(cls, features: Iterable[Feature], encoders: dict[str, Any]) -> SideEncoders:
+        return cls(
+            sparse={feature.name: encoders[feature.name] for feature in features if feature.is_sparse},
+            dense={feature.name: encoders[feature.name] for feature in features if not feature.is_sparse},
+        )
+
+    def save(self, features: Iterable[Feature], folder: Path, side: str) -> None:
+        """Write one Parquet file per feature into `folder`."""
+        for place, feature in enumerate(features):
+            (self.sparse | self.dense)[feature.name].save(_file(folder, side, place))  # type: ignore[operator]
+
+    @property
+    def sizes(self) -> FeatureSizes:
+        """What the tower of this side must be built for."""
+        tables = {name: encoder.num_rows for name, encoder in self.sparse.items()}
+        return FeatureSizes(tables, sum(encoder.width for encoder in self.dense.values()))
+
+    def encode(self, frame: pd.DataFrame) -> EntityFeatures:
+        """Return the features of the rows of `frame`; a column it lacks is unknown everywhere."""
+        absent = pd.Series([None] * len(frame), dtype="object")
+        columns = {name: frame.get(name, absent) for name in (*self.sparse, *self.dense)}
+        numbers = [encoder.numbers(columns[name]) for name, encoder in self.dense.items()]
+        dense = np.hstack(numbers) if numbers else np.zeros((len(frame), 0), dtype=np.float32)
+        return EntityFeatures(self._jagged(columns), torch.from_numpy(dense))
+
+    def _jagged(self, columns: dict[str, pd.Series]) -> KeyedJaggedTensor | None:
+        if not self.sparse:
+            return None
+        bags = [encoder.bags(columns[name]) for name, encoder in self.sparse.items()]
+        lengths, values, weights = (np.concatenate(parts) for parts in zip(*bags, strict=True))
+        return KeyedJaggedTensor(
+            keys=list(self.sparse),
+            values=torch.from_numpy(values.astype(np.int64)),
+            lengths=torch.from_numpy(lengths.astype(np.int32)),
+            weights=torch.from_numpy(weights.astype(np.float32)),
+        )
+
+
+class Featurizer:
+    """Everything that was learned from the training tables before the model: vocabularies, weights, quantiles."""
+
+    def __init__(self, schema: Schema, items: SideEncoders, users: SideEncoders) -> None:
+        self.schema = schema
+        self.items = items
+        self.users = users
+
+    @classmethod
+    def fit(cls, schema: Schema, catalog: Catalog, users: Users | None, train: Sequences) -> Featurizer:
+        """Return the featurizer of the items and users that the training sequences hold; nothing else is looked at.
+
+        Raises:
+            DataError: A declared column does not exist.
+        """
+        known_items = np.bincount(train.item_rows, minlength=len(catalog)) > 0
+        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items]
+        active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
+        people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
+        people = people[people[USER_ID].isin(active[USER_ID].tolist())]
+        return cls(schema, SideEncoders.fit(schema.item, items), SideEncoders.fit(schema.user, people))
+
+    def item_features(self, catalog: Catalog) -> EntityFeatures:
+        """Return the features of every item of a catalogue, also of items that training did not know."""
+        return self.items.encode(catalog.frame)
+
+    def user_features(self, user_ids: Sequence[Any] | np.ndarray, attributes: pd.DataFrame | None) -> EntityFeatures:
+        """Return the features of users.
+
+        Args:
+            user_ids: Their ids, `[users]`; an id that training did not know is unknown, not an error.
+            attributes: One row per user, in the same order, with columns as in the users' table. None: nothing known.
+        """
+        frame = pd.DataFrame(index=range(len(user_ids))) if attributes is None else attributes.reset_index(drop=True)
+        return self.users.encode(frame.assign(**{USER_ID: list(user_ids)}))
+
+    def save(self, folder: Path) -> None:
+        """Write `schema.json` and `vocabularies/*.parquet` into `folder`."""
+        (folder / "schema.json").write_text(json.dumps(asdict(self.schema), indent=1), encoding="utf-8")
+        vocabularies = folder / "vocabularies"
+        vocabularies.mkdir()
+        self.items.save(self.schema.item, vocabularies, "item")
+        self.users.save(self.schema.user, vocabularies, "user")
+
+    @classmethod
+    def load(cls, folder: Path) -> Featurizer:
+        """Read what `save` wrote."""
+        sides = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
+        schema = Schema(**{side: tuple(Feature(**feature) for feature in sides[side]) for side in sides})
+        vocabularies = folder / "vocabularies"
+        return cls(
+            schema,
+            SideEncoders.load(schema.item, vocabularies, "item"),
+            SideEncoders.load(schema.user, vocabularies, "user"),
+        )
+
+
+def request_features(times: Int[Tensor, "requests"]) -> Float[Tensor, "requests 6"]:
+    """Return the hour, the weekday and the season of Unix times (UTC), each as a point on a circle."""
+    days = times.double() / SECONDS_A_DAY
+    turns = torch.stack([days % 1, (days / 7) % 1, (days / 365.2425) % 1], dim=-1) * 2 * torch.pi
+    return torch.cat([turns.sin(), turns.cos()], dim=-1).float()
+
+
+_ENCODERS: dict[str, Any] = {
+    "id": ValueEncoder,
+    "category": ValueEncoder,
+    "categories": ValueEncoder,
+    "text": TextEncoder,
+    "number": NumberEncoder,
+    "time": NumberEncoder,
+    "vector": VectorEncoder,
+}
+
+
+def _file(folder: Path, side: str, place: int) -> Path:
+    return folder / f"{side}-{place:02d}.parquet"
+
+
+def _declared(features: Sequence[Feature], frame: pd.DataFrame, table: str, own_id: str) -> pd.DataFrame:
+    missing = [feature.name for feature in features if feature.name not in frame.columns]
+    if missing:
+        raise DataError(
+            f"[features.{table[:-1]}] names column {missing[0]!r}, but the {table}' table has only "
+            f"{', '.join(map(repr, frame.columns))}; correct the name or remove the line"
+        )
+    return frame
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def _texts(column: pd.Series) -> list[str]:
+    return ["" if _is_missing(value) else str(value) for value in column]
+
+
+def _split(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cells"], list[str]]:
+    """Return how many values each cell holds, and all values as text."""
+    cells = [_cell(feature, value) for value in column]
+    return np.array([len(cell) for cell in cells], dtype=np.int64), [value for cell in cells for value in cell]
+
+
+def _cell(feature: Feature, value: Any) -> list[str]:
+    if _is_missing(value):
+        return []
+    if feature.kind != "categories":
+        return [str(value)]
+    parts = str(value).split(feature.separator) if isinstance(value, str) and feature.separator else value
+    names = [str(part).strip() for part in ([parts] if isinstance(parts, str) else parts)]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _numbers(feature: Feature, column: pd.Series) -> Float[np.ndarray, "entities"]:
+    if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
+        moments = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
+        return moments.astype("datetime64[s, UTC]").astype("int64").where(moments.notna()).to_numpy(np.float64)
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers.astype("float64").to_numpy(np.float64, na_value=np.nan)

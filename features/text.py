@@ -1,0 +1,77 @@
+"""Text as hashed word and character n-grams: nothing to download, any language, and words never seen still count.
+
+A text becomes a small bag of (bucket, weight): its words, pairs of words and the character n-grams of its words,
+hashed to a fixed number of buckets, weighted by TF-IDF. Only the most telling n-grams of a text are kept, so that a
+long description costs no more than a bounded number of look-ups. The weights of a bag have unit length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+from sklearn.feature_extraction.text import HashingVectorizer
+
+WORD = re.compile(r"\w+", re.UNICODE)
+CHARACTER_NGRAMS = range(3, 6)
+
+
+def ngrams(text: str) -> list[str]:
+    """Return the words, the pairs of neighbouring words, and the character n-grams of each word between bars.
+
+    Example:
+        >>> ngrams("Red fox")
+        ['red', 'fox', 'red fox', '|re', 'red', 'ed|', '|red', 'red|', '|red|', '|fo', 'fox', 'ox|', '|fox', 'fox|', '|fox|']
+    """
+    words = WORD.findall(text.lower())
+    pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + pairs + [piece for word in words for piece in _pieces(f"|{word}|")]
+
+
+def _pieces(word: str) -> list[str]:
+    return [word[i : i + n] for n in CHARACTER_NGRAMS for i in range(len(word) - n + 1)]
+
+
+class HashedText:
+    """Texts to weighted bags of hashed n-grams.
+
+    Args:
+        inverse_document_frequency: The weight of each bucket, `[buckets]`, from `fit`.
+        max_ngrams: How many n-grams of a text are kept, those of the highest TF-IDF.
+    """
+
+    def __init__(self, inverse_document_frequency: Float[np.ndarray, "buckets"], max_ngrams: int) -> None:
+        self.inverse_document_frequency = inverse_document_frequency
+        self.max_ngrams = max_ngrams
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], num_buckets: int = 32_768, max_ngrams: int = 64) -> HashedText:
+        """Return an encoder whose weights come from `texts`: ln((1 + texts) / (1 + texts with it)) + 1."""
+        documents = np.bincount(_counts(texts, num_buckets).indices, minlength=num_buckets)
+        weights = np.log((1 + len(texts)) / (1 + documents)) + 1
+        return cls(weights.astype(np.float32), max_ngrams)
+
+    def bags(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "texts"], Int[np.ndarray, "ngrams"], Float[np.ndarray, "ngrams"]]:
+        """Return the size of each text's bag, and all bags one after another: buckets and weights."""
+        counts = _counts(texts, len(self.inverse_document_frequency))
+        counts.data = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
+        rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
+        order = np.lexsort((counts.indices, -counts.data, rows))
+        rank = np.arange(len(order)) - np.repeat(counts.indptr[:-1], np.diff(counts.indptr))
+        kept = order[rank < self.max_ngrams]
+        lengths = np.bincount(rows[kept], minlength=len(texts))
+        weights = counts.data[kept]
+        norms = np.sqrt(np.bincount(rows[kept], weights=weights**2, minlength=len(texts)))
+        return lengths, counts.indices[kept].astype(np.int64), (weights / norms[rows[kept]]).astype(np.float32)
+
+
+def _counts(texts: Sequence[str], num_buckets: int) -> sp.csr_matrix:
+    vectorizer = HashingVectorizer(n_features=num_buckets, analyzer=ngrams, alternate_sign=False, norm=None)
+    counts = vectorizer.transform(texts) if len(texts) else sp.csr_matrix((0, num_buckets))
+    counts.sum_duplicates()
+    return counts

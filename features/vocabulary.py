@@ -1,0 +1,55 @@
+"""From ids and category values to rows of an embedding table and back. Row 0 stands for everything unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+UNKNOWN = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values known from training, in the order of their rows: `values[i]` has row `i + 1`.
+
+    Example:
+        >>> colours = Vocabulary.fit(["red", "blue", "red", None])
+        >>> colours.rows(["red", "green", None]).tolist()
+        [1, 0, 0]
+        >>> len(colours)
+        3
+    """
+
+    values: pd.Index
+
+    @classmethod
+    def fit(cls, values: Iterable[object], min_count: int = 1) -> Vocabulary:
+        """Return the vocabulary of the values that occur at least `min_count` times, most frequent first.
+
+        Values of equal frequency keep the order in which they first occur; nulls are unknown.
+        """
+        counts = pd.Series(values, dtype="object").value_counts(dropna=True, sort=False)
+        counts = counts[counts >= min_count].sort_values(ascending=False, kind="stable")
+        return cls(pd.Index(counts.index.tolist()))
+
+    def __len__(self) -> int:
+        """Return the number of rows, the unknown one included."""
+        return len(self.values) + 1
+
+    def rows(self, values: Iterable[object]) -> Int[np.ndarray, "values"]:
+        """Return the row of each value, 0 where it is not known."""
+        return np.asarray(self.values.get_indexer(pd.Index(values, dtype=self.values.dtype)) + 1, dtype=np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the values as a Parquet file of one column, `value`."""
+        pd.DataFrame({"value": self.values}).to_parquet(path, index=False)
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        return cls(pd.Index(pd.read_parquet(path)["value"].to_numpy()))
