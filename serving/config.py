@@ -1,0 +1,83 @@
+"""`serving.toml`: what the operator of a service decides. Every key is an environment variable and most are flags too.
+
+Later ones win: the default, `serving.toml`, `TOWERS_<KEY>` in the environment, the flag.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from features.config import StrictTable, parse_settings, read_toml
+from features.errors import DataError
+
+ENVIRONMENT_PREFIX = "TOWERS_"
+
+
+class ServingConfig(StrictTable):
+    """How a service is reached and what it allows."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at. 0.0.0.0: reachable from other machines."""
+    port: int = Field(8000, ge=0, le=65_535)
+    """The port to listen at. 0: any that is free."""
+    workers: int = Field(1, ge=1, le=1024)
+    """Processes that answer. Each holds the model and the index, and one uses about one core."""
+    threads: int = Field(4, ge=1, le=256)
+    """Requests that one worker takes in hand at a time."""
+    server: Literal["granian", "gunicorn"] = "granian"
+    """Which production server runs the workers."""
+    default_k: int = Field(10, ge=1)
+    """How many items an answer has when the request does not say."""
+    max_k: int = Field(1000, ge=1)
+    """The most items a request may ask for."""
+    max_body_bytes: int = Field(1_048_576, ge=1)
+    """The largest body of a request, in bytes."""
+    recommend_seen: bool | None = None
+    """Whether items come back to people who had them before. None: as the model was trained."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the index searches. auto: on a GPU where there is one and FAISS is built for it."""
+
+
+def read_settings(
+    path: Path | None = None, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+) -> ServingConfig:
+    """Return the settings of a service.
+
+    Args:
+        path: A `serving.toml`. None: none is read.
+        environment: Where `TOWERS_<KEY>` is looked up. None: the process's own.
+        flags: What the command line says; None values were not given.
+
+    Raises:
+        DataError: A setting is unknown or has a value that is not allowed; says where.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values |= parse_settings(ServingConfig, read_toml(path), str(path)).model_dump(exclude_unset=True)
+    values |= _from_environment(os.environ if environment is None else environment)
+    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    settings = parse_settings(ServingConfig, values, "settings of the service")
+    if settings.default_k > settings.max_k:
+        raise DataError(
+            f"settings of the service: default_k is {settings.default_k}, which max_k = {settings.max_k} does not allow;"
+            " lower default_k or raise max_k"
+        )
+    return settings
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {f"{ENVIRONMENT_PREFIX}{key.upper()}": key for key in ServingConfig.model_fields}
+    given = {key: environment[name] for name, key in names.items() if environment.get(name, "") != ""}
+    try:
+        return ServingConfig.model_validate_strings(given).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"{ENVIRONMENT_PREFIX}{str(mistake['loc'][0]).upper()}: {mistake['msg'].lower()}, found {mistake['input']!r}"
+            for mistake in error.errors()
+        )
+        raise DataError(f"environment: {mistakes}") from None

@@ -1,0 +1,10 @@
+"""The one exception for a service that is up but has nothing to answer from yet."""
+
+from __future__ import annotations
+
+
+class NotReady(RuntimeError):
+    """The model or its index is not loaded, so no answer can be given now.
+
+    Over HTTP it is a 503 in the one error shape; on the command line it is one line and exit status 2.
+    """

@@ -1,0 +1,67 @@
+"""External ids to rows and back, without ever changing an id's type.
+
+A shop's ids are integers or text. A path holds text only (`/recommendations/42`), JSON holds both, and a table has one
+type: `IdMap` is the one place where an id in any of these spellings finds its row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+ExternalId = int | str
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+class IdMap:
+    """The rows of a list of distinct ids.
+
+    Example:
+        >>> users = IdMap(np.array([7, 42]))
+        >>> users.row("42"), users.row(42), users.row("042"), users.row("Ann")
+        (1, 1, None, None)
+    """
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.is_integer = np.issubdtype(ids.dtype, np.integer)
+        self.ids: list[ExternalId] = ids.tolist()
+        self._rows = {external_id: row for row, external_id in enumerate(self.ids)}
+        assert len(self._rows) == len(self.ids), f"{len(self.ids) - len(self._rows)} ids occur twice"
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        return len(self.ids)
+
+    def row(self, external_id: ExternalId) -> int | None:
+        """Return the row of an id given as a number or as text; None where there is no such id."""
+        return self._rows.get(self.parse(external_id))
+
+    def rows(self, external_ids: Iterable[ExternalId]) -> tuple[list[int], list[ExternalId]]:
+        """Return the rows of the known ids, in order, and the ids that are unknown, each once."""
+        found: list[int] = []
+        unknown: dict[ExternalId, None] = {}
+        for external_id in external_ids:
+            row = self.row(external_id)
+            if row is None:
+                unknown[external_id] = None
+            else:
+                found.append(row)
+        return found, list(unknown)
+
+    def parse(self, external_id: ExternalId) -> ExternalId:
+        """Return an id in the type of this map where its spelling allows that, and as it is where not.
+
+        "42" is the number 42, but "042" and "4.2" are not numbers' ids: an id has one spelling.
+        """
+        if self.is_integer:
+            is_number = isinstance(external_id, str) and _INTEGER.fullmatch(external_id)
+            return int(external_id) if is_number else external_id
+        return str(external_id)
+
+    def to_array(self, external_ids: Iterable[Any]) -> np.ndarray:
+        """Return ids as an array of this map's type: int64, or object of str."""
+        return np.array(list(external_ids), dtype=np.int64 if self.is_integer else object)
