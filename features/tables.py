@@ -31,6 +31,7 @@ INT_ID = pd.ArrowDtype(pa.int64())
 TEXT_ID = pd.ArrowDtype(pa.string())
 SECONDS = pd.ArrowDtype(pa.int64())
 SECONDS_PER_DAY = 86_400
+_A_TIME = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds"
 _EXACT_FLOATS = 2**53
 _UNITS = ((1e17, 10**9, "nanoseconds"), (1e14, 10**6, "microseconds"), (1e11, 10**3, "milliseconds"))
 
@@ -126,6 +127,12 @@ class Users:
         """Return the position of each id in the table, -1 where it has no row."""
         return _rows_of(self._index, ids)
 
+    def attributes_of(self, ids: Sequence[Any] | np.ndarray | pd.Series) -> pd.DataFrame:
+        """Return one row per id, in that order; everything is missing for an id that has no row."""
+        rows = self.rows_of(ids)
+        attributes = self.frame.iloc[np.maximum(rows, 0)].reset_index(drop=True)
+        return attributes.mask(rows < 0)
+
     @cached_property
     def _index(self) -> pd.Index:
         index: pd.Index = pd.Index(self.user_ids)
@@ -172,25 +179,16 @@ def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
     item_ids = events.ids(names.item_id, "item_id")
     catalog = people = None
     if items:
-        setting = "item_id" if names.items_item_id is None else "items_item_id"
-        item_ids, known = _alike(item_ids, items.ids(names.items_item_id or names.item_id, setting))
+        item_ids, known = _alike(item_ids, items.ids(names.items_item_id or names.item_id, "items_item_id"))
         catalog = Catalog(items.keyed(known, "item_id"))
     if users:
-        setting = "user_id" if names.users_user_id is None else "users_user_id"
-        user_ids, known = _alike(user_ids, users.ids(names.users_user_id or names.user_id, setting))
+        user_ids, known = _alike(user_ids, users.ids(names.users_user_id or names.user_id, "users_user_id"))
         people = Users(users.keyed(known, "user_id"))
     frame = _columns(events, config, user_ids.series(), item_ids.series())
-    frame = _filter(events, config, frame, catalog)
-    interactions = _ordered(frame, notes)
-    if people is not None and (people.rows_of(interactions.frame["user_id"].unique()) < 0).all():
-        found, other = interactions.frame["user_id"].iloc[0], people.user_ids[0]
-        raise DataError(
-            f"{config.users}: none of the users of {config.interactions} is in it (expected ids such as {found!r}, "
-            f"found {other!r}); check the `user_id` column, or leave out `users`"
-        )
-    if catalog is None:
-        catalog = _catalog_of(interactions)
-    return Tables(interactions, catalog, people, tuple(notes))
+    interactions = _ordered(_filter(events, config, frame, catalog), notes)
+    if users and people is not None:
+        _refuse_strangers(users, people, interactions)
+    return Tables(interactions, catalog if catalog is not None else _catalog_of(interactions), people, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class _Sheet:
         if name in self.frame:
             return self.frame[name]
         there = list(self.frame.columns)
-        near = difflib.get_close_matches(name.lower(), [column.lower() for column in there], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), [column.lower() for column in there], n=1, cutoff=0.6)
         nearest = next((column for column in there if near and column.lower() == near[0]), "...")
         raise DataError(
             f"{self.path}: no column {name!r}; it has {', '.join(there[:12])}{', ...' if len(there) > 12 else ''}; "
@@ -241,7 +239,7 @@ class _Sheet:
         values = column.to_numpy(zero_copy_only=False)
         broken = np.flatnonzero((values != np.floor(values)) | (np.abs(values) > _EXACT_FLOATS))
         if len(broken):
-            found = f"expected ids as whole numbers or text, found {values[broken[0]]!r}"
+            found = f"expected ids as whole numbers or text, found {float(values[broken[0]])}"
             raise self.error(name, found, "save the ids as integers or text", int(broken[0]))
         self.notes.append(f"{self.path.name}: ids in {name!r} written as fractions (such as {values[0]}) read as whole")
         return pa.array(values.astype(np.int64))
@@ -252,7 +250,7 @@ class _Sheet:
         trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed).cast(pa.string())
         if not changed:
             return trimmed
-        self.notes.append(f"{self.path.name}: blanks around {changed:,} ids in {name!r} removed")
+        self.notes.append(f"{self.path.name}: blanks around {_many(changed, 'id')} in {name!r} removed")
         return _as_numbers(trimmed) or trimmed
 
     def _refuse_empty(self, name: str, column: pa.Array) -> None:
@@ -272,7 +270,7 @@ class _Sheet:
         repeated = values.duplicated()
         if repeated.any():
             self._refuse_different(ids, values, others)
-            self.notes.append(f"{self.path.name}: {int(repeated.sum()):,} repeated rows merged")
+            self.notes.append(f"{self.path.name}: {_many(int(repeated.sum()), 'repeated row')} merged")
             values, others = values[~repeated], others[~repeated]
         return pd.concat([values.rename(target), others], axis=1).reset_index(drop=True)
 
@@ -285,15 +283,15 @@ class _Sheet:
         row = int(second[0])
         first = int(np.flatnonzero(np.asarray(values == values.iloc[row], dtype=bool))[0])
         count = int(values.duplicated().sum())
-        found = f"the id {values.iloc[row]!r} stood in {place(self.path, first)} already ({count:,} such rows)"
+        found = f"the id {values.iloc[row]!r} stood in {place(self.path, first)} already ({_many(count, 'such row')})"
         raise self.error(ids.name, found, "keep one row per id", row)
 
-    def numbers(self, name: str, setting: str) -> pd.Series:
+    def numbers(self, name: str, setting: str, expected: str = "a number") -> pd.Series:
         """Return a column as nullable doubles."""
         column = self.column(name, setting)
         if pa.types.is_large_string(_arrow_type(column)):
             numbers = pd.to_numeric(column.astype(object).where(column.notna(), None), errors="coerce")
-            self._refuse_unread(column, numbers, name, "a number")
+            self._refuse_unread(column, numbers, name, expected)
             return numbers.astype(pd.ArrowDtype(pa.float64()))
         try:
             numbers = column.astype(pd.ArrowDtype(pa.float64()))
@@ -305,7 +303,7 @@ class _Sheet:
     def _refuse_unread(self, column: pd.Series, parsed: pd.Series, name: str, expected: str) -> None:
         unread = np.flatnonzero(parsed.isna() & column.notna())
         if len(unread):
-            found = f"expected {expected}, found {column.iloc[unread[0]]!r} ({len(unread):,} such rows)"
+            found = f"expected {expected}, found {column.iloc[unread[0]]!r} ({_many(len(unread), 'such row')})"
             raise self.error(name, found, "correct the cells or leave them empty", int(unread[0]))
 
     def times(self, name: str) -> pd.Series:
@@ -318,13 +316,13 @@ class _Sheet:
         elif pa.types.is_large_string(kind) and not _looks_numeric(column):
             seconds = self._parsed_dates(column, name)
         else:
-            seconds = self._unix_times(self.numbers(name, "timestamp"), name)
+            seconds = self._unix_times(self.numbers(name, "timestamp", _A_TIME), name)
         self._refuse_impossible(seconds, column, name)
         return seconds
 
     def _parsed_dates(self, column: pd.Series, name: str) -> pd.Series:
         parsed = pd.to_datetime(column.astype(object), format="ISO8601", utc=True, errors="coerce")
-        self._refuse_unread(column, parsed, name, "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds")
+        self._refuse_unread(column, parsed, name, _A_TIME)
         whole = parsed.dt.as_unit("s")
         return pd.Series(whole.astype("int64").where(whole.notna()), dtype=pd.ArrowDtype(pa.float64())).astype(SECONDS)
 
@@ -346,7 +344,7 @@ class _Sheet:
             rows = np.flatnonzero(wrong)
             if len(rows):
                 value = _said(column.iloc[rows[0]])
-                found = f"expected a time in the past, found {value}, {said} ({len(rows):,} such rows)"
+                found = f"expected a time in the past, found {value}, {said} ({_many(len(rows), 'such row')})"
                 raise self.error(name, found, "correct or remove these rows", int(rows[0]))
 
 
@@ -360,7 +358,7 @@ class _Ids:
 
     @property
     def is_text(self) -> bool:
-        return pa.types.is_string(self.array.type)
+        return bool(pa.types.is_string(self.array.type))
 
     def series(self) -> pd.Series:
         return pd.Series(self.array, dtype=TEXT_ID if self.is_text else INT_ID)
@@ -441,17 +439,27 @@ def _keep(frame: pd.DataFrame, kept: pd.Series | np.ndarray, what: str, events: 
         raise DataError(
             f"{events.path}: no interactions left after leaving out those {what}; check the settings of [features]"
         )
-    events.notes.append(f"{int((~kept).sum()):,} interactions {what} left out")
+    events.notes.append(f"{_many(int((~kept).sum()), 'interaction')} {what} left out")
     return frame[kept]
 
 
 def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, known: np.ndarray) -> DataError:
     strange = frame["item_id"][~known]
     examples = ", ".join(repr(item_id) for item_id in strange.unique()[:3])
-    counts = f"{len(strange):,} interactions with {strange.nunique():,} items"
+    counts = f"{_many(len(strange), 'interaction')} with {_many(strange.nunique(), 'item')}"
     found = f"{counts} that are not in {config.items}, such as {examples}"
     remedy = 'add them there, or set `unknown_items = "drop"` under [features]'
     return events.error(config.columns.item_id, found, remedy, int(strange.index[0]))
+
+
+def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) -> None:
+    """Refuse a users' table in which nobody of the interactions is found: most likely it is about another id."""
+    seen = interactions.frame["user_id"].unique()
+    if (people.rows_of(seen) < 0).all():
+        raise DataError(
+            f"{users.path}: none of the users of the interactions is in it (expected ids such as {seen[0]!r}, "
+            f"found {people.user_ids[0]!r}); set `users_user_id` under [features.columns], or leave out `users`"
+        )
 
 
 def _ordered(frame: pd.DataFrame, notes: list[str]) -> Interactions:
@@ -468,7 +476,7 @@ def _ordered(frame: pd.DataFrame, notes: list[str]) -> Interactions:
         same["order"] = frame[key[0]].to_numpy(np.int64)
     repeated = pd.DataFrame(same).duplicated().to_numpy()
     if repeated.any():
-        notes.append(f"{int(repeated.sum()):,} duplicate interactions merged")
+        notes.append(f"{_many(int(repeated.sum()), 'duplicate interaction')} merged")
         frame = frame[~repeated]
     return Interactions(frame.reset_index(drop=True), is_ordered=bool(order))
 
@@ -483,11 +491,11 @@ def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str]) -> pd.
     filled = filled.fillna(filled.groupby(users).bfill())
     lost = int(filled.isna().sum())
     if missing > lost:
-        notes.append(f"{missing - lost:,} missing times taken from the neighbouring interaction")
+        notes.append(f"{_many(missing - lost, 'missing time')} taken from the neighbouring interaction")
     if lost:
         middle = int(np.median(filled.dropna().to_numpy(np.int64)))
         filled = filled.fillna(middle)
-        notes.append(f"{lost:,} interactions of users without any time given the median time")
+        notes.append(f"{_many(lost, 'interaction')} of users without any time given the median time")
     return frame.assign(timestamp=filled)
 
 
@@ -507,13 +515,12 @@ def _codes(ids: pd.Series) -> Int[np.ndarray, " rows"]:
 
 
 def _rows_of(index: pd.Index, ids: Sequence[Any] | np.ndarray | pd.Series) -> Int[np.ndarray, " ids"]:
-    series = (
-        ids if isinstance(ids, pd.Series) else pd.Series(np.asarray(ids), dtype=index.dtype if len(ids) == 0 else None)
-    )
-    codes, distinct = pd.factorize(series, use_na_sentinel=False)
-    wanted = pd.Index(np.asarray(distinct))
-    rows = index.get_indexer(wanted).astype(np.int64) if len(wanted) else np.zeros(0, np.int64)
-    return rows[codes]
+    if not isinstance(ids, pd.Series | np.ndarray):
+        ids = np.fromiter(ids, dtype=object, count=len(ids))  # numpy's own text would lose a NUL at the end
+    codes, distinct = pd.factorize(ids, use_na_sentinel=False)
+    rows = index.get_indexer(pd.Index(np.asarray(distinct))).astype(np.int64)
+    found: np.ndarray = rows[codes] if len(rows) else np.zeros(0, dtype=np.int64)
+    return found
 
 
 def _plain_ids(ids: pd.Series) -> np.ndarray:
@@ -526,9 +533,14 @@ def _arrow_type(column: pd.Series) -> pa.DataType:
 
 
 def _looks_numeric(column: pd.Series) -> bool:
+    """Return whether most of the first cells are numbers, so that the others are mistakes and not dates."""
     filled = column.dropna().head(100).astype(object)
-    return len(filled) > 0 and bool(np.all(pd.to_numeric(filled, errors="coerce").notna()))
+    return len(filled) > 0 and float(np.mean(pd.to_numeric(filled, errors="coerce").notna())) > 0.5
 
 
 def _said(value: Any) -> str:
     return str(value) if isinstance(value, pd.Timestamp) else repr(value)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
