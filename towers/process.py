@@ -1,0 +1,82 @@
+"""What has to be right before the heavy libraries start: the C library's allocator, and the number of threads.
+
+glibc hands each large block back to the kernel and asks for it again a moment later, which costs a training step up to
+2.6 times its time. The cure is read from the environment when a process starts, so the command line starts itself once
+more. Used by `cli` and `doctor`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+"""Keep large blocks in the process: memory stays at its peak, and is never cleared twice."""
+
+
+def restart_prepared() -> None:
+    """Start this very command again in the prepared environment, in the same process.
+
+    Returns only when there is nothing to prepare: a second call, an allocator the user has set, or no glibc. The
+    process id, standard streams and interpreter options stay, so that `python -m towers` and torchrun notice nothing.
+    """
+    environment = prepared_environment(os.environ)
+    if environment == dict(os.environ) or not sys.executable:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def prepared_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` with what a computing process needs; what the user has set stays as it is."""
+    prepared = dict(environment)
+    if uses_glibc() and not ALLOCATOR.keys() & environment.keys():
+        prepared.update(ALLOCATOR)
+    if available_cores() < len(os.sched_getaffinity(0)):  # the libraries see the affinity by themselves, not a quota
+        prepared.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    return prepared
+
+
+def uses_glibc() -> bool:
+    """Whether the C library is glibc, whose allocator reads the settings."""
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (ValueError, OSError):
+        return False
+
+
+def available_cores(control_groups: Path = Path("/sys/fs/cgroup"), own_group: Path = Path("/proc/self/cgroup")) -> int:
+    """Return how many cores this process may really use: its affinity, and less where a container has a quota.
+
+    Args:
+        control_groups: Where the kernel shows control groups.
+        own_group: Where it says which of them this process is in.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min([cores, *(ceil(quota) for quota in _quotas(control_groups, own_group))]))
+
+
+def _quotas(control_groups: Path, own_group: Path) -> list[float]:
+    """Cores granted by each group from the process's own up to the root; version 2, then version 1."""
+    inside = next((line[3:] for line in _lines(own_group) if line.startswith("0::")), "/").strip("/")
+    folder = control_groups / inside
+    groups = [group for group in (folder, *folder.parents) if group.is_relative_to(control_groups)]
+    shares = [(_lines(group / "cpu.max") or ["max"])[0].split() for group in groups]
+    old = control_groups / "cpu"
+    shares.append([*_lines(old / "cpu.cfs_quota_us"), *_lines(old / "cpu.cfs_period_us")])
+    return [
+        int(share[0]) / int(share[1])
+        for share in shares
+        if len(share) == 2 and share[0].isdigit() and share[1].isdigit() and int(share[1]) > 0
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
