@@ -1,0 +1,54 @@
+"""What every test shares: shapes checked at run time, no network but our own, and the folder of public data."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from beartype import BeartypeConf, beartype
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+from towers.quiet import quiet_imports
+
+quiet_imports()
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # a test's runs go nowhere else
+
+# The signatures of our functions, shapes included, are checked in tests only. An int may stand for a float, as in mypy.
+checker = ModuleType("shape_checker")
+checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules[checker.__name__] = checker
+install_import_hook(["features", "towers", "training", "serving"], "shape_checker.check")
+
+# The same examples in each run, and no deadline on machines that are busy.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """The folder of public data sets as Parquet tables; the test is skipped where there is none."""
+    folder = Path(os.environ.get("TOWERS_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no public data sets here; set TOWERS_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that would leave this machine."""
+    connect = socket.socket.connect
+
+    def connect_here(own: socket.socket, address: Any) -> None:
+        if own.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}; tests stay on this machine")
+        connect(own, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
