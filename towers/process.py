@@ -15,6 +15,8 @@ from pathlib import Path
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 """Keep large blocks in the process: memory stays at its peak, and is never cleared twice."""
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows what containers are granted."""
 
 
 def restart_prepared() -> None:
@@ -49,7 +51,7 @@ def uses_glibc() -> bool:
         return False
 
 
-def available_cores(control_groups: Path = Path("/sys/fs/cgroup"), own_group: Path = Path("/proc/self/cgroup")) -> int:
+def available_cores(control_groups: Path = CONTROL_GROUPS, own_group: Path = Path("/proc/self/cgroup")) -> int:
     """Return how many cores this process may really use: its affinity, and less where a container has a quota.
 
     Args:
@@ -60,12 +62,19 @@ def available_cores(control_groups: Path = Path("/sys/fs/cgroup"), own_group: Pa
     return max(1, min([cores, *(ceil(quota) for quota in _quotas(control_groups, own_group))]))
 
 
-def _quotas(control_groups: Path, own_group: Path) -> list[float]:
-    """Cores granted by each group from the process's own up to the root; version 2, then version 1."""
+def group_files(
+    name: str, control_groups: Path = CONTROL_GROUPS, own_group: Path = Path("/proc/self/cgroup")
+) -> list[list[str]]:
+    """Return the lines of the file `name` of each control group from the process's own up to the root."""
     inside = next((line[3:] for line in _lines(own_group) if line.startswith("0::")), "/").strip("/")
     folder = control_groups / inside
     groups = [group for group in (folder, *folder.parents) if group.is_relative_to(control_groups)]
-    shares = [(_lines(group / "cpu.max") or ["max"])[0].split() for group in groups]
+    return [lines for group in groups if (lines := _lines(group / name))]
+
+
+def _quotas(control_groups: Path, own_group: Path) -> list[float]:
+    """Cores granted by the control groups, of version 2 and version 1."""
+    shares = [lines[0].split() for lines in group_files("cpu.max", control_groups, own_group)]
     old = control_groups / "cpu"
     shares.append([*_lines(old / "cpu.cfs_quota_us"), *_lines(old / "cpu.cfs_period_us")])
     return [
