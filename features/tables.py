@@ -131,7 +131,8 @@ class Users:
         """Return one row per id, in that order; everything is missing for an id that has no row."""
         rows = self.rows_of(ids)
         attributes = self.frame.iloc[np.maximum(rows, 0)].reset_index(drop=True)
-        return attributes.mask(rows < 0)
+        known: pd.DataFrame = attributes.mask(rows < 0)
+        return known
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -454,10 +455,10 @@ def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, 
 
 def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) -> None:
     """Refuse a users' table in which nobody of the interactions is found: most likely it is about another id."""
-    seen = interactions.frame["user_id"].unique()
+    seen = interactions.frame["user_id"].drop_duplicates()
     if (people.rows_of(seen) < 0).all():
         raise DataError(
-            f"{users.path}: none of the users of the interactions is in it (expected ids such as {seen[0]!r}, "
+            f"{users.path}: none of the users of the interactions is in it (expected ids such as {seen.iloc[0]!r}, "
             f"found {people.user_ids[0]!r}); set `users_user_id` under [features.columns], or leave out `users`"
         )
 

@@ -1,0 +1,690 @@
+"""What `towers init` makes of tables it has never seen: a proposal for `[features]`, each choice with its reason.
+
+`infer_features` looks at names and cells and decides; `render_run_toml` writes the decisions as commented TOML that a
+person can read and change. Nothing here is used after `init`: training reads run.toml alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.stats import spearmanr
+
+from features.config import FeatureSettings
+from features.errors import DataError
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
+
+
+USER_NAMES = _listed(
+    "userid user uid customerid customer custid clientid client memberid member accountid account buyerid buyer "
+    "shopperid shopper subscriberid reviewerid reviewer viewerid readerid listenerid playerid profileid personid "
+    "person visitorid visitor username deviceid cookieid sessionid session who"
+)
+ITEM_NAMES = _listed(
+    "itemid item iid productid product parentasin asin sku articleid article movieid movie filmid bookid book isbn "
+    "trackid track songid song albumid artistid videoid video showid gameid game appid newsid documentid docid "
+    "postid listingid listing offerid adid recipeid courseid jobid businessid contentid variantid what"
+)
+TIME_NAMES = _listed(
+    "timestamp ts time datetime unixtime unixreviewtime unix eventtime date day when createdat created reviewtime "
+    "reviewdate purchasedat orderdate t"
+)
+POSITION_NAMES = _listed("position pos sequence seq step eventorder itemorder idx index")
+RATING_NAMES = _listed("rating ratings stars star score grade overall userrating")
+TITLE_NAMES = _listed("title name producttitle productname itemname itemtitle movietitle booktitle headline label")
+
+# Columns about how people behaved towards an item (or how much a user did) tell a model what it is to foresee.
+BEHAVIOUR = frozenset(
+    _listed(
+        "rating ratings score scores star stars review reviews vote votes views clicks impressions sales sold "
+        "purchases orders bought downloads plays playcount likes favorites favourites followers shares interactions "
+        "events popularity popular trending bestseller rank ranking salesrank ctr conversions conversion revenue spent"
+    )
+)
+BEHAVIOUR_IF_COUNTED = frozenset(
+    _listed(
+        "view click like play download purchase sale order share follower favorite favourite visit visits listen "
+        "listens watch buyer buyers customer customers user users reader readers viewer viewers interaction event"
+    )
+)
+COUNTED = frozenset(_listed("count counts num number n total avg average mean sum"))
+BEHAVIOUR_IN_WORDS = frozenset(_listed("popularity popular trending bestseller sales salesrank"))
+NOT_BEHAVIOUR = frozenset(_listed("age content energy maturity parental mpaa"))
+PERSONAL = frozenset(
+    _listed("email mail phone telephone firstname lastname surname fullname username address street password")
+)
+LOOKS_LIKE_CODE = frozenset(_listed("id code isbn isbn13 ean upc gtin sku asin number no nr uuid guid zip postcode"))
+SEPARATORS = ("|", ";", " > ", ">", "\t", ",", "/")
+
+USER_ID_IS_ON = False
+"""Whether `init` turns the embedding of user ids on."""
+TIME_IS_ON = False
+"""Whether `init` turns the time of the request on, where interactions have times."""
+FEW = 10
+SAMPLE = 20_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of one column.
+
+    Attributes:
+        column: Its name in the file.
+        settings: How it is read; None where it is left out.
+        reason: Why, in a few words.
+        is_warning: Whether a person should be told, not only the reader of the file: a leak.
+    """
+
+    column: str
+    settings: FeatureSettings | None
+    reason: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one column of the interactions means.
+
+    Attributes:
+        setting: A key of `[features.columns]`.
+        column: The column; None where there is none.
+        reason: Why, in a few words.
+    """
+
+    setting: str
+    column: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A proposal for `[features]`.
+
+    Attributes:
+        roles: The columns that give the interactions their meaning.
+        unread: Columns of the interactions without a role.
+        item: One choice per column of the items' table but its id.
+        user: One choice per column of the users' table but its id.
+        title: The column that names an item, if any.
+        num_events: Interactions in the file.
+        num_users: Users in the interactions.
+        num_items: Items in the interactions.
+        num_unknown: Interactions whose item is not in the items' table.
+        num_repeats: Interactions with an item that the user had before.
+        ratings: The least, middle and greatest rating, if there are ratings.
+    """
+
+    roles: tuple[Role, ...]
+    unread: tuple[str, ...]
+    item: tuple[Choice, ...]
+    user: tuple[Choice, ...]
+    title: str | None
+    num_events: int
+    num_users: int
+    num_items: int
+    num_unknown: int
+    num_repeats: int
+    ratings: tuple[float, float, float] | None
+
+    def column(self, setting: str) -> str | None:
+        """Return the column that has a role, None where no column has."""
+        return next((role.column for role in self.roles if role.setting == setting), None)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether a position or a time orders the interactions."""
+        return self.column("position") is not None or self.column("timestamp") is not None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should be told at once, one line each."""
+        leaks = [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
+        if self.num_unknown:
+            leaks.append(f"{_many(self.num_unknown, 'interaction')} of items that are not in the items' table")
+        if not self.is_ordered:
+            leaks.append("no time and no position: what came first is not known")
+        return tuple(leaks)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the tables of an `Inference` are.
+
+    Attributes:
+        interactions: The file of the interactions.
+        items: The catalogue's file, if any.
+        users: The file of the users' attributes, if any.
+    """
+
+    interactions: Path
+    items: Path | None = None
+    users: Path | None = None
+
+
+def infer_features(
+    interactions: pd.DataFrame, items: pd.DataFrame | None = None, users: pd.DataFrame | None = None
+) -> Inference:
+    """Propose settings for tables as `features.tables.read_frame` returns them.
+
+    Raises:
+        DataError: It cannot be told which column says who, or which says what.
+    """
+    roles = _Roles(interactions, items, users)
+    found = roles.find()
+    item_id, user_id = roles.column("item_id"), roles.column("user_id")
+    item_key, user_key = roles.key(items, "item"), roles.key(users, "user")
+    unknown = 0
+    item: tuple[Choice, ...] = ()
+    user: tuple[Choice, ...] = ()
+    if items is not None and item_key is not None:
+        events = interactions[item_id].value_counts()
+        unknown = int(events[~_text(events.index.to_series()).isin(set(_text(items[item_key]))).to_numpy()].sum())
+        item = _choices(items, item_key, _counts(interactions[item_id], items[item_key]), "item")
+    if users is not None and user_key is not None:
+        user = _choices(users, user_key, _counts(interactions[user_id], users[user_key]), "user")
+    return Inference(
+        roles=found,
+        unread=tuple(name for name in interactions.columns if name not in {role.column for role in found}),
+        item=item,
+        user=user,
+        title=None if items is None else _title(items, item),
+        num_events=len(interactions),
+        num_users=interactions[user_id].nunique(),
+        num_items=interactions[item_id].nunique(),
+        num_unknown=unknown,
+        num_repeats=int(interactions.duplicated([user_id, item_id]).sum()),
+        ratings=roles.ratings(),
+    )
+
+
+class _Roles:
+    """Finds which column says who, what, when, in what order and how much."""
+
+    def __init__(self, events: pd.DataFrame, items: pd.DataFrame | None, users: pd.DataFrame | None) -> None:
+        self.events, self.items, self.users = events, items, users
+        self.taken: dict[str, Role] = {}
+
+    def find(self) -> tuple[Role, ...]:
+        """Return the roles in the order of `ColumnSettings`."""
+        self._take("item_id", self._named("item_id", ITEM_NAMES, self.items))
+        self._take("user_id", self._named("user_id", USER_NAMES, self.users))
+        self._take("timestamp", self._by_name(TIME_NAMES, _is_time) or self._time_by_ending())
+        self._take("position", self._by_name(POSITION_NAMES, self._is_position))
+        self._take("rating", self._by_name(RATING_NAMES, _is_number))
+        self._fall_back()
+        self._name_keys()
+        order = ("user_id", "item_id", "users_user_id", "items_item_id", "timestamp", "position", "rating")
+        return tuple(self.taken[setting] for setting in order if setting in self.taken)
+
+    def column(self, setting: str) -> str:
+        column = self.taken[setting].column
+        assert column is not None
+        return column
+
+    def key(self, frame: pd.DataFrame | None, who: Literal["item", "user"]) -> str | None:
+        """Return the id column of the items' or users' table."""
+        if frame is None:
+            return None
+        other = self.taken.get(f"{who}s_{who}_id")
+        return self.column(f"{who}_id") if other is None else other.column
+
+    def ratings(self) -> tuple[float, float, float] | None:
+        """Return the least, middle and greatest rating."""
+        if "rating" not in self.taken:
+            return None
+        column = self.events[self.column("rating")]
+        return float(column.min()), float(column.median()), float(column.max())
+
+    def _take(self, setting: str, column: str | None, reason: str = "") -> None:
+        if column is not None:
+            self.taken[setting] = Role(setting, column, reason or _ROLES[setting])
+
+    def _free(self) -> list[str]:
+        used = {role.column for role in self.taken.values()}
+        return [name for name in self.events.columns if name not in used]
+
+    def _named(self, setting: str, names: tuple[str, ...], other: pd.DataFrame | None) -> str | None:
+        """Return the column with one of the names, first of all one that the other table has too."""
+        free = {_bare(name): name for name in reversed(self._free())}
+        candidates = [free[name] for name in names if name in free and _is_id(self.events[free[name]])]
+        shared = [name for name in candidates if other is not None and name in other]
+        return next(iter(shared + candidates), None)
+
+    def _by_name(self, names: tuple[str, ...], fits: Callable[[pd.Series], bool]) -> str | None:
+        free = self._free()
+        ranked = [name for wanted in names for name in free if _bare(name) == wanted]
+        return next((name for name in ranked if fits(self.events[name])), None)
+
+    def _time_by_ending(self) -> str | None:
+        """Return a column such as `watched_at`, if its cells are dates or as large as Unix times of this century."""
+        named = [
+            name for name in self._free() if _words(name)[-1:] and _words(name)[-1] in ("at", "date", "time", "ts")
+        ]
+        return next((name for name in named if _is_time(self.events[name]) and not _is_small(self.events[name])), None)
+
+    def _is_position(self, column: pd.Series) -> bool:
+        """Whether whole numbers from 0 or 1 tell the events of most users apart."""
+        if not pa.types.is_integer(_type(column)) or "user_id" not in self.taken:
+            return False
+        known = pd.DataFrame({"user": self.events[self.column("user_id")], "position": column}).dropna()
+        return len(known) > 0 and int(known["position"].min()) in (0, 1) and float(known.duplicated().mean()) < 0.01
+
+    def _fall_back(self) -> None:
+        """Take the ids by their cells, or by their place, where no name tells."""
+        for setting, other in (("item_id", self.items), ("user_id", self.users)):
+            if setting not in self.taken and other is not None:
+                pairs = [(_overlap(self.events[a], other[b]), a) for a in self._free_ids() for b in _unique(other)]
+                share, column = max(pairs, default=(0.0, ""))
+                if share > 0.5:
+                    said = f"its values are those of the {setting.removesuffix('_id')}s' table"
+                    self._take(setting, column, said)
+        missing = [setting for setting in ("user_id", "item_id") if setting not in self.taken]
+        if missing and len(self._free_ids()) == len(missing):
+            for setting, column in zip(missing, self._free_ids(), strict=True):
+                self._take(setting, column, f"{_ROLES[setting]} (a guess: the only columns of ids; check it)")
+        elif missing:
+            raise DataError(
+                f"the interactions have no column that looks like {' and '.join(missing)} among "
+                f"{', '.join(self.events.columns)}; rename the columns to user_id and item_id"
+            )
+
+    def _free_ids(self) -> list[str]:
+        return [name for name in self._free() if _is_id(self.events[name])]
+
+    def _name_keys(self) -> None:
+        """Find the id column of the other tables where it is called otherwise there."""
+        for who, frame, names in (("item", self.items, ITEM_NAMES), ("user", self.users, USER_NAMES)):
+            own = self.column(f"{who}_id")
+            if frame is None or own in frame:
+                continue
+            named = [column for column in frame.columns if _bare(column) in names or _bare(column) == _bare(own)]
+            ids = [column for column in dict.fromkeys(named + _unique(frame)) if _is_id(frame[column])]
+            if not ids:
+                raise DataError(
+                    f"the {who}s' table has no column of ids among {', '.join(frame.columns)}; "
+                    f"add the column {own!r}, as in the interactions"
+                )
+            shares = [_overlap(self.events[own], frame[column]) for column in ids]
+            self._take(f"{who}s_{who}_id", ids[int(np.argmax(shares))])
+
+
+_ROLES = {
+    "user_id": "who",
+    "item_id": "what",
+    "users_user_id": "who, in the users' table",
+    "items_item_id": "what, in the items' table",
+    "timestamp": "when",
+    "position": "the place in the user's own order; decides before the time does",
+    "rating": "how much; read only by min_rating",
+}
+
+
+def _choices(frame: pd.DataFrame, key: str, counts: np.ndarray, who: Literal["item", "user"]) -> tuple[Choice, ...]:
+    choices = [_choose(name, frame[name], counts, who) for name in frame.columns if name not in (key, f"{who}_id")]
+    if f"{who}_id" in frame and key != f"{who}_id":
+        choices.append(_left_out(f"{who}_id", f"here {key!r} is the id"))
+    return tuple(choices)
+
+
+def _choose(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> Choice:
+    """Decide about one column of the items' or users' table."""
+    filled = column.dropna()
+    kind = _type(column)
+    if not len(filled):
+        return _left_out(name, "it is empty")
+    if leak := _leak(name, column, counts, who):
+        return Choice(name, None, leak, is_warning=True)
+    if pa.types.is_nested(kind):
+        return _nested(name, filled, kind)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return _left_out(name, "bytes, which are not read")
+    distinct = int(filled.nunique())
+    if distinct == 1 and len(filled) > 0.95 * len(column):
+        return _left_out(name, f"the same in every row ({_short(filled.iloc[0])})")
+    if pa.types.is_temporal(kind):
+        return _feature(name, "time", f"dates from {str(filled.min())[:10]} to {str(filled.max())[:10]}")
+    if pa.types.is_boolean(kind):
+        return _feature(name, "category", "yes or no")
+    if _is_number(column):
+        return _number(name, filled, distinct)
+    return _words_of(name, filled, distinct, who)
+
+
+def _nested(name: str, filled: pd.Series, kind: pa.DataType) -> Choice:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return _left_out(name, f"cells of type {kind}, which are not read")
+    inner = kind.value_type
+    lengths = {len(cell) for cell in filled.head(SAMPLE)}
+    if pa.types.is_floating(inner):
+        if len(lengths) == 1:
+            return _feature(name, "vector", f"{lengths.pop()} numbers in every cell")
+        return _left_out(name, "lists of numbers that differ in length")
+    if pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner):
+        pieces = Counter(piece for cell in filled.head(SAMPLE) for piece in cell)
+        if pieces and np.mean([len(str(piece).split()) for piece in pieces]) > 5:
+            return _left_out(name, "lists of sentences; join each into one text to have them read")
+        return _feature(name, "categories", f"lists of {_many(len(pieces), 'value')}{_examples(pieces)}")
+    return _left_out(name, f"lists of {inner}, which are not read")
+
+
+def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
+    values = filled.to_numpy(np.float64)
+    is_whole = bool(np.all(values == np.floor(values)))
+    words = _words(name)
+    if is_whole and _is_clock(words, values):
+        return _feature(name, "time", "Unix times by name and size")
+    if is_whole and words and words[-1] in LOOKS_LIKE_CODE:
+        if distinct <= len(filled) / 2:
+            return _feature(name, "category", f"{_many(distinct, 'code')}; numbers that only name things")
+        return _left_out(name, f"a code that is nearly different in every row ({distinct:,} of {len(filled):,})")
+    if is_whole and distinct == len(filled) and distinct > FEW and bool(np.all(np.diff(np.sort(values)) == 1)):
+        return _left_out(name, "it only counts the rows")
+    if is_whole and distinct <= FEW:
+        return _feature(name, "category", f"{distinct} whole numbers")
+    return _feature(name, "number", f"from {values.min():g} to {values.max():g}")
+
+
+def _is_clock(words: list[str], values: np.ndarray) -> bool:
+    return bool({"time", "timestamp", "date", "at", "ts", "unix"} & set(words)) and float(np.median(values)) > 1e8
+
+
+def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", "user"]) -> Choice:
+    """Decide about a column of words."""
+    sample = filled.head(SAMPLE).astype(str)
+    words = _words(name)
+    share_distinct = distinct / len(filled)
+    if sample.str.match(r"\s*(https?://|www\.|/)\S*$|\S+\.(jpe?g|png|gif|webp)$", case=False).mean() > 0.5:
+        return _left_out(name, "addresses of pages or pictures")
+    is_person = who == "user" and (bool(PERSONAL & {*words, "".join(words)}) or words == ["name"])
+    if is_person or sample.str.contains(r"^\S+@\S+\.\w+$").mean() > 0.5:
+        return _left_out(name, "it says who someone is, not what they like")
+    if sample.str.match(r"\d{4}-\d{2}-\d{2}").mean() > 0.95:
+        return _feature(name, "time", f"dates such as {sample.iloc[0][:10]}")
+    cells = sample.drop_duplicates()
+    is_title = _bare(name) in TITLE_NAMES
+    if not is_title and (found := _separator(cells, share_distinct)):
+        separator, pieces = found
+        said = f"{_many(len(pieces), 'value')}{_examples(pieces)}"
+        return _feature(name, "categories", said, separator)
+    mean_words = float(cells.str.count(r"\S+").mean())
+    if is_title or mean_words >= 4 or (share_distinct > 0.5 and mean_words >= 1.5):
+        return _feature(
+            name, "text", f"{mean_words:.{0 if mean_words >= 10 else 1}f} words in a cell, {distinct:,} different"
+        )
+    if distinct > FEW and share_distinct > (0.25 if words and words[-1] in LOOKS_LIKE_CODE else 0.5):
+        return _left_out(name, f"a code that is nearly different in every row ({distinct:,} of {len(filled):,})")
+    return _feature(name, "category", f"{_many(distinct, 'value')}{_examples(Counter(sample))}")
+
+
+def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[str]] | None:
+    """Return what stands between the values of one cell, if cells are lists, and how often each value occurs.
+
+    Values of a list come again in other cells; the parts of a sentence do not.
+    """
+    for separator in SEPARATORS:
+        several = float(cells.str.contains(separator, regex=False).mean())
+        if several < (0.05 if separator == "|" else 0.1):
+            continue
+        parts = [part.strip() for cell in cells for part in cell.split(separator)]
+        pieces = Counter(part for part in parts if part)
+        repeats = len(parts) / max(len(pieces), 1)
+        words = float(np.mean([len(part.split()) for part in pieces])) if pieces else 0.0
+        is_prose = separator in ",;/" and (words > 3 or (share_distinct > 0.9 and repeats < 3))
+        if repeats >= {"|": 1.05, "/": 1.5}.get(separator, 1.15) and words <= 5 and not is_prose:
+            return separator, pieces
+    return None
+
+
+def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> str | None:
+    """Return why a column tells what is to be foreseen, None if it does not seem to."""
+    if _is_behaviour(set(_words(name)), column, who):
+        what = "what people did with the item" if who == "item" else "what the user did"
+        return f"a LEAK by its name: it sums up {what}, the future included"
+    if not _is_number(column):
+        return None
+    known = column.notna().to_numpy(dtype=bool)
+    values = column[known].to_numpy(np.float64)
+    if known.sum() < 50 or len(np.unique(values)) < FEW or len(np.unique(counts[known])) < 3:
+        return None
+    agreement = float(spearmanr(values, counts[known]).statistic)
+    if abs(agreement) <= 0.8:
+        return None
+    return f"looks like a LEAK: it goes with the number of interactions (rank correlation {agreement:.2f})"
+
+
+def _is_behaviour(words: set[str], column: pd.Series, who: Literal["item", "user"]) -> bool:
+    """Return whether a column's name says that it sums up interactions."""
+    if words & NOT_BEHAVIOUR:
+        return False
+    if words & BEHAVIOUR_IN_WORDS or (who == "user" and "last" in words and _is_time(column)):
+        return True
+    return _is_number(column) and bool(words & BEHAVIOUR or (words & BEHAVIOUR_IF_COUNTED and words & COUNTED))
+
+
+def _title(items: pd.DataFrame, choices: tuple[Choice, ...]) -> str | None:
+    """Return the column that names an item: by its name, else the shortest text."""
+    named = [name for wanted in TITLE_NAMES for name in items.columns if _bare(name) == wanted]
+    for name in named:
+        if _is_words(items[name]) and items[name].notna().mean() > 0.5:
+            return name
+    texts = [choice.column for choice in choices if choice.settings is not None and choice.settings.kind == "text"]
+    return min(texts, key=lambda name: float(items[name].dropna().astype(str).str.len().mean()), default=None)
+
+
+def render_run_toml(inference: Inference, files: Files, folder: Path) -> str:
+    """Return the `[features]` part of run.toml, every choice explained in a comment.
+
+    Args:
+        inference: What `infer_features` found.
+        files: Where the tables are.
+        folder: Where run.toml will be; paths below it are written relative to it, others in full.
+    """
+    parts = [
+        "# Written by `towers init` after a look at the tables. Every line may be changed.\n",
+        _section("features", _table_lines(inference, files, folder)),
+        _section("features.columns", [_role_line(role) for role in inference.roles] + _unread_lines(inference)),
+        _section("features.item", [_ITEM_ID_LINE, *map(_choice_line, _sorted(inference.item))]),
+        _section("features.user", [_USER_ID_LINE, *map(_choice_line, _sorted(inference.user))]),
+    ]
+    if inference.column("timestamp") is not None:
+        parts.append(_section("features.context", [_TIME_LINE]))
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of TOML with its comment; a line that is not on is a comment as a whole."""
+
+    code: str
+    comment: str
+    is_on: bool = True
+
+    def render(self, width: int) -> str:
+        code = self.code if self.is_on else f"# {self.code}"
+        return f"{code:<{width}}  # {self.comment}" if self.comment else code
+
+    @property
+    def width(self) -> int:
+        return len(self.code) + (0 if self.is_on else 2)
+
+
+_ITEM_ID_LINE = _Line('item_id = { kind = "id" }', "what is learned of this very item; new items do without")
+
+
+_USER_ID_LINE = _Line(
+    'user_id = { kind = "id" }', "what is learned of this very user, beside the history", USER_ID_IS_ON
+)
+_TIME_LINE = _Line('time = { kind = "time" }', "hour, weekday and season of the request", TIME_IS_ON)
+
+
+def _section(name: str, lines: list[_Line]) -> str:
+    """Return a table of TOML, the comments in one column unless a line is very long."""
+    width = max((line.width for line in lines if line.width <= 56), default=0)
+    return "\n".join([f"[{name}]", *(line.render(width) for line in lines)]) + "\n"
+
+
+def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line]:
+    users, items = _many(inference.num_users, "user"), _many(inference.num_items, "item")
+    events = f"{_many(inference.num_events, 'interaction')} of {users} with {items}"
+    lines = [_path_line("interactions", files.interactions, folder, events)]
+    if files.items is not None:
+        lines.append(_path_line("items", files.items, folder, "what there is; its new items are recommended too"))
+        lines.append(_unknown_items_line(inference))
+    if files.users is not None:
+        lines.append(_path_line("users", files.users, folder, "people's attributes; not everyone needs a row"))
+    if inference.title is not None:
+        lines.append(_Line(f"title = {_quoted(inference.title)}", "what an item is called when shown to a person"))
+    if inference.ratings is not None:
+        least, middle, most = inference.ratings
+        said = f"on: leaves out what is rated lower (ratings go from {least:g} to {most:g})"
+        lines.append(_Line(f"min_rating = {middle}", said, is_on=False))
+    repeats = f"{inference.num_repeats / max(inference.num_events, 1):.0%} of interactions repeat an earlier one"
+    lines.append(_Line("recommend_seen = false", f"true where people have the same again ({repeats})"))
+    lines.append(_Line("history = 200", "how many of a user's newest interactions are read"))
+    return lines
+
+
+def _unknown_items_line(inference: Inference) -> _Line:
+    if inference.num_unknown:
+        said = f"{_many(inference.num_unknown, 'interaction')} of items that are not in the catalogue: left out"
+        return _Line('unknown_items = "drop"', said)
+    return _Line('unknown_items = "error"', 'every interaction\'s item is in the catalogue; or "drop"')
+
+
+def _path_line(key: str, path: Path, folder: Path, comment: str) -> _Line:
+    path, folder = path.resolve(), folder.resolve()
+    shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return _Line(f"{key} = {_quoted(shown.as_posix())}", comment)
+
+
+def _role_line(role: Role) -> _Line:
+    assert role.column is not None
+    return _Line(f"{role.setting} = {_quoted(role.column)}", role.reason)
+
+
+def _unread_lines(inference: Inference) -> list[_Line]:
+    lines = []
+    if not inference.is_ordered:
+        lines.append(_Line('timestamp = "..."', "no time and no position found: the order is not known", is_on=False))
+    if inference.unread:
+        lines.append(_Line(f"not read: {', '.join(inference.unread)}", "", is_on=False))
+    return lines
+
+
+def _choice_line(choice: Choice) -> _Line:
+    if choice.settings is None:
+        return _Line(f"{_key(choice.column)}", f"left out: {choice.reason}", is_on=False)
+    settings = f"kind = {_quoted(choice.settings.kind)}"
+    if choice.settings.separator is not None:
+        settings += f", separator = {_quoted(choice.settings.separator)}"
+    return _Line(f"{_key(choice.column)} = {{ {settings} }}", choice.reason)
+
+
+def _sorted(choices: Iterable[Choice]) -> list[Choice]:
+    """Return what is read, then what is left out."""
+    return sorted(choices, key=lambda choice: choice.settings is None)
+
+
+def _feature(name: str, kind: str, reason: str, separator: str | None = None) -> Choice:
+    return Choice(name, FeatureSettings.model_validate({"kind": kind, "separator": separator}), reason)
+
+
+def _left_out(name: str, reason: str) -> Choice:
+    return Choice(name, None, reason)
+
+
+def _examples(pieces: Counter[str]) -> str:
+    common = [_short(piece) for piece, _ in pieces.most_common(3)]
+    return f": {', '.join(common)}{', ...' if len(pieces) > 3 else ''}"
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a column's name: `avgRating`, `avg_rating` and `avg-rating` are the same two."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+
+
+def _type(column: pd.Series) -> pa.DataType:
+    return column.dtype.pyarrow_dtype if isinstance(column.dtype, pd.ArrowDtype) else pa.array(column).type
+
+
+def _is_number(column: pd.Series) -> bool:
+    kind = _type(column)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_words(column: pd.Series) -> bool:
+    kind = _type(column)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_id(column: pd.Series) -> bool:
+    if pa.types.is_floating(_type(column)):
+        values = column.dropna().to_numpy(np.float64)
+        return bool(np.all(values == np.floor(values)))
+    return bool(pa.types.is_integer(_type(column))) or _is_words(column)
+
+
+def _is_time(column: pd.Series) -> bool:
+    if _is_words(column):
+        return bool(column.dropna().head(100).astype(str).str.match(r"\d{4}-\d{2}-\d{2}|\d{9,19}(\.\d*)?$").all())
+    return _is_number(column) or bool(pa.types.is_timestamp(_type(column)) or pa.types.is_date(_type(column)))
+
+
+def _is_small(column: pd.Series) -> bool:
+    return _is_number(column) and not float(column.median()) > 1e8
+
+
+def _text(ids: pd.Series) -> pd.Series:
+    """Return ids as text, so that 7, 7.0 and "7" are the same."""
+    if pa.types.is_floating(_type(ids)) and _is_id(ids):
+        ids = ids.astype(pd.ArrowDtype(pa.int64()))
+    return ids.astype(object).astype(str).str.strip()
+
+
+def _overlap(left: pd.Series, right: pd.Series) -> float:
+    """Return the share of the first column's values that the second has."""
+    return float(_text(left.drop_duplicates().head(SAMPLE)).isin(set(_text(right))).mean())
+
+
+def _unique(frame: pd.DataFrame) -> list[str]:
+    return [name for name in frame.columns if _is_id(frame[name]) and frame[name].is_unique]
+
+
+def _counts(ids: pd.Series, key: pd.Series) -> np.ndarray:
+    """Return how often each id of `key` occurs in `ids`."""
+    counts = ids.value_counts()
+    by_text = pd.Series(counts.to_numpy(np.float64), index=_text(counts.index.to_series()).to_numpy())
+    return _text(key).map(by_text[~by_text.index.duplicated()]).fillna(0).to_numpy(np.float64)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
