@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from towers.process import ALLOCATOR, available_cores, prepared_environment, restart_prepared, uses_glibc
+
+WITHOUT = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+needs_glibc = pytest.mark.skipif(not uses_glibc(), reason="only glibc's allocator reads these settings")
+SHOW = """
+import os, sys
+print("start", os.getpid(), flush=True)
+from towers.process import restart_prepared
+restart_prepared()
+print("go", os.getpid(), os.environ.get("MALLOC_MMAP_MAX_"), sys.argv[1:])
+"""
+
+
+def groups(folder: Path, own: str, **files: str) -> dict[str, Path]:
+    (folder / "own").write_text(f"1:cpu:/\n0::{own}\n")
+    for name, text in files.items():
+        path = folder / "fs" / name.replace("__", "/").replace("_max", ".max")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return {"control_groups": folder / "fs", "own_group": folder / "own"}
+
+
+@needs_glibc
+def test_a_process_starts_itself_once_more_and_only_once() -> None:
+    ended = subprocess.run([sys.executable, "-c", SHOW, "a b"], capture_output=True, text=True, env=WITHOUT, check=True)
+    lines = ended.stdout.splitlines()
+    process = lines[0].split()[1]
+    assert lines == [f"start {process}", f"start {process}", f"go {process} 0 ['a b']"]
+
+
+@needs_glibc
+def test_the_interpreters_own_options_survive(tmp_path: Path) -> None:
+    (tmp_path / "show.py").write_text(SHOW + "print(sys.flags.dev_mode, sys.flags.utf8_mode)")
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-X", "utf8", "-m", "show", "x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=WITHOUT,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-2:] == [ended.stdout.splitlines()[-2], "True 1"]
+    assert ended.stdout.splitlines()[-2].endswith("0 ['x']")
+
+
+def test_an_allocator_the_user_has_set_is_left_alone() -> None:
+    own = {"MALLOC_MMAP_MAX_": "65536", "OMP_NUM_THREADS": "1"}
+    assert prepared_environment(own) == own
+
+
+@needs_glibc
+def test_the_allocator_is_set_where_nobody_has() -> None:
+    assert prepared_environment({"OMP_NUM_THREADS": "1", "HOME": "/root"}) == {
+        "OMP_NUM_THREADS": "1",
+        "HOME": "/root",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    }
+
+
+def test_threads_are_limited_where_a_container_grants_less_than_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(96)))
+    monkeypatch.setattr("towers.process.available_cores", lambda: 4)
+    assert prepared_environment({})["OMP_NUM_THREADS"] == "4"
+    assert prepared_environment({"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_second_start_is_not_tried_when_all_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("towers.process.prepared_environment", dict)
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("started again"))
+    restart_prepared()
+
+
+def test_cores_are_those_of_the_affinity_where_no_quota_is(tmp_path: Path) -> None:
+    assert available_cores(**groups(tmp_path, "/", cpu_max="max 100000")) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("100000", 1), ("150000", 2), ("6400000", 64), ("1000", 1)])
+def test_a_quota_is_rounded_up_to_whole_cores(tmp_path: Path, monkeypatch, quota: str, cores: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(96)))
+    assert available_cores(**groups(tmp_path, "/", cpu_max=f"{quota} 100000")) == cores
+
+
+def test_the_tightest_quota_on_the_way_to_the_root_counts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(96)))
+    places = groups(tmp_path, "/a/b", cpu_max="max 100000", a__cpu_max="300000 100000", a__b__cpu_max="max 100000")
+    assert available_cores(**places) == 3
+
+
+def test_the_old_kind_of_control_group_is_read_too(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(96)))
+    places = groups(tmp_path, "/", cpu__cpu_cfs_quota_us="400000\n")
+    (tmp_path / "fs/cpu/cpu_cfs_quota_us").rename(tmp_path / "fs/cpu/cpu.cfs_quota_us")
+    (tmp_path / "fs/cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert available_cores(**places) == 4
+    (tmp_path / "fs/cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert available_cores(**places) == 96
