@@ -1,7 +1,11 @@
-"""From a bundle to answers, over HTTP or as a file.
+"""A bundle to answers.
 
-`index`: `ItemIndex`, the only place that knows FAISS. `retriever`: `Retriever`, users to `Recommendation`s. `offline`:
-candidates for everybody. `app`, `api`: the service. `commands`: `towers index`, `towers recommend`, `towers serve`.
-
-Depends on `towers` and `features`; does not know `training`.
+- `config`: `ServingConfig`, what the operator decides (`serving.toml`, environment, flags).
+- `index`: `ItemIndex`, the search over the items' vectors; the only file that imports FAISS.
+- `snapshot`: `Snapshot`, today's tables as the model sees them, in the bundle's folder `index/`; `seal`: its `Seal`.
+- `ids`: `IdMap`, external ids to rows and back.
+- `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
+- `offline`: candidates for everyone as a table.
+- `app`: `create_app`; `api`: the JSON API; `page`: the page for people; `problems`: the one shape of errors.
+- `server`: the production server; `errors`: `NotReady`; `commands`: `towers index`, `recommend`, `serve`.
 """

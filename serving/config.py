@@ -23,19 +23,19 @@ class ServingConfig(StrictTable):
 
     host: str = "127.0.0.1"
     """The address to listen at. 0.0.0.0: reachable from other machines."""
-    port: int = Field(8000, ge=0, le=65_535)
+    port: int = Field(default=8000, ge=0, le=65_535)
     """The port to listen at. 0: any that is free."""
-    workers: int = Field(1, ge=1, le=1024)
+    workers: int = Field(default=1, ge=1, le=1024)
     """Processes that answer. Each holds the model and the index, and one uses about one core."""
-    threads: int = Field(4, ge=1, le=256)
+    threads: int = Field(default=4, ge=1, le=256)
     """Requests that one worker takes in hand at a time."""
     server: Literal["granian", "gunicorn"] = "granian"
     """Which production server runs the workers."""
-    default_k: int = Field(10, ge=1)
+    default_k: int = Field(default=10, ge=1)
     """How many items an answer has when the request does not say."""
-    max_k: int = Field(1000, ge=1)
+    max_k: int = Field(default=1000, ge=1)
     """The most items a request may ask for."""
-    max_body_bytes: int = Field(1_048_576, ge=1)
+    max_body_bytes: int = Field(default=1_048_576, ge=1)
     """The largest body of a request, in bytes."""
     recommend_seen: bool | None = None
     """Whether items come back to people who had them before. None: as the model was trained."""
@@ -64,8 +64,8 @@ def read_settings(
     settings = parse_settings(ServingConfig, values, "settings of the service")
     if settings.default_k > settings.max_k:
         raise DataError(
-            f"settings of the service: default_k is {settings.default_k}, which max_k = {settings.max_k} does not allow;"
-            " lower default_k or raise max_k"
+            f"settings of the service: default_k = {settings.default_k} is more than max_k = {settings.max_k};"
+            " lower the one or raise the other"
         )
     return settings
 
@@ -76,8 +76,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     try:
         return ServingConfig.model_validate_strings(given).model_dump(exclude_unset=True)
     except ValidationError as error:
+        names_of = {key: name for name, key in names.items()}
         mistakes = "; ".join(
-            f"{ENVIRONMENT_PREFIX}{str(mistake['loc'][0]).upper()}: {mistake['msg'].lower()}, found {mistake['input']!r}"
+            f"{names_of[str(mistake['loc'][0])]}: {mistake['msg'].lower()}, found {mistake['input']!r}"
             for mistake in error.errors()
         )
         raise DataError(f"environment: {mistakes}") from None

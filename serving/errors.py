@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class NotReady(RuntimeError):
+class NotReady(RuntimeError):  # noqa: N818 (a state, and a passing one)
     """The model or its index is not loaded, so no answer can be given now.
 
     Over HTTP it is a 503 in the one error shape; on the command line it is one line and exit status 2.

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int64
+from jaxtyping import Float32, Int, Int64
 
 from features.sequences import offsets_of
 
 Kind = Literal["exact"]
 Device = Literal["auto", "cpu", "cuda"]
-Found = tuple[Int64[np.ndarray, "results"], Float32[np.ndarray, "results"]]
+Found = tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]
 
 # How far from 1 a vector's length may be.
 _UNIT_TOLERANCE = 1e-3
@@ -50,9 +50,9 @@ class Hits:
         scores: Cosines, `[results]`, falling within a user.
     """
 
-    offsets: Int64[np.ndarray, "users_plus_1"]
-    rows: Int64[np.ndarray, "results"]
-    scores: Float32[np.ndarray, "results"]
+    offsets: Int64[np.ndarray, " users_plus_1"]
+    rows: Int64[np.ndarray, " results"]
+    scores: Float32[np.ndarray, " results"]
 
     @classmethod
     def join(cls, found: list[Found]) -> Hits:
@@ -148,8 +148,8 @@ class ItemIndex:
         self,
         queries: Float32[np.ndarray, "users width"],
         k: int,
-        excluded_rows: Int[np.ndarray, "exclusions"] | None = None,
-        excluded_offsets: Int[np.ndarray, "users_plus_1"] | None = None,
+        excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
+        excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
     ) -> Hits:
         """Return the min(k, eligible) items with the highest score of each user.
 
@@ -175,8 +175,8 @@ class ItemIndex:
         self,
         queries: Float32[np.ndarray, "users width"],
         k: int,
-        excluded_rows: Int[np.ndarray, "exclusions"] | None = None,
-        excluded_offsets: Int[np.ndarray, "users_plus_1"] | None = None,
+        excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
+        excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
     ) -> Hits:
         """Return what `search` ought to, by comparing every item without FAISS: the measure for every kind of index."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -192,12 +192,13 @@ class ItemIndex:
             raw_scores, rows = self._index.search(queries[users], fetch)
         eligible = (rows >= 0) & ~excluded.contains(users[:, None], rows)
         for place, user in enumerate(users.tolist()):
-            mine = np.flatnonzero(eligible[place])[: needed[user] + _SLACK]
-            if len(mine) < needed[user]:
+            most = int(needed[user])
+            mine = np.flatnonzero(eligible[place])[: most + _SLACK]
+            if len(mine) < most:
                 continue
-            answer = self._rank(queries[user], rows[place, mine], needed[user])
-            # What was not fetched scores no more than the last that was; if that is too close, the places are contested.
-            if needed[user] == 0 or answer[1][-1] > raw_scores[place, mine[-1]] + _ROUNDING:
+            answer = self._rank(queries[user], rows[place, mine], most)
+            # What was not fetched scores no more than the last that was; if that is too close, places are contested.
+            if most == 0 or answer[1][-1] > raw_scores[place, mine[-1]] + _ROUNDING:
                 yield user, answer
 
     def _scan(self, queries: np.ndarray, users: np.ndarray, needed: np.ndarray, excluded: _Excluded) -> Iterator[Found]:
@@ -207,12 +208,13 @@ class ItemIndex:
             chosen = users[start : start + block]
             scores = queries[chosen] @ self.vectors.T
             for user, mine in zip(chosen.tolist(), scores, strict=True):
+                most = int(needed[user])
                 mine[excluded.rows_of(user)] = -np.inf
-                if needed[user] == 0:
+                if most == 0:
                     yield np.zeros(0, np.int64), np.zeros(0, np.float32)
                     continue
-                threshold = np.partition(mine, -needed[user])[-needed[user]] - _ROUNDING
-                yield self._rank(queries[user], np.flatnonzero(mine >= threshold), needed[user])
+                threshold = np.partition(mine, -most)[-most] - _ROUNDING
+                yield self._rank(queries[user], np.flatnonzero(mine >= threshold), most)
 
     def _rank(self, query: np.ndarray, rows: np.ndarray, needed: int) -> Found:
         """Return the best of `rows` by their scores in double precision, rounded once; equal ones by row."""
@@ -243,9 +245,9 @@ def set_num_threads(num_threads: int) -> None:
 class _Excluded:
     """Pairs of user and row that must not be found, each once, in order, as `user * num_items + row`."""
 
-    pairs: Int64[np.ndarray, "pairs"]
-    counts: Int64[np.ndarray, "users"]
-    offsets: Int64[np.ndarray, "users_plus_1"]
+    pairs: Int64[np.ndarray, " pairs"]
+    counts: Int64[np.ndarray, " users"]
+    offsets: Int64[np.ndarray, " users_plus_1"]
     num_items: int
 
     @classmethod
@@ -259,14 +261,14 @@ class _Excluded:
         counts = np.bincount(pairs // max(1, num_items), minlength=num_users)
         return cls(pairs, counts, offsets_of(counts), num_items)
 
-    def contains(self, users: np.ndarray, rows: np.ndarray) -> Bool[np.ndarray, "..."]:
+    def contains(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if not len(self.pairs):
             return np.zeros(rows.shape, dtype=bool)
         wanted = users * self.num_items + rows
         places = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
         return np.asarray(self.pairs[places] == wanted)
 
-    def rows_of(self, user: int) -> Int64[np.ndarray, "rows"]:
+    def rows_of(self, user: int) -> Int64[np.ndarray, " rows"]:
         return self.pairs[self.offsets[user] : self.offsets[user + 1]] - user * self.num_items
 
 

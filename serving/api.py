@@ -1,0 +1,150 @@
+"""The JSON API: recommendations for someone known, for someone described, and items like another.
+
+Malformed JSON is 400; a well-formed request with a value that is not allowed is 422 and names each mistake.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import orjson
+from flask import Blueprint, Response, current_app, request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from features.errors import DataError
+from serving.config import ServingConfig
+from serving.problems import Problem, json_response
+from serving.retriever import Answer, Recommendation, Retriever
+
+api = Blueprint("api", __name__)
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+class Query(BaseModel):
+    """What may stand behind the `?`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    k: int | None = None
+    """How many items; None: as many as the operator set."""
+
+
+class Described(BaseModel):
+    """The body of `POST /recommendations`: someone as they are here and now."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    history: list[int | str] = []
+    """What they had, oldest first."""
+    attributes: dict[str, Any] = {}
+    """What is known of them, by column of the users' table."""
+    k: int | None = None
+    """How many items; None: as many as the operator set."""
+
+
+@api.get("/recommendations/<path:user_id>")
+def recommendations(user_id: str) -> Response:
+    """Answer what to recommend to someone."""
+    k = _k(_query().k)
+    retriever = current_retriever()
+    answer = retriever.recommend(user_id, k)
+    return json_response({"user_id": retriever.users.parse(user_id), **_content(answer, retriever)})
+
+
+@api.post("/recommendations")
+def recommendations_for() -> Response:
+    """Answer what to recommend to someone who is described in the body."""
+    described = _body()
+    k = _k(described.k)
+    retriever = current_retriever()
+    try:
+        answer = retriever.recommend_for(described.history, described.attributes, k)
+    except DataError as error:
+        raise Problem(422, str(error)) from None
+    content = _content(answer, retriever)
+    return json_response({"user_id": None, **content, "unknown_items": answer.unknown_items})
+
+
+@api.get("/items/<path:item_id>/similar")
+def similar(item_id: str) -> Response:
+    """Answer which items are most like one."""
+    k = _k(_query().k)
+    retriever = current_retriever()
+    answer = retriever.similar(item_id, k)
+    if answer is None:
+        raise Problem(404, f"no item {item_id!r} in the catalogue")
+    return json_response({"item_id": retriever.items.parse(item_id), **_content(answer, retriever)})
+
+
+@api.get("/healthz")
+def healthz() -> Response:
+    """Answer that the process is alive."""
+    return json_response({"status": "ok"})
+
+
+@api.get("/readyz")
+def readyz() -> Response:
+    """Answer that recommendations can be given, or 503."""
+    seal = current_retriever().snapshot.seal
+    about = {"model": seal.model, "items": seal.num_items, "users": seal.num_users, "index_created": seal.created}
+    return json_response({"status": "ready", **about})
+
+
+def current_retriever() -> Retriever:
+    """Return what this application answers from.
+
+    Raises:
+        NotReady: It is not loaded.
+    """
+    retriever: Retriever = current_app.extensions["towers_source"].get()
+    return retriever
+
+
+def _content(answer: Answer, retriever: Retriever) -> dict[str, Any]:
+    items = [_item(item) for item in answer.items]
+    return {"items": items, "fallback": answer.fallback, "model": retriever.model}
+
+
+def _item(item: Recommendation) -> dict[str, Any]:
+    content = {"item_id": item.item_id, "score": item.score, "rank": item.rank}
+    return content if item.title is None else {**content, "title": item.title}
+
+
+def _k(asked: int | None) -> int:
+    settings: ServingConfig = current_app.extensions["towers"]
+    k = settings.default_k if asked is None else asked
+    if not 1 <= k <= settings.max_k:
+        raise Problem(422, f"k: expected 1 to {settings.max_k}, found {k}", [{"field": "k", "found": k}])
+    return k
+
+
+def _query() -> Query:
+    given = {name: values if len(values) > 1 else values[0] for name, values in request.args.lists()}
+    try:
+        return Query.model_validate_strings(given)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _body() -> Described:
+    if request.mimetype != "application/json":
+        raise Problem(415, f"expected Content-Type application/json, found {request.mimetype or 'none'}")
+    try:
+        content = orjson.loads(request.get_data(cache=False))
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"the body is not valid JSON: {error}") from None
+    try:
+        return Described.model_validate(content)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> Problem:
+    mistakes: dict[str, dict[str, Any]] = {}
+    for mistake in error.errors(include_url=False, include_context=False, include_input=False):
+        # A list's element that is neither a number nor text is one mistake, though it misses both.
+        field = ".".join(str(part) for part in mistake["loc"] if part not in ("int", "str")) or "body"
+        mistakes.setdefault(field, {"field": field, "message": mistake["msg"]})
+    first = next(iter(mistakes.values()))
+    return Problem(422, f"{first['field']}: {first['message']}", list(mistakes.values()))

@@ -1,0 +1,105 @@
+"""The web application: `create_app` puts the API and the page around a `Retriever`.
+
+Any WSGI server can run it (`towers serve` starts one). A worker that finds nothing to answer from stays up, says 503,
+and looks again: whoever mends the bundle need not restart anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flask import Flask
+
+from features.errors import DataError
+from serving.api import api
+from serving.config import ServingConfig
+from serving.errors import NotReady
+from serving.index import set_num_threads
+from serving.page import page
+from serving.problems import register_problems
+from serving.retriever import Retriever
+from serving.server import APP_VARIABLE
+from towers.bundle import BundleError
+
+_SECONDS_BETWEEN_TRIES = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Source:
+    """Where requests get their `Retriever` from; opened once, and tried again now and then while that fails."""
+
+    def __init__(self, open_retriever: Callable[[], Retriever]) -> None:
+        self._open = open_retriever
+        self._retriever: Retriever | None = None
+        self._next_try = 0.0
+        self._turn = threading.Lock()
+
+    def get(self) -> Retriever:
+        """Return the retriever.
+
+        Raises:
+            NotReady: It cannot be opened at present; the log says why.
+        """
+        if self._retriever is None:
+            with self._turn:
+                self._try_to_open()
+        if self._retriever is None:
+            raise NotReady("the model and its index are not loaded; the server's log says why")
+        return self._retriever
+
+    def _try_to_open(self) -> None:
+        if self._retriever is not None or time.monotonic() < self._next_try:
+            return
+        try:
+            self._retriever = self._open()
+        except (BundleError, DataError) as error:
+            self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            _log.error("not ready: %s", error)
+
+
+def create_app(source: Retriever | Path | str, settings: ServingConfig | None = None) -> Flask:
+    """Return the application.
+
+    Args:
+        source: A retriever, or the folder of a bundle, which is then opened with one thread per search: this is what
+            a server's worker does, after the fork.
+        settings: What the operator decides. None: the defaults.
+    """
+    settings = settings or ServingConfig()
+    app = Flask(__name__)
+    app.url_map.merge_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions["towers"] = settings
+    app.extensions["towers_source"] = _source(source, settings)
+    register_problems(app)
+    app.register_blueprint(api)
+    app.register_blueprint(page)
+    return app
+
+
+def create_worker_app() -> Flask:
+    """Return the application that the environment describes: what `towers serve` lets its workers run."""
+    told = json.loads(os.environ[APP_VARIABLE])
+    return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]))
+
+
+def _source(source: Retriever | Path | str, settings: ServingConfig) -> Source:
+    if isinstance(source, Retriever):
+        return Source(lambda: source)
+    path = Path(source)
+    # The workers share the cores already, and a library's threads do not survive a fork.
+    torch.set_num_threads(1)
+    set_num_threads(1)
+    opened = Source(lambda: Retriever.open(path, device=settings.device, recommend_seen=settings.recommend_seen))
+    try:
+        opened.get()
+    except NotReady:
+        _log.warning("serving 503 until %s can be opened", path)
+    return opened

@@ -1,0 +1,253 @@
+"""From "who is asking" to "these items": the one place where ids and rows meet.
+
+The service and the nightly file ask the same `Retriever`, so that they can't disagree. Whoever the model knows nothing
+about is answered with what is popular, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32, Int64
+
+from features.errors import DataError
+from features.sequences import Sequences, offsets_of
+from serving.ids import ExternalId, IdMap
+from serving.index import Device, Hits
+from serving.snapshot import Snapshot, attribute_columns, encode_users
+from towers.bundle import BundleError, ModelBundle
+
+Fallback = Literal["popular"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One item of an answer.
+
+    Attributes:
+        item_id: The item, as the catalogue calls it.
+        score: Higher is better. The cosine of user and item, -1 to 1; of a fallback the share of all interactions.
+        rank: Its place, from 1.
+        title: What to call it; None where the catalogue has no titles.
+    """
+
+    item_id: ExternalId
+    score: float
+    rank: int
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was recommended, and how it came about.
+
+    Attributes:
+        items: Best first.
+        fallback: What answered in the model's place; None where the model did.
+        unknown_items: Items of a given history that are not in the catalogue, and so were not heard.
+    """
+
+    items: list[Recommendation]
+    fallback: Fallback | None = None
+    unknown_items: tuple[ExternalId, ...] = ()
+
+
+class Retriever:
+    """A model and its snapshot, ready to answer; safe to use from several threads.
+
+    Attributes:
+        model: The model's version.
+        recommend_seen: Whether items come back to people who had them.
+        users: The known users.
+        items: The catalogue.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        snapshot: Snapshot,
+        *,
+        device: Device = "cpu",
+        recommend_seen: bool | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.bundle = bundle
+        self.snapshot = snapshot
+        features = bundle.config.features
+        self.model = bundle.version
+        self.recommend_seen = features.recommend_seen if recommend_seen is None else recommend_seen
+        self.items = IdMap(snapshot.catalog.item_ids)
+        self.users = IdMap(snapshot.histories.user_ids)
+        self.attribute_columns = attribute_columns(bundle)
+        has_titles = features.title is not None and features.title in snapshot.catalog.frame
+        self._titles = snapshot.catalog.titles(features.title) if has_titles else None
+        self._index = snapshot.index.to(device)
+        self._clock = clock
+        self._answerable = _answerable(snapshot)
+        self._popular = np.lexsort((np.arange(len(self.items)), -snapshot.interactions))
+        self._shares = (snapshot.interactions / max(1, snapshot.interactions.sum())).astype(np.float32)
+
+    @classmethod
+    def open(cls, path: Path, *, device: Device = "cpu", recommend_seen: bool | None = None) -> Retriever:
+        """Return the retriever of a bundle and the index inside it.
+
+        Raises:
+            BundleError: One of them is missing or damaged, or they do not belong together.
+        """
+        bundle = ModelBundle.open(path)
+        try:
+            return cls(bundle, Snapshot.open(bundle), device=device, recommend_seen=recommend_seen)
+        except ValueError as error:
+            raise error if isinstance(error, BundleError) else BundleError(str(error)) from error
+
+    def recommend(self, user_id: ExternalId, k: int) -> Answer:
+        """Return k items for someone, in the catalogue allows it; what is popular for someone unknown.
+
+        Args:
+            user_id: As in the tables, or its text: "42" finds the user 42.
+            k: How many items.
+        """
+        row = self.users.row(user_id)
+        if row is None:
+            return self._popular_answer(k)
+        hits, fallback = self.recommend_rows(np.array([row]), k)
+        return Answer(self._recommendations(*hits.of(0)), "popular" if fallback[0] else None)
+
+    def recommend_rows(self, user_rows: Int64[np.ndarray, " users"], k: int) -> tuple[Hits, Bool[np.ndarray, " users"]]:
+        """Return k items for each of many known users, and which of them were answered by what is popular.
+
+        Args:
+            user_rows: Positions in `users`.
+            k: How many items each.
+        """
+        histories = self.snapshot.histories.take(user_rows)
+        seen = (None, None) if self.recommend_seen else (histories.item_rows, histories.offsets)
+        hits = self._index.search(self._user_vectors(user_rows, histories), k, *seen)
+        fallback = ~self._answerable[user_rows]
+        if fallback.any():
+            found = [hits.of(user) for user in range(len(user_rows))]
+            for user in np.flatnonzero(fallback).tolist():
+                found[user] = self._most_popular(histories.items_of(user), k)
+            hits = Hits.join(found)
+        return hits, fallback
+
+    def recommend_for(
+        self, history: Sequence[ExternalId], attributes: Mapping[str, Any] | None = None, k: int = 10
+    ) -> Answer:
+        """Return k items for someone described here and now.
+
+        Args:
+            history: What they had, oldest first. Unknown items are left aside and named in the answer.
+            attributes: What is known of them, by column of the users' table. None, or a value of None: nothing.
+            k: How many items.
+
+        Raises:
+            DataError: An attribute is not one that the model reads, or its value is of the wrong type.
+        """
+        rows, unknown = self.items.rows(history)
+        person = self._person(attributes or {})
+        item_rows = np.array(rows, dtype=np.int64)
+        if not rows and person is None:
+            return self._popular_answer(k, tuple(unknown))
+        recent = item_rows[-self.bundle.config.features.history :]
+        vector = self.bundle.encode_users(
+            self._index.vectors[recent], offsets_of(np.array([len(recent)])), attributes=person, times=self._now(1)
+        )
+        seen = (None, None) if self.recommend_seen else (item_rows, offsets_of(np.array([len(item_rows)])))
+        hits = self._index.search(vector, k, *seen)
+        return Answer(self._recommendations(*hits.of(0)), None, tuple(unknown))
+
+    def similar(self, item_id: ExternalId, k: int) -> Answer | None:
+        """Return the k items most like one, without itself; None if there is no such item."""
+        row = self.items.row(item_id)
+        if row is None:
+            return None
+        itself = np.array([row])
+        hits = self._index.search(self._index.vectors[itself], k, itself, np.array([0, 1]))
+        return Answer(self._recommendations(*hits.of(0)))
+
+    def popular(self, k: int) -> Hits:
+        """Return the k items that were had most often, as the answer to someone unknown."""
+        return Hits.join([self._most_popular(np.zeros(0, np.int64), k)])
+
+    def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
+        """Return the k newest items that someone had, newest first; None if there is no such user.
+
+        `rank` counts back from the newest, and the score is 0.
+        """
+        row = self.users.row(user_id)
+        if row is None:
+            return None
+        newest = self.snapshot.histories.items_of(row)[::-1][:k]
+        return self._recommendations(newest, np.zeros(len(newest), dtype=np.float32))
+
+    def _user_vectors(self, user_rows: np.ndarray, histories: Sequences) -> Float32[np.ndarray, "users width"]:
+        if self.snapshot.user_vectors is not None:
+            return self.snapshot.user_vectors[user_rows]
+        attributes = self.snapshot.attributes
+        known = None if attributes is None else attributes.iloc[user_rows].reset_index(drop=True)
+        return encode_users(self.bundle, self._index, histories, known, now=int(self._clock()))
+
+    def _now(self, num_users: int) -> Int64[np.ndarray, " users"] | None:
+        if not self.bundle.config.features.context:
+            return None
+        return np.full(num_users, int(self._clock()), dtype=np.int64)
+
+    def _most_popular(self, seen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        candidates = self._popular[: k + len(seen)]
+        if not self.recommend_seen:
+            candidates = candidates[~np.isin(candidates, seen)]
+        return candidates[:k], self._shares[candidates[:k]]
+
+    def _popular_answer(self, k: int, unknown_items: tuple[ExternalId, ...] = ()) -> Answer:
+        return Answer(self._recommendations(*self.popular(k).of(0)), "popular", unknown_items)
+
+    def _recommendations(self, rows: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
+        ids, titles = self.items.ids, self._titles
+        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
+        return [
+            Recommendation(ids[row], score, rank, None if titles is None else titles[row])
+            for rank, (row, score) in pairs
+        ]
+
+    def _person(self, attributes: Mapping[str, Any]) -> pd.DataFrame | None:
+        """Return the attributes as a row of the users' table; None where nothing is known."""
+        unknown = [name for name in attributes if name not in self.attribute_columns]
+        if unknown:
+            known = ", ".join(map(repr, self.attribute_columns)) or "none"
+            raise DataError(f"attributes: the model does not read {unknown[0]!r}; it reads {known}")
+        given = {name: value for name, value in attributes.items() if value is not None}
+        if not given:
+            return None
+        kinds = self.bundle.config.features.user
+        return pd.DataFrame({name: [_cell(name, kinds[name].kind, value)] for name, value in given.items()})
+
+
+def _answerable(snapshot: Snapshot) -> Bool[np.ndarray, " users"]:
+    """Return of which users anything is known that the model reads."""
+    is_active = snapshot.histories.lengths > 0
+    if snapshot.attributes is None:
+        return is_active
+    return np.asarray(is_active | snapshot.attributes.notna().to_numpy(dtype=bool).any(axis=1))
+
+
+def _cell(name: str, kind: str, value: Any) -> Any:
+    """Return a posted value as a cell of the users' table."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_list = isinstance(value, list)
+    numbers = is_list and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
+    allowed, expected = {
+        "number": (is_number, "a number"),
+        "vector": (numbers, "a list of numbers"),
+        "time": (is_number or isinstance(value, str), "a date or Unix seconds"),
+        "categories": (isinstance(value, str) or (is_list and all(isinstance(one, str) for one in value)), "texts"),
+    }.get(kind, (isinstance(value, str | int | float), "text or a number"))
+    if not allowed:
+        raise DataError(f"attributes.{name}: expected {expected}, found {value!r}")
+    return value

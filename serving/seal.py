@@ -1,0 +1,162 @@
+"""The seal of an index folder: `manifest.json`, which says what made it and what each file must be.
+
+An index of other weights gives answers that look plausible and are wrong, and nothing in its shape would show it. So
+the seal holds the digest of the weights, and nothing is read before every file has proved to be the one that was
+written.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from features.config import StrictTable
+from features.files import sha256
+from serving.index import Kind
+from towers.bundle import BundleError, ModelBundle
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+
+_LIBRARIES = ("numpy", "pandas", "pyarrow", "safetensors", "torch")
+
+
+class FileSeal(StrictTable):
+    """What a file must be."""
+
+    bytes: int
+    """Its size."""
+    sha256: str
+    """The SHA-256 of its bytes, in hexadecimal."""
+
+
+class Seal(StrictTable):
+    """What is said of an index on disk."""
+
+    format_version: int
+    """Of the folder; this version reads 1."""
+    weights_digest: str
+    """SHA-256 of the model weights that made the vectors."""
+    model: str
+    """The model's version, as answers name it."""
+    catalog_digest: str
+    """SHA-256 of the catalogue's content."""
+    kind: Kind
+    """How the index searches."""
+    is_exact: bool
+    """Whether it finds the true best items by construction."""
+    recall_at_100: float
+    """The share of the true best 100 that it found when it was built."""
+    num_items: int
+    """Items in the catalogue."""
+    num_users: int
+    """Known users."""
+    num_interactions: int
+    """Events in their histories."""
+    width: int
+    """Numbers in a vector."""
+    created: str
+    """When, ISO 8601 in UTC."""
+    libraries: dict[str, str]
+    """Versions of what wrote it."""
+    files: dict[str, FileSeal] = Field(default_factory=dict)
+    """Every other file of the folder, by name."""
+
+    @classmethod
+    def of(
+        cls,
+        bundle: ModelBundle,
+        *,
+        catalog_digest: str,
+        kind: Kind,
+        is_exact: bool,
+        recall_at_100: float,
+        num_items: int,
+        num_users: int,
+        num_interactions: int,
+        width: int,
+    ) -> Seal:
+        """Return the seal of an index that `bundle` makes now; its files are sealed when they are written."""
+        return cls(
+            format_version=FORMAT_VERSION,
+            weights_digest=bundle.weights_digest,
+            model=bundle.version,
+            catalog_digest=catalog_digest,
+            kind=kind,
+            is_exact=is_exact,
+            recall_at_100=recall_at_100,
+            num_items=num_items,
+            num_users=num_users,
+            num_interactions=num_interactions,
+            width=width,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            libraries={name: version(name) for name in _LIBRARIES},
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the seal over the files that are in `folder`."""
+        files = {
+            path.name: FileSeal(bytes=path.stat().st_size, sha256=sha256(path)) for path in sorted(folder.iterdir())
+        }
+        sealed = self.model_copy(update={"files": files})
+        (folder / NAME).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path, bundle: ModelBundle) -> Seal:
+        """Return the seal of `folder` after proving that it belongs to `bundle` and that every file is intact.
+
+        Raises:
+            BundleError: Says what is wrong and how to make the index anew.
+        """
+        seal = cls._parse(folder, bundle)
+        if seal.weights_digest != bundle.weights_digest:
+            raise BundleError(
+                f"{folder}: made from other weights (digest {seal.weights_digest[:12]}) than the model in "
+                f"{bundle.path} (digest {bundle.weights_digest[:12]}); {cls.remedy(bundle.path)}"
+            )
+        for name, file in seal.files.items():
+            problem = _problem(folder / name, file)
+            if problem:
+                raise BundleError(f"{folder / name}: {problem}; {cls.remedy(bundle.path)}")
+        return seal
+
+    @staticmethod
+    def remedy(bundle_path: Path) -> str:
+        """Return how an index is made anew."""
+        return f"make the index anew with `towers index {bundle_path}`"
+
+    @classmethod
+    def _parse(cls, folder: Path, bundle: ModelBundle) -> Seal:
+        path = folder / NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise BundleError(f"{path}: no such file, so there is no index; {cls.remedy(bundle.path)}") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: cannot be read ({error}); {cls.remedy(bundle.path)}") from None
+        found = content.get("format_version") if isinstance(content, dict) else None
+        if isinstance(found, int) and found > FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format {found}, written by a newer two-towers (this one reads {FORMAT_VERSION}); "
+                f"upgrade, or {cls.remedy(bundle.path)}"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BundleError(f"{path}: {where}: {first['msg'].lower()}; {cls.remedy(bundle.path)}") from None
+
+
+def _problem(path: Path, file: FileSeal) -> str | None:
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != file.bytes:
+        return f"expected {file.bytes:,} bytes, found {path.stat().st_size:,}"
+    if sha256(path) != file.sha256:
+        return "its content was changed (the SHA-256 differs)"
+    return None

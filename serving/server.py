@@ -1,0 +1,130 @@
+"""The production server: `python -m serving.server` runs the workers, under granian or gunicorn.
+
+`towers serve` becomes this process (it executes it in its own place), so that nothing heavy is loaded before the
+workers are forked: FAISS and torch each bring an OpenMP whose threads do not survive a fork, and a search in a child
+of a warm parent hangs for ever. For the same reason, and because workers share the cores, each has one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from features.errors import DataError
+from serving.config import ServingConfig
+
+APP = "serving.app:create_worker_app"
+APP_VARIABLE = "TOWERS_SERVE"
+"""Tells the workers what to serve: JSON with `bundle` and `settings`."""
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_SECONDS_TO_LOAD = 600
+_SECONDS_TO_FINISH = 30
+
+
+def find_port(settings: ServingConfig) -> int:
+    """Return the port to listen at, after seeing that it is free.
+
+    Raises:
+        DataError: It is taken, or this machine has no such address.
+    """
+    where = f"port {settings.port} of {settings.host}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except socket.gaierror as error:
+        raise DataError(f"host {settings.host!r}: {error.strerror}; use 127.0.0.1, or 0.0.0.0 for all") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise DataError(f"{where} is already in use; choose another with --port, or stop what uses it") from None
+        raise DataError(f"{where} cannot be listened at ({error.strerror}); choose another") from None
+
+
+def address_of(settings: ServingConfig) -> str:
+    """Return the address of the service as a browser takes it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def become_server(bundle: Path, settings: ServingConfig) -> NoReturn:
+    """Turn this process into the server of `bundle`."""
+    told = {"bundle": str(bundle.absolute()), "settings": settings.model_dump()}
+    environment = {**os.environ, **_ONE_THREAD, APP_VARIABLE: json.dumps(told)}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "serving.server"], environment)
+
+
+def main() -> None:
+    """Run the server that the environment describes, until it is told to stop."""
+    settings = ServingConfig.model_validate(json.loads(os.environ[APP_VARIABLE])["settings"])
+    match settings.server:
+        case "granian":
+            _run_granian(settings)
+        case "gunicorn":
+            _run_gunicorn(settings)
+
+
+def _run_granian(settings: ServingConfig) -> None:
+    from granian import Granian
+    from granian.constants import Interfaces
+    from granian.log import LogLevels
+
+    Granian(
+        APP,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.WSGI,
+        factory=True,
+        workers=settings.workers,
+        blocking_threads=settings.threads,
+        websockets=False,
+        log_level=LogLevels.warning,
+        respawn_failed_workers=True,
+        workers_kill_timeout=_SECONDS_TO_FINISH,
+    ).serve()
+
+
+def _run_gunicorn(settings: ServingConfig) -> None:
+    from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+    from gunicorn.util import import_app  # type: ignore[import-untyped]
+
+    options = {
+        "bind": f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}",
+        "workers": settings.workers,
+        "threads": settings.threads,
+        "worker_class": "gthread",
+        "preload_app": False,
+        "control_socket_disable": True,
+        "loglevel": "warning",
+        "timeout": _SECONDS_TO_LOAD,
+        "graceful_timeout": _SECONDS_TO_FINISH,
+    }
+
+    class Server(BaseApplication):  # type: ignore[misc]
+        """Gunicorn with our settings; the application is made in each worker."""
+
+        def load_config(self) -> None:
+            """Take the settings."""
+            for name, value in options.items():
+                self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            """Return the application, in the worker."""
+            return import_app(f"{APP}()")
+
+    Server().run()
+
+
+if __name__ == "__main__":
+    main()

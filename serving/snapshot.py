@@ -1,0 +1,284 @@
+"""Everything a server answers from, in one folder: `index/` inside a bundle.
+
+A bundle is the model; a snapshot is what the model makes of today's tables: the catalogue with its vectors and their
+index, what everyone did, and what is popular. Weights change weekly and tables daily, so the folder has its own seal,
+and a snapshot opens only together with the bundle whose weights made it.
+
+```
+index/
+  manifest.json         the seal: digests of weights and catalogue, kind, measured recall, each file's bytes and sha256
+  items.parquet         the catalogue, in the order of rows, and `interactions.parquet` how often each item was had
+  vectors.safetensors   `items` by row; `users` by their order in users.parquet (not where the time of asking matters)
+  items.faiss           the index
+  users.parquet         user_id and history (item ids, oldest first); attributes.parquet what the model reads of them
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+from safetensors.numpy import load_file, save_file
+
+from features.files import atomic_folder
+from features.schema import ITEM_ID, USER_ID
+from features.sequences import Sequences, offsets_of
+from features.tables import Catalog, Tables, Users
+from serving.index import ItemIndex, Kind
+from serving.seal import Seal
+from towers.bundle import BundleError, ModelBundle
+
+FOLDER = "index"
+
+_ENCODE_BLOCK = 4096
+_RECALL_CUTOFF = 100
+_RECALL_SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tables of a day as a model sees them. Rows of items are positions in `catalog`, of users in `histories`.
+
+    Attributes:
+        catalog: What can be recommended.
+        index: The items' vectors, searchable.
+        histories: Everything each known user did, oldest first; users sorted by id, some perhaps without events.
+        attributes: What the model reads of each user beside that, one row each; None where it reads nothing.
+        user_vectors: The users' unit vectors, `[users, width]`; None where they depend on the time of asking.
+        interactions: How often each item was had, `[items]`.
+        seal: What is said of it on disk.
+    """
+
+    catalog: Catalog
+    index: ItemIndex
+    histories: Sequences
+    attributes: pd.DataFrame | None
+    user_vectors: Float32[np.ndarray, "users width"] | None
+    interactions: Int64[np.ndarray, " items"]
+    seal: Seal
+
+    @classmethod
+    def build(
+        cls,
+        bundle: ModelBundle,
+        tables: Tables,
+        kind: Kind = "exact",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Snapshot:
+        """Return what `bundle` makes of `tables`.
+
+        Args:
+            bundle: The model.
+            tables: Today's tables; items and users that training did not know are welcome.
+            kind: How the index searches.
+            progress: Called with the number of users encoded so far and of all users.
+        """
+        catalog = tables.catalog
+        index = ItemIndex.build(bundle.encode_items(catalog), kind)
+        histories, attributes = _people(tables, bundle)
+        vectors = (
+            None if bundle.config.features.context else encode_users(bundle, index, histories, attributes, progress)
+        )
+        seal = Seal.of(
+            bundle,
+            catalog_digest=_digest(catalog),
+            kind=kind,
+            is_exact=index.is_exact,
+            recall_at_100=_recall(index, vectors),
+            num_items=len(catalog),
+            num_users=len(histories),
+            num_interactions=histories.num_events,
+            width=index.width,
+        )
+        interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
+        return cls(catalog, index, histories, attributes, vectors, interactions, seal)
+
+    def save(self, bundle_path: Path) -> Path:
+        """Write the folder `index/` into a bundle, in the place of one that is there, and return its path."""
+        with atomic_folder(bundle_path / FOLDER) as folder:
+            _write(folder / "items.parquet", _arrow(self.catalog.frame))
+            _write(folder / "interactions.parquet", pa.table({"interactions": self.interactions}))
+            _write(folder / "users.parquet", self._users_table())
+            if self.attributes is not None:
+                _write(folder / "attributes.parquet", _arrow(self.attributes))
+            users = {} if self.user_vectors is None else {"users": self.user_vectors}
+            save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
+            self.index.save(folder / "items.faiss")
+            self.seal.write(folder)
+        return bundle_path / FOLDER
+
+    @classmethod
+    def open(cls, bundle: ModelBundle) -> Snapshot:
+        """Read the folder `index/` of a bundle.
+
+        Raises:
+            BundleError: There is none, it is damaged or of a newer format, or other weights made it.
+        """
+        folder = bundle.path / FOLDER
+        seal = Seal.read(folder, bundle)
+        try:
+            return cls._read(folder, seal)
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise BundleError(
+                f"{folder}: its files do not fit together ({said}); {seal.remedy(bundle.path)}"
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, seal: Seal) -> Snapshot:
+        catalog = Catalog(_frame(folder / "items.parquet"))
+        vectors = load_file(folder / "vectors.safetensors")
+        index = ItemIndex.load(folder / "items.faiss", vectors["items"], seal.kind)
+        histories = _histories(pq.read_table(folder / "users.parquet"), catalog)
+        attributes = _frame(folder / "attributes.parquet") if "attributes.parquet" in seal.files else None
+        interactions = pq.read_table(folder / "interactions.parquet")["interactions"].to_numpy()
+        counts = {len(catalog), len(index), len(interactions), seal.num_items}
+        people = {
+            len(histories),
+            seal.num_users,
+            *(len(one) for one in (attributes, vectors.get("users")) if one is not None),
+        }
+        if len(counts) > 1 or len(people) > 1:
+            raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
+        return cls(catalog, index, histories, attributes, vectors.get("users"), interactions, seal)
+
+    def _users_table(self) -> pa.Table:
+        item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
+        history = pa.LargeListArray.from_arrays(
+            pa.array(self.histories.offsets), item_ids.take(self.histories.item_rows)
+        )
+        return pa.table({USER_ID: pa.array(self.histories.user_ids.tolist()), "history": history})
+
+
+def encode_users(
+    bundle: ModelBundle,
+    index: ItemIndex,
+    histories: Sequences,
+    attributes: pd.DataFrame | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    now: int | None = None,
+) -> Float32[np.ndarray, "users width"]:
+    """Return users' unit vectors, made in blocks.
+
+    Args:
+        bundle: The model.
+        index: Where the vectors of the items in the histories are.
+        histories: What each user did, oldest first.
+        attributes: One row per user; None where there are none.
+        progress: Called with the number of users done and of all.
+        now: The time of asking in Unix seconds, for models that look at it.
+    """
+    recent = histories.last(bundle.config.features.history)
+    vectors = np.zeros((len(histories), index.width), dtype=np.float32)
+    for start in range(0, len(histories), _ENCODE_BLOCK):
+        users = np.arange(start, min(start + _ENCODE_BLOCK, len(histories)))
+        block = recent.take(users)
+        vectors[users] = bundle.encode_users(
+            index.vectors[block.item_rows],
+            block.offsets,
+            attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
+            user_ids=block.user_ids,
+            times=None if now is None else np.full(len(users), now, dtype=np.int64),
+        )
+        progress(int(users[-1]) + 1, len(histories))
+    return vectors
+
+
+def attribute_columns(bundle: ModelBundle) -> list[str]:
+    """Return the columns of the users' table that a model reads."""
+    return [column for column in bundle.config.features.user if column != USER_ID]
+
+
+def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame | None]:
+    """Return everyone of either table, sorted by id, with what they did and the attributes that the model reads."""
+    active = tables.interactions.sequences(tables.catalog)
+    columns = attribute_columns(bundle)
+    if tables.users is None:
+        return active, pd.DataFrame({column: [None] * len(active) for column in columns}) if columns else None
+    histories = _with_inactive(active, tables.users)
+    if not columns:
+        return histories, None
+    known = tables.users.frame.reindex(columns=columns)
+    return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
+
+
+def _with_inactive(active: Sequences, users: Users) -> Sequences:
+    """Return the sequences with those users added who did nothing yet, sorted by id."""
+    inactive = np.setdiff1d(users.user_ids, active.user_ids)
+    user_ids = np.concatenate([active.user_ids, inactive])
+    offsets = np.concatenate([active.offsets, np.full(len(inactive), active.num_events)])
+    return Sequences(user_ids, offsets, active.item_rows, active.times, active.is_ordered).take(
+        np.argsort(user_ids, kind="stable")
+    )
+
+
+def _recall(index: ItemIndex, user_vectors: np.ndarray | None) -> float:
+    """Return the share of the true best items that the index finds, over a sample of users (else of items)."""
+    among = index.vectors if user_vectors is None else user_vectors
+    sample = among[np.unique(np.linspace(0, len(among) - 1, _RECALL_SAMPLE).astype(int))]
+    sample = sample[np.linalg.norm(sample, axis=1) > 0]
+    found, true = index.search(sample, _RECALL_CUTOFF), index.scan(sample, _RECALL_CUTOFF)
+    hits = sum(len(np.intersect1d(found.of(user)[0], true.of(user)[0])) for user in range(len(sample)))
+    return hits / max(1, len(true.rows))
+
+
+def _histories(table: pa.Table, catalog: Catalog) -> Sequences:
+    history = table["history"].combine_chunks()
+    lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False)
+    value_set = _arrow(catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
+    rows = pc.index_in(history.flatten().cast(value_set.type), value_set=value_set)
+    if rows.null_count:
+        raise ValueError(f"{rows.null_count} items of histories are not in the catalogue")
+    user_ids = table[USER_ID].to_numpy()
+    return Sequences(user_ids, offsets_of(lengths), rows.to_numpy().astype(np.int64), times=None, is_ordered=True)
+
+
+def _digest(catalog: Catalog) -> str:
+    """Return the SHA-256 of what the catalogue says, whatever file it came from."""
+    digest = hashlib.sha256()
+    table = _arrow(catalog.frame)
+    with pa.ipc.new_stream(_HashSink(digest), table.schema) as stream:
+        stream.write_table(table)
+    return digest.hexdigest()
+
+
+class _HashSink:
+    """A file that only remembers the hash of what is written to it."""
+
+    closed = False
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return len(memoryview(data))
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _arrow(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None).combine_chunks()
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    frame: pd.DataFrame = pq.read_table(path).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+    return frame

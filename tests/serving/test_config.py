@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from features.errors import DataError
+from serving.config import ServingConfig, read_settings
+
+
+def write(tmp_path, text):
+    path = tmp_path / "serving.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_hold_where_nobody_says_anything():
+    assert read_settings(environment={}) == ServingConfig()
+
+
+def test_the_flag_wins_over_the_environment_and_that_over_the_file(tmp_path):
+    path = write(tmp_path, 'port = 1\nworkers = 2\nmax_k = 20\nserver = "gunicorn"')
+    settings = read_settings(path, {"TOWERS_PORT": "3", "TOWERS_WORKERS": "4"}, {"port": 5, "workers": None})
+    assert (settings.port, settings.workers, settings.max_k, settings.server) == (5, 4, 20, "gunicorn")
+
+
+def test_each_setting_is_an_environment_variable():
+    values = {
+        "host": "0.0.0.0", "port": "9", "workers": "3", "threads": "2", "server": "gunicorn", "default_k": "5",
+        "max_k": "50", "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
+    }  # fmt: skip
+    assert set(values) == set(ServingConfig.model_fields)
+    settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
+    assert settings.model_dump(mode="json") == {
+        "host": "0.0.0.0", "port": 9, "workers": 3, "threads": 2, "server": "gunicorn", "default_k": 5,
+        "max_k": 50, "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
+    }  # fmt: skip
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
+    path = write(tmp_path, 'prot = 8000\nworkers = "two"')
+    with pytest.raises(DataError, match=r"serving.toml: .*workers: .*prot: no such setting|prot: no such.*workers: "):
+        read_settings(path, {})
+
+
+def test_mistakes_of_the_environment_name_the_variable():
+    with pytest.raises(DataError, match="environment: TOWERS_PORT: .*found 'http'"):
+        read_settings(environment={"TOWERS_PORT": "http"})
+
+
+def test_a_default_beyond_the_maximum_is_a_mistake():
+    with pytest.raises(DataError, match="default_k = 10 is more than max_k = 5"):
+        read_settings(environment={}, flags={"max_k": 5})
+
+
+def test_flags_out_of_range_are_mistakes():
+    with pytest.raises(DataError, match="settings of the service: port: .*found 70000"):
+        read_settings(environment={}, flags={"port": 70_000})
+
+
+def test_every_setting_says_what_it_means():
+    for name, field in ServingConfig.model_fields.items():
+        assert field.description, name
