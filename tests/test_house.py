@@ -1,0 +1,165 @@
+"""The guards of the house: rules that hold for the whole of the project, whoever writes it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from features.config import StrictTable
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("features", "towers", "training", "serving")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TOP_LEVEL = {"Makefile", "LICENSE", "README.md", "pyproject.toml", "notebooks", "tests", *ROOMS}
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages a file imports, inside its functions, too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return listed.stdout.splitlines()
+
+
+def test_the_arrows_between_the_rooms_hold() -> None:
+    ended = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [("faiss", "serving/index.py"), ("flask", "serving/"), ("mlflow", "training/"), ("pickle", "nowhere")],
+)
+def test_a_library_is_imported_in_its_own_place_only(library: str, home: str) -> None:
+    users = [path.relative_to(ROOT).as_posix() for path in SOURCES if library in imported(path)]
+    assert [user for user in users if not user.startswith(home)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_file_says_in_a_few_lines_what_it_is_for(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "no docstring"
+    if path.name == "__init__.py" and path.parent.name in ROOMS:
+        assert len(tree.body) == 1, "a room's __init__ is a signpost and nothing else"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_reads_or_writes_pickle_by_a_side_door(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"torch\.(load|save)\(|allow_pickle=True|read_pickle|to_pickle|joblib", text)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_signpost_names_each_file_of_its_room_and_no_other(room: str) -> None:
+    there = {
+        path.stem for path in (ROOT / room).glob("[!_]*") if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    text = " ".join((import_module(room).__doc__ or "").split())
+    listed = re.findall(r"((?:`[a-z_]+`(?:, | and )?)+):", text)  # `negatives`, `losses`: what ...
+    named = {name for names in listed for name in re.findall(r"`([a-z_]+)`", names)}
+    assert named == there
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_setting_says_what_it_is(room: str) -> None:
+    if not (ROOT / room / "config.py").exists():
+        pytest.skip("this room has no settings")
+    module = import_module(f"{room}.config")
+    tables = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, StrictTable)]
+    silent = [
+        f"{table.__name__}.{name}"
+        for table in tables
+        for name, field in table.model_fields.items()
+        if not field.description
+    ]
+    assert not silent
+
+
+def test_nothing_unexpected_lies_at_the_top() -> None:
+    top = {name.partition("/")[0] for name in tracked()}
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_package_is_hidden_in_the_tests() -> None:
+    # tests/features/__init__.py would take the place of the real package.
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_nothing_is_left_to_do_in_what_is_shipped() -> None:
+    marks = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+    assert [path for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_lock_is_exact_and_names_no_address(device: str) -> None:
+    lines = (ROOT / ".locks" / f"{device}.lock").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.lstrip().startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[^ ;/@]+( ; .+)?", pin) for pin in pins)
+    assert not [line for line in lines if "://" in line or "index-url" in line or re.search(r"(^|\s)/", line)]
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "away"),
+    [
+        ("cpu", {"fbgemm-gpu-cpu", "faiss-cpu"}, {"fbgemm-gpu", "faiss-gpu", "triton", "nvidia-cublas"}),
+        ("gpu", {"fbgemm-gpu", "faiss-gpu", "triton"}, {"fbgemm-gpu-cpu", "faiss-cpu"}),
+    ],
+)
+def test_each_lock_has_the_builds_for_its_device(device: str, there: set[str], away: set[str]) -> None:
+    text = (ROOT / ".locks" / f"{device}.lock").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+    assert pins.keys() >= there
+    assert not pins.keys() & away
+    assert (pins["torch"], pins["torchrec"]) == ("2.13.0", "1.8.0")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_each_lock_has_all_that_pyproject_asks_for(device: str) -> None:
+    text = (ROOT / ".locks" / f"{device}.lock").read_text(encoding="utf-8")
+    pins = set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    names = {re.split(r"[<>=!~;\[ ]", line)[0] for line in wanted} - {"faiss-cpu"}
+    assert names <= pins
+
+
+def test_every_library_we_import_is_asked_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    asked = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in project["project"]["dependencies"]}
+    called = {"faiss_cpu": "faiss", "scikit_learn": "sklearn"}
+    brought = {"fbgemm_gpu", "werkzeug"}  # by torchrec and by flask, which are nothing without them
+    known = {called.get(name, name) for name in asked} | brought | set(ROOMS) | sys.stdlib_module_names
+    used = {name for path in SOURCES for name in imported(path)}
+    assert used <= known
+
+
+def test_the_wheel_holds_the_four_rooms_and_nothing_else(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    top = {name.partition("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == set(ROOMS)
+    packed = {name for name in names if name.endswith(".py")}
+    assert packed == {path.relative_to(ROOT).as_posix() for path in SOURCES}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
