@@ -35,7 +35,7 @@ class EntityFeatures:
         """Return the number of entities."""
         return len(self.dense)
 
-    def take(self, rows: Int[Tensor, "chosen"]) -> EntityFeatures:
+    def take(self, rows: Int[Tensor, chosen]) -> EntityFeatures:
         """Return the entities at `rows`, in that order."""
         sparse = None if self.sparse is None else take_jagged(self.sparse, rows)
         return EntityFeatures(sparse, self.dense[rows])
@@ -45,7 +45,7 @@ class EntityFeatures:
         return EntityFeatures(None if self.sparse is None else self.sparse.to(device), self.dense.to(device))
 
 
-def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, "chosen"]) -> KeyedJaggedTensor:
+def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> KeyedJaggedTensor:
     """Return the columns (entities) `rows` of a weighted `KeyedJaggedTensor`, for every key."""
     keys = features.keys()
     stride = features.stride()
@@ -79,20 +79,18 @@ class SequenceBatch:
         known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
     """
 
-    users: Int[Tensor, "users"]
-    offsets: Int[Tensor, "users_plus_1"]
-    item_rows: Int[Tensor, "events"]
-    times: Int[Tensor, "events"] | None
+    users: Int[Tensor, users]
+    offsets: Int[Tensor, users_plus_1]
+    item_rows: Int[Tensor, events]
+    times: Int[Tensor, events] | None
     is_target: Tensor
-    known_offsets: Int[Tensor, "users_plus_1"]
-    known_rows: Int[Tensor, "known"]
+    known_offsets: Int[Tensor, users_plus_1]
+    known_rows: Int[Tensor, known]
 
     def to(self, device: torch.device) -> SequenceBatch:
         """Return the same batch on `device`."""
         moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 

@@ -141,7 +141,7 @@ class NumberEncoder:
     linear layer after it can follow any shape. A missing value is all zeros, a known one begins with a 1.
     """
 
-    edges: Float[np.ndarray, "edges"]
+    edges: Float[np.ndarray, edges]
     feature: Feature
 
     @classmethod
@@ -204,7 +204,8 @@ class VectorEncoder:
                         f"found {len(value)}; make it as long as in training"
                     )
                 vectors[row] = value
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
 
     def save(self, path: Path) -> None:
         """Write the width."""
@@ -256,7 +257,8 @@ class SideEncoders:
     def save(self, features: Iterable[Feature], folder: Path, side: str) -> None:
         """Write one Parquet file per feature into `folder`."""
         for place, feature in enumerate(features):
-            (self.sparse | self.dense)[feature.name].save(_file(folder, side, place))  # type: ignore[operator]
+            encoder = self.sparse[feature.name] if feature.is_sparse else self.dense[feature.name]
+            encoder.save(_file(folder, side, place))
 
     @property
     def sizes(self) -> FeatureSizes:
@@ -342,7 +344,7 @@ class Featurizer:
         )
 
 
-def request_features(times: Int[Tensor, "requests"]) -> Float[Tensor, "requests 6"]:
+def request_features(times: Int[Tensor, requests]) -> Float[Tensor, "requests 6"]:
     """Return the hour, the weekday and the season of Unix times (UTC), each as a point on a circle."""
     days = times.double() / SECONDS_A_DAY
     turns = torch.stack([days % 1, (days / 7) % 1, (days / 365.2425) % 1], dim=-1) * 2 * torch.pi
@@ -382,7 +384,7 @@ def _texts(column: pd.Series) -> list[str]:
     return ["" if _is_missing(value) else str(value) for value in column]
 
 
-def _split(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cells"], list[str]]:
+def _split(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, cells], list[str]]:
     """Return how many values each cell holds, and all values as text."""
     cells = [_cell(feature, value) for value in column]
     return np.array([len(cell) for cell in cells], dtype=np.int64), [value for cell in cells for value in cell]
@@ -398,7 +400,7 @@ def _cell(feature: Feature, value: Any) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _numbers(feature: Feature, column: pd.Series) -> Float[np.ndarray, "entities"]:
+def _numbers(feature: Feature, column: pd.Series) -> Float[np.ndarray, entities]:
     if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
         moments = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
         return moments.astype("datetime64[s, UTC]").astype("int64").where(moments.notna()).to_numpy(np.float64)

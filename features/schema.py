@@ -6,6 +6,7 @@ the training data; the towers make one embedding table or one projection of each
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from features.config import FeaturesConfig, FeatureSettings, Kind
@@ -51,5 +52,5 @@ class Schema:
         return cls(item=item, user=_features(config.user), context=_features(config.context))
 
 
-def _features(settings: dict[str, FeatureSettings]) -> tuple[Feature, ...]:
+def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
     return tuple(Feature(name, setting.kind, setting.separator) for name, setting in settings.items())

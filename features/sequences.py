@@ -30,9 +30,9 @@ class Sequences:
     """
 
     user_ids: np.ndarray
-    offsets: Int[np.ndarray, "users_plus_1"]
-    item_rows: Int[np.ndarray, "events"]
-    times: Int[np.ndarray, "events"] | None
+    offsets: Int[np.ndarray, users_plus_1]
+    item_rows: Int[np.ndarray, events]
+    times: Int[np.ndarray, events] | None
     is_ordered: bool
 
     def __len__(self) -> int:
@@ -45,20 +45,20 @@ class Sequences:
         return len(self.item_rows)
 
     @property
-    def lengths(self) -> Int[np.ndarray, "users"]:
+    def lengths(self) -> Int[np.ndarray, users]:
         """The number of events of each user."""
         return np.diff(self.offsets)
 
     @property
-    def event_users(self) -> Int[np.ndarray, "events"]:
+    def event_users(self) -> Int[np.ndarray, events]:
         """The position of each event's user in `user_ids`."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def items_of(self, user: int) -> Int[np.ndarray, "history"]:
+    def items_of(self, user: int) -> Int[np.ndarray, history]:
         """Return the catalogue rows of the user at position `user`, oldest first."""
         return self.item_rows[self.offsets[user] : self.offsets[user + 1]]
 
-    def take(self, users: Int[np.ndarray, "chosen"]) -> Sequences:
+    def take(self, users: Int[np.ndarray, chosen]) -> Sequences:
         """Return the users at the given positions, in that order."""
         lengths = self.lengths[users]
         events = ragged_arange(self.offsets[:-1][users], lengths)
@@ -72,10 +72,10 @@ class Sequences:
 
     def keep(self, events: np.ndarray) -> Sequences:
         """Return the same users with only the events where the boolean `events`, `[events]`, is true."""
-        kept = np.add.reduceat(np.append(events, False), self.offsets[:-1]) * (self.lengths > 0) if len(self) else []
+        kept = np.bincount(self.event_users[events], minlength=len(self))
         return replace(
             self,
-            offsets=offsets_of(np.asarray(kept, dtype=np.int64)),
+            offsets=offsets_of(kept),
             item_rows=self.item_rows[events],
             times=None if self.times is None else self.times[events],
         )
@@ -106,15 +106,15 @@ class Queries:
     """
 
     history: Sequences
-    target_offsets: Int[np.ndarray, "questions_plus_1"]
-    target_rows: Int[np.ndarray, "targets"]
-    times: Int[np.ndarray, "questions"] | None
+    target_offsets: Int[np.ndarray, questions_plus_1]
+    target_rows: Int[np.ndarray, targets]
+    times: Int[np.ndarray, questions] | None
 
     def __len__(self) -> int:
         """Return the number of questions."""
         return len(self.history)
 
-    def take(self, questions: Int[np.ndarray, "chosen"]) -> Queries:
+    def take(self, questions: Int[np.ndarray, chosen]) -> Queries:
         """Return the questions at the given positions, in that order."""
         lengths = np.diff(self.target_offsets)[questions]
         targets = ragged_arange(self.target_offsets[:-1][questions], lengths)
@@ -126,12 +126,12 @@ class Queries:
         )
 
 
-def offsets_of(lengths: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "rows_plus_1"]:
+def offsets_of(lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, rows_plus_1]:
     """Return the running sum of `lengths` with a 0 before it: where each jagged row begins."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def ragged_arange(starts: Int[np.ndarray, "rows"], lengths: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "total"]:
+def ragged_arange(starts: Int[np.ndarray, rows], lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, total]:
     """Return `starts[0], starts[0] + 1, …` for each row in turn, `lengths[row]` numbers for a row.
 
     Example:
@@ -139,4 +139,5 @@ def ragged_arange(starts: Int[np.ndarray, "rows"], lengths: Int[np.ndarray, "row
         [5, 6, 0, 1, 2]
     """
     offsets = offsets_of(lengths)
-    return np.arange(offsets[-1]) + np.repeat(np.asarray(starts) - offsets[:-1], lengths)
+    places: np.ndarray = np.arange(offsets[-1]) + np.repeat(np.asarray(starts) - offsets[:-1], lengths)
+    return places

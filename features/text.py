@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,11 +24,11 @@ def ngrams(text: str) -> list[str]:
     """Return the words, the pairs of neighbouring words, and the character n-grams of each word between bars.
 
     Example:
-        >>> ngrams("Red fox")
-        ['red', 'fox', 'red fox', '|re', 'red', 'ed|', '|red', 'red|', '|red|', '|fo', 'fox', 'ox|', '|fox', 'fox|', '|fox|']
+        >>> ngrams("A fox")
+        ['a', 'fox', 'a fox', '|a|', '|fo', 'fox', 'ox|', '|fox', 'fox|', '|fox|']
     """
     words = WORD.findall(text.lower())
-    pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    pairs = [f"{first} {second}" for first, second in pairwise(words)]
     return words + pairs + [piece for word in words for piece in _pieces(f"|{word}|")]
 
 
@@ -43,7 +44,7 @@ class HashedText:
         max_ngrams: How many n-grams of a text are kept, those of the highest TF-IDF.
     """
 
-    def __init__(self, inverse_document_frequency: Float[np.ndarray, "buckets"], max_ngrams: int) -> None:
+    def __init__(self, inverse_document_frequency: Float[np.ndarray, buckets], max_ngrams: int) -> None:
         self.inverse_document_frequency = inverse_document_frequency
         self.max_ngrams = max_ngrams
 
@@ -56,7 +57,7 @@ class HashedText:
 
     def bags(
         self, texts: Sequence[str]
-    ) -> tuple[Int[np.ndarray, "texts"], Int[np.ndarray, "ngrams"], Float[np.ndarray, "ngrams"]]:
+    ) -> tuple[Int[np.ndarray, texts], Int[np.ndarray, ngrams], Float[np.ndarray, ngrams]]:
         """Return the size of each text's bag, and all bags one after another: buckets and weights."""
         counts = _counts(texts, len(self.inverse_document_frequency))
         counts.data = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]

@@ -41,9 +41,9 @@ class Vocabulary:
         """Return the number of rows, the unknown one included."""
         return len(self.values) + 1
 
-    def rows(self, values: Iterable[object]) -> Int[np.ndarray, "values"]:
+    def rows(self, values: Iterable[object]) -> Int[np.ndarray, values]:
         """Return the row of each value, 0 where it is not known."""
-        return np.asarray(self.values.get_indexer(pd.Index(values, dtype=self.values.dtype)) + 1, dtype=np.int64)
+        return np.asarray(self.values.get_indexer(pd.Index(list(values), dtype=self.values.dtype)) + 1, dtype=np.int64)
 
     def save(self, path: Path) -> None:
         """Write the values as a Parquet file of one column, `value`."""

@@ -1,0 +1,310 @@
+"""What is shipped: a folder with the towers, everything they need to read tables, and a seal on each file.
+
+    manifest.json  run.toml  schema.json  vocabularies/  model.safetensors  report.json  report.html  README.md
+
+Training writes it, serving reads it; it is the only thing they share. It appears under its name complete or not at
+all, holds no pickle, and is verified, every byte of it, each time it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tomli_w
+import torch
+from jaxtyping import Float32, Int
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from features.config import FeaturesConfig, parse_settings, read_toml
+from features.errors import DataError
+from features.featurizer import Featurizer
+from features.files import atomic_folder, sha256
+from features.sequences import offsets_of, ragged_arange
+from features.tables import Catalog
+from towers.config import TowersConfig
+from towers.two_tower import TwoTower
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+BLOCK = 4096
+"""Items or users encoded at a time."""
+
+
+class BundleError(ValueError):
+    """A bundle or an index cannot be used as it is; the message says why, where and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The seal of a bundle.
+
+    Attributes:
+        format_version: Of the layout of the folder.
+        created: When it was written, ISO 8601, UTC.
+        tables_folder: What the paths in run.toml were relative to.
+        libraries: The versions it was made with.
+        digests: SHA-256 of the configuration, the tables and the weights.
+        primary_metric: Name and value of the metric the weights were selected by.
+        files: Bytes and SHA-256 of each file, by path in the folder.
+    """
+
+    format_version: int
+    created: str
+    tables_folder: str
+    libraries: dict[str, str]
+    digests: dict[str, str]
+    primary_metric: dict[str, float]
+    files: dict[str, dict[str, Any]]
+
+
+class BundleConfig(BaseModel):
+    """The part of run.toml that the model needs wherever it goes; how it was trained is left to training."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    features: FeaturesConfig
+    """The tables, and what is read from them."""
+    towers: TowersConfig = TowersConfig()
+    """The shape of the two towers."""
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """An opened bundle.
+
+    Attributes:
+        path: The folder.
+        manifest: Its seal.
+        config: `[features]` and `[towers]`.
+        featurizer: Columns to numbers.
+        model: The towers, in evaluation mode.
+        report: What the evaluation found.
+    """
+
+    path: Path
+    manifest: Manifest
+    config: BundleConfig
+    featurizer: Featurizer
+    model: TwoTower
+    report: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, device: str = "cpu") -> ModelBundle:
+        """Verify a bundle and load it.
+
+        Raises:
+            BundleError: It is missing, incomplete, changed, or of another version.
+        """
+        manifest = verify(path)
+        try:
+            config = parse_settings(BundleConfig, read_toml(path / "run.toml"), str(path / "run.toml"))
+            featurizer = Featurizer.load(path)
+            report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+            with torch.device(device):
+                model = TwoTower(config.towers, featurizer, config.features.history)
+            model.load_state_dict(load_file(path / WEIGHTS, device=device))
+        except (DataError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(
+                f"{path}: sealed, yet it cannot be read with this version of towers ({reason}); train again, or "
+                f"install two-towers {manifest.libraries.get('two-towers', 'of its time')}"
+            ) from None
+        return cls(path, manifest, config, featurizer, model.eval(), report)
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights."""
+        return self.manifest.digests["weights"]
+
+    @property
+    def version(self) -> str:
+        """A short name of the weights: the first 12 digits of their digest."""
+        return self.weights_digest[:12]
+
+    @property
+    def tables_folder(self) -> Path:
+        """What the paths in `config.features` are relative to."""
+        return Path(self.manifest.tables_folder)
+
+    def encode_items(self, catalog: Catalog) -> Float32[np.ndarray, "items width"]:
+        """Return the unit vector of every item of a catalogue, items that training did not know included."""
+        features = self.featurizer.item_features(catalog)
+        blocks = torch.arange(len(catalog)).split(BLOCK)
+        with torch.inference_mode():
+            vectors = [
+                self.model.item_vectors(features.take(rows).to(self._device)).float().cpu().numpy() for rows in blocks
+            ]
+        width = self.config.towers.width
+        return np.concatenate([np.zeros((0, width), dtype=np.float32), *vectors])
+
+    def encode_users(
+        self,
+        history_vectors: Float32[np.ndarray, "events width"],
+        history_offsets: Int[np.ndarray, users_plus_1],
+        attributes: pd.DataFrame | None = None,
+        user_ids: Sequence[Any] | np.ndarray | None = None,
+        times: Int[np.ndarray, users] | None = None,
+    ) -> Float32[np.ndarray, "users width"]:
+        """Return the unit vector of each user.
+
+        Args:
+            history_vectors: The vectors (rows of `encode_items`) of the items of all histories, oldest first. Of each
+                user the newest `config.features.history` are read.
+            history_offsets: Where each user's history begins, from 0 to `events`.
+            attributes: One row per user, columns as in the users' table; what is missing is unknown.
+            user_ids: The users' ids, for models that know users by id. None: unknown.
+            times: Unix seconds of each request, for models that read it. None: unknown.
+        """
+        num_users = len(history_offsets) - 1
+        ids = [None] * num_users if user_ids is None else user_ids
+        features = self.featurizer.user_features(ids, attributes)
+        lengths = np.minimum(np.diff(history_offsets), self.config.features.history)
+        vectors = []
+        for begin in range(0, num_users, BLOCK):
+            block = slice(begin, min(begin + BLOCK, num_users))
+            events = ragged_arange(history_offsets[1:][block] - lengths[block], lengths[block])
+            with torch.inference_mode():
+                encoded = self.model.user_vectors(
+                    torch.from_numpy(history_vectors[events]).to(self._device),
+                    torch.from_numpy(offsets_of(lengths[block])).to(self._device),
+                    features.take(torch.arange(num_users)[block]).to(self._device),
+                    None if times is None else torch.from_numpy(np.asarray(times)[block]).to(self._device),
+                )
+            vectors.append(encoded.float().cpu().numpy())
+        return np.concatenate([np.zeros((0, self.config.towers.width), dtype=np.float32), *vectors])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.log_scale.device
+
+
+def write_bundle(
+    path: Path,
+    *,
+    settings: Mapping[str, Any],
+    tables_folder: Path,
+    data_digests: Mapping[str, str],
+    featurizer: Featurizer,
+    weights: Mapping[str, Tensor],
+    report: Mapping[str, Any],
+    pages: Mapping[str, str],
+    primary_metric: Mapping[str, float],
+) -> None:
+    """Write a bundle; it stands at `path` complete or not at all.
+
+    Args:
+        path: The folder; one that is there is replaced.
+        settings: The whole of run.toml, as it was used.
+        tables_folder: What the paths in it are relative to.
+        data_digests: SHA-256 of each table that was read, by name.
+        featurizer: What was fitted.
+        weights: The model's state.
+        report: What the evaluation found.
+        pages: Further text files, by name: the report as a page, the model card.
+        primary_metric: Name and value of the metric the weights were selected by.
+    """
+    with atomic_folder(path) as folder:
+        (folder / "run.toml").write_text(tomli_w.dumps(_without_nulls(settings)), encoding="utf-8")
+        featurizer.save(folder)
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, folder / WEIGHTS
+        )
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tables_folder=str(tables_folder.resolve()),
+            libraries=library_versions(),
+            digests={
+                "configuration": hashlib.sha256((folder / "run.toml").read_bytes()).hexdigest(),
+                "weights": sha256(folder / WEIGHTS),
+                **data_digests,
+            },
+            primary_metric=dict(primary_metric),
+            files=seal(folder),
+        )
+        (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+
+
+def seal(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return bytes and SHA-256 of every file below `folder`, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+    }
+
+
+def broken_seal(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what is wrong with the first file that is not as it was sealed; None if all are."""
+    for name, sealed in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != sealed["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, expected {sealed['bytes']:,}"
+        if sha256(path) != sealed["sha256"]:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def verify(path: Path) -> Manifest:
+    """Return the manifest of a bundle whose every file is as it was written.
+
+    Raises:
+        BundleError: It is not.
+    """
+    remedy = "train again, or copy the whole folder again from where it was made"
+    if not path.exists():
+        raise BundleError(f"{path}: no such bundle; `towers train run.toml` writes one")
+    if not path.is_dir():
+        raise BundleError(f"{path}: expected the folder that `towers train` writes, found a file; give the folder")
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path}: not a bundle, it has no {MANIFEST}; give a folder that `towers train` wrote")
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found = content["format_version"]
+        if found != FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: expected bundle format {FORMAT_VERSION}, found {found}; train again with this version of "
+                f"towers, or install two-towers {content.get('libraries', {}).get('two-towers', 'of its time')}"
+            )
+        manifest = Manifest(**content)
+        broken = broken_seal(path, manifest.files)
+    except BundleError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: {MANIFEST} is damaged ({error}); {remedy}") from None
+    needed = {"run.toml", "schema.json", WEIGHTS, "report.json"} - manifest.files.keys()
+    if broken or needed:
+        raise BundleError(f"{path}: {broken or f'{min(needed)} is not in {MANIFEST}'}; {remedy}")
+    return manifest
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide what a model is."""
+    names = ("two-towers", "torch", "torchrec", "numpy", "pandas")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is not set: TOML has no null."""
+    return {
+        key: _without_nulls(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value is not None
+    }

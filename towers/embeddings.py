@@ -1,0 +1,72 @@
+"""Embedding tables for sparse features, on torchrec: the only file that builds its collections.
+
+In training the tables update themselves in the backward pass (row-wise Adagrad, fused into the kernel, so that a
+gradient is never stored); everywhere else they are torchrec's plain collection with the same names and weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+
+class FeatureEmbeddings(nn.Module):
+    """One table per sparse feature; a bag becomes the weighted sum of its rows.
+
+    The tables stand on torch's default device at the time.
+
+    Args:
+        tables: Rows of each feature's table, by feature.
+        width: Numbers in a row.
+        learning_rate: Of the fused row-wise Adagrad. None: the tables are not trained.
+    """
+
+    def __init__(self, tables: dict[str, int], width: int, *, learning_rate: float | None = None) -> None:
+        super().__init__()
+        configs = [
+            EmbeddingBagConfig(
+                name=f"table_{place}",
+                embedding_dim=width,
+                num_embeddings=num_rows,
+                feature_names=[feature],
+                pooling=PoolingType.SUM,
+            )
+            for place, (feature, num_rows) in enumerate(tables.items())
+        ]
+        if learning_rate is None:
+            self.collection: nn.Module = EmbeddingBagCollection(tables=configs, is_weighted=True)
+        else:
+            self.collection = FusedEmbeddingBagCollection(
+                tables=configs,
+                optimizer_type=RowWiseAdagrad,
+                optimizer_kwargs={"lr": learning_rate},
+                is_weighted=True,
+                device=torch.get_default_device(),
+            )
+        self.num_features = len(tables)
+        self.width = width
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Draw rows of about unit length, so that every feature begins with an equal say."""
+        for weight in self.collection.state_dict().values():
+            with torch.no_grad():
+                weight.normal_(0, self.width**-0.5)
+
+    @property
+    def fused_optimizer(self) -> KeyedOptimizer | None:
+        """The optimizer inside the tables; None when they are not trained."""
+        if isinstance(self.collection, FusedEmbeddingBagCollection):
+            return self.collection.fused_optimizer()
+        return None
+
+    def forward(self, features: KeyedJaggedTensor) -> Float[Tensor, "entities features width"]:
+        """Return the pooled vector of each feature of each entity."""
+        pooled: Tensor = self.collection(features).values()
+        return pooled.view(-1, self.num_features, self.width)

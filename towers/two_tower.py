@@ -1,0 +1,141 @@
+"""The pair: an item tower, a user tower that reads the items' own vectors, and the similarity between them.
+
+Neither tower sees the other's input. An item's vector is made once and used everywhere: the index holds it, the loss
+scores it, the history encoder reads it. So an item that did not exist in training can be searched, recommended and be
+part of a history, and at request time the user tower needs no item features, only vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from features.batches import EntityFeatures
+from features.featurizer import CONTEXT_WIDTH, Featurizer, request_features
+from towers.config import TowersConfig
+from towers.history import CausalMean, CausalTransformer
+from towers.tower import FeatureTower, unit
+
+INITIAL_TEMPERATURE = 0.05
+LOWEST_TEMPERATURE = 0.01
+
+
+class UserTower(nn.Module):
+    """A user's past, attributes and request to unit vectors, one for every point in the past.
+
+    Args:
+        config: `[towers]`.
+        featurizer: Says which user and request features there are.
+        length: How many events of a history are read.
+        learning_rate: Of the embedding tables; None: not trained.
+    """
+
+    def __init__(
+        self, config: TowersConfig, featurizer: Featurizer, length: int, *, learning_rate: float | None
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.width = width
+        self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.read = nn.Linear(width, width, bias=False)
+        self.history = _history_encoder(config, length + 1)
+        schema, sizes = featurizer.schema, featurizer.users.sizes
+        self.attributes = (
+            FeatureTower(schema.user, sizes, width, id_dropout=config.id_dropout, learning_rate=learning_rate)
+            if schema.user
+            else None
+        )
+        self.request = nn.Linear(CONTEXT_WIDTH, width, bias=False) if schema.context else None
+
+    def forward(
+        self,
+        event_vectors: Float[Tensor, "events width"],
+        offsets: Int[Tensor, users_plus_1],
+        users: EntityFeatures,
+        times: Int[Tensor, tokens] | None = None,
+    ) -> Float[Tensor, "tokens width"]:
+        """Return the user's vector before his first event and after each one: `events + users` unit vectors.
+
+        Args:
+            event_vectors: The vectors of the items of all histories, oldest first.
+            offsets: Where each user's events begin.
+            users: The attributes of the users.
+            times: Unix seconds of the request that each result is for; None: unknown.
+        """
+        num_users, num_tokens = len(offsets) - 1, len(event_vectors) + len(offsets) - 1
+        lengths = offsets.diff() + 1
+        user_of_token = torch.repeat_interleave(
+            torch.arange(num_users, device=offsets.device), lengths, output_size=num_tokens
+        )
+        token_offsets = offsets + torch.arange(num_users + 1, device=offsets.device)
+        source = torch.arange(num_tokens, device=offsets.device) - user_of_token
+        source[token_offsets[:-1]] = 0
+        scaled = torch.cat([self.beginning[None], self.read(event_vectors * self.width**0.5)])
+        state = self.history(scaled[source], token_offsets)
+        if self.attributes is not None:
+            state = state + self.attributes(users)[user_of_token]
+        if self.request is not None and times is not None:
+            state = state + self.request(request_features(times))
+        return unit(state)
+
+
+class TwoTower(nn.Module):
+    """Two encoders into one space; the similarity is the dot product of unit vectors.
+
+    Args:
+        config: `[towers]`.
+        featurizer: Says which features there are and how large their tables are.
+        length: How many events of a history are read.
+        learning_rate: Of the embedding tables (row-wise Adagrad in the backward pass); None: a model for inference.
+    """
+
+    def __init__(
+        self, config: TowersConfig, featurizer: Featurizer, length: int, *, learning_rate: float | None = None
+    ) -> None:
+        super().__init__()
+        self.item_tower = FeatureTower(
+            featurizer.schema.item,
+            featurizer.items.sizes,
+            config.width,
+            id_dropout=config.id_dropout,
+            learning_rate=learning_rate,
+        )
+        self.user_tower = UserTower(config, featurizer, length, learning_rate=learning_rate)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+
+    @property
+    def scale(self) -> Tensor:
+        """What a similarity is multiplied by to become a logit: 1 / temperature, learned, at most 100."""
+        return self.log_scale.clamp(max=-math.log(LOWEST_TEMPERATURE)).exp()
+
+    def item_vectors(self, features: EntityFeatures) -> Float[Tensor, "items width"]:
+        """Return the items' unit vectors."""
+        return unit(self.item_tower(features))
+
+    def user_vectors(
+        self,
+        event_vectors: Float[Tensor, "events width"],
+        offsets: Int[Tensor, users_plus_1],
+        users: EntityFeatures,
+        times: Int[Tensor, users] | None = None,
+    ) -> Float[Tensor, "users width"]:
+        """Return each user's unit vector after the whole history given."""
+        last = offsets[1:] + torch.arange(len(offsets) - 1, device=offsets.device)
+        token_times = None
+        if times is not None:
+            token_times = torch.repeat_interleave(times, offsets.diff() + 1)
+        states: Tensor = self.user_tower(event_vectors, offsets, users, token_times)
+        return states[last]
+
+
+def _history_encoder(config: TowersConfig, length: int) -> nn.Module:
+    match config.history:
+        case "mean":
+            return CausalMean(config.width, dropout=config.dropout)
+        case "transformer":
+            return CausalTransformer(
+                config.width, blocks=config.blocks, heads=config.heads, length=length, dropout=config.dropout
+            )

@@ -1,0 +1,93 @@
+"""`[training]`, and the whole of run.toml: what the experimenter decides, recorded in the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from features.config import FeaturesConfig, StrictTable, parse_settings, read_toml
+from features.errors import DataError
+from towers.config import TowersConfig
+
+
+class TrainingConfig(StrictTable):
+    """`[training]`: how the towers learn."""
+
+    seed: int = Field(0, ge=0)
+    """Decides every draw: initial weights, order, negatives, dropout. Same seed, same weights, bit for bit on a CPU."""
+    epochs: int = Field(100, ge=1)
+    """The most passes over the training data; early stopping usually ends before."""
+    patience: int = Field(5, ge=1)
+    """Epochs without a better validation N@10 after which training stops."""
+    batch_events: int = Field(4096, ge=1)
+    """Interactions per step."""
+    negatives: Literal["auto", "all", "sampled"] = "auto"
+    """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
+    30,000 items."""
+    uniform_negatives: int = Field(1024, ge=0)
+    """Sampled softmax: items drawn uniformly from the catalogue, shared by the batch."""
+    in_batch_negatives: int = Field(1024, ge=0)
+    """Sampled softmax: items drawn from the batch's own positives, shared by the batch."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW, for everything but the embedding tables."""
+    table_learning_rate: float = Field(0.05, gt=0)
+    """Of row-wise Adagrad, for the embedding tables."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of AdamW."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which the learning rates rise to their values."""
+    validation: Literal["auto", "leave-one-out", "users"] = "auto"
+    """What is held out for early stopping: every user's last item, or a part of the items of some users. `auto`: the
+    first where the data has an order, the second where it has none."""
+    refit: bool = False
+    """After early stopping, train once more on everything, validation data included, for the steps found best."""
+    track: bool = True
+    """Record the run in MLflow (`sqlite:///mlflow.db`, or the server that MLFLOW_TRACKING_URI names)."""
+    experiment: str = "two-towers"
+    """The MLflow experiment."""
+    checkpoint_seconds: float = Field(60, ge=0)
+    """How often training can be resumed from: at least this many seconds lie between two checkpoints."""
+
+
+class RunConfig(StrictTable):
+    """The whole of run.toml."""
+
+    features: FeaturesConfig
+    """The tables, and what is read from them."""
+    towers: TowersConfig = TowersConfig()
+    """The shape of the two towers."""
+    training: TrainingConfig = TrainingConfig()
+    """How they learn."""
+
+
+def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Return the settings in `path`, with `table.key=value` overrides applied.
+
+    Raises:
+        DataError: The file or an override is wrong; every mistake is named.
+    """
+    values = read_toml(path)
+    for override in overrides:
+        _apply(values, override)
+    return parse_settings(RunConfig, values, str(path))
+
+
+def _apply(values: dict[str, object], override: str) -> None:
+    import tomllib
+
+    key, equals, text = override.partition("=")
+    *tables, name = key.strip().split(".")
+    if not equals or not tables:
+        raise DataError(f"--set {override}: expected table.key=value, for example training.seed=1")
+    table = values
+    for part in tables:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise DataError(f"--set {override}: {part!r} is a value, not a table; see the keys in run.toml")
+        table = inner
+    try:
+        table[name] = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[name] = text.strip()
