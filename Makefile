@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help install demo test lock format clean
 
 # Which set to install: gpu where an NVIDIA GPU answers, else cpu. Overrule it with `make install DEVICE=cpu`.
@@ -55,9 +56,11 @@ $(STAMP): $(LOCK) pyproject.toml $(BIN)/python
 	@if ls .venv/installed-* 2>/dev/null | grep -qv -- '-$(DEVICE)$$'; then \
 		$(PIP) uninstall --quiet --yes torch faiss-cpu faiss-gpu fbgemm-gpu fbgemm-gpu-cpu; fi  # the other set's
 	@rm -f .venv/installed-*
-	@echo "Installing the $(DEVICE) set into .venv: one to three minutes, once."
+	@echo "Installing into .venv what runs on a $(DEVICE): one to three minutes, once."
+	@echo "  torch ..."
 	@$(PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $(LOCK) torch \
 		|| $(PIP) install --quiet --constraint $(LOCK) torch
+	@echo "  $$(grep -c '^[a-z]' $(LOCK)) packages from $(LOCK) ..."
 	@$(PIP) install --quiet --no-deps --requirement $(LOCK)
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -67,10 +70,11 @@ $(LOCK):
 	@echo "error: there is no $(DEVICE) set; DEVICE is cpu or gpu" >&2; exit 2
 
 $(BIN)/python:
-	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or say where it is: make install PYTHON=/path/to/python" >&2; exit 2; }
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or say where it is:" \
+		"make install PYTHON=/path/to/python" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		package=$$($(PYTHON) -c 'import sys; print("python{}.{}-venv".format(*sys.version_info))'); \
 		echo "Python's venv is missing here: installing $$package"; \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y $$package >/dev/null \
 		|| { echo "error: $(PYTHON) cannot make environments; type: sudo apt-get install $$package" >&2; exit 2; }; }
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@rm -rf .venv; $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
