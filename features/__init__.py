@@ -1,10 +1,15 @@
 """From raw tables to batches: everything that is known about users, items and what they did.
 
-The room's files in the order of the flow. `config` and `errors`: strict settings, `DataError`. `tables`: `Interactions`,
-`Catalog`, `Users`, checked at the edge. `datasets`: public sets and the generated shop. `sequences`: what each user did,
-in order, and `Queries` about it. `split`: the protocols of evaluation. `schema` and `inference`: which features exist.
-`vocabulary`, `text`: ids and words to rows. `featurizer`: fitted once, the same in training and in the server.
-`batches`: jagged batches. `files`: writing that leaves nothing half-written.
+- `config`, `errors`: strict settings; `DataError`, what the user can mend.
+- `table_files`, `tables`: CSV and Parquet to `Interactions`, `Catalog` and `Users`, checked at the edge.
+- `datasets`, `shop`: public sets and the generated shop, as such tables.
+- `sequences`: `Sequences`, what each user did, in order, and `Queries`, what is asked about it.
+- `split`: the protocols of evaluation.
+- `schema`, `inference`: which features exist, and what `towers init` proposes.
+- `vocabulary`, `text`: ids and words to rows.
+- `featurizer`, `batches`: fitted once, the same in training and in the server; jagged batches.
+- `files`: writing that leaves nothing half-written.
+- `commands`: `towers dataset`.
 
 Depends on no other room.
 """

@@ -1,9 +1,13 @@
 """The model, and what it is on disk: what training makes and serving reads.
 
-`config`: `TowersConfig`. `embeddings`: torchrec collections from a `Schema`. `history`: the encoders of a user's past.
-`tower`: features of entities to unit vectors. `two_tower`: `TwoTower`, the pair with its temperature. `bundle`:
-`ModelBundle`, the verified folder, and `BundleError`. `cli`: the command `towers`. `process`, `quiet`: what has to be
-set before the heavy libraries start. `doctor`, `demo`: two commands of their own.
+- `config`: `TowersConfig`.
+- `embeddings`: torchrec collections from a `Schema`.
+- `history`: the encoders of a user's past.
+- `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
+- `bundle`: `ModelBundle`, the verified folder, and `BundleError`.
+- `cli`: the command `towers`.
+- `process`, `quiet`: what is set before the heavy libraries start.
+- `doctor`, `demo`: two commands of their own.
 
 Depends on `features` alone.
 """
