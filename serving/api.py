@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import orjson
 from flask import Blueprint, Response, current_app, request
 from pydantic import BaseModel, ConfigDict, ValidationError
+from werkzeug.routing import BaseConverter
 
 from features.errors import DataError
 from serving.config import ServingConfig
@@ -17,6 +18,14 @@ from serving.problems import Problem, json_response
 from serving.retriever import Answer, Recommendation, Retriever
 
 api = Blueprint("api", __name__)
+
+
+class IdConverter(BaseConverter):
+    """An id in a path: anything at all, slashes at either end included."""
+
+    regex = ".+"
+    part_isolating = False
+
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -43,7 +52,7 @@ class Described(BaseModel):
     """How many items; None: as many as the operator set."""
 
 
-@api.get("/recommendations/<path:user_id>")
+@api.get("/recommendations/<id:user_id>")
 def recommendations(user_id: str) -> Response:
     """Answer what to recommend to someone."""
     k = _k(_query().k)
@@ -66,7 +75,7 @@ def recommendations_for() -> Response:
     return json_response({"user_id": None, **content, "unknown_items": answer.unknown_items})
 
 
-@api.get("/items/<path:item_id>/similar")
+@api.get("/items/<id:item_id>/similar")
 def similar(item_id: str) -> Response:
     """Answer which items are most like one."""
     k = _k(_query().k)

@@ -18,7 +18,7 @@ import torch
 from flask import Flask
 
 from features.errors import DataError
-from serving.api import api
+from serving.api import IdConverter, api
 from serving.config import ServingConfig
 from serving.errors import NotReady
 from serving.index import set_num_threads
@@ -75,6 +75,7 @@ def create_app(source: Retriever | Path | str, settings: ServingConfig | None = 
     settings = settings or ServingConfig()
     app = Flask(__name__)
     app.url_map.merge_slashes = False
+    app.url_map.converters["id"] = IdConverter
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["towers"] = settings
     app.extensions["towers_source"] = _source(source, settings)

@@ -189,7 +189,7 @@ class Retriever:
 
     def _user_vectors(self, user_rows: np.ndarray, histories: Sequences) -> Float32[np.ndarray, "users width"]:
         if self.snapshot.user_vectors is not None:
-            return self.snapshot.user_vectors[user_rows]
+            return np.asarray(self.snapshot.user_vectors[user_rows])
         attributes = self.snapshot.attributes
         known = None if attributes is None else attributes.iloc[user_rows].reset_index(drop=True)
         return encode_users(self.bundle, self._index, histories, known, now=int(self._clock()))

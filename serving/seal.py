@@ -15,23 +15,14 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from features.config import StrictTable
-from features.files import sha256
 from serving.index import Kind
-from towers.bundle import BundleError, ModelBundle
+from towers.bundle import BundleError, ModelBundle, broken_seal
+from towers.bundle import seal as seal_files
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "safetensors", "torch")
-
-
-class FileSeal(StrictTable):
-    """What a file must be."""
-
-    bytes: int
-    """Its size."""
-    sha256: str
-    """The SHA-256 of its bytes, in hexadecimal."""
 
 
 class Seal(StrictTable):
@@ -63,8 +54,8 @@ class Seal(StrictTable):
     """When, ISO 8601 in UTC."""
     libraries: dict[str, str]
     """Versions of what wrote it."""
-    files: dict[str, FileSeal] = Field(default_factory=dict)
-    """Every other file of the folder, by name."""
+    files: dict[str, dict[str, int | str]] = Field(default_factory=dict)
+    """Bytes and SHA-256 of every other file of the folder, by name."""
 
     @classmethod
     def of(
@@ -99,10 +90,7 @@ class Seal(StrictTable):
 
     def write(self, folder: Path) -> None:
         """Write the seal over the files that are in `folder`."""
-        files = {
-            path.name: FileSeal(bytes=path.stat().st_size, sha256=sha256(path)) for path in sorted(folder.iterdir())
-        }
-        sealed = self.model_copy(update={"files": files})
+        sealed = self.model_copy(update={"files": seal_files(folder)})
         (folder / NAME).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -118,10 +106,9 @@ class Seal(StrictTable):
                 f"{folder}: made from other weights (digest {seal.weights_digest[:12]}) than the model in "
                 f"{bundle.path} (digest {bundle.weights_digest[:12]}); {cls.remedy(bundle.path)}"
             )
-        for name, file in seal.files.items():
-            problem = _problem(folder / name, file)
-            if problem:
-                raise BundleError(f"{folder / name}: {problem}; {cls.remedy(bundle.path)}")
+        broken = broken_seal(folder, seal.files)
+        if broken:
+            raise BundleError(f"{folder}: {broken}; {cls.remedy(bundle.path)}")
         return seal
 
     @staticmethod
@@ -150,13 +137,3 @@ class Seal(StrictTable):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise BundleError(f"{path}: {where}: {first['msg'].lower()}; {cls.remedy(bundle.path)}") from None
-
-
-def _problem(path: Path, file: FileSeal) -> str | None:
-    if not path.is_file():
-        return "missing"
-    if path.stat().st_size != file.bytes:
-        return f"expected {file.bytes:,} bytes, found {path.stat().st_size:,}"
-    if sha256(path) != file.sha256:
-        return "its content was changed (the SHA-256 differs)"
-    return None

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from features.config import FeaturesConfig
+from features.featurizer import Featurizer
+from features.schema import Schema
+from features.tables import read_tables
 from tests.serving.doubles import country, make_retriever, make_tables
+from towers.bundle import ModelBundle, write_bundle
+from towers.config import TowersConfig
+from towers.two_tower import TwoTower
 
 
 @pytest.fixture
@@ -25,3 +36,83 @@ def shop():
 @pytest.fixture
 def retriever(shop):
     return make_retriever(shop, user=country())
+
+
+SETTINGS = {
+    "features": {
+        "interactions": "clicks.csv",
+        "items": "products.csv",
+        "users": "people.csv",
+        "columns": {"user_id": "user", "item_id": "product", "timestamp": "time"},
+        "title": "title",
+        "history": 20,
+        "item": {
+            "item_id": {"kind": "id"},
+            "title": {"kind": "text"},
+            "price": {"kind": "number"},
+            "tags": {"kind": "categories", "separator": "|"},
+        },
+        "user": {"country": {"kind": "category"}, "age": {"kind": "number"}},
+    },
+    "towers": {"width": 16, "blocks": 1, "heads": 2},
+}
+
+
+def write_shop(folder: Path) -> None:
+    """120 products, 80 people (every tenth without a click), some people without a row."""
+    rng = np.random.default_rng(5)
+    words = np.array("red green blue small large wooden steel lamp chair table cup bowl".split())  # noqa: SIM905
+    folder.mkdir(parents=True, exist_ok=True)
+    products = pd.DataFrame({"product": [f"p{number}" for number in rng.permutation(120)]})
+    products["title"] = [" ".join(rng.choice(words, size=3)) for _ in range(120)]
+    products["price"] = rng.lognormal(3, 1, size=120).round(2)
+    products["tags"] = ["|".join(rng.choice(words, size=2)) for _ in range(120)]
+    products.to_csv(folder / "products.csv", index=False)
+    people = pd.DataFrame({"user": range(1000, 1080)})
+    people["country"] = rng.choice(["de", "fr", "pl"], size=80)
+    people["age"] = rng.integers(18, 80, size=80)
+    people.to_csv(folder / "people.csv", index=False)
+    active = [user for user in range(1000, 1090) if user % 10]
+    clicks = pd.DataFrame({"user": rng.choice(active, size=2500)})
+    clicks["product"] = [f"p{number}" for number in np.minimum(119, rng.exponential(25, size=2500)).astype(int)]
+    clicks["time"] = 1_700_000_000 + np.arange(2500) * 60
+    clicks.to_csv(folder / "clicks.csv", index=False)
+
+
+def write_untrained(folder: Path, tables_folder: Path, settings: dict, seed: int = 0) -> None:
+    """A bundle whose weights are the random ones that training would begin with: real in all but its taste."""
+    features, towers = FeaturesConfig(**_typed(settings["features"])), TowersConfig(**settings["towers"])
+    tables = read_tables(features, tables_folder)
+    train = tables.interactions.sequences(tables.catalog)
+    featurizer = Featurizer.fit(Schema.from_config(features), tables.catalog, tables.users, train)
+    torch.manual_seed(seed)
+    model = TwoTower(towers, featurizer, features.history)
+    write_bundle(
+        folder,
+        settings=settings,
+        tables_folder=tables_folder,
+        data_digests={},
+        featurizer=featurizer,
+        weights=model.state_dict(),
+        report={},
+        pages={},
+        primary_metric={"ndcg_at_10": 0.0},
+    )
+
+
+def _typed(features: dict) -> dict:
+    return json.loads(json.dumps(features))
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory) -> Path:
+    """A real bundle in `runs/model`, without an index, and its tables in `data`; not to be changed."""
+    folder = tmp_path_factory.mktemp("pristine")
+    write_shop(folder / "data")
+    write_untrained(folder / "runs" / "model", folder / "data", SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def real_bundle(pristine) -> ModelBundle:
+    return ModelBundle.open(pristine / "runs" / "model")

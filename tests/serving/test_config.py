@@ -42,7 +42,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
 
 
 def test_mistakes_of_the_environment_name_the_variable():
-    with pytest.raises(DataError, match="environment: TOWERS_PORT: .*found 'http'"):
+    with pytest.raises(DataError, match=r"environment: TOWERS_PORT: .*found 'http'"):
         read_settings(environment={"TOWERS_PORT": "http"})
 
 
@@ -52,7 +52,7 @@ def test_a_default_beyond_the_maximum_is_a_mistake():
 
 
 def test_flags_out_of_range_are_mistakes():
-    with pytest.raises(DataError, match="settings of the service: port: .*found 70000"):
+    with pytest.raises(DataError, match=r"settings of the service: port: .*found 70000"):
         read_settings(environment={}, flags={"port": 70_000})
 
 

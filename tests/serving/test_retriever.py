@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
-from tests.serving.doubles import FakeBundle, best, country, make_features, make_retriever, make_tables, unit, vector_of
 
 from features.config import FeatureSettings
 from features.errors import DataError
 from serving.retriever import Recommendation, Retriever
 from serving.snapshot import Snapshot
+from tests.serving.doubles import FakeBundle, best, country, make_features, make_retriever, make_tables, unit, vector_of
 
 
 def histories_of(tables):

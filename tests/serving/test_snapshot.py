@@ -164,9 +164,9 @@ BROKEN = {
         lambda folder: edit_manifest(folder, weights_digest="f" * 64),
         r"made from other weights \(digest ffffffffffff\) than the model in .* \(digest [0-9a-f]{12}\)",
     ),
-    "file missing": (lambda folder: (folder / "users.parquet").unlink(), "users.parquet: missing"),
-    "file cut off": (truncate, r"vectors.safetensors: expected [0-9,]+ bytes, found"),
-    "file changed": (flip_a_bit, r"items.faiss: its content was changed"),
+    "file missing": (lambda folder: (folder / "users.parquet").unlink(), "users.parquet is missing"),
+    "file cut off": (truncate, r"vectors.safetensors has [0-9,]+ bytes, expected [0-9,]+"),
+    "file changed": (flip_a_bit, r"items.faiss was changed after it was written"),
     "another index": (of_another_catalogue, r"do not fit together \(it holds 16 vectors of width 16"),
     "another item": (with_an_unknown_item, r"do not fit together \([0-9]+ items of histories are not in the catalogue"),
     "another number of users": (

@@ -1,0 +1,108 @@
+"""The seams, with a real model: what training wrote, what the index holds and what each way of asking answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.sequences import offsets_of
+from features.tables import read_tables
+from serving.app import create_app
+from serving.offline import Audience, write_candidates
+from serving.retriever import Retriever
+from serving.snapshot import Snapshot
+
+
+@pytest.fixture(scope="module")
+def world(pristine):
+    from towers.bundle import ModelBundle
+
+    bundle = ModelBundle.open(pristine / "runs" / "model")
+    tables = read_tables(bundle.config.features, bundle.tables_folder)
+    return bundle, tables, Retriever(bundle, Snapshot.build(bundle, tables))
+
+
+def brute_force(bundle, tables, user_id, k):
+    """Scores of all items straight from the bundle and the tables, by ids; nothing of serving."""
+    events = tables.interactions.frame
+    history = events.loc[events["user_id"] == user_id, "item_id"].tolist()
+    vectors = dict(zip(tables.catalog.item_ids.tolist(), bundle.encode_items(tables.catalog), strict=True))
+    people = tables.users.frame.set_index("user_id")
+    attributes = people.loc[[user_id]].reset_index() if user_id in people.index else None
+    past = np.array([vectors[item_id] for item_id in history], dtype=np.float32).reshape(-1, 16)
+    user = bundle.encode_users(past, offsets_of(np.array([len(history)])), attributes, np.array([user_id]))[0]
+    scores = {item_id: float(vector @ user) for item_id, vector in vectors.items() if item_id not in set(history)}
+    return sorted(scores.items(), key=lambda pair: -pair[1])[:k]
+
+
+def assert_alike(found, expected):
+    """To the item; where two scores are closer than single precision can tell, either order will do."""
+    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=2e-6)
+    for (item_id, score), (other_id, _) in zip(found, expected, strict=True):
+        assert item_id == other_id or score == pytest.approx(dict(expected).get(item_id, 2), abs=2e-6)
+
+
+def test_the_service_agrees_with_brute_force_from_the_bundle(world):
+    bundle, tables, retriever = world
+    client = create_app(retriever).test_client()
+    for user_id in retriever.users.ids:
+        content = client.get(f"/recommendations/{user_id}?k=50").json
+        assert content["fallback"] is None
+        found = [(item["item_id"], item["score"]) for item in content["items"]]
+        assert_alike(found, brute_force(bundle, tables, user_id, 50))
+
+
+def test_the_file_agrees_with_the_service_to_the_bit(world, tmp_path):
+    _, _, retriever = world
+    client = create_app(retriever).test_client()
+    write_candidates(retriever, Audience.everyone(retriever), 30, tmp_path / "c.parquet")
+    for user_id, rows in pd.read_parquet(tmp_path / "c.parquet").groupby("user_id"):
+        served = client.get(f"/recommendations/{user_id}?k=30").json["items"]
+        assert rows["item_id"].tolist() == [item["item_id"] for item in served]
+        assert rows["score"].tolist() == [np.float32(item["score"]) for item in served]
+
+
+def test_a_posted_history_agrees_with_the_known_user(world):
+    _, tables, retriever = world
+    client = create_app(retriever).test_client()
+    people = tables.users.frame.set_index("user_id")
+    for user_id, events in list(tables.interactions.frame.groupby("user_id"))[:40]:
+        known = client.get(f"/recommendations/{user_id}").json["items"]
+        body = {"history": events["item_id"].tolist()}
+        if user_id in people.index:
+            row = people.loc[user_id]
+            body["attributes"] = {"country": str(row["country"]), "age": float(row["age"])}
+        posted = client.post("/recommendations", json=body).json["items"]
+        assert_alike(*([(item["item_id"], item["score"]) for item in items] for items in (posted, known)))
+
+
+def test_someone_without_clicks_is_answered_from_attributes(world):
+    bundle, tables, retriever = world
+    assert_alike(
+        [(item.item_id, item.score) for item in retriever.recommend(1000, 10).items],
+        brute_force(bundle, tables, 1000, 10),
+    )
+    assert retriever.recommend(1000, 10).fallback is None
+
+
+def test_attributes_of_any_allowed_type_are_read(world):
+    *_, retriever = world
+    client = create_app(retriever).test_client()
+    for attributes in ({"country": "de", "age": 30}, {"age": 30.5}, {"country": "atlantis"}, {"country": 7}):
+        assert client.post("/recommendations", json={"attributes": attributes}).status_code == 200
+    wrong = client.post("/recommendations", json={"attributes": {"age": "old"}})
+    assert wrong.status_code == 422
+    assert "attributes.age: expected a number" in wrong.json["error"]["message"]
+    unknown = client.post("/recommendations", json={"attributes": {"town": "Ulm"}})
+    assert "it reads 'country', 'age'" in unknown.json["error"]["message"]
+
+
+def test_an_item_that_training_did_not_know_is_found_and_read(world):
+    """A new catalogue, the same weights: that is what a second seal is for."""
+    bundle, tables, _ = world
+    new = tables.catalog.frame.iloc[[0]].assign(item_id="brand-new")
+    catalog = type(tables.catalog)(pd.concat([tables.catalog.frame, new], ignore_index=True))
+    retriever = Retriever(bundle, Snapshot.build(bundle, type(tables)(tables.interactions, catalog, tables.users, ())))
+    assert "brand-new" in {item.item_id for item in retriever.similar(tables.catalog.item_ids[0], 5).items}
+    assert retriever.recommend_for(["brand-new"], {}, 5).fallback is None

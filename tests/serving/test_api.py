@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import logging
+from urllib.parse import quote
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.app import Source, create_app
+from serving.config import ServingConfig
+from serving.errors import NotReady
+from tests.serving.doubles import country, make_retriever, make_tables
+from towers.bundle import BundleError
+
+
+@pytest.fixture
+def client(retriever):
+    return create_app(retriever, ServingConfig(max_k=50, max_body_bytes=20_000)).test_client()
+
+
+def error_of(response, status, code):
+    """The one error shape, and nothing else."""
+    assert response.status_code == status, response.text
+    assert response.mimetype == "application/json"
+    assert set(response.json) == {"error"}
+    error = response.json["error"]
+    assert set(error) == {"code", "message", "details"}
+    assert error["code"] == code
+    assert error["message"]
+    assert "Traceback" not in response.text
+    return error
+
+
+def test_a_known_user_gets_items_in_the_shape_of_the_contract(client, retriever):
+    response = client.get("/recommendations/103?k=7")
+    assert response.status_code == 200
+    content = response.json
+    assert set(content) == {"user_id", "items", "fallback", "model"}
+    assert content["user_id"] == 103
+    assert content["fallback"] is None
+    assert content["model"] == retriever.model
+    expected = retriever.recommend(103, 7).items
+    assert content["items"] == [
+        {"item_id": item.item_id, "score": pytest.approx(item.score), "rank": rank, "title": item.title}
+        for rank, item in enumerate(expected, start=1)
+    ]
+
+
+def test_k_is_ten_unless_said_otherwise(client):
+    assert len(client.get("/recommendations/103").json["items"]) == 10
+    assert len(client.post("/recommendations", json={}).json["items"]) == 10
+    assert len(client.get("/items/item-001/similar").json["items"]) == 10
+
+
+def test_an_unknown_user_is_answered_and_told(client):
+    content = client.get("/recommendations/nobody?k=5").json
+    assert (content["user_id"], content["fallback"], len(content["items"])) == ("nobody", "popular", 5)
+
+
+def test_items_have_no_title_where_the_catalogue_has_none():
+    client = create_app(make_retriever(make_tables({1: ["a"]}, ["a", "b"]))).test_client()
+    assert set(client.get("/recommendations/1").json["items"][0]) == {"item_id", "score", "rank"}
+
+
+def test_someone_described_is_answered_by_the_model(client, retriever):
+    history = ["item-001", "item-005", "gone"]
+    content = client.post("/recommendations", json={"history": history, "attributes": {"country": "de"}, "k": 4}).json
+    assert set(content) == {"user_id", "items", "fallback", "model", "unknown_items"}
+    assert content["unknown_items"] == ["gone"]
+    assert content["fallback"] is None
+    expected = retriever.recommend_for(history, {"country": "de"}, 4).items
+    assert [item["item_id"] for item in content["items"]] == [item.item_id for item in expected]
+    assert not set(history) & {item["item_id"] for item in content["items"]}
+
+
+def test_attributes_alone_are_enough(client):
+    assert client.post("/recommendations", json={"attributes": {"country": "fr"}}).json["fallback"] is None
+    assert client.post("/recommendations", json={"attributes": {"country": None}}).json["fallback"] == "popular"
+    assert client.post("/recommendations", json={"history": ["gone"]}).json["fallback"] == "popular"
+
+
+def test_similar_items_come_without_the_item(client, retriever):
+    content = client.get("/items/item-004/similar?k=3").json
+    assert set(content) == {"item_id", "items", "fallback", "model"}
+    assert content["item_id"] == "item-004"
+    assert [item["item_id"] for item in content["items"]] == [
+        item.item_id for item in retriever.similar("item-004", 3).items
+    ]
+
+
+ODD_IDS = [
+    "a/b",
+    "/a",
+    "a//b",
+    "a/",
+    "ä ö",
+    "日本",
+    "100%",
+    "%2F",
+    "a?b&c=d",
+    "#1",
+    "similar",
+    "x/similar",
+    "..",
+    "+",
+    "'\"",
+]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+def test_ids_with_slashes_and_letters_of_any_script_work(odd):
+    client = create_app(make_retriever(make_tables({odd: [odd], "b": ["b"]}, [odd, "b", "c"]))).test_client()
+    path = quote(odd, safe="")
+    known = client.get(f"/recommendations/{path}").json
+    assert (known["user_id"], known["fallback"]) == (odd, None)
+    assert odd not in {item["item_id"] for item in known["items"]}
+    alike = client.get(f"/items/{path}/similar").json
+    assert alike["item_id"] == odd
+    assert len(alike["items"]) == 2
+
+
+def test_whole_numbers_in_a_path_find_whole_numbers():
+    client = create_app(make_retriever(make_tables({42: [7]}, [7, 8]))).test_client()
+    assert client.get("/recommendations/42").json["user_id"] == 42
+    assert client.get("/items/7/similar").json["items"][0]["item_id"] == 8
+    assert client.get("/recommendations/042").json == {
+        **client.get("/recommendations/43").json,
+        "user_id": "042",
+    }
+    assert client.get(f"/recommendations/{10**30}").json["user_id"] == str(10**30)
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "51", "ten", "1.5", "", "1e9", "9" * 5000, "nan"])
+@pytest.mark.parametrize("path", ["/recommendations/103", "/items/item-001/similar"])
+def test_a_k_that_is_not_allowed_is_invalid(client, path, k):
+    error = error_of(client.get(f"{path}?k={k}"), 422, "invalid")
+    assert error["message"].startswith("k: ")
+    assert error["details"][0]["field"] == "k"
+
+
+@pytest.mark.parametrize("query", ["k=1&k=2", "K=5", "k=5&page=2"])
+def test_parameters_that_do_not_exist_or_come_twice_are_invalid(client, query):
+    error_of(client.get(f"/recommendations/103?{query}"), 422, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"k": "10"}, "k"),
+        ({"k": True}, "k"),
+        ({"k": 0}, "k"),
+        ({"k": 1.5}, "k"),
+        ({"history": "item-001"}, "history"),
+        ({"history": [1.5]}, "history.0"),
+        ({"history": [None]}, "history.0"),
+        ({"history": [["item-001"]]}, "history.0"),
+        ({"history": {}}, "history"),
+        ({"attributes": []}, "attributes"),
+        ({"user": 5}, "user"),
+        ([], "body"),
+        ("text", "body"),
+        (None, "body"),
+        (5, "body"),
+    ],
+)
+def test_a_body_with_wrong_fields_is_invalid_and_says_which(client, body, field):
+    response = client.post("/recommendations", data=orjson.dumps(body), content_type="application/json")
+    error = error_of(response, 422, "invalid")
+    assert [mistake["field"] for mistake in error["details"]] == [field]
+
+
+def test_attributes_that_the_model_does_not_read_are_named(client):
+    error = error_of(client.post("/recommendations", json={"attributes": {"age": 5}}), 422, "invalid")
+    assert error["message"] == "attributes: the model does not read 'age'; it reads 'country'"
+    error = error_of(client.post("/recommendations", json={"attributes": {"country": []}}), 422, "invalid")
+    assert error["message"] == "attributes.country: expected text or a number, found []"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"{'k': 1}", b"\xff", b'{"k": NaN}', b'{"history": ["\\ud800"]}', b"[" * 5000]
+)
+def test_malformed_json_is_a_bad_request(client, body):
+    error_of(client.post("/recommendations", data=body, content_type="application/json"), 400, "bad_request")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data"])
+def test_another_type_of_body_is_unsupported(client, content_type):
+    response = client.post("/recommendations", data=b"{}", content_type=content_type)
+    error = error_of(response, 415, "unsupported_media_type")
+    assert "application/json" in error["message"]
+
+
+def test_json_with_a_character_set_is_accepted(client):
+    response = client.post("/recommendations", data=b"{}", content_type="application/json; charset=utf-8")
+    assert response.status_code == 200
+
+
+def test_a_body_that_is_too_large_is_refused(client):
+    response = client.post("/recommendations", json={"history": ["item-001"] * 5000})
+    error_of(response, 413, "too_large")
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/recommendations", "/recommendations/", "/items//similar", "/items/a"])
+def test_pages_that_do_not_exist_are_not_found(client, path):
+    response = client.get(path)
+    error_of(response, 405 if path == "/recommendations" else 404, response.json["error"]["code"])
+
+
+def test_an_item_that_is_not_in_the_catalogue_is_not_found(client):
+    assert "no item 'gone'" in error_of(client.get("/items/gone/similar"), 404, "not_found")["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("DELETE", "/recommendations/103", "GET"), ("GET", "/recommendations", "POST"), ("POST", "/healthz", "GET")],
+)
+def test_a_method_that_is_not_allowed_says_which_are(client, method, path, allowed):
+    response = client.open(path, method=method)
+    error_of(response, 405, "method_not_allowed")
+    assert allowed in response.headers["Allow"]
+
+
+def test_a_mistake_of_ours_goes_to_the_log_and_not_to_the_caller(retriever, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("secret path /etc/passwd")
+
+    monkeypatch.setattr(retriever, "recommend", fail)
+    with caplog.at_level(logging.ERROR):
+        response = create_app(retriever).test_client().get("/recommendations/103")
+    error_of(response, 500, "internal")
+    assert "secret" not in response.text
+    assert "secret path" in caplog.text
+
+
+def test_alive_and_ready(client, retriever):
+    assert client.get("/healthz").json == {"status": "ok"}
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json["status"] == "ready"
+    assert (ready.json["model"], ready.json["items"], ready.json["users"]) == (retriever.model, 100, 10)
+
+
+def test_alive_but_not_ready_without_a_model(tmp_path, caplog):
+    client = create_app(tmp_path / "nothing").test_client()
+    assert client.get("/healthz").status_code == 200
+    for path in ("/readyz", "/recommendations/1", "/items/1/similar", "/"):
+        response = client.get(path)
+        error_of(response, 503, "not_ready")
+        assert response.headers["Retry-After"].isdigit()
+        assert str(tmp_path) not in response.text
+    error_of(client.post("/recommendations", json={}), 503, "not_ready")
+    assert "nothing" in caplog.text
+
+
+def test_a_source_is_tried_again_but_not_at_every_request(retriever, monkeypatch):
+    now, tries = [100.0], []
+
+    def open_retriever():
+        tries.append(now[0])
+        if now[0] < 108:
+            raise BundleError("damaged")
+        return retriever
+
+    monkeypatch.setattr("serving.app.time.monotonic", lambda: now[0])
+    source = Source(open_retriever)
+    for now[0] in (100.0, 101.0, 104.9, 105.1):
+        with pytest.raises(NotReady, match="the server's log says why"):
+            source.get()
+    now[0] = 111.0
+    assert source.get() is source.get() is retriever
+    assert tries == [100.0, 105.1, 111.0]
+
+
+def test_settings_come_from_the_operator(shop):
+    retriever = make_retriever(shop, user=country())
+    client = create_app(retriever, ServingConfig(default_k=3, max_k=4)).test_client()
+    assert len(client.get("/recommendations/103").json["items"]) == 3
+    assert "expected 1 to 4, found 5" in client.get("/recommendations/103?k=5").json["error"]["message"]
+
+
+def test_the_page_shows_what_someone_had_and_gets(client):
+    assert "104" in client.get("/").text
+    text = client.get("/?user=103").text
+    assert "Thing item-" in text
+    assert "Recommended" in text
+    assert "Popular, in the place of recommendations" in client.get("/?user=nobody").text
+    with client.get("/static/style.css") as style:
+        assert style.status_code == 200
+
+
+def test_the_page_shows_any_id_as_text():
+    script = "<script>alert(1)</script>"
+    client = create_app(make_retriever(make_tables({script: ["a"]}, ["a", script], titles=["A", script]))).test_client()
+    text = client.get("/", query_string={"user": script}).text
+    assert script not in text
+    assert "&lt;script&gt;" in text
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+some_client = None
+
+
+@given(
+    body=json_values
+    | st.fixed_dictionaries({}, optional={"history": json_values, "attributes": json_values, "k": json_values})
+    | st.fixed_dictionaries({"attributes": st.dictionaries(st.just("country"), json_values)})
+)
+def test_no_body_at_all_makes_the_service_fail(body):
+    try:
+        data = orjson.dumps(body)
+    except TypeError:  # text that is not valid Unicode
+        return
+    global some_client
+    some_client = (
+        some_client
+        or create_app(make_retriever(make_tables({1: ["a"]}, ["a", "b", "c"]), user=country())).test_client()
+    )
+    response = some_client.post("/recommendations", data=data, content_type="application/json")
+    if response.status_code != 200:
+        error_of(response, 422, "invalid")
