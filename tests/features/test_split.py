@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from features.sequences import Queries, Sequences, offsets_of
 from features.split import Split, cold_items, held_out_users, leave_one_out, time_split
-
-DATA = Path(os.environ.get("TOWERS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
 
 def sequences(*rows: list[int], times: list[list[int]] | None = None, is_ordered: bool = True) -> Sequences:
@@ -313,10 +310,7 @@ def test_cold_items_are_nowhere_in_training_or_histories(whole: Sequences, recom
 # Real data
 
 
-def read(name: str) -> tuple[Sequences, int]:
-    folder = DATA / name
-    if not folder.exists():
-        pytest.skip(f"no {folder}; set TOWERS_DATA to the folder of the public data sets")
+def read(folder: Path) -> tuple[Sequences, int]:
     frame = pd.read_parquet(folder / "interactions.parquet").dropna(subset="position")
     frame = frame.sort_values(["user_id", "position"], kind="stable")
     ids = pd.read_parquet(folder / "items.parquet")["item_id"]
@@ -329,8 +323,10 @@ def read(name: str) -> tuple[Sequences, int]:
 @pytest.mark.parametrize(
     ("name", "questions", "candidates"), [("ml-1m", 6_040, 3_416), ("amazon-beauty", 22_363, 12_101)]
 )
-def test_leave_one_out_has_the_published_questions_and_candidates(name: str, questions: int, candidates: int):
-    whole, num_items = read(name)
+def test_leave_one_out_has_the_published_questions_and_candidates(
+    name: str, questions: int, candidates: int, public_data: Path
+):
+    whole, num_items = read(public_data / name)
     split = leave_one_out(whole, num_items)
     assert (len(split.test), len(split.validation), len(split.train)) == (questions, questions, questions)
     assert split.candidates.sum() == candidates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,6 @@ from features.split import leave_one_out
 from training import baselines
 from training.baselines import Ease, ItemCosine, Popularity, choose_ease, fit_baselines
 from training.evaluation import evaluate
-
-DATA = Path(os.environ.get("TOWERS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
 
 def sequences(*rows: list[int]) -> Sequences:
@@ -178,11 +175,8 @@ def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkey
 
 
 @pytest.mark.data
-def test_ease_reaches_the_known_figure_on_movielens_1m():
-    folder = DATA / "ml-1m"
-    if not folder.exists():
-        pytest.skip(f"no {folder}; set TOWERS_DATA to the folder of the public data sets")
-    frame = pd.read_parquet(folder / "interactions.parquet").dropna(subset="position")
+def test_ease_reaches_the_known_figure_on_movielens_1m(public_data: Path):
+    frame = pd.read_parquet(public_data / "ml-1m" / "interactions.parquet").dropna(subset="position")
     frame = frame.sort_values(["user_id", "position"], kind="stable")
     users, counts = np.unique(frame["user_id"], return_counts=True)
     item_rows = np.unique(frame["item_id"], return_inverse=True)[1].astype(np.int64)
