@@ -1,7 +1,7 @@
 """How a person of the generated shop chooses something new, and so what the best recommender would recommend.
 
-A person first wants a type of product, then takes one product of that type; both by a softmax, over what is on sale
-and not yet known to the person. The same functions draw the choices and tell their probabilities, so that the best
+A person first goes to a shelf, then takes one product from it; both by a softmax, over what is on sale and not yet
+known to the person. The same functions draw the choices and tell their probabilities, so that the best
 possible recommendations are those of somebody who can look into the person's head at that moment.
 """
 
@@ -13,14 +13,12 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from features.sequences import Sequences
+from features.sequences import Sequences, offsets_of, ragged_arange
 from features.shop.people import People
-from features.shop.products import END, FIRST_DAY, WEEK, Products
+from features.shop.products import END, FIRST_DAY, PRICE_CARE, WEEK, Products
 from features.shop.words import Words
 
-PRICE_CARE = 0.45
-"""How much a price that does not fit puts people off, per squared standard deviation."""
-SAME_TYPE, SAME_CATEGORY, COMPANION = 1.9, 1.5, 1.6
+SAME_TYPE, SAME_CATEGORY, COMPANION = 0.5, 1.9, 1.2
 """How much more people want what is like, or goes with, what they have just looked at."""
 LATER = 0.4
 """What is left of that when the last look was in an earlier session."""
@@ -28,7 +26,7 @@ REPEAT = 0.06
 """Share of events that are another look at something known."""
 SESSION_GAP = 30 * 60
 """Seconds without an event that end a session."""
-BLOCK = 8_192
+BLOCK = 4_096
 """People who are simulated at once."""
 RECENT = 30
 """Another look is at one of this many newest events."""
@@ -77,81 +75,76 @@ class World:
     people: People
 
     @cached_property
-    def type_categories(self) -> Int[np.ndarray, " types"]:
-        """The category of each type."""
-        return np.array([self.words.types[row].category for row in self.products.type_rows])
+    def shelf_categories(self) -> Int[np.ndarray, " shelves"]:
+        """The category of each shelf."""
+        return np.array([kind.category for kind in self.words.types])[self.products.shelf_types]
 
     @cached_property
-    def item_types(self) -> Int[np.ndarray, " products"]:
-        """The type of each product."""
-        return self.products.item_types
+    def item_shelves(self) -> Int[np.ndarray, " products"]:
+        """The shelf of each product."""
+        return self.products.item_shelves
 
     @cached_property
-    def carried_on(self) -> Float[np.ndarray, "types_plus_1 types"]:
-        """By type just looked at and type: how much more the second is wanted. The last row is for nothing yet."""
-        same_category = self.type_categories[:, None] == self.type_categories
-        more = SAME_CATEGORY * same_category + COMPANION * self.products.companions
-        more += SAME_TYPE * np.eye(len(more))
-        return np.concatenate([more, np.zeros((1, len(more)))])
+    def carried_on(self) -> Float[np.ndarray, "shelves_plus_1 shelves"]:
+        """By shelf just looked at and shelf: how much more the second is wanted. The last row is for nothing yet."""
+        kinds = self.products.shelf_types
+        more = SAME_CATEGORY * (self.shelf_categories[:, None] == self.shelf_categories)
+        more += COMPANION * self.products.companions[kinds[:, None], kinds] + SAME_TYPE * (kinds[:, None] == kinds)
+        return np.concatenate([more, np.zeros((1, len(kinds)))])
 
     @cached_property
-    def on_sale(self) -> Int[np.ndarray, "weeks types"]:
-        """How many products of each type there are in each week."""
+    def on_sale(self) -> Int[np.ndarray, "weeks shelves"]:
+        """How many products of each shelf there are in each week."""
         launched = np.isfinite(self.products.log_popularity).astype(np.int64)
-        return np.add.reduceat(launched, self.products.type_starts[:-1], axis=1)
+        return np.add.reduceat(launched, self.products.shelf_starts[:-1], axis=1)
 
     @cached_property
     def item_weights(self) -> Float[np.ndarray, "weeks products"]:
         """What a product weighs for everybody: its popularity, and its price's distance from the usual one."""
-        price = self.products.traits[:, len(self.words.styles) + len(self.words.languages)]
+        price = self.products.traits[:, len(self.words.styles)]
         return self.products.log_popularity - PRICE_CARE * price**2
 
-    def type_wishes(self, moment: Moment) -> Float[np.ndarray, "moments types"]:
-        """Return the log-weights of the types; minus infinity where nothing unknown is left."""
+    def shelf_wishes(self, moment: Moment) -> Float[np.ndarray, "moments shelves"]:
+        """Return the log-weights of the shelves; minus infinity where nothing unknown is left."""
         start, end = self.people.interest[:, moment.people]
-        wishes = (start + moment.progress * (end - start))[:, self.type_categories]
-        wishes = wishes + self.products.type_popularity[moment.weeks]
-        last_type = np.where(moment.last < 0, len(self.products.type_rows), self.item_types[moment.last])
-        wishes += np.where(moment.is_session, 1.0, LATER)[:, None] * self.carried_on[last_type]
-        return np.where(self.on_sale[moment.weeks] > self.known(moment), wishes, -np.inf)
+        wishes: np.ndarray = (start + moment.progress * (end - start))[:, self.shelf_categories]
+        wishes += self.people.tongue[moment.people][:, self.products.shelf_languages]
+        wishes += self.products.shelf_popularity[moment.weeks]
+        last = np.where(moment.last < 0, -1, self.item_shelves[moment.last])
+        wishes += np.where(moment.is_session, 1.0, LATER)[:, None] * self.carried_on[last]
+        return np.where(self.on_sale[moment.weeks] > self._known(moment), wishes, -np.inf)
 
-    def known(self, moment: Moment) -> Int[np.ndarray, "moments types"]:
-        """Return how many products of each type each person knows."""
+    def _known(self, moment: Moment) -> Int[np.ndarray, "moments shelves"]:
+        """Return how many products of each shelf each person knows."""
         is_there = moment.past >= 0
         row = np.repeat(np.arange(len(is_there)), is_there.sum(axis=1))
-        shape = (len(is_there), len(self.products.type_rows))
-        cells = row * shape[1] + self.item_types[moment.past[is_there]]
+        shape = (len(is_there), len(self.products.shelf_types))
+        cells = row * shape[1] + self.item_shelves[moment.past[is_there]]
         return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
 
     def likings(self, moment: Moment) -> Float[np.ndarray, "moments traits"]:
         """Return what each person likes about products' traits."""
         start, end = self.people.liking[:, moment.people]
         likings: np.ndarray = start + moment.progress * (end - start)
-        budget_column = len(self.words.styles) + len(self.words.languages)
-        likings[:, budget_column] = 2 * PRICE_CARE * self.people.budget[moment.people]
         return likings
 
 
 def choose(world: World, moment: Moment, draws: Float[np.ndarray, "moments 2"]) -> Int[np.ndarray, " moments"]:
-    """Return what each person takes next, given two numbers in [0, 1) each: one for the type, one within it."""
-    chosen_types = _draw(world.type_wishes(moment), draws[:, 0])
-    order = np.argsort(chosen_types, kind="stable")
-    moment, sorted_types = moment.take(order), chosen_types[order]
-    likings, weeks, within = world.likings(moment), moment.weeks, draws[order, 1]
-    known_row, known_column = np.nonzero((world.item_types[moment.past] == sorted_types[:, None]) & (moment.past >= 0))
-    known_item = moment.past[known_row, known_column]
-    bounds = np.flatnonzero(np.diff(sorted_types, prepend=-1, append=len(world.products.type_rows)))
-    known_bounds = np.searchsorted(known_row, bounds)
-    items = np.empty(len(order), dtype=np.int64)
-    for group in range(len(bounds) - 1):
-        rows = slice(bounds[group], bounds[group + 1])
-        known = slice(known_bounds[group], known_bounds[group + 1])
-        kind = sorted_types[bounds[group]]
-        first, end = world.products.type_starts[kind : kind + 2]
-        weights = world.item_weights[weeks[rows], first:end] + likings[rows] @ world.products.traits[first:end].T
-        weights[known_row[known] - bounds[group], known_item[known] - first] = -np.inf
-        items[order[rows]] = first + _draw(weights, within[rows])
-    return items
+    """Return what each person takes next, given two numbers in [0, 1) each: one for the shelf, one within it."""
+    shelves = _draw(world.shelf_wishes(moment), draws[:, 0])
+    first = world.products.shelf_starts[shelves]
+    lengths = world.products.shelf_starts[shelves + 1] - first
+    starts = offsets_of(lengths)[:-1]
+    item, row = ragged_arange(first, lengths), np.repeat(np.arange(len(shelves)), lengths)
+    weights = world.item_weights[moment.weeks[row], item]
+    weights += np.einsum("ij,ij->i", world.likings(moment)[row], world.products.traits[item])
+    is_known = (world.item_shelves[moment.past] == shelves[:, None]) & (moment.past >= 0)
+    weights[(starts - first)[np.nonzero(is_known)[0]] + moment.past[is_known]] = -np.inf
+    powers = np.exp(weights - np.maximum.reduceat(weights, starts)[row])
+    rising = np.append(0, np.cumsum(powers))
+    wanted = rising[starts] + draws[:, 1] * (rising[starts + lengths] - rising[starts])
+    place = np.searchsorted(rising, wanted, side="right") - 1
+    return item[np.clip(place, starts, starts + lengths - 1)]
 
 
 def probabilities(world: World, moment: Moment) -> Float[np.ndarray, "moments products"]:
@@ -159,12 +152,12 @@ def probabilities(world: World, moment: Moment) -> Float[np.ndarray, "moments pr
     weights = world.item_weights[moment.weeks] + world.likings(moment) @ world.products.traits.T
     row, column = np.nonzero(moment.past >= 0)
     weights[row, moment.past[row, column]] = -np.inf
-    of_types = _softmax(world.type_wishes(moment))
-    starts, kinds = world.products.type_starts[:-1], world.item_types
+    of_shelves = _softmax(world.shelf_wishes(moment))
+    starts, shelves = world.products.shelf_starts[:-1], world.item_shelves
     highest = np.maximum.reduceat(weights, starts, axis=1)
-    weights = np.exp(weights - np.where(np.isfinite(highest), highest, 0.0)[:, kinds])
+    weights = np.exp(weights - np.where(np.isfinite(highest), highest, 0.0)[:, shelves])
     total = np.add.reduceat(weights, starts, axis=1)
-    share: np.ndarray = (of_types / np.where(total > 0, total, 1.0))[:, kinds]
+    share: np.ndarray = (of_shelves / np.where(total > 0, total, 1.0))[:, shelves]
     return weights * share
 
 

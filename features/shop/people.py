@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from features.sequences import Sequences, offsets_of
-from features.shop.products import CHARACTER, END, FIRST_DAY, Products
+from features.shop.products import CHARACTER, END, FIRST_DAY, PRICE_CARE
 from features.shop.words import Words
 
 DAY = 24 * 3600
@@ -37,17 +37,17 @@ class People:
         frame: The public table, one row per person.
         interest: What they like about categories on the first day and on the last, `[2, people, categories]`.
         liking: What they like about products' traits on the first day and on the last, `[2, people, traits]`.
-        budget: The price level they look for, `[people]`, as in `Products.traits`.
+        tongue: How readily they look at goods in each language, `[people, languages]`.
     """
 
     frame: pd.DataFrame
     interest: Float[np.ndarray, "2 people categories"]
     liking: Float[np.ndarray, "2 people traits"]
-    budget: Float[np.ndarray, " people"]
+    tongue: Float[np.ndarray, "people languages"]
 
     def __len__(self) -> int:
         """Return the number of people."""
-        return len(self.budget)
+        return len(self.tongue)
 
 
 def make_people(words: Words, number: int, rng: np.random.Generator) -> People:
@@ -69,8 +69,7 @@ def make_people(words: Words, number: int, rng: np.random.Generator) -> People:
             "interests": _profile(words, interest[0], language, rng),
         }
     )
-    budget = (0.8 * rng.standard_normal(number) + 0.2 * (age - 2)).clip(-2, 2)
-    return People(frame, interest, _likings(words, language, country, age, rng), budget)
+    return People(frame, interest, _likings(words, country, age, rng), _tongues(words, language))
 
 
 def _interests(words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -81,7 +80,7 @@ def _interests(words: Words, country: np.ndarray, age: np.ndarray, rng: np.rando
     directions = rng.standard_normal((TASTE, kinds)) / np.sqrt(TASTE)
     temper = rng.standard_normal((number, TASTE))
     general = by_age + by_country + 0.7 * temper @ directions
-    weights = np.array([3.4, 3.0, 2.6, 2.2])
+    weights = np.array([1.9, 1.7, 1.5, 1.3])
     # Favourites are what is liked most after a great deal of chance; half of them give way to others in time.
     order = np.argsort(-(general + 1.3 * rng.gumbel(size=(number, kinds))), axis=1)
     first, last = order[:, :4], order[:, [0, 2, 4, 5]]
@@ -93,24 +92,30 @@ def _interests(words: Words, country: np.ndarray, age: np.ndarray, rng: np.rando
 
 
 def _likings(
-    words: Words, language: np.ndarray, country: np.ndarray, age: np.ndarray, rng: np.random.Generator
+    words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return likings of traits, `[2, people, traits]`, in the order of `Products.traits`; the price is not among them."""
+    """Return likings of traits, `[2, people, traits]`, in the order of `Products.traits`."""
     number, styles = len(age), len(words.styles)
     typical = 0.5 * rng.standard_normal((len(words.age_bands), styles))[age]
     typical += 0.3 * rng.standard_normal((len(words.countries), styles))[country]
-    style = 1.3 * rng.standard_normal((number, styles))
-    tongue = np.full((number, len(words.languages)), -2.5)
-    tongue[:, 0] = -1.3
-    tongue[np.arange(number), language] = 1.2
+    style = 1.1 * rng.standard_normal((number, styles))
+    budget = (0.8 * rng.standard_normal((number, 1)) + 0.2 * (age[:, None] - 2)).clip(-2, 2)
     character = 0.55 * rng.standard_normal((number, CHARACTER))
 
     def at(moved: float) -> np.ndarray:
-        looks = typical + np.sqrt(1 - moved**2) * style + moved * 1.3 * rng.standard_normal(style.shape)
+        looks = typical + np.sqrt(1 - moved**2) * style + moved * 1.1 * rng.standard_normal(style.shape)
         inner = np.sqrt(1 - moved**2) * character + moved * 0.55 * rng.standard_normal(character.shape)
-        return np.concatenate([looks, tongue, np.zeros((number, 1)), inner], axis=1)
+        return np.concatenate([looks, 2 * PRICE_CARE * budget, inner], axis=1)
 
     return np.stack([at(0.0), at(0.6)])
+
+
+def _tongues(words: Words, language: np.ndarray) -> np.ndarray:
+    """Return how readily people look at goods in each language: their own, then English."""
+    tongue = np.full((len(language), len(words.languages)), -4.0)
+    tongue[:, 0] = -2.0
+    tongue[np.arange(len(language)), language] = 0.0
+    return tongue
 
 
 def _profile(words: Words, interest: np.ndarray, language: np.ndarray, rng: np.random.Generator) -> list[str | None]:
