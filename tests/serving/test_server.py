@@ -1,0 +1,140 @@
+"""`towers serve` for real: another process, a free port, several workers, HTTP, signals."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from features.errors import DataError
+from serving.config import ServingConfig
+from serving.server import address_of, find_port
+
+SECONDS_TO_START = 90
+
+
+class Served:
+    """A running `towers serve`."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "towers", "serve", "runs/latest", "--port", str(self.port), *flags]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOWERS_")}
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def ask(self, path, method="GET", body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def wait_until_ready(self):
+        deadline = time.monotonic() + SECONDS_TO_START
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if self.ask("/readyz")[0] == 200:
+                    return
+            except OSError:
+                time.sleep(0.2)
+        self.process.kill()
+        raise AssertionError(f"not ready: {self.process.communicate()[0]}")
+
+    def stop(self, how):
+        self.process.send_signal(how)
+        output, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, output
+
+
+def copy(pristine: Path, folder: Path) -> Path:
+    shutil.copytree(pristine / "runs", folder / "runs")
+    (folder / "runs" / "latest").symlink_to("model")
+    return folder
+
+
+@pytest.mark.parametrize(("server", "how"), [("granian", signal.SIGTERM), ("gunicorn", signal.SIGINT)])
+def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pristine, tmp_path, server, how):
+    served = Served(copy(pristine, tmp_path), "--server", server, "--workers", "2")
+    try:
+        served.wait_until_ready()
+        status, known = served.ask("/recommendations/1001?k=5")
+        assert (status, known["user_id"], known["fallback"], len(known["items"])) == (200, 1001, None, 5)
+
+        # Every worker must really search and encode, not just answer: a search that hangs after a fork shows here.
+        body = json.dumps({"history": ["p1", "p2"], "k": 5})
+        with ThreadPoolExecutor(8) as pool:
+            asked = list(pool.map(lambda _: served.ask("/recommendations/1001?k=5"), range(40)))
+            described = list(
+                pool.map(
+                    lambda _: served.ask("/recommendations", "POST", body, {"Content-Type": "application/json"}),
+                    range(40),
+                )
+            )
+        assert all(answer == (200, known) for answer in asked)
+        assert all(answer == described[0] and answer[0] == 200 for answer in described)
+
+        # What servers make of paths and errors is theirs, so it is tried under each of them.
+        for odd in ("a/b", "ä ö", "100%", "/a//b/"):
+            assert served.ask(f"/recommendations/{quote(odd, safe='')}")[1]["user_id"] == odd
+        assert served.ask("/recommendations/1001?k=x")[0] == 422
+        assert served.ask("/recommendations", "POST", b"{}", {"Content-Type": "text/plain"})[0] == 415
+        assert served.ask("/recommendations", "POST", b"x" * 2**21, {"Content-Type": "application/json"})[0] == 413
+        assert served.ask("/items/gone/similar")[0] == 404
+        assert served.ask("/items/p1/similar", "DELETE")[0] == 405
+    finally:
+        code, output = served.stop(how)
+    assert code == 0, output
+    assert f"http://127.0.0.1:{served.port}" in output
+    assert "curl 'http://127.0.0.1" in output
+    assert "2 workers" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "runs" / "model" / "index" / "manifest.json").exists()
+
+
+def test_a_port_in_use_is_one_clear_line(pristine, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(DataError, match=f"port {port} of 127.0.0.1 is already in use; choose another with --port"):
+            find_port(ServingConfig(port=port))
+
+
+def test_port_zero_is_any_that_is_free():
+    assert find_port(ServingConfig(port=0)) > 0
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "not a host"])
+def test_a_host_that_does_not_exist_is_one_clear_line(host):
+    with pytest.raises(DataError, match=r"use 127.0.0.1, or 0.0.0.0 for all"):
+        find_port(ServingConfig(host=host))
+
+
+def test_a_host_of_another_machine_is_one_clear_line():
+    with pytest.raises(DataError, match=r"port 8000 of 192.0.2.1 cannot be listened at"):
+        find_port(ServingConfig(host="192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")],
+)
+def test_the_address_is_one_that_a_browser_takes(host, address):
+    assert address_of(ServingConfig(host=host, port=80)) == address
