@@ -165,7 +165,7 @@ def _message(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in MENDABLE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{_lower(error.strerror or 'not possible')}", 2
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in ROOMS:
+    if _is_broken_library(error):
         return f"a library cannot be loaded: {error}; type: towers doctor", 2
     shown = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{shown} (this is a bug in Two Towers; TOWERS_TRACEBACK=1 before the command shows where)", 1
@@ -173,6 +173,12 @@ def _message(error: BaseException) -> tuple[str, int]:
 
 def _is_mistake(error: BaseException) -> bool:
     return any(kind.__name__ in MISTAKES and kind.__module__.partition(".")[0] in ROOMS for kind in type(error).__mro__)
+
+
+def _is_broken_library(error: BaseException) -> bool:
+    if isinstance(error, ImportError):
+        return (error.name or "").partition(".")[0] not in ROOMS
+    return isinstance(error, OSError) and str(error).startswith("Could not load this library")  # as torch says it
 
 
 def _reader_is_gone() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -140,15 +141,21 @@ def probe(program: str) -> Probe:
         return Probe({}, f"does not load within {PROBE_SECONDS:.0f} seconds")
     except OSError as error:
         return Probe({}, f"cannot be looked at: {error.strerror}")
-    said = ended.stderr.strip().splitlines()
     if ended.returncode < 0:
         return Probe({}, f"crashes its process (signal {-ended.returncode})")
     if ended.returncode:
-        return Probe({}, said[-1] if said else f"ends with status {ended.returncode}")
+        return Probe({}, _cause(ended.stderr) or f"ends with status {ended.returncode}")
     try:
         return Probe(json.loads(ended.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
         return Probe({}, "says nothing when it is loaded")
+
+
+def _cause(stderr: str) -> str:
+    """The line of the exception that came first: those after it are its consequences."""
+    lines = stderr.strip().splitlines()
+    causes = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Exit)\b", line)]
+    return (causes or lines[-1:] or [""])[0]
 
 
 def gpus() -> list[str]:
@@ -217,8 +224,16 @@ def _fault(requirement: Any, installed: set[str]) -> str | None:
 def _library(name: str, looking: Future[Probe]) -> list[Finding]:
     seen = looking.result()
     if seen.failure:
-        return [Finding(name, seen.failure, "amiss", REINSTALL)]
+        needs_gpu = name in ("fbgemm", "torchrec") and _is_installed("fbgemm-gpu") and not gpus()
+        return [Finding(name, seen.failure, "amiss", f"{REINSTALL} DEVICE=cpu" if needs_gpu else REINSTALL)]
     return [Finding(name, f"{seen.found['version']}{_build(name, seen.found)}")]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def _build(name: str, found: Mapping[str, Any]) -> str:

@@ -35,6 +35,10 @@ def test_all_is_well_where_make_has_installed_everything() -> None:
     [
         ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13: cannot open"),
         ("raise SystemExit('no')", "no"),
+        (
+            "raise OSError('Could not load this library') from OSError('libx.so: not found')",
+            "OSError: libx.so: not found",
+        ),
         ("import os; os.abort()", "crashes its process (signal 6)"),
         ("import os; os._exit(3)", "ends with status 3"),
         ("import os; os._exit(0)", "says nothing when it is loaded"),
@@ -61,6 +65,18 @@ def test_each_library_that_is_missing_is_noticed(tmp_path: Path, monkeypatch, li
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module named {module}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert probe(clinic.PROBES[library]).failure == f"ModuleNotFoundError: No module named {module}"
+
+
+@pytest.mark.parametrize(("found", "remedy"), [([], "make clean install DEVICE=cpu"), (["H200"], "make clean install")])
+def test_the_gpu_set_on_a_machine_without_a_gpu_is_to_be_replaced(
+    monkeypatch: pytest.MonkeyPatch, found, remedy
+) -> None:
+    monkeypatch.setattr(clinic, "gpus", lambda: found)
+    monkeypatch.setattr(clinic, "version", lambda name: "1.8.0")
+    monkeypatch.setattr(
+        clinic, "PROBES", {"torch": "found = {}", "faiss": "found = {}", "fbgemm": "raise OSError('libcuda')"}
+    )
+    assert finding("fbgemm") == Finding("fbgemm", "OSError: libcuda", "amiss", remedy)
 
 
 def test_a_library_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
