@@ -297,7 +297,7 @@ class _Roles:
         elif missing:
             raise DataError(
                 f"the interactions have no column that looks like {' and '.join(missing)} among "
-                f"{', '.join(self.events.columns)}; rename the columns to user_id and item_id"
+                f"{', '.join(self.events.columns)}; call the columns of ids (whole numbers or text) user_id and item_id"
             )
 
     def _free_ids(self) -> list[str]:
@@ -451,7 +451,7 @@ def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item",
     """Return why a column tells what is to be foreseen, None if it does not seem to."""
     if _is_behaviour(set(_words(name)), column, who):
         what = "what people did with the item" if who == "item" else "what the user did"
-        return f"a LEAK by its name: it sums up {what}, the future included"
+        return f"a LEAK by its name: sums up {what}, the future included"
     if not _is_number(column):
         return None
     known = column.notna().to_numpy(dtype=bool)

@@ -26,7 +26,8 @@ CSV_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "\\N"]
 TEXT = pa.large_string()
 _BOM = b"\xef\xbb\xbf"
-_NUMBER = r"^-?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][+-]?[0-9]+)?$"
+# 12e4 is no number: it is as likely to be a code. 1.2e4 and 1e+20 are what programs write.
+_NUMBER = r"^-?(0|[1-9][0-9]*)?(\.[0-9]*([eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
 
 
@@ -87,21 +88,20 @@ def _read_parquet(path: Path) -> pa.Table:
         reason = _one_line(error)
         raise DataError(f"{path}: not a Parquet file, or cut off ({reason}); write it again, or name it .csv") from None
     kept = [name for name in table.column_names if not name.startswith("__index_level_")]
-    return pa.table({name: _plain(path, name, table[name]) for name in kept})
+    return pa.table({name: _plain(table[name]) for name in kept})
 
 
-def _plain(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column in one of few types: text as `large_string`, decimals as numbers. Bytes stay if not UTF-8."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _plain(path, name, column.cast(kind.value_type))
+        return _plain(column.cast(kind.value_type))
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
-        return column.cast(pa.float64())
-    if not (pa.types.is_string(kind) or pa.types.is_string_view(kind) or _is_bytes(kind) or pa.types.is_null(kind)):
-        return column
-    try:
+        return column.cast(pa.int64() if _casts(column, pa.int64()) else pa.float64())
+    is_text = pa.types.is_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
+    if is_text or (_is_bytes(kind) and _casts(column, TEXT)):
         return column.cast(TEXT)
-    except pa.ArrowInvalid:
-        raise DataError(f"{path}: column {name!r} holds bytes that are not UTF-8 text; save it as text") from None
+    return column
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -165,9 +165,9 @@ def _header(path: Path, data: bytes) -> tuple[list[str], str, bytes]:
 
 
 def _separator(header: str) -> str:
-    """Return whichever of comma, semicolon and tab occurs most in the header, quoted names apart."""
+    """Return whichever of comma, semicolon, tab and bar occurs most in the header, quoted names apart."""
     outside = "".join(header.split('"')[::2])
-    return max(",;\t", key=outside.count)
+    return max(",;\t|", key=outside.count)
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -181,22 +181,31 @@ def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     filled = column.drop_null()
     if not len(filled):
         return column
-    if _matches(filled[:100], _NUMBER):
-        for kind in (pa.int64(), pa.float64()):
-            try:
-                numbers = filled.cast(kind)
-            except pa.ArrowInvalid:
-                continue
-            same = pc.all(pc.equal(numbers.cast(TEXT), filled)) if kind == pa.int64() else None
-            if same.as_py() if same is not None else _matches(filled, _NUMBER):
-                return column.cast(kind)
+    if _matches(filled[:100], _NUMBER) and (kind := _number_type(filled)) is not None:
+        return column.cast(kind)
     if _matches(filled[:100], _DATE):
         for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-            try:
+            if _casts(filled, kind):
                 return column.cast(kind)
-            except pa.ArrowInvalid:
-                continue
     return column
+
+
+def _number_type(cells: pa.ChunkedArray) -> pa.DataType | None:
+    """Return int64 or double if every cell is such a number, None if not, or if it is too long to be kept exactly."""
+    try:
+        whole = cells.cast(pa.int64())
+        return pa.int64() if whole.cast(TEXT).equals(cells) else None
+    except pa.ArrowInvalid:
+        is_fraction = pc.any(pc.match_substring_regex(cells, "[.eE]")).as_py()
+    return pa.float64() if is_fraction and _matches(cells, _NUMBER) and _casts(cells, pa.float64()) else None
+
+
+def _casts(cells: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        cells.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _matches(cells: pa.ChunkedArray, pattern: str) -> bool:
@@ -241,7 +250,7 @@ def _diagnose(path: Path, data: bytes, separator: str, num_columns: int) -> None
         ) from None
 
 
-_SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
 def _wrong_encoding(path: Path, data: bytes) -> DataError:

@@ -29,10 +29,11 @@ from features.table_files import read_frame as read_frame
 
 INT_ID = pd.ArrowDtype(pa.int64())
 TEXT_ID = pd.ArrowDtype(pa.string())
-SECONDS = pd.ArrowDtype(pa.int64())
+SECONDS = MICROSECONDS = POSITION = pd.ArrowDtype(pa.int64())
 SECONDS_PER_DAY = 86_400
 _A_TIME = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds"
 _EXACT_FLOATS = 2**53
+_FAR = 9e18
 _UNITS = ((1e17, 10**9, "nanoseconds"), (1e14, 10**6, "microseconds"), (1e11, 10**3, "milliseconds"))
 
 
@@ -301,6 +302,16 @@ class _Sheet:
             raise self.error(name, found, "save them as numbers") from None
         return numbers.mask(numbers != numbers)
 
+    def whole_numbers(self, name: str, setting: str) -> pd.Series:
+        """Return a column as nullable int64."""
+        column, numbers = self.column(name, setting), self.numbers(name, setting)
+        values = numbers.fillna(0).to_numpy(np.float64)
+        broken = np.flatnonzero((values != np.floor(values)) | (np.abs(values) > _EXACT_FLOATS))
+        if len(broken):
+            found = f"expected a whole number, found {column.iloc[broken[0]]}"
+            raise self.error(name, found, "correct the cells or leave them empty", int(broken[0]))
+        return numbers.astype(POSITION)
+
     def _refuse_unread(self, column: pd.Series, parsed: pd.Series, name: str, expected: str) -> None:
         unread = np.flatnonzero(parsed.isna() & column.notna())
         if len(unread):
@@ -308,24 +319,24 @@ class _Sheet:
             raise self.error(name, found, "correct the cells or leave them empty", int(unread[0]))
 
     def times(self, name: str) -> pd.Series:
-        """Return a column of dates or Unix times as nullable Unix seconds."""
+        """Return a column of dates or Unix times as nullable microseconds: finer than we keep, to sort by."""
         column = self.column(name, "timestamp")
         kind = _arrow_type(column)
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            seconds = pa.array(column).cast(pa.timestamp("us", tz=getattr(kind, "tz", None))).cast(pa.int64())
-            seconds = pd.Series(seconds, dtype=SECONDS) // 10**6
+            exact = pa.array(column).cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
+            micros = pd.Series(exact.cast(pa.int64()), dtype=MICROSECONDS)
         elif pa.types.is_large_string(kind) and not _looks_numeric(column):
-            seconds = self._parsed_dates(column, name)
+            micros = self._parsed_dates(column, name)
         else:
-            seconds = self._unix_times(self.numbers(name, "timestamp", _A_TIME), name)
-        self._refuse_impossible(seconds, column, name)
-        return seconds
+            micros = self._unix_times(self.numbers(name, "timestamp", _A_TIME), name)
+        self._refuse_impossible(micros, column, name)
+        return micros
 
     def _parsed_dates(self, column: pd.Series, name: str) -> pd.Series:
         parsed = pd.to_datetime(column.astype(object), format="ISO8601", utc=True, errors="coerce")
         self._refuse_unread(column, parsed, name, _A_TIME)
-        whole = parsed.dt.as_unit("s")
-        return pd.Series(whole.astype("int64").where(whole.notna()), dtype=pd.ArrowDtype(pa.float64())).astype(SECONDS)
+        exact = parsed.dt.tz_convert(None).dt.as_unit("us").to_numpy()
+        return pd.Series(pa.array(exact, from_pandas=True).cast(pa.int64()), dtype=MICROSECONDS)
 
     def _unix_times(self, numbers: pd.Series, name: str) -> pd.Series:
         filled = numbers.dropna().to_numpy(np.float64)
@@ -335,13 +346,17 @@ class _Sheet:
                 self.notes.append(f"{self.path.name}: times in {name!r} read as {unit}")
                 numbers = numbers / divisor
                 break
-        return pd.Series(pc.floor(pa.array(numbers)).cast(pa.int64()), dtype=SECONDS)
+        micros = (numbers * 1e6).clip(-_FAR, _FAR)
+        return pd.Series(pc.floor(pa.array(micros)).cast(pa.int64()), dtype=MICROSECONDS)
 
-    def _refuse_impossible(self, seconds: pd.Series, column: pd.Series, name: str) -> None:
-        if seconds.isna().all():
+    def _refuse_impossible(self, micros: pd.Series, column: pd.Series, name: str) -> None:
+        if micros.isna().all():
             raise self.error(name, "no times at all", "leave out `timestamp` under [features.columns]")
-        values = seconds.fillna(0).to_numpy(np.int64)
-        for wrong, said in ((values > time.time() + SECONDS_PER_DAY, "in the future"), (values < 0, "before 1970")):
+        values = micros.fillna(0).to_numpy(np.int64)
+        for wrong, said in (
+            (values > (time.time() + SECONDS_PER_DAY) * 1e6, "in the future"),
+            (values < 0, "before 1970"),
+        ):
             rows = np.flatnonzero(wrong)
             if len(rows):
                 value = _said(column.iloc[rows[0]])
@@ -406,7 +421,7 @@ def _columns(events: _Sheet, config: FeaturesConfig, user_ids: pd.Series, item_i
     if names.timestamp is not None:
         columns["timestamp"] = events.times(names.timestamp)
     if names.position is not None:
-        columns["position"] = events.numbers(names.position, "position").astype(SECONDS)
+        columns["position"] = events.whole_numbers(names.position, "position")
     if names.rating is not None:
         columns["rating"] = events.numbers(names.rating, "rating")
     elif config.min_rating is not None:
@@ -470,8 +485,10 @@ def _ordered(frame: pd.DataFrame, notes: list[str]) -> Interactions:
     keys = [frame[name].to_numpy(np.int64) for name in order]
     rows = np.lexsort([*keys, users])
     frame, users = frame.take(rows), users[rows]
-    if "timestamp" in frame and frame["timestamp"].isna().any():
-        frame = _fill_times(frame, users, notes)
+    if "timestamp" in frame:
+        frame["timestamp"] = frame["timestamp"] // 10**6  # sorted by the finer time, kept in seconds
+        if frame["timestamp"].isna().any():
+            frame = _fill_times(frame, users, notes)
     same = {"user": users, "item": _codes(frame["item_id"])}
     if key := [name for name in ("timestamp", "position") if name in frame][:1]:
         same["order"] = frame[key[0]].to_numpy(np.int64)

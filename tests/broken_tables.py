@@ -7,10 +7,12 @@ place and the remedy. Each case starts from `write_sound`, a small shop without 
 from __future__ import annotations
 
 import gzip
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -52,7 +54,7 @@ def write_sound(folder: Path) -> Path:
     return folder
 
 
-def settings_of(case: BrokenTables | None = None) -> dict[str, object]:
+def settings_of(case: BrokenTables | None = None) -> dict[str, Any]:
     """Return the `[features]` table that reads a folder written by `write_sound` and broken by `case`."""
     return {
         "interactions": "interactions.csv",
@@ -62,6 +64,18 @@ def settings_of(case: BrokenTables | None = None) -> dict[str, object]:
         "title": "title",
         **(case.settings if case else {}),
     }
+
+
+def write_run_toml(folder: Path, case: BrokenTables | None = None) -> Path:
+    """Write the settings of a case as run.toml beside its tables and return its path."""
+    settings = settings_of(case)
+    lines = ["[features]"]
+    lines += [
+        f"{key} = {json.dumps(value)}" for key, value in settings.items() if key != "columns" and value is not None
+    ]
+    lines += ["[features.columns]", *(f"{key} = {json.dumps(value)}" for key, value in settings["columns"].items())]
+    (folder / "run.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "run.toml"
 
 
 def _put(name: str, content: str | bytes) -> Callable[[Path], object]:
@@ -219,6 +233,22 @@ BROKEN = (
         "a negative time",
         r"column 'timestamp', line 4: .*found -1, before 1970",
         _swap("interactions.csv", "1700000200", "-1"),
+    ),
+    BrokenTables(
+        "a time beyond all times",
+        r"column 'timestamp', line 4: .*found '1e30', in the future",
+        _swap("interactions.csv", "1700000200", "1e30"),
+    ),
+    BrokenTables(
+        "a position that is a fraction",
+        r"column 'position', line 3: expected a whole number, found 1\.5",
+        _put("interactions.csv", "user_id,item_id,position\nann,lamp,0\nann,chair,1.5\n"),
+        {"columns": {"position": "position"}},
+    ),
+    BrokenTables(
+        "a fault below cells of several lines",
+        r"items\.csv: column 'item_id', line 6: no id",
+        _put("items.csv", 'item_id,title\n\nlamp,"A\nlamp"\nchair,A chair\n,Nothing\n'),
     ),
     BrokenTables(
         "no times at all",

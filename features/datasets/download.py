@@ -56,7 +56,7 @@ def download(original: Original, folder: Path) -> Path:
     path = folder / original.name
     if path.exists():
         return path
-    by_hand = f"download {original.url} by hand and give its folder with --from"
+    by_hand = "fetch it by hand and give the folder it is in with --from"
     try:
         expected = original.md5 or (_md5_beside(original) if original.has_md5_beside else None)
         with atomic_file(path) as partial:

@@ -56,7 +56,9 @@ class Source:
                 file: IO[bytes] = stack.enter_context(member.open("rb"))
             else:
                 file = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(member))
-            yield stack.enter_context(cast("IO[bytes]", gzip.open(file))) if name.endswith(".gz") else file
+            if name.endswith(".gz"):
+                file = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
+            yield file
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file.

@@ -27,7 +27,7 @@ def read(folder, text: str, **changes):
     return read_tables(config(**changes), folder)
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_the_separator_is_found_in_the_header(separator, tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(separator.join(["a", '"b, c; d"', "e"]) + "\n" + separator.join(["1", "x", "2.5"]) + "\n")
@@ -50,6 +50,15 @@ def test_cells_become_numbers_only_when_that_loses_nothing(tmp_path):
         "int64[pyarrow]",
     ]
     assert frame["gap"].isna().tolist() == [True, False]
+
+
+def test_codes_that_look_like_numbers_stay_text(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("hash,number,long\n12e4,1.2e4,123456789012345678901\n99,1e+20,1\n")
+    frame = read_frame(path)
+    assert frame["hash"].tolist() == ["12e4", "99"]
+    assert frame["number"].tolist() == [1.2e4, 1e20]
+    assert frame["long"].tolist() == ["123456789012345678901", "1"]
 
 
 def test_quoted_cells_may_hold_separators_newlines_and_quotes(tmp_path):
@@ -75,6 +84,18 @@ def test_parquet_dictionaries_and_the_pandas_index_are_made_plain(tmp_path):
     assert str(read["a"].dtype) == str(read["b"].dtype) == "large_string[pyarrow]"
 
 
+def test_parquet_decimals_stay_exact_and_bytes_become_text_if_they_can(tmp_path):
+    ids = pa.array([9007199254740993, 2]).cast(pa.decimal128(38, 0))
+    prices = pa.array([1.5, 2.0]).cast(pa.decimal128(5, 2))
+    table = pa.table({"id": ids, "price": prices, "name": [b"a", b"b"], "image": [b"\xff\x00", b"a"]})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    frame = read_frame(tmp_path / "t.parquet")
+    assert frame["id"].tolist() == [9007199254740993, 2]
+    assert frame["price"].tolist() == [1.5, 2.0]
+    assert frame["name"].tolist() == ["a", "b"]
+    assert str(frame["image"].dtype) == "binary[pyarrow]"
+
+
 def test_events_are_sorted_by_user_then_time_and_ties_keep_the_order_of_the_file(tmp_path):
     text = "user_id,item_id,timestamp\n2,30,5\n1,11,9\n1,10,3\n1,13,9\n1,12,9\n"
     tables = read(tmp_path, text, columns={"timestamp": "timestamp"})
@@ -92,6 +113,14 @@ def test_position_orders_before_time_and_rows_without_one_are_left_out(tmp_path)
     tables = read(tmp_path, text, columns={"timestamp": "timestamp", "position": "position"})
     assert tables.interactions.frame["item_id"].tolist() == ["y", "x"]
     assert tables.notes == ("1 interaction without a position left out",)
+
+
+def test_events_within_one_second_keep_their_finer_order(tmp_path):
+    text = "user_id,item_id,timestamp\na,x,1700000000900\na,y,1700000000100\na,z,1700000000500\n"
+    tables = read(tmp_path, text, columns={"timestamp": "timestamp"})
+    assert tables.interactions.frame["item_id"].tolist() == ["y", "z", "x"]
+    assert tables.interactions.frame["timestamp"].tolist() == [1700000000] * 3
+    assert tables.notes == ("i.csv: times in 'timestamp' read as milliseconds",)
 
 
 def test_missing_times_come_from_the_neighbours_when_positions_give_the_order(tmp_path):
