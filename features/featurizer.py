@@ -8,6 +8,7 @@ vector it would be part of: an empty bag, or zeros.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -377,7 +378,7 @@ def _declared(features: Sequence[Feature], frame: pd.DataFrame, table: str, own_
 
 
 def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def _texts(column: pd.Series) -> list[str]:

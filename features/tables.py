@@ -130,10 +130,7 @@ class Users:
 
     def attributes_of(self, ids: Sequence[Any] | np.ndarray | pd.Series) -> pd.DataFrame:
         """Return one row per id, in that order; everything is missing for an id that has no row."""
-        rows = self.rows_of(ids)
-        attributes = self.frame.iloc[np.maximum(rows, 0)].reset_index(drop=True)
-        known: pd.DataFrame = attributes.mask(rows < 0)
-        return known
+        return self.frame.set_axis(self._index, axis=0).reindex(pd.Index(ids)).reset_index(drop=True)
 
     @cached_property
     def _index(self) -> pd.Index:

@@ -98,7 +98,7 @@ class Trainer:
         config: The settings.
         data: What to learn from.
         device: Where to.
-        workspace: Where checkpoints are written; None: nowhere.
+        checkpoint: The file that training can be resumed from; None: none is written.
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last weights.
         steps: Steps after which training ends in any case.
         on_step: Told the step, the loss and the learning rate's share, after each step.
@@ -112,7 +112,7 @@ class Trainer:
         data: TrainingData,
         *,
         device: torch.device,
-        workspace: Path | None = None,
+        checkpoint: Path | None = None,
         validate: Callable[[TwoTower], float] | None = None,
         steps: int | None = None,
         on_step: Callable[[int, float], None] | None = None,
@@ -123,7 +123,7 @@ class Trainer:
         self.settings = settings
         self.data = data
         self.device = device
-        self.workspace = workspace
+        self.checkpoint = checkpoint
         self.validate = validate
         self.steps = steps
         self.on_step = on_step
@@ -211,7 +211,7 @@ class Trainer:
         if self.on_epoch is not None:
             self.on_epoch(progress, measured)
         progress.batch, progress.loss, progress.seconds = 0, 0.0, 0.0
-        if self.workspace is not None:
+        if self.checkpoint is not None:
             self.save()
 
     def _judge(self) -> float:
@@ -229,7 +229,7 @@ class Trainer:
         return self.steps is not None and self.progress.step >= self.steps
 
     def _between_steps(self, stop: list[bool]) -> None:
-        if self.workspace is None:
+        if self.checkpoint is None:
             if stop:
                 raise Interrupted
             return
@@ -266,9 +266,6 @@ class Trainer:
             batch.times,
         )
         user_of_target = torch.repeat_interleave(users, batch.offsets.diff())[targets]
-        negative_vectors = (
-            item_vectors if len(item_vectors) == len(negatives.rows) else item_vectors[place[negatives.rows]]
-        )
         return softmax_loss(
             states[targets],
             item_vectors[place[target_rows]],
@@ -325,7 +322,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        assert self.workspace is not None
+        assert self.checkpoint is not None
         checkpoint = Checkpoint(counters=vars(self.progress).copy())
         checkpoint.counters["best"] = None if math.isinf(self.progress.best) else self.progress.best
         checkpoint.add("model", self.model.state_dict())
@@ -333,13 +330,13 @@ class Trainer:
         checkpoint.add("adamw", self._optimizer_tensors())
         checkpoint.add("tables", self._table_states())
         checkpoint.add("random", {"torch": torch.get_rng_state(), "negatives": self.generator.get_state()})
-        checkpoint.save(self.workspace)
+        checkpoint.save(self.checkpoint)
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Go back to where the checkpoint in the workspace was written."""
-        assert self.workspace is not None
-        checkpoint = Checkpoint.load(self.workspace)
+        """Go back to where the checkpoint was written."""
+        assert self.checkpoint is not None
+        checkpoint = Checkpoint.load(self.checkpoint)
         best = checkpoint.counters["best"]
         self.progress = Progress(**{**checkpoint.counters, "best": -math.inf if best is None else best})
         self.model.load_state_dict(checkpoint.part("model"))

@@ -1,0 +1,98 @@
+"""The commands of this room: `towers init`, `towers train` and `towers evaluate`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+PROTOCOLS = ("leave-one-out", "time", "users", "cold-items")
+
+
+@click.command()
+@click.option("--interactions", type=click.Path(path_type=Path), required=True, help="Who had what: CSV or Parquet.")
+@click.option("--items", type=click.Path(path_type=Path), help="What there is: the catalogue.")
+@click.option("--users", type=click.Path(path_type=Path), help="What is known of the users.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("run.toml"), show_default=True)
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def init(interactions: Path, items: Path | None, users: Path | None, output: Path, force: bool) -> None:
+    """Look at the tables and write run.toml: settings that fit them, each with its reason."""
+    from features.errors import DataError
+    from features.files import atomic_file
+    from features.inference import Files, infer_features, render_run_toml
+    from features.tables import read_frame
+    from training.proposal import render_model_settings
+
+    if output.exists() and not force:
+        raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
+    inference = infer_features(
+        read_frame(interactions), read_frame(items) if items else None, read_frame(users) if users else None
+    )
+    text = render_run_toml(inference, Files(interactions, items, users), output.parent)
+    with atomic_file(output) as temporary:
+        temporary.write_text(f"{text}\n{render_model_settings(inference)}", encoding="utf-8")
+    for warning in inference.warnings:
+        click.echo(f"note: {warning}", err=True)
+    counts = (
+        f"{inference.num_events:,} interactions of {inference.num_users:,} users with {inference.num_items:,} items"
+    )
+    click.echo(f"{output}: written for {counts}\n\nNext:\n  towers train {shlex.quote(str(output))}")
+
+
+@click.command()
+@click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The bundle.  [default: runs/run-N]")
+@click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of these settings.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
+def train(settings: Path, output: Path | None, resume: bool, device: str, overrides: tuple[str, ...]) -> None:
+    """Train on the tables of run.toml and write a bundle that can be served.
+
+    Ctrl-C stops after the current step; the same command with --resume goes on exactly from there.
+    """
+    from training.shipping import ship
+
+    bundle = ship(settings, overrides, output=output, resume=resume, device=device)
+    click.echo(f"\nNext:\n  towers serve {shlex.quote(str(bundle))}")
+
+
+@click.command()
+@click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), help="[default: leave-one-out with an order, else users]")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings, each of its own seed."
+)
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and .html.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Recommendations (user_id, item_id, score or rank) to judge with the rest.",
+)
+@click.option("--bound", multiple=True, metavar="NAME=FILE", help="The same, for a limit such as the best possible.")
+def evaluate(
+    settings: Path,
+    protocol: str | None,
+    seeds: int,
+    output: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+    beside: tuple[str, ...],
+    bound: tuple[str, ...],
+) -> None:
+    """Judge the settings: train on the protocol's training part, test on its test part, baselines beside.
+
+    leave-one-out: each user's last item. time: one cut in time for everybody. users: people never seen.
+    cold-items: products never seen.
+    """
+    from training.judging import assess
+
+    report = assess(settings, overrides, protocol, seeds=seeds, device=device, beside=beside, bound=bound)
+    click.echo(report.to_text())
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        report.write(output)
+        click.echo(f"\n{output / 'report.json'} and report.html written")

@@ -1,0 +1,144 @@
+"""From a split to a trained model, and from a model to a judgement: what `train` and `evaluate` have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from features.featurizer import Featurizer
+from features.schema import Schema
+from features.sequences import Queries, Sequences
+from features.split import Split, held_out_users, leave_one_out
+from features.tables import Tables
+from towers.two_tower import TwoTower
+from training.config import RunConfig
+from training.evaluation import Evaluation, evaluate
+from training.report import PRIMARY_METRIC
+from training.scoring import TowersRecommender
+from training.trainer import Progress, Trainer, TrainingData
+
+MOST_VALIDATION_QUESTIONS = 10_000
+"""Questions asked after each epoch; a sample where there are more."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained model and what it was trained on.
+
+    Attributes:
+        model: With the best weights, in evaluation mode.
+        data: What it learned from.
+        progress: How the training went.
+        seconds: How long it took, validation included.
+    """
+
+    model: TwoTower
+    data: TrainingData
+    progress: Progress
+    seconds: float
+
+    def recommender(self, history: int) -> TowersRecommender:
+        """Return the model as evaluation wants it."""
+        data = self.data
+        return TowersRecommender(self.model, data.featurizer, data.item_features, data.users, history)
+
+
+def shipping_split(config: RunConfig, sequences: Sequences, num_items: int) -> Split:
+    """Hold out validation data only: each user's last item, or, without an order, a part of some users' items."""
+    chosen = config.training.validation
+    if chosen == "leave-one-out" or (chosen == "auto" and sequences.is_ordered):
+        return leave_one_out(sequences, num_items, recommend_seen=config.features.recommend_seen, test=False)
+    return held_out_users(
+        sequences,
+        num_items,
+        recommend_seen=config.features.recommend_seen,
+        test=False,
+        seed=config.training.seed,
+    )
+
+
+def learn(
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    *,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
+) -> Learned:
+    """Train on the split's training data until its validation N@10 has stopped rising.
+
+    Args:
+        config: The settings.
+        tables: Where the features come from.
+        split: What is learned from and what is held out.
+        device: Where to train.
+        checkpoint: The file to resume from later; None: none is written.
+        resume: Whether to go on from that file.
+        on_step: Told the step and the mean loss of the epoch so far.
+        on_epoch: Told the progress and what was measured.
+    """
+    began = time.monotonic()
+    featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
+    data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
+    questions = _sample(split.validation, config.training.seed)
+
+    def validate(model: TwoTower) -> float:
+        towers = TowersRecommender(model, featurizer, data.item_features, tables.users, config.features.history)
+        return judge(towers, questions, split, config, cutoffs=(10,)).means[PRIMARY_METRIC]
+
+    trainer = Trainer(
+        config,
+        data,
+        device=device,
+        checkpoint=checkpoint,
+        validate=validate,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+    if resume:
+        trainer.resume()
+    model = trainer.fit()
+    return Learned(model, data, trainer.progress, time.monotonic() - began)
+
+
+def learn_everything(
+    config: RunConfig, tables: Tables, sequences: Sequences, steps: int, *, device: torch.device
+) -> Learned:
+    """Train on all interactions, nothing held out, for a number of steps found before."""
+    began = time.monotonic()
+    featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, sequences)
+    data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
+    trainer = Trainer(config, data, device=device, steps=steps)
+    model = trainer.fit()
+    return Learned(model, data, trainer.progress, time.monotonic() - began)
+
+
+def judge(
+    towers: TowersRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
+) -> Evaluation:
+    """Return how well the towers answer questions of the split."""
+    return evaluate(towers, questions, split.candidates, recommend_seen=config.features.recommend_seen, cutoffs=cutoffs)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` stands for here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _sample(questions: Queries, seed: int) -> Queries:
+    if len(questions) <= MOST_VALIDATION_QUESTIONS:
+        return questions
+    chosen = np.random.default_rng(seed).choice(len(questions), MOST_VALIDATION_QUESTIONS, replace=False)
+    return questions.take(np.sort(chosen))

@@ -1,0 +1,55 @@
+"""What a person sees while towers learn: what was read, and a line per epoch. All of it goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+import click
+from tqdm import tqdm
+
+from features.sequences import Sequences
+from features.tables import Tables
+from training.config import RunConfig
+from training.tracking import Tracker
+from training.trainer import Progress
+
+OnEpoch = Callable[[Progress, dict[str, float]], None]
+
+
+def describe(tables: Tables, sequences: Sequences) -> None:
+    """Say what was read, and what was repaired on the way."""
+    for note in tables.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(
+        f"{sequences.num_events:,} interactions of {len(sequences):,} users, {len(tables.catalog):,} items", err=True
+    )
+
+
+def start_tracking(
+    config: RunConfig, name: str, tags: Mapping[str, str] | None = None, run_id: str | None = None
+) -> Tracker:
+    """Begin the MLflow run of a training, or take it up again."""
+    return Tracker.start(
+        enabled=config.training.track,
+        experiment=config.training.experiment,
+        run_name=name,
+        params=config.model_dump(mode="json"),
+        tags=tags,
+        run_id=run_id,
+    )
+
+
+def told_of_epochs(tracker: Tracker) -> OnEpoch:
+    """Return a listener that writes a line per epoch (the best one so far is marked) and records it."""
+
+    def tell(progress: Progress, measured: dict[str, float]) -> None:
+        if progress.epoch == 1:
+            tqdm.write("epoch    loss   validation N@10   events/s", file=sys.stderr)
+        quality = measured.get("validation_ndcg_at_10")
+        shown = "" if quality is None else f"{quality:.4f}{' *' if progress.waited == 0 else '  '}"
+        line = f"{progress.epoch:5d} {measured['loss']:7.4f} {shown:>17} {measured['events_per_second']:10,.0f}"
+        tqdm.write(line, file=sys.stderr)
+        tracker.log_metrics({f"epoch/{name}": value for name, value in measured.items()}, step=progress.epoch)
+
+    return tell

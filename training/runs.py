@@ -1,0 +1,114 @@
+"""Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.errors import DataError
+from training.config import RunConfig
+
+RUNS = Path("runs")
+LATEST = "latest"
+
+
+@dataclass
+class Run:
+    """One run's places.
+
+    Attributes:
+        folder: Where the bundle will be.
+        workspace: What is kept until it is: the checkpoint, and the settings it belongs to.
+    """
+
+    folder: Path
+
+    @property
+    def workspace(self) -> Path:
+        """The folder of what is kept while training."""
+        return self.folder.with_name(f".{self.folder.name}.training")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that training is resumed from."""
+        return self.workspace / "checkpoint.safetensors"
+
+    @property
+    def tracked_as(self) -> str | None:
+        """The run's id in MLflow, kept with the checkpoint so that a resumed training goes on in the same record."""
+        path = self.workspace / "mlflow-run"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    @tracked_as.setter
+    def tracked_as(self, run_id: str | None) -> None:
+        if run_id is not None:
+            (self.workspace / "mlflow-run").write_text(run_id, encoding="utf-8")
+
+    @classmethod
+    def begin(cls, config: RunConfig, stem: str, output: Path | None) -> Run:
+        """Return a new run; what is left of an unfinished one of the same name is removed.
+
+        Raises:
+            DataError: The output exists and is no bundle, so that replacing it could lose something.
+        """
+        folder = output or _free_name(stem)
+        if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+            raise DataError(f"{folder}: exists and is not a bundle; name another --output, or remove it")
+        run = cls(folder)
+        shutil.rmtree(run.workspace, ignore_errors=True)
+        run.workspace.mkdir(parents=True)
+        (run.workspace / "settings.json").write_text(_fingerprint(config), encoding="utf-8")
+        return run
+
+    @classmethod
+    def unfinished(cls, config: RunConfig, stem: str, output: Path | None) -> Run:
+        """Return the newest unfinished run with the same settings.
+
+        Raises:
+            DataError: There is none.
+        """
+        folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
+        mine = _fingerprint(config)
+        for folder in folders:
+            settings = folder / "settings.json"
+            if not (folder / "checkpoint.safetensors").is_file() or not settings.is_file():
+                continue
+            if settings.read_text(encoding="utf-8") == mine:
+                return cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
+        where = output or RUNS / f"{stem}-*"
+        raise DataError(
+            f"{where}: no unfinished run with these settings and a checkpoint; train without --resume to begin one"
+        )
+
+    def finish(self) -> None:
+        """Remove what was kept for resuming; in a folder `runs`, point `latest` here."""
+        shutil.rmtree(self.workspace, ignore_errors=True)
+        if self.folder.resolve().parent.name != RUNS.name:
+            return
+        link = self.folder.parent / LATEST
+        temporary = link.with_name(f".{LATEST}.{os.getpid()}")
+        if link.is_symlink() or not link.exists():
+            temporary.symlink_to(self.folder.name)
+            temporary.replace(link)
+
+
+def _free_name(stem: str) -> Path:
+    taken = {path.name.removeprefix(".").removesuffix(".training") for path in RUNS.glob(f"*{stem}-*")}
+    number = next(number for number in range(1, len(taken) + 2) if f"{stem}-{number}" not in taken)
+    return RUNS / f"{stem}-{number}"
+
+
+def _fingerprint(config: RunConfig) -> str:
+    """Return a digest of the settings that decide the weights."""
+    content = config.model_dump(mode="json")
+    for name in ("track", "experiment", "checkpoint_seconds"):
+        del content["training"][name]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _age(folder: Path) -> float:
+    return -folder.stat().st_mtime

@@ -1,0 +1,133 @@
+"""What `towers train` does: hold out validation data only, learn, report beside the baselines, and write the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from features.config import FeaturesConfig
+from features.files import sha256
+from features.sequences import Sequences
+from features.split import Split
+from features.tables import Tables, read_tables
+from towers.bundle import write_bundle
+from training.baselines import fit_baselines
+from training.card import model_card
+from training.config import RunConfig, read_run_config
+from training.evaluation import Evaluation, Recommender, evaluate
+from training.learning import Learned, choose_device, learn, learn_everything, shipping_split
+from training.progress import describe, start_tracking, told_of_epochs
+from training.report import PRIMARY_METRIC, EvaluationReport
+from training.runs import Run
+from training.tracking import Tracker
+from training.trainer import Interrupted
+
+
+def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resume: bool, device: str) -> Path:
+    """Train on the tables of run.toml and return the folder of the bundle.
+
+    Args:
+        settings: Path of run.toml.
+        overrides: `table.key=value` each.
+        output: Where the bundle goes; None: the next free `runs/run-N`.
+        resume: Whether to go on with the newest unfinished run of these settings.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DataError: Something in the settings or the tables is wrong, or there is nothing to resume.
+    """
+    config = read_run_config(settings, tuple(overrides))
+    tables = read_tables(config.features, settings.parent)
+    sequences = tables.interactions.sequences(tables.catalog)
+    split = shipping_split(config, sequences, len(tables.catalog))
+    digests = data_digests(config.features, settings.parent)
+    find = Run.unfinished if resume else Run.begin
+    run = find(config, settings.stem, output)
+    describe(tables, sequences)
+    with start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
+        run.tracked_as = tracker.run_id
+        learned = _learn(config, tables, split, run, resume=resume, device=device, tracker=tracker)
+        report = _report(config, split, learned)
+        click.echo(f"\n{report.to_text()}\n")
+        tracker.log_metrics(report.metrics(), step=learned.progress.step)
+        shipped = _refitted(config, tables, sequences, learned) if config.training.refit else learned
+        _write(run.folder, config, settings, digests, shipped, report)
+        tracker.log_artifacts(run.folder)
+    run.finish()
+    click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
+    return run.folder
+
+
+def data_digests(features: FeaturesConfig, folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each table that the settings name."""
+    paths = {"interactions": features.interactions, "items": features.items, "users": features.users}
+    return {name: sha256(folder / path) for name, path in paths.items() if path is not None}
+
+
+def _learn(
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    run: Run,
+    *,
+    resume: bool,
+    device: str,
+    tracker: Tracker,
+) -> Learned:
+    try:
+        return learn(
+            config,
+            tables,
+            split,
+            device=choose_device(device),
+            checkpoint=run.checkpoint,
+            resume=resume,
+            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
+            on_epoch=told_of_epochs(tracker),
+        )
+    except Interrupted:
+        click.echo("\nstopped; the same command with --resume goes on from here", err=True)
+        raise
+
+
+def _report(config: RunConfig, split: Split, learned: Learned) -> EvaluationReport:
+    seen = config.features.recommend_seen
+    baselines, notes = fit_baselines(split, recommend_seen=seen)
+    recommenders: list[Recommender] = [learned.recommender(config.features.history), *baselines]
+
+    def answers(recommender: Recommender) -> Evaluation:
+        return evaluate(recommender, split.validation, split.candidates, recommend_seen=seen, progress=True)
+
+    runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
+    return EvaluationReport.of(split.name, "validation", runs, notes=notes)
+
+
+def _refitted(config: RunConfig, tables: Tables, sequences: Sequences, learned: Learned) -> Learned:
+    """Train once more on everything, as many steps as were best, scaled to the larger number of interactions."""
+    steps = round(learned.progress.best_step * sequences.num_events / learned.data.train.num_events)
+    click.echo(f"training once more on all {sequences.num_events:,} interactions, {steps:,} steps", err=True)
+    return learn_everything(config, tables, sequences, steps, device=learned.model.log_scale.device)
+
+
+def _write(
+    folder: Path,
+    config: RunConfig,
+    settings: Path,
+    digests: dict[str, str],
+    learned: Learned,
+    report: EvaluationReport,
+) -> None:
+    primary = report.rows[0].metrics[PRIMARY_METRIC].mean
+    write_bundle(
+        folder,
+        settings=config.model_dump(mode="json"),
+        tables_folder=settings.parent,
+        data_digests=digests,
+        featurizer=learned.data.featurizer,
+        weights=learned.model.state_dict(),
+        report=report.to_dict(),
+        pages={"report.html": report.to_html(), "README.md": model_card(config, learned, report)},
+        primary_metric={PRIMARY_METRIC: primary},
+    )
