@@ -41,6 +41,7 @@ TIME_NAMES = _listed(
     "timestamp ts time datetime unixtime unixreviewtime unix eventtime date day when createdat created reviewtime "
     "reviewdate purchasedat orderdate t"
 )
+CLOCK_NAMES = _listed("timestamp ts unixtime")
 POSITION_NAMES = _listed("position pos sequence seq step eventorder itemorder idx index")
 RATING_NAMES = _listed("rating ratings stars star score grade overall userrating")
 TITLE_NAMES = _listed("title name producttitle productname itemname itemtitle movietitle booktitle headline label")
@@ -179,7 +180,7 @@ def infer_features(
     """Propose settings for tables as `features.tables.read_frame` returns them.
 
     Raises:
-        DataError: It cannot be told which column says who, or which says what.
+        DataError: It cannot be told which column says who, or which says what; or no item is in the items' table.
     """
     roles = _Roles(interactions, items, users)
     found = roles.find()
@@ -189,8 +190,7 @@ def infer_features(
     item: tuple[Choice, ...] = ()
     user: tuple[Choice, ...] = ()
     if items is not None and item_key is not None:
-        events = interactions[item_id].value_counts()
-        unknown = int(events[~_text(events.index.to_series()).isin(set(_text(items[item_key]))).to_numpy()].sum())
+        unknown = _num_unknown(interactions[item_id], items[item_key])
         item = _choices(items, item_key, _counts(interactions[item_id], items[item_key]), "item")
     if users is not None and user_key is not None:
         user = _choices(users, user_key, _counts(interactions[user_id], users[user_key]), "user")
@@ -209,6 +209,18 @@ def infer_features(
     )
 
 
+def _num_unknown(ids: pd.Series, key: pd.Series) -> int:
+    """Return how many interactions are with items that are not in the items' table."""
+    counts = ids.value_counts()
+    known = _text(counts.index.to_series()).isin(set(_text(key))).to_numpy(dtype=bool)
+    if not known.any():
+        raise DataError(
+            f"none of the items of the interactions ({ids.name} such as {counts.index[0]!r}) is in the items' table "
+            f"({key.name} such as {key.iloc[0]!r}); give the items' table that goes with the interactions"
+        )
+    return int(counts[~known].sum())
+
+
 class _Roles:
     """Finds which column says who, what, when, in what order and how much."""
 
@@ -220,7 +232,10 @@ class _Roles:
         """Return the roles in the order of `ColumnSettings`."""
         self._take("item_id", self._named("item_id", ITEM_NAMES, self.items))
         self._take("user_id", self._named("user_id", USER_NAMES, self.users))
-        self._take("timestamp", self._by_name(TIME_NAMES, _is_time) or self._time_by_ending())
+        self._take(
+            "timestamp",
+            self._by_name(TIME_NAMES, _is_large_time) or self._by_name(CLOCK_NAMES, _is_time) or self._time_by_ending(),
+        )
         self._take("position", self._by_name(POSITION_NAMES, self._is_position))
         self._take("rating", self._by_name(RATING_NAMES, _is_number))
         self._fall_back()
@@ -268,11 +283,11 @@ class _Roles:
         return next((name for name in ranked if fits(self.events[name])), None)
 
     def _time_by_ending(self) -> str | None:
-        """Return a column such as `watched_at`, if its cells are dates or as large as Unix times of this century."""
+        """Return a column such as `watched_at`."""
         named = [
             name for name in self._free() if _words(name)[-1:] and _words(name)[-1] in ("at", "date", "time", "ts")
         ]
-        return next((name for name in named if _is_time(self.events[name]) and not _is_small(self.events[name])), None)
+        return next((name for name in named if _is_large_time(self.events[name])), None)
 
     def _is_position(self, column: pd.Series) -> bool:
         """Whether whole numbers from 0 or 1 tell the events of most users apart."""
@@ -659,8 +674,9 @@ def _is_time(column: pd.Series) -> bool:
     return _is_number(column) or bool(pa.types.is_timestamp(_type(column)) or pa.types.is_date(_type(column)))
 
 
-def _is_small(column: pd.Series) -> bool:
-    return _is_number(column) and not float(column.median()) > 1e8
+def _is_large_time(column: pd.Series) -> bool:
+    """Whether cells are dates, or as large as Unix times of this century: hours of the day are not."""
+    return _is_time(column) and not (_is_number(column) and not float(column.median()) > 1e8)
 
 
 def _text(ids: pd.Series) -> pd.Series:

@@ -14,7 +14,7 @@ MAX_TAGS = 20
 """Tags kept per book: those given most often."""
 SHELF = re.compile(
     r"(?:^|-)(?:to-read|currently-reading|re-read|reread|own|owned|i-own|my|have|favou?rites?|fav|faves|wish-?list|"
-    r"default|library|kindle|ebooks?|e-books?|audiobooks?|audio|books|did-not-finish|dnf|to-buy|finished|\d{4})(?:$|-)|^\d+$"
+    r"default|library|kindle|ebooks?|e-books?|audiobooks?|audio|did-not-finish|dnf|to-buy|finished|\d{4})(?:$|-)|^\d+$"
 )
 """Tags that say what someone did with their copy rather than what the book is about."""
 

@@ -82,6 +82,8 @@ def test_interactions_without_ids_are_refused():
         ("ts", [1700000000.5] * 3, "timestamp"),
         ("when", [dt.datetime(2024, 1, 1, tzinfo=dt.UTC)] * 3, "timestamp"),
         ("watched_at", ["2024-01-01"] * 3, "timestamp"),
+        ("timestamp", [3, 1, 2], "timestamp"),
+        ("time", [23, 11, 12], None),
         ("date", ["Monday"] * 3, None),
         ("watch_time", [30, 40, 50], None),
         ("position", [0, 1, 0], "position"),
@@ -95,6 +97,13 @@ def test_time_position_and_rating_are_found_by_name_and_content(name, values, se
     inference = infer_features(events(**{name: values}))
     assert [role.setting for role in inference.roles[2:]] == ([setting] if setting else [])
     assert inference.unread == (() if setting else (name,))
+
+
+def test_items_of_another_shop_are_refused():
+    with pytest.raises(
+        DataError, match=r"none of the items of the interactions \(item_id such as 0\) is in the items'"
+    ):
+        infer_features(events(), frame(item_id=[7, 8, 9]))
 
 
 TITLES = [f"{a} {b} of the {c}" for a in WORDS for b in WORDS[:4] for c in WORDS[:4]]
@@ -198,7 +207,9 @@ def render(tmp_path, interactions, items=None, users=None) -> str:
 
 
 def test_what_is_written_reads_the_tables_it_was_made_from(tmp_path):
-    interactions = events(customer=[1, 1, 2], when=[10, 20, 20], **{"odd name": [1, 2, 3]}).drop(columns="user_id")
+    interactions = events(
+        customer=[1, 1, 2], when=[1700000000, 1700000020, 1700000020], **{"odd name": [1, 2, 3]}
+    ).drop(columns="user_id")
     items = frame(id=[0, 5, 6], **{'a "quoted" name': TITLES[:3], "average_rating": [1.5, 2.5, 3.5]})
     text = render(tmp_path, interactions, items, frame(customer=[1, 7], gender=["f", "m"]))
     config = parse_settings(FeaturesConfig, tomllib.loads(text)["features"], "run.toml")
