@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         """The command or address that shows the run; None where nothing is recorded."""
         if self.run_id is None or self.uri is None:
             return None
-        return f"mlflow ui --backend-store-uri {self.uri}" if self.uri.startswith("sqlite:") else self.uri
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}" if self.uri.startswith("sqlite:") else self.uri
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record values of one step; they are sent with the next few seconds' worth."""
@@ -244,7 +245,8 @@ def _client(uri: str) -> MlflowClient:
     quiet_imports()
     for name in ("alembic", "mlflow.store", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # we say ourselves that the store is away
+    for name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # we say ourselves that the store is away
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
