@@ -63,7 +63,8 @@ class Moment:
     def progress(self) -> Float[np.ndarray, "moments 1"]:
         """How far each moment lies between the first day, 0, and the last, 1."""
         first, end = int(FIRST_DAY.astype(np.int64)), int(END.astype(np.int64))
-        return ((self.times - first) / (end - first))[:, None]
+        progress: np.ndarray = (self.times - first) / (end - first)
+        return progress[:, None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class World:
     @cached_property
     def shelf_categories(self) -> Int[np.ndarray, " shelves"]:
         """The category of each shelf."""
-        return np.array([kind.category for kind in self.words.types])[self.products.shelf_types]
+        categories: np.ndarray = np.array([kind.category for kind in self.words.types])[self.products.shelf_types]
+        return categories
 
     @cached_property
     def item_shelves(self) -> Int[np.ndarray, " products"]:
@@ -112,7 +114,8 @@ class World:
         wishes += self.products.shelf_popularity[moment.weeks]
         last = np.where(moment.last < 0, -1, self.item_shelves[moment.last])
         wishes += np.where(moment.is_session, 1.0, LATER)[:, None] * self.carried_on[last]
-        return np.where(self.on_sale[moment.weeks] > self._known(moment), wishes, -np.inf)
+        wishes[self.on_sale[moment.weeks] <= self._known(moment)] = -np.inf
+        return wishes
 
     def _known(self, moment: Moment) -> Int[np.ndarray, "moments shelves"]:
         """Return how many products of each shelf each person knows."""
@@ -144,7 +147,8 @@ def choose(world: World, moment: Moment, draws: Float[np.ndarray, "moments 2"]) 
     rising = np.append(0, np.cumsum(powers))
     wanted = rising[starts] + draws[:, 1] * (rising[starts + lengths] - rising[starts])
     place = np.searchsorted(rising, wanted, side="right") - 1
-    return item[np.clip(place, starts, starts + lengths - 1)]
+    chosen: np.ndarray = item[np.clip(place, starts, starts + lengths - 1)]
+    return chosen
 
 
 def probabilities(world: World, moment: Moment) -> Float[np.ndarray, "moments products"]:
@@ -157,8 +161,8 @@ def probabilities(world: World, moment: Moment) -> Float[np.ndarray, "moments pr
     highest = np.maximum.reduceat(weights, starts, axis=1)
     weights = np.exp(weights - np.where(np.isfinite(highest), highest, 0.0)[:, shelves])
     total = np.add.reduceat(weights, starts, axis=1)
-    share: np.ndarray = (of_shelves / np.where(total > 0, total, 1.0))[:, shelves]
-    return weights * share
+    probable: np.ndarray = weights * (of_shelves / np.where(total > 0, total, 1.0))[:, shelves]
+    return probable
 
 
 def visit(world: World, visits: Sequences, rng: np.random.Generator) -> Sequences:
@@ -189,7 +193,8 @@ def _visit_block(
         event = starts[: np.searchsorted(-lengths, -step)] + step
         new = np.flatnonzero(is_new[event])
         old = np.flatnonzero(~is_new[event])
-        moment = Moment(people[new], visits.times[event[new]], past[new, : max(step, 1)], last[new], follows[event[new]])
+        times, is_session = visits.times[event[new]], follows[event[new]]
+        moment = Moment(people[new], times, past[new, : max(step, 1)], last[new], is_session)
         chosen = choose(world, moment, draws[event[new]])
         back = 1 + (draws[event[old], 0] * np.minimum(number_known[old], RECENT)).astype(np.int64)
         last[new], last[old] = chosen, past[old, number_known[old] - back]
@@ -206,36 +211,33 @@ def in_session(visits: Sequences) -> Bool[np.ndarray, " events"]:
     return follows
 
 
-def moments_of(visits: Sequences, events: Int[np.ndarray, " moments"]) -> Moment:
-    """Return the moments just before the given events, one per person at most, in the order of the people."""
+def moments_of(visits: Sequences, people: Int[np.ndarray, " moments"], events: Int[np.ndarray, " moments"]) -> Moment:
+    """Return the moments just before some events.
+
+    Args:
+        visits: What some people did.
+        people: Which rows of the people these are.
+        events: One event of each, in the order of `people`.
+    """
     assert visits.times is not None
     person = visits.event_users
-    before = np.arange(visits.num_events) < _spread(events, person, len(visits))
-    past = np.flatnonzero(before & visits.first_visits())
-    row = np.searchsorted(person[events], person[past])
-    counts = np.bincount(row, minlength=len(events))
-    padded = np.full((len(events), max(1, int(counts.max(initial=0)))), -1)
-    padded[row, np.arange(len(past)) - np.repeat(np.cumsum(counts) - counts, counts)] = visits.item_rows[past]
-    is_first = events == visits.offsets[person[events]]
+    past = np.flatnonzero((np.arange(visits.num_events) < events[person]) & visits.first_visits())
+    counts = np.bincount(person[past], minlength=len(people))
+    padded = np.full((len(people), max(1, int(counts.max(initial=0)))), -1)
+    padded[person[past], ragged_arange(np.zeros(len(people), dtype=np.int64), counts)] = visits.item_rows[past]
     return Moment(
-        people=person[events],
+        people=people,
         times=visits.times[events],
         past=padded,
-        last=np.where(is_first, -1, visits.item_rows[events - 1]),
+        last=np.where(events == visits.offsets[:-1], -1, visits.item_rows[events - 1]),
         is_session=in_session(visits)[events],
     )
 
 
-def _spread(events: np.ndarray, person: np.ndarray, number: int) -> np.ndarray:
-    """Return for every event the chosen event of its person, or 0 where there is none."""
-    chosen = np.zeros(number, dtype=np.int64)
-    chosen[person[events]] = events
-    return chosen[person]
-
-
 def _softmax(weights: np.ndarray) -> np.ndarray:
     powers: np.ndarray = np.exp(weights - weights.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
 def _draw(weights: np.ndarray, draws: np.ndarray) -> np.ndarray:

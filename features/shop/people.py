@@ -20,6 +20,7 @@ from features.shop.words import Words
 DAY = 24 * 3600
 TASTE = 5
 """Directions in which people's liking of whole categories varies."""
+LEAST_EVENTS = 5
 EVENTS_PER_SESSION = 5
 SESSION_SECONDS = 25 * 60
 FIRST_USER = 10_001
@@ -54,21 +55,24 @@ def make_people(words: Words, number: int, rng: np.random.Generator) -> People:
     """Return `number` people."""
     country = rng.choice(len(words.countries), size=number, p=[row["share"] for row in words.countries.values()])
     shares = np.array([row["languages"] for row in words.countries.values()])
-    language = (rng.random((number, 1)) > np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1)[country]).sum(axis=1)
+    languages_up_to = np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1)
+    language = (rng.random((number, 1)) > languages_up_to[country]).sum(axis=1)
     age = rng.choice(len(words.age_bands), size=number, p=(0.14, 0.24, 0.21, 0.17, 0.14, 0.10))
-    span = int((END - FIRST_DAY).astype(np.int64)) // DAY
-    joined_day = np.where(rng.random(number) < 0.5, -rng.integers(1, 900, size=number), rng.integers(0, span - 30, size=number))
+    days = int((END - FIRST_DAY).astype(np.int64)) // DAY
+    is_old = rng.random(number) < 0.5
+    joined_day = np.where(is_old, -rng.integers(1, 900, size=number), rng.integers(0, days - 30, size=number))
     interest = _interests(words, country, age, rng)
     frame = pd.DataFrame(
         {
             "user_id": np.arange(FIRST_USER, FIRST_USER + number),
-            "country": np.array(list(words.countries), dtype=object)[country],
-            "language": np.array(words.languages, dtype=object)[language],
-            "age_band": np.where(rng.random(number) < 0.08, None, np.array(words.age_bands, dtype=object)[age]),
-            "joined": FIRST_DAY.astype("datetime64[D]") + joined_day,
-            "interests": _profile(words, interest[0], language, rng),
+            "country": pd.Series(list(words.countries), dtype="str").take(country).array,
+            "language": pd.Series(words.languages, dtype="str").take(language).array,
+            "age_band": pd.Series(words.age_bands, dtype="str").take(age).array,
+            "joined": (FIRST_DAY + joined_day * np.timedelta64(DAY, "s")).astype("datetime64[ms]"),
+            "interests": pd.array(_profile(words, interest[0], language, rng), dtype="str"),
         }
     )
+    frame.loc[rng.random(number) < 0.08, "age_band"] = None
     return People(frame, interest, _likings(words, country, age, rng), _tongues(words, language))
 
 
@@ -91,9 +95,7 @@ def _interests(words: Words, country: np.ndarray, age: np.ndarray, rng: np.rando
     return interest
 
 
-def _likings(
-    words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _likings(words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return likings of traits, `[2, people, traits]`, in the order of `Products.traits`."""
     number, styles = len(age), len(words.styles)
     typical = 0.5 * rng.standard_normal((len(words.age_bands), styles))[age]
@@ -153,21 +155,16 @@ def make_visits(words: Words, people: People, events: int, longest: int, rng: np
 
 
 def _lengths(people: int, events: int, longest: int, rng: np.random.Generator) -> Int[np.ndarray, " people"]:
-    """Return how many events each has: log-normal, at least five, `events` in all."""
-    least = min(5, events // people)
-    wish = np.exp(0.6 * rng.standard_normal(people))
-    lengths = np.zeros(people)
-    # What the longest may not have goes to the others.
-    for _ in range(50):
-        spare = events - lengths.sum()
-        if spare < 0.5:
-            break
+    """Return how many events each has: log-normal above five, at most `longest`, `events` in all."""
+    wish = np.exp(0.7 * rng.standard_normal(people))
+    lengths = np.full(people, float(LEAST_EVENTS))
+    while (spare := events - lengths.sum()) > 0.5:
+        # What the longest may not have goes to the others, round by round.
         is_open = lengths < longest
-        lengths = np.clip(lengths + spare * wish * is_open / wish[is_open].sum(), least, longest)
-        lengths *= 1.0 if lengths.sum() <= events else events / lengths.sum()
+        lengths = np.minimum(lengths + spare * wish * is_open / wish[is_open].sum(), longest)
     whole = np.floor(lengths + 1e-9).astype(np.int64)
     missing = events - int(whole.sum())
-    whole[np.argsort(whole, kind="stable")[:missing]] += 1
+    whole[np.argsort(whole - lengths, kind="stable")[:missing]] += 1
     return whole
 
 
@@ -185,4 +182,5 @@ def _session_starts(
     hour = np.searchsorted(np.cumsum(HOURS) / np.sum(HOURS), rng.random(len(person)), side="right")
     away = np.array([row["hours"] for row in words.countries.values()])
     zone = away[pd.Categorical(frame["country"], list(words.countries)).codes][person]
-    return first + day * DAY + ((hour - zone) % 24) * 3600 + rng.integers(3600, size=len(person))
+    starts: np.ndarray = first + day * DAY + ((hour - zone) % 24) * 3600 + rng.integers(3600, size=len(person))
+    return starts

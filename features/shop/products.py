@@ -26,7 +26,7 @@ CHARACTER = 4
 """Numbers that describe what cannot be read from a product's texts."""
 ITEMS_PER_TYPE = 36
 """A shop has at least so many products per type, until it has all types."""
-PRICE_CARE = 0.45
+PRICE_CARE = 0.35
 """How much a price that does not fit puts people off, per squared standard deviation."""
 LANGUAGE_SHARES = (0.34, 0.25, 0.22, 0.19)
 ENDINGS = (0.99, 0.95, 0.90, 0.00)
@@ -71,22 +71,24 @@ def make_products(words: Words, number: int, rng: np.random.Generator) -> Produc
     """Return a catalogue of `number` products."""
     shelf_types, shelf_languages, counts = _make_shelves(words, number, rng)
     kinds, language = np.repeat(shelf_types, counts), np.repeat(shelf_languages, counts)
-    brand, tier, style, character, names = _make_brands(words, kinds, rng)
-    price_level = (0.8 * tier + 0.6 * rng.standard_normal(number)).clip(-2.5, 2.5)
+    makers = _make_brands(words, kinds, rng)
+    price_level = (0.8 * makers.tier + 0.6 * rng.standard_normal(number)).clip(-2.5, 2.5)
     launch_week = _launch_weeks(counts, rng)
-    frame = pd.DataFrame(_tell(words, kinds, style, language, names[0][brand], names[1][brand], rng))
-    frame["brand"] = names[0][brand]
-    frame["category"] = np.array([kind.path for kind in words.types], dtype=object)[kinds]
+    frame = pd.DataFrame(_tell(words, kinds, language, makers, rng))
+    frame["brand"] = makers.brand
+    frame["category"] = pd.Series([kind.path for kind in words.types], dtype="str").take(kinds).array
     frame["price"] = _prices(np.array([kind.price for kind in words.types])[kinds], price_level, rng)
-    frame["language"] = np.array(words.languages, dtype=object)[language]
-    frame["launched"] = (FIRST_DAY + launch_week * np.timedelta64(WEEK, "s")).astype("datetime64[D]")
+    frame["language"] = pd.Series(words.languages, dtype="str").take(language).array
+    frame["launched"] = (FIRST_DAY + launch_week * np.timedelta64(WEEK, "s")).astype("datetime64[ms]")
     frame.insert(0, "item_id", _item_ids(launch_week, rng))
     return Products(
         frame=frame,
         shelf_starts=offsets_of(counts),
         shelf_types=shelf_types,
         shelf_languages=shelf_languages,
-        traits=np.concatenate([np.eye(len(words.styles))[style], price_level[:, None], character], axis=1),
+        traits=np.concatenate(
+            [np.eye(len(words.styles))[makers.style], price_level[:, None], makers.character], axis=1
+        ),
         log_popularity=_item_popularity(counts, launch_week, rng),
         shelf_popularity=_shelf_popularity(words, shelf_types, counts, rng),
         companions=_companions(words, rng),
@@ -112,26 +114,38 @@ def _make_shelves(words: Words, number: int, rng: np.random.Generator) -> tuple[
     return shelf_types, shelf_languages, counts
 
 
-def _make_brands(
-    words: Words, kinds: Int[np.ndarray, " products"], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Return each product's brand, its tier, style and character, and the names of all brands and ranges."""
+@dataclass(frozen=True)
+class _Makers:
+    """Who made each product, and what that says about it: all `[products]`, character `[products, numbers]`."""
+
+    brand: list[str]
+    line: list[str]
+    tier: np.ndarray
+    style: np.ndarray
+    character: np.ndarray
+
+
+def _make_brands(words: Words, kinds: Int[np.ndarray, " products"], rng: np.random.Generator) -> _Makers:
+    """Return a maker for each product: at home in one department, with a price tier and mostly one style."""
     departments = list(words.departments)
     of_type = np.array([departments.index(words.categories[kind.category].department) for kind in words.types])
     per_department = int(np.clip(round(len(kinds) / 300), 5, 40))
-    brand_shares = 1 / np.arange(1, per_department + 1) ** 0.7
-    number = per_department * len(departments)
-    names = np.array(make_names(words, "brand", number, rng), dtype=object)
-    lines = np.array(make_names(words, "line", number, rng), dtype=object)
-    brand_tier = rng.standard_normal(number)
-    brand_style = rng.integers(len(words.styles), size=number)
-    brand_character = rng.standard_normal((number, CHARACTER))
-    rank = rng.choice(per_department, size=len(kinds), p=brand_shares / brand_shares.sum())
-    brand = of_type[kinds] * per_department + rank
-    is_typical = rng.random(len(kinds)) < 0.6
-    style = np.where(is_typical, brand_style[brand], rng.integers(len(words.styles), size=len(kinds)))
-    character = 0.75 * brand_character[brand] + 0.66 * rng.standard_normal((len(kinds), CHARACTER))
-    return brand, brand_tier[brand], style, character, (names, lines)
+    shares = 1 / np.arange(1, per_department + 1) ** 0.7
+    number, products, styles = per_department * len(departments), len(kinds), len(words.styles)
+    names = make_names(words, "brand", number, rng)
+    lines = make_names(words, "line", 120, rng)
+    line_of = rng.integers(len(lines), size=(number, styles))
+    tier, usual_style = rng.standard_normal(number), rng.integers(styles, size=number)
+    usual_character = rng.standard_normal((number, CHARACTER))
+    brand = of_type[kinds] * per_department + rng.choice(per_department, size=products, p=shares / shares.sum())
+    style = np.where(rng.random(products) < 0.6, usual_style[brand], rng.integers(styles, size=products))
+    return _Makers(
+        brand=[names[row] for row in brand],
+        line=[lines[row] for row in line_of[brand, style]],
+        tier=tier[brand],
+        style=style,
+        character=0.75 * usual_character[brand] + 0.66 * rng.standard_normal((products, CHARACTER)),
+    )
 
 
 def _launch_weeks(counts: Int[np.ndarray, " shelves"], rng: np.random.Generator) -> Int[np.ndarray, " products"]:
@@ -156,17 +170,22 @@ def _item_popularity(
     fashion = rng.uniform(0.1, 0.7, size=number) * np.sin(2 * np.pi * (weeks / period + phase))
     age = weeks - launch_week
     novelty = 0.9 * np.exp(-np.maximum(age, 0) / 8)
-    return np.where(age >= 0, -1.2 * np.log(rank) + fashion + novelty, -np.inf)
+    return np.where(age >= 0, -1.1 * np.log(rank) + fashion + novelty, -np.inf)
 
 
 def _shelf_popularity(
-    words: Words, shelf_types: Int[np.ndarray, " shelves"], counts: Int[np.ndarray, " shelves"], rng: np.random.Generator
+    words: Words,
+    shelf_types: Int[np.ndarray, " shelves"],
+    counts: Int[np.ndarray, " shelves"],
+    rng: np.random.Generator,
 ) -> Float[np.ndarray, "weeks shelves"]:
     """Return how much a shelf is in demand: more with more goods, in its season, and by chance."""
     season = np.array([words.categories[words.types[row].category].season for row in shelf_types])
-    months = (FIRST_DAY + np.arange(NUM_WEEKS) * np.timedelta64(WEEK, "s")).astype("datetime64[M]").astype(np.int64) % 12
+    mondays = FIRST_DAY + np.arange(NUM_WEEKS) * np.timedelta64(WEEK, "s")
+    months = mondays.astype("datetime64[M]").astype(np.int64) % 12
     wave = np.cos(2 * np.pi * (months[:, None] + 1 - season) / 12) * (season > 0)
-    return 0.5 * np.log(counts) + 1.0 * rng.standard_normal(len(words.types))[shelf_types] + 0.5 * wave
+    demand: np.ndarray = 0.5 * np.log(counts) + 0.8 * rng.standard_normal(len(words.types))[shelf_types] + 0.5 * wave
+    return demand
 
 
 def _companions(words: Words, rng: np.random.Generator) -> np.ndarray:
@@ -183,7 +202,8 @@ def _prices(usual: np.ndarray, level: np.ndarray, rng: np.random.Generator) -> n
     """Return prices that a shop would write, log-normal around the usual ones."""
     endings = np.array(ENDINGS)[rng.integers(len(ENDINGS), size=len(usual))]
     whole = np.maximum(np.round(usual * np.exp(0.4 * level)), 2)
-    return np.round(whole - 1 + endings + (endings == 0), 2)
+    prices: np.ndarray = np.round(whole - 1 + endings + (endings == 0), 2)
+    return prices
 
 
 def _item_ids(launch_week: Int[np.ndarray, " products"], rng: np.random.Generator) -> list[str]:
@@ -195,20 +215,14 @@ def _item_ids(launch_week: Int[np.ndarray, " products"], rng: np.random.Generato
 
 
 def _tell(
-    words: Words,
-    kinds: np.ndarray,
-    style: np.ndarray,
-    language: np.ndarray,
-    brands: np.ndarray,
-    lines: np.ndarray,
-    rng: np.random.Generator,
+    words: Words, kinds: np.ndarray, language: np.ndarray, makers: _Makers, rng: np.random.Generator
 ) -> dict[str, list[str]]:
     """Return the titles and descriptions."""
     draws = rng.random((len(kinds), 8))
     texts = [
-        say_product(words, words.types[kind], look, tongue, brand, line, row)
-        for kind, look, tongue, brand, line, row in zip(
-            kinds, style.tolist(), language.tolist(), brands, lines, draws, strict=True
+        say_product(words, words.types[kind], style, tongue, brand, line, row)
+        for kind, style, tongue, brand, line, row in zip(
+            kinds, makers.style.tolist(), language.tolist(), makers.brand, makers.line, draws, strict=True
         )
     ]
     return {"title": [title for title, _ in texts], "description": [description for _, description in texts]}

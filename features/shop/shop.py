@@ -18,7 +18,7 @@ from features.errors import DataError
 from features.files import atomic_file
 from features.sequences import Sequences
 from features.shop.choices import World, moments_of, probabilities, visit
-from features.shop.people import make_people, make_visits
+from features.shop.people import LEAST_EVENTS, make_people, make_visits
 from features.shop.products import make_products
 from features.shop.words import load_words
 
@@ -38,6 +38,8 @@ SIZES = {
 }
 BEST_LISTS = 100
 """Length of the best possible lists."""
+CELLS_AT_ONCE = 16_000_000
+"""Probabilities that are held in memory at once."""
 BEST_USERS = 20_000
 """The best possible lists are made for this many people at most, drawn by chance."""
 
@@ -68,7 +70,7 @@ class Shop:
 
 
 def expected_recall(best_possible: pd.DataFrame, k: int = 10) -> float:
-    """Return the expected recall at `k` of a table of best possible recommendations: the mean of their probabilities."""
+    """Return the expected recall at `k` of best possible recommendations: the mean of their probabilities."""
     listed = best_possible["score"][best_possible["rank"] <= k]
     return float(listed.sum() / best_possible["user_id"].nunique())
 
@@ -86,7 +88,7 @@ def generate_shop(seed: int = 0, users: int = 3_000, items: int = 2_000, interac
     people = make_people(words, users, for_people)
     world = World(words, products, people)
     visits = visit(world, make_visits(words, people, interactions, items // 4, for_visits), for_choices)
-    item_ids = products.frame["item_id"].to_numpy()
+    item_ids = products.frame["item_id"]
     best = for_rest.permutation(users)[:BEST_USERS]
     counts = np.bincount(visits.item_rows, minlength=items)
     catalog = products.frame.assign(num_reviews=for_rest.binomial(counts, 0.35))
@@ -109,18 +111,18 @@ def write_shop(shop: Shop, folder: Path) -> None:
 def _check_size(users: int, items: int, interactions: int) -> None:
     if users < 1 or items < 50:
         raise DataError(f"a shop has at least 1 user and 50 items, found {users} and {items}; ask for more")
-    if not 5 * users <= interactions <= users * (items // 8):
+    if not LEAST_EVENTS * users <= interactions <= users * (items // 8):
         raise DataError(
-            f"a shop of {users:,} users and {items:,} items has {5 * users:,} to {users * (items // 8):,} interactions, "
-            f"found {interactions:,}; choose between them"
+            f"a shop of {users:,} users and {items:,} items has {LEAST_EVENTS * users:,} to {users * (items // 8):,} "
+            f"interactions, found {interactions:,}; choose between them"
         )
 
 
-def _interactions(visits: Sequences, item_ids: np.ndarray) -> pd.DataFrame:
+def _interactions(visits: Sequences, item_ids: pd.Series) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "user_id": visits.user_ids[visits.event_users],
-            "item_id": item_ids[visits.item_rows],
+            "item_id": item_ids.take(visits.item_rows).array,
             "timestamp": visits.times,
         }
     )
@@ -129,26 +131,32 @@ def _interactions(visits: Sequences, item_ids: np.ndarray) -> pd.DataFrame:
 
 def _best_possible(world: World, visits: Sequences, people: np.ndarray, place_from_end: int) -> pd.DataFrame:
     """Return the best lists for the last new product of each person (1) or the one before (2)."""
-    events = _new_events(visits, place_from_end)[np.sort(people)]
-    block = max(1, 16_000_000 // len(world.products))
+    people = np.sort(people)
+    block = max(1, CELLS_AT_ONCE // len(world.products))
     lists = [
-        _best_lists(world, visits, events[first : first + block]) for first in range(0, len(events), block)
+        _best_lists(world, visits, people[first : first + block], place_from_end)
+        for first in range(0, len(people), block)
     ]
     rows, scores = (np.concatenate(part) for part in zip(*lists, strict=True))
     length = rows.shape[1]
     return pd.DataFrame(
         {
-            "user_id": np.repeat(visits.user_ids[np.sort(people)], length),
-            "item_id": world.products.frame["item_id"].to_numpy()[rows.ravel()],
+            "user_id": np.repeat(visits.user_ids[people], length),
+            "item_id": world.products.frame["item_id"].take(rows.ravel()).array,
             "score": scores.ravel(),
             "rank": np.tile(np.arange(1, length + 1), len(rows)),
         }
     )
 
 
-def _best_lists(world: World, visits: Sequences, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _best_lists(
+    world: World, visits: Sequences, people: np.ndarray, place_from_end: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return product rows and their probabilities, most probable first, `[people, length]` each."""
+    own = visits.take(people)
+    moments = moments_of(own, people, _new_events(own, place_from_end))
     # Rounded, so that the last bit of another machine's arithmetic changes neither scores nor order.
-    chances = np.round(probabilities(world, moments_of(visits, events)), 12)
+    chances = np.round(probabilities(world, moments), 12)
     length = min(BEST_LISTS, chances.shape[1] // 2)
     rows = np.sort(np.argpartition(-chances, length - 1, axis=1)[:, :length], axis=1)
     order = np.argsort(-np.take_along_axis(chances, rows, axis=1), axis=1, kind="stable")

@@ -160,7 +160,7 @@ def make_names(words: Words, kind: str, number: int, rng: np.random.Generator) -
         name = "".join(_pick(choices, rng.random()) for choices in parts)
         # When the syllables run out, a second word keeps the names apart.
         if name in names:
-            name = f"{name} {_pick(words.names['line_starts'], rng.random())}{_pick(words.names['line_ends'], rng.random())}"
+            name += f" {_pick(words.names['line_starts'], rng.random())}{_pick(words.names['line_ends'], rng.random())}"
         names[name] = None
     return list(names)
 
