@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -163,3 +164,17 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(tmp_path: Path) -> None
     packed = {name for name in names if name.endswith(".py")}
     assert packed == {path.relative_to(ROOT).as_posix() for path in SOURCES}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_alone_shows_what_there_is() -> None:
+    ended = subprocess.run(["make", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = [line.split()[1] for line in ended.stdout.splitlines()]
+    assert targets == ["help", "install", "demo", "test", "lock", "format", "clean"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_a_device_that_does_not_exist_is_told_in_one_line() -> None:
+    ended = subprocess.run(["make", "install", "DEVICE=tpu"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[0] == "error: there is no tpu set; DEVICE is cpu or gpu"
