@@ -6,9 +6,7 @@ and looks again: whoever mends the bundle need not restart anything.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +23,6 @@ from serving.index import set_num_threads
 from serving.page import page
 from serving.problems import register_problems
 from serving.retriever import Retriever
-from serving.server import APP_VARIABLE
 from towers.bundle import BundleError
 
 _SECONDS_BETWEEN_TRIES = 5.0
@@ -83,12 +80,6 @@ def create_app(source: Retriever | Path | str, settings: ServingConfig | None = 
     app.register_blueprint(api)
     app.register_blueprint(page)
     return app
-
-
-def create_worker_app() -> Flask:
-    """Return the application that the environment describes: what `towers serve` lets its workers run."""
-    told = json.loads(os.environ[APP_VARIABLE])
-    return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]))
 
 
 def _source(source: Retriever | Path | str, settings: ServingConfig) -> Source:

@@ -10,15 +10,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import DataError
 from serving.config import ServingConfig
 
-APP = "serving.app:create_worker_app"
+if TYPE_CHECKING:
+    from flask import Flask
+
+APP = "serving.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
 """Tells the workers what to serve: JSON with `bundle` and `settings`."""
 
@@ -63,6 +69,30 @@ def become_server(bundle: Path, settings: ServingConfig) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, "-m", "serving.server"], environment)
+
+
+def create_worker_app() -> Flask:
+    """Return the application that the environment describes: what `towers serve` lets its workers run."""
+    told = json.loads(os.environ[APP_VARIABLE])
+    with _stoppable():
+        from serving.app import create_app
+
+        return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let a signal end this process at once.
+
+    While a worker loads, the handlers it inherited from its server only make a note that nobody reads, and the server
+    would wait for it until its patience ends.
+    """
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
