@@ -109,8 +109,8 @@ class World:
     def shelf_wishes(self, moment: Moment) -> Float[np.ndarray, "moments shelves"]:
         """Return the log-weights of the shelves; minus infinity where nothing unknown is left."""
         start, end = self.people.interest[:, moment.people]
-        wishes: np.ndarray = (start + moment.progress * (end - start))[:, self.shelf_categories]
-        wishes += self.people.tongue[moment.people][:, self.products.shelf_languages]
+        wishes: np.ndarray = (start + moment.progress * (end - start)).take(self.shelf_categories, axis=1)
+        wishes += self.people.tongue[moment.people].take(self.products.shelf_languages, axis=1)
         wishes += self.products.shelf_popularity[moment.weeks]
         last = np.where(moment.last < 0, -1, self.item_shelves[moment.last])
         wishes += np.where(moment.is_session, 1.0, LATER)[:, None] * self.carried_on[last]
@@ -153,16 +153,17 @@ def choose(world: World, moment: Moment, draws: Float[np.ndarray, "moments 2"]) 
 
 def probabilities(world: World, moment: Moment) -> Float[np.ndarray, "moments products"]:
     """Return how probable it is that each person takes each product next. This is what `choose` draws from."""
-    weights = world.item_weights[moment.weeks] + world.likings(moment) @ world.products.traits.T
+    weights: np.ndarray = world.item_weights[moment.weeks] + world.likings(moment) @ world.products.traits.T
     row, column = np.nonzero(moment.past >= 0)
     weights[row, moment.past[row, column]] = -np.inf
     of_shelves = _softmax(world.shelf_wishes(moment))
     starts, shelves = world.products.shelf_starts[:-1], world.item_shelves
     highest = np.maximum.reduceat(weights, starts, axis=1)
-    weights = np.exp(weights - np.where(np.isfinite(highest), highest, 0.0)[:, shelves])
+    weights -= np.where(np.isfinite(highest), highest, 0.0).take(shelves, axis=1)
+    np.exp(weights, out=weights)
     total = np.add.reduceat(weights, starts, axis=1)
-    probable: np.ndarray = weights * (of_shelves / np.where(total > 0, total, 1.0))[:, shelves]
-    return probable
+    weights *= (of_shelves / np.where(total > 0, total, 1.0)).take(shelves, axis=1)
+    return weights
 
 
 def visit(world: World, visits: Sequences, rng: np.random.Generator) -> Sequences:

@@ -40,7 +40,7 @@ BEST_LISTS = 100
 """Length of the best possible lists."""
 CELLS_AT_ONCE = 16_000_000
 """Probabilities that are held in memory at once."""
-BEST_USERS = 20_000
+BEST_USERS = 10_000
 """The best possible lists are made for this many people at most, drawn by chance."""
 
 
