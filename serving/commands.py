@@ -103,9 +103,9 @@ def open_retriever(path: Path) -> Retriever:
         BundleError: The bundle or the index cannot be used.
         DataError: There is no index and the tables cannot be read.
     """
-    if not (path / FOLDER / NAME).exists():
-        build_index(ModelBundle.open(path), {})
-    return Retriever.open(path)
+    bundle = ModelBundle.open(path)
+    has_index = (path / FOLDER / NAME).exists()
+    return Retriever(bundle, Snapshot.open(bundle) if has_index else build_index(bundle, {}))
 
 
 def build_index(bundle: ModelBundle, tables: dict[str, Path | None]) -> Snapshot:

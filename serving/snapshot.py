@@ -82,9 +82,15 @@ class Snapshot:
             tables: Today's tables; items and users that training did not know are welcome.
             kind: How the index searches.
             progress: Called with the number of users encoded so far and of all users.
+
+        Raises:
+            BundleError: The model's vectors are not vectors of length 1, as after a training that diverged.
         """
         catalog = tables.catalog
-        index = ItemIndex.build(bundle.encode_items(catalog), kind)
+        try:
+            index = ItemIndex.build(bundle.encode_items(catalog), kind)
+        except ValueError as error:
+            raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
         histories, attributes = _people(tables, bundle)
         vectors = (
             None if bundle.config.features.context else encode_users(bundle, index, histories, attributes, progress)

@@ -199,3 +199,9 @@ def test_a_bundle_without_an_index_says_how_to_make_one(bundle):
 def test_a_catalogue_alone_is_enough_to_be_asked_for_similar_items(bundle):
     tables = make_tables({1: ["a"]}, ["a", "b", "c"])
     assert len(make_retriever(tables).similar("b", 5).items) == 2
+
+
+def test_a_model_that_diverged_is_refused(shop, bundle, monkeypatch):
+    monkeypatch.setattr(FakeBundle, "encode_items", lambda _, catalog: np.full((len(catalog), 16), np.nan, np.float32))
+    with pytest.raises(BundleError, match="the model cannot rank: expected vectors of length 1, found length nan"):
+        Snapshot.build(bundle, shop)
