@@ -7,14 +7,13 @@ nothing does as well as chance and no better. No sampled negatives, no index in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from tqdm import tqdm
 
 from features.errors import DataError
@@ -22,8 +21,8 @@ from features.sequences import Queries, offsets_of, ragged_arange
 from training.metrics import NEVER, bootstrap_interval, coverage, metrics_per_question
 
 CUTOFFS = (10, 50, 100)
-MAX_CELLS = 2**23
-"""Most scores in memory at a time, whatever the block (8 million: some 250 MB with the masks and the order)."""
+MAX_CELLS = 2**24
+"""Most scores in memory at a time, whatever the block (16 million: some 250 MB with the comparisons and the order)."""
 
 
 class Recommender(Protocol):
@@ -113,6 +112,7 @@ def evaluate(
     cutoffs: tuple[int, ...] = CUTOFFS,
     block: int = 512,
     seed: int = 0,
+    with_coverage: bool = True,
     progress: bool = False,
 ) -> Evaluation:
     """Rank all candidates for every question and judge the ranking.
@@ -125,6 +125,7 @@ def evaluate(
         cutoffs: The k of the metrics.
         block: Most questions at a time; fewer where the catalogue is large. The result does not depend on it.
         seed: For breaking ties: every item has the same chance to come first among its equals.
+        with_coverage: Whether to find out what is recommended, for the coverage; it takes most of the time.
         progress: Whether to show a bar.
 
     Raises:
@@ -132,22 +133,27 @@ def evaluate(
     """
     assert len(queries) > 0, "no questions"
     assert candidates[queries.target_rows].all(), "an answer is no candidate"
-    rng = np.random.default_rng(seed)
     size = max(1, min(block, MAX_CELLS // len(candidates)))
     longest = min(max(cutoffs), int(candidates.sum()))
     ranks = np.empty(len(queries.target_rows), dtype=np.int64)
     recommended = np.zeros((longest, len(candidates)), dtype=bool)
     with tqdm(total=len(queries), desc=recommender.name, unit="question", leave=False, disable=not progress) as bar:
-        for part, targets in _blocks(queries, size):
-            keys = _keys(recommender, part, candidates, recommend_seen, rng)
-            ranks[targets] = _ranks(keys, part)
-            top = _top(keys, longest)
-            places, rows = np.nonzero(top >= 0)[1], top[top >= 0]
-            recommended[places, rows] = True
+        for start in range(0, len(queries), size):
+            part = queries.take(np.arange(start, min(start + size, len(queries))))
+            scores = _masked_scores(recommender, part, candidates, recommend_seen)
+            lots = _Lots(seed, start, len(candidates))
+            first, end = queries.target_offsets[[start, start + len(part)]]
+            ranks[first:end] = _ranks(scores, part, lots)
+            if with_coverage:
+                top = _top(scores, longest, lots)
+                recommended[np.nonzero(top >= 0)[1], top[top >= 0]] = True
             bar.update(len(part))
     shares = {f"coverage_at_{k}": coverage(np.asarray(recommended[:k].any(axis=0)), candidates) for k in cutoffs}
     values = metrics_per_question(ranks, queries.target_offsets, cutoffs)
-    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, int(candidates.sum()))
+    num_candidates = int(candidates.sum())
+    return Evaluation(
+        recommender.name, ranks, queries.target_offsets, values, shares if with_coverage else {}, num_candidates
+    )
 
 
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:
@@ -219,42 +225,33 @@ class TableRecommender:
         return scores
 
 
-def _blocks(queries: Queries, size: int) -> Iterator[tuple[Queries, slice]]:
-    """Yield the questions in blocks, with the place of their answers among all answers."""
-    for start in range(0, len(queries), size):
-        end = min(start + size, len(queries))
-        targets = slice(int(queries.target_offsets[start]), int(queries.target_offsets[end]))
-        yield queries.take(np.arange(start, end)), targets
+class _Lots:
+    """One random number per item for each question, for breaking ties; the same however the questions are divided."""
+
+    def __init__(self, seed: int, first_question: int, num_items: int) -> None:
+        self._seed = seed
+        self._first_question = first_question
+        self._num_items = num_items
+
+    def of(self, question: int) -> Float[np.ndarray, "items"]:
+        """Return the numbers of the question at a place of the block."""
+        return np.random.default_rng([self._seed, self._first_question + question]).random(self._num_items)
 
 
-def _keys(
-    recommender: Recommender,
-    queries: Queries,
-    candidates: Bool[np.ndarray, "items"],
-    recommend_seen: bool,
-    rng: np.random.Generator,
-) -> Int[np.ndarray, "questions items"]:
-    """Return whole numbers that order the items as the scores do, and by lot where scores are equal.
-
-    The score's bits, made to rise with the score, are the upper 32 bits; the lower 31 are a random number. What is out
-    of question is -1.
-    """
+def _masked_scores(
+    recommender: Recommender, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
+) -> Float32[np.ndarray, "questions items"]:
+    """Return the scores with -inf for what is out of question."""
     scores = np.array(recommender.scores(queries), dtype=np.float32)
     assert scores.shape == (len(queries), len(candidates)), f"{recommender.name}: wrong shape {scores.shape}"
     if not (scores < np.inf).all():
         raise ValueError(f"{recommender.name}: expected finite scores, found NaN or +inf; the model has diverged")
-    scores += 0.0  # -0.0 equals 0.0 but has other bits
-    bits = scores.view(np.int32)
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
-    keys += 2**31
-    keys <<= 31
-    keys |= rng.integers(0, 2**31, scores.shape, dtype=np.uint32)
-    keys[np.isneginf(scores)] = -1
-    keys[:, ~candidates] = -1
+    if not candidates.all():
+        scores[:, ~candidates] = -np.inf
     if not recommend_seen:
-        keys[queries.history.event_users, queries.history.item_rows] = -1
         assert _answers_are_new(queries), "an answer is in its question's history"
-    return keys
+        scores[queries.history.event_users, queries.history.item_rows] = -np.inf
+    return scores
 
 
 def _answers_are_new(queries: Queries) -> bool:
@@ -264,7 +261,7 @@ def _answers_are_new(queries: Queries) -> bool:
     return not np.isin(answers, seen).any()
 
 
-def _ranks(keys: Int[np.ndarray, "questions items"], queries: Queries) -> Int[np.ndarray, "targets"]:
+def _ranks(scores: Float32[np.ndarray, "questions items"], queries: Queries, lots: _Lots) -> Int[np.ndarray, "targets"]:
     """Return the rank of every answer."""
     lengths = np.diff(queries.target_offsets)
     ranks = np.empty(len(queries.target_rows), dtype=np.int64)
@@ -272,15 +269,31 @@ def _ranks(keys: Int[np.ndarray, "questions items"], queries: Queries) -> Int[np
     for place in range(int(lengths.max())):
         asked = np.flatnonzero(lengths > place)
         targets = queries.target_offsets[asked] + place
-        own = keys[asked, queries.target_rows[targets]]
-        above = keys if len(asked) == len(keys) else keys[asked]
-        ranks[targets] = np.where(own < 0, NEVER, 1 + (above > own[:, None]).sum(axis=1))
+        item_rows = queries.target_rows[targets]
+        own = scores[asked, item_rows]
+        others = scores if len(asked) == len(scores) else scores[asked]
+        ranks[targets] = 1 + np.count_nonzero(others > own[:, None], axis=1)
+        equal = others == own[:, None]
+        for row in np.flatnonzero((np.count_nonzero(equal, axis=1) > 1) & (own > -np.inf)):
+            lot = lots.of(int(asked[row]))
+            ranks[targets[row]] += np.count_nonzero(lot[equal[row]] > lot[item_rows[row]])
+        ranks[targets[own == -np.inf]] = NEVER
     return ranks
 
 
-def _top(keys: Int[np.ndarray, "questions items"], length: int) -> Int[np.ndarray, "questions length"]:
+def _top(
+    scores: Float32[np.ndarray, "questions items"], length: int, lots: _Lots
+) -> Int[np.ndarray, "questions length"]:
     """Return the rows of the first items, best first, -1 where nothing is left to recommend."""
-    top = np.argpartition(keys, len(keys[0]) - length, axis=1)[:, -length:]
-    top_keys = np.take_along_axis(keys, top, axis=1)
-    order = np.argsort(-top_keys, axis=1)
-    return np.where(np.take_along_axis(top_keys, order, axis=1) < 0, -1, np.take_along_axis(top, order, axis=1))
+    top = np.argpartition(scores, scores.shape[1] - length, axis=1)[:, -length:]
+    values = np.take_along_axis(scores, top, axis=1)
+    order = np.argsort(-values, axis=1)
+    top, values = np.take_along_axis(top, order, axis=1), np.take_along_axis(values, order, axis=1)
+    has_ties = (values[:, 1:] == values[:, :-1]).any(axis=1)
+    has_ties |= np.count_nonzero(scores >= values[:, -1:], axis=1) > length
+    for row in np.flatnonzero(has_ties):
+        worthy = np.flatnonzero((scores[row] >= values[row, -1]) & (scores[row] > -np.inf))
+        best = worthy[np.lexsort((lots.of(int(row))[worthy], scores[row, worthy]))[::-1][:length]]
+        top[row] = -1
+        top[row, : len(best)] = best
+    return np.where(np.isneginf(values) & ~has_ties[:, None], -1, top)

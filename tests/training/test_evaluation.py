@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.sequences import Queries, Sequences, offsets_of
-from training.evaluation import TableRecommender, evaluate, slices
+from training.evaluation import TableRecommender, _Lots, _top, evaluate, slices
 from training.metrics import NEVER
 
 
@@ -79,6 +79,26 @@ def test_answers_that_tie_with_each_other_never_share_a_rank():
     queries = questions([[]] * 200, [[0, 1, 2]] * 200)
     result = evaluate(Fixed(np.zeros((200, 6))), queries, ALL, recommend_seen=False)
     assert all(len(set(row)) == 3 for row in result.ranks.reshape(200, 3).tolist())
+
+
+@given(st.lists(st.integers(0, 2), min_size=6, max_size=6), st.integers(0, 3))
+def test_the_lot_that_breaks_ties_for_a_rank_breaks_them_for_the_list_too(scores: list[int], seed: int):
+    # All items as answers of one question: their ranks say what the list must be, for every length of the list.
+    queries, recommender = questions([[]], [list(range(6))]), Fixed([scores])
+    ranks = evaluate(recommender, queries, ALL, recommend_seen=False, seed=seed).ranks
+    assert sorted(ranks.tolist()) == [1, 2, 3, 4, 5, 6]
+    for length in range(1, 7):
+        top = _top(recommender.table, length, _Lots(seed, 0, 6))
+        assert top.tolist() == [np.argsort(ranks)[:length].tolist()]
+
+
+def test_coverage_can_be_left_out():
+    queries, recommender = questions([[5]], [[2]]), Fixed([[0, 1, 2, 3, 4, 5]])
+    with_it, without = (
+        evaluate(recommender, queries, ALL, recommend_seen=False, with_coverage=value) for value in (True, False)
+    )
+    assert set(with_it.means) - set(without.means) == {"coverage_at_10", "coverage_at_50", "coverage_at_100"}
+    assert np.array_equal(with_it.ranks, without.ranks)
 
 
 def test_everyone_getting_the_same_list_shows_in_the_coverage():
