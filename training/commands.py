@@ -14,7 +14,9 @@ PROTOCOLS = ("leave-one-out", "time", "users", "cold-items")
 @click.option("--interactions", type=click.Path(path_type=Path), required=True, help="Who had what: CSV or Parquet.")
 @click.option("--items", type=click.Path(path_type=Path), help="What there is: the catalogue.")
 @click.option("--users", type=click.Path(path_type=Path), help="What is known of the users.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("run.toml"), show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("run.toml"), show_default=True, help="What is written."
+)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def init(interactions: Path, items: Path | None, users: Path | None, output: Path, force: bool) -> None:
     """Look at the tables and write run.toml: settings that fit them, each with its reason."""
@@ -44,7 +46,7 @@ def init(interactions: Path, items: Path | None, users: Path | None, output: Pat
 @click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The bundle.  [default: runs/run-N]")
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of these settings.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
 @click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
 def train(settings: Path, output: Path | None, resume: bool, device: str, overrides: tuple[str, ...]) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
@@ -64,7 +66,7 @@ def train(settings: Path, output: Path | None, resume: bool, device: str, overri
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings, each of its own seed."
 )
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and .html.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
 @click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
 @click.option(
     "--beside",
