@@ -2,11 +2,12 @@
 
 - `config`: `TrainingConfig`.
 - `negatives`, `losses`: what the model is asked to tell apart.
-- `trainer`: the loop, to be read in one sitting.
-- `checkpoint`: exact resume.
+- `trainer`, `checkpoint`: the loop, to be read in one sitting; exact resume.
 - `metrics`, `evaluation`, `scoring`, `baselines`, `report`: how good it is, and beside what.
+- `learning`, `shipping`, `judging`: from a split to a trained model; what `towers train` and `towers evaluate` do.
+- `runs`, `card`, `progress`: where runs are kept, a bundle's README, and what a person sees meanwhile.
 - `tracking`: MLflow, only here.
-- `commands`: `towers init`, `towers train`, `towers evaluate`.
+- `proposal`, `commands`: run.toml with its reasons; `towers init`, `towers train`, `towers evaluate`.
 
 Depends on `towers` and `features`; does not know `serving`.
 """
