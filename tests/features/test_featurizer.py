@@ -1,5 +1,6 @@
 """Columns to numbers: known values derived by hand, and the same result after saving and loading."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def bags(featurizer: Featurizer, key: str) -> list[dict[int, float]]:
     jagged = features[key]
     values, weights = jagged.values().tolist(), jagged.weights().tolist()
     offsets = jagged.offsets().tolist()
-    return [dict(zip(values[a:b], weights[a:b], strict=True)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [dict(zip(values[a:b], weights[a:b], strict=True)) for a, b in itertools.pairwise(offsets)]
 
 
 def test_an_item_without_training_interactions_has_no_id_and_no_unseen_category(featurizer: Featurizer) -> None:
@@ -98,7 +99,8 @@ def test_nothing_is_learned_from_users_and_items_outside_the_training_data(featu
     other = Featurizer.fit(SCHEMA, Catalog(changed), Users(PEOPLE), sequences())
     before, after = featurizer.item_features(Catalog(ITEMS)), other.item_features(Catalog(ITEMS))
     assert torch.equal(before.dense, after.dense)
-    assert before.sparse is not None and after.sparse is not None
+    assert before.sparse is not None
+    assert after.sparse is not None
     assert torch.equal(before.sparse.weights(), after.sparse.weights())
 
 
@@ -108,7 +110,8 @@ def test_a_saved_featurizer_gives_the_same_features(featurizer: Featurizer, tmp_
     assert loaded.schema == featurizer.schema
     before, after = featurizer.item_features(Catalog(ITEMS)), loaded.item_features(Catalog(ITEMS))
     assert torch.equal(before.dense, after.dense)
-    assert before.sparse is not None and after.sparse is not None
+    assert before.sparse is not None
+    assert after.sparse is not None
     assert torch.equal(before.sparse.values(), after.sparse.values())
     assert torch.equal(before.sparse.weights(), after.sparse.weights())
     assert torch.equal(before.sparse.lengths(), after.sparse.lengths())
@@ -119,7 +122,8 @@ def test_taking_rows_of_features_equals_featurizing_those_rows(featurizer: Featu
     taken = featurizer.item_features(Catalog(ITEMS)).take(torch.tensor(rows))
     alone = featurizer.items.encode(ITEMS.iloc[rows].reset_index(drop=True))
     assert torch.equal(taken.dense, alone.dense)
-    assert taken.sparse is not None and alone.sparse is not None
+    assert taken.sparse is not None
+    assert alone.sparse is not None
     for part in ("values", "weights", "lengths"):
         assert torch.equal(getattr(taken.sparse, part)(), getattr(alone.sparse, part)()), part
 
@@ -128,9 +132,12 @@ def test_attributes_that_are_missing_are_unknown_not_wrong(featurizer: Featurize
     known = featurizer.user_features([1], pd.DataFrame({"country": ["de"]})).sparse
     unknown = featurizer.user_features([1], pd.DataFrame({"shoe size": [44]})).sparse
     nobody = featurizer.user_features([99], None).sparse
-    assert known is not None and known.values().tolist() == [1]
-    assert unknown is not None and unknown.values().tolist() == []
-    assert nobody is not None and nobody.values().tolist() == []
+    assert known is not None
+    assert known.values().tolist() == [1]
+    assert unknown is not None
+    assert unknown.values().tolist() == []
+    assert nobody is not None
+    assert nobody.values().tolist() == []
 
 
 def test_a_declared_column_that_does_not_exist_is_named() -> None:
@@ -149,7 +156,8 @@ def test_text_keeps_its_most_telling_ngrams_at_unit_length() -> None:
     texts = ["common words here", "common words there", "common rare"]
     hashed = HashedText.fit(texts, max_ngrams=5)
     lengths, buckets, weights = hashed.bags(["common rare", "", "common"])
-    assert lengths[0] == 5 and lengths[1] == 0
+    assert lengths[0] == 5
+    assert lengths[1] == 0
     assert sum(weights[: lengths[0]] ** 2) == pytest.approx(1)
     in_one_of_three = np.log(4 / 2) + 1  # against ln(4 / 4) + 1 = 1 for the n-grams of "common"
     np.testing.assert_allclose(hashed.inverse_document_frequency[buckets[: lengths[0]]], in_one_of_three, rtol=1e-6)

@@ -25,7 +25,8 @@ def test_take_returns_the_users_asked_for_in_that_order(rows: list[list[int]], d
     taken = sequences_of(rows).take(np.array(users, dtype=np.int64))
     assert rows_of(taken) == [rows[user] for user in users]
     assert taken.user_ids.tolist() == users
-    assert taken.times is not None and len(taken.times) == taken.num_events
+    assert taken.times is not None
+    assert len(taken.times) == taken.num_events
 
 
 @given(histories, st.integers(1, 7))
@@ -61,4 +62,5 @@ def test_questions_are_taken_with_their_answers() -> None:
     assert taken.target_rows.tolist() == [6, 8, 9]
     assert taken.target_offsets.tolist() == [0, 1, 3]
     assert rows_of(taken.history) == [[], [2, 3]]
-    assert taken.times is not None and taken.times.tolist() == [2, 1]
+    assert taken.times is not None
+    assert taken.times.tolist() == [2, 1]

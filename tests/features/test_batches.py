@@ -1,0 +1,88 @@
+"""Batches: every target once per epoch, the same batch whenever it is asked for again."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.batches import SequenceBatch, TrainingBatches
+from features.sequences import Sequences, offsets_of
+
+rows = st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=10)
+
+
+def batches_of(
+    histories: list[list[int]], history: int = 5, ordered: bool = True, recommend_seen: bool = False, size: int = 16
+) -> TrainingBatches:
+    events = np.array([item for row in histories for item in row], dtype=np.int64)
+    offsets = offsets_of(np.array([len(row) for row in histories]))
+    sequences = Sequences(np.arange(len(histories)), offsets, events, np.arange(len(events)), is_ordered=ordered)
+    return TrainingBatches(sequences, history=history, batch_events=size, recommend_seen=recommend_seen, seed=3)
+
+
+def users_of(batch: SequenceBatch) -> list[tuple[int, list[int], list[bool], list[int]]]:
+    cuts, known = batch.offsets.tolist(), batch.known_offsets.tolist()
+    return [
+        (
+            user,
+            batch.item_rows[cuts[place] : cuts[place + 1]].tolist(),
+            batch.is_target[cuts[place] : cuts[place + 1]].tolist(),
+            batch.known_rows[known[place] : known[place + 1]].tolist(),
+        )
+        for place, user in enumerate(batch.users.tolist())
+    ]
+
+
+@given(rows, st.integers(1, 6), st.booleans())
+def test_an_epoch_holds_every_user_once_with_his_newest_events(
+    histories: list[list[int]], history: int, recommend_seen: bool
+) -> None:
+    batches = batches_of(histories, history, recommend_seen=recommend_seen)
+    seen = {}
+    for batch in batches.epoch(0):
+        for user, items, targets, known in users_of(batch):
+            seen[user] = items
+            whole = histories[user]
+            assert known == whole
+            assert items == whole[-(history + 1) :]
+            new = [recommend_seen or item not in whole[:place] for place, item in enumerate(whole)][-len(items) :]
+            if len(whole) > history + 1:
+                new[0] = False  # what came before it is not read, so it cannot be predicted as a first event
+            assert targets == new
+    assert sorted(seen) == [user for user, whole in enumerate(histories) if whole]
+
+
+@given(rows, st.data())
+def test_an_epoch_goes_on_from_any_batch_as_if_it_had_not_stopped(
+    histories: list[list[int]], data: st.DataObject
+) -> None:
+    batches = batches_of(histories)
+    whole = list(batches.epoch(4))
+    start = data.draw(st.integers(0, len(whole)))
+    rest = list(batches_of(histories).epoch(4, start))
+    assert len(rest) == len(whole) - start
+    assert batches.num_batches(4) == len(whole)
+    for early, late in zip(whole[start:], rest, strict=True):
+        assert torch.equal(early.item_rows, late.item_rows)
+        assert torch.equal(early.users, late.users)
+
+
+@given(rows)
+def test_batches_are_as_full_as_allowed_and_no_fuller(histories: list[list[int]]) -> None:
+    for batch in batches_of(histories, size=8).epoch(0):
+        assert len(batch.item_rows) <= 8 or len(batch.users) == 1
+
+
+def test_data_without_an_order_is_shuffled_anew_in_each_epoch_and_loses_nothing() -> None:
+    histories = [list(range(8)), list(range(8))]
+    batches = batches_of(histories, history=20, ordered=False)
+    first, second = ([items for batch in batches.epoch(e) for _, items, _, _ in users_of(batch)] for e in (0, 1))
+    assert first != second
+    assert all(sorted(items) == list(range(8)) for items in first + second)
+    assert first[0] != first[1]
+
+
+def test_epochs_deal_users_in_different_orders() -> None:
+    histories = [[user] for user in range(10)]
+    orders = [[u for batch in batches_of(histories).epoch(e) for u in batch.users.tolist()] for e in (0, 1)]
+    assert orders[0] != orders[1]

@@ -1,0 +1,112 @@
+"""The pair of towers: unit vectors, cold users and items, and the same result however users are grouped."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from features.featurizer import Featurizer
+from features.schema import Feature, Schema
+from features.sequences import Sequences
+from features.tables import Catalog, Users
+from towers.config import TowersConfig
+from towers.two_tower import TwoTower
+
+ITEMS = pd.DataFrame({"item_id": list("abcd"), "title": ["red shirt", "blue shirt", "a fox", "red fox"]})
+PEOPLE = pd.DataFrame({"user_id": [1, 2], "country": ["de", "fr"]})
+SCHEMA = Schema(
+    item=(Feature("item_id", "id"), Feature("title", "text")),
+    user=(Feature("user_id", "id"), Feature("country", "category")),
+    context=(Feature("time", "time"),),
+)
+TRAIN = Sequences(np.array([1, 2]), np.array([0, 2, 3]), np.array([0, 1, 2]), np.array([5, 6, 7]), is_ordered=True)
+
+
+@pytest.fixture
+def featurizer() -> Featurizer:
+    return Featurizer.fit(SCHEMA, Catalog(ITEMS), Users(PEOPLE), TRAIN)
+
+
+@pytest.fixture
+def model(featurizer: Featurizer) -> TwoTower:
+    torch.manual_seed(0)
+    return TwoTower(TowersConfig(width=8, blocks=1), featurizer, 20).eval()
+
+
+def test_vectors_have_unit_length(model: TwoTower, featurizer: Featurizer) -> None:
+    items = model.item_vectors(featurizer.item_features(Catalog(ITEMS)))
+    users = model.user_vectors(items[:3], torch.tensor([0, 2, 3]), featurizer.user_features([1, 2], PEOPLE))
+    torch.testing.assert_close(items.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(users.norm(dim=1), torch.ones(2))
+
+
+def test_an_item_without_a_trained_id_stands_on_its_text(model: TwoTower, featurizer: Featurizer) -> None:
+    twins = pd.DataFrame({"item_id": ["new", "newer"], "title": ["red fox", "red fox"]})
+    other = pd.DataFrame({"item_id": ["newest"], "title": ["quite different"]})
+    first, second = model.item_vectors(featurizer.item_features(Catalog(twins)))
+    torch.testing.assert_close(first, second)
+    assert first @ model.item_vectors(featurizer.item_features(Catalog(other)))[0] < 0.99
+
+
+def test_a_user_without_history_is_told_by_attributes_and_an_unknown_id_adds_nothing(
+    model: TwoTower, featurizer: Featurizer
+) -> None:
+    nothing = torch.zeros(0, 8)
+    features = featurizer.user_features([98, 99, 97], pd.DataFrame({"country": ["de", "de", "fr"]}))
+    first, second, third = model.user_vectors(nothing, torch.zeros(4, dtype=torch.long), features)
+    torch.testing.assert_close(first, second)
+    assert first @ third < 0.999
+
+
+def test_users_are_encoded_alike_alone_and_together(model: TwoTower, featurizer: Featurizer) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(9, 8), dim=1)
+    features = featurizer.user_features([1, 2, 3], pd.DataFrame({"country": ["de", None, "fr"]}))
+    times = torch.tensor([10, 200_000, 3_000_000])
+    together = model.user_vectors(vectors, torch.tensor([0, 6, 6, 9]), features, times)
+    for user, (begin, end) in enumerate([(0, 6), (6, 6), (6, 9)]):
+        alone = model.user_vectors(
+            vectors[begin:end],
+            torch.tensor([0, end - begin]),
+            features.take(torch.tensor([user])),
+            times[user : user + 1],
+        )
+        torch.testing.assert_close(alone[0], together[user], rtol=1e-4, atol=1e-5)
+
+
+def test_the_time_of_the_request_changes_the_answer(model: TwoTower, featurizer: Featurizer) -> None:
+    features = featurizer.user_features([1, 1], None)
+    morning, evening = model.user_vectors(
+        torch.zeros(0, 8), torch.zeros(3, dtype=torch.long), features, torch.tensor([6 * 3600, 20 * 3600])
+    )
+    assert morning @ evening < 0.999
+
+
+def test_every_prediction_of_a_pass_equals_the_vector_after_that_much_history(
+    model: TwoTower, featurizer: Featurizer
+) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    features = featurizer.user_features([1], PEOPLE[:1])
+    states = model.user_tower(vectors, torch.tensor([0, 5]), features)
+    assert len(states) == 6
+    for seen in range(6):
+        expected = model.user_vectors(vectors[:seen], torch.tensor([0, seen]), features)
+        torch.testing.assert_close(states[seen], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_for_training_and_one_for_inference_agree(featurizer: Featurizer) -> None:
+    trained = TwoTower(TowersConfig(width=8, blocks=1), featurizer, 20, learning_rate=0.1).eval()
+    plain = TwoTower(TowersConfig(width=8, blocks=1), featurizer, 20).eval()
+    plain.load_state_dict(trained.state_dict())
+    features = featurizer.item_features(Catalog(ITEMS))
+    torch.testing.assert_close(trained.item_vectors(features), plain.item_vectors(features))
+
+
+def test_hidden_ids_are_hidden_in_training_only(featurizer: Featurizer) -> None:
+    config = TowersConfig(width=8, blocks=1, id_dropout=0.999)
+    model = TwoTower(config, featurizer, 20)
+    catalog = Catalog(pd.DataFrame({"item_id": ["a", "stranger"], "title": ["red fox", "red fox"]}))
+    features = featurizer.item_features(catalog)
+    known, stranger = model.train().item_vectors(features)
+    torch.testing.assert_close(known, stranger)
+    known, stranger = model.eval().item_vectors(features)
+    assert known @ stranger < 0.999
