@@ -239,15 +239,22 @@ def _answerable(snapshot: Snapshot) -> Bool[np.ndarray, " users"]:
 
 def _cell(name: str, kind: str, value: Any) -> Any:
     """Return a posted value as a cell of the users' table."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    is_list = isinstance(value, list)
-    numbers = is_list and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
-    allowed, expected = {
-        "number": (is_number, "a number"),
-        "vector": (numbers, "a list of numbers"),
-        "time": (is_number or isinstance(value, str), "a date or Unix seconds"),
-        "categories": (isinstance(value, str) or (is_list and all(isinstance(one, str) for one in value)), "texts"),
-    }.get(kind, (isinstance(value, str | int | float), "text or a number"))
+    match kind:
+        case "number":
+            allowed, expected = _is_number(value), "a number"
+        case "time":
+            allowed, expected = _is_number(value) or isinstance(value, str), "a date or Unix seconds"
+        case "vector":
+            allowed, expected = isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"
+        case "categories":
+            values = value if isinstance(value, list) else [value]
+            allowed, expected = all(isinstance(one, str | int) for one in values), "texts"
+        case _:
+            allowed, expected = isinstance(value, str | int | float), "text or a number"
     if not allowed:
         raise DataError(f"attributes.{name}: expected {expected}, found {value!r}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -131,3 +131,12 @@ def test_settings_of_the_folder_are_read_and_their_mistakes_told(folder, capsys)
     (folder / "serving.toml").write_text("prot = 1\n")
     assert run("serve", "runs/latest") == 2
     assert_one_line(capsys, "serving.toml: prot: no such setting")
+
+
+def test_ctrl_c_in_the_middle_leaves_no_file(folder, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serving.offline._table", interrupt)
+    assert run("recommend", "runs/latest", "--output", "out/c.parquet") == 130
+    assert list((folder / "out").iterdir()) == []

@@ -96,6 +96,10 @@ def test_a_failed_save_leaves_the_old_index(saved, bundle, shop, monkeypatch):
     assert [path.name for path in bundle.path.iterdir()] == ["index"]
 
 
+def test_whoever_may_read_one_file_may_read_all(saved):
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
 def test_no_pickle_is_written(saved):
     for path in saved.iterdir():
         assert path.suffix in {".json", ".parquet", ".safetensors", ".faiss"}
