@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from features.config import FeaturesConfig, FeatureSettings, Kind
 
@@ -49,7 +50,7 @@ class Schema:
     def from_config(cls, config: FeaturesConfig) -> Schema:
         """Return the schema that `[features]` declares; items are known by their id where nothing is declared."""
         item = _features(config.item) or (Feature(ITEM_ID, "id"),)
-        return cls(item=item, user=_features(config.user), context=_features(config.context))
+        return cls(item=item, user=_features(config.user), context=_features(cast("dict[str, FeatureSettings]", config.context)))
 
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:

@@ -30,6 +30,8 @@ class TrainingConfig(StrictTable):
     """Sampled softmax: items drawn uniformly from the catalogue, shared by the batch."""
     in_batch_negatives: int = Field(1024, ge=0)
     """Sampled softmax: items drawn from the batch's own positives, shared by the batch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products of the loss. `auto`: bfloat16 where the processor computes in it, else float32."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of AdamW, for everything but the embedding tables."""
     table_learning_rate: float = Field(0.05, gt=0)

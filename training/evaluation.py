@@ -137,7 +137,9 @@ def evaluate(
     longest = min(max(cutoffs), int(candidates.sum()))
     ranks = np.empty(len(queries.target_rows), dtype=np.int64)
     recommended = np.zeros((longest, len(candidates)), dtype=bool)
-    with tqdm(total=len(queries), desc=recommender.name, unit="question", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=len(queries), desc=recommender.name, unit=" questions", leave=False, disable=None if progress else True
+    ) as bar:
         for start in range(0, len(queries), size):
             part = queries.take(np.arange(start, min(start + size, len(queries))))
             scores = _masked_scores(recommender, part, candidates, recommend_seen)

@@ -75,7 +75,7 @@ def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunCon
     seen, seed = config.features.recommend_seen, config.training.seed
     match protocol:
         case "leave-one-out":
-            return leave_one_out(sequences, num_items, recommend_seen=seen)
+            return leave_one_out(sequences, num_items, recommend_seen=seen, seed=seed)
         case "time":
             return time_split(sequences, num_items, recommend_seen=seen)
         case "users":

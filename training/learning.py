@@ -127,7 +127,14 @@ def judge(
     towers: TowersRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
 ) -> Evaluation:
     """Return how well the towers answer questions of the split."""
-    return evaluate(towers, questions, split.candidates, recommend_seen=config.features.recommend_seen, cutoffs=cutoffs)
+    return evaluate(
+        towers,
+        questions,
+        split.candidates,
+        recommend_seen=config.features.recommend_seen,
+        cutoffs=cutoffs,
+        with_coverage=False,
+    )
 
 
 def choose_device(name: str) -> torch.device:

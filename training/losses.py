@@ -24,6 +24,8 @@ def softmax_loss(
     scale: Float[Tensor, ""],
     negatives: Negatives,
     forbidden: Forbidden,
+    *,
+    precision: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Return the mean over positives of -log softmax of the positive among itself and the negatives.
 
@@ -45,9 +47,11 @@ def softmax_loss(
         scale: 1 / temperature.
         negatives: The weights of the items.
         forbidden: The cells that are not negatives; must hold each positive's own cell where it was drawn.
+        precision: Of the matrix products with the negatives; bfloat16 is three times as fast where the processor has
+            it. Sums, exponentials and the positive's own logit stay in the precision of the vectors.
     """
     loss: Tensor = _Softmax.apply(
-        users, positives, items, scale, negatives.log_weight, forbidden.positives, forbidden.negatives
+        users, positives, items, scale, negatives.log_weight, forbidden.positives, forbidden.negatives, precision
     )
     return loss
 
@@ -65,22 +69,26 @@ class _Softmax(torch.autograd.Function):
         log_weight: Float[Tensor, N] | None,
         forbidden_rows: Int[Tensor, cells],
         forbidden_columns: Int[Tensor, cells],
+        precision: torch.dtype,
     ) -> Float[Tensor, ""]:
         num_positives = len(users)
         positive_logits = scale * (users * positives).sum(-1)
         d_users, d_items = torch.empty_like(users), torch.zeros_like(items)
         d_positive_logits = torch.empty_like(positive_logits)
         total = users.new_zeros(())
+        fast = users.dtype if precision == torch.float32 else precision
+        scaled, shared = (users * scale).to(fast), items.to(fast)
         block = max(1, BLOCK_CELLS // max(len(items), 1))
         edges = torch.arange(0, num_positives + block, block, device=users.device)
         cuts = torch.searchsorted(forbidden_rows, edges).tolist()
         for place, begin in enumerate(range(0, num_positives, block)):
             rows = slice(begin, min(begin + block, num_positives))
             cells = slice(cuts[place], cuts[place + 1])
-            logits = (users[rows] * scale) @ items.T
+            logits = (scaled[rows] @ shared.T).to(users.dtype)
             if log_weight is not None:
                 logits += log_weight
-            logits[forbidden_rows[cells] - begin, forbidden_columns[cells]] = -torch.inf
+            taken_out = (forbidden_rows[cells] - begin) * len(items) + forbidden_columns[cells]
+            logits.view(-1).index_fill_(0, taken_out, -torch.inf)
             positive = positive_logits[rows]
             top = torch.maximum(positive, logits.amax(dim=1))
             weights = logits.sub_(top[:, None]).exp_()
@@ -89,13 +97,14 @@ class _Softmax(torch.autograd.Function):
             total += (normalizer.log() + top - positive).sum()
             weights /= normalizer[:, None]
             d_positive_logits[rows] = positive_weight / normalizer - 1
-            d_users[rows] = weights @ items
-            d_items.addmm_(weights.T, users[rows])
+            weights = weights.to(fast)
+            d_users[rows] = (weights @ shared).to(users.dtype)
+            d_items += weights.T @ scaled[rows]
         d_users += d_positive_logits[:, None] * positives
         d_scale = (users * d_users).sum()
         d_users *= scale
         d_positives = scale * d_positive_logits[:, None] * users
-        ctx.save_for_backward(d_users, d_positives, d_items * scale, d_scale)
+        ctx.save_for_backward(d_users, d_positives, d_items, d_scale)
         ctx.num_positives = num_positives
         return total / num_positives
 
@@ -103,4 +112,4 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0] / ctx.num_positives
         d_users, d_positives, d_items, d_scale = (factor * saved for saved in ctx.saved_tensors)
-        return d_users, d_positives, d_items, d_scale, None, None, None
+        return d_users, d_positives, d_items, d_scale, None, None, None, None

@@ -150,6 +150,7 @@ class Trainer:
         self.item_features = data.item_features.to(device)
         self.user_features = data.user_features.to(device)
         self.negatives = self._sampler()
+        self.precision = loss_precision(settings.precision, device)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
@@ -273,6 +274,7 @@ class Trainer:
             self.model.scale,
             negatives,
             forbidden(negatives, batch, user_of_target, num_items),
+            precision=self.precision,
         )
 
     def _encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -367,6 +369,17 @@ class Trainer:
             for table, state in tables.state_dict()["state"].items()
             for key, value in state.items()
         }
+
+
+def loss_precision(setting: str, device: torch.device) -> torch.dtype:
+    """Return the precision that `auto`, `float32` or `bfloat16` stands for on this device."""
+    if setting == "auto":
+        if device.type == "cuda":
+            is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            is_fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        return torch.bfloat16 if is_fast else torch.float32
+    return torch.bfloat16 if setting == "bfloat16" else torch.float32
 
 
 @contextmanager

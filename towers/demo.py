@@ -1,0 +1,390 @@
+"""`towers demo`: the whole of it on a generated shop, which is also the tutorial.
+
+Each command is printed and then run as it was printed, as a process of its own, in a working folder. What the service
+answers over HTTP is shown by titles, so that a person can judge it. Nothing is left running, however the demo ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.error import URLError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import click
+
+from features.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIZES = ("tiny", "small", "medium", "large")
+TABLES = Path("data/shop")
+BOUND = "best possible"
+SECONDS_TO_START = 120
+SECONDS_TO_STOP = 30
+SHOWN = 5
+"""Lines in each list."""
+WIDTH = 76
+"""Characters of a title."""
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, another shop.")
+@click.option("--size", type=click.Choice(SIZES), default="small", show_default=True, help="Of the shop.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Work in this folder, and keep it.")
+def demo(seed: int, size: str, keep: Path | None) -> None:
+    """Show the whole of it on a generated shop, command by command.
+
+    Makes a shop, trains, evaluates, serves and asks, printing each command before it runs.
+    """
+    began = time.monotonic()
+    with _ended_by_signals(), _working_folder(keep) as folder:
+        click.echo(
+            "Two Towers: from two tables to recommendations.\n"
+            "A line that begins with $ is a command; you can type the same, and what it says stands below it.\n"
+            f"The working folder is {folder}."
+        )
+        terminal = Terminal(folder)
+        make_tables(terminal, seed, size)
+        judge(terminal, seed)
+        train(terminal, seed)
+        serve(terminal)
+    say_what_next(keep, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Runs commands in a folder and shows them as they would be typed.
+
+    Attributes:
+        folder: The working folder.
+    """
+
+    folder: Path
+
+    def run(self, *words: str) -> None:
+        """Show a command and run it; its output goes where ours goes.
+
+        Raises:
+            click.exceptions.Exit: It failed, and so the demo ends, with the same status.
+        """
+        with self.start(*words) as process:
+            if process.wait():
+                _give_up(words, process.returncode)
+
+    @contextmanager
+    def start(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Show a command and start it; it is stopped at the end of the block, if it has not ended by then."""
+        self.show(*words)
+        # A store that is set elsewhere is not for this; and a group of its own, so that one Ctrl-C arrives just once.
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, process_group=0
+        )
+        try:
+            yield process
+        except KeyboardInterrupt:
+            _stop(process, signal.SIGINT)
+            raise
+        finally:
+            _stop(process, signal.SIGTERM)
+
+    def show(self, *words: str) -> None:
+        """Show a command without running it."""
+        click.echo(f"\n$ {shlex.join(words)}")
+        sys.stdout.flush()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a table of the working folder."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / name)
+
+
+def make_tables(terminal: Terminal, seed: int, size: str) -> None:
+    """Generate the shop and look at its tables."""
+    _head(
+        "1. The tables",
+        "A shop is made up: what there is, who there is, and who chose what when. Your own tables take its place.",
+    )
+    flags = [*(["--seed", str(seed)] if seed else []), *(["--size", size] if size != "small" else [])]
+    terminal.run("towers", "dataset", "shop", *flags)
+    _head(
+        "2. The settings",
+        "`towers init` looks at the tables and writes run.toml: what each column is, and why it thinks so.",
+    )
+    files = [word for name in ("interactions", "items", "users") for word in (f"--{name}", f"{TABLES / name}.parquet")]
+    terminal.run("towers", "init", *files)
+    click.echo("\nAmong other things run.toml says of the items:\n")
+    click.echo(_indented(_section(terminal.folder / "run.toml", "[features.item]")))
+
+
+def judge(terminal: Terminal, seed: int) -> None:
+    """Train on a part, and compare on the rest with baselines and with the best that anybody could do."""
+    _head(
+        "3. How good is it?",
+        "Everybody's last choice is hidden, the rest is learned from, and the hidden one must be found among all items.\n"
+        "Whoever made the shop knows the taste behind each choice, and so the best possible answer.",
+    )
+    bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
+    terminal.run("towers", "evaluate", "run.toml", "--bound", bound, "--output", "evaluation", *_seed(seed))
+    report = json.loads((terminal.folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    recall = {row["name"]: row["metrics"]["recall_at_10"]["mean"] for row in report["rows"]}
+    shares = {name: value / recall[BOUND] for name, value in recall.items()}
+    towers, *others = (name for name in recall if name != BOUND)
+    beside = ", ".join(f"{name} {shares[name]:.0%}" for name in others)
+    click.echo(f"\nThe {towers} reach {shares[towers]:.0%} of the best possible recall@10 ({beside}).")
+
+
+def train(terminal: Terminal, seed: int) -> None:
+    """Train what is to be served."""
+    _head(
+        "4. The model", "`towers train` learns from all but what early stopping needs, and writes a folder: a bundle."
+    )
+    terminal.run("towers", "train", "run.toml", *_seed(seed))
+
+
+def serve(terminal: Terminal) -> None:
+    """Build the index, start the service, ask it, write everybody's candidates meanwhile, and stop it."""
+    _head("5. The index", "Every item's vector, every user's history, and what is popular, from today's tables.")
+    terminal.run("towers", "index", "runs/latest")
+    _head("6. The service", "It runs in the background here; by itself it would run until Ctrl-C.")
+    port = _free_port()
+    words = ("towers", "serve", "runs/latest", "--port", str(port))
+    with terminal.start(*words) as process:
+        service = Service(terminal, f"http://127.0.0.1:{port}")
+        if not service.is_ready_in_time(process):
+            _give_up(words, process.poll() or 1)
+        ask(service)
+        write_candidates(terminal)
+        process.terminate()
+        status = process.wait(SECONDS_TO_STOP)
+        click.echo(f"\nThe service was asked to stop (SIGTERM) and ended with status {status}.")
+        if status:
+            _give_up(words, status)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The running service, asked as any program would.
+
+    Attributes:
+        terminal: Where the questions are shown.
+        address: Its address.
+    """
+
+    terminal: Terminal
+    address: str
+
+    def is_ready_in_time(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait until it answers; False if it ended or took too long."""
+        deadline = time.monotonic() + SECONDS_TO_START
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                self._answer("/readyz")
+                return True
+            except (URLError, OSError):
+                time.sleep(0.1)
+        return False
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Show the question as a curl line, ask it, and return the answer."""
+        self.terminal.show("curl", f"{self.address}{path}")
+        return self._answer(path)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Show the question as a curl line, ask it, and return the answer."""
+        content = json.dumps(body, ensure_ascii=False)
+        header = "Content-Type: application/json"
+        self.terminal.show("curl", f"{self.address}{path}", "--header", header, "--data", content)
+        return self._answer(path, content.encode())
+
+    def _answer(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        request = Request(f"{self.address}{path}", body, {"Content-Type": "application/json"} if body else {})
+        # This machine asks itself, whatever proxy the environment names.
+        with build_opener(ProxyHandler({})).open(request, timeout=30) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def ask(service: Service) -> None:
+    """Ask for people who are known, one who is not, one who is described, and for similar items."""
+    click.echo("\nIt answers in JSON (asked from here, so that you need no curl); below are the titles, best first.")
+    items = service.terminal.table(f"{TABLES / 'items'}.parquet").set_index("item_id")
+    newest_of = _newest_choices(service.terminal)
+    people = service.terminal.table(f"{TABLES / 'users'}.parquet").set_index("user_id")
+    chosen = _people_to_show(people, newest_of)
+    for user_id in chosen:
+        answer = service.get(f"/recommendations/{user_id}?k={SHOWN}")
+        click.echo(f"User {user_id}: {_described(people.loc[user_id])}")
+        _list("chose lately", items, newest_of[user_id][:SHOWN])
+        _list("is recommended", items, _item_ids(answer), _scores(answer))
+
+    answer = service.get(f"/recommendations/nobody?k={SHOWN}")
+    click.echo(f'Nobody knows this user: what is popular, and the answer says so ("fallback": "{answer["fallback"]}")')
+    _list("is recommended", items, _item_ids(answer))
+
+    history, person = newest_of[chosen[0]][:2][::-1], people.loc[chosen[0]]
+    attributes = {name: str(person[name]) for name in ("country", "language")}
+    answer = service.post("/recommendations", {"history": history, "attributes": attributes, "k": SHOWN})
+    click.echo(f"Someone without an account, from {attributes['country']}, who looked at two things")
+    _list("looked at", items, history)
+    _list("is recommended", items, _item_ids(answer), _scores(answer))
+
+    answer = service.get(f"/items/{history[-1]}/similar?k={SHOWN}")
+    click.echo(f"Items like: {_named(items, history[-1])}")
+    _list("similar", items, _item_ids(answer), _scores(answer))
+
+
+def write_candidates(terminal: Terminal) -> None:
+    """Write the recommendations of everybody and show the first."""
+    _head("7. The nightly file", "The same answers for everybody at once, for whatever comes next in your system.")
+    terminal.run("towers", "recommend", "runs/latest", "--output", "candidates.parquet")
+    click.echo(f"\n{_indented(terminal.table('candidates.parquet').head(SHOWN).to_string(index=False))}")
+
+
+def say_what_next(keep: Path | None, seconds: float) -> None:
+    """Say where things are, and what to type next."""
+    program = "towers" if shutil.which("towers") else _shown(Path(sys.executable).with_name("towers"))
+    _head(f"That was all of it, in {seconds:,.0f} seconds")
+    if keep is None:
+        click.echo("The working folder is removed; `--keep DIR` keeps one.")
+    else:
+        store = f"sqlite:///{keep.resolve()}/mlflow.db"
+        click.echo(f"{keep} is kept:")
+        click.echo(f"  {keep / 'run.toml'}                   the settings, to change and train again")
+        click.echo(f"  {keep / 'runs/latest/report.html'}    how good the model is")
+        click.echo(f"  {keep / 'candidates.parquet'}         recommendations for everybody")
+        click.echo(f"  mlflow ui --backend-store-uri {shlex.quote(store)}    every training, in a browser")
+    click.echo("\nNext, with your own tables (CSV or Parquet; users are optional):")
+    click.echo(f"  {program} init --interactions FILE --items FILE --users FILE")
+    click.echo(f"  {program} train run.toml\n  {program} serve runs/latest")
+
+
+@contextmanager
+def _working_folder(keep: Path | None) -> Iterator[Path]:
+    """Yield the folder to work in: the one to keep, or one that is removed at the end."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="two-towers-demo-") as name:
+            yield Path(name)
+        return
+    if keep.exists() and any(keep.iterdir()):
+        raise DataError(f"{keep}: expected an empty or new folder, found files in it; name another with --keep")
+    keep.mkdir(parents=True, exist_ok=True)
+    yield keep
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let the signals that end a program be exceptions, so that what was started is stopped on the way out."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    with ExitStack() as stack:
+        for number in numbers:
+            stack.callback(signal.signal, number, signal.signal(number, end))
+        yield
+
+
+def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """Ask a process to end, unless it has; if it will not, end it and all that it started."""
+    if process.poll() is not None:
+        return
+    process.send_signal(how)
+    try:
+        process.wait(SECONDS_TO_STOP)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _give_up(words: tuple[str, ...], status: int) -> NoReturn:
+    how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    click.echo(f"error: the demo stops here: `{shlex.join(words)}` {how}; what it said stands above", err=True)
+    raise click.exceptions.Exit(128 - status if status < 0 else status)
+
+
+def _head(title: str, text: str = "") -> None:
+    click.echo(f"\n\n{title}\n{'-' * len(title)}" + (f"\n{text}" if text else ""))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _section(path: Path, head: str) -> str:
+    """Return a section of a TOML file as it is written."""
+    text = path.read_text(encoding="utf-8")
+    return text[text.index(head) :].partition("\n\n")[0]
+
+
+def _seed(seed: int) -> list[str]:
+    return ["--set", f"training.seed={seed}"] if seed else []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _newest_choices(terminal: Terminal) -> dict[int, list[str]]:
+    """Return the items that each user had, newest first, each once."""
+    events = terminal.table(f"{TABLES / 'interactions'}.parquet").iloc[::-1].drop_duplicates(["user_id", "item_id"])
+    return {int(user_id): list(ids) for user_id, ids in events.groupby("user_id")["item_id"]}
+
+
+def _people_to_show(people: pd.DataFrame, newest_of: dict[int, list[str]]) -> list[int]:
+    """Return two people who read English and one who does not, each with a past worth showing."""
+    seasoned = people[[len(newest_of.get(user_id, [])) >= 3 * SHOWN for user_id in people.index]]
+    seasoned = people if len(seasoned) < 3 else seasoned
+    reads_english = seasoned["language"] == "en"
+    return [*seasoned.index[reads_english][:2].tolist(), *seasoned.index[~reads_english][:1].tolist()]
+
+
+def _described(person: pd.Series[Any]) -> str:
+    interests = f", interested in {person['interests']}" if isinstance(person["interests"], str) else ""
+    return f"{person['country']}, reads {person['language']}, {person['age_band']}{interests}"
+
+
+def _list(title: str, items: pd.DataFrame, item_ids: list[str], scores: list[float] | None = None) -> None:
+    click.echo(f"  {title}")
+    for place, item_id in enumerate(item_ids):
+        score = f"{scores[place]:6.2f}  " if scores else "     -  "
+        click.echo(f"  {score}{_named(items, item_id)}")
+
+
+def _named(items: pd.DataFrame, item_id: str) -> str:
+    title = str(items.loc[item_id, "title"])
+    shown = title if len(title) <= WIDTH else f"{title[: WIDTH - 3]}..."
+    return f"{shown:<{WIDTH}}  {str(items.loc[item_id, 'category']).rpartition(' > ')[2]}"
+
+
+def _item_ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def _scores(answer: dict[str, Any]) -> list[float]:
+    return [item["score"] for item in answer["items"]]
+
+
+def _shown(path: Path) -> str:
+    """Return a path as a person types it from here."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
