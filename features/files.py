@@ -31,9 +31,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    temporary.chmod(0o755)
     try:
         yield temporary
+        _share(temporary)
         old = temporary.with_suffix(".old")
         if path.exists():
             path.replace(old)
@@ -46,6 +46,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Give a folder and what is in it the permissions that new ones have; some writers keep theirs to themselves."""
+    hidden = os.umask(0)
+    os.umask(hidden)
+    folder.chmod(0o777 & ~hidden)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from features.config import FeaturesConfig, FeatureSettings, Kind
 
@@ -50,7 +49,8 @@ class Schema:
     def from_config(cls, config: FeaturesConfig) -> Schema:
         """Return the schema that `[features]` declares; items are known by their id where nothing is declared."""
         item = _features(config.item) or (Feature(ITEM_ID, "id"),)
-        return cls(item=item, user=_features(config.user), context=_features(cast("dict[str, FeatureSettings]", config.context)))
+        context = _features({str(name): setting for name, setting in config.context.items()})
+        return cls(item=item, user=_features(config.user), context=context)
 
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:

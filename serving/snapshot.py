@@ -119,8 +119,6 @@ class Snapshot:
                 _write(folder / "attributes.parquet", _arrow(self.attributes))
             users = {} if self.user_vectors is None else {"users": self.user_vectors}
             save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
-            # safetensors lets only the owner read; a server often runs as someone else.
-            (folder / "vectors.safetensors").chmod((folder / "items.parquet").stat().st_mode)
             self.index.save(folder / "items.faiss")
             self.seal.write(folder)
         return bundle_path / FOLDER

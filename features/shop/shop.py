@@ -32,6 +32,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    "tiny": Size(300, 400, 12_000),
     "small": Size(3_000, 2_000, 150_000),
     "medium": Size(20_000, 10_000, 1_500_000),
     "large": Size(200_000, 100_000, 15_000_000),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from towers.process import ALLOCATOR, available_cores, prepared_environment, restart_prepared, uses_glibc
+from towers.process import ALLOCATOR, THREADS, available_cores, prepared_environment, restart_prepared, uses_glibc
 
-WITHOUT = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+WITHOUT = {name: value for name, value in os.environ.items() if name not in ALLOCATOR | THREADS}
 needs_glibc = pytest.mark.skipif(not uses_glibc(), reason="only glibc's allocator reads these settings")
 SHOW = """
 import os, sys
@@ -53,7 +53,7 @@ def test_the_interpreters_own_options_survive(tmp_path: Path) -> None:
 
 
 def test_an_allocator_the_user_has_set_is_left_alone() -> None:
-    own = {"MALLOC_MMAP_MAX_": "65536", "OMP_NUM_THREADS": "1"}
+    own = {"MALLOC_MMAP_MAX_": "65536", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}
     assert prepared_environment(own) == own
 
 
@@ -64,6 +64,7 @@ def test_the_allocator_is_set_where_nobody_has() -> None:
         "HOME": "/root",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "8000000000",
+        "GOMP_SPINCOUNT": "2000",
     }
 
 

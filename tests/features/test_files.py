@@ -1,0 +1,65 @@
+"""Files and folders appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from features.files import atomic_file, atomic_folder, sha256
+
+
+def test_a_file_appears_when_its_block_ends_well(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "deep" / "a.txt") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "deep" / "a.txt").exists()
+    assert (tmp_path / "deep" / "a.txt").read_text() == "whole"
+
+
+def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+
+    def fail() -> None:
+        with atomic_file(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stale").write_text("old")
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "fresh").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fresh"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stale").write_text("old")
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "fresh").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stale"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_writer_keeps_to_itself_becomes_readable_like_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_text("")
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "secretive").write_text("")
+        (temporary / "secretive").chmod(0o600)
+    assert (tmp_path / "out" / "secretive").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,72 @@
+"""Where runs are kept, and which one is resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from features.config import FeaturesConfig
+from features.errors import DataError
+from training.config import RunConfig, TrainingConfig, read_run_config
+from training.runs import Run
+
+
+def config_of(seed: int = 0, track: bool = True) -> RunConfig:
+    training = TrainingConfig(seed=seed, track=track)
+    return RunConfig(features=FeaturesConfig(interactions="clicks.csv"), training=training)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def finish(run: Run) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / "manifest.json").write_text("{}")
+    run.finish()
+
+
+def test_runs_are_numbered_and_latest_points_to_the_newest() -> None:
+    for number in (1, 2):
+        run = Run.begin(config_of(), "run", None)
+        assert run.folder == Path(f"runs/run-{number}")
+        finish(run)
+        assert Path("runs/latest").resolve() == run.folder.resolve()
+        assert not run.workspace.exists()
+
+
+def test_an_unfinished_run_is_found_by_its_settings() -> None:
+    first, other = Run.begin(config_of(), "run", None), Run.begin(config_of(seed=1), "run", None)
+    assert first.folder != other.folder
+    for run in (first, other):
+        run.checkpoint.write_text("")
+    assert Run.unfinished(config_of(seed=1), "run", None) == other
+    assert Run.unfinished(config_of(track=False), "run", None) == first  # recording does not change the weights
+
+
+def test_nothing_to_resume_is_said() -> None:
+    Run.begin(config_of(), "run", None)  # died before its first checkpoint
+    with pytest.raises(DataError, match="no unfinished run with these settings and a checkpoint; train without"):
+        Run.unfinished(config_of(), "run", None)
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced() -> None:
+    Path("precious").mkdir()
+    Path("precious/thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="precious: exists and is not a bundle; name another --output, or remove it"):
+        Run.begin(config_of(), "run", Path("precious"))
+
+
+def test_outside_a_folder_of_runs_no_link_appears() -> None:
+    finish(Run.begin(config_of(), "run", Path("models/mine")))
+    assert [path.name for path in Path("models").iterdir()] == ["mine"]
+
+
+def test_overrides_replace_settings_and_mistakes_are_told_together() -> None:
+    Path("run.toml").write_text('[features]\ninteractions = "clicks.csv"\n')
+    config = read_run_config(Path("run.toml"), ("training.seed=7", "towers.history=mean", "towers.dropout=0.5"))
+    assert (config.training.seed, config.towers.history, config.towers.dropout) == (7, "mean", 0.5)
+    with pytest.raises(DataError, match=r"towers.width: .*found 'wide'; training.sead: no such setting"):
+        read_run_config(Path("run.toml"), ("training.sead=7", "towers.width=wide"))
+    with pytest.raises(DataError, match=r"--set seed=7: expected table\.key=value"):
+        read_run_config(Path("run.toml"), ("seed=7",))
