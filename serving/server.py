@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import DataError
 from serving.config import ServingConfig
+from towers.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -74,6 +75,7 @@ def become_server(bundle: Path, settings: ServingConfig) -> NoReturn:
 def create_worker_app() -> Flask:
     """Return the application that the environment describes: what `towers serve` lets its workers run."""
     told = json.loads(os.environ[APP_VARIABLE])
+    quiet_imports()
     with _stoppable():
         from serving.app import create_app
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ def judge(terminal: Terminal, seed: int) -> None:
     """Train on a part, and compare on the rest with baselines and with the best that anybody could do."""
     _head(
         "3. How good is it?",
-        "Everybody's last choice is hidden, the rest is learned from, and the hidden one must be found among all items.\n"
+        "Everybody's last choice is hidden, the rest is learned from, and it must be found again among all items.\n"
         "Whoever made the shop knows the taste behind each choice, and so the best possible answer.",
     )
     bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
@@ -230,7 +230,7 @@ def ask(service: Service) -> None:
     chosen = _people_to_show(people, newest_of)
     for user_id in chosen:
         answer = service.get(f"/recommendations/{user_id}?k={SHOWN}")
-        click.echo(f"User {user_id}: {_described(people.loc[user_id])}")
+        click.echo(f"User {user_id}: {_described(people.loc[user_id].to_dict())}")
         _list("chose lately", items, newest_of[user_id][:SHOWN])
         _list("is recommended", items, _item_ids(answer), _scores(answer))
 
@@ -238,7 +238,7 @@ def ask(service: Service) -> None:
     click.echo(f'Nobody knows this user: what is popular, and the answer says so ("fallback": "{answer["fallback"]}")')
     _list("is recommended", items, _item_ids(answer))
 
-    history, person = newest_of[chosen[0]][:2][::-1], people.loc[chosen[0]]
+    history, person = newest_of[chosen[0]][:2][::-1], people.loc[chosen[0]].to_dict()
     attributes = {name: str(person[name]) for name in ("country", "language")}
     answer = service.post("/recommendations", {"history": history, "attributes": attributes, "k": SHOWN})
     click.echo(f"Someone without an account, from {attributes['country']}, who looked at two things")
@@ -347,7 +347,7 @@ def _free_port() -> int:
 def _newest_choices(terminal: Terminal) -> dict[int, list[str]]:
     """Return the items that each user had, newest first, each once."""
     events = terminal.table(f"{TABLES / 'interactions'}.parquet").iloc[::-1].drop_duplicates(["user_id", "item_id"])
-    return {int(user_id): list(ids) for user_id, ids in events.groupby("user_id")["item_id"]}
+    return {int(str(user_id)): list(ids) for user_id, ids in events.groupby("user_id")["item_id"]}
 
 
 def _people_to_show(people: pd.DataFrame, newest_of: dict[int, list[str]]) -> list[int]:
@@ -358,7 +358,7 @@ def _people_to_show(people: pd.DataFrame, newest_of: dict[int, list[str]]) -> li
     return [*seasoned.index[reads_english][:2].tolist(), *seasoned.index[~reads_english][:1].tolist()]
 
 
-def _described(person: pd.Series[Any]) -> str:
+def _described(person: dict[Hashable, Any]) -> str:
     interests = f", interested in {person['interests']}" if isinstance(person["interests"], str) else ""
     return f"{person['country']}, reads {person['language']}, {person['age_band']}{interests}"
 
