@@ -24,7 +24,7 @@ class EntityFeatures:
     """The features of `entities` items or users.
 
     Attributes:
-        sparse: One key per sparse feature; the weights of one bag have unit length. None without sparse features.
+        sparse: One key per sparse feature, a bag of rows per entity. None without sparse features.
         dense: Numbers, times and ready-made vectors side by side, scaled, `[entities, dense]`.
     """
 
@@ -46,7 +46,7 @@ class EntityFeatures:
 
 
 def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> KeyedJaggedTensor:
-    """Return the columns (entities) `rows` of a weighted `KeyedJaggedTensor`, for every key."""
+    """Return the columns (entities) `rows` of a `KeyedJaggedTensor`, for every key."""
     keys = features.keys()
     stride = features.stride()
     bags = (torch.arange(len(keys), device=rows.device)[:, None] * stride + rows[None, :]).reshape(-1)
@@ -57,12 +57,7 @@ def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> Keyed
     values = torch.arange(total, device=rows.device) + torch.repeat_interleave(
         starts - (ends - lengths), lengths, output_size=total
     )
-    return KeyedJaggedTensor(
-        keys=keys,
-        values=features.values()[values],
-        lengths=lengths.int(),
-        weights=features.weights()[values],
-    )
+    return KeyedJaggedTensor(keys=keys, values=features.values()[values], lengths=lengths.int())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Columns to numbers, the same way in training and in the server: fitted on the training data, saved in the bundle.
 
-Every kind of feature has an encoder. Sparse ones turn a column into bags of rows of an embedding table, with weights
-of unit length per bag; dense ones into a few numbers. A value that is missing or was never seen adds nothing to the
+Every kind of feature has an encoder. Sparse ones turn a column into bags of rows of an embedding table, dense ones
+into a few numbers. A value that is missing or was never seen adds nothing to the
 vector it would be part of: an empty bag, or zeros.
 """
 
@@ -34,11 +34,11 @@ MIN_ID_COUNT = 1
 SECONDS_A_DAY = 86_400
 CONTEXT_WIDTH = 6
 
-Bags = tuple[Int[np.ndarray, "entities"], Int[np.ndarray, "values"], Float[np.ndarray, "values"]]
+Bags = tuple[Int[np.ndarray, "entities"], Int[np.ndarray, "values"]]
 
 
 class SparseEncoder(Protocol):
-    """A column to one bag of rows per entity: sizes, rows and weights."""
+    """A column to one bag of rows per entity: the sizes of the bags, and all rows one after another."""
 
     @property
     def num_rows(self) -> int:
@@ -84,13 +84,12 @@ class ValueEncoder:
         return len(self.vocabulary)
 
     def bags(self, column: pd.Series) -> Bags:
-        """Return the known values of each cell; each of n values weighs 1 / sqrt(n)."""
+        """Return the known values of each cell."""
         lengths, values = _split(self.feature, column)
         rows = self.vocabulary.rows(values)
         known = rows != UNKNOWN
         lengths = np.bincount(np.repeat(np.arange(len(column)), lengths)[known], minlength=len(column))
-        weights = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
-        return lengths, rows[known], weights.astype(np.float32)
+        return lengths, rows[known]
 
     def save(self, path: Path) -> None:
         """Write the vocabulary."""
@@ -279,12 +278,11 @@ class SideEncoders:
         if not self.sparse:
             return None
         bags = [encoder.bags(columns[name]) for name, encoder in self.sparse.items()]
-        lengths, values, weights = (np.concatenate(parts) for parts in zip(*bags, strict=True))
+        lengths, values = (np.concatenate(parts) for parts in zip(*bags, strict=True))
         return KeyedJaggedTensor(
             keys=list(self.sparse),
             values=torch.from_numpy(values.astype(np.int64)),
             lengths=torch.from_numpy(lengths.astype(np.int32)),
-            weights=torch.from_numpy(weights.astype(np.float32)),
         )
 
 

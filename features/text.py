@@ -1,8 +1,8 @@
 """Text as hashed word and character n-grams: nothing to download, any language, and words never seen still count.
 
-A text becomes a small bag of (bucket, weight): its words, pairs of words and the character n-grams of its words,
-hashed to a fixed number of buckets, weighted by TF-IDF. Only the most telling n-grams of a text are kept, so that a
-long description costs no more than a bounded number of look-ups. The weights of a bag have unit length.
+A text becomes a small bag of buckets: its words, pairs of words and the character n-grams of its words, hashed to a
+fixed number of buckets. Only the most telling of them, by TF-IDF, are kept, so that a long description costs no more
+than a bounded number of look-ups.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _pieces(word: str) -> list[str]:
 
 
 class HashedText:
-    """Texts to weighted bags of hashed n-grams.
+    """Texts to bags of hashed n-grams.
 
     Args:
         inverse_document_frequency: The weight of each bucket, `[buckets]`, from `fit`.
@@ -55,20 +55,16 @@ class HashedText:
         weights = np.log((1 + len(texts)) / (1 + documents)) + 1
         return cls(weights.astype(np.float32), max_ngrams)
 
-    def bags(
-        self, texts: Sequence[str]
-    ) -> tuple[Int[np.ndarray, texts], Int[np.ndarray, ngrams], Float[np.ndarray, ngrams]]:
-        """Return the size of each text's bag, and all bags one after another: buckets and weights."""
+    def bags(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "texts"], Int[np.ndarray, "ngrams"]]:
+        """Return the size of each text's bag, and the buckets of all bags one after another."""
         counts = _counts(texts, len(self.inverse_document_frequency))
-        counts.data = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
-        rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
-        order = np.lexsort((counts.indices, -counts.data, rows))
-        rank = np.arange(len(order)) - np.repeat(counts.indptr[:-1], np.diff(counts.indptr))
+        sizes = np.diff(counts.indptr)
+        rows = np.repeat(np.arange(len(texts)), sizes)
+        telling = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
+        order = np.lexsort((counts.indices, -telling, rows))
+        rank = np.arange(len(order)) - np.repeat(counts.indptr[:-1], sizes)
         kept = order[rank < self.max_ngrams]
-        lengths = np.bincount(rows[kept], minlength=len(texts))
-        weights = counts.data[kept]
-        norms = np.sqrt(np.bincount(rows[kept], weights=weights**2, minlength=len(texts)))
-        return lengths, counts.indices[kept].astype(np.int64), (weights / norms[rows[kept]]).astype(np.float32)
+        return np.minimum(sizes, self.max_ngrams), counts.indices[kept].astype(np.int64)
 
 
 def _counts(texts: Sequence[str], num_buckets: int) -> sp.csr_matrix:

@@ -17,7 +17,11 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 
 class FeatureEmbeddings(nn.Module):
-    """One table per sparse feature; a bag becomes the weighted sum of its rows.
+    """One table per sparse feature; a bag of n rows becomes their sum divided by sqrt(n).
+
+    So a bag is about as long as a single row, whatever n. The division stands outside of the collection: per-sample
+    weights would do the same, but fbgemm then makes gradients of them, which nobody wants and which take longer than
+    all the rest.
 
     The tables stand on torch's default device at the time.
 
@@ -40,13 +44,13 @@ class FeatureEmbeddings(nn.Module):
             for place, (feature, num_rows) in enumerate(tables.items())
         ]
         if learning_rate is None:
-            self.collection: nn.Module = EmbeddingBagCollection(tables=configs, is_weighted=True)
+            self.collection: nn.Module = EmbeddingBagCollection(tables=configs, is_weighted=False)
         else:
             self.collection = FusedEmbeddingBagCollection(
                 tables=configs,
                 optimizer_type=RowWiseAdagrad,
                 optimizer_kwargs={"lr": learning_rate},
-                is_weighted=True,
+                is_weighted=False,
                 device=torch.get_default_device(),
             )
         self.num_features = len(tables)
@@ -68,5 +72,7 @@ class FeatureEmbeddings(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> Float[Tensor, "entities features width"]:
         """Return the pooled vector of each feature of each entity."""
-        pooled: Tensor = self.collection(features).values()
-        return pooled.view(-1, self.num_features, self.width)
+        sums = self.collection(features).values().view(-1, self.num_features, self.width)
+        sizes = features.lengths().view(self.num_features, -1).T
+        pooled: Tensor = sums * sizes.clamp(min=1).rsqrt()[..., None]
+        return pooled

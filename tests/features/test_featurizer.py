@@ -52,24 +52,22 @@ def featurizer() -> Featurizer:
     return Featurizer.fit(SCHEMA, Catalog(ITEMS), Users(PEOPLE), sequences())
 
 
-def bags(featurizer: Featurizer, key: str) -> list[dict[int, float]]:
+def bags(featurizer: Featurizer, key: str) -> list[list[int]]:
     features = featurizer.item_features(Catalog(ITEMS)).sparse
     assert features is not None
     jagged = features[key]
-    values, weights = jagged.values().tolist(), jagged.weights().tolist()
-    offsets = jagged.offsets().tolist()
-    return [dict(zip(values[a:b], weights[a:b], strict=True)) for a, b in itertools.pairwise(offsets)]
+    values, offsets = jagged.values().tolist(), jagged.offsets().tolist()
+    return [values[a:b] for a, b in itertools.pairwise(offsets)]
 
 
 def test_an_item_without_training_interactions_has_no_id_and_no_unseen_category(featurizer: Featurizer) -> None:
-    assert bags(featurizer, "item_id") == [{1: 1.0}, {2: 1.0}, {3: 1.0}, {}]
-    assert bags(featurizer, "brand") == [{1: 1.0}, {2: 1.0}, {1: 1.0}, {}]
+    assert bags(featurizer, "item_id") == [[1], [2], [3], []]
+    assert bags(featurizer, "brand") == [[1], [2], [1], []]
 
 
-def test_each_of_n_categories_weighs_one_over_the_root_of_n(featurizer: Featurizer) -> None:
+def test_a_cell_of_several_categories_is_a_bag_of_those_that_are_known(featurizer: Featurizer) -> None:
     red, soft = 1, 2  # red is the more frequent one; blue belongs to the item that training does not know
-    root_half = pytest.approx(0.5**0.5)
-    assert bags(featurizer, "tags") == [{red: root_half, soft: root_half}, {red: 1.0}, {}, {red: 1.0}]
+    assert bags(featurizer, "tags") == [[red, soft], [red], [], [red]]
 
 
 def test_numbers_say_how_far_they_came_through_each_quantile(featurizer: Featurizer) -> None:
@@ -101,7 +99,7 @@ def test_nothing_is_learned_from_users_and_items_outside_the_training_data(featu
     assert torch.equal(before.dense, after.dense)
     assert before.sparse is not None
     assert after.sparse is not None
-    assert torch.equal(before.sparse.weights(), after.sparse.weights())
+    assert torch.equal(before.sparse.values(), after.sparse.values())
 
 
 def test_a_saved_featurizer_gives_the_same_features(featurizer: Featurizer, tmp_path: Path) -> None:
@@ -113,7 +111,6 @@ def test_a_saved_featurizer_gives_the_same_features(featurizer: Featurizer, tmp_
     assert before.sparse is not None
     assert after.sparse is not None
     assert torch.equal(before.sparse.values(), after.sparse.values())
-    assert torch.equal(before.sparse.weights(), after.sparse.weights())
     assert torch.equal(before.sparse.lengths(), after.sparse.lengths())
 
 
@@ -124,7 +121,7 @@ def test_taking_rows_of_features_equals_featurizing_those_rows(featurizer: Featu
     assert torch.equal(taken.dense, alone.dense)
     assert taken.sparse is not None
     assert alone.sparse is not None
-    for part in ("values", "weights", "lengths"):
+    for part in ("values", "lengths"):
         assert torch.equal(getattr(taken.sparse, part)(), getattr(alone.sparse, part)()), part
 
 
@@ -152,21 +149,20 @@ def test_vectors_of_different_lengths_are_refused() -> None:
         Featurizer.fit(Schema(item=(Feature("vector", "vector"),)), Catalog(items), None, sequences())
 
 
-def test_text_keeps_its_most_telling_ngrams_at_unit_length() -> None:
+def test_text_keeps_its_most_telling_ngrams() -> None:
     texts = ["common words here", "common words there", "common rare"]
     hashed = HashedText.fit(texts, max_ngrams=5)
-    lengths, buckets, weights = hashed.bags(["common rare", "", "common"])
+    lengths, buckets = hashed.bags(["common rare", "", "common"])
     assert lengths[0] == 5
     assert lengths[1] == 0
-    assert sum(weights[: lengths[0]] ** 2) == pytest.approx(1)
     in_one_of_three = np.log(4 / 2) + 1  # against ln(4 / 4) + 1 = 1 for the n-grams of "common"
     np.testing.assert_allclose(hashed.inverse_document_frequency[buckets[: lengths[0]]], in_one_of_three, rtol=1e-6)
 
 
 def test_text_never_seen_shares_ngrams_with_text_that_was() -> None:
     hashed = HashedText.fit(["kettles", "spoons"])
-    (known,), (unseen,) = hashed.bags(["kettles"])[1:2], hashed.bags(["kettle"])[1:2]
-    assert set(known) & set(unseen)
+    known, unseen = hashed.bags(["kettles"])[1], hashed.bags(["kettle"])[1]
+    assert set(known.tolist()) & set(unseen.tolist())
 
 
 def test_vocabularies_order_by_frequency_and_survive_saving(tmp_path: Path) -> None:

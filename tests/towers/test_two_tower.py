@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torchrec import KeyedJaggedTensor
 
 from features.featurizer import Featurizer
 from features.schema import Feature, Schema
 from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.config import TowersConfig
+from towers.embeddings import FeatureEmbeddings
 from towers.two_tower import TwoTower
 
 ITEMS = pd.DataFrame({"item_id": list("abcd"), "title": ["red shirt", "blue shirt", "a fox", "red fox"]})
@@ -110,3 +112,16 @@ def test_hidden_ids_are_hidden_in_training_only(featurizer: Featurizer) -> None:
     torch.testing.assert_close(known, stranger)
     known, stranger = model.eval().item_vectors(features)
     assert known @ stranger < 0.999
+
+
+def test_a_bag_of_n_rows_is_their_sum_over_the_root_of_n() -> None:
+    embeddings = FeatureEmbeddings({"tags": 4, "brand": 3}, 2)
+    tags, brands = embeddings.collection.state_dict().values()
+    tags.copy_(torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    brands.copy_(torch.tensor([[0.0, 0.0], [7.0, 8.0], [9.0, 9.0]]))
+    jagged = KeyedJaggedTensor(
+        keys=["tags", "brand"], values=torch.tensor([1, 2, 3, 1]), lengths=torch.tensor([3, 0, 1, 0])
+    )
+    # The first has the tags 1 to 3, (1+3+5, 2+4+6) / sqrt(3), and brand 1; the second has nothing.
+    expected = torch.tensor([[[9 / 3**0.5, 12 / 3**0.5], [7.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(embeddings(jagged), expected)
