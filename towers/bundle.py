@@ -24,6 +24,7 @@ import tomli_w
 import torch
 from jaxtyping import Float32, Int
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -116,7 +117,7 @@ class ModelBundle:
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)
             model.load_state_dict(load_file(path / WEIGHTS, device=device))
-        except (DataError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        except (DataError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(
                 f"{path}: sealed, yet it cannot be read with this version of towers ({reason}); train again, or "

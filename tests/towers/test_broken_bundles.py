@@ -1,0 +1,208 @@
+"""Bundles broken in one way each, through every command that opens one: one line, the remedy, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from features.files import sha256
+from tests.serving.conftest import SETTINGS, write_shop, write_untrained
+from towers.cli import main
+
+TRAIN_AGAIN = "train again, or copy the whole folder again from where it was made"
+
+
+def _manifest(bundle: Path, change: Callable[[dict], object]) -> None:
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _seal_again(bundle: Path, name: str) -> None:
+    """Seal a changed file, as somebody might who means well."""
+    path = bundle / name
+    sealed = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    _manifest(bundle, lambda content: content["files"].update({name: sealed}))
+
+
+def _append(bundle: Path, name: str, text: str) -> None:
+    with (bundle / name).open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _file_instead(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    bundle.write_text("not a folder")
+
+
+def _cut(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _wider_weights(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    save_file({name: torch.stack([value, value]) for name, value in load_file(path).items()}, path)
+    _seal_again(bundle, path.name)
+
+
+def _fewer_weights(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    weights = load_file(path)
+    del weights["log_scale"]
+    save_file(weights, path)
+    _seal_again(bundle, path.name)
+
+
+def _nonsense_weights(bundle: Path) -> None:
+    (bundle / "model.safetensors").write_bytes(b"nonsense" * 100)
+    _seal_again(bundle, "model.safetensors")
+
+
+def _endless_weights(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(path).items()}, path)
+    _seal_again(bundle, path.name)
+
+
+def _other_settings(bundle: Path) -> None:
+    path = bundle / "run.toml"
+    path.write_text(path.read_text().replace("width = 16", "width = 32"))
+    _seal_again(bundle, path.name)
+
+
+def _no_settings(bundle: Path) -> None:
+    (bundle / "run.toml").write_text("[features\n")
+    _seal_again(bundle, "run.toml")
+
+
+def _unsealed(bundle: Path) -> None:
+    (bundle / "schema.json").unlink()
+    _manifest(bundle, lambda content: content["files"].pop("schema.json"))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "runs/model: no such bundle; `towers train run.toml` writes one"),
+    "a file in its place": (_file_instead, "expected the folder that `towers train` writes, found a file"),
+    "another folder": (lambda bundle: (bundle / "manifest.json").unlink(), "not a bundle, it has no manifest.json"),
+    "a manifest that is no JSON": (
+        lambda bundle: (bundle / "manifest.json").write_text("{"),
+        "manifest.json is damaged (Expecting property name",
+    ),
+    "a manifest that is a list": (
+        lambda bundle: (bundle / "manifest.json").write_text("[]"),
+        "manifest.json is damaged",
+    ),
+    "a manifest without its files": (
+        lambda bundle: _manifest(bundle, lambda content: content.pop("files")),
+        "manifest.json is damaged",
+    ),
+    "a manifest of another format": (
+        lambda bundle: _manifest(bundle, lambda content: content.update(format_version=99)),
+        "expected bundle format 1, found 99; train again with this version of towers, or install two-towers",
+    ),
+    "no weights": (
+        lambda bundle: (bundle / "model.safetensors").unlink(),
+        f"model.safetensors is missing; {TRAIN_AGAIN}",
+    ),
+    "weights cut off": (_cut, "model.safetensors has"),
+    "weights with one bit changed": (_flip, f"model.safetensors was changed after it was written; {TRAIN_AGAIN}"),
+    "no schema": (lambda bundle: (bundle / "schema.json").unlink(), f"schema.json is missing; {TRAIN_AGAIN}"),
+    "a schema that was never sealed": (_unsealed, f"schema.json is not in manifest.json; {TRAIN_AGAIN}"),
+    "no vocabulary": (
+        lambda bundle: next((bundle / "vocabularies").iterdir()).unlink(),
+        f"is missing; {TRAIN_AGAIN}",
+    ),
+    "settings that were changed": (lambda bundle: _append(bundle, "run.toml", "\n# mine\n"), "run.toml has"),
+    "a report that was changed": (lambda bundle: _append(bundle, "report.json", " "), "report.json has"),
+    "weights of another shape, sealed": (_wider_weights, "sealed, yet it cannot be read with this version of towers"),
+    "fewer weights, sealed": (_fewer_weights, "sealed, yet it cannot be read with this version of towers"),
+    "nonsense for weights, sealed": (_nonsense_weights, "sealed, yet it cannot be read with this version of towers"),
+    "weights that are no numbers, sealed": (_endless_weights, "the model cannot rank"),
+    "settings of another width, sealed": (_other_settings, "sealed, yet it cannot be read with this version of towers"),
+    "settings that are no TOML, sealed": (_no_settings, "sealed, yet it cannot be read with this version of towers"),
+}
+COMMANDS = {
+    "index": ("index", "runs/model"),
+    "recommend": ("recommend", "runs/model", "--output", "candidates.parquet"),
+    "serve": ("serve", "runs/model", "--port", "0"),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    """A bundle as it should be, without an index, and its tables."""
+    folder = tmp_path_factory.mktemp("sound")
+    write_shop(folder / "data")
+    write_untrained(folder / "runs" / "model", folder / "data", SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def folder(sound, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(sound / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_at_least_ten_kinds_of_broken_bundle_are_covered():
+    assert len(BROKEN) >= 10
+
+
+def test_the_sound_one_is_read(folder):
+    assert main(COMMANDS["recommend"]) == 0
+    assert (folder / "candidates.parquet").is_file()
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize(("break_it", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_bundle_is_one_line_with_the_remedy_and_nothing_is_written(folder, capsys, break_it, words, command):
+    break_it(folder / "runs" / "model")
+    before = files(folder)
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: runs/model")
+    assert said.err.count("\n") == 1
+    assert words in said.err
+    assert any(remedy in said.err for remedy in ("train again", "`towers train", "that `towers train"))
+    assert said.out == ""
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("name", ["no folder", "weights with one bit changed", "weights of another shape, sealed"])
+def test_it_is_the_same_in_a_process_of_its_own(folder, name):
+    break_it, words = BROKEN[name]
+    break_it(folder / "runs" / "model")
+    ended = subprocess.run(
+        [sys.executable, "-m", "towers", *COMMANDS["recommend"]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: runs/model")
+    assert ended.stderr.count("\n") == 1
+    assert words in ended.stderr
+    assert not (folder / "candidates.parquet").exists()
