@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SIZES = ("tiny", "small", "medium", "large")
 TABLES = Path("data/shop")
 BOUND = "best possible"
+EPOCHS = 5
+"""Enough for nearly all that the shop has to teach; by itself training goes on until it has stopped to pay."""
 SECONDS_TO_START = 120
 SECONDS_TO_STOP = 30
 SHOWN = 5
@@ -141,7 +143,7 @@ def judge(terminal: Terminal, seed: int) -> None:
         "Whoever made the shop knows the taste behind each choice, and so the best possible answer.",
     )
     bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
-    terminal.run("towers", "evaluate", "run.toml", "--bound", bound, "--output", "evaluation", *_seed(seed))
+    terminal.run("towers", "evaluate", "run.toml", "--bound", bound, "--output", "evaluation", *_settings(seed))
     report = json.loads((terminal.folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
     recall = {row["name"]: row["metrics"]["recall_at_10"]["mean"] for row in report["rows"]}
     shares = {name: value / recall[BOUND] for name, value in recall.items()}
@@ -155,7 +157,7 @@ def train(terminal: Terminal, seed: int) -> None:
     _head(
         "4. The model", "`towers train` learns from all but what early stopping needs, and writes a folder: a bundle."
     )
-    terminal.run("towers", "train", "run.toml", *_seed(seed))
+    terminal.run("towers", "train", "run.toml", *_settings(seed))
 
 
 def serve(terminal: Terminal) -> None:
@@ -334,8 +336,9 @@ def _section(path: Path, head: str) -> str:
     return text[text.index(head) :].partition("\n\n")[0]
 
 
-def _seed(seed: int) -> list[str]:
-    return ["--set", f"training.seed={seed}"] if seed else []
+def _settings(seed: int) -> list[str]:
+    """Return what the demo changes in run.toml: few epochs, so that nobody waits long for little."""
+    return ["--set", f"training.epochs={EPOCHS}", *(["--set", f"training.seed={seed}"] if seed else [])]
 
 
 def _free_port() -> int:

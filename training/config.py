@@ -19,9 +19,12 @@ class TrainingConfig(StrictTable):
     """Decides every draw: initial weights, order, negatives, dropout. Same seed, same weights, bit for bit on a CPU."""
     epochs: int = Field(100, ge=1)
     """The most passes over the training data; early stopping usually ends before."""
-    patience: int = Field(5, ge=1)
-    """Epochs without a better validation N@10 after which training stops."""
-    batch_events: int = Field(4096, ge=1)
+    patience: int = Field(2, ge=1)
+    """Epochs without a better validation N@10 after which the learning rates are lowered, and in the end training
+    stops."""
+    rate_cuts: int = Field(2, ge=0)
+    """How often the learning rates are lowered before training stops."""
+    batch_events: int = Field(2048, ge=1)
     """Interactions per step."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
@@ -32,9 +35,9 @@ class TrainingConfig(StrictTable):
     """Sampled softmax: items drawn from the batch's own positives, shared by the batch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products of the loss. `auto`: bfloat16 where the processor computes in it, else float32."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Of AdamW, for everything but the embedding tables."""
-    table_learning_rate: float = Field(0.05, gt=0)
+    table_learning_rate: float = Field(0.1, gt=0)
     """Of row-wise Adagrad, for the embedding tables."""
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW."""

@@ -24,8 +24,9 @@ TRAINING = """\
 [training]
 seed = 0                 # same seed, same weights
 epochs = 100             # at most; early stopping usually ends before
-patience = 5             # epochs without a better validation N@10 after which training stops
-batch_events = 4096      # interactions per step
+patience = 2             # epochs without a better validation N@10 until the learning rates are lowered
+rate_cuts = 2            # how often they are lowered before training stops
+batch_events = 2048      # interactions per step
 negatives = "auto"       # all items up to 30,000 of them, a corrected sample beyond
 track = true             # record the run in MLflow
 """

@@ -33,6 +33,8 @@ from training.negatives import AllItems, MixedSample, forbidden
 
 FULL_SOFTMAX_ITEMS = 30_000
 GRADIENT_NORM = 1.0
+RATE_CUT = 0.3
+"""What the learning rates are multiplied by when validation has stopped rising."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Progress:
         seconds: Time spent in the current epoch's steps.
         best: The best validation N@10 so far.
         best_step: The step it was reached at.
-        waited: Epochs since then.
+        waited: Epochs since then, or since the learning rates were last lowered.
+        cuts: How often the learning rates were lowered.
         finished: Whether the run is over.
     """
 
@@ -84,6 +87,7 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     waited: int = 0
+    cuts: int = 0
     finished: bool = False
 
 
@@ -204,11 +208,8 @@ class Trainer:
         if self.validate is not None:
             measured["validation_ndcg_at_10"] = self._judge()
         progress.epoch += 1
-        progress.finished = (
-            (progress.epoch >= self.settings.epochs and self.steps is None)
-            or progress.waited >= self.settings.patience
-            or self._out_of_steps()
-        )
+        is_last = progress.epoch >= self.settings.epochs and self.steps is None
+        progress.finished = is_last or self._out_of_steps() or self._is_exhausted()
         if self.on_epoch is not None:
             self.on_epoch(progress, measured)
         progress.batch, progress.loss, progress.seconds = 0, 0.0, 0.0
@@ -225,6 +226,14 @@ class Trainer:
         else:
             progress.waited += 1
         return quality
+
+    def _is_exhausted(self) -> bool:
+        """After epochs without a better validation, lower the learning rates; say when that has been done enough."""
+        progress = self.progress
+        if progress.waited < self.settings.patience:
+            return False
+        progress.cuts, progress.waited = progress.cuts + 1, 0
+        return progress.cuts > self.settings.rate_cuts
 
     def _out_of_steps(self) -> bool:
         return self.steps is not None and self.progress.step >= self.steps
@@ -313,7 +322,7 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.98))
 
     def _set_learning_rates(self) -> None:
-        share = min(1.0, (self.progress.step + 1) / max(self.settings.warmup_steps, 1))
+        share = min(1.0, (self.progress.step + 1) / max(self.settings.warmup_steps, 1)) * RATE_CUT**self.progress.cuts
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * share
         for tables in self.tables:

@@ -126,7 +126,7 @@ def test_training_stops_when_validation_no_longer_rises_and_keeps_the_best_weigh
 
     epochs: list[Progress] = []
     trainer = trainer_of(
-        config_of(epochs=50, patience=2),
+        config_of(epochs=50, patience=2, rate_cuts=0),
         validate=quality,
         on_epoch=lambda progress, values: epochs.append(Progress(**vars(progress))),
     )
@@ -135,6 +135,23 @@ def test_training_stops_when_validation_no_longer_rises_and_keeps_the_best_weigh
     assert same(best, seen[1])
     assert [epoch.best for epoch in epochs] == [0.1, 0.5, 0.5, 0.5]
     assert trainer.progress.best_step == epochs[1].step
+
+
+def test_learning_rates_are_lowered_before_training_is_given_up() -> None:
+    measured = iter([0.5, 0.4, 0.6, 0.3, 0.2, 0.1])
+    rates: list[float] = []
+
+    def quality(model: TwoTower) -> float:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return next(measured)
+
+    trainer = trainer_of(
+        config_of(epochs=50, patience=1, rate_cuts=2, learning_rate=1.0, warmup_steps=0), validate=quality
+    )
+    trainer.fit()
+    # Lowered after 0.4, which is no better than 0.5, and after 0.3; given up after 0.2.
+    np.testing.assert_allclose(rates, [1.0, 1.0, 0.3, 0.3, 0.09])
+    assert trainer.progress.best == 0.6
 
 
 def test_embedding_tables_learn_in_the_backward_pass_at_the_rate_of_the_schedule() -> None:
