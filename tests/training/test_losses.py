@@ -44,6 +44,7 @@ def test_loss_and_gradients_equal_the_reference(
     given_cells = Forbidden(*mask.nonzero(as_tuple=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "BLOCK_CELLS", cells)
+        patch.setattr(losses, "BLOCK_COLUMNS", max(1, cells // 3))
         loss = softmax_loss(users, positives, items, scale, Negatives(torch.arange(num_items), log_weight), given_cells)
         gradients = torch.autograd.grad(loss, (users, positives, items, scale))
     weight = torch.ones(num_items, dtype=torch.double) if log_weight is None else log_weight.exp()
