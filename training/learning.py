@@ -123,6 +123,11 @@ def learn_everything(
     return Learned(model, data, trainer.progress, time.monotonic() - began)
 
 
+def refit_steps(learned: Learned, sequences: Sequences) -> int:
+    """Return how many steps on `sequences` are as many passes as were best on the training data."""
+    return round(learned.progress.best_step * sequences.num_events / learned.data.train.num_events)
+
+
 def judge(
     towers: TowersRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
 ) -> Evaluation:

@@ -17,7 +17,7 @@ from training.baselines import fit_baselines
 from training.card import model_card
 from training.config import RunConfig, read_run_config
 from training.evaluation import Evaluation, Recommender, evaluate
-from training.learning import Learned, choose_device, learn, learn_everything, shipping_split
+from training.learning import Learned, choose_device, learn, learn_everything, refit_steps, shipping_split
 from training.progress import describe, start_tracking, told_of_epochs
 from training.report import PRIMARY_METRIC, EvaluationReport
 from training.runs import Run
@@ -105,8 +105,7 @@ def _report(config: RunConfig, split: Split, learned: Learned) -> EvaluationRepo
 
 
 def _refitted(config: RunConfig, tables: Tables, sequences: Sequences, learned: Learned) -> Learned:
-    """Train once more on everything, as many steps as were best, scaled to the larger number of interactions."""
-    steps = round(learned.progress.best_step * sequences.num_events / learned.data.train.num_events)
+    steps = refit_steps(learned, sequences)
     click.echo(f"training once more on all {sequences.num_events:,} interactions, {steps:,} steps", err=True)
     return learn_everything(config, tables, sequences, steps, device=learned.model.log_scale.device)
 

@@ -1,0 +1,59 @@
+"""Does training once more on everything, validation data included, help? (`[training] refit`)
+
+    python tests/benchmarks/refit.py run.toml [--seeds 3] [--set table.key=value ...]
+
+Under leave-one-out: one model stops early by each user's last item but one; another learns from that item as well, for
+the number of steps found best. Both are asked for the last item, with the same history.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from features.split import leave_one_out
+from features.tables import read_tables
+from towers.quiet import quiet_imports
+from training.config import read_run_config
+from training.evaluation import evaluate
+from training.learning import learn, learn_everything, refit_steps
+
+
+def main() -> None:
+    """Train both models for each seed and print N@10 and R@10 of each, and the difference."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    given = parser.parse_args()
+    quiet_imports()
+    gains = []
+    for seed in range(given.seeds):
+        config = read_run_config(given.settings, (*given.overrides, f"training.seed={seed}"))
+        tables = read_tables(config.features, given.settings.parent)
+        sequences = tables.interactions.sequences(tables.catalog)
+        split = leave_one_out(sequences, len(tables.catalog), recommend_seen=config.features.recommend_seen)
+        assert split.test is not None
+        early = learn(config, tables, split, device=torch.device("cpu"))
+        steps = refit_steps(early, split.test.history)
+        refitted = learn_everything(config, tables, split.test.history, steps, device=torch.device("cpu"))
+        found = [
+            evaluate(
+                learned.recommender(config.features.history),
+                split.test,
+                split.candidates,
+                recommend_seen=config.features.recommend_seen,
+            ).means
+            for learned in (early, refitted)
+        ]
+        for name, means in zip(("stopped early", "refitted"), found, strict=True):
+            print(f"seed {seed}  {name:14s} R@10 {means['recall_at_10']:.4f}  N@10 {means['ndcg_at_10']:.4f}")
+        gains.append(found[1]["ndcg_at_10"] / found[0]["ndcg_at_10"] - 1)
+    print(f"N@10 of the refitted: {np.mean(gains):+.1%} (standard deviation between seeds {np.std(gains):.1%})")
+
+
+if __name__ == "__main__":
+    main()
