@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from towers.cli import main
-from towers.demo import SIZES, Terminal
+from towers.demo import EPOCHS, SIZES, Terminal
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("TOWERS_", "MLFLOW_"))}
 
@@ -50,7 +50,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
         "towers recommend",
     ]
     assert "$ towers dataset shop --seed 3 --size tiny" in said
-    assert "$ towers train run.toml --set training.seed=3" in said
+    assert f"$ towers train run.toml --set training.epochs={EPOCHS} --set training.seed=3" in said
     share = re.search(r"The two towers reach (\d+)% of the best possible recall@10", said)
     assert share is not None
     assert int(share[1]) > 20

@@ -35,7 +35,7 @@ SIZES = ("tiny", "small", "medium", "large")
 TABLES = Path("data/shop")
 BOUND = "best possible"
 EPOCHS = 5
-"""Enough for nearly all that the shop has to teach; by itself training goes on until it has stopped to pay."""
+"""Enough for nearly all that the shop has to teach; by itself training goes on until it has stopped getting better."""
 SECONDS_TO_START = 120
 SECONDS_TO_STOP = 30
 SHOWN = 5
@@ -140,7 +140,8 @@ def judge(terminal: Terminal, seed: int) -> None:
     _head(
         "3. How good is it?",
         "Everybody's last choice is hidden, the rest is learned from, and it must be found again among all items.\n"
-        "Whoever made the shop knows the taste behind each choice, and so the best possible answer.",
+        "Whoever made the shop knows the taste behind each choice, and so the best possible answer.\n"
+        "A few epochs are enough to see it; without `--set`, training ends when it has stopped getting better.",
     )
     bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
     terminal.run("towers", "evaluate", "run.toml", "--bound", bound, "--output", "evaluation", *_settings(seed))
