@@ -111,21 +111,21 @@ def learn(
     return Learned(model, data, trainer.progress, time.monotonic() - began)
 
 
-def learn_everything(
-    config: RunConfig, tables: Tables, sequences: Sequences, steps: int, *, device: torch.device
-) -> Learned:
-    """Train on all interactions, nothing held out, for a number of steps found before."""
+def relearn(config: RunConfig, tables: Tables, sequences: Sequences, first: Learned) -> Learned:
+    """Train once more, on `sequences` and nothing held out: as many passes as were best, with the rates they had."""
     began = time.monotonic()
     featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, sequences)
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
-    trainer = Trainer(config, data, device=device, steps=steps)
+    growth = sequences.num_events / first.data.train.num_events
+    trainer = Trainer(
+        config,
+        data,
+        device=first.model.log_scale.device,
+        steps=round(first.progress.best_step * growth),
+        cut_steps=[round(step * growth) for step in first.progress.cut_steps],
+    )
     model = trainer.fit()
-    return Learned(model, data, trainer.progress, time.monotonic() - began)
-
-
-def refit_steps(learned: Learned, sequences: Sequences) -> int:
-    """Return how many steps on `sequences` are as many passes as were best on the training data."""
-    return round(learned.progress.best_step * sequences.num_events / learned.data.train.num_events)
+    return Learned(model, data, trainer.progress, first.seconds + time.monotonic() - began)
 
 
 def judge(

@@ -9,7 +9,6 @@ import click
 
 from features.config import FeaturesConfig
 from features.files import sha256
-from features.sequences import Sequences
 from features.split import Split
 from features.tables import Tables, read_tables
 from towers.bundle import write_bundle
@@ -17,7 +16,7 @@ from training.baselines import fit_baselines
 from training.card import model_card
 from training.config import RunConfig, read_run_config
 from training.evaluation import Evaluation, Recommender, evaluate
-from training.learning import Learned, choose_device, learn, learn_everything, refit_steps, shipping_split
+from training.learning import Learned, choose_device, learn, relearn, shipping_split
 from training.progress import describe, start_tracking, told_of_epochs
 from training.report import PRIMARY_METRIC, EvaluationReport
 from training.runs import Run
@@ -52,8 +51,10 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
         report = _report(config, split, learned)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
-        shipped = _refitted(config, tables, sequences, learned) if config.training.refit else learned
-        _write(run.folder, config, settings, digests, shipped, report)
+        if config.training.refit:
+            click.echo(f"training once more, on all {sequences.num_events:,} interactions", err=True)
+            learned = relearn(config, tables, sequences, learned)
+        _write(run.folder, config, settings, digests, learned, report)
         tracker.log_artifacts(run.folder)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
@@ -102,12 +103,6 @@ def _report(config: RunConfig, split: Split, learned: Learned) -> EvaluationRepo
 
     runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
     return EvaluationReport.of(split.name, "validation", runs, notes=notes)
-
-
-def _refitted(config: RunConfig, tables: Tables, sequences: Sequences, learned: Learned) -> Learned:
-    steps = refit_steps(learned, sequences)
-    click.echo(f"training once more on all {sequences.num_events:,} interactions, {steps:,} steps", err=True)
-    return learn_everything(config, tables, sequences, steps, device=learned.model.log_scale.device)
 
 
 def _write(

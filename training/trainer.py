@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -75,7 +75,7 @@ class Progress:
         best: The best validation N@10 so far.
         best_step: The step it was reached at.
         waited: Epochs since then, or since the learning rates were last lowered.
-        cuts: How often the learning rates were lowered.
+        cut_steps: The steps from which on the learning rates were lowered.
         finished: Whether the run is over.
     """
 
@@ -87,7 +87,7 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     waited: int = 0
-    cuts: int = 0
+    cut_steps: list[int] = field(default_factory=list)
     finished: bool = False
 
 
@@ -105,6 +105,7 @@ class Trainer:
         checkpoint: The file that training can be resumed from; None: none is written.
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last weights.
         steps: Steps after which training ends in any case.
+        cut_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
         on_step: Told the step, the loss and the learning rate's share, after each step.
         on_epoch: Told the progress and the validation N@10, after each epoch.
         quiet: No progress bar.
@@ -119,6 +120,7 @@ class Trainer:
         checkpoint: Path | None = None,
         validate: Callable[[TwoTower], float] | None = None,
         steps: int | None = None,
+        cut_steps: Sequence[int] = (),
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
         quiet: bool = False,
@@ -155,7 +157,7 @@ class Trainer:
         self.user_features = data.user_features.to(device)
         self.negatives = self._sampler()
         self.precision = loss_precision(settings.precision, device)
-        self.progress = Progress()
+        self.progress = Progress(cut_steps=list(cut_steps))
         self.best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
 
@@ -205,7 +207,9 @@ class Trainer:
             "loss": progress.loss / max(progress.batch, 1),
             "events_per_second": self.data.train.num_events / max(progress.seconds, 1e-9),
         }
-        if self.validate is not None:
+        if self.validate is None:
+            progress.best_step = progress.step
+        else:
             measured["validation_ndcg_at_10"] = self._judge()
         progress.epoch += 1
         is_last = progress.epoch >= self.settings.epochs and self.steps is None
@@ -232,8 +236,11 @@ class Trainer:
         progress = self.progress
         if progress.waited < self.settings.patience:
             return False
-        progress.cuts, progress.waited = progress.cuts + 1, 0
-        return progress.cuts > self.settings.rate_cuts
+        if len(progress.cut_steps) == self.settings.rate_cuts:
+            return True
+        progress.cut_steps.append(progress.step)
+        progress.waited = 0
+        return False
 
     def _out_of_steps(self) -> bool:
         return self.steps is not None and self.progress.step >= self.steps
@@ -322,7 +329,9 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.98))
 
     def _set_learning_rates(self) -> None:
-        share = min(1.0, (self.progress.step + 1) / max(self.settings.warmup_steps, 1)) * RATE_CUT**self.progress.cuts
+        step = self.progress.step
+        cuts = sum(step >= cut for cut in self.progress.cut_steps)
+        share = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * RATE_CUT**cuts
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * share
         for tables in self.tables:

@@ -19,7 +19,7 @@ from features.tables import read_tables
 from towers.quiet import quiet_imports
 from training.config import read_run_config
 from training.evaluation import evaluate
-from training.learning import learn, learn_everything, refit_steps
+from training.learning import learn, relearn
 
 
 def main() -> None:
@@ -38,8 +38,7 @@ def main() -> None:
         split = leave_one_out(sequences, len(tables.catalog), recommend_seen=config.features.recommend_seen)
         assert split.test is not None
         early = learn(config, tables, split, device=torch.device("cpu"))
-        steps = refit_steps(early, split.test.history)
-        refitted = learn_everything(config, tables, split.test.history, steps, device=torch.device("cpu"))
+        refitted = relearn(config, tables, split.test.history, early)
         found = [
             evaluate(
                 learned.recommender(config.features.history),

@@ -202,3 +202,16 @@ def test_bfloat16_is_used_where_the_processor_has_it_and_when_asked_for() -> Non
     assert loss_precision("auto", cpu) == (torch.bfloat16 if has else torch.float32)
     assert loss_precision("bfloat16", cpu) == torch.bfloat16
     assert loss_precision("float32", cpu) == torch.float32
+
+
+def test_a_schedule_that_is_known_beforehand_is_followed() -> None:
+    rates: list[float] = []
+    trainer = trainer_of(
+        config_of(learning_rate=1.0, warmup_steps=0),
+        steps=5,
+        cut_steps=[2, 4],
+        on_step=lambda step, loss: rates.append(trainer.optimizer.param_groups[0]["lr"]),
+    )
+    trainer.fit()
+    np.testing.assert_allclose(rates, [1.0, 1.0, 0.3, 0.3, 0.09])
+    assert trainer.progress.best_step == 5
