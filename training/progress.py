@@ -47,7 +47,7 @@ def told_of_epochs(tracker: Tracker) -> OnEpoch:
         if progress.epoch == 1:
             tqdm.write("epoch    loss   validation N@10   events/s", file=sys.stderr)
         quality = measured.get("validation_ndcg_at_10")
-        shown = "" if quality is None else f"{quality:.4f}{' *' if progress.waited == 0 else '  '}"
+        shown = "" if quality is None else f"{quality:.4f}{' *' if progress.best_step == progress.step else '  '}"
         line = f"{progress.epoch:5d} {measured['loss']:7.4f} {shown:>17} {measured['events_per_second']:10,.0f}"
         tqdm.write(line, file=sys.stderr)
         tracker.log_metrics({f"epoch/{name}": value for name, value in measured.items()}, step=progress.epoch)
