@@ -7,5 +7,6 @@
 - `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
 - `offline`: candidates for everyone as a table.
 - `app`: `create_app`; `api`: the JSON API; `page`: the page for people; `problems`: the one shape of errors.
-- `server`: the production server; `errors`: `NotReady`; `commands`: `towers index`, `recommend`, `serve`.
+- `server`: the production server; `errors`: `NotReady`.
+- `commands`: `towers index`, `recommend`, `serve`; `operation`: what they do.
 """

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import quote
 
 import click
-from tqdm import tqdm
 
-from features.config import FeaturesConfig
-from features.errors import DataError
-from features.tables import read_tables
 from serving.config import ServingConfig, read_settings
-from serving.offline import Audience, write_candidates
-from serving.retriever import Retriever
-from serving.seal import NAME
-from serving.server import address_of, become_server, find_port
-from serving.snapshot import FOLDER, Snapshot
-from towers.bundle import ModelBundle
 
 SETTINGS_FILE = Path("serving.toml")
 
@@ -41,6 +29,9 @@ def index(bundle: Path, interactions: Path | None, items: Path | None, users: Pa
 
     DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, as they are now.
     """
+    from serving.operation import build_index
+    from towers.bundle import ModelBundle
+
     build_index(ModelBundle.open(bundle), {"interactions": interactions, "items": items, "users": users})
 
 
@@ -55,19 +46,9 @@ def recommend(bundle: Path, output: Path, k: int, users: Path | None, with_fallb
 
     DIR is a bundle, such as runs/latest. The answers are those that the service gives.
     """
-    if output.is_dir():
-        raise DataError(
-            f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
-        )
-    retriever = open_retriever(bundle)
-    audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
-    started = time.perf_counter()
-    with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
-        num_rows = write_candidates(retriever, audience, k, output, with_fallback=with_fallback, progress=bar.update)
-    seconds = time.perf_counter() - started
-    click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
-    if audience.num_unknown:
-        click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")
+    from serving.operation import recommend_everyone
+
+    recommend_everyone(bundle, output, k, users, with_fallback=with_fallback)
 
 
 @click.command()
@@ -89,72 +70,6 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
 
     DIR is a bundle, such as runs/latest. Its index is made if there is none.
     """
-    settings = read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags)
-    settings = settings.model_copy(update={"port": find_port(settings)})
-    retriever = open_retriever(bundle)
-    _say_what_to_try(bundle, settings, retriever)
-    become_server(bundle, settings)
+    from serving.operation import serve_bundle
 
-
-def open_retriever(path: Path) -> Retriever:
-    """Return the retriever of a bundle, its index made first if there is none.
-
-    Raises:
-        BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read.
-    """
-    bundle = ModelBundle.open(path)
-    has_index = (path / FOLDER / NAME).exists()
-    return Retriever(bundle, Snapshot.open(bundle) if has_index else build_index(bundle, {}))
-
-
-def build_index(bundle: ModelBundle, tables: dict[str, Path | None]) -> Snapshot:
-    """Make the index of a bundle and say what it holds.
-
-    Args:
-        bundle: The model.
-        tables: Files in the place of those that training read, by their key in `[features]`; None to keep that one.
-
-    Raises:
-        DataError: A table cannot be read.
-    """
-    started = time.perf_counter()
-    found = read_tables(_features(bundle, tables), bundle.tables_folder)
-    for note in found.notes:
-        click.echo(f"note: {note}")
-    with tqdm(unit=" users", desc="Encoding", disable=None, leave=False) as bar:
-        snapshot = Snapshot.build(bundle, found, progress=lambda done, total: _show(bar, done, total))
-    folder = snapshot.save(bundle.path)
-    seal = snapshot.seal
-    click.echo(
-        f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
-        f"{seal.kind} index (recall@100 {seal.recall_at_100:.3f}), {time.perf_counter() - started:.1f} s"
-    )
-    return snapshot
-
-
-def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesConfig:
-    given = {key: str(path.absolute()) for key, path in tables.items() if path is not None}
-    features = bundle.config.features.model_copy(update=given)
-    path = bundle.tables_folder / features.interactions
-    if not path.exists() and "interactions" not in given:
-        raise DataError(
-            f"{path}: no such file, though the model was trained on it; say where today's tables are: "
-            f"towers index {bundle.path} --interactions FILE"
-        )
-    return features
-
-
-def _show(bar: tqdm[Any], done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)
-
-
-def _say_what_to_try(bundle: Path, settings: ServingConfig, retriever: Retriever) -> None:
-    address = address_of(settings)
-    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
-    click.echo(f"Serving {bundle} (model {retriever.model}) at {address} with {settings.server}, {workers}. Try:")
-    click.echo(f"  {address}/   in a browser")
-    example = retriever.users.ids[0] if len(retriever.users) else "somebody"
-    click.echo(f"  curl '{address}/recommendations/{quote(str(example), safe='')}?k=10'")
-    click.echo("Ctrl-C stops it.")
+    serve_bundle(bundle, read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags))

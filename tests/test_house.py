@@ -168,7 +168,9 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(tmp_path: Path) -> None
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_alone_shows_what_there_is() -> None:
-    ended = subprocess.run(["make", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        ["make", "--no-print-directory", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     targets = [line.split()[1] for line in ended.stdout.splitlines()]
     assert targets == ["help", "install", "demo", "test", "lock", "format", "clean"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -218,7 +219,10 @@ def test_slices_without_an_answer_are_left_out():
     assert set(slices(result, queries, ALL)) == {"warm users", "warm items"}
 
 
-def test_a_progress_bar_goes_to_the_terminal_only_when_asked(capsys: pytest.CaptureFixture[str]):
+def test_a_progress_bar_goes_to_the_terminal_only_when_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     queries, recommender = questions([[]], [[0]]), Fixed([[0, 1, 2, 3, 4, 5]])
     evaluate(recommender, queries, ALL, recommend_seen=False)
     assert capsys.readouterr().err == ""
