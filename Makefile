@@ -35,7 +35,7 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 GOMP_SPINCOUNT=2000 $(BIN)/python -m pytest $(ARGS)
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 lock: install ## find the newest set of versions that fits, and write the lock files again
 	@for device in cpu gpu; do $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \

@@ -119,4 +119,6 @@ def _say(mistake: Any) -> str:
         return "no such setting (misspelt?); remove it"
     if mistake["type"] == "missing":
         return "missing; give it a value"
+    if mistake["type"] == "value_error":
+        return str(mistake["ctx"]["error"])
     return f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}, found {mistake['input']!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from features.config import StrictTable
 
@@ -26,3 +26,9 @@ class TowersConfig(StrictTable):
     id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the ids (items' and users') that are hidden in each training step, so that the other features learn
     to stand alone for items and users that are new."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> TowersConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} do not divide width = {self.width}; choose heads that do")
+        return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from features.config import FeaturesConfig, StrictTable, parse_settings, read_toml
 from features.errors import DataError
@@ -25,7 +25,7 @@ class TrainingConfig(StrictTable):
     rate_cuts: int = Field(2, ge=0)
     """How often the learning rates are lowered before training stops."""
     batch_events: int = Field(2048, ge=1)
-    """Interactions per step."""
+    """Interactions per step, at most: small tables take smaller steps, so that an epoch has about fifty."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
     30,000 items."""
@@ -54,6 +54,12 @@ class TrainingConfig(StrictTable):
     """The MLflow experiment."""
     checkpoint_seconds: float = Field(60, ge=0)
     """How often training can be resumed from: at least this many seconds lie between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _sample_is_not_empty(self) -> TrainingConfig:
+        if self.uniform_negatives + self.in_batch_negatives == 0:
+            raise ValueError("uniform_negatives and in_batch_negatives are both 0; raise one")
+        return self
 
 
 class RunConfig(StrictTable):

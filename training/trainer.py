@@ -33,6 +33,8 @@ from training.negatives import AllItems, MixedSample, forbidden
 
 FULL_SOFTMAX_ITEMS = 30_000
 GRADIENT_NORM = 1.0
+FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
+"""Small tables are dealt into so many batches an epoch, as long as a batch has so many events."""
 RATE_CUT = 0.3
 """What the learning rates are multiplied by when validation has stopped rising."""
 
@@ -149,7 +151,7 @@ class Trainer:
         self.batches = TrainingBatches(
             data.train,
             history=config.features.history,
-            batch_events=settings.batch_events,
+            batch_events=min(settings.batch_events, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
             recommend_seen=config.features.recommend_seen,
             seed=settings.seed,
         )
@@ -227,7 +229,7 @@ class Trainer:
         if quality > progress.best:
             progress.best, progress.best_step, progress.waited = quality, progress.step, 0
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        else:
+        elif progress.step > self.settings.warmup_steps:
             progress.waited += 1
         return quality
 
