@@ -58,6 +58,8 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
         tracker.log_artifacts(run.folder)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
+    if tracker.how_to_look is not None:
+        click.echo(f"recorded in MLflow; to look at it: {tracker.how_to_look}")
     return run.folder
 
 
