@@ -30,7 +30,6 @@ from features.text import HashedText
 from features.vocabulary import UNKNOWN, Vocabulary
 
 NUM_QUANTILES = 16
-MIN_ID_COUNT = 1
 SECONDS_A_DAY = 86_400
 CONTEXT_WIDTH = 6
 
@@ -75,8 +74,7 @@ class ValueEncoder:
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series) -> ValueEncoder:
         """Return the encoder of the values in `column`."""
-        min_count = MIN_ID_COUNT if feature.kind == "id" else 1
-        return cls(Vocabulary.fit(_split(feature, column)[1], min_count), feature)
+        return cls(Vocabulary.fit(_split(feature, column)[1]), feature)
 
     @property
     def num_rows(self) -> int:

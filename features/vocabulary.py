@@ -28,13 +28,13 @@ class Vocabulary:
     values: pd.Index
 
     @classmethod
-    def fit(cls, values: Iterable[object], min_count: int = 1) -> Vocabulary:
-        """Return the vocabulary of the values that occur at least `min_count` times, most frequent first.
+    def fit(cls, values: Iterable[object]) -> Vocabulary:
+        """Return the vocabulary of the values that occur, most frequent first.
 
         Values of equal frequency keep the order in which they first occur; nulls are unknown.
         """
         counts = pd.Series(values, dtype="object").value_counts(dropna=True, sort=False)
-        counts = counts[counts >= min_count].sort_values(ascending=False, kind="stable")
+        counts = counts.sort_values(ascending=False, kind="stable")
         return cls(pd.Index(counts.index.tolist()))
 
     def __len__(self) -> int:

@@ -166,10 +166,10 @@ def test_text_never_seen_shares_ngrams_with_text_that_was() -> None:
 
 
 def test_vocabularies_order_by_frequency_and_survive_saving(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.fit(["b", "a", "a", None, "c", "b", "a"], min_count=2)
-    assert vocabulary.values.tolist() == ["a", "b"]
+    vocabulary = Vocabulary.fit(["b", "a", "a", None, "c", "b", "a"])
+    assert vocabulary.values.tolist() == ["a", "b", "c"]
     vocabulary.save(tmp_path / "v.parquet")
-    assert Vocabulary.load(tmp_path / "v.parquet").rows(["a", "b", "c", "zzz"]).tolist() == [1, 2, 0, 0]
+    assert Vocabulary.load(tmp_path / "v.parquet").rows(["a", "b", "c", "zzz"]).tolist() == [1, 2, 3, 0]
 
 
 def test_request_times_lie_on_circles() -> None:
