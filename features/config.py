@@ -23,8 +23,8 @@ class FeatureSettings(StrictTable):
     """How one column becomes part of a vector."""
 
     kind: Kind
-    """`id` (something is learned of each value, and hidden now and then in training), `category`, `categories` (several values in one cell), `number`, `text`,
-    `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
+    """`id` (something is learned of each value, and hidden now and then in training), `category`, `categories` (several
+    values in one cell), `number`, `text`, `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
     separator: str | None = None
     """For `categories` in text cells: what stands between the values."""
 
