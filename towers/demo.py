@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SIZES = ("tiny", "small", "medium", "large")
 TABLES = Path("data/shop")
 BOUND = "best possible"
-EPOCHS = 5
+EPOCHS = 3
 """Enough for nearly all that the shop has to teach; by itself training goes on until it has stopped getting better."""
 SECONDS_TO_START = 120
 SECONDS_TO_STOP = 30
