@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -86,8 +87,6 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
 
 def _apply(values: dict[str, object], override: str) -> None:
-    import tomllib
-
     key, equals, text = override.partition("=")
     *tables, name = key.strip().split(".")
     if not equals or not tables:

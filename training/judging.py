@@ -56,7 +56,7 @@ def assess(
     notes: list[str] = []
     where = choose_device(device)
     for seed in range(config.training.seed, config.training.seed + seeds):
-        seeded = read_run_config(settings, (*overrides, f"training.seed={seed}"))
+        seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
         click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} interactions to learn from", err=True)
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
