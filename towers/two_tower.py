@@ -55,7 +55,9 @@ class UserTower(nn.Module):
         event_vectors: Float[Tensor, "events width"],
         offsets: Int[Tensor, users_plus_1],
         users: EntityFeatures,
-        times: Int[Tensor, tokens] | None = None,
+        *,
+        request_times: Int[Tensor, tokens] | None = None,
+        event_times: Int[Tensor, events] | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Return the user's vector before his first event and after each one: `events + users` unit vectors.
 
@@ -63,7 +65,8 @@ class UserTower(nn.Module):
             event_vectors: The vectors of the items of all histories, oldest first.
             offsets: Where each user's events begin.
             users: The attributes of the users.
-            times: Unix seconds of the request that each result is for; None: unknown.
+            request_times: Unix seconds of the request that each result is for; None: unknown.
+            event_times: Unix seconds of each event; None: unknown.
         """
         num_users, num_tokens = len(offsets) - 1, len(event_vectors) + len(offsets) - 1
         lengths = offsets.diff() + 1
@@ -77,8 +80,8 @@ class UserTower(nn.Module):
         state = self.history(scaled[source], token_offsets)
         if self.attributes is not None:
             state = state + self.attributes(users)[user_of_token]
-        if self.request is not None and times is not None:
-            state = state + self.request(request_features(times))
+        if self.request is not None and request_times is not None:
+            state = state + self.request(request_features(request_times))
         return unit(state)
 
 
@@ -127,7 +130,7 @@ class TwoTower(nn.Module):
         token_times = None
         if times is not None:
             token_times = torch.repeat_interleave(times, offsets.diff() + 1)
-        states: Tensor = self.user_tower(event_vectors, offsets, users, token_times)
+        states: Tensor = self.user_tower(event_vectors, offsets, users, request_times=token_times)
         return states[last]
 
 

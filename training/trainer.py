@@ -282,7 +282,8 @@ class Trainer:
             item_vectors[place[batch.item_rows[is_input]]],
             batch.offsets - torch.arange(len(batch.offsets), device=self.device),
             self.user_features.take(batch.users),
-            batch.times,
+            request_times=batch.times,
+            event_times=None if batch.times is None else batch.times[is_input],
         )
         user_of_target = torch.repeat_interleave(users, batch.offsets.diff())[targets]
         return softmax_loss(
