@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
+UNKNOWN_TIME = -(2**63)
+"""A moment that nobody knows, where others are Unix seconds; numpy's "not a time"."""
+
 
 @dataclass(frozen=True)
 class Sequences:

@@ -5,11 +5,11 @@ Malformed JSON is 400; a well-formed request with a value that is not allowed is
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from flask import Blueprint, Response, current_app, request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from werkzeug.routing import BaseConverter
 
 from features.errors import DataError
@@ -46,6 +46,8 @@ class Described(BaseModel):
 
     history: list[int | str] = []
     """What they had, oldest first."""
+    times: list[Annotated[int, Field(ge=0, lt=2**40)]] | None = None
+    """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
     attributes: dict[str, Any] = {}
     """What is known of them, by column of the users' table."""
     k: int | None = None
@@ -68,7 +70,7 @@ def recommendations_for() -> Response:
     k = _k(described.k)
     retriever = current_retriever()
     try:
-        answer = retriever.recommend_for(described.history, described.attributes, k)
+        answer = retriever.recommend_for(described.history, described.attributes, k, described.times)
     except DataError as error:
         raise Problem(422, str(error)) from None
     content = _content(answer, retriever)

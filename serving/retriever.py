@@ -138,7 +138,11 @@ class Retriever:
         return hits, fallback
 
     def recommend_for(
-        self, history: Sequence[ExternalId], attributes: Mapping[str, Any] | None = None, k: int = 10
+        self,
+        history: Sequence[ExternalId],
+        attributes: Mapping[str, Any] | None = None,
+        k: int = 10,
+        times: Sequence[int] | None = None,
     ) -> Answer:
         """Return k items for someone described here and now.
 
@@ -146,18 +150,31 @@ class Retriever:
             history: What they had, oldest first. Unknown items are left aside and named in the answer.
             attributes: What is known of them, by column of the users' table. None, or a value of None: nothing.
             k: How many items.
+            times: When they had them, in Unix seconds, one for each of the history; read by models that look at the
+                clock. None: unknown.
 
         Raises:
-            DataError: An attribute is not one that the model reads, or its value is of the wrong type.
+            DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
+                not as many as the history.
         """
+        if times is not None and len(times) != len(history):
+            raise DataError(f"times: expected one for each of the {len(history)} items of history, found {len(times)}")
         rows, unknown = self.items.rows(history)
         person = self._person(attributes or {})
         item_rows = np.array(rows, dtype=np.int64)
         if not rows and person is None:
             return self._popular_answer(k, tuple(unknown))
-        recent = item_rows[-self.bundle.config.features.history :]
+        known_times = None
+        if times is not None:
+            is_known = [self.items.row(item_id) is not None for item_id in history]
+            known_times = np.array(times, dtype=np.int64)[is_known]
+        newest = slice(-self.bundle.config.features.history, None)
         vector = self.bundle.encode_users(
-            self._index.vectors[recent], offsets_of(np.array([len(recent)])), attributes=person, times=self._now(1)
+            self._index.vectors[item_rows[newest]],
+            offsets_of(np.array([len(item_rows[newest])])),
+            attributes=person,
+            request_times=self._now(1),
+            event_times=None if known_times is None else known_times[newest],
         )
         seen = (None, None) if self.recommend_seen else (item_rows, offsets_of(np.array([len(item_rows)])))
         hits = self._index.search(vector, k, *seen)
@@ -195,7 +212,7 @@ class Retriever:
         return encode_users(self.bundle, self._index, histories, known, now=int(self._clock()))
 
     def _now(self, num_users: int) -> Int64[np.ndarray, " users"] | None:
-        if not self.bundle.config.features.context:
+        if not self.bundle.config.reads_time:
             return None
         return np.full(num_users, int(self._clock()), dtype=np.int64)
 

@@ -10,7 +10,8 @@ index/
   items.parquet         the catalogue, in the order of rows, and `interactions.parquet` how often each item was had
   vectors.safetensors   `items` by row; `users` by their order in users.parquet (not where the time of asking matters)
   items.faiss           the index
-  users.parquet         user_id and history (item ids, oldest first); attributes.parquet what the model reads of them
+  users.parquet         user_id, history (item ids, oldest first) and, for a model that looks at the clock, times
+  attributes.parquet    what the model reads of the users beside that
 ```
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,7 @@ class Snapshot:
         except ValueError as error:
             raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
         histories, attributes = _people(tables, bundle)
-        vectors = (
-            None if bundle.config.features.context else encode_users(bundle, index, histories, attributes, progress)
-        )
+        vectors = None if bundle.config.reads_time else encode_users(bundle, index, histories, attributes, progress)
         seal = Seal.of(
             bundle,
             catalog_digest=_digest(catalog),
@@ -163,7 +162,10 @@ class Snapshot:
         history = pa.LargeListArray.from_arrays(
             pa.array(self.histories.offsets), item_ids.take(self.histories.item_rows)
         )
-        return pa.table({USER_ID: pa.array(self.histories.user_ids.tolist()), "history": history})
+        columns = {USER_ID: pa.array(self.histories.user_ids.tolist()), "history": history}
+        if self.histories.times is not None:
+            columns["times"] = pa.LargeListArray.from_arrays(pa.array(self.histories.offsets), self.histories.times)
+        return pa.table(columns)
 
 
 def encode_users(
@@ -194,7 +196,8 @@ def encode_users(
             block.offsets,
             attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
             user_ids=block.user_ids,
-            times=None if now is None else np.full(len(users), now, dtype=np.int64),
+            request_times=None if now is None else np.full(len(users), now, dtype=np.int64),
+            event_times=block.times,
         )
         progress(int(users[-1]) + 1, len(histories))
     return vectors
@@ -208,6 +211,8 @@ def attribute_columns(bundle: ModelBundle) -> list[str]:
 def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame | None]:
     """Return everyone of either table, sorted by id, with what they did and the attributes that the model reads."""
     active = tables.interactions.sequences(tables.catalog)
+    if not bundle.config.reads_time:
+        active = replace(active, times=None)
     columns = attribute_columns(bundle)
     if tables.users is None:
         return active, pd.DataFrame({column: [None] * len(active) for column in columns}) if columns else None
@@ -245,8 +250,13 @@ def _histories(table: pa.Table, catalog: Catalog) -> Sequences:
     rows = pc.index_in(history.flatten().cast(value_set.type), value_set=value_set)
     if rows.null_count:
         raise ValueError(f"{rows.null_count} items of histories are not in the catalogue")
+    times = None
+    if "times" in table.column_names:
+        times = table["times"].combine_chunks().flatten().to_numpy()
+        if len(times) != len(rows):
+            raise ValueError(f"{len(rows)} items of histories, {len(times)} times")
     user_ids = table[USER_ID].to_numpy()
-    return Sequences(user_ids, offsets_of(lengths), rows.to_numpy().astype(np.int64), times=None, is_ordered=True)
+    return Sequences(user_ids, offsets_of(lengths), rows.to_numpy().astype(np.int64), times, is_ordered=True)
 
 
 def _digest(catalog: Catalog) -> str:

@@ -81,6 +81,11 @@ class BundleConfig(BaseModel):
     towers: TowersConfig = TowersConfig()
     """The shape of the two towers."""
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether a user's vector depends on the time of the request."""
+        return bool(self.features.context) or self.towers.time_bias
+
 
 @dataclass(frozen=True)
 class ModelBundle:
@@ -157,7 +162,9 @@ class ModelBundle:
         history_offsets: Int[np.ndarray, users_plus_1],
         attributes: pd.DataFrame | None = None,
         user_ids: Sequence[Any] | np.ndarray | None = None,
-        times: Int[np.ndarray, users] | None = None,
+        *,
+        request_times: Int[np.ndarray, users] | None = None,
+        event_times: Int[np.ndarray, events] | None = None,
     ) -> Float32[np.ndarray, "users width"]:
         """Return the unit vector of each user.
 
@@ -167,7 +174,9 @@ class ModelBundle:
             history_offsets: Where each user's history begins, from 0 to `events`.
             attributes: One row per user, columns as in the users' table; what is missing is unknown.
             user_ids: The users' ids, for models that know users by id. None: unknown.
-            times: Unix seconds of each request, for models that read it. None: unknown.
+            request_times: Unix seconds of each request, for models that look at the clock. None: unknown.
+            event_times: Unix seconds of each event of the histories, `UNKNOWN_TIME` where it is not known, for the
+                same models. None: unknown.
         """
         num_users = len(history_offsets) - 1
         ids = [None] * num_users if user_ids is None else user_ids
@@ -179,13 +188,17 @@ class ModelBundle:
             events = ragged_arange(history_offsets[1:][block] - lengths[block], lengths[block])
             with torch.inference_mode():
                 encoded = self.model.user_vectors(
-                    torch.from_numpy(history_vectors[events]).to(self._device),
-                    torch.from_numpy(offsets_of(lengths[block])).to(self._device),
+                    self._tensor(history_vectors[events]),
+                    self._tensor(offsets_of(lengths[block])),
                     features.take(torch.arange(num_users)[block]).to(self._device),
-                    None if times is None else torch.from_numpy(np.asarray(times)[block]).to(self._device),
+                    request_times=None if request_times is None else self._tensor(request_times[block]),
+                    event_times=None if event_times is None else self._tensor(event_times[events]),
                 )
             vectors.append(encoded.float().cpu().numpy())
         return np.concatenate([np.zeros((0, self.config.towers.width), dtype=np.float32), *vectors])
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     @property
     def _device(self) -> torch.device:

@@ -14,13 +14,20 @@ class TowersConfig(StrictTable):
 
     width: int = Field(64, ge=4, le=4096)
     """Numbers in a user's or an item's vector. Memory and search cost grow with it."""
-    history: Literal["mean", "transformer"] = "transformer"
-    """How a user's past is read: `mean` of the items' vectors (the order does not matter), or `transformer` (causal
-    self-attention; the order and the newest items matter)."""
+    history: Literal["mean", "attention", "transformer", "hstu"] = "transformer"
+    """How a user's past is read: `mean` of the items' vectors, `attention` (a mean in which items weigh differently;
+    in neither does the order matter), `transformer` (causal self-attention; the order and the newest items matter), or
+    `hstu` (the same with pointwise attention, which can count)."""
     blocks: int = Field(2, ge=1, le=32)
-    """Layers of the transformer."""
+    """Layers of the transformer, or of HSTU."""
     heads: int = Field(2, ge=1, le=64)
-    """Attention heads of each layer; they divide the width between them."""
+    """Attention heads; they divide the width between them."""
+    time_bias: bool = False
+    """Whether the transformer (or HSTU) looks at the clock: how long before the request each event was. Then a user's
+    vector depends on the time of asking and is made for each request."""
+    time_dropout: float = Field(0.1, ge=0, lt=1)
+    """With `time_bias`: share of the users whose times are hidden in each training step, so that histories without
+    times are understood as well."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of the numbers inside the history encoder that are set to zero in training."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
@@ -28,7 +35,9 @@ class TowersConfig(StrictTable):
     to stand alone for items and users that are new."""
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> TowersConfig:
+    def _fits_together(self) -> TowersConfig:
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} do not divide width = {self.width}; choose heads that do")
+        if self.time_bias and self.history not in ("transformer", "hstu"):
+            raise ValueError(f'time_bias is for history = "transformer" or "hstu", found {self.history!r}')
         return self

@@ -2,24 +2,45 @@
 
 Tokens of many users come one after another without padding, `[tokens, width]`, with `offsets` saying where each
 user's begin. Every position is summarised in one pass, so that one reading of a user trains as many predictions as he
-has events.
+has events. Encoders that look at the clock are told when each token happened and when each summary is asked for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.sequences import UNKNOWN_TIME
+
 PADDING_TOLERANCE = 0.8
 """Sequences share a padded block for attention when the shortest has at least this share of the longest."""
+SPANS_A_TURN = 3.0
+"""Time spans are told apart by the logarithm of their seconds, so many steps to each factor of e."""
+NUM_SPANS = 64
+"""Steps of time spans: the last begins at 2^63.999 / 3 seconds, some 42 years."""
+UNKNOWN_SPAN = NUM_SPANS
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When things happened, in Unix seconds; `UNKNOWN_TIME` where it is not known.
+
+    Attributes:
+        event: When each token happened, `[tokens]`.
+        request: When the summary at each token is asked for, `[tokens]`.
+    """
+
+    event: Int[Tensor, tokens]
+    request: Int[Tensor, tokens]
 
 
 class CausalMean(nn.Module):
-    """The mean of the tokens so far, through one hidden layer. The order does not matter."""
+    """The mean of the tokens so far, through one hidden layer. Neither order nor time matters."""
 
     def __init__(self, width: int, *, dropout: float) -> None:
         super().__init__()
@@ -27,51 +48,197 @@ class CausalMean(nn.Module):
         self.mix = GatedLayer(width, dropout=dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1]
+        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token."""
-        lengths = offsets.diff()
-        total = tokens.double().cumsum(0)
-        before = functional.pad(total, (0, 0, 1, 0))[offsets[:-1]]
-        num_tokens = len(tokens)
-        place = torch.arange(1, num_tokens + 1, device=tokens.device) - _repeat(offsets[:-1], lengths, num_tokens)
-        mean = ((total - _repeat(before, lengths, num_tokens)) / place[:, None]).to(tokens.dtype)
+        count = _place(offsets, len(tokens)) + 1
+        mean = (running_sum(tokens, offsets) / count[:, None]).to(tokens.dtype)
         summary: Tensor = mean + self.mix(self.norm(mean))
         return summary
 
 
-class CausalTransformer(nn.Module):
-    """Pre-norm causal self-attention with gated feed-forward layers.
+class CausalPool(nn.Module):
+    """The mean of the tokens so far, each weighing as much as it says, through one hidden layer (attention pooling).
+
+    Head `h` sees `sum_j exp(s_jh) v_jh / sum_j exp(s_jh)` over the tokens j so far, where score and value are linear
+    in the token: a running sum, so the cost is that of the mean. Neither order nor time matters.
+
+    Args:
+        width: Numbers in a token.
+        heads: How many opinions there are of what matters.
+        dropout: Share of numbers set to zero in the hidden layer.
+    """
+
+    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.token_norm = nn.RMSNorm(width)
+        self.score = nn.Linear(width, heads)
+        self.value = nn.Linear(width, width, bias=False)
+        self.norm = nn.RMSNorm(width)
+        self.mix = GatedLayer(width, dropout=dropout)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(
+        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
+    ) -> Float[Tensor, "tokens width"]:
+        """Return the summary at each token."""
+        normed = self.token_norm(tokens)
+        weight = self.score(normed).clamp(-30, 30).exp()
+        value = tokens + self.value(normed)
+        weighted = (value.view(len(tokens), self.heads, -1) * weight[..., None]).flatten(1)
+        total, weights = running_sum(weighted, offsets), running_sum(weight, offsets)
+        pooled = (total.view(len(tokens), self.heads, -1) / weights[..., None]).flatten(1).to(tokens.dtype)
+        summary: Tensor = pooled + self.mix(self.norm(pooled))
+        return summary
+
+
+class CausalAttention(nn.Module):
+    """Layers of causal self-attention, of one of two kinds.
+
+    `transformer`: softmax attention and a gated feed-forward layer, both behind a norm. `hstu`: pointwise attention,
+    whose weights need not sum to one, so that it can count, gated by the token itself (Zhai et al. 2024, arXiv
+    2402.17152), with a bias for how far back a token is.
+
+    With `time_bias` both add to each attention logit a learned number for the time between the token that is looked
+    at and the moment of the request, in 64 logarithmic steps from a second to decades: "the same evening" and "last
+    summer" are then different pasts, whatever came between.
 
     Linear layers see real tokens only. Attention works on groups of sequences of nearly equal length, each group
     padded to its longest: a real token never looks at padding, because padding comes after it.
 
     Args:
         width: Numbers in a token.
+        kind: Of the layers.
         blocks: How many layers.
         heads: Attention heads of each layer.
         length: The longest sequence, in tokens.
+        time_bias: Whether the clock is looked at.
         dropout: Share of numbers set to zero after the input and after each half of a layer.
     """
 
-    def __init__(self, width: int, *, blocks: int, heads: int, length: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        kind: Literal["transformer", "hstu"] = "transformer",
+        blocks: int,
+        heads: int,
+        length: int,
+        time_bias: bool = False,
+        dropout: float,
+    ) -> None:
         super().__init__()
+        self.time_bias = time_bias
         self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(blocks))
+        block = TransformerBlock if kind == "transformer" else HstuBlock
+        self.blocks = nn.ModuleList(
+            block(width, heads=heads, length=length, time_bias=time_bias, dropout=dropout) for _ in range(blocks)
+        )
         self.norm = nn.RMSNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1]
+        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
     ) -> Float[Tensor, "tokens width"]:
-        """Return the summary at each token."""
+        """Return the summary at each token; without `moments` every time span is unknown."""
         groups = length_groups(offsets)
-        place = torch.arange(len(tokens), device=tokens.device) - _repeat(offsets[:-1], offsets.diff(), len(tokens))
-        x = self.dropout(tokens + self.positions[place])
+        if self.time_bias:
+            groups = [replace(group, spans=time_spans(group, moments)) for group in groups]
+        x = self.dropout(tokens + self.positions[_place(offsets, len(tokens))])
         for block in self.blocks:
             x = block(x, groups)
         normed: Tensor = self.norm(x)
         return normed
+
+
+class TransformerBlock(nn.Module):
+    """Softmax attention, then a gated feed-forward layer, each added to what came in."""
+
+    def __init__(self, width: int, *, heads: int, length: int, time_bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.bias = AttentionBias(heads, length=0, time_bias=True) if time_bias else None
+        self.out = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.mix_norm = nn.RMSNorm(width)
+        self.mix = GatedLayer(width, dropout=dropout)
+
+    def forward(self, x: Float[Tensor, "tokens width"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
+        """Return the tokens after the layer."""
+        qkv = self.qkv(self.attention_norm(x))
+        attended = torch.cat([self._attend(group.pad(qkv), group)[group.is_real] for group in groups])
+        x = x + self.dropout(self.out(attended[token_order(groups)]))
+        mixed: Tensor = x + self.mix(self.mix_norm(x))
+        return mixed
+
+    def _attend(self, qkv: Float[Tensor, "sequences longest width3"], group: LengthGroup) -> Tensor:
+        query, key, value = _heads(qkv, 3, self.heads)
+        if self.bias is None:
+            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            bias = self.bias(group).masked_fill(_future(qkv.shape[1], qkv.device), -torch.inf)
+            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        return attended.transpose(1, 2).flatten(2)
+
+
+class HstuBlock(nn.Module):
+    """Pointwise attention, gated: `x + out(norm(sum_j silu(q_i k_j + bias_ij) v_j / n) * u_i)`, n the longest."""
+
+    def __init__(self, width: int, *, heads: int, length: int, time_bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.length = length
+        self.norm = nn.RMSNorm(width)
+        self.project = nn.Linear(width, 4 * width, bias=False)
+        self.bias = AttentionBias(heads, length=length, time_bias=time_bias)
+        self.attended_norm = nn.RMSNorm(width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "tokens width"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
+        """Return the tokens after the layer."""
+        projected = functional.silu(self.project(self.norm(x)))
+        gate, qkv = projected.split([x.shape[1], 3 * x.shape[1]], dim=1)
+        attended = torch.cat([self._attend(group.pad(qkv), group)[group.is_real] for group in groups])
+        gated = self.attended_norm(attended[token_order(groups)]) * gate
+        added: Tensor = x + self.out(self.dropout(gated))
+        return added
+
+    def _attend(self, qkv: Float[Tensor, "sequences longest width3"], group: LengthGroup) -> Tensor:
+        query, key, value = _heads(qkv, 3, self.heads)
+        weights = functional.silu(query @ key.transpose(-1, -2) + self.bias(group)) / self.length
+        attended = weights.masked_fill(_future(qkv.shape[1], qkv.device), 0.0) @ value
+        return attended.transpose(1, 2).flatten(2)
+
+
+class AttentionBias(nn.Module):
+    """What is added to the attention logits of each head: a number for the steps between two tokens, one for the time.
+
+    Args:
+        heads: Attention heads.
+        length: The longest sequence, for the bias by steps; 0: none of it.
+        time_bias: Whether there is a bias by time.
+    """
+
+    def __init__(self, heads: int, *, length: int, time_bias: bool) -> None:
+        super().__init__()
+        self.by_steps = nn.Parameter(torch.randn(heads, length) * 0.02) if length else None
+        self.by_span = nn.Parameter(torch.zeros(heads, NUM_SPANS + 1)) if time_bias else None
+
+    def forward(self, group: LengthGroup) -> Float[Tensor, "#sequences heads longest longest"]:
+        """Return the bias of each pair of cells; what it says of the future has no meaning."""
+        total: Tensor | float = 0.0
+        if self.by_steps is not None:
+            place = torch.arange(group.tokens.shape[1], device=group.tokens.device)
+            total = self.by_steps[:, (place[:, None] - place).clamp(min=0)][None]
+        if self.by_span is not None:
+            assert group.spans is not None, "the spans are made wherever there is a bias by time"
+            total = total + self.by_span[:, group.spans].transpose(0, 1)
+        assert isinstance(total, Tensor), "a bias has at least one part"
+        return total
 
 
 class GatedLayer(nn.Module):
@@ -97,10 +264,17 @@ class LengthGroup:
     Attributes:
         tokens: Where each cell of the padded block comes from, `[sequences, longest]`; any token where it is padding.
         is_real: Which cells are tokens, `[sequences, longest]`.
+        spans: Step of the time from each token (last axis) to the request at each other, `[sequences, longest,
+            longest]`; None where nobody looks at the clock.
     """
 
     tokens: Int[Tensor, "sequences longest"]
     is_real: Tensor
+    spans: Int[Tensor, "sequences longest longest"] | None = None
+
+    def pad(self, values: Float[Tensor, "tokens width"]) -> Float[Tensor, "sequences longest width"]:
+        """Return the values of the tokens in their cells."""
+        return values[self.tokens]
 
 
 def length_groups(offsets: Int[Tensor, users_plus_1]) -> list[LengthGroup]:
@@ -119,34 +293,45 @@ def length_groups(offsets: Int[Tensor, users_plus_1]) -> list[LengthGroup]:
     return groups
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.RMSNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.mix_norm = nn.RMSNorm(width)
-        self.mix = GatedLayer(width, dropout=dropout)
-
-    def forward(self, x: Float[Tensor, "tokens width"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
-        x = x + self.dropout(self.out(self._attend(self.qkv(self.attention_norm(x)), groups)))
-        mixed: Tensor = x + self.mix(self.mix_norm(x))
-        return mixed
-
-    def _attend(self, qkv: Float[Tensor, "tokens width3"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
-        parts, places = [], []
-        for group in groups:
-            sequences, longest = group.tokens.shape
-            block = qkv[group.tokens].view(sequences, longest, 3, self.heads, -1)
-            query, key, value = block.permute(2, 0, 3, 1, 4)
-            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            parts.append(attended.transpose(1, 2).reshape(sequences, longest, -1)[group.is_real])
-            places.append(group.tokens[group.is_real])
-        back = torch.argsort(torch.cat(places))
-        return torch.cat(parts)[back]
+def token_order(groups: list[LengthGroup]) -> Int[Tensor, tokens]:
+    """Return where each token is among the real cells of the groups, one after another."""
+    return torch.argsort(torch.cat([group.tokens[group.is_real] for group in groups]))
 
 
-def _repeat(values: Tensor, lengths: Int[Tensor, rows], total: int) -> Tensor:
-    return torch.repeat_interleave(values, lengths, dim=0, output_size=total)
+def time_spans(group: LengthGroup, moments: Moments | None) -> Int[Tensor, "sequences longest longest"]:
+    """Return the step, 0 to `NUM_SPANS` - 1, of the time from each token to each request; `UNKNOWN_SPAN` without one.
+
+    A span of s seconds is in step `3 ln(1 + s)`, rounded down; a request from before the event counts as 0 seconds.
+    """
+    if moments is None:
+        size = (*group.tokens.shape, group.tokens.shape[1])
+        return torch.full(size, UNKNOWN_SPAN, device=group.tokens.device)
+    event, request = moments.event[group.tokens][:, None, :], moments.request[group.tokens][:, :, None]
+    seconds = (request - event).clamp(min=0).float()
+    spans = (seconds.log1p() * SPANS_A_TURN).long().clamp(max=NUM_SPANS - 1)
+    return spans.masked_fill((event == UNKNOWN_TIME) | (request == UNKNOWN_TIME), UNKNOWN_SPAN)
+
+
+def running_sum(
+    values: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1]
+) -> Float[Tensor, "tokens width"]:
+    """Return the sum of each user's values up to and with each token, in double precision."""
+    total = values.double().cumsum(0)
+    before = functional.pad(total, (0, 0, 1, 0))[offsets[:-1]]
+    return total - torch.repeat_interleave(before, offsets.diff(), dim=0, output_size=len(values))
+
+
+def _place(offsets: Int[Tensor, users_plus_1], num_tokens: int) -> Int[Tensor, tokens]:
+    """Return the place of each token in its sequence, from 0."""
+    starts = torch.repeat_interleave(offsets[:-1], offsets.diff(), output_size=num_tokens)
+    return torch.arange(num_tokens, device=offsets.device) - starts
+
+
+def _heads(block: Float[Tensor, "sequences longest width"], parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Return each part of a block as `[sequences, heads, longest, head width]`."""
+    sequences, longest, _ = block.shape
+    return block.view(sequences, longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _future(longest: int, device: torch.device) -> Tensor:
+    return torch.ones(longest, longest, dtype=torch.bool, device=device).triu(1)

@@ -12,11 +12,13 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from features.batches import EntityFeatures
 from features.featurizer import CONTEXT_WIDTH, Featurizer, request_features
+from features.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
-from towers.history import CausalMean, CausalTransformer
+from towers.history import CausalAttention, CausalMean, CausalPool, Moments
 from towers.tower import FeatureTower, unit
 
 INITIAL_TEMPERATURE = 0.05
@@ -39,6 +41,7 @@ class UserTower(nn.Module):
         super().__init__()
         width = config.width
         self.width = width
+        self.time_dropout = config.time_dropout
         self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
         self.read = nn.Linear(width, width, bias=False)
         self.history = _history_encoder(config, length + 1)
@@ -77,12 +80,30 @@ class UserTower(nn.Module):
         source = torch.arange(num_tokens, device=offsets.device) - user_of_token
         source[token_offsets[:-1]] = 0
         scaled = torch.cat([self.beginning[None], self.read(event_vectors * self.width**0.5)])
-        state = self.history(scaled[source], token_offsets)
+        moments = self._moments(request_times, event_times, source, token_offsets, user_of_token)
+        state = self.history(scaled[source], token_offsets, moments)
         if self.attributes is not None:
             state = state + self.attributes(users)[user_of_token]
         if self.request is not None and request_times is not None:
             state = state + self.request(request_features(request_times))
         return unit(state)
+
+    def _moments(
+        self,
+        request_times: Int[Tensor, tokens] | None,
+        event_times: Int[Tensor, events] | None,
+        source: Int[Tensor, tokens],
+        token_offsets: Int[Tensor, users_plus_1],
+        user_of_token: Int[Tensor, tokens],
+    ) -> Moments | None:
+        """Return when each token was; the beginning of a history was at no known time."""
+        if request_times is None or event_times is None:
+            return None
+        event = functional.pad(event_times, (1, 0), value=UNKNOWN_TIME)[source]
+        if self.training and self.time_dropout:
+            hidden = torch.rand(len(token_offsets) - 1, device=source.device) < self.time_dropout
+            event = event.masked_fill(hidden[user_of_token], UNKNOWN_TIME)
+        return Moments(event, request_times)
 
 
 class TwoTower(nn.Module):
@@ -123,14 +144,25 @@ class TwoTower(nn.Module):
         event_vectors: Float[Tensor, "events width"],
         offsets: Int[Tensor, users_plus_1],
         users: EntityFeatures,
-        times: Int[Tensor, users] | None = None,
+        *,
+        request_times: Int[Tensor, users] | None = None,
+        event_times: Int[Tensor, events] | None = None,
     ) -> Float[Tensor, "users width"]:
-        """Return each user's unit vector after the whole history given."""
+        """Return each user's unit vector after the whole history given.
+
+        Args:
+            event_vectors: The vectors of the items of all histories, oldest first.
+            offsets: Where each user's events begin.
+            users: The attributes of the users.
+            request_times: Unix seconds of each user's request; None: unknown.
+            event_times: Unix seconds of each event; None: unknown.
+        """
         last = offsets[1:] + torch.arange(len(offsets) - 1, device=offsets.device)
-        token_times = None
-        if times is not None:
-            token_times = torch.repeat_interleave(times, offsets.diff() + 1)
-        states: Tensor = self.user_tower(event_vectors, offsets, users, request_times=token_times)
+        if request_times is not None:
+            request_times = torch.repeat_interleave(request_times, offsets.diff() + 1)
+        states: Tensor = self.user_tower(
+            event_vectors, offsets, users, request_times=request_times, event_times=event_times
+        )
         return states[last]
 
 
@@ -138,7 +170,15 @@ def _history_encoder(config: TowersConfig, length: int) -> nn.Module:
     match config.history:
         case "mean":
             return CausalMean(config.width, dropout=config.dropout)
-        case "transformer":
-            return CausalTransformer(
-                config.width, blocks=config.blocks, heads=config.heads, length=length, dropout=config.dropout
+        case "attention":
+            return CausalPool(config.width, heads=config.heads, dropout=config.dropout)
+        case "transformer" | "hstu":
+            return CausalAttention(
+                config.width,
+                kind=config.history,
+                blocks=config.blocks,
+                heads=config.heads,
+                length=length,
+                time_bias=config.time_bias,
+                dropout=config.dropout,
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from features.errors import DataError
 from features.featurizer import Featurizer
 from features.schema import Schema
 from features.sequences import Queries, Sequences
@@ -86,7 +87,15 @@ def learn(
         resume: Whether to go on from that file.
         on_step: Told the step and the mean loss of the epoch so far.
         on_epoch: Told the progress and what was measured.
+
+    Raises:
+        DataError: The settings ask for times that the tables do not have.
     """
+    if config.towers.time_bias and split.train.times is None:
+        raise DataError(
+            "[towers] time_bias needs the time of every interaction, found none; name the column under "
+            "[features.columns] timestamp, or leave time_bias out"
+        )
     began = time.monotonic()
     featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)

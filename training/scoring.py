@@ -47,7 +47,8 @@ class TowersRecommender:
                 self.item_vectors[torch.from_numpy(past.item_rows.astype(np.int64)).to(self.device)],
                 torch.from_numpy(past.offsets).to(self.device),
                 users,
-                None if queries.times is None else torch.from_numpy(queries.times).to(self.device),
+                request_times=None if queries.times is None else torch.from_numpy(queries.times).to(self.device),
+                event_times=None if past.times is None else torch.from_numpy(past.times).to(self.device),
             )
             scores: np.ndarray = (vectors @ self.item_vectors.T).float().cpu().numpy()
         return scores

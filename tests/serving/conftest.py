@@ -87,6 +87,9 @@ def write_untrained(folder: Path, tables_folder: Path, settings: dict, seed: int
     featurizer = Featurizer.fit(Schema.from_config(features), tables.catalog, tables.users, train)
     torch.manual_seed(seed)
     model = TwoTower(towers, featurizer, features.history)
+    for name, parameter in model.named_parameters():
+        if name.endswith("by_span"):
+            torch.nn.init.normal_(parameter)  # zeros would say nothing of the time
     write_bundle(
         folder,
         settings=settings,
@@ -106,10 +109,13 @@ def _typed(features: dict) -> dict:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory) -> Path:
-    """A real bundle in `runs/model`, without an index, and its tables in `data`; not to be changed."""
+    """Real bundles in `runs/model` and, looking at the clock, `runs/timed`; no index; the tables in `data`. Not to be
+    changed."""
     folder = tmp_path_factory.mktemp("pristine")
     write_shop(folder / "data")
     write_untrained(folder / "runs" / "model", folder / "data", SETTINGS)
+    timed = {**SETTINGS, "towers": {**SETTINGS["towers"], "time_bias": True}}
+    write_untrained(folder / "runs" / "timed", folder / "data", timed)
     return folder
 
 

@@ -43,7 +43,7 @@ class FakeBundle(ModelBundle):
             "path": Path(path),
             "version": digest[:12],
             "weights_digest": digest,
-            "config": SimpleNamespace(features=features),
+            "config": SimpleNamespace(features=features, reads_time=bool(features.context)),
             "tables_folder": Path(path),
         }
         for name, value in content.items():
@@ -52,7 +52,15 @@ class FakeBundle(ModelBundle):
     def encode_items(self, catalog):
         return np.stack([vector_of(item_id) for item_id in catalog.item_ids])
 
-    def encode_users(self, history_vectors, history_offsets, attributes=None, user_ids=None, times=None):
+    def encode_users(
+        self,
+        history_vectors,
+        history_offsets,
+        attributes=None,
+        user_ids=None,
+        request_times=None,
+        event_times=None,
+    ):
         num_users = len(history_offsets) - 1
         assert (np.diff(history_offsets) <= self.config.features.history).all()
         vectors = np.zeros((num_users, WIDTH), dtype=np.float32)
@@ -63,8 +71,8 @@ class FakeBundle(ModelBundle):
                 value = attributes[column].iloc[user]
                 if value is not None and not pd.isna(value):
                     vectors[user] += vector_of(f"{column}={value}")
-            if times is not None:
-                vectors[user] += vector_of(f"hour={times[user] // 3600 % 24}")
+            if request_times is not None:
+                vectors[user] += vector_of(f"hour={request_times[user] // 3600 % 24}")
         return unit(vectors)
 
 

@@ -6,37 +6,74 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.sequences import offsets_of
-from towers.history import CausalMean, CausalTransformer, length_groups
+from features.sequences import UNKNOWN_TIME, offsets_of
+from towers.history import (
+    NUM_SPANS,
+    UNKNOWN_SPAN,
+    CausalAttention,
+    CausalMean,
+    CausalPool,
+    Moments,
+    length_groups,
+    time_spans,
+)
 
 WIDTH = 16
 
 
-def encoders() -> list[nn.Module]:
+def attention(
+    kind: str, *, time_bias: bool = False, width: int = WIDTH, blocks: int = 2, length: int = 64
+) -> nn.Module:
+    encoder = CausalAttention(width, kind=kind, blocks=blocks, heads=2, length=length, time_bias=time_bias, dropout=0.5)
+    for name, bias in encoder.named_parameters():
+        if name.endswith("by_span"):
+            nn.init.normal_(bias)  # training begins with zeros, and then time says nothing
+    return encoder.eval()
+
+
+def encoders() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return [
-        CausalMean(WIDTH, dropout=0.5),
-        CausalTransformer(WIDTH, blocks=2, heads=2, length=64, dropout=0.5),
-    ]
+    return {
+        "mean": CausalMean(WIDTH, dropout=0.5).eval(),
+        "attention": CausalPool(WIDTH, heads=2, dropout=0.5).eval(),
+        "transformer": attention("transformer"),
+        "transformer with time": attention("transformer", time_bias=True),
+        "hstu": attention("hstu"),
+        "hstu with time": attention("hstu", time_bias=True),
+    }
+
+
+every_encoder = pytest.mark.parametrize("encoder", encoders().values(), ids=encoders().keys())
+
+
+def moments_of(num_tokens: int) -> Moments:
+    event = torch.randint(1_000_000, (num_tokens,))
+    return Moments(event, event + torch.randint(1_000_000, (num_tokens,)))
 
 
 def offsets(*lengths: int) -> Tensor:
     return torch.from_numpy(offsets_of(np.array(lengths)))
 
 
-@pytest.mark.parametrize("encoder", encoders(), ids=lambda encoder: type(encoder).__name__)
+@every_encoder
 def test_each_user_is_summarised_as_if_he_were_alone(encoder: nn.Module) -> None:
     lengths = (5, 1, 40, 39, 3, 1)
     tokens = torch.randn(sum(lengths), WIDTH)
-    together = encoder.eval()(tokens, offsets(*lengths))
-    alone = [encoder(part, offsets(len(part))) for part in tokens.split(lengths)]
+    moments = moments_of(len(tokens))
+    together = encoder(tokens, offsets(*lengths), moments)
+    alone = [
+        encoder(part, offsets(len(part)), Moments(event, request))
+        for part, event, request in zip(
+            tokens.split(lengths), moments.event.split(lengths), moments.request.split(lengths), strict=True
+        )
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", encoders(), ids=lambda encoder: type(encoder).__name__)
+@every_encoder
 def test_a_summary_does_not_depend_on_what_comes_later(encoder: nn.Module) -> None:
     tokens = torch.randn(20, WIDTH, requires_grad=True)
-    encoder.eval()(tokens, offsets(8, 12))[12].sum().backward()  # the fifth token of the second user
+    encoder(tokens, offsets(8, 12), moments_of(20))[12].sum().backward()  # the fifth token of the second user
     assert tokens.grad is not None
     moved = tokens.grad.abs().sum(dim=1) > 0
     assert moved.tolist() == [False] * 8 + [True] * 5 + [False] * 7
@@ -53,7 +90,7 @@ def test_the_mean_is_the_mean_of_the_tokens_so_far() -> None:
 
 def test_the_transformer_is_the_textbook_one() -> None:
     torch.manual_seed(1)
-    encoder = CausalTransformer(8, blocks=1, heads=2, length=8, dropout=0.0).eval()
+    encoder = attention("transformer", width=8, blocks=1, length=8)
     tokens = torch.randn(6, 8)
     (block,) = encoder.blocks
     x = tokens + encoder.positions[:6]
@@ -67,6 +104,96 @@ def test_the_transformer_is_the_textbook_one() -> None:
     gate, up = block.mix.up(block.mix_norm(x)).chunk(2, dim=-1)
     x = x + block.mix.down(functional.silu(gate) * up)
     torch.testing.assert_close(encoder(tokens, offsets(6)), encoder.norm(x), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
+    torch.manual_seed(2)
+    encoder = CausalPool(8, heads=2, dropout=0.0)
+    nn.init.normal_(encoder.score.weight)
+    tokens = torch.randn(7, 8)
+    normed = encoder.token_norm(tokens)
+    values, scores = tokens + encoder.value(normed), encoder.score(normed)
+    for place, (begin, end) in {2: (0, 3), 6: (3, 7)}.items():
+        weights = scores[begin:end].softmax(dim=0)
+        pooled = torch.cat([weights[:, 0] @ values[begin:end, :4], weights[:, 1] @ values[begin:end, 4:]])
+        expected = pooled + encoder.mix(encoder.norm(pooled)[None])[0]
+        torch.testing.assert_close(encoder(tokens, offsets(3, 4))[place], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_pooling_begins_as_a_mean_and_bears_extreme_scores() -> None:
+    encoder = CausalPool(8, heads=2, dropout=0.0)
+    tokens = torch.randn(300, 8)
+    mean = (tokens + encoder.value(encoder.token_norm(tokens))).cumsum(0) / torch.arange(1, 301)[:, None]
+    torch.testing.assert_close(
+        encoder(tokens, offsets(300)), mean + encoder.mix(encoder.norm(mean)), rtol=1e-4, atol=1e-4
+    )
+    nn.init.constant_(encoder.score.weight, 1e4)
+    assert encoder(tokens, offsets(300)).isfinite().all()
+
+
+def test_hstu_is_the_papers() -> None:
+    torch.manual_seed(1)
+    encoder = attention("hstu", time_bias=True, width=8, blocks=1, length=8)
+    tokens, moments = torch.randn(6, 8), moments_of(6)
+    (block,) = encoder.blocks
+    x = tokens + encoder.positions[:6]
+    gate, query, key, value = functional.silu(block.project(block.norm(x))).chunk(4, dim=-1)
+    attended = torch.zeros(6, 8)
+    for token in range(6):
+        for other in range(token + 1):
+            seconds = int(moments.request[token] - moments.event[other])
+            step = int(3 * np.log1p(max(seconds, 0)))
+            for head, part in enumerate((slice(0, 4), slice(4, 8))):
+                logit = query[token, part] @ key[other, part]
+                logit = logit + block.bias.by_steps[head, token - other] + block.bias.by_span[head, step]
+                attended[token, part] += functional.silu(logit) * value[other, part] / 8
+    x = x + block.out(block.attended_norm(attended) * gate)
+    torch.testing.assert_close(encoder(tokens, offsets(6), moments), encoder.norm(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_transformer_adds_the_bias_by_time_to_its_logits() -> None:
+    torch.manual_seed(1)
+    encoder = attention("transformer", time_bias=True, width=8, blocks=1, length=8)
+    tokens, moments = torch.randn(4, 8), Moments(torch.tensor([0, 5, 5, 90]), torch.tensor([5, 5, 90, 1000]))
+    (block,) = encoder.blocks
+    # Seconds from each token to each request, and 3 ln(1 + s) rounded down: ln 6 = 1.79, ln 91 = 4.51, ln 1001 = 6.91.
+    seconds = [[5], [5, 0], [90, 85, 85], [1000, 995, 995, 910]]
+    steps = [[5], [5, 0], [13, 13, 13], [20, 20, 20, 20]]
+    assert [[int(3 * np.log1p(s)) for s in row] for row in seconds] == steps
+    (group,) = length_groups(offsets(4))
+    spans = time_spans(group, moments)[0]
+    assert [spans[row, : row + 1].tolist() for row in range(4)] == steps
+    x = tokens + encoder.positions[:4]
+    query, key, value = block.qkv(block.attention_norm(x)).chunk(3, dim=-1)
+    heads = []
+    for head, part in enumerate((slice(0, 4), slice(4, 8))):
+        logits = query[:, part] @ key[:, part].T / 4**0.5 + block.bias.by_span[head, spans]
+        heads.append(logits.masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf).softmax(dim=-1) @ value[:, part])
+    x = x + block.out(torch.cat(heads, dim=-1))
+    x = x + block.mix(block.mix_norm(x))
+    torch.testing.assert_close(encoder(tokens, offsets(4), moments), encoder.norm(x), rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_future_and_remote_times_have_a_step() -> None:
+    (group,) = length_groups(offsets(4))
+    event = torch.tensor([UNKNOWN_TIME, 100, 0, 100])
+    request = torch.tensor([50, UNKNOWN_TIME, 2**40, 40])
+    spans = time_spans(group, Moments(event, request))[0]
+    assert spans[0, 0] == UNKNOWN_SPAN
+    assert spans[1].tolist() == [UNKNOWN_SPAN] * 4
+    assert spans[2, 2] == NUM_SPANS - 1
+    assert spans[3, 3] == 0
+    assert (time_spans(group, None) == UNKNOWN_SPAN).all()
+
+
+@pytest.mark.parametrize("kind", ["transformer", "hstu"])
+def test_only_encoders_that_look_at_the_clock_see_the_time(kind: str) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(9, WIDTH)
+    for time_bias in (False, True):
+        encoder = attention(kind, time_bias=time_bias)
+        told, untold = encoder(tokens, offsets(9), moments_of(9)), encoder(tokens, offsets(9))
+        assert torch.equal(told, untold) is not time_bias
 
 
 def test_groups_hold_every_token_once_and_little_padding() -> None:

@@ -1,5 +1,7 @@
 """The pair of towers: unit vectors, cold users and items, and the same result however users are grouped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,13 +66,13 @@ def test_users_are_encoded_alike_alone_and_together(model: TwoTower, featurizer:
     vectors = torch.nn.functional.normalize(torch.randn(9, 8), dim=1)
     features = featurizer.user_features([1, 2, 3], pd.DataFrame({"country": ["de", None, "fr"]}))
     times = torch.tensor([10, 200_000, 3_000_000])
-    together = model.user_vectors(vectors, torch.tensor([0, 6, 6, 9]), features, times)
+    together = model.user_vectors(vectors, torch.tensor([0, 6, 6, 9]), features, request_times=times)
     for user, (begin, end) in enumerate([(0, 6), (6, 6), (6, 9)]):
         alone = model.user_vectors(
             vectors[begin:end],
             torch.tensor([0, end - begin]),
             features.take(torch.tensor([user])),
-            times[user : user + 1],
+            request_times=times[user : user + 1],
         )
         torch.testing.assert_close(alone[0], together[user], rtol=1e-4, atol=1e-5)
 
@@ -78,7 +80,10 @@ def test_users_are_encoded_alike_alone_and_together(model: TwoTower, featurizer:
 def test_the_time_of_the_request_changes_the_answer(model: TwoTower, featurizer: Featurizer) -> None:
     features = featurizer.user_features([1, 1], None)
     morning, evening = model.user_vectors(
-        torch.zeros(0, 8), torch.zeros(3, dtype=torch.long), features, torch.tensor([6 * 3600, 20 * 3600])
+        torch.zeros(0, 8),
+        torch.zeros(3, dtype=torch.long),
+        features,
+        request_times=torch.tensor([6 * 3600, 20 * 3600]),
     )
     assert morning @ evening < 0.999
 
@@ -93,6 +98,83 @@ def test_every_prediction_of_a_pass_equals_the_vector_after_that_much_history(
     for seen in range(6):
         expected = model.user_vectors(vectors[:seen], torch.tensor([0, seen]), features)
         torch.testing.assert_close(states[seen], expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def timeless() -> Featurizer:
+    """No hour and no weekday: what is seen of the time is seen by the history encoder."""
+    return Featurizer.fit(replace(SCHEMA, context=()), Catalog(ITEMS), Users(PEOPLE), TRAIN)
+
+
+@pytest.fixture
+def timed(timeless: Featurizer) -> TwoTower:
+    torch.manual_seed(0)
+    model = TwoTower(TowersConfig(width=8, blocks=1, time_bias=True, time_dropout=0.5), timeless, 20)
+    for name, bias in model.named_parameters():
+        if name.endswith("by_span"):
+            torch.nn.init.normal_(bias)
+    return model.eval()
+
+
+def test_a_user_is_another_at_another_time_after_the_same_events(timed: TwoTower, timeless: Featurizer) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    features = timeless.user_features([1, 1], None)
+
+    def user(request: int | None) -> torch.Tensor:
+        return timed.user_vectors(
+            vectors,
+            torch.tensor([0, 5, 5]),
+            features,
+            request_times=None if request is None else torch.tensor([request, request]),
+            event_times=torch.tensor([0, 10, 20, 1000, 1010]),
+        )
+
+    soon, late, never = user(1011), user(10**8), user(None)
+    assert soon[0] @ late[0] < 0.9999
+    assert soon[0] @ never[0] < 0.9999
+    torch.testing.assert_close(soon[1], late[1])  # without events there is nothing to have been long ago
+
+
+def test_each_prediction_of_a_pass_knows_its_own_time(timed: TwoTower, timeless: Featurizer) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    features = timeless.user_features([1], PEOPLE[:1])
+    event_times = torch.tensor([0, 10, 20, 1000, 100_000])
+    requests = torch.cat([event_times, torch.tensor([900_000])])
+    states = timed.user_tower(vectors, torch.tensor([0, 5]), features, request_times=requests, event_times=event_times)
+    for seen in range(6):
+        expected = timed.user_vectors(
+            vectors[:seen],
+            torch.tensor([0, seen]),
+            features,
+            request_times=requests[seen : seen + 1],
+            event_times=event_times[:seen],
+        )
+        torch.testing.assert_close(states[seen], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_training_hides_the_times_of_some_users_whole(timed: TwoTower, timeless: Featurizer) -> None:
+    torch.manual_seed(3)
+    config = TowersConfig(width=8, blocks=1, time_bias=True, time_dropout=0.5, dropout=0.0, id_dropout=0.0)
+    model = TwoTower(config, timeless, 20).train()
+    model.load_state_dict(timed.state_dict())
+    vectors = torch.nn.functional.normalize(torch.randn(3, 8), dim=1).repeat(40, 1)
+    offsets, features = torch.arange(41) * 3, timeless.user_features([1] * 40, None)
+    times = {"request_times": torch.full((40,), 10**6), "event_times": torch.tensor([0, 100, 200]).repeat(40)}
+    told, untold = (
+        timed.user_vectors(vectors, offsets, features, **times),
+        timed.user_vectors(vectors, offsets, features),
+    )
+    found = model.user_vectors(vectors, offsets, features, **times)
+    as_told, as_untold = ((found - one).abs().amax(dim=1) < 1e-4 for one in (told, untold))
+    assert (as_told ^ as_untold).all()
+    assert 8 < as_untold.sum() < 32
+
+
+def test_settings_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"heads = 3 do not divide width = 64"):
+        TowersConfig(heads=3)
+    with pytest.raises(ValueError, match=r"time_bias is for history = .transformer. or .hstu., found 'mean'"):
+        TowersConfig(history="mean", time_bias=True)
 
 
 def test_a_model_for_training_and_one_for_inference_agree(featurizer: Featurizer) -> None:
