@@ -102,7 +102,8 @@ class CausalAttention(nn.Module):
 
     With `time_bias` both add to each attention logit a learned number for the time between the token that is looked
     at and the moment of the request, in 64 logarithmic steps from a second to decades: "the same evening" and "last
-    summer" are then different pasts, whatever came between.
+    summer" are then different pasts, whatever came between. Each token also has a vector of its own for how long
+    before the request it was.
 
     Linear layers see real tokens only. Attention works on groups of sequences of nearly equal length, each group
     padded to its longest: a real token never looks at padding, because padding comes after it.
@@ -129,8 +130,8 @@ class CausalAttention(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.time_bias = time_bias
         self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.by_span = nn.Parameter(torch.zeros(NUM_SPANS + 1, width)) if time_bias else None
         block = TransformerBlock if kind == "transformer" else HstuBlock
         self.blocks = nn.ModuleList(
             block(width, heads=heads, length=length, time_bias=time_bias, dropout=dropout) for _ in range(blocks)
@@ -143,9 +144,11 @@ class CausalAttention(nn.Module):
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token; without `moments` every time span is unknown."""
         groups = length_groups(offsets)
-        if self.time_bias:
-            groups = [replace(group, spans=time_spans(group, moments)) for group in groups]
-        x = self.dropout(tokens + self.positions[_place(offsets, len(tokens))])
+        tokens = tokens + self.positions[_place(offsets, len(tokens))]
+        if self.by_span is not None:
+            groups = [replace(group, spans=_pair_spans(group, moments)) for group in groups]
+            tokens = tokens + self.by_span[_own_spans(len(tokens), moments, tokens.device)]
+        x = self.dropout(tokens)
         for block in self.blocks:
             x = block(x, groups)
         normed: Tensor = self.norm(x)
@@ -298,15 +301,11 @@ def token_order(groups: list[LengthGroup]) -> Int[Tensor, tokens]:
     return torch.argsort(torch.cat([group.tokens[group.is_real] for group in groups]))
 
 
-def time_spans(group: LengthGroup, moments: Moments | None) -> Int[Tensor, "sequences longest longest"]:
-    """Return the step, 0 to `NUM_SPANS` - 1, of the time from each token to each request; `UNKNOWN_SPAN` without one.
+def time_spans(event: Int[Tensor, "*#pairs"], request: Int[Tensor, "*#pairs"]) -> Int[Tensor, "*pairs"]:
+    """Return the step, 0 to `NUM_SPANS` - 1, of the time from event to request; `UNKNOWN_SPAN` where one is unknown.
 
     A span of s seconds is in step `3 ln(1 + s)`, rounded down; a request from before the event counts as 0 seconds.
     """
-    if moments is None:
-        size = (*group.tokens.shape, group.tokens.shape[1])
-        return torch.full(size, UNKNOWN_SPAN, device=group.tokens.device)
-    event, request = moments.event[group.tokens][:, None, :], moments.request[group.tokens][:, :, None]
     seconds = (request - event).clamp(min=0).float()
     spans = (seconds.log1p() * SPANS_A_TURN).long().clamp(max=NUM_SPANS - 1)
     return spans.masked_fill((event == UNKNOWN_TIME) | (request == UNKNOWN_TIME), UNKNOWN_SPAN)
@@ -319,6 +318,21 @@ def running_sum(
     total = values.double().cumsum(0)
     before = functional.pad(total, (0, 0, 1, 0))[offsets[:-1]]
     return total - torch.repeat_interleave(before, offsets.diff(), dim=0, output_size=len(values))
+
+
+def _pair_spans(group: LengthGroup, moments: Moments | None) -> Int[Tensor, "sequences longest longest"]:
+    """Return the step of the time from each token (last axis) to the request at each other."""
+    if moments is None:
+        size = (*group.tokens.shape, group.tokens.shape[1])
+        return torch.full(size, UNKNOWN_SPAN, device=group.tokens.device)
+    return time_spans(moments.event[group.tokens][:, None, :], moments.request[group.tokens][:, :, None])
+
+
+def _own_spans(num_tokens: int, moments: Moments | None, device: torch.device) -> Int[Tensor, tokens]:
+    """Return the step of the time from each token to the request at it."""
+    if moments is None:
+        return torch.full((num_tokens,), UNKNOWN_SPAN, device=device)
+    return time_spans(moments.event, moments.request)
 
 
 def _place(offsets: Int[Tensor, users_plus_1], num_tokens: int) -> Int[Tensor, tokens]:

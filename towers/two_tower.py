@@ -159,11 +159,26 @@ class TwoTower(nn.Module):
         """
         last = offsets[1:] + torch.arange(len(offsets) - 1, device=offsets.device)
         if request_times is not None:
-            request_times = torch.repeat_interleave(request_times, offsets.diff() + 1)
+            request_times = _token_requests(request_times, offsets, last, event_times)
         states: Tensor = self.user_tower(
             event_vectors, offsets, users, request_times=request_times, event_times=event_times
         )
         return states[last]
+
+
+def _token_requests(
+    request_times: Int[Tensor, users],
+    offsets: Int[Tensor, users_plus_1],
+    last: Int[Tensor, users],
+    event_times: Int[Tensor, events] | None,
+) -> Int[Tensor, tokens]:
+    """Return what each token's summary is asked for: the next event, as in training, and at the last the request."""
+    tokens = torch.repeat_interleave(request_times, offsets.diff() + 1)
+    if event_times is not None:
+        is_last = torch.zeros_like(tokens, dtype=torch.bool)
+        is_last[last] = True
+        tokens[~is_last] = event_times
+    return tokens
 
 
 def _history_encoder(config: TowersConfig, length: int) -> nn.Module:

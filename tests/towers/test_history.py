@@ -137,6 +137,7 @@ def test_hstu_is_the_papers() -> None:
     tokens, moments = torch.randn(6, 8), moments_of(6)
     (block,) = encoder.blocks
     x = tokens + encoder.positions[:6]
+    x = x + encoder.by_span[[int(3 * np.log1p(int(s))) for s in moments.request - moments.event]]
     gate, query, key, value = functional.silu(block.project(block.norm(x))).chunk(4, dim=-1)
     attended = torch.zeros(6, 8)
     for token in range(6):
@@ -160,10 +161,9 @@ def test_the_transformer_adds_the_bias_by_time_to_its_logits() -> None:
     seconds = [[5], [5, 0], [90, 85, 85], [1000, 995, 995, 910]]
     steps = [[5], [5, 0], [13, 13, 13], [20, 20, 20, 20]]
     assert [[int(3 * np.log1p(s)) for s in row] for row in seconds] == steps
-    (group,) = length_groups(offsets(4))
-    spans = time_spans(group, moments)[0]
+    spans = time_spans(moments.event[None, :], moments.request[:, None])
     assert [spans[row, : row + 1].tolist() for row in range(4)] == steps
-    x = tokens + encoder.positions[:4]
+    x = tokens + encoder.positions[:4] + encoder.by_span[[5, 0, 13, 20]]
     query, key, value = block.qkv(block.attention_norm(x)).chunk(3, dim=-1)
     heads = []
     for head, part in enumerate((slice(0, 4), slice(4, 8))):
@@ -175,15 +175,9 @@ def test_the_transformer_adds_the_bias_by_time_to_its_logits() -> None:
 
 
 def test_unknown_future_and_remote_times_have_a_step() -> None:
-    (group,) = length_groups(offsets(4))
     event = torch.tensor([UNKNOWN_TIME, 100, 0, 100])
     request = torch.tensor([50, UNKNOWN_TIME, 2**40, 40])
-    spans = time_spans(group, Moments(event, request))[0]
-    assert spans[0, 0] == UNKNOWN_SPAN
-    assert spans[1].tolist() == [UNKNOWN_SPAN] * 4
-    assert spans[2, 2] == NUM_SPANS - 1
-    assert spans[3, 3] == 0
-    assert (time_spans(group, None) == UNKNOWN_SPAN).all()
+    assert time_spans(event, request).tolist() == [UNKNOWN_SPAN, UNKNOWN_SPAN, NUM_SPANS - 1, 0]
 
 
 @pytest.mark.parametrize("kind", ["transformer", "hstu"])

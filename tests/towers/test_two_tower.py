@@ -109,7 +109,7 @@ def timeless() -> Featurizer:
 @pytest.fixture
 def timed(timeless: Featurizer) -> TwoTower:
     torch.manual_seed(0)
-    model = TwoTower(TowersConfig(width=8, blocks=1, time_bias=True, time_dropout=0.5), timeless, 20)
+    model = TwoTower(TowersConfig(width=8, blocks=2, time_bias=True, time_dropout=0.5), timeless, 20)
     for name, bias in model.named_parameters():
         if name.endswith("by_span"):
             torch.nn.init.normal_(bias)
@@ -154,7 +154,7 @@ def test_each_prediction_of_a_pass_knows_its_own_time(timed: TwoTower, timeless:
 
 def test_training_hides_the_times_of_some_users_whole(timed: TwoTower, timeless: Featurizer) -> None:
     torch.manual_seed(3)
-    config = TowersConfig(width=8, blocks=1, time_bias=True, time_dropout=0.5, dropout=0.0, id_dropout=0.0)
+    config = TowersConfig(width=8, blocks=2, time_bias=True, time_dropout=0.5, dropout=0.0, id_dropout=0.0)
     model = TwoTower(config, timeless, 20).train()
     model.load_state_dict(timed.state_dict())
     vectors = torch.nn.functional.normalize(torch.randn(3, 8), dim=1).repeat(40, 1)

@@ -1,0 +1,92 @@
+"""How good the recommendations are, on public data under the protocols of the literature, the baselines beside.
+
+    python tests/benchmarks/quality.py [ROW ...] [--seeds N] [--folder evaluation]
+
+Each row is `towers init` on the tables as they are and `towers evaluate` with the settings shown; the commands are
+printed, and a report stands in the row's folder. Without a row the list of them is shown. The tables are read from
+the folder that TOWERS_DATA names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table in README.
+
+    Attributes:
+        data: The folder of the tables.
+        protocol: As `towers evaluate` calls it.
+        about: What the row shows.
+        settings: Further words for `towers evaluate`.
+        seeds: How many trainings.
+        without: Roles of columns that are not told, so that the model does without them.
+    """
+
+    data: str
+    protocol: str
+    about: str
+    settings: tuple[str, ...] = ()
+    seeds: int = 1
+    without: tuple[str, ...] = ()
+
+
+BEAUTY = ("features.history=50", "towers.dropout=0.5", "training.table_learning_rate=0.05")
+
+ROWS = {
+    "ml-1m-small": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, small", ("--preset", "small")),
+    "ml-1m-base": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, base"),
+    "ml-1m-large": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, large", ("--preset", "large")),
+    "beauty": Row("amazon-beauty", "leave-one-out", "Amazon Beauty, next item", BEAUTY, seeds=3),
+    "goodbooks": Row("goodbooks", "users", "goodbooks, people never seen", seeds=5, without=("position",)),
+    "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time"),
+    "beauty-cold": Row("amazon-beauty", "cold-items", "Amazon Beauty, products never seen", seeds=3),
+}
+
+
+def main() -> None:
+    """Run the rows asked for, or list them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW")
+    parser.add_argument("--seeds", type=int, help="Instead of the row's own number.")
+    parser.add_argument("--folder", type=Path, default=Path("evaluation"))
+    given = parser.parse_args()
+    if not given.rows:
+        for name, row in ROWS.items():
+            print(f"{name:16s} {row.about}; seeds: {row.seeds}; {' '.join(row.settings) or 'as proposed by init'}")
+    for name in given.rows:
+        judge(ROWS[name], given.seeds or ROWS[name].seeds, given.folder / name)
+
+
+def judge(row: Row, seeds: int, folder: Path) -> None:
+    """Write the settings of a row and evaluate them."""
+    data = Path(os.environ.get("TOWERS_DATA") or Path(__file__).parents[3] / "shared" / "data") / row.data
+    if not data.is_dir():
+        sys.exit(f"{data}: no such folder; set TOWERS_DATA to the folder of the public data sets")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [f"--{table}={data / table}.parquet" for table in ("interactions", "items", "users")]
+    towers("init", *(one for one in tables if Path(one.partition("=")[2]).exists()), "--force", folder=folder)
+    settings = folder / "run.toml"
+    lines = settings.read_text(encoding="utf-8").splitlines(keepends=True)
+    settings.write_text("".join(line for line in lines if not line.startswith(row.without or "\0")), encoding="utf-8")
+    words = [word for setting in row.settings for word in (("--set", setting) if "=" in setting else (setting,))]
+    protocol = ("--protocol", row.protocol, "--seeds", str(seeds))
+    towers("evaluate", "run.toml", *protocol, *words, "--output", "report", folder=folder)
+
+
+def towers(*words: str, folder: Path) -> None:
+    """Show a command and run it."""
+    print(f"$ towers {shlex.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", "towers", *words], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    main()
