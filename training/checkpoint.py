@@ -18,7 +18,7 @@ from torch import Tensor
 from features.errors import DataError
 from features.files import atomic_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

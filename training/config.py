@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +30,29 @@ class TrainingConfig(StrictTable):
     """Interactions per step, at most: small tables take smaller steps, so that an epoch has about fifty."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
-    30,000 items."""
+    30,000 items, unless hard or remembered ones are asked for."""
     uniform_negatives: int = Field(1024, ge=0)
     """Sampled softmax: items drawn uniformly from the catalogue, shared by the batch."""
     in_batch_negatives: int = Field(1024, ge=0)
     """Sampled softmax: items drawn from the batch's own positives, shared by the batch."""
+    hard_negatives: int = Field(0, ge=0)
+    """Sampled softmax: items mined for each user of the batch for being nearest to him and not his, shared by the
+    batch; beside draws. From the second epoch on."""
+    hard_negatives_epochs: int = Field(1, ge=1)
+    """Epochs from one mining to the next."""
+    hard_negatives_skip: int = Field(0, ge=0)
+    """How many of the nearest items are not mined, because the user might like them after all."""
+    hard_negatives_below: float | None = Field(None, gt=0, le=1)
+    """Mine only items that score below this share of the user's newest positive. None: however high they score."""
+    memory_negatives: int = Field(0, ge=0)
+    """Sampled softmax: positives of earlier batches, with the vectors they had then; beside draws.
+    After the warm-up."""
+    log_q: Literal["negatives", "all", "none"] = "negatives"
+    """Sampled softmax: what is corrected for how often items are drawn: the `negatives`, the positive as well (`all`,
+    the classic form), or nothing."""
+    chunk_events: int | None = Field(None, ge=1)
+    """Histories are read in chunks of so many interactions, so that a large batch fits into memory; a step takes about
+    a third longer. None: at once."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products of the loss. `auto`: bfloat16 where the processor computes in it, else float32."""
     learning_rate: float = Field(2e-3, gt=0)
@@ -57,10 +76,25 @@ class TrainingConfig(StrictTable):
     """How often training can be resumed from: at least this many seconds lie between two checkpoints."""
 
     @model_validator(mode="after")
-    def _sample_is_not_empty(self) -> TrainingConfig:
-        if self.uniform_negatives + self.in_batch_negatives == 0:
-            raise ValueError("uniform_negatives and in_batch_negatives are both 0; raise one")
+    def _settings_work_together(self) -> TrainingConfig:
+        if mistakes := [*self._mistakes_of_sampling()]:
+            raise ValueError("; ".join(mistakes))
+        if self.chunk_events is not None and self.chunk_events > self.batch_events:
+            raise ValueError(
+                f"chunk_events = {self.chunk_events} is more than batch_events = {self.batch_events} and would divide "
+                "nothing; lower it or leave it out"
+            )
         return self
+
+    def _mistakes_of_sampling(self) -> Iterator[str]:
+        if self.uniform_negatives + self.in_batch_negatives == 0:
+            yield "uniform_negatives and in_batch_negatives are both 0; raise one"
+        if self.negatives == "all":
+            sampled = {"hard_negatives": 0, "memory_negatives": 0, "log_q": "negatives"}
+            for name in (name for name, usual in sampled.items() if getattr(self, name) != usual):
+                yield f'{name} is about a sample, and negatives = "all" draws none; leave it out or set "sampled"'
+        if self.hard_negatives == 0 and (self.hard_negatives_skip or self.hard_negatives_below is not None):
+            yield "hard_negatives_skip and hard_negatives_below say what is mined, and hard_negatives is 0; raise it"
 
 
 class RunConfig(StrictTable):

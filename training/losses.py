@@ -1,6 +1,6 @@
 """The contrastive loss: a softmax in which the positive competes with the negatives it was given.
 
-Letters: P positives (predictions made in a batch), N negatives, D width.
+Letters: P positives (predictions made in a batch), N negatives, D width, R positives and C negatives of a block.
 """
 
 from __future__ import annotations
@@ -26,36 +26,57 @@ def softmax_loss(
     items: Float[Tensor, "N D"],
     scale: Float[Tensor, ""],
     negatives: Negatives,
-    forbidden: Forbidden,
     *,
     precision: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Return the mean over positives of -log softmax of the positive among itself and the negatives.
 
-    For a positive with logit `s+ = scale * user . positive` and negatives `j` with logits `s_j` and weights `w_j`::
+    **What it does.** Pulls each user to the item that was chosen and pushes him away from the others, from each as much
+    as the model still believes in it. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j`
+    with logits `s_pj` and weights `w_pj`::
 
-        loss = log(exp(s+) + sum_j w_j exp(s_j)) - s+
+        loss_p = log(exp(s+) + Z-) - s+        Z- = sum_j w_pj exp(s_pj)
 
-    With every item as a negative and no weights this is the exact softmax over the catalogue. With a sample and
-    `w_j` = times drawn / times expected, the sum estimates the one over the whole catalogue (log-Q correction: Bengio
-    and Senecal 2008; for in-batch negatives Yi et al. 2019). The positive is not a sample and carries no correction
-    (arXiv 2507.09331). Items known to be liked are no negatives: their cells are taken out, to the last bit.
+    A weight says how many items a negative stands for. With every item a negative of weight 1 this is the exact softmax
+    over the catalogue. With a sample the weights are those of `Sample`, and `Z-` estimates the sum over the catalogue
+    without the positive. Items known to be liked are no negatives: their cells are taken out, to the last bit.
 
-    Logits are made in blocks and never kept: memory is `BLOCK_CELLS`, not P x N, whatever the catalogue.
+    **When to use it.** Always: which negatives there are (`AllItems`, or a `Sample` of `Uniform`, `InBatch`, `Memory`
+    and `HardItems`) is what differs. Up to some 30,000 items take all.
+
+    **Cost.** P x N x D multiplications, thrice (logits, and the gradients of users and items), four times from
+    `BLOCK_COLUMNS` items on. Logits are made in blocks and never kept: memory is `BLOCK_CELLS`, not P x N. On a GPU the
+    host waits once per block of columns where there are several; otherwise never.
+
+    **Relations.**
+
+    * *log-Q correction.* Weight `draws / expected draws`: Bengio and Senecal 2008; Yi et al. 2019 for in-batch
+      negatives, who correct the positive as well (`log_q = "all"`).
+    * *Corrected log-Q* (Khrylchenko et al. 2025, arXiv 2507.09331). Their loss, with `n` draws `d` other than the
+      positive, of probability `Q'(d) = Q(d) / (1 - Q(p))`, is::
+
+          -sg(1 - P) (s+ - log sum_d exp(s_d - log Q'(d)))        P = exp(s+) / (exp(s+) + Z-)
+                                                                  Z- = 1/n sum_d exp(s_d) / Q'(d)
+
+      where `sg` stops the gradient. Its gradient is `(1 - P) (dlog Z- - ds+)`. Ours is
+      `(dZ- + exp(s+) ds+) / (exp(s+) + Z-) - ds+ = (1 - P) dlog Z- + P ds+ - ds+`, the same: leaving the positive out
+      of the sample and in the sum *is* their weight, the probability that the model errs. What remains is their `Z-`,
+      a mean over the draws that count with a renormalised `Q'`: those are the weights that a sample has.
+    * *Sampled softmax without correction, InfoNCE, MultipleNegativesRanking:* `log_q = "none"`.
+
+    **Source.** See above; masking by id after Yang et al. 2020.
 
     Args:
         users: Unit vectors of the users at the moment of each prediction.
         positives: Unit vectors of the items that were chosen.
         items: Unit vectors of the negatives.
         scale: 1 / temperature.
-        negatives: The weights of the items.
-        forbidden: The cells that are not negatives; must hold each positive's own cell where it was drawn.
+        negatives: Which items they are, what they weigh, and which cells are not negatives; among those must be each
+            positive's own cell where it was drawn.
         precision: Of the matrix products with the negatives; bfloat16 is three times as fast where the processor has
             it. Sums, exponentials and the positive's own logit stay in the precision of the vectors.
     """
-    loss: Tensor = _Softmax.apply(
-        users, positives, items, scale, negatives.log_weight, forbidden.positives, forbidden.negatives, precision
-    )
+    loss: Tensor = _Softmax.apply(users, positives, items, scale, negatives, precision)
     return loss
 
 
@@ -69,9 +90,7 @@ class _Softmax(torch.autograd.Function):
         positives: Float[Tensor, "P D"],
         items: Float[Tensor, "N D"],
         scale: Float[Tensor, ""],
-        log_weight: Float[Tensor, N] | None,
-        forbidden_rows: Int[Tensor, cells],
-        forbidden_columns: Int[Tensor, cells],
+        negatives: Negatives,
         precision: torch.dtype,
     ) -> Float[Tensor, ""]:
         positive_logits = scale * (users * positives).sum(-1)
@@ -80,16 +99,14 @@ class _Softmax(torch.autograd.Function):
         d_users, d_items = torch.zeros_like(users), torch.zeros_like(items)
         log_sums = positive_logits.clone()
         columns = _slices(len(items), BLOCK_COLUMNS)
-        rows = _slices(len(users), max(1, BLOCK_CELLS // min(len(items), BLOCK_COLUMNS)))
-        cuts = torch.searchsorted(forbidden_rows, torch.tensor([0, *(part.stop for part in rows)]).to(users.device))
-        for row, (first, last) in zip(rows, pairwise(cuts.tolist()), strict=True):
-            cells = forbidden_rows[first:last] - row.start, forbidden_columns[first:last]
+        rows = _slices(len(users), max(1, BLOCK_CELLS // max(1, min(len(items), BLOCK_COLUMNS))))
+        for row, cells in zip(rows, _cells_of(rows, negatives.forbidden), strict=True):
             for column in columns:
-                logits = _logits(scaled[row], shared, log_weight, cells, column, users.dtype)
+                logits = _logits(scaled[row], shared[column], negatives, row, column, cells, users.dtype)
                 log_sums[row] = torch.logaddexp(log_sums[row], logits.logsumexp(dim=1))
             for column in columns:
                 if len(columns) > 1:
-                    logits = _logits(scaled[row], shared, log_weight, cells, column, users.dtype)
+                    logits = _logits(scaled[row], shared[column], negatives, row, column, cells, users.dtype)
                 weights = logits.sub_(log_sums[row, None]).exp_().to(fast)
                 d_users[row] += weights @ shared[column]
                 d_items[column] += weights.T @ scaled[row]
@@ -99,32 +116,43 @@ class _Softmax(torch.autograd.Function):
         d_users *= scale
         d_positives = scale * d_positive_logits[:, None] * users
         ctx.save_for_backward(d_users, d_positives, d_items, d_scale)
-        ctx.num_positives = len(users)
-        return (log_sums - positive_logits).mean()
+        ctx.num_positives = num_positives = max(len(users), 1)
+        return (log_sums - positive_logits).sum() / num_positives
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0] / ctx.num_positives
         d_users, d_positives, d_items, d_scale = (factor * saved for saved in ctx.saved_tensors)
-        return d_users, d_positives, d_items, d_scale, None, None, None, None
+        return d_users, d_positives, d_items, d_scale, None, None
 
 
 def _logits(
     scaled: Float[Tensor, "R D"],
-    items: Float[Tensor, "N D"],
-    log_weight: Float[Tensor, "N"] | None,
-    cells: tuple[Int[Tensor, "cells"], Int[Tensor, "cells"]],
+    items: Float[Tensor, "C D"],
+    negatives: Negatives,
+    row: slice,
     column: slice,
+    cells: tuple[Int[Tensor, "cells"], Int[Tensor, "cells"]],
     dtype: torch.dtype,
 ) -> Float[Tensor, "R C"]:
-    """Return the weighted logits of some positives and some items, -inf where a cell is forbidden."""
-    logits = (scaled @ items[column].T).to(dtype)
-    if log_weight is not None:
-        logits += log_weight[column]
-    here = (cells[1] >= column.start) & (cells[1] < column.stop)
-    taken_out = cells[0][here] * logits.shape[1] + cells[1][here] - column.start
-    logits.view(-1).index_fill_(0, taken_out, -torch.inf)
+    """Return the weighted logits of a block, -inf where a cell is forbidden."""
+    logits: Tensor = (scaled @ items.T).to(dtype)
+    if negatives.expected is not None and negatives.factors is not None:
+        logits -= (negatives.factors[row] @ negatives.expected[:, column]).log_()
+    if len(items) < len(negatives.rows):
+        here = (cells[1] >= column.start) & (cells[1] < column.stop)
+        cells = cells[0][here], cells[1][here] - column.start
+    logits.view(-1).index_fill_(0, cells[0] * len(items) + cells[1], -torch.inf)
     return logits
+
+
+def _cells_of(rows: list[slice], forbidden: Forbidden) -> list[tuple[Tensor, Tensor]]:
+    """Return the forbidden cells of each block of positives, their rows counted from its first."""
+    cuts = forbidden.starts[[0, *(row.stop for row in rows)]].tolist()
+    return [
+        (forbidden.positives[first:last] - row.start, forbidden.negatives[first:last])
+        for row, (first, last) in zip(rows, pairwise(cuts), strict=True)
+    ]
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -10,12 +10,13 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,10 +27,23 @@ from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
 from towers.two_tower import TwoTower
+from training.caching import user_states
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
 from training.losses import softmax_loss
-from training.negatives import AllItems, MixedSample, forbidden
+from training.mining import mine
+from training.negatives import (
+    AllItems,
+    HardItems,
+    InBatch,
+    Memory,
+    Negatives,
+    Sample,
+    Targets,
+    Uniform,
+    target_shares,
+    to_device,
+)
 
 FULL_SOFTMAX_ITEMS = 30_000
 GRADIENT_NORM = 1.0
@@ -37,6 +51,8 @@ FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
 """Small tables are dealt into so many batches an epoch, as long as a batch has so many events."""
 RATE_CUT = 0.3
 """What the learning rates are multiplied by when validation has stopped rising."""
+STEPS_UNSEEN = 20
+"""On a GPU the loss is read once in so many steps: to read it is to wait for it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class Trainer:
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last weights.
         steps: Steps after which training ends in any case.
         cut_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
-        on_step: Told the step, the loss and the learning rate's share, after each step.
+        on_step: Told the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
         on_epoch: Told the progress and the validation N@10, after each epoch.
         quiet: No progress bar.
     """
@@ -157,9 +173,10 @@ class Trainer:
         )
         self.item_features = data.item_features.to(device)
         self.user_features = data.user_features.to(device)
-        self.negatives = self._sampler()
+        self.negatives = self._negatives()
         self.precision = loss_precision(settings.precision, device)
         self.progress = Progress(cut_steps=list(cut_steps))
+        self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
         self.best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
 
@@ -179,6 +196,8 @@ class Trainer:
     def _epoch(self, stop: list[bool]) -> None:
         progress = self.progress
         total = self.batches.num_batches(progress.epoch)
+        if progress.batch == 0:
+            self._mine()
         self.model.train()
         bar = tqdm(
             total=total,
@@ -189,22 +208,45 @@ class Trainer:
             disable=self.quiet or None,
         )
         with bar:
-            for batch in self.batches.epoch(progress.epoch, progress.batch):
-                began = time.perf_counter()
-                progress.loss += self.step(batch)
-                progress.seconds += time.perf_counter() - began
+            began = time.perf_counter()
+            for batch in _ahead(self.batches.epoch(progress.epoch, progress.batch)):
+                self.loss_sum += self.step(batch)
                 progress.batch += 1
                 bar.update()
-                bar.set_postfix_str(f"loss {progress.loss / progress.batch:.4f}", refresh=False)
-                if self.on_step is not None:
-                    self.on_step(progress.step, progress.loss / progress.batch)
+                if self.device.type == "cpu" or progress.batch % STEPS_UNSEEN == 0:
+                    self._tell(bar)
+                progress.seconds += time.perf_counter() - began
                 if self._out_of_steps():
                     break
                 self._between_steps(stop)
+                began = time.perf_counter()
         self._end_epoch()
+
+    def _tell(self, bar: tqdm[NoReturn]) -> None:
+        progress = self.progress
+        progress.loss = self.loss_sum.item()
+        bar.set_postfix_str(f"loss {progress.loss / progress.batch:.4f}", refresh=False)
+        if self.on_step is not None:
+            self.on_step(progress.step, progress.loss / progress.batch)
+
+    def _mine(self) -> None:
+        """Find hard items anew, where the epoch is one for it; not before the first, when the model knows nothing."""
+        hard, settings, epoch = self.negatives.hard, self.settings, self.progress.epoch
+        if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_epochs:
+            return
+        hard.table = mine(
+            self.model,
+            self.batches.epoch(epoch),
+            self.item_features,
+            self.user_features,
+            per_user=settings.hard_negatives,
+            skip=settings.hard_negatives_skip,
+            below=settings.hard_negatives_below,
+        )
 
     def _end_epoch(self) -> None:
         progress = self.progress
+        progress.loss = self.loss_sum.item()
         measured = {
             "loss": progress.loss / max(progress.batch, 1),
             "events_per_second": self.data.train.num_events / max(progress.seconds, 1e-9),
@@ -219,6 +261,7 @@ class Trainer:
         if self.on_epoch is not None:
             self.on_epoch(progress, measured)
         progress.batch, progress.loss, progress.seconds = 0, 0.0, 0.0
+        self.loss_sum.zero_()
         if self.checkpoint is not None:
             self.save()
 
@@ -257,66 +300,83 @@ class Trainer:
         if stop:
             raise Interrupted
 
-    def step(self, batch: SequenceBatch) -> float:
-        """Learn from one batch and return its loss."""
+    def step(self, batch: SequenceBatch) -> Tensor:
+        """Learn from one batch and return its loss, which need not be there yet on a GPU."""
         self._set_learning_rates()
-        loss = self.loss(batch.to(self.device))
+        loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._dense_parameters(), GRADIENT_NORM)
         self.optimizer.step()
         self.progress.step += 1
-        return loss.item()
+        return loss.detach()
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        """Return the loss of one batch: each target predicted from the events before it."""
-        num_items = len(self.item_features)
-        targets = batch.is_target.nonzero()[:, 0]
-        target_rows = batch.item_rows[targets]
-        negatives = self.negatives.draw(target_rows, self.generator)
-        item_vectors, place = self._encode(torch.cat([batch.item_rows, negatives.rows]))
-        is_input = torch.ones_like(batch.is_target)
-        is_input[batch.offsets[1:] - 1] = False
-        users = torch.arange(len(batch.users), device=self.device)
-        states = self.model.user_tower(
-            item_vectors[place[batch.item_rows[is_input]]],
-            batch.offsets - torch.arange(len(batch.offsets), device=self.device),
-            self.user_features.take(batch.users),
-            request_times=batch.times,
-            event_times=None if batch.times is None else batch.times[is_input],
+        """Return the loss of one batch: each target predicted from the events before it.
+
+        The batch is on the host, as dealt, and so is the draw: what has a size that depends on them is made there, so
+        that a GPU need not be waited for.
+        """
+        targets = Targets.of(batch)
+        negatives = self.negatives.draw(targets, self.generator)
+        rows, place = self._needed(batch, negatives)
+        item_vectors = self.model.item_vectors(self._features_of(rows))
+        states = user_states(
+            self.model.user_tower,
+            batch,
+            self.user_features,
+            item_vectors,
+            place,
+            chunk_events=self.settings.chunk_events,
         )
-        user_of_target = torch.repeat_interleave(users, batch.offsets.diff())[targets]
+        positive_vectors = item_vectors[to_device(place[targets.rows], self.device)]
+        negative_vectors = item_vectors[: len(negatives.fresh)]
+        if self.negatives.memory is not None:
+            negative_vectors = torch.cat([negative_vectors, self.negatives.memory.recall(negatives)])
+            if self.progress.step >= self.settings.warmup_steps:
+                self.negatives.memory.remember(targets.rows, positive_vectors)
         return softmax_loss(
-            states[targets],
-            item_vectors[place[target_rows]],
-            item_vectors[place[negatives.rows]],
+            states[to_device(targets.places, self.device)],
+            positive_vectors,
+            negative_vectors,
             self.model.scale,
-            negatives,
-            forbidden(negatives, batch, user_of_target, num_items),
+            negatives.to(self.device),
             precision=self.precision,
         )
 
-    def _encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode each item once; return the vectors, and where the vector of each catalogue row is."""
-        num_items = len(self.item_features)
-        if isinstance(self.negatives, AllItems):
-            return self.model.item_vectors(self.item_features), torch.arange(num_items, device=self.device)
-        distinct = rows.unique()
-        place = torch.zeros(num_items, dtype=torch.long, device=self.device)
-        place[distinct] = torch.arange(len(distinct), device=self.device)
-        return self.model.item_vectors(self.item_features.take(distinct)), place
+    def _needed(self, batch: SequenceBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
+        """Return the items whose vectors the step makes, the negatives first, and the place of each item among them."""
+        place = torch.full((len(self.item_features),), -1)
+        place[negatives.fresh] = torch.arange(len(negatives.fresh))
+        others = batch.item_rows[place[batch.item_rows] < 0].unique()
+        place[others] = torch.arange(len(others)) + len(negatives.fresh)
+        return torch.cat([negatives.fresh, others]), place
 
-    def _sampler(self) -> AllItems | MixedSample:
-        num_items = len(self.item_features)
-        settings = self.settings
-        if settings.negatives == "all" or (settings.negatives == "auto" and num_items <= FULL_SOFTMAX_ITEMS):
-            return AllItems(num_items, self.device)
-        counts = torch.from_numpy(np.bincount(self.data.train.item_rows, minlength=num_items)).to(self.device)
-        return MixedSample(
+    def _features_of(self, rows: Tensor) -> EntityFeatures:
+        if isinstance(self.negatives, AllItems):
+            return self.item_features
+        return self.item_features.take(to_device(rows, self.device))
+
+    def _negatives(self) -> AllItems | Sample:
+        num_items, settings = len(self.item_features), self.settings
+        wants_sample = settings.hard_negatives > 0 or settings.memory_negatives > 0
+        is_small = num_items <= FULL_SOFTMAX_ITEMS and not wants_sample
+        if settings.negatives == "all" or (settings.negatives == "auto" and is_small):
+            return AllItems(num_items)
+        share = target_shares(
+            self.data.train,
             num_items,
-            uniform=settings.uniform_negatives,
-            in_batch=settings.in_batch_negatives,
-            item_counts=counts,
+            history=self.batches.history,
+            recommend_seen=self.batches.recommend_seen,
+        )
+        width = self.model.user_tower.width
+        uniform, in_batch = settings.uniform_negatives, settings.in_batch_negatives
+        return Sample(
+            num_items,
+            [*([Uniform(num_items, uniform)] if uniform else []), *([InBatch(in_batch, share)] if in_batch else [])],
+            memory=Memory(settings.memory_negatives, share, width, self.device) if settings.memory_negatives else None,
+            hard=HardItems() if settings.hard_negatives else None,
+            log_q=settings.log_q,
         )
 
     def _dense_parameters(self) -> list[Tensor]:
@@ -346,12 +406,14 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         assert self.checkpoint is not None
+        self.progress.loss = self.loss_sum.item()
         checkpoint = Checkpoint(counters=vars(self.progress).copy())
         checkpoint.counters["best"] = None if math.isinf(self.progress.best) else self.progress.best
         checkpoint.add("model", self.model.state_dict())
         checkpoint.add("best", self.best_weights)
         checkpoint.add("adamw", self._optimizer_tensors())
         checkpoint.add("tables", self._table_states())
+        checkpoint.add("negatives", self.negatives.state())
         checkpoint.add("random", {"torch": torch.get_rng_state(), "negatives": self.generator.get_state()})
         checkpoint.save(self.checkpoint)
         self._saved_at = time.monotonic()
@@ -362,11 +424,13 @@ class Trainer:
         checkpoint = Checkpoint.load(self.checkpoint)
         best = checkpoint.counters["best"]
         self.progress = Progress(**{**checkpoint.counters, "best": -math.inf if best is None else best})
+        self.loss_sum.fill_(self.progress.loss)
         self.model.load_state_dict(checkpoint.part("model"))
         self.best_weights = {name: value.to(self.device) for name, value in checkpoint.part("best").items()}
         self._restore_optimizer(checkpoint.part("adamw"))
         for name, state in self._table_states().items():
             state.copy_(checkpoint.part("tables")[name])
+        self.negatives.restore(checkpoint.part("negatives"))
         random = checkpoint.part("random")
         torch.set_rng_state(random["torch"])
         self.generator.set_state(random["negatives"])
@@ -401,6 +465,15 @@ def loss_precision(setting: str, device: torch.device) -> torch.dtype:
             is_fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
         return torch.bfloat16 if is_fast else torch.float32
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
+
+
+def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+    """Yield the same batches, each dealt while the one before is learned from."""
+    with ThreadPoolExecutor(1) as dealer:
+        waiting = dealer.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = dealer.submit(next, batches, None)
+            yield batch
 
 
 @contextmanager

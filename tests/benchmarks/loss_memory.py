@@ -39,9 +39,9 @@ def measure(name: str, items: int, positions: int, width: int) -> None:
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     if name in PRECISIONS:
-        own = Forbidden(torch.arange(positions), targets)
-        negatives = Negatives(torch.arange(items), None)
-        loss = softmax_loss(users, catalogue[targets], catalogue, scale, negatives, own, precision=PRECISIONS[name])
+        own = Forbidden(torch.arange(positions), targets, starts=torch.arange(positions + 1))
+        negatives = Negatives(torch.arange(items), own)
+        loss = softmax_loss(users, catalogue[targets], catalogue, scale, negatives, precision=PRECISIONS[name])
     else:
         loss = functional.cross_entropy(scale * users @ catalogue.T, targets)
     loss.backward()
