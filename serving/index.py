@@ -1,10 +1,11 @@
-"""Searching the catalogue: the items nearest to a user, exactly. The only file that knows FAISS.
+"""Searching the catalogue: the items nearest to a user. The only file that knows FAISS.
 
 Towers end in unit vectors, so the inner product is the cosine and the score. An `ItemIndex` speaks of catalogue rows
-only; ids belong to `serving.retriever`. It always returns min(k, eligible items) results and never FAISS's -1.
+only; ids belong to `serving.retriever`. It always returns min(k, eligible items) results and never FAISS's -1, however
+it searches: where FAISS comes back short, every item is compared.
 
-Every result is scored again in double precision and equal scores are in the order of rows, so that an answer does not
-depend on how many users were searched at once.
+What FAISS finds is scored again with the full vectors, so that scores are true for every kind of index. The answers of
+an exact one do not depend on how many users were searched at once.
 """
 
 from __future__ import annotations
@@ -12,61 +13,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import faiss
+import faiss as published
 import numpy as np
-from jaxtyping import Float32, Int, Int64
+import torch
+from jaxtyping import Float32, Int
 
-from features.sequences import offsets_of
+from serving.exact import Exact
+from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, take
+from serving.kinds import TUNED_CUTOFF, Kind, Plan, num_regions, standard
+from serving.regions import Regions
 
-Kind = Literal["exact"]
+faiss: Any = published  # the types that it publishes leave out half of it
+
 Device = Literal["auto", "cpu", "cuda"]
-Found = tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]
 
 # How far from 1 a vector's length may be.
 _UNIT_TOLERANCE = 1e-3
-# More than the rounding errors of a single-precision inner product: what is closer than this may change places.
-_ROUNDING = 1e-5
-# Results fetched beyond those needed, to see whether the last place is contested.
-_SLACK = 8
 # FAISS's GPU indexes return at most 2,048 results, and on a CPU a full scan is then faster than its heap.
 _MOST_FETCHED = 2048
-# Scores held at a time by a full scan: 64 MB.
-_SCAN_CELLS = 1 << 24
-
-
-@dataclass(frozen=True)
-class Hits:
-    """What was found for each user, best first.
-
-    User `u` got `rows[offsets[u]:offsets[u + 1]]`.
-
-    Attributes:
-        offsets: Where each user's results begin, `[users + 1]`.
-        rows: Catalogue rows, `[results]`, never -1.
-        scores: Cosines, `[results]`, falling within a user.
-    """
-
-    offsets: Int64[np.ndarray, " users_plus_1"]
-    rows: Int64[np.ndarray, " results"]
-    scores: Float32[np.ndarray, " results"]
-
-    @classmethod
-    def join(cls, found: list[Found]) -> Hits:
-        """Return one user's results after the other's."""
-        return cls(
-            offsets_of(np.array([len(rows) for rows, _ in found], dtype=np.int64)),
-            np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in found)]),
-            np.concatenate([np.zeros(0, np.float32), *(scores for _, scores in found)]),
-        )
-
-    def of(self, user: int) -> Found:
-        """Return the rows and the scores of the user at position `user`."""
-        mine = slice(self.offsets[user], self.offsets[user + 1])
-        return self.rows[mine], self.scores[mine]
+# Filtered searches. Up to this many numbers in the vectors of all eligible items, those are compared one and all.
+_SCANNED_NUMBERS = 1 << 19
+# From this share of eligible items on, the unfiltered index is asked for more than is needed, and a little more.
+_MOSTLY_ELIGIBLE = 0.3
+_MORE = 1.25
+# For more users than this at a time, a matrix product of all eligible items is faster than looking into each region.
+_FEW_USERS = 8
+_SEED = 1
+_KMEANS_ROUNDS = 10
+_ITEMS_PER_CENTRE = 64
+_WALK_WHILE_BUILDING = 100
+_ON_GPU: tuple[Kind, ...] = ("exact", "ivf", "ivf-sq8")
 
 
 class ItemIndex:
@@ -74,66 +53,105 @@ class ItemIndex:
 
     Attributes:
         vectors: Unit vectors by catalogue row, `[items, width]`.
-        kind: How it searches. `exact`: every item is compared.
-        is_exact: Whether the result is the true one by construction.
+        plan: How it searches.
+        regions: Where filtered searches look first; None where they compare every eligible item.
     """
 
-    def __init__(self, vectors: Float32[np.ndarray, "items width"], index: Any, kind: Kind, on_gpu: bool) -> None:
+    def __init__(
+        self,
+        vectors: Float32[np.ndarray, "items width"],
+        index: Any,
+        plan: Plan,
+        regions: Regions | None = None,
+        *,
+        on_gpu: bool = False,
+    ) -> None:
         self.vectors = vectors
-        self.kind: Kind = kind
-        self.is_exact = kind == "exact"
+        self.plan = plan
+        self.regions = regions
         self._index = index
+        self._exact = Exact(vectors, "cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+        self._on_gpu = on_gpu
         # FAISS's GPU indexes are not thread-safe, not even for reading: searches take turns.
         self._turn: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
+        self._efforts: dict[int, Any] = {}
 
     @classmethod
-    def build(cls, vectors: Float32[np.ndarray, "items width"], kind: Kind = "exact") -> ItemIndex:
-        """Return an index over `vectors`, one unit vector per catalogue row.
+    def build(
+        cls,
+        vectors: Float32[np.ndarray, "items width"],
+        plan: Plan | Kind = "exact",
+        regions: Regions | None = None,
+    ) -> ItemIndex:
+        """Return an index over `vectors`, one unit vector per catalogue row; the same vectors give the same index.
+
+        Args:
+            vectors: The items' vectors.
+            plan: How to search, or a kind with the parameters that suit the number of items.
+            regions: Of the same vectors, in as many parts as the plan says. None: they are made where they are needed.
 
         Raises:
-            ValueError: A vector is not of length 1; the inner product would then rank by length.
+            ValueError: A vector is not of length 1, and the inner product would rank by length; or the kind needs
+                more items.
         """
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        vectors = np.require(vectors, np.float32, ["C", "W"])
         check_unit_length(vectors)
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(vectors)
-        return cls(vectors, index, kind, on_gpu=False)
+        plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
+        if regions is None and not plan.is_exact:
+            regions = divide(vectors, plan.regions or num_regions(len(vectors)))
+        return cls(vectors, _built(vectors, plan, regions), plan, regions)
 
     @classmethod
-    def load(cls, path: Path, vectors: Float32[np.ndarray, "items width"], kind: Kind = "exact") -> ItemIndex:
-        """Return the index that `save` wrote to `path`, over the same `vectors`.
+    def load(cls, path: Path, vectors: Float32[np.ndarray, "items width"], plan: Plan | Kind = "exact") -> ItemIndex:
+        """Return the index that `save` wrote to `path`, over the same `vectors`; processes share its memory.
 
         Raises:
             ValueError: The file is not FAISS's, or holds other vectors or another similarity.
         """
         try:
-            index = faiss.read_index(str(path))
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise ValueError(f"FAISS cannot read it ({' '.join(str(error).split())[:200]})") from None
         if (index.ntotal, index.d) != vectors.shape:
             raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {vectors.shape}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
-        return cls(vectors, index, kind, on_gpu=False)
+        plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
+        regions = None if plan.is_exact else Regions.load(_regions_path(path))
+        if regions is not None and len(regions.of_item) != len(vectors):
+            raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
+        return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
 
     def save(self, path: Path) -> None:
-        """Write the index to `path` in FAISS's own format."""
+        """Write the index to `path` in FAISS's own format, and its regions, if any, beside it."""
         faiss.write_index(self._index, str(path))
+        if self.regions is not None:
+            self.regions.save(_regions_path(path))
 
     def to(self, device: Device) -> ItemIndex:
-        """Return this index on a device; `auto` is a GPU where FAISS finds one.
+        """Return this index on a device; `auto` is a GPU where FAISS finds one and can hold this kind.
 
         Raises:
-            ValueError: `cuda` was asked for and FAISS finds no GPU.
+            ValueError: `cuda` was asked for, and FAISS finds no GPU or has no such kind there.
         """
         # Without a GPU, FAISS's own function for this returns an empty index without a word.
         num_gpus = 0 if device == "cpu" else faiss.get_num_gpus()
         if device == "cuda" and num_gpus == 0:
             raise ValueError("device cuda: FAISS finds no GPU; choose the device cpu, or see `towers doctor`")
-        if num_gpus == 0:
+        if device == "cuda" and self.kind not in _ON_GPU:
+            raise ValueError(
+                f"device cuda: an index of kind {self.kind} searches on a CPU only; choose the device cpu, or make "
+                f"the index anew with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
+            )
+        if num_gpus == 0 or self.kind not in _ON_GPU:
             return self
         moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-        return ItemIndex(self.vectors, moved, self.kind, on_gpu=True)
+        return ItemIndex(self.vectors, moved, self.plan, self.regions, on_gpu=True)
+
+    def with_effort(self, plan: Plan) -> ItemIndex:
+        """Return this index, searched with the effort of another plan of the same structure."""
+        assert plan.structure == self.plan.structure, f"{plan} cannot search what was built as {self.plan}"
+        return ItemIndex(self.vectors, self._index, plan, self.regions, on_gpu=self._on_gpu)
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -144,14 +162,37 @@ class ItemIndex:
         """How many numbers a vector has."""
         return int(self.vectors.shape[1])
 
+    @property
+    def kind(self) -> Kind:
+        """How it searches."""
+        return self.plan.kind
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the result is the true one by construction."""
+        return self.plan.is_exact
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that the index takes beside `vectors`, which it only looks things up in."""
+        counted = 0
+
+        def count(data: bytes) -> None:
+            nonlocal counted
+            counted += len(data)
+
+        faiss.write_index(self._index, faiss.PyCallbackIOWriter(count))
+        return counted + (0 if self.regions is None else self.regions.num_bytes)
+
     def search(
         self,
         queries: Float32[np.ndarray, "users width"],
         k: int,
         excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
         excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
+        eligible: Eligible | None = None,
     ) -> Hits:
-        """Return the min(k, eligible) items with the highest score of each user.
+        """Return the min(k, eligible) items with the highest score of each user, or nearly, if the kind is not exact.
 
         Args:
             queries: Unit vectors of users, `[users, width]`.
@@ -159,17 +200,15 @@ class ItemIndex:
             excluded_rows: Catalogue rows that must not be found, one user after the other, in any order, repeats
                 allowed, `[exclusions]`. None: every item is eligible.
             excluded_offsets: Where each user's exclusions begin, `[users + 1]`.
+            eligible: The items that a filter lets through. None: all.
         """
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        excluded = _Excluded.of(excluded_rows, excluded_offsets, len(queries), len(self))
-        needed = np.minimum(k, len(self) - excluded.counts)
-        found: list[Found | None] = [None] * len(queries)
-        for fetch, users in _groups(needed + excluded.counts + _SLACK, min(_MOST_FETCHED, len(self) // 2)):
-            for user, answer in self._fetch(queries, users, fetch, needed, excluded):
-                found[user] = answer
+        asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
+        found: list[Found | None] = [None] * len(asked)
+        for user, answer in self._without_comparing_all(asked):
+            found[user] = answer
         missing = np.array([user for user, answer in enumerate(found) if answer is None], dtype=np.int64)
-        scanned = iter(self._scan(queries, missing, needed, excluded))
-        return Hits.join([next(scanned) if answer is None else answer for answer in found])
+        compared = asked.best(self._exact, missing) if len(missing) else iter(())
+        return Hits.join([next(compared) if answer is None else answer for answer in found])
 
     def scan(
         self,
@@ -177,51 +216,112 @@ class ItemIndex:
         k: int,
         excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
         excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
+        eligible: Eligible | None = None,
     ) -> Hits:
-        """Return what `search` ought to, by comparing every item without FAISS: the measure for every kind of index."""
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        excluded = _Excluded.of(excluded_rows, excluded_offsets, len(queries), len(self))
-        needed = np.minimum(k, len(self) - excluded.counts)
-        return Hits.join(list(self._scan(queries, np.arange(len(queries)), needed, excluded)))
+        """Return what `search` ought to, by comparing every eligible item: the measure for every kind of index."""
+        asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
+        return Hits.join(list(asked.best(self._exact, np.arange(len(asked)))))
 
-    def _fetch(
-        self, queries: np.ndarray, users: np.ndarray, fetch: int, needed: np.ndarray, excluded: _Excluded
-    ) -> Iterator[tuple[int, Found]]:
+    def _without_comparing_all(self, asked: _Asked) -> Iterator[tuple[int, Found]]:
+        """Yield users by position with their answer, those for whom the index has one."""
+        eligible, fetch = asked.eligible, asked.needed + asked.excluded.counts
+        if eligible is not None:
+            if self.is_exact or len(eligible) * self.width <= _SCANNED_NUMBERS:
+                return
+            if eligible.share < _MOSTLY_ELIGIBLE:
+                if self.regions is not None and len(asked) <= _FEW_USERS:
+                    yield from ((user, self._from_regions(asked, user)) for user in range(len(asked)))
+                return
+            fetch = (fetch * (_MORE / eligible.share)).astype(np.int64)
+        for size, users in _groups(fetch + SLACK, min(_MOST_FETCHED, len(self) // 2)):
+            yield from self._from_faiss(asked, users, size)
+
+    def _from_faiss(self, asked: _Asked, users: np.ndarray, fetch: int) -> Iterator[tuple[int, Found]]:
         """Yield the users, by position, whose answer FAISS's first `fetch` results settle, with that answer."""
-        with self._turn:
-            raw_scores, rows = self._index.search(queries[users], fetch)
-        eligible = (rows >= 0) & ~excluded.contains(users[:, None], rows)
-        for place, user in enumerate(users.tolist()):
-            most = int(needed[user])
-            mine = np.flatnonzero(eligible[place])[: most + _SLACK]
-            if len(mine) < most:
-                continue
-            answer = self._rank(queries[user], rows[place, mine], most)
+        queries = asked.queries[users]
+        scores, rows = self._fetch(queries, fetch)
+        bounds = scores.min(axis=1)
+        barred = asked.barred(users, rows)
+        scores[barred] = -np.inf
+        needed = asked.needed[users]
+        enough = rows.shape[1] - barred.sum(axis=1) >= needed
+        scores, rows = _highest(scores, rows, int(needed.max(initial=0)) + SLACK)
+        if rows.shape[1] < fetch:
+            bounds = np.maximum(bounds, scores.min(axis=1))
+        ranked_rows, ranked_scores = rank(self.vectors, queries, np.where(np.isneginf(scores), -1, rows))
+        for place, (user, most) in enumerate(zip(users.tolist(), needed.tolist(), strict=True)):
             # What was not fetched scores no more than the last that was; if that is too close, places are contested.
-            if most == 0 or answer[1][-1] > raw_scores[place, mine[-1]] + _ROUNDING:
-                yield user, answer
+            contested = self.is_exact and most and ranked_scores[place, most - 1] <= bounds[place] + ROUNDING
+            if enough[place] and not contested:
+                yield user, (ranked_rows[place, :most], ranked_scores[place, :most])
 
-    def _scan(self, queries: np.ndarray, users: np.ndarray, needed: np.ndarray, excluded: _Excluded) -> Iterator[Found]:
-        """Yield the answer of each of the `users`, by position, from all items' scores."""
-        block = max(1, _SCAN_CELLS // max(1, len(self)))
-        for start in range(0, len(users), block):
-            chosen = users[start : start + block]
-            scores = queries[chosen] @ self.vectors.T
-            for user, mine in zip(chosen.tolist(), scores, strict=True):
-                most = int(needed[user])
-                mine[excluded.rows_of(user)] = -np.inf
-                if most == 0:
-                    yield np.zeros(0, np.int64), np.zeros(0, np.float32)
-                    continue
-                threshold = np.partition(mine, -most)[-most] - _ROUNDING
-                yield self._rank(queries[user], np.flatnonzero(mine >= threshold), most)
+    def _fetch(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the `wanted` highest scores, as far as FAISS finds them, with those scores.
 
-    def _rank(self, query: np.ndarray, rows: np.ndarray, needed: int) -> Found:
-        """Return the best of `rows` by their scores in double precision, rounded once; equal ones by row."""
-        # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
-        scores = (self.vectors[rows] * query.astype(np.float64)).sum(axis=1).astype(np.float32)
-        best = np.lexsort((rows, -scores))[:needed]
-        return rows[best].astype(np.int64), scores[best]
+        In any order; -1 where FAISS runs dry.
+        """
+        fetch = min(wanted * self.plan.rescored, len(self), _MOST_FETCHED if self._on_gpu else len(self))
+        effort = self._efforts.get(wanted)
+        if effort is None:
+            effort = self._efforts[wanted] = _effort(self.plan, wanted)
+        with self._turn:
+            scores, rows = self._index.search(queries, fetch, **effort)
+        if self.plan.bits < 32:
+            scores = inner_products(queries, self.vectors, rows)
+            scores[rows < 0] = -np.inf
+        return _highest(scores, rows, wanted)
+
+    def _from_regions(self, asked: _Asked, user: int) -> Found:
+        assert asked.eligible is not None, "only filtered searches look into regions"
+        assert self.regions is not None, "an index that is not exact has regions"
+        needed, query = int(asked.needed[user]), asked.queries[user]
+        excluded = asked.excluded.rows_of(user)
+        rows = self.regions.candidates(self.vectors, query, needed, asked.eligible, excluded)
+        ranked_rows, ranked_scores = rank(self.vectors, query[None], rows[None])
+        return ranked_rows[0, :needed], ranked_scores[0, :needed]
+
+
+class _Asked:
+    """One search: who asks, for how many, and what must not be found."""
+
+    def __init__(self, queries: np.ndarray, needed: np.ndarray, excluded: Excluded, eligible: Eligible | None) -> None:
+        self.queries = queries
+        self.needed = needed
+        self.excluded = excluded
+        self.eligible = eligible
+
+    @classmethod
+    def of(
+        cls,
+        queries: np.ndarray,
+        k: int,
+        rows: np.ndarray | None,
+        offsets: np.ndarray | None,
+        eligible: Eligible | None,
+        num_items: int,
+    ) -> _Asked:
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if eligible is not None and len(eligible) == num_items:
+            eligible = None
+        excluded = Excluded.of(rows, offsets, len(queries), num_items, eligible)
+        available = num_items if eligible is None else len(eligible)
+        return cls(queries, np.minimum(k, available - excluded.counts), excluded, eligible)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def best(self, exact: Exact, users: np.ndarray) -> Iterator[Found]:
+        """Yield the answers of some of the users from comparing every eligible item."""
+        return exact.best(self.queries, users, self.needed, self.excluded, self.eligible)
+
+    def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return which of the rows, one line per user, must not be found; those of row -1 among them."""
+        barred = rows < 0
+        if len(self.excluded.pairs):
+            barred |= self.excluded.contains(users[:, None], rows)
+        if self.eligible is not None:
+            barred |= ~self.eligible.mask[rows]
+        return barred
 
 
 def check_unit_length(vectors: Float32[np.ndarray, "rows width"]) -> None:
@@ -241,39 +341,126 @@ def set_num_threads(num_threads: int) -> None:
     faiss.omp_set_num_threads(num_threads)
 
 
-@dataclass(frozen=True)
-class _Excluded:
-    """Pairs of user and row that must not be found, each once, in order, as `user * num_items + row`."""
+def divide(vectors: Float32[np.ndarray, "items width"], num_regions: int) -> Regions:
+    """Return the items divided into regions of items that are alike."""
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        num_regions,
+        niter=_KMEANS_ROUNDS,
+        spherical=True,
+        seed=_SEED,
+        max_points_per_centroid=_ITEMS_PER_CENTRE,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(vectors)
+    _, nearest = kmeans.index.search(vectors, 1)
+    return Regions(np.ascontiguousarray(kmeans.centroids), nearest[:, 0].astype(np.int32))
 
-    pairs: Int64[np.ndarray, " pairs"]
-    counts: Int64[np.ndarray, " users"]
-    offsets: Int64[np.ndarray, " users_plus_1"]
-    num_items: int
 
-    @classmethod
-    def of(cls, rows: np.ndarray | None, offsets: np.ndarray | None, num_users: int, num_items: int) -> _Excluded:
-        if rows is None or offsets is None:
-            assert rows is None, "exclusions need the offsets of their users"
-            rows, offsets = np.zeros(0, np.int64), np.zeros(num_users + 1, np.int64)
-        assert len(offsets) == num_users + 1, f"{num_users} users, {len(offsets) - 1} lists of exclusions"
-        users = np.repeat(np.arange(num_users), np.diff(offsets))
-        pairs = np.unique(users * num_items + rows.astype(np.int64))
-        counts = np.bincount(pairs // max(1, num_items), minlength=num_users)
-        return cls(pairs, counts, offsets_of(counts), num_items)
+def inner_products(
+    queries: Float32[np.ndarray, "users width"],
+    vectors: Float32[np.ndarray, "items width"],
+    rows: Int[np.ndarray, "users candidates"],
+) -> Float32[np.ndarray, "users candidates"]:
+    """Return the score of each candidate for its user, in single precision; anything where the row is -1."""
+    scores = np.zeros(rows.shape, dtype=np.float32)
+    faiss.fvec_inner_products_by_idx(
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(vectors),
+        faiss.swig_ptr(rows),
+        vectors.shape[1],
+        *rows.shape,
+    )
+    return scores
 
-    def contains(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        if not len(self.pairs):
-            return np.zeros(rows.shape, dtype=bool)
-        wanted = users * self.num_items + rows
-        places = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
-        return np.asarray(self.pairs[places] == wanted)
 
-    def rows_of(self, user: int) -> Int64[np.ndarray, " rows"]:
-        return self.pairs[self.offsets[user] : self.offsets[user + 1]] - user * self.num_items
+def _built(vectors: np.ndarray, plan: Plan, regions: Regions | None) -> Any:
+    """Return FAISS's index of a plan, holding the vectors."""
+    index = _empty(vectors.shape[1], plan, regions)
+    num_threads = faiss.omp_get_max_threads()
+    try:
+        if plan.kind == "hnsw":
+            # Several threads would link the items in another order each time.
+            faiss.omp_set_num_threads(1)
+        index.train(vectors)
+        index.add(vectors)
+    finally:
+        faiss.omp_set_num_threads(num_threads)
+    return index
+
+
+def _empty(width: int, plan: Plan, regions: Regions | None) -> Any:
+    """Return FAISS's index of a plan, not yet trained."""
+    metric = faiss.METRIC_INNER_PRODUCT
+    num_codes = width * plan.bits // 4
+    match plan.kind:
+        case "exact":
+            return faiss.IndexFlat(width, metric)
+        case "hnsw":
+            index = faiss.IndexHNSWFlat(width, plan.links, metric)
+            index.hnsw.efConstruction = _WALK_WHILE_BUILDING
+            return index
+        case "sq8":
+            return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, metric)
+        case "sq4":
+            return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_4bit, metric)
+        case "pq":
+            return _quiet(faiss.IndexPQFastScan(width, num_codes, 4, metric))
+        case "rabitq":
+            turned = faiss.IndexRaBitQFastScan(width, metric, 32, plan.bits)
+            turned.qb = 8
+            return faiss.IndexPreTransform(faiss.RandomRotationMatrix(width, width), turned)
+    assert regions is not None, f"{plan.kind} looks into regions"
+    centres = faiss.IndexFlatIP(width)
+    centres.add(regions.centres)
+    shape = centres, width, len(regions.centres)
+    match plan.kind:
+        case "ivf":
+            return faiss.IndexIVFFlat(*shape, metric)
+        case "ivf-sq8":
+            return faiss.IndexIVFScalarQuantizer(*shape, faiss.ScalarQuantizer.QT_8bit, metric, True)
+        case "ivf-pq":
+            index = _quiet(faiss.IndexIVFPQFastScan(*shape, num_codes, 4, metric))
+            index.by_residual = True
+            return index
+
+
+def _quiet(index: Any) -> Any:
+    """Return the index, which learns its codes without a word, however few the items."""
+    index.pq.cp.min_points_per_centroid = 1
+    return index
+
+
+def _effort(plan: Plan, wanted: int) -> dict[str, Any]:
+    """Return what FAISS is told about the effort of one search; more than was tuned for where more is wanted."""
+    more = max(1.0, wanted / (TUNED_CUTOFF + SLACK))
+    if plan.kind == "hnsw":
+        return {"params": faiss.SearchParametersHNSW(efSearch=max(wanted, round(plan.breadth * more)))}
+    if plan.regions:
+        probes = min(plan.regions, int(np.ceil(plan.probes * more)))
+        return {"params": faiss.SearchParametersIVF(nprobe=probes)}
+    return {}
+
+
+def _regions_path(path: Path) -> Path:
+    return path.with_name("regions.safetensors")
+
+
+def _highest(scores: np.ndarray, rows: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of each user's `kept` highest scores, with those scores, in any order."""
+    if kept >= rows.shape[1]:
+        return scores, rows
+    best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+    return take(scores, best), take(rows, best)
 
 
 def _groups(fetch: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield users by position, those together who need about as many results; not those who need more than `most`."""
+    if len(fetch) == 1:
+        if fetch[0] <= most:
+            yield int(fetch[0]), np.zeros(1, np.int64)
+        return
     rounded = np.where(fetch > most, 0, np.minimum(most, 2 ** np.ceil(np.log2(np.maximum(1, fetch))))).astype(np.int64)
     for size in np.unique(rounded[rounded > 0]).tolist():
         yield size, np.flatnonzero(rounded == size)

@@ -18,7 +18,7 @@ from features.errors import DataError
 from features.files import atomic_file
 from features.schema import ITEM_ID, USER_ID
 from features.tables import read_frame
-from serving.index import Hits
+from serving.hits import Hits
 from serving.retriever import Retriever
 
 BLOCK = 1024

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float32, Int64
 
 from features.errors import DataError
 from features.sequences import Sequences, offsets_of
+from serving.hits import Hits
 from serving.ids import ExternalId, IdMap
-from serving.index import Device, Hits
+from serving.index import Device
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from towers.bundle import BundleError, ModelBundle
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from features.config import StrictTable
-from serving.index import Kind
+from serving.kinds import Kind
 from towers.bundle import BundleError, ModelBundle, broken_seal
 from towers.bundle import seal as seal_files
 

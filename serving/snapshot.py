@@ -35,7 +35,8 @@ from features.files import atomic_folder
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Tables, Users
-from serving.index import ItemIndex, Kind
+from serving.index import ItemIndex
+from serving.kinds import Kind
 from serving.seal import Seal
 from towers.bundle import BundleError, ModelBundle
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 
@@ -9,26 +10,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.sequences import offsets_of
 from serving import index as index_module
-from serving.index import ItemIndex, check_unit_length
+from serving import regions as regions_module
+from serving.hits import Eligible
+from serving.index import ItemIndex, check_unit_length, divide
+from serving.kinds import KINDS, Plan, standard
+from tests.serving.vectors import by_hand, clustered_vectors, jagged, some_eligible, unit_vectors
+
+ITEMS, USERS = 4000, 60
+SPACES = {
+    "clustered": (clustered_vectors(ITEMS), clustered_vectors(USERS, seed=1)),
+    "isotropic": (unit_vectors(ITEMS), unit_vectors(USERS, seed=1)),
+}
+# What a kind finds with the parameters that suit the number of items, before anything is tuned.
+FLOORS = {"clustered": 0.98, "isotropic": 0.88}
 
 
-def unit_vectors(count, width=16, seed=0):
-    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+@functools.cache
+def built(kind, space="clustered"):
+    return ItemIndex.build(SPACES[space][0], kind)
 
 
-def jagged(lists):
-    rows = np.array([row for one in lists for row in one], dtype=np.int64)
-    return rows, offsets_of(np.array([len(one) for one in lists], dtype=np.int64))
-
-
-def by_hand(vectors, query, k, excluded):
-    """The reference: plain Python over double-precision scores, ties by row."""
-    scores = {row: np.float32(np.dot(vectors[row].astype(float), query.astype(float))) for row in range(len(vectors))}
-    eligible = [row for row in scores if row not in set(excluded)]
-    return sorted(eligible, key=lambda row: (-scores[row], row))[:k]
+@pytest.fixture
+def by_regions(monkeypatch):
+    """Small catalogues are searched as large ones are."""
+    monkeypatch.setattr(index_module, "_SCANNED_NUMBERS", 0)
+    monkeypatch.setattr(regions_module, "_FIRST_ROUND", 64)
 
 
 def test_finds_the_items_with_the_highest_inner_product():
@@ -114,8 +121,190 @@ def test_results_that_faiss_could_not_fill_never_reach_the_caller():
             return np.full(rows.shape, np.finfo(np.float32).min), rows
 
     vectors, query = unit_vectors(100), unit_vectors(1, seed=1)
-    rows, _ = ItemIndex(vectors, RunsDry(), "exact", on_gpu=False).search(query, 10).of(0)
+    rows, _ = ItemIndex(vectors, RunsDry(), Plan()).search(query, 10).of(0)
     assert rows.tolist() == by_hand(vectors, query[0], 10, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("k", [10, 100])
+def test_every_kind_finds_nearly_all_of_the_best(kind, space, k):
+    index, (_, queries) = built(kind, space), SPACES[space]
+    share = index.search(queries, k).share_of(index.scan(queries, k))
+    assert share >= (1 if index.is_exact else FLOORS[space])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [0, 1, 100, 1999, 2500, ITEMS, 5000])
+def test_every_kind_returns_as_many_as_there_are_each_once_and_in_order(kind, k):
+    index, queries = built(kind), SPACES["clustered"][1]
+    for asked in (queries[:3], queries[:1]):
+        hits = index.search(asked, k)
+        for user in range(len(asked)):
+            rows, scores = hits.of(user)
+            assert len(set(rows.tolist())) == len(rows) == min(k, ITEMS)
+            assert ((rows >= 0) & (rows < ITEMS)).all()
+            assert (np.diff(scores) <= 0).all()
+            np.testing.assert_allclose(scores, index.vectors[rows] @ asked[user], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_excluded", [5, 300, 3500, 3995, ITEMS])
+def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kind, num_excluded):
+    index, (vectors, queries) = built(kind), SPACES["clustered"]
+    best_first = np.argsort(-(queries[:3] @ vectors.T), axis=1)
+    excluded = jagged(best_first[:, :num_excluded])
+    hits, true = index.search(queries[:3], 10, *excluded), index.scan(queries[:3], 10, *excluded)
+    np.testing.assert_array_equal(np.diff(hits.offsets), min(10, ITEMS - num_excluded))
+    for user in range(3):
+        assert not np.isin(hits.of(user)[0], best_first[user, :num_excluded]).any()
+    assert hits.share_of(true) >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.1, 0.29, 0.4, 0.9, 0.9995, 1])
+def test_every_kind_finds_as_many_eligible_items_as_there_are_at_every_selectivity(kind, space, share, by_regions):
+    index, (_, queries) = built(kind, space), SPACES[space]
+    eligible = some_eligible(ITEMS, share)
+    floor = 1 if index.is_exact else 0.98 if share < 0.3 else FLOORS[space]
+    # Those who ask one by one are answered otherwise than many at once.
+    for asked in [queries, *(queries[user : user + 1] for user in range(5))]:
+        hits, true = (search(asked, 20, eligible=eligible) for search in (index.search, index.scan))
+        np.testing.assert_array_equal(np.diff(hits.offsets), min(20, len(eligible)))
+        assert eligible.mask[hits.rows].all()
+        assert hits.share_of(true) >= (floor if len(asked) > 1 else 0.7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("nearest", [True, False])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_harder(kind, nearest, share, by_regions):
+    index, (vectors, queries) = built(kind), SPACES["clustered"]
+    scores = vectors @ queries[0]
+    edge = np.quantile(scores, 1 - share if nearest else share)
+    eligible = Eligible(scores > edge if nearest else scores < edge)
+    found, true = (search(queries[:1], 50, eligible=eligible) for search in (index.search, index.scan))
+    assert len(found.rows) == 50
+    assert found.share_of(true) >= 0.96
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
+def test_filters_and_exclusions_work_together(kind, share, by_regions):
+    index, (vectors, queries) = built(kind), SPACES["clustered"]
+    eligible = some_eligible(ITEMS, share)
+    best_first = np.argsort(-(queries[:4] @ vectors.T), axis=1)
+    # What would come first among the eligible, all of the eligible but three, half of everything, and nothing.
+    firsts = [[row for row in best_first[user] if eligible.mask[row]] for user in range(4)]
+    excluded = [firsts[0][:40], firsts[1][3:], best_first[2][: ITEMS // 2], []]
+    for users in [[0, 1, 2, 3], [0], [1], [2], [3]]:
+        some = jagged([excluded[user] for user in users])
+        hits, true = (search(queries[users], 10, *some, eligible=eligible) for search in (index.search, index.scan))
+        np.testing.assert_array_equal(hits.offsets, true.offsets)
+        for place, user in enumerate(users):
+            rows = hits.of(place)[0]
+            assert eligible.mask[rows].all()
+            assert not np.isin(rows, excluded[user]).any()
+            assert len(rows) == (3 if user == 1 else 10)
+        assert hits.share_of(true) >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_vectors_give_the_same_index(kind, tmp_path):
+    vectors = SPACES["clustered"][0]
+    contents = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        ItemIndex.build(vectors, kind).save(tmp_path / name / "items.faiss")
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions):
+    (vectors, queries), index = SPACES["clustered"], built(kind)
+    index.save(tmp_path / "items.faiss")
+    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan)
+    assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, kind == "exact", index.num_bytes)
+    for eligible in (None, some_eligible(ITEMS, 0.1), some_eligible(ITEMS, 0.6)):
+        for asked in (queries, queries[:1]):
+            found, again = (one.search(asked, 10, eligible=eligible) for one in (index, loaded))
+            np.testing.assert_array_equal(found.rows, again.rows)
+            np.testing.assert_array_equal(found.scores, again.scores)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_says_what_memory_it_takes_beside_the_vectors(kind, tmp_path):
+    index = built(kind)
+    index.save(tmp_path / "items.faiss")
+    on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+    order_of_regions = 0 if index.is_exact else 4 * ITEMS
+    assert index.num_bytes == pytest.approx(on_disk + order_of_regions, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
+@pytest.mark.parametrize("width", [5, 17])
+def test_vectors_of_an_odd_width_can_be_indexed(kind, width):
+    index = ItemIndex.build(clustered_vectors(1200, width), kind)
+    queries = clustered_vectors(20, width, seed=1)
+    assert index.search(queries, 10).share_of(index.scan(queries, 10)) >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_catalogue_of_copies_can_be_indexed(kind):
+    vectors = np.repeat(unit_vectors(3), 500, axis=0)
+    hits = ItemIndex.build(vectors, kind).search(vectors[:2], 20)
+    np.testing.assert_allclose(hits.scores, 1, atol=1e-6)
+    np.testing.assert_array_equal(np.diff(hits.offsets), 20)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
+def test_few_items_are_compared_rather_than_indexed(kind):
+    with pytest.raises(ValueError, match=f"{kind}: expected at least 1,000 items, found 999; choose exact"):
+        ItemIndex.build(unit_vectors(999), kind)
+
+
+def test_more_effort_finds_more():
+    index, (_, queries) = built("ivf", "isotropic"), SPACES["isotropic"]
+    true = index.scan(queries, 5)
+    shares = [
+        index.with_effort(index.plan.model_copy(update={"probes": probes})).search(queries, 5).share_of(true)
+        for probes in (1, 4, 16, 64, index.plan.regions)
+    ]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.3
+    assert shares[-1] == 1
+
+
+def test_an_index_is_not_searched_as_another_kind():
+    with pytest.raises(AssertionError, match="cannot search what was built as ivf"):
+        built("ivf").with_effort(standard("hnsw", ITEMS, 16))
+
+
+def test_regions_can_be_shared_by_several_kinds():
+    vectors, queries = SPACES["clustered"]
+    regions = divide(vectors, 128)
+    for kind in ("ivf", "ivf-sq8", "ivf-pq"):
+        index = ItemIndex.build(vectors, kind, regions)
+        assert index.regions is regions
+        np.testing.assert_array_equal(index.search(queries, 10).rows, built(kind).search(queries, 10).rows)
+
+
+def test_processes_share_the_memory_of_a_loaded_index(tmp_path):
+    vectors = SPACES["clustered"][0]
+    built("ivf-pq").save(tmp_path / "items.faiss")
+    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, built("ivf-pq").plan)
+    with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
+        assert str(tmp_path / "items.faiss") in maps.read()
+    assert len(loaded) == ITEMS
+
+
+def test_a_loaded_index_whose_regions_are_of_another_catalogue_is_refused(tmp_path):
+    built("ivf").save(tmp_path / "items.faiss")
+    divide(unit_vectors(1500), 4).save(tmp_path / "regions.safetensors")
+    with pytest.raises(ValueError, match="its regions hold 1500 items, the catalogue 4000"):
+        ItemIndex.load(tmp_path / "items.faiss", SPACES["clustered"][0], built("ivf").plan)
 
 
 def test_vectors_that_are_not_of_length_one_are_refused():
@@ -167,6 +356,14 @@ def test_without_a_gpu_auto_stays_and_cuda_says_so(monkeypatch):
     assert index.to("auto") is index
     assert index.to("cpu") is index
     with pytest.raises(ValueError, match="FAISS finds no GPU; choose the device cpu"):
+        index.to("cuda")
+
+
+def test_a_kind_that_has_no_gpu_version_stays_or_says_so(monkeypatch):
+    monkeypatch.setattr(index_module.faiss, "get_num_gpus", lambda: 1)
+    index = built("hnsw")
+    assert index.to("auto") is index
+    with pytest.raises(ValueError, match=r"kind hnsw searches on a CPU only; .* --kind exact, ivf or ivf-sq8"):
         index.to("cuda")
 
 

@@ -1,0 +1,181 @@
+"""What a search may find and what it found: `Eligible` and `Excluded` rows, and `Hits`.
+
+However it was found, a result is scored again in double precision and rounded once, and equal scores are in the order
+of rows (`rank`). So an answer depends neither on the way it was found nor on who else was asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from features.sequences import offsets_of
+
+Found = tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]
+
+ROUNDING = 1e-5
+"""More than the rounding errors of a single-precision inner product: what is closer than this may change places."""
+SLACK = 8
+"""Results looked at beyond those needed, to see whether the last place is contested."""
+
+# Numbers held at a time while candidates are scored again: 32 MB of doubles.
+_RANKED_NUMBERS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What was found for each user, best first.
+
+    User `u` got `rows[offsets[u]:offsets[u + 1]]`.
+
+    Attributes:
+        offsets: Where each user's results begin, `[users + 1]`.
+        rows: Catalogue rows, `[results]`, never -1.
+        scores: Cosines, `[results]`, falling within a user.
+    """
+
+    offsets: Int64[np.ndarray, " users_plus_1"]
+    rows: Int64[np.ndarray, " results"]
+    scores: Float32[np.ndarray, " results"]
+
+    @classmethod
+    def join(cls, found: Sequence[Found]) -> Hits:
+        """Return one user's results after the other's."""
+        if len(found) == 1:
+            return cls(np.array([0, len(found[0][0])]), *found[0])
+        return cls(
+            offsets_of(np.array([len(rows) for rows, _ in found], dtype=np.int64)),
+            np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in found)]),
+            np.concatenate([np.zeros(0, np.float32), *(scores for _, scores in found)]),
+        )
+
+    def of(self, user: int) -> Found:
+        """Return the rows and the scores of the user at position `user`."""
+        mine = slice(self.offsets[user], self.offsets[user + 1])
+        return self.rows[mine], self.scores[mine]
+
+    def share_of(self, true: Hits) -> float:
+        """Return the share of the results in `true`, for the same users, that are here too: the recall."""
+        pairs = [
+            np.repeat(np.arange(len(hits.offsets) - 1), np.diff(hits.offsets)) << 40 | hits.rows
+            for hits in (self, true)
+        ]
+        return len(np.intersect1d(*pairs)) / len(true.rows) if len(true.rows) else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Eligible:
+    """The items that a filter lets through, the same for every user.
+
+    Attributes:
+        mask: Whether a row may be found, `[items]`.
+    """
+
+    mask: Bool[np.ndarray, " items"]
+
+    @cached_property
+    def rows(self) -> Int64[np.ndarray, " eligible"]:
+        """The rows that may be found, rising."""
+        return np.flatnonzero(self.mask)
+
+    @cached_property
+    def share(self) -> float:
+        """Which part of the catalogue this is, 0 to 1."""
+        return len(self) / max(1, len(self.mask))
+
+    @cached_property
+    def _count(self) -> int:
+        return int(np.count_nonzero(self.mask))
+
+    def __len__(self) -> int:
+        """Return how many items may be found."""
+        return self._count
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Pairs of user and row that must not be found, each once, in order, as `user * num_items + row`.
+
+    Attributes:
+        pairs: The pairs.
+        counts: How many each user has, `[users]`.
+        offsets: Where each user's begin, `[users + 1]`.
+        num_items: Rows of the catalogue.
+    """
+
+    pairs: Int64[np.ndarray, " pairs"]
+    counts: Int64[np.ndarray, " users"]
+    offsets: Int64[np.ndarray, " users_plus_1"]
+    num_items: int
+
+    @classmethod
+    def of(
+        cls,
+        rows: np.ndarray | None,
+        offsets: np.ndarray | None,
+        num_users: int,
+        num_items: int,
+        eligible: Eligible | None = None,
+    ) -> Excluded:
+        """Return each user's exclusions among the eligible items.
+
+        Args:
+            rows: One user's after the other's, in any order, repeats allowed. None: nothing is excluded.
+            offsets: Where each user's begin, `[users + 1]`.
+            num_users: How many users there are.
+            num_items: How many items there are.
+            eligible: What can be found at all. None: every item.
+        """
+        if rows is None or offsets is None:
+            assert rows is None, "exclusions need the offsets of their users"
+            nothing = np.zeros(0, np.int64)
+            return cls(nothing, np.zeros(num_users, np.int64), np.zeros(num_users + 1, np.int64), num_items)
+        assert len(offsets) == num_users + 1, f"{num_users} users, {len(offsets) - 1} lists of exclusions"
+        pairs = rows if num_users == 1 else np.repeat(np.arange(num_users) * num_items, np.diff(offsets)) + rows
+        pairs = np.sort(pairs.astype(np.int64, copy=False))
+        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])] if len(pairs) else pairs
+        if eligible is not None:
+            pairs = pairs[eligible.mask[pairs % num_items]]
+        if num_users == 1:
+            return cls(pairs, np.array([len(pairs)]), np.array([0, len(pairs)]), num_items)
+        counts = np.bincount(pairs // num_items, minlength=num_users)
+        return cls(pairs, counts, offsets_of(counts), num_items)
+
+    def contains(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return whether each of `rows` is excluded for its user."""
+        if not len(self.pairs):
+            return np.zeros(rows.shape, dtype=bool)
+        wanted = users * self.num_items + rows
+        places = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
+        return np.asarray(self.pairs[places] == wanted)
+
+    def rows_of(self, user: int) -> Int64[np.ndarray, " rows"]:
+        """Return the rows that are excluded for one user, rising."""
+        return self.pairs[self.offsets[user] : self.offsets[user + 1]] - user * self.num_items
+
+
+def rank(
+    vectors: Float32[np.ndarray, "items width"],
+    queries: Float32[np.ndarray, "users width"],
+    rows: Int64[np.ndarray, "users candidates"],
+) -> tuple[Int64[np.ndarray, "users candidates"], Float32[np.ndarray, "users candidates"]]:
+    """Return each user's candidates best first, with their scores; those of row -1 come last, with a score of -inf."""
+    scores = np.empty(rows.shape, dtype=np.float32)
+    block = max(1, _RANKED_NUMBERS // max(1, rows.shape[1] * vectors.shape[1]))
+    for start in range(0, len(rows), block):
+        users = slice(start, start + block)
+        # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
+        scores[users] = (vectors[rows[users]] * queries[users, None].astype(np.float64)).sum(axis=2)
+    scores[rows < 0] = -np.inf
+    order = np.lexsort((rows, -scores), axis=-1)
+    return take(rows, order), take(scores, order)
+
+
+def take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return `values[user, places[user]]` for every user; numpy's own way to say it takes ten times as long."""
+    taken: np.ndarray = values[np.arange(len(values))[:, None], places]
+    return taken

@@ -1,0 +1,171 @@
+"""The kinds of index and their parameters, as data: what can be built, what suits a catalogue, what can be tried.
+
+Every kind but `exact` finds candidates cheaply and compares those again with the full vectors, so scores are always
+true and only a place in the list can be missed. What a kind costs depends on two sorts of numbers: those it is built
+with (`regions`, `links`, `bits`) and those each search may choose anew (`probes`, `breadth`, `rescored`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import numpy as np
+from pydantic import Field
+
+from features.config import StrictTable
+
+Kind = Literal["exact", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DESCRIPTIONS: dict[Kind, str] = {
+    "exact": "every item is compared",
+    "hnsw": "a graph is walked, from neighbour to neighbour",
+    "ivf": "the nearest regions are compared",
+    "ivf-sq8": "the nearest regions, a byte a number",
+    "ivf-pq": "the nearest regions, 4 bits a number or 2, in the processor's registers",
+    "pq": "every item, 4 bits a number or 2, in the processor's registers",
+    "sq8": "every item, a byte a number",
+    "sq4": "every item, 4 bits a number",
+    "rabitq": "every item, turned at random, 1 to 4 bits a number",
+}
+"""What each kind compares with a user first; the best of that are compared again with their full vectors."""
+
+TUNED_CUTOFF = 100
+"""Parameters are chosen for this many results; a search for more puts in proportionally more effort."""
+
+# Fewer items cannot be divided or learnt from, and are compared within a tenth of a millisecond.
+_FEWEST_ITEMS = 1000
+_ITEMS_PER_REGION = 30
+_RESCORED = {"ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
+_MOST_RESCORED = 128
+
+
+class Plan(StrictTable):
+    """How an index is built and searched. 0 where a kind has no such number."""
+
+    kind: Kind = "exact"
+    """How it searches."""
+    bits: int = Field(32, ge=1, le=32)
+    """How much is kept of each number of a vector for the first comparison."""
+    regions: int = Field(0, ge=0)
+    """How many regions the items are divided into."""
+    links: int = Field(0, ge=0)
+    """How many neighbours each item is linked to."""
+    probes: int = Field(0, ge=0)
+    """How many regions a search looks into."""
+    breadth: int = Field(0, ge=0)
+    """How many candidates a walk keeps in view."""
+    rescored: int = Field(1, ge=1)
+    """How many candidates are compared again for each result."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the true best items are found by construction."""
+        return self.kind == "exact"
+
+    @property
+    def structure(self) -> tuple[str, int, int, int]:
+        """What the index is built from; plans that share it differ only in the effort of a search."""
+        return self.kind, self.bits, self.regions, self.links
+
+    def __str__(self) -> str:
+        """Return the plan in a few words, such as `ivf-pq bits=4 regions=512 probes=64 rescored=2`."""
+        default = Plan(kind=self.kind)
+        numbers = [name for name in type(self).model_fields if name != "kind"]
+        said = [f"{name}={getattr(self, name)}" for name in numbers if getattr(self, name) != getattr(default, name)]
+        return " ".join([self.kind, *said])
+
+
+def standard(kind: Kind, num_items: int, width: int) -> Plan:
+    """Return a kind with the parameters that suit a catalogue, generous in effort.
+
+    Args:
+        kind: How the index searches.
+        num_items: How many items there are.
+        width: How many numbers a vector has.
+
+    Raises:
+        ValueError: The kind needs more items.
+    """
+    if kind != "exact" and num_items < _FEWEST_ITEMS:
+        raise ValueError(f"{kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
+    regions = num_regions(num_items)
+    rescored = _RESCORED.get(kind, 1)
+    match kind:
+        case "exact":
+            return Plan()
+        case "hnsw":
+            return Plan(kind=kind, links=32, breadth=256)
+        case "ivf":
+            return Plan(kind=kind, regions=regions, probes=_generous(regions))
+        case "ivf-sq8" | "ivf-pq":
+            bits = 8 if kind == "ivf-sq8" else 4
+            return Plan(kind=kind, bits=bits, regions=regions, probes=_generous(regions), rescored=rescored)
+        case "pq" | "sq4":
+            return Plan(kind=kind, bits=4, rescored=rescored)
+        case "sq8":
+            return Plan(kind=kind, bits=8, rescored=rescored)
+        case "rabitq":
+            return Plan(kind=kind, bits=2, rescored=rescored)
+
+
+def candidates(num_items: int, width: int, kind: Kind | None = None) -> list[Plan]:
+    """Return the structures worth building for a catalogue, the simplest first, at their standard effort.
+
+    Args:
+        num_items: How many items there are.
+        width: How many numbers a vector has.
+        kind: Only this one. None: each.
+
+    Raises:
+        ValueError: The kind needs more items.
+    """
+    kinds = [kind] if kind else [one for one in KINDS if one == "exact" or num_items >= _FEWEST_ITEMS]
+    return [plan for one in kinds for plan in _variants(standard(one, num_items, width), width)]
+
+
+def efforts(plan: Plan, num_items: int) -> Iterator[list[Plan]]:
+    """Yield ladders of the same structure: in each, every rung searches harder than the one before and finds more."""
+    most = min(_MOST_RESCORED, max(1, num_items // (2 * TUNED_CUTOFF)))
+    rescored = [1] if plan.bits == 32 else _steps(1, most)
+    if plan.links:
+        yield [plan.model_copy(update={"breadth": breadth}) for breadth in _steps(16, 4096)]
+    elif plan.regions:
+        for times in rescored:
+            found = {"rescored": times}
+            yield [plan.model_copy(update=found | {"probes": probes}) for probes in _steps(1, plan.regions)]
+    else:
+        yield [plan.model_copy(update={"rescored": times}) for times in rescored]
+
+
+def num_regions(num_items: int) -> int:
+    """Return into how many regions a catalogue is divided: about twice the root of its size, a power of two."""
+    wanted = 2 ** round(np.log2(2 * max(1, num_items) ** 0.5))
+    return int(max(1, min(wanted, num_items // _ITEMS_PER_REGION)))
+
+
+def _variants(plan: Plan, width: int) -> list[Plan]:
+    match plan.kind:
+        # Two numbers share a code of four bits.
+        case "ivf-pq" | "pq" if width % 2 == 0:
+            return [plan, plan.model_copy(update={"bits": 2})]
+        case "rabitq":
+            return [plan.model_copy(update={"bits": bits}) for bits in (4, 2, 1)]
+        case _:
+            return [plan]
+
+
+def _generous(regions: int) -> int:
+    return max(1, min(regions, max(8, regions // 4)))
+
+
+def _steps(least: int, most: int) -> list[int]:
+    """Return whole numbers from `least` to `most`, each about 1.4 times the one before.
+
+    Example:
+        >>> _steps(1, 20)
+        [1, 2, 3, 4, 6, 8, 11, 16, 20]
+    """
+    steps = np.unique(np.round(least * 2 ** np.arange(0, np.log2(max(1, most / least)) + 1e-9, 0.5)).astype(int))
+    return sorted({*steps.tolist(), most} if most > least else {least})
