@@ -137,16 +137,19 @@ def test_each_lock_has_all_that_pyproject_asks_for(device: str) -> None:
     text = (ROOT / ".locks" / f"{device}.lock").read_text(encoding="utf-8")
     pins = set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    extras = [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
+    wanted = [*project["project"]["dependencies"], *extras, *project["dependency-groups"]["dev"]]
     names = {re.split(r"[<>=!~;\[ ]", line)[0] for line in wanted} - {"faiss-cpu"}
     assert names <= pins
 
 
 def test_every_library_we_import_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    asked = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in project["project"]["dependencies"]}
+    extras = [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
+    wanted = [*project["project"]["dependencies"], *extras]
+    asked = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in wanted}
     called = {"faiss_cpu": "faiss", "scikit_learn": "sklearn"}
-    brought = {"fbgemm_gpu", "werkzeug"}  # by torchrec and by flask, which are nothing without them
+    brought = {"fbgemm_gpu", "threadpoolctl", "werkzeug"}  # by torchrec, scikit-learn and flask: nothing without them
     known = {called.get(name, name) for name in asked} | brought | set(ROOMS) | sys.stdlib_module_names
     used = {name for path in SOURCES for name in imported(path)}
     assert used <= known

@@ -1,21 +1,37 @@
-"""What every result has beside it: popularity, item-item cosine and EASE.
+"""What every result has beside it: popularity, item-item cosine, EASE, iALS, and neighbours by the items' texts.
 
-Each learns from the same `Sequences` as the model, only from who had what, and takes seconds. A model that does not
-beat them is not worth serving. All three read a person's history as a set, so they answer people whom they have never
-seen as well; items that training has not seen get the score 0.
+Each learns from the same `Sequences` as the model and takes seconds, with its settings chosen on validation questions.
+A model that does not beat them is not worth serving. All of them answer people whom they have never seen, from their
+history. Items that training has not seen get the score 0, except from the texts, which is what that one is for.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import scipy.sparse as sp
-from jaxtyping import Float32, Int
-from scipy.linalg import lapack
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any, TypeVar
 
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Bool, Float32, Int
+from scipy.linalg import lapack
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from features.config import FeatureSettings
 from features.sequences import Queries, Sequences, offsets_of
 from features.split import Split
+from features.tables import Catalog
+from features.text import WORD
 from training.evaluation import Recommender, evaluate
 
+MOST_QUESTIONS = 3_000
+"""Validation questions by which settings are chosen; a sample where there are more."""
 MAX_EASE_ITEMS = 20_000
 """Most items that EASE takes: its matrix is square and dense, 1.6 GB at this size."""
 MAX_EASE_TRIALS_ITEMS = 15_000
@@ -24,40 +40,88 @@ REGULARISATION = 300.0
 """For EASE where none is chosen: the best of `REGULARISATIONS` on MovieLens 1M."""
 REGULARISATIONS = (10.0, 100.0, 300.0, 1_000.0)
 """What is tried for EASE where there are questions to choose by."""
+MAX_IALS_TRIALS_EVENTS = 3_000_000
+"""Most interactions for which several settings are tried for iALS: ten fits, five seconds each for a million."""
+IALS_CONFIDENCES = (1.0, 3.0, 10.0, 40.0)
+"""What is tried for iALS, with each of `IALS_REGULARISATIONS`: dense data wants the first, sparse data the last."""
+IALS_REGULARISATIONS = (1.0, 10.0)
+IALS_FACTORS = (64, 256)
+"""What is tried after that, with the best of them, in the place of 128 factors."""
+HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
+"""What is tried for the neighbours by text: events after which a history's event counts half; inf: all count alike."""
+MOST_TERMS = 500_000
+"""Most words and pairs of words that texts are compared by; the most frequent ones where there are more."""
+TEXT_KINDS = ("text", "category", "categories")
+
+Trial = TypeVar("Trial", bound=Recommender)
 
 
-def fit_baselines(split: Split, *, recommend_seen: bool) -> tuple[list[Recommender], list[str]]:
+def fit_baselines(
+    split: Split, *, recommend_seen: bool, texts: Sequence[str] | None = None
+) -> tuple[list[Recommender], list[str]]:
     """Fit every baseline on the training data, with the settings that do best on the validation questions.
+
+    Args:
+        split: What is learned from, and the questions to choose by.
+        recommend_seen: Whether items of a question's history stay in its ranking.
+        texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
 
     Returns:
         The recommenders, and what a reader of the report should know about them, one line each.
     """
     num_items = len(split.candidates)
-    simple: list[Recommender] = [Popularity.fit(split.train, num_items), ItemCosine.fit(split.train, num_items)]
-    num_known = int(split.warm_items.sum())
-    if num_known > MAX_EASE_ITEMS:
-        return simple, [f"EASE is left out: {num_known:,} items are more than the {MAX_EASE_ITEMS:,} that it can take."]
-    if num_known > MAX_EASE_TRIALS_ITEMS:
-        ease = Ease.fit(split.train, num_items)
-        return [*simple, ease], [f"EASE: regularisation {ease.regularisation:g}, not tuned at {num_known:,} items."]
-    ease = choose_ease(split, recommend_seen=recommend_seen)
-    tried = ", ".join(f"{value:g}" for value in REGULARISATIONS)
-    return [*simple, ease], [f"EASE: regularisation {ease.regularisation:g}, the best of {tried} on validation data."]
+    recommenders: list[Recommender] = [Popularity.fit(split.train, num_items), ItemCosine.fit(split.train, num_items)]
+    chosen = [
+        _ease(split, recommend_seen),
+        _ials(split, recommend_seen),
+        _text_neighbours(split, recommend_seen, texts),
+    ]
+    recommenders += [recommender for recommender, _ in chosen if recommender is not None]
+    return recommenders, [note for _, note in chosen if note]
 
 
-def choose_ease(split: Split, *, recommend_seen: bool, regularisations: tuple[float, ...] = REGULARISATIONS) -> Ease:
+def choose_ease(split: Split, *, recommend_seen: bool, regularisations: Sequence[float] = REGULARISATIONS) -> Ease:
     """Return EASE with the regularisation that has the best NDCG@10 on the validation questions."""
-    item_rows, gram = _gram(split.train, len(split.candidates))
-    best, best_ndcg = None, -1.0
-    for value in regularisations:
-        ease = Ease(_ease_weights(gram, value), item_rows, len(split.candidates), value)
-        result = evaluate(
-            ease, split.validation, split.candidates, recommend_seen=recommend_seen, cutoffs=(10,), with_coverage=False
-        )
-        if result.means["ndcg_at_10"] > best_ndcg:
-            best, best_ndcg = ease, result.means["ndcg_at_10"]
-    assert best is not None, "no regularisation to try"
-    return best
+    num_items = len(split.candidates)
+    item_rows, gram = _gram(split.train, num_items)
+    trials = (Ease(_ease_weights(gram, value), item_rows, num_items, value) for value in regularisations)
+    return _best(trials, len(regularisations), split, recommend_seen)
+
+
+def choose_ials(split: Split, *, recommend_seen: bool) -> Ials:
+    """Return iALS with the settings that have the best NDCG@10 on the validation questions.
+
+    Confidence and regularisation first, which depend on each other; then the factors.
+    """
+    num_items = len(split.candidates)
+
+    def best(trials: Sequence[IalsSettings], *others: Ials) -> Ials:
+        fitted = (Ials.fit(split.train, num_items, settings) for settings in trials)
+        return _best((*others, *fitted) if others else fitted, len(trials) + len(others), split, recommend_seen)
+
+    grid = [
+        IalsSettings(regularisation=regularisation, confidence=confidence)
+        for confidence in IALS_CONFIDENCES
+        for regularisation in IALS_REGULARISATIONS
+    ]
+    first = best(grid)
+    return best([replace(first.settings, factors=factors) for factors in IALS_FACTORS], first)
+
+
+def choose_text_neighbours(split: Split, texts: Sequence[str], *, recommend_seen: bool) -> TextNeighbours:
+    """Return the neighbours by text with the half-life that has the best NDCG@10 on the validation questions."""
+    half_lives = HALF_LIVES if split.train.is_ordered else (math.inf,)
+    vectors = _text_vectors(texts, split.warm_items)
+    return _best((TextNeighbours(vectors, value) for value in half_lives), len(half_lives), split, recommend_seen)
+
+
+def item_texts(catalog: Catalog, features: Mapping[str, FeatureSettings]) -> list[str] | None:
+    """Return what is written of each item: its columns of text and categories, joined; None without such columns."""
+    columns = [name for name, settings in features.items() if settings.kind in TEXT_KINDS]
+    if not columns:
+        return None
+    cells = zip(*(catalog.frame[name].astype(object) for name in columns), strict=True)
+    return ["\n".join(text for cell in row if (text := _written(cell))) for row in cells]
 
 
 class Popularity:
@@ -161,6 +225,201 @@ class Ease:
         scores = np.zeros((len(queries), self._num_items), dtype=np.float32)
         scores[:, self._item_rows] = had @ self._weights
         return scores
+
+
+@dataclass(frozen=True)
+class IalsSettings:
+    """How iALS factorises.
+
+    Attributes:
+        factors: Numbers in a user's and an item's vector.
+        regularisation: What the squares of these numbers cost.
+        confidence: How much more an item counts that somebody had than one that he had not.
+    """
+
+    factors: int = 128
+    regularisation: float = 10.0
+    confidence: float = 3.0
+
+    def __str__(self) -> str:
+        return f"{self.factors} factors, regularisation {self.regularisation:g}, confidence {self.confidence:g}"
+
+
+class Ials:
+    """Matrix factorisation for who had what: vectors of users and items whose products are 1 where somebody had it.
+
+    Minimises, over users u and items i, `sum of c(u, i) * (x(u, i) - p_u · q_i)² + regularisation * (|p|² + |q|²)`,
+    where x is 1 for what somebody had and 0 for all else, and c is `confidence` for the former and 1 for the latter, in
+    turns for users and items (Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008;
+    15 rounds by the library `implicit`). Whoever asks gets the vector that is the exact minimum for the history given,
+    so that it makes no difference whether training has seen him.
+    """
+
+    name = "iALS"
+
+    def __init__(self, model: Any, num_items: int, settings: IalsSettings) -> None:
+        """Take implicit's fitted model."""
+        self.settings = settings
+        self._model = model
+        self._num_items = num_items
+
+    @classmethod
+    def fit(cls, train: Sequences, num_items: int, settings: IalsSettings | None = None, *, seed: int = 0) -> Ials:
+        """Factorise; the seed decides the vectors begun with.
+
+        Raises:
+            ImportError: The library `implicit` is not installed.
+        """
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        settings = settings or IalsSettings()
+        with _one_blas_thread():
+            model = AlternatingLeastSquares(
+                factors=settings.factors,
+                regularization=settings.regularisation,
+                alpha=settings.confidence,
+                random_state=seed,
+            )
+            model.fit(sp.csr_matrix(_binary(train, num_items)), show_progress=False)
+        return cls(model, num_items, settings)
+
+    def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
+        """Return the product of each item's vector with the vector that the history makes."""
+        had = sp.csr_matrix(_binary(queries.history, self._num_items))
+        with _one_blas_thread():
+            users = self._model.recalculate_user(np.arange(len(queries)), had)
+        scores: np.ndarray = users @ self._model.item_factors.T
+        return scores
+
+
+class TextNeighbours:
+    """Items are alike if the same words are written of them; a person gets what is like the newest of the history.
+
+    An item's vector holds the TF-IDF of the words and the pairs of neighbouring words in its texts, at unit length. A
+    user's is the mean of the history's, where an event counts half as much as one that came `half_life` events later;
+    items without a known word are passed over. The score is the cosine of the two. Items that nobody had yet are found
+    as well as any other, and only by this baseline.
+    """
+
+    name = "TF-IDF"
+
+    def __init__(self, vectors: sp.csr_array[np.float32], half_life: float) -> None:
+        """Take the items' unit vectors, `[items, terms]`, and the half-life in events."""
+        self.half_life = half_life
+        self._vectors = vectors
+        self._transposed = sp.csr_array(vectors.T)
+        self._is_written = np.diff(vectors.indptr) > 0
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], warm_items: Bool[np.ndarray, "items"], *, half_life: float) -> TextNeighbours:
+        """Compare all items by the words in the texts of the warm ones: what is not known yet has no part in it."""
+        return cls(_text_vectors(texts, warm_items), half_life)
+
+    def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
+        """Return the cosine of each item with the history, 0 where nothing is written of either."""
+        past = queries.history.keep(self._is_written[queries.history.item_rows])
+        if math.isfinite(self.half_life):
+            past = past.last(math.ceil(10 * self.half_life))  # each older one counts less than a thousandth
+        age = np.repeat(past.offsets[1:], past.lengths) - 1 - np.arange(past.num_events)
+        weights = np.exp2(-age / self.half_life).astype(np.float32)
+        histories = sp.csr_array((weights, past.item_rows, past.offsets), shape=(len(past), self._vectors.shape[0]))
+        scores: np.ndarray = (normalize(histories @ self._vectors) @ self._transposed).toarray()
+        return scores
+
+
+def _ease(split: Split, recommend_seen: bool) -> tuple[Ease | None, str]:
+    """Return EASE, tuned where that is affordable, and what the report says of it."""
+    num_known = int(split.warm_items.sum())
+    if num_known > MAX_EASE_ITEMS:
+        return None, f"EASE is left out: {num_known:,} items are more than the {MAX_EASE_ITEMS:,} that it can take."
+    if num_known > MAX_EASE_TRIALS_ITEMS or not _has_warm_answers(split):
+        ease = Ease.fit(split.train, len(split.candidates))
+        return (
+            ease,
+            f"EASE: regularisation {ease.regularisation:g}, not tuned {_reason(split, f'{num_known:,} items')}.",
+        )
+    ease = choose_ease(split, recommend_seen=recommend_seen)
+    tried = ", ".join(f"{value:g}" for value in REGULARISATIONS)
+    return ease, f"EASE: regularisation {ease.regularisation:g}, the best of {tried} on validation data."
+
+
+def _ials(split: Split, recommend_seen: bool) -> tuple[Ials | None, str]:
+    """Return iALS, tuned where that is affordable, and what the report says of it."""
+    try:
+        import implicit.cpu.als  # noqa: F401
+    except ImportError as error:
+        return None, f"iALS is left out: it needs the library implicit ({error}); pip install implicit adds it."
+    num_events = split.train.num_events
+    if num_events > MAX_IALS_TRIALS_EVENTS or not _has_warm_answers(split):
+        ials = Ials.fit(split.train, len(split.candidates))
+        return ials, f"iALS: {ials.settings}, not tuned {_reason(split, f'{num_events:,} interactions')}."
+    ials = choose_ials(split, recommend_seen=recommend_seen)
+    tried = len(IALS_CONFIDENCES) * len(IALS_REGULARISATIONS) + len(IALS_FACTORS)
+    return ials, f"iALS: {ials.settings}, the best of {tried} settings on validation data."
+
+
+def _text_neighbours(
+    split: Split, recommend_seen: bool, texts: Sequence[str] | None
+) -> tuple[TextNeighbours | None, str]:
+    """Return the neighbours by text, if there are texts, and what the report says of them."""
+    if texts is None or not any(map(WORD.search, compress(texts, split.warm_items))):
+        return None, ""
+    neighbours = choose_text_neighbours(split, texts, recommend_seen=recommend_seen)
+    found = (
+        "all events count alike" if math.isinf(neighbours.half_life) else f"half-life {neighbours.half_life:g} events"
+    )
+    if not split.train.is_ordered:
+        return neighbours, "TF-IDF: all events count alike, there being no order."
+    tried = ", ".join(f"{value:g}" for value in HALF_LIVES)
+    return neighbours, f"TF-IDF: {found}, the best of {tried} on validation data."
+
+
+def _has_warm_answers(split: Split) -> bool:
+    return bool(split.warm_items[split.validation.target_rows].any())
+
+
+def _reason(split: Split, size: str) -> str:
+    return f"at {size}" if _has_warm_answers(split) else "for answers that training has never seen"
+
+
+def _best(trials: Iterable[Trial], count: int, split: Split, recommend_seen: bool) -> Trial:
+    """Return the recommender with the best NDCG@10 on the validation questions, the first among equals."""
+    questions = split.validation
+    if len(questions) > MOST_QUESTIONS:
+        chosen = np.random.default_rng(0).choice(len(questions), MOST_QUESTIONS, replace=False)
+        questions = questions.take(np.sort(chosen))
+    best, best_ndcg = None, -1.0
+    for trial in tqdm(trials, total=count, desc="choosing settings", unit=" settings", leave=False, disable=None):
+        result = evaluate(
+            trial, questions, split.candidates, recommend_seen=recommend_seen, cutoffs=(10,), with_coverage=False
+        )
+        if result.means["ndcg_at_10"] > best_ndcg:
+            best, best_ndcg = trial, result.means["ndcg_at_10"]
+    assert best is not None, "nothing to try"
+    return best
+
+
+def _one_blas_thread() -> threadpool_limits:
+    """Return a context in which implicit's own threads are the only ones; with both, it is many times slower."""
+    return threadpool_limits(1, user_api="blas")
+
+
+def _text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -> sp.csr_array[np.float32]:
+    """Return the TF-IDF of each item's words and pairs of words, at unit length."""
+    vectorizer = TfidfVectorizer(
+        token_pattern=WORD.pattern, ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_TERMS, dtype=np.float32
+    )
+    vectorizer.fit(compress(texts, warm_items))
+    return sp.csr_array(vectorizer.transform(texts))
+
+
+def _written(cell: Any) -> str:
+    """Return a cell as text: the values of a list with a blank between them, nothing where nothing is known."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, list | tuple | np.ndarray):
+        return " ".join(map(_written, cell))
+    return "" if pd.isna(cell) else str(cell)
 
 
 def _binary(sequences: Sequences, num_items: int) -> sp.csr_array[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -63,6 +64,14 @@ def train(settings: Path, output: Path | None, resume: bool, device: str, overri
 @click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
 @click.option("--protocol", type=click.Choice(PROTOCOLS), help="[default: leave-one-out with an order, else users]")
 @click.option(
+    "--on",
+    "part",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Which hidden questions are asked: compare settings on validation, and ask the test once, at the end.",
+)
+@click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings, each of its own seed."
 )
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and .html.")
@@ -78,6 +87,7 @@ def train(settings: Path, output: Path | None, resume: bool, device: str, overri
 def evaluate(
     settings: Path,
     protocol: str | None,
+    part: Literal["test", "validation"],
     seeds: int,
     output: Path | None,
     device: str,
@@ -85,14 +95,14 @@ def evaluate(
     beside: tuple[str, ...],
     bound: tuple[str, ...],
 ) -> None:
-    """Judge the settings: train on the protocol's training part, test on its test part, baselines beside.
+    """Judge the settings: train on the protocol's training part, ask what was held out, baselines beside.
 
     leave-one-out: each user's last item. time: one cut in time for everybody. users: people never seen.
     cold-items: products never seen.
     """
     from training.judging import assess
 
-    report = assess(settings, overrides, protocol, seeds=seeds, device=device, beside=beside, bound=bound)
+    report = assess(settings, overrides, protocol, part=part, seeds=seeds, device=device, beside=beside, bound=bound)
     click.echo(report.to_text())
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

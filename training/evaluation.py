@@ -21,8 +21,16 @@ from features.sequences import Queries, offsets_of, ragged_arange
 from training.metrics import NEVER, bootstrap_interval, coverage, metrics_per_question
 
 CUTOFFS = (10, 50, 100)
+"""The k of the metrics."""
+CUTOFFS_FOR_USERS = (10, 20, 50, 100)
+"""For people who were held out: their tables in the literature have Recall@20, Recall@50 and NDCG@100."""
 MAX_CELLS = 2**24
 """Most scores in memory at a time, whatever the block (16 million: some 250 MB with the comparisons and the order)."""
+
+
+def cutoffs_of(protocol: str) -> tuple[int, ...]:
+    """Return the k of the metrics of a protocol, as `Split.name` calls it."""
+    return CUTOFFS_FOR_USERS if protocol == "users" else CUTOFFS
 
 
 class Recommender(Protocol):

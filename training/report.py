@@ -22,15 +22,21 @@ from training.evaluation import Evaluation
 PRIMARY_METRIC = "ndcg_at_10"
 SHARE_METRIC = "recall_at_10"
 """By which a model is compared with a limit that nobody can pass."""
-COLUMNS = {
+LABELS = {
     "recall_at_10": "R@10",
     "ndcg_at_10": "N@10",
     "mrr_at_10": "MRR@10",
+    "recall_at_20": "R@20",
     "recall_at_50": "R@50",
     "recall_at_100": "R@100",
+    "ndcg_at_100": "N@100",
     "coverage_at_10": "cov@10",
 }
+"""What the metrics are called where people read them."""
+COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100", "coverage_at_10")
 """What the tables show, in this order; the JSON has everything."""
+COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
+"""The same for people who were held out, with what their tables in the literature have."""
 MEANING = (
     "R recall (hit rate where there is one answer), N NDCG, MRR one over the rank of the first answer, "
     "cov share of the items that anybody is given"
@@ -231,10 +237,10 @@ class EvaluationReport:
 
     def to_text(self) -> str:
         """Return the table for a terminal, at most 120 columns wide."""
-        shown = _shown(self.rows)
+        shown = self._shown()
         best = _best(self.rows, shown)
         body = [[row.name, *(_cell(row, name, best) for name in shown)] for row in self.rows]
-        lines = [self.headline, "", *_aligned([["", *(f"{COLUMNS[name]} " for name in shown)], *body])]
+        lines = [self.headline, "", *_aligned([["", *(f"{LABELS[name]} " for name in shown)], *body])]
         legend = "* best   " if len(self.rows) > 1 else ""
         lines += ["", f"{legend}± {self._margin_meaning()}", *self._lead_lines()]
         if any(row.slices for row in self.rows):
@@ -243,9 +249,9 @@ class EvaluationReport:
 
     def to_html(self) -> str:
         """Return a page of its own with the table; nothing is loaded from elsewhere."""
-        shown = _shown(self.rows)
+        shown = self._shown()
         best = _best(self.rows, shown)
-        head = "".join(f"<th>{COLUMNS[name]}</th>" for name in shown)
+        head = "".join(f"<th>{LABELS[name]}</th>" for name in shown)
         body = "\n".join(
             f'<tr{" class=bound" if row.is_bound else ""}><th scope="row">{escape(row.name)}</th>'
             f"{''.join(_html_cell(row, name, best) for name in shown)}</tr>"
@@ -260,6 +266,10 @@ class EvaluationReport:
             below="\n".join(f"<p>{escape(line)}</p>" for line in below),
         )
 
+    def _shown(self) -> list[str]:
+        columns = COLUMNS_FOR_USERS if self.protocol == "users" else COLUMNS
+        return [name for name in columns if any(name in row.metrics for row in self.rows)]
+
     def _margin_meaning(self) -> str:
         if len(self.seeds) > 1:
             return f"standard deviation between {len(self.seeds)} seeds"
@@ -271,10 +281,10 @@ class EvaluationReport:
         for row in self.rows:
             if row.is_bound:
                 share = ours.metrics[SHARE_METRIC].mean / max(row.metrics[SHARE_METRIC].mean, 1e-12)
-                lines.append(f"{ours.name} reaches {share:.0%} of the {COLUMNS[SHARE_METRIC]} of {row.name}")
+                lines.append(f"{ours.name} reaches {share:.0%} of the {LABELS[SHARE_METRIC]} of {row.name}")
             elif row.lead is not None:
                 word = "ahead of" if row.lead.mean >= 0 else "behind"
-                by = f"{abs(row.lead.mean):.4f} in {COLUMNS[PRIMARY_METRIC]}"
+                by = f"{abs(row.lead.mean):.4f} in {LABELS[PRIMARY_METRIC]}"
                 lines.append(f"{ours.name} is {word} {row.name} by {by}, {_spread(row.lead)}")
         return lines
 
@@ -324,10 +334,6 @@ def _slice_rows(runs: Sequence[Mapping[str, Evaluation]]) -> dict[str, SliceRow]
 def _lead(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Estimate:
     leads = [ours.lead_over(other, PRIMARY_METRIC) for ours, other in pairs]
     return Estimate(*leads[0]) if len(leads) == 1 else _between_seeds([mean for mean, _, _ in leads])
-
-
-def _shown(rows: Sequence[ReportRow]) -> list[str]:
-    return [name for name in COLUMNS if any(name in row.metrics for row in rows)]
 
 
 def _best(rows: Sequence[ReportRow], names: Sequence[str]) -> dict[str, float]:

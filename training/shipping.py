@@ -12,10 +12,10 @@ from features.files import sha256
 from features.split import Split
 from features.tables import Tables, read_tables
 from towers.bundle import write_bundle
-from training.baselines import fit_baselines
+from training.baselines import fit_baselines, item_texts
 from training.card import model_card
 from training.config import RunConfig, read_run_config
-from training.evaluation import Evaluation, Recommender, evaluate
+from training.evaluation import Evaluation, Recommender, cutoffs_of, evaluate
 from training.learning import Learned, choose_device, learn, relearn, shipping_split
 from training.progress import describe, start_tracking, told_of_epochs
 from training.report import PRIMARY_METRIC, EvaluationReport
@@ -48,7 +48,7 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
     with start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
         run.tracked_as = tracker.run_id
         learned = _learn(config, tables, split, run, resume=resume, device=device, tracker=tracker)
-        report = _report(config, split, learned)
+        report = _report(config, tables, split, learned)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -95,13 +95,21 @@ def _learn(
         raise
 
 
-def _report(config: RunConfig, split: Split, learned: Learned) -> EvaluationReport:
+def _report(config: RunConfig, tables: Tables, split: Split, learned: Learned) -> EvaluationReport:
     seen = config.features.recommend_seen
-    baselines, notes = fit_baselines(split, recommend_seen=seen)
+    texts = item_texts(tables.catalog, config.features.item)
+    baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
     recommenders: list[Recommender] = [learned.recommender(config.features.history), *baselines]
 
     def answers(recommender: Recommender) -> Evaluation:
-        return evaluate(recommender, split.validation, split.candidates, recommend_seen=seen, progress=True)
+        return evaluate(
+            recommender,
+            split.validation,
+            split.candidates,
+            recommend_seen=seen,
+            cutoffs=cutoffs_of(split.name),
+            progress=True,
+        )
 
     runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
     return EvaluationReport.of(split.name, "validation", runs, notes=notes)

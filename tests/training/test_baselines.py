@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.config import FeatureSettings
 from features.sequences import Queries, Sequences, offsets_of
-from features.split import leave_one_out
+from features.split import cold_items, held_out_users, leave_one_out
+from features.table_files import read_frame
+from features.tables import Catalog
 from training import baselines
-from training.baselines import Ease, ItemCosine, Popularity, choose_ease, fit_baselines
+from training.baselines import (
+    Ease,
+    Ials,
+    IalsSettings,
+    ItemCosine,
+    Popularity,
+    TextNeighbours,
+    choose_ease,
+    choose_ials,
+    choose_text_neighbours,
+    fit_baselines,
+    item_texts,
+)
 from training.evaluation import evaluate
 
 
@@ -142,11 +160,12 @@ def test_all_baselines_stand_beside_a_result_and_beat_popularity_where_tastes_di
         ]
         for recommender in recommenders
     }
-    assert list(recall) == ["popularity", "item-item cosine", "EASE"]
+    assert list(recall) == ["popularity", "item-item cosine", "EASE", "iALS"]
     # Eleven items of the right taste are left: 10/11 by chance, about a third among all.
     assert recall["popularity"] < 0.5
     assert recall["item-item cosine"] > 0.8
     assert recall["EASE"] > 0.8
+    assert recall["iALS"] > 0.8
     assert notes[0].startswith("EASE: regularisation ")
     assert notes[0].endswith(", the best of 10, 100, 300, 1000 on validation data.")
 
@@ -166,12 +185,228 @@ def test_the_regularisation_is_the_one_that_does_best_on_validation(planted: Seq
 def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkeypatch: pytest.MonkeyPatch):
     split = leave_one_out(planted, num_items=45)
     monkeypatch.setattr(baselines, "MAX_EASE_TRIALS_ITEMS", 30)
+    monkeypatch.setattr(baselines, "MAX_IALS_TRIALS_EVENTS", 1_000)
     recommenders, notes = fit_baselines(split, recommend_seen=False)
-    assert (len(recommenders), notes) == (3, ["EASE: regularisation 300, not tuned at 40 items."])
+    assert [recommender.name for recommender in recommenders][2:] == ["EASE", "iALS"]
+    assert notes == [
+        "EASE: regularisation 300, not tuned at 40 items.",
+        "iALS: 128 factors, regularisation 10, confidence 3, not tuned at 1,600 interactions.",
+    ]
     monkeypatch.setattr(baselines, "MAX_EASE_ITEMS", 30)
+    monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)  # as if it were not installed
     recommenders, notes = fit_baselines(split, recommend_seen=False)
-    assert len(recommenders) == 2
-    assert notes == ["EASE is left out: 40 items are more than the 30 that it can take."]
+    assert [recommender.name for recommender in recommenders] == ["popularity", "item-item cosine"]
+    assert notes[0] == "EASE is left out: 40 items are more than the 30 that it can take."
+    assert notes[1].startswith("iALS is left out: it needs the library implicit (")
+    assert notes[1].endswith("); pip install implicit adds it.")
+
+
+def test_settings_are_chosen_by_a_sample_where_there_are_many_questions(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(3)
+    split = leave_one_out(sequences(*rng.integers(0, 30, (80, 12)).tolist()), num_items=30)
+    asked = []
+    monkeypatch.setattr(baselines, "MOST_QUESTIONS", 20)
+    monkeypatch.setattr(Ease, "scores", lambda own, queries: (asked.append(len(queries)), np.zeros((20, 30)))[1])
+    choose_ease(split, recommend_seen=False)
+    assert asked == [20] * 4
+
+
+def alternating_minima(had: np.ndarray, items: np.ndarray, settings: IalsSettings) -> np.ndarray:
+    """The users' vectors that are best for the items' vectors, each by its own linear equations."""
+    users = np.zeros((len(had), items.shape[1]))
+    for user, row in enumerate(had):
+        confidence = np.diag(np.where(row > 0, settings.confidence, 1.0))
+        equations = items.T @ confidence @ items + settings.regularisation * np.eye(items.shape[1])
+        users[user] = np.linalg.solve(equations, items.T @ confidence @ row)
+    return users
+
+
+@given(
+    people.filter(lambda rows: rows.num_events > 0),
+    people,
+    st.builds(
+        IalsSettings,
+        factors=st.integers(1, 5),
+        regularisation=st.sampled_from([0.5, 3.0]),
+        confidence=st.sampled_from([1.0, 2.0, 30.0]),
+    ),
+)
+def test_whoever_asks_ials_gets_the_exact_minimum_for_the_history(
+    train: Sequences, histories: Sequences, settings: IalsSettings
+):
+    ials = Ials.fit(train, 7, settings)
+    items = ials._model.item_factors.astype(float)
+    queries = Queries(histories, np.arange(len(histories) + 1), np.zeros(len(histories), dtype=np.int64), times=None)
+    expected = alternating_minima(matrix(histories, 7), items, settings) @ items.T
+    scores = ials.scores(queries)
+    assert scores == pytest.approx(expected, abs=1e-4)
+    assert scores.dtype == np.float32
+
+
+def test_ials_finds_vectors_that_neither_side_can_better():
+    rng = np.random.default_rng(4)
+    settings = IalsSettings(factors=3, regularisation=1.0, confidence=5.0)
+    had = (rng.random((30, 12)) < 0.3).astype(float)
+    train = sequences(*[np.flatnonzero(row).tolist() for row in had])
+    model = Ials.fit(train, 12, settings)._model
+    users, items = model.user_factors, model.item_factors
+    assert users == pytest.approx(alternating_minima(had, items, settings), abs=0.02)
+    assert items == pytest.approx(alternating_minima(had.T, users, settings), abs=0.02)
+
+
+def test_ials_gives_a_stranger_without_history_and_an_item_that_nobody_had_nothing():
+    scores = Ials.fit(sequences([0, 2], [0, 2], [2]), num_items=5).scores(asking([0], [1], []))
+    assert scores[:, [1, 3, 4]].tolist() == [[0, 0, 0]] * 3
+    assert scores[1:].tolist() == [[0] * 5] * 2
+
+
+def test_ials_is_the_same_for_the_same_seed(planted: Sequences):
+    settings = IalsSettings(factors=8, regularisation=1.0)
+    first, again, other = (
+        Ials.fit(planted, 45, settings, seed=seed).scores(asking([0, 3], [21])) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_settings_of_ials_are_the_best_of_those_tried(planted: Sequences, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(baselines, "IALS_CONFIDENCES", (1.0, 10.0))
+    split = leave_one_out(planted, num_items=45)
+    chosen = choose_ials(split, recommend_seen=False)
+    ndcg = {}
+    tried = [
+        IalsSettings(128, regularisation, confidence) for confidence in (1.0, 10.0) for regularisation in (1.0, 10.0)
+    ]
+    best_by_grid = None
+    for settings in (*tried, None, None):
+        if settings is None:
+            best_by_grid = best_by_grid or max(tried, key=lambda trial: ndcg[trial])
+            settings = IalsSettings(64 if len(ndcg) == 4 else 256, best_by_grid.regularisation, best_by_grid.confidence)
+        ials = Ials.fit(split.train, 45, settings)
+        ndcg[settings] = evaluate(ials, split.validation, split.candidates, recommend_seen=False).means["ndcg_at_10"]
+    assert ndcg[chosen.settings] == max(ndcg.values())
+
+
+def test_texts_are_the_cells_of_text_and_categories_joined():
+    frame = pd.DataFrame(
+        {
+            "item_id": [1, 2, 3],
+            "title": ["Blue pen", None, "Ink"],
+            "price": [1.0, 2.0, 3.0],
+            "tags": [["office", "blue"], [], None],
+            "shelf": [4, 5, None],
+        }
+    ).astype({"shelf": "Int64"})
+    kinds = {"item_id": "id", "title": "text", "price": "number", "tags": "categories", "shelf": "category"}
+    features = {name: FeatureSettings(kind=kind) for name, kind in kinds.items()}
+    assert item_texts(Catalog(frame), features) == ["Blue pen\noffice blue\n4", "5", "Ink"]
+    assert item_texts(Catalog(frame), {"price": features["price"]}) is None
+    assert item_texts(Catalog(frame), {}) is None
+
+
+def test_neighbours_by_text_by_hand():
+    # The words and pairs of the warm items 0 to 2: red, hat, "red hat"; red, shoe, "red shoe"; sun. Item 3 is new.
+    texts = ["red hat", "red shoe", "sun", "a red moon"]
+    warm = np.array([True, True, True, False])
+    neighbours = TextNeighbours.fit(texts, warm, half_life=1.0)
+    scores = neighbours.scores(asking([0], [2, 0], [], [3]))
+    # ln((1 + 3) / (1 + texts with it)) + 1: red is in two, the others in one.
+    red, rare = math.log(4 / 3) + 1, math.log(4 / 2) + 1
+    alike = red**2 / (red**2 + 2 * rare**2)  # of items 0 and 1
+    to_new = red / math.sqrt(red**2 + 2 * rare**2)  # item 3 has nothing but red that is known
+    assert scores[0] == pytest.approx([1, alike, 0, to_new], abs=1e-6)
+    # The sun is one event older and counts half: (0.5, 1) is brought to unit length.
+    length = math.sqrt(1.25)
+    assert scores[1] == pytest.approx([1 / length, alike / length, 0.5 / length, to_new / length], abs=1e-6)
+    assert scores[2].tolist() == [0, 0, 0, 0]
+    assert scores[3] == pytest.approx([to_new, to_new, 0, 1], abs=1e-6)
+    assert scores.dtype == np.float32
+
+
+words = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=4).map(" ".join)
+
+
+@given(st.lists(words, min_size=7, max_size=7), people, st.sampled_from([0.5, 2.0, math.inf]))
+def test_neighbours_by_text_agree_with_their_definition(texts: list[str], histories: Sequences, half_life: float):
+    texts[0] += " a"  # something to compare by
+    vocabulary = sorted({term for text in texts for term in terms(text)})
+    counts = np.array([[terms(text).count(term) for term in vocabulary] for text in texts], dtype=float)
+    documents = (counts > 0).sum(axis=0)
+    weights = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * (np.log(8 / (1 + documents)) + 1)
+    vectors = unit(weights)
+    users = np.zeros((len(histories), len(vocabulary)))
+    for user in range(len(histories)):
+        newest_first = [item for item in histories.items_of(user)[::-1] if terms(texts[item])]
+        for age, item in enumerate(newest_first):
+            users[user] += 0.5 ** (age / half_life) * vectors[item]
+    neighbours = TextNeighbours.fit(texts, np.ones(7, dtype=bool), half_life=half_life)
+    queries = Queries(histories, np.arange(len(histories) + 1), np.zeros(len(histories), dtype=np.int64), times=None)
+    # What is older than ten half-lives is left out: a thousandth of all the weight.
+    assert neighbours.scores(queries) == pytest.approx(unit(users) @ vectors.T, abs=3e-3)
+
+
+def terms(text: str) -> list[str]:
+    found = text.split()
+    return found + [f"{first} {second}" for first, second in pairwise(found)]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def test_the_half_life_is_the_one_that_does_best_on_validation_and_needs_an_order():
+    # Everybody ends with a run of one taste: the newest events tell most.
+    rng = np.random.default_rng(5)
+    texts = [f"kind{item % 4} thing{item}" for item in range(40)]
+    rows = [
+        [*rng.permutation(40)[:12].tolist(), *(4 * rng.permutation(10)[:4] + taste).tolist()]
+        for taste in rng.integers(0, 4, 200)
+    ]
+    split = leave_one_out(sequences(*rows), num_items=40, recommend_seen=True)
+    chosen = choose_text_neighbours(split, texts, recommend_seen=True)
+    assert chosen.half_life < math.inf
+    ndcg = {}
+    for half_life in baselines.HALF_LIVES:
+        trial = TextNeighbours.fit(texts, split.warm_items, half_life=half_life)
+        result = evaluate(trial, split.validation, split.candidates, recommend_seen=True)
+        ndcg[half_life] = result.means["ndcg_at_10"]
+    assert ndcg[chosen.half_life] == max(ndcg.values())
+    notes = fit_baselines(split, recommend_seen=True, texts=texts)[1]
+    assert f"TF-IDF: half-life {chosen.half_life:g} events, the best of 1, 2, 4, 16, inf on validation data." in notes
+
+    unordered = Sequences(split.train.user_ids, split.train.offsets, split.train.item_rows, None, is_ordered=False)
+    split = held_out_users(unordered, 40, recommend_seen=True)
+    recommenders, notes = fit_baselines(split, recommend_seen=True, texts=texts)
+    assert recommenders[-1].half_life == math.inf
+    assert notes[-1] == "TF-IDF: all events count alike, there being no order."
+
+
+def test_only_the_neighbours_by_text_find_what_nobody_had(planted: Sequences):
+    texts = [f"taste{item // 20}" for item in range(40)] + [""] * 5
+    split = cold_items(planted, num_items=45)
+    recommenders, notes = fit_baselines(split, recommend_seen=False, texts=texts)
+    assert notes[0] == "EASE: regularisation 300, not tuned for answers that training has never seen."
+    assert notes[1].endswith("confidence 3, not tuned for answers that training has never seen.")
+    found = {
+        recommender.name: evaluate(recommender, split.test, split.candidates, recommend_seen=False)
+        for recommender in recommenders
+    }
+    recall = {name: evaluation.means["recall_at_50"] for name, evaluation in found.items()}
+    assert recall["TF-IDF"] == 1
+    # The 20 items of the taste, less the history, come before all others.
+    ranks = {name: evaluation.ranks.max() for name, evaluation in found.items()}
+    assert ranks["TF-IDF"] <= 20 < min(rank for name, rank in ranks.items() if name != "TF-IDF")
+
+
+@pytest.mark.parametrize("texts", [None, [""] * 45, ["..."] * 45, ["", *["a word"] * 44]])
+def test_without_a_word_about_any_known_item_there_are_no_neighbours_by_text(
+    planted: Sequences, texts: list[str] | None
+):
+    if texts and texts[1]:
+        texts = [text if row >= 40 else "" for row, text in enumerate(texts)]  # nobody had the items from 40 on
+    recommenders, notes = fit_baselines(leave_one_out(planted, num_items=45), recommend_seen=False, texts=texts)
+    assert [recommender.name for recommender in recommenders] == ["popularity", "item-item cosine", "EASE", "iALS"]
+    assert not [note for note in notes if "TF-IDF" in note]
 
 
 @pytest.mark.data
@@ -184,3 +419,23 @@ def test_ease_reaches_the_known_figure_on_movielens_1m(public_data: Path):
     ease = Ease.fit(split.train, 3_416, regularisation=300.0)
     result = evaluate(ease, split.test, split.candidates, recommend_seen=False)
     assert result.means["ndcg_at_10"] == pytest.approx(0.054, abs=0.001)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_neighbours_by_text_are_a_strong_rival_on_cold_beauty(public_data: Path):
+    frame = read_frame(public_data / "amazon-beauty" / "items.parquet")
+    events = pd.read_parquet(public_data / "amazon-beauty" / "interactions.parquet").sort_values(
+        ["user_id", "position"]
+    )
+    features = {name: FeatureSettings(kind="text") for name in ("title", "brand", "categories")}
+    catalog = Catalog(frame)
+    users, counts = np.unique(events["user_id"], return_counts=True)
+    rows = catalog.rows_of(events["item_id"].to_numpy())
+    split = cold_items(Sequences(users, offsets_of(counts), rows, times=None, is_ordered=True), len(catalog))
+    neighbours = choose_text_neighbours(split, item_texts(catalog, features), recommend_seen=False)
+    means = evaluate(neighbours, split.test, split.candidates, recommend_seen=False).means
+    # With single words instead of pairs as well: 0.076, 0.150 and 0.045.
+    assert means["recall_at_10"] > 0.08
+    assert means["recall_at_50"] > 0.15
+    assert means["ndcg_at_10"] > 0.05

@@ -16,9 +16,11 @@ from training.metrics import metrics_per_question
 from training.report import Estimate, EvaluationReport
 
 
-def evaluation(name: str, ranks: list[int], coverage: float = 0.5) -> Evaluation:
+def evaluation(
+    name: str, ranks: list[int], coverage: float = 0.5, cutoffs: tuple[int, ...] = (10, 50, 100)
+) -> Evaluation:
     offsets = np.arange(len(ranks) + 1)
-    values = metrics_per_question(np.array(ranks), offsets, (10, 50, 100))
+    values = metrics_per_question(np.array(ranks), offsets, cutoffs)
     return Evaluation(name, np.array(ranks), offsets, values, {"coverage_at_10": coverage}, num_candidates=1_234)
 
 
@@ -114,13 +116,24 @@ def test_seeds_may_ask_different_numbers_of_questions():
     assert report.headline == "cold-items · test · 2 to 3 questions · all 1,234 items ranked · 2 seeds"
 
 
-def test_the_table_fits_a_terminal_whatever_the_names():
-    rows = [evaluation("a recommender with a very long name " * 2, [1, 2, 3]), POPULAR_3]
+@pytest.mark.parametrize("protocol", ["time", "users"])
+def test_the_table_fits_a_terminal_whatever_the_names(protocol: str):
+    cutoffs = (10, 20, 50, 100)
+    rows = [evaluation(name, [1, 2, 3], cutoffs=cutoffs) for name in ("a recommender with a very long name " * 2, "b")]
     for runs in ({0: rows}, {0: rows, 1: rows}):
-        assert max(map(len, EvaluationReport.of("time", "test", runs).to_text().splitlines()[:6])) <= 120
+        assert max(map(len, EvaluationReport.of(protocol, "test", runs).to_text().splitlines()[:6])) <= 120
 
 
-POPULAR_3 = evaluation("popularity", [3, 50, 2])
+def test_people_who_were_held_out_are_judged_as_in_the_literature():
+    ours = evaluation("two towers", [1, 15, 60], cutoffs=(10, 20, 50, 100))
+    report = EvaluationReport.of("users", "test", {0: [ours]})
+    lines = report.to_text().splitlines()
+    assert lines[2].split() == ["R@10", "N@10", "R@20", "R@50", "N@100", "cov@10"]
+    # One of three in the first ten, two in the first twenty and fifty. N@10 is 1/3 for the first alone, and N@100
+    # (1 + 1/log2(16) + 1/log2(61)) / 3 = (1 + 0.25 + 0.16862) / 3 = 0.47287.
+    found = re.findall(r"(?<!±)0\.\d{4}", lines[4])
+    assert found == ["0.3333", "0.3333", "0.6667", "0.6667", "0.4729", "0.5000"]
+    assert all(f"<th>{name}</th>" in report.to_html() for name in ("R@20", "R@50", "N@100"))
 
 
 def test_the_page_is_well_formed_stands_alone_and_escapes_names(tmp_path: Path):
