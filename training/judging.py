@@ -1,24 +1,32 @@
-"""What `towers evaluate` does: for every seed split, learn, and answer the test questions, the baselines beside."""
+"""What `towers evaluate` does: for every seed split, learn, and answer the questions held out, the baselines beside."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import click
 import torch
 
 from features.errors import DataError
-from features.sequences import Sequences
+from features.sequences import Queries, Sequences
 from features.split import Split, cold_items, held_out_users, leave_one_out, time_split
 from features.table_files import read_frame
 from features.tables import Tables, read_tables
-from training.baselines import fit_baselines
+from training.baselines import fit_baselines, item_texts
 from training.config import RunConfig, read_run_config
-from training.evaluation import CUTOFFS, Evaluation, Recommender, TableRecommender, evaluate, slices
+from training.evaluation import Evaluation, Recommender, TableRecommender, cutoffs_of, evaluate, slices
 from training.learning import choose_device, learn
 from training.progress import describe, start_tracking, told_of_epochs
 from training.report import EvaluationReport
+
+Part = Literal["test", "validation"]
+SELECTED = (
+    "Asked on validation, by which training was stopped and the settings of the baselines were chosen: good for "
+    "comparing settings, a little flattering as a measure; --on test is the measure."
+)
 
 
 def assess(
@@ -28,6 +36,7 @@ def assess(
     *,
     seeds: int,
     device: str,
+    part: Part = "test",
     beside: Sequence[str] = (),
     bound: Sequence[str] = (),
 ) -> EvaluationReport:
@@ -39,6 +48,7 @@ def assess(
         protocol: As the command line calls it; None: leave-one-out where there is an order, else users.
         seeds: How many trainings; the first has the seed of the settings.
         device: `auto`, `cpu` or `cuda`.
+        part: Which of the questions held out are asked.
         beside: `NAME=FILE` each: recommendations to judge with the rest.
         bound: The same, for limits.
 
@@ -53,21 +63,32 @@ def assess(
     describe(tables, sequences)
     runs: dict[int, list[Evaluation]] = {}
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
-    notes: list[str] = []
+    notes: dict[int, list[str]] = {}
     where = choose_device(device)
+    others: _Others | None = None
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
         click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} interactions to learn from", err=True)
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
-        baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen)
-        recommenders: list[Recommender] = [towers, *baselines, *given]
-        runs[seed] = [_answers(recommender, split, seeded) for recommender in recommenders]
-        assert split.test is not None
-        parts[seed] = {run.name: slices(run, split.test, split.warm_items) for run in runs[seed]}
-    sliced = parts if protocol in ("time", "cold-items") else None
-    bounds = [text.partition("=")[0] for text in bound]
-    return EvaluationReport.of(protocol, "test", runs, slices=sliced, bounds=bounds, notes=notes)
+        ours = _answers(towers, split, part, config)
+        if others is None or is_drawn(protocol, sequences):
+            others = _Others.fit(split, part, config, tables, given)
+        runs[seed], notes[seed] = [ours, *others.evaluations], others.notes
+        parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
+    return EvaluationReport.of(
+        protocol,
+        part,
+        runs,
+        slices=parts if protocol in ("time", "cold-items") else None,
+        bounds=[text.partition("=")[0] for text in bound],
+        notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
+    )
+
+
+def is_drawn(protocol: str, sequences: Sequences) -> bool:
+    """Whether the split of a protocol is drawn by lot, so that each seed has its own."""
+    return protocol in ("users", "cold-items") or (protocol == "leave-one-out" and not sequences.is_ordered)
 
 
 def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunConfig) -> Split:
@@ -98,16 +119,50 @@ def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.devi
     return learned.recommender(config.features.history)
 
 
-def _answers(recommender: Recommender, split: Split, config: RunConfig) -> Evaluation:
-    assert split.test is not None, "every protocol of this command holds out a test part"
+@dataclass(frozen=True)
+class _Others:
+    """What stands beside the towers: the judgements of all other recommenders on a split, and the notes on them."""
+
+    evaluations: list[Evaluation]
+    notes: list[str]
+
+    @classmethod
+    def fit(
+        cls, split: Split, part: Part, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
+    ) -> _Others:
+        """Fit the baselines, and judge them and the tables that were given."""
+        texts = item_texts(tables.catalog, config.features.item)
+        baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)
+        return cls([_answers(recommender, split, part, config) for recommender in (*baselines, *given)], notes)
+
+
+def _questions(split: Split, part: Part) -> Queries:
+    questions = split.test if part == "test" else split.validation
+    assert questions is not None, "every protocol of this command holds out a test part"
+    return questions
+
+
+def _answers(recommender: Recommender, split: Split, part: Part, config: RunConfig) -> Evaluation:
     return evaluate(
         recommender,
-        split.test,
+        _questions(split, part),
         split.candidates,
         recommend_seen=config.features.recommend_seen,
-        cutoffs=CUTOFFS,
+        cutoffs=cutoffs_of(split.name),
         progress=True,
     )
+
+
+def _merged(notes: Mapping[int, Sequence[str]]) -> list[str]:
+    """Return the notes of all seeds, each once; what only some seeds say with the seeds that do."""
+    seeds_of: dict[str, list[int]] = {}
+    for seed, lines in notes.items():
+        for line in lines:
+            seeds_of.setdefault(line, []).append(seed)
+    return [
+        line if len(seeds) == len(notes) else f"seed {', '.join(map(str, seeds))}: {line}"
+        for line, seeds in seeds_of.items()
+    ]
 
 
 def _table(text: str, tables: Tables) -> TableRecommender:
