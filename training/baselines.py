@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,12 +41,13 @@ REGULARISATION = 300.0
 REGULARISATIONS = (10.0, 100.0, 300.0, 1_000.0)
 """What is tried for EASE where there are questions to choose by."""
 MAX_IALS_TRIALS_EVENTS = 3_000_000
-"""Most interactions for which several settings are tried for iALS: ten fits, five seconds each for a million."""
-IALS_CONFIDENCES = (1.0, 3.0, 10.0, 40.0)
-"""What is tried for iALS, with each of `IALS_REGULARISATIONS`: dense data wants the first, sparse data the last."""
-IALS_REGULARISATIONS = (1.0, 10.0)
-IALS_FACTORS = (64, 256)
-"""What is tried after that, with the best of them, in the place of 128 factors."""
+"""Most interactions for which several settings are tried for iALS: seven fits, five seconds each for a million."""
+IALS_TRIALS: dict[str, tuple[Any, ...]] = {
+    "confidence": (1.0, 3.0, 10.0, 40.0),
+    "regularisation": (1.0, 10.0),
+    "factors": (64, 128, 256),
+}
+"""What is tried for iALS, one setting after the other."""
 HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
 """What is tried for the neighbours by text: events after which a history's event counts half; inf: all count alike."""
 MOST_TERMS = 500_000
@@ -91,21 +92,15 @@ def choose_ease(split: Split, *, recommend_seen: bool, regularisations: Sequence
 def choose_ials(split: Split, *, recommend_seen: bool) -> Ials:
     """Return iALS with the settings that have the best NDCG@10 on the validation questions.
 
-    Confidence and regularisation first, which depend on each other; then the factors.
+    One after the other: the confidence, which matters most, the regularisation, and the factors.
     """
     num_items = len(split.candidates)
-
-    def best(trials: Sequence[IalsSettings], *others: Ials) -> Ials:
-        fitted = (Ials.fit(split.train, num_items, settings) for settings in trials)
-        return _best((*others, *fitted) if others else fitted, len(trials) + len(others), split, recommend_seen)
-
-    grid = [
-        IalsSettings(regularisation=regularisation, confidence=confidence)
-        for confidence in IALS_CONFIDENCES
-        for regularisation in IALS_REGULARISATIONS
-    ]
-    first = best(grid)
-    return best([replace(first.settings, factors=factors) for factors in IALS_FACTORS], first)
+    best = Ials.fit(split.train, num_items)
+    for name, values in IALS_TRIALS.items():
+        others = [replace(best.settings, **{name: value}) for value in values]
+        trials = (Ials.fit(split.train, num_items, settings) for settings in others if settings != best.settings)
+        best = _best(chain([best], trials), len(others), split, recommend_seen)
+    return best
 
 
 def choose_text_neighbours(split: Split, texts: Sequence[str], *, recommend_seen: bool) -> TextNeighbours:
@@ -354,8 +349,8 @@ def _ials(split: Split, recommend_seen: bool) -> tuple[Ials | None, str]:
         ials = Ials.fit(split.train, len(split.candidates))
         return ials, f"iALS: {ials.settings}, not tuned {_reason(split, f'{num_events:,} interactions')}."
     ials = choose_ials(split, recommend_seen=recommend_seen)
-    tried = len(IALS_CONFIDENCES) * len(IALS_REGULARISATIONS) + len(IALS_FACTORS)
-    return ials, f"iALS: {ials.settings}, the best of {tried} settings on validation data."
+    tried = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in IALS_TRIALS.items())
+    return ials, f"iALS: {ials.settings}, the best of {tried} on validation data."
 
 
 def _text_neighbours(
