@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lock format clean
+.PHONY: help install demo test rivals lock format clean
 
 # Which set to install: gpu where an NVIDIA GPU answers, else cpu. Overrule it with `make install DEVICE=cpu`.
 ifndef DEVICE
@@ -14,8 +14,13 @@ endif
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$python; break; }; done)
 
+# The same for the rivals, which want an older numpy and so an older Python.
+RIVALS_PYTHON ?= $(shell for python in $(PYTHON) python3.11 python3.12; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$python; break; }; done)
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+RIVALS_PIP := .rivals/bin/python -m pip --disable-pip-version-check
 LOCK := .locks/$(DEVICE).lock
 STAMP := .venv/installed-$(DEVICE)
 # The builds of torch without CUDA, a tenth of the size. Where this address does not answer, torch comes as usual.
@@ -37,17 +42,22 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 	$(BIN)/lint-imports
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
+rivals: .rivals/installed ## make .rivals with RecTools in it, which tests/benchmarks/speed.py runs beside ours
+
 lock: install ## find the newest set of versions that fits, and write the lock files again
 	@for device in cpu gpu; do $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--fork-strategy fewest --no-header --group dev --override .locks/$$device.overrides \
 		--output-file .locks/$$device.lock pyproject.toml .locks/$$device.in >/dev/null; echo "wrote .locks/$$device.lock"; done
+	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --python-platform linux --no-header \
+		--override .locks/cpu.overrides --output-file .locks/rivals.lock .locks/rivals.in >/dev/null; \
+		echo "wrote .locks/rivals.lock"
 
 format: install ## put every file in the house's layout, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv and caches (runs and data stay)
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove .venv, .rivals and caches (runs and data stay)
+	rm -rf .venv .rivals dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find features towers training serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Three steps. torch by itself, so that it brings what its build needs; the rest exactly as locked, without asking what
@@ -65,6 +75,18 @@ $(STAMP): $(LOCK) pyproject.toml $(BIN)/python
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "Installed. $(BIN)/towers doctor says what was found; make demo shows it at work."
+
+# An environment of its own: what it needs does not go together with what we need.
+.rivals/installed: .locks/rivals.lock
+	@[ -n "$(RIVALS_PYTHON)" ] || { echo "error: no Python 3.11 or 3.12 found, which the rivals need; say where it is:" \
+		"make rivals RIVALS_PYTHON=/path/to/python" >&2; exit 2; }
+	@rm -rf .rivals; $(RIVALS_PYTHON) -m venv .rivals || { rm -rf .rivals; exit 1; }
+	@echo "Installing RecTools into .rivals: one to three minutes, once."
+	@$(RIVALS_PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $< torch \
+		|| $(RIVALS_PIP) install --quiet --constraint $< torch
+	@$(RIVALS_PIP) install --quiet --no-deps --requirement $<
+	@touch $@
+	@echo "Installed. $(BIN)/python tests/benchmarks/speed.py measures both."
 
 $(LOCK):
 	@echo "error: there is no $(DEVICE) set; DEVICE is cpu or gpu" >&2; exit 2

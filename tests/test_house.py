@@ -109,9 +109,9 @@ def test_nothing_is_left_to_do_in_what_is_shipped() -> None:
     assert [path for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))] == []
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_a_lock_is_exact_and_names_no_address(device: str) -> None:
-    lines = (ROOT / ".locks" / f"{device}.lock").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", ["cpu", "gpu", "rivals"])
+def test_a_lock_is_exact_and_names_no_address(name: str) -> None:
+    lines = (ROOT / ".locks" / f"{name}.lock").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.lstrip().startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[^ ;/@]+( ; .+)?", pin) for pin in pins)
     assert not [line for line in lines if "://" in line or "index-url" in line or re.search(r"(^|\s)/", line)]
@@ -130,6 +130,13 @@ def test_each_lock_has_the_builds_for_its_device(device: str, there: set[str], a
     assert pins.keys() >= there
     assert not pins.keys() & away
     assert (pins["torch"], pins["torchrec"]) == ("2.13.0", "1.8.0")
+
+
+def test_the_rival_is_measured_on_the_same_torch() -> None:
+    text = (ROOT / ".locks" / "rivals.lock").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+    assert pins["torch"] == "2.13.0"
+    assert pins["rectools"] == "0.19.0"
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -175,7 +182,7 @@ def test_make_alone_shows_what_there_is() -> None:
         ["make", "--no-print-directory", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     targets = [line.split()[1] for line in ended.stdout.splitlines()]
-    assert targets == ["help", "install", "demo", "test", "lock", "format", "clean"]
+    assert targets == ["help", "install", "demo", "test", "rivals", "lock", "format", "clean"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
