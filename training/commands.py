@@ -8,6 +8,8 @@ from typing import Literal
 
 import click
 
+from training.presets import PRESETS, Preset, preset_settings
+
 PROTOCOLS = ("leave-one-out", "time", "users", "cold-items")
 
 
@@ -48,14 +50,23 @@ def init(interactions: Path, items: Path | None, users: Path | None, output: Pat
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The bundle.  [default: runs/run-N]")
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of these settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
+@click.option("--preset", type=click.Choice(PRESETS), help="A size of the model; see README for cost and quality.")
 @click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
-def train(settings: Path, output: Path | None, resume: bool, device: str, overrides: tuple[str, ...]) -> None:
+def train(
+    settings: Path,
+    output: Path | None,
+    resume: bool,
+    device: str,
+    preset: Preset | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
 
     Ctrl-C stops after the current step; the same command with --resume goes on exactly from there.
     """
     from training.shipping import ship
 
+    overrides = (*preset_settings(preset), *overrides)
     bundle = ship(settings, overrides, output=output, resume=resume, device=device)
     click.echo(f"\nNext:\n  towers serve {shlex.quote(str(bundle))}")
 
@@ -76,6 +87,7 @@ def train(settings: Path, output: Path | None, resume: bool, device: str, overri
 )
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and .html.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
+@click.option("--preset", type=click.Choice(PRESETS), help="A size of the model; see README for cost and quality.")
 @click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
 @click.option(
     "--beside",
@@ -91,6 +103,7 @@ def evaluate(
     seeds: int,
     output: Path | None,
     device: str,
+    preset: Preset | None,
     overrides: tuple[str, ...],
     beside: tuple[str, ...],
     bound: tuple[str, ...],
@@ -102,6 +115,7 @@ def evaluate(
     """
     from training.judging import assess
 
+    overrides = (*preset_settings(preset), *overrides)
     report = assess(settings, overrides, protocol, part=part, seeds=seeds, device=device, beside=beside, bound=bound)
     click.echo(report.to_text())
     if output is not None:

@@ -171,8 +171,8 @@ class Source(Protocol):
 class Uniform:
     """Items drawn uniformly from the catalogue.
 
-    **When:** always a part of a sample: it alone shows the model items that nobody had, which it must learn to rank
-    low. The literature's strongest sampled results on catalogues of up to some 100,000 items need nothing else.
+    **When:** always a part of a sample: it alone shows the model items that are seldom had as often as the others. The
+    literature's strongest sampled results on catalogues of up to some 100,000 items need nothing else.
     **Cost:** each item drawn is encoded for the purpose. **Source:** Bengio and Senecal 2008 for the correction.
 
     Args:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from features.inference import Inference
 
+SPARSE = 20
+"""Interactions per user below which little is known of anybody, and a model must be kept from learning it by heart."""
+
 ORDERED = """\
-[towers]
-width = 64               # numbers in a vector; memory and search cost grow with it
 history = "transformer"  # the order of a user's interactions is known, and the newest matter most
 blocks = 2               # layers of the transformer
 heads = 2                # attention heads of each layer
-dropout = 0.2            # share of the numbers hidden inside the history encoder while training
 """
-
+TIMED = """\
+time_bias = true         # how long ago matters, too: times are known
+"""
 UNORDERED = """\
-[towers]
-width = 64               # numbers in a vector; memory and search cost grow with it
 history = "mean"         # the order of a user's interactions is not known
-dropout = 0.2            # share of the numbers hidden inside the history encoder while training
 """
 
 TRAINING = """\
@@ -34,4 +33,14 @@ track = true             # record the run in MLflow
 
 def render_model_settings(inference: Inference) -> str:
     """Return the `[towers]` and `[training]` parts of run.toml, commented."""
-    return f"{ORDERED if inference.is_ordered else UNORDERED}\n{TRAINING}"
+    per_user = inference.num_events / max(inference.num_users, 1)
+    is_sparse = per_user < SPARSE
+    few = f"{per_user:.0f} interactions per user {'are few' if is_sparse else 'are many'}"
+    towers = [
+        "[towers]\nwidth = 64               # numbers in a vector; memory and search cost grow with it\n",
+        ORDERED if inference.is_ordered else UNORDERED,
+        TIMED if inference.column("timestamp") is not None else "",
+        f"dropout = {0.5 if is_sparse else 0.2}            # share of the numbers hidden while training; {few}\n",
+    ]
+    tables = "table_learning_rate = 0.05  # of the embedding tables, half the usual: little is known of each user\n"
+    return f"{''.join(towers)}\n{TRAINING}{tables if is_sparse else ''}"

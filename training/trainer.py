@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
 from towers.two_tower import TwoTower
+from training.averaging import WeightAverage
 from training.caching import user_states
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
@@ -116,12 +118,15 @@ class Interrupted(KeyboardInterrupt):
 class Trainer:
     """One training run.
 
+    It knows only the items that somebody had: an item without an interaction is no negative, or a new one would learn
+    to be ranked low before it was ever shown. Rows of items are positions among the known ones here.
+
     Args:
         config: The settings.
         data: What to learn from.
         device: Where to.
         checkpoint: The file that training can be resumed from; None: none is written.
-        validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last weights.
+        validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last average.
         steps: Steps after which training ends in any case.
         cut_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
         on_step: Told the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
@@ -146,6 +151,8 @@ class Trainer:
         settings = config.training
         self.settings = settings
         self.data = data
+        known_rows = np.unique(data.train.item_rows)
+        self.train = replace(data.train, item_rows=np.searchsorted(known_rows, data.train.item_rows))
         self.device = device
         self.checkpoint = checkpoint
         self.validate = validate
@@ -165,23 +172,24 @@ class Trainer:
         self.optimizer = self._dense_optimizer()
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.batches = TrainingBatches(
-            data.train,
+            self.train,
             history=config.features.history,
             batch_events=min(settings.batch_events, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
             recommend_seen=config.features.recommend_seen,
             seed=settings.seed,
         )
-        self.item_features = data.item_features.to(device)
+        self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)
         self.negatives = self._negatives()
         self.precision = loss_precision(settings.precision, device)
         self.progress = Progress(cut_steps=list(cut_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
+        self.average = WeightAverage(self.model)
         self.best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
 
     def fit(self) -> TwoTower:
-        """Train until the validation N@10 has stopped rising, and return the model with its best weights.
+        """Train until the validation N@10 has stopped rising, and return the model with its best averaged weights.
 
         Raises:
             Interrupted: Ctrl-C; the checkpoint is written.
@@ -189,8 +197,7 @@ class Trainer:
         with _stop_requests() as stop:
             while not self.progress.finished:
                 self._epoch(stop)
-        if self.best_weights:
-            self.model.load_state_dict(self.best_weights)
+        self.model.load_state_dict(self.best_weights or self.average.tensors)
         return self.model.eval()
 
     def _epoch(self, stop: list[bool]) -> None:
@@ -249,7 +256,7 @@ class Trainer:
         progress.loss = self.loss_sum.item()
         measured = {
             "loss": progress.loss / max(progress.batch, 1),
-            "events_per_second": self.data.train.num_events / max(progress.seconds, 1e-9),
+            "events_per_second": self.train.num_events / max(progress.seconds, 1e-9),
         }
         if self.validate is None:
             progress.best_step = progress.step
@@ -268,10 +275,11 @@ class Trainer:
     def _judge(self) -> float:
         assert self.validate is not None
         progress = self.progress
-        quality = self.validate(self.model.eval())
+        with self.average.in_place():
+            quality = self.validate(self.model.eval())
         if quality > progress.best:
             progress.best, progress.best_step, progress.waited = quality, progress.step, 0
-            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best_weights = {name: value.clone() for name, value in self.average.tensors.items()}
         elif progress.step > self.settings.warmup_steps:
             progress.waited += 1
         return quality
@@ -309,6 +317,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self._dense_parameters(), GRADIENT_NORM)
         self.optimizer.step()
         self.progress.step += 1
+        self.average.add(self.progress.step)
         return loss.detach()
 
     def loss(self, batch: SequenceBatch) -> Tensor:
@@ -364,7 +373,7 @@ class Trainer:
         if settings.negatives == "all" or (settings.negatives == "auto" and is_small):
             return AllItems(num_items)
         share = target_shares(
-            self.data.train,
+            self.train,
             num_items,
             history=self.batches.history,
             recommend_seen=self.batches.recommend_seen,
@@ -410,6 +419,7 @@ class Trainer:
         checkpoint = Checkpoint(counters=vars(self.progress).copy())
         checkpoint.counters["best"] = None if math.isinf(self.progress.best) else self.progress.best
         checkpoint.add("model", self.model.state_dict())
+        checkpoint.add("average", self.average.tensors)
         checkpoint.add("best", self.best_weights)
         checkpoint.add("adamw", self._optimizer_tensors())
         checkpoint.add("tables", self._table_states())
@@ -426,6 +436,7 @@ class Trainer:
         self.progress = Progress(**{**checkpoint.counters, "best": -math.inf if best is None else best})
         self.loss_sum.fill_(self.progress.loss)
         self.model.load_state_dict(checkpoint.part("model"))
+        self.average.restore(checkpoint.part("average"))
         self.best_weights = {name: value.to(self.device) for name, value in checkpoint.part("best").items()}
         self._restore_optimizer(checkpoint.part("adamw"))
         for name, state in self._table_states().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,25 @@ from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Users
 from towers.config import TowersConfig
 from towers.two_tower import TwoTower
+from training import trainer as trainer_module
 from training.checkpoint import Checkpoint
 from training.config import RunConfig, TrainingConfig
+from training.mining import mine
+from training.negatives import AllItems, Sample
 from training.scoring import TowersRecommender
 from training.trainer import Progress, Trainer, TrainingData, loss_precision
 
 NUM_ITEMS = 30
+SAMPLED = {"negatives": "sampled", "uniform_negatives": 8, "in_batch_negatives": 8}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "all": {"negatives": "all"},
+    "sampled": SAMPLED,
+    "classic": {**SAMPLED, "log_q": "all"},
+    "hard": {**SAMPLED, "hard_negatives": 2, "hard_negatives_epochs": 2, "hard_negatives_skip": 1},
+    "remembered": {**SAMPLED, "memory_negatives": 100},
+    "chunks": {"negatives": "all", "chunk_events": 16},
+    "everything": {**SAMPLED, "hard_negatives": 2, "memory_negatives": 100, "chunk_events": 40},
+}
 
 
 def config_of(**training: Any) -> RunConfig:
@@ -48,16 +62,23 @@ def circle(num_users: int = 60) -> Sequences:
     return Sequences(np.arange(num_users), offsets_of(np.full(num_users, 12)), rows.ravel(), times, is_ordered=True)
 
 
-def data_of(config: RunConfig) -> TrainingData:
+def data_of(config: RunConfig, *, strangers: bool = False) -> TrainingData:
+    """The circle; with strangers, the catalogue begins and ends with an item that nobody had."""
     sequences = circle()
-    catalog = Catalog(pd.DataFrame({"item_id": np.arange(NUM_ITEMS), "name": [f"thing {n}" for n in range(NUM_ITEMS)]}))
+    items = pd.DataFrame({"item_id": np.arange(NUM_ITEMS), "name": [f"thing {n}" for n in range(NUM_ITEMS)]})
+    if strangers:
+        new = pd.DataFrame({"item_id": [98, 99], "name": ["something else", "thing 7"]})
+        items = pd.concat([new[:1], items, new[1:]], ignore_index=True)
+        sequences = replace(sequences, item_rows=sequences.item_rows + 1)
+    catalog = Catalog(items)
     users = Users(pd.DataFrame({"user_id": sequences.user_ids, "team": ["red", "blue"] * 30}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, sequences)
     return TrainingData.prepare(sequences, catalog, users, featurizer)
 
 
-def trainer_of(config: RunConfig, **options: Any) -> Trainer:
-    return Trainer(config, data_of(config), device=torch.device("cpu"), quiet=True, **options)
+def trainer_of(config: RunConfig, *, strangers: bool = False, **options: Any) -> Trainer:
+    data = data_of(config, strangers=strangers)
+    return Trainer(config, data, device=torch.device("cpu"), quiet=True, **options)
 
 
 def weights_of(model: TwoTower) -> dict[str, torch.Tensor]:
@@ -68,10 +89,9 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("negatives", ["all", "sampled"])
-def test_the_next_step_on_a_circle_is_learned(negatives: str) -> None:
-    config = config_of(negatives=negatives, uniform_negatives=8, in_batch_negatives=8, learning_rate=5e-3)
-    trainer = trainer_of(config, steps=250)
+@pytest.mark.parametrize("strategy", ["all", "sampled", "everything"])
+def test_the_next_step_on_a_circle_is_learned(strategy: str) -> None:
+    trainer = trainer_of(config_of(**STRATEGIES[strategy], learning_rate=5e-3), steps=250)
     model = trainer.fit()
     data = trainer.data
     towers = TowersRecommender(model, data.featurizer, data.item_features, data.users, 10)
@@ -87,12 +107,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("stop_after", [1, 7, 12, 13, 25])
-@pytest.mark.parametrize("negatives", ["all", "sampled"])
+@pytest.mark.parametrize(
+    ("strategy", "stop_after"),
+    [
+        *(("all", step) for step in (1, 7, 12, 13, 25)),  # an epoch has 12 steps
+        *(("sampled", step) for step in (1, 12, 25)),
+        *(("hard", step) for step in (7, 12, 13, 25)),
+        *(("remembered", step) for step in (1, 7, 13)),
+        *(("everything", step) for step in (12, 13)),
+    ],
+)
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
-    tmp_path: Path, stop_after: int, negatives: str
+    tmp_path: Path, strategy: str, stop_after: int
 ) -> None:
-    config = config_of(negatives=negatives, uniform_negatives=8, in_batch_negatives=8)
+    config = config_of(**STRATEGIES[strategy])
 
     class KilledError(Exception):
         pass
@@ -114,6 +142,93 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
     assert same(weights_of(resumed.fit()), expected_weights)
     assert resumed.progress.step == expected.progress.step
     assert resumed.progress.best == expected.progress.best
+
+
+@pytest.mark.parametrize("strategy", ["all", "sampled"])
+def test_items_that_nobody_had_are_not_learned_to_be_bad(strategy: str) -> None:
+    """Two items without an interaction, at either end of the catalogue, change nothing that is learned."""
+    config = config_of(**STRATEGIES[strategy])
+    with_strangers, without = (
+        weights_of(trainer_of(config, steps=20, strangers=strangers).fit()) for strangers in (True, False)
+    )
+    assert same(with_strangers, without)
+
+
+def test_items_are_mined_anew_every_so_many_epochs_but_not_before_the_first() -> None:
+    tables: list[torch.Tensor] = []
+    trainer = trainer_of(config_of(**STRATEGIES["hard"], epochs=5), on_step=lambda step, loss: tables.append(table()))
+
+    def table() -> torch.Tensor:
+        assert trainer.negatives.hard is not None
+        return trainer.negatives.hard.table
+
+    random = torch.get_rng_state()
+    trainer._mine()
+    assert torch.equal(torch.get_rng_state(), random)
+    trainer.fit()
+    epochs = [tables[step] for step in range(0, len(tables), 12)]
+    assert len(epochs) == 5
+    assert not len(epochs[0])
+    assert epochs[1] is epochs[2]
+    assert epochs[3] is epochs[4]
+    assert not torch.equal(epochs[2], epochs[3])
+    known = torch.from_numpy(trainer.data.train.item_rows).view(60, 12)
+    assert not (epochs[3][:, :, None] == known[:, None, :]).any()
+
+
+def test_users_of_whom_nothing_is_known_have_no_hard_items() -> None:
+    trainer = trainer_of(config_of())
+    batch = next(trainer.batches.epoch(0))
+    table = mine(trainer.model, [batch], trainer.item_features, trainer.user_features, per_user=2)
+    is_asked = torch.isin(torch.arange(60), batch.users)
+    assert (table[is_asked] >= 0).all()
+    assert (table[~is_asked] == -1).all()
+
+
+def test_a_memory_is_filled_after_the_warm_up_with_what_was_just_learned_from() -> None:
+    trainer = trainer_of(config_of(**STRATEGIES["remembered"]))
+    memory = trainer.negatives.memory
+    assert memory is not None
+    sizes = []
+    for batch in trainer.batches.epoch(0):
+        trainer.step(batch)
+        sizes.append(len(memory.rows))
+        last = batch.item_rows[batch.is_target]
+        if len(sizes) > 5:
+            assert memory.rows[-len(last) :].tolist() == last[-100:].tolist()
+    assert sizes[:5] == [0] * 5
+    assert 40 < sizes[5] <= 64
+    assert sizes[-1] == 100
+    assert not memory.vectors.requires_grad
+
+
+def test_a_sample_is_drawn_where_one_is_asked_for_and_where_items_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(trainer_of(config_of()).negatives, AllItems)
+    assert isinstance(trainer_of(config_of(hard_negatives=1)).negatives, Sample)
+    assert isinstance(trainer_of(config_of(memory_negatives=1)).negatives, Sample)
+    monkeypatch.setattr(trainer_module, "FULL_SOFTMAX_ITEMS", NUM_ITEMS - 1)
+    assert isinstance(trainer_of(config_of()).negatives, Sample)
+    assert isinstance(trainer_of(config_of(negatives="all")).negatives, AllItems)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"uniform_negatives": 0, "in_batch_negatives": 0},
+            "uniform_negatives and in_batch_negatives are both 0",
+        ),
+        ({"negatives": "all", "memory_negatives": 9}, 'memory_negatives is about a sample, and negatives = "all"'),
+        ({"negatives": "all", "hard_negatives": 9}, 'hard_negatives is about a sample, and negatives = "all"'),
+        ({"negatives": "all", "log_q": "none"}, 'log_q is about a sample, and negatives = "all" draws none; leave it'),
+        ({"hard_negatives_skip": 2}, "hard_negatives_skip and hard_negatives_below say what is mined"),
+        ({"hard_negatives_below": 0.9}, "hard_negatives_skip and hard_negatives_below say what is mined"),
+        ({"chunk_events": 999}, "chunk_events = 999 is more than batch_events = 64 and would divide nothing; lower it"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(**settings)
 
 
 def test_training_stops_when_validation_no_longer_rises_and_keeps_the_best_weights() -> None:

@@ -1,0 +1,25 @@
+"""Ready-made sizes of the model, each a handful of settings: `towers train run.toml --preset large`.
+
+A preset stands between run.toml and `--set`: it replaces what the file says, and `--set` replaces what it says. It
+decides sizes and how long is trained; what the model reads and how it reads it is left to run.toml.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Preset = Literal["small", "base", "large"]
+PRESETS = get_args(Preset)
+
+
+def preset_settings(preset: Preset | None) -> tuple[str, ...]:
+    """Return the settings of a preset, `table.key=value` each; none for None."""
+    match preset:
+        case None:
+            return ()
+        case "small":
+            return ("towers.width=32", "towers.blocks=1", "towers.heads=1", "towers.dropout=0.1")
+        case "base":
+            return ("towers.width=64", "towers.blocks=2", "towers.heads=2", "towers.dropout=0.2")
+        case "large":
+            return ("towers.width=128", "towers.blocks=4", "towers.heads=4", "towers.dropout=0.3")
