@@ -30,7 +30,7 @@ from features.tables import Catalog
 from features.text import WORD
 from training.evaluation import Recommender, evaluate
 
-MOST_QUESTIONS = 3_000
+MOST_QUESTIONS = 2_000
 """Validation questions by which settings are chosen; a sample where there are more."""
 MAX_EASE_ITEMS = 20_000
 """Most items that EASE takes: its matrix is square and dense, 1.6 GB at this size."""
