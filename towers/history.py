@@ -3,6 +3,9 @@
 Tokens of many users come one after another without padding, `[tokens, width]`, with `offsets` saying where each
 user's begin. Every position is summarised in one pass, so that one reading of a user trains as many predictions as he
 has events. Encoders that look at the clock are told when each token happened and when each summary is asked for.
+
+Layers add to what comes in, and begin by adding nothing: before training the summary is the newest token (or the mean
+of all), so that with tokens made of item vectors a user begins as a neighbour of what he had.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class CausalPool(nn.Module):
         self.heads = heads
         self.token_norm = nn.RMSNorm(width)
         self.score = nn.Linear(width, heads)
-        self.value = nn.Linear(width, width, bias=False)
+        self.value = _silent(nn.Linear(width, width, bias=False))
         self.norm = nn.RMSNorm(width)
         self.mix = GatedLayer(width, dropout=dropout)
         nn.init.zeros_(self.score.weight)
@@ -164,7 +167,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.bias = AttentionBias(heads, length=0, time_bias=True) if time_bias else None
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = _silent(nn.Linear(width, width, bias=False))
         self.dropout = nn.Dropout(dropout)
         self.mix_norm = nn.RMSNorm(width)
         self.mix = GatedLayer(width, dropout=dropout)
@@ -198,7 +201,7 @@ class HstuBlock(nn.Module):
         self.project = nn.Linear(width, 4 * width, bias=False)
         self.bias = AttentionBias(heads, length=length, time_bias=time_bias)
         self.attended_norm = nn.RMSNorm(width)
-        self.out = nn.Linear(width, width)
+        self.out = _silent(nn.Linear(width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "tokens width"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
@@ -250,7 +253,7 @@ class GatedLayer(nn.Module):
     def __init__(self, width: int, *, dropout: float, expansion: int = 2) -> None:
         super().__init__()
         self.up = nn.Linear(width, 2 * expansion * width, bias=False)
-        self.down = nn.Linear(expansion * width, width, bias=False)
+        self.down = _silent(nn.Linear(expansion * width, width, bias=False))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
@@ -318,6 +321,13 @@ def running_sum(
     total = values.double().cumsum(0)
     before = functional.pad(total, (0, 0, 1, 0))[offsets[:-1]]
     return total - torch.repeat_interleave(before, offsets.diff(), dim=0, output_size=len(values))
+
+
+def _silent(layer: nn.Linear) -> nn.Linear:
+    """Return the layer with zeros for weights."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _pair_spans(group: LengthGroup, moments: Moments | None) -> Int[Tensor, "sequences longest longest"]:

@@ -44,6 +44,7 @@ class UserTower(nn.Module):
         self.time_dropout = config.time_dropout
         self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
         self.read = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.read.weight)  # what was had is read as what can be recommended, until training knows better
         self.history = _history_encoder(config, length + 1)
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (

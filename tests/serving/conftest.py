@@ -87,9 +87,9 @@ def write_untrained(folder: Path, tables_folder: Path, settings: dict, seed: int
     featurizer = Featurizer.fit(Schema.from_config(features), tables.catalog, tables.users, train)
     torch.manual_seed(seed)
     model = TwoTower(towers, featurizer, features.history)
-    for name, parameter in model.named_parameters():
-        if name.endswith("by_span"):
-            torch.nn.init.normal_(parameter)  # zeros would say nothing of the time
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)  # zeros would say nothing of order and time
     write_bundle(
         folder,
         settings=settings,

@@ -21,21 +21,26 @@ from towers.history import (
 WIDTH = 16
 
 
+def speaking(encoder: nn.Module) -> nn.Module:
+    """The encoder as after some training: what begins as zeros is no longer."""
+    for parameter in encoder.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return encoder.eval()
+
+
 def attention(
     kind: str, *, time_bias: bool = False, width: int = WIDTH, blocks: int = 2, length: int = 64
 ) -> nn.Module:
     encoder = CausalAttention(width, kind=kind, blocks=blocks, heads=2, length=length, time_bias=time_bias, dropout=0.5)
-    for name, bias in encoder.named_parameters():
-        if name.endswith("by_span"):
-            nn.init.normal_(bias)  # training begins with zeros, and then time says nothing
-    return encoder.eval()
+    return speaking(encoder)
 
 
 def encoders() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     return {
-        "mean": CausalMean(WIDTH, dropout=0.5).eval(),
-        "attention": CausalPool(WIDTH, heads=2, dropout=0.5).eval(),
+        "mean": speaking(CausalMean(WIDTH, dropout=0.5)),
+        "attention": speaking(CausalPool(WIDTH, heads=2, dropout=0.5)),
         "transformer": attention("transformer"),
         "transformer with time": attention("transformer", time_bias=True),
         "hstu": attention("hstu"),
@@ -80,8 +85,7 @@ def test_a_summary_does_not_depend_on_what_comes_later(encoder: nn.Module) -> No
 
 
 def test_the_mean_is_the_mean_of_the_tokens_so_far() -> None:
-    encoder = CausalMean(2, dropout=0.0)
-    nn.init.zeros_(encoder.mix.down.weight)  # takes the hidden layer away
+    encoder = CausalMean(2, dropout=0.0)  # untrained, its hidden layer adds nothing
     tokens = torch.tensor([[2.0, 0.0], [4.0, 2.0], [10.0, 10.0], [0.0, 4.0]])
     # User 1: 2, then (2 + 4) / 2 = 3; user 2: 10, then (10 + 0) / 2 = 5.
     expected = torch.tensor([[2.0, 0.0], [3.0, 1.0], [10.0, 10.0], [5.0, 7.0]])
@@ -108,8 +112,7 @@ def test_the_transformer_is_the_textbook_one() -> None:
 
 def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
     torch.manual_seed(2)
-    encoder = CausalPool(8, heads=2, dropout=0.0)
-    nn.init.normal_(encoder.score.weight)
+    encoder = speaking(CausalPool(8, heads=2, dropout=0.0))
     tokens = torch.randn(7, 8)
     normed = encoder.token_norm(tokens)
     values, scores = tokens + encoder.value(normed), encoder.score(normed)
@@ -123,12 +126,19 @@ def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
 def test_attention_pooling_begins_as_a_mean_and_bears_extreme_scores() -> None:
     encoder = CausalPool(8, heads=2, dropout=0.0)
     tokens = torch.randn(300, 8)
-    mean = (tokens + encoder.value(encoder.token_norm(tokens))).cumsum(0) / torch.arange(1, 301)[:, None]
-    torch.testing.assert_close(
-        encoder(tokens, offsets(300)), mean + encoder.mix(encoder.norm(mean)), rtol=1e-4, atol=1e-4
-    )
+    mean = tokens.cumsum(0) / torch.arange(1, 301)[:, None]
+    torch.testing.assert_close(encoder(tokens, offsets(300)), mean, rtol=1e-4, atol=1e-4)
     nn.init.constant_(encoder.score.weight, 1e4)
     assert encoder(tokens, offsets(300)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["transformer", "hstu"])
+def test_before_training_a_user_is_what_he_had_last(kind: str) -> None:
+    encoder = CausalAttention(8, kind=kind, blocks=3, heads=2, length=9, time_bias=True, dropout=0.0)
+    tokens = torch.randn(5, 8) * 8
+    nearest = functional.normalize(encoder(tokens, offsets(5), moments_of(5))) @ functional.normalize(tokens).T
+    assert nearest.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
+    assert (nearest.diagonal() > 0.99).all()
 
 
 def test_hstu_is_the_papers() -> None:
