@@ -3,6 +3,7 @@
 - `config`: `ServingConfig`, what the operator decides (`serving.toml`, environment, flags).
 - `index`: `ItemIndex`, the search over the items' vectors; the only file that imports FAISS.
 - `kinds`: `Plan`, which kind of index and with which parameters; `hits`: `Hits`, `Eligible` and `Excluded` rows.
+- `tuning`: `tune`, which index suits a catalogue, by measurement.
 - `exact`: `Exact`, every item compared, on a CPU or a GPU; `regions`: `Regions`, for filtered searches.
 - `snapshot`: `Snapshot`, today's tables as the model sees them, in the bundle's folder `index/`; `seal`: its `Seal`.
 - `ids`: `IdMap`, external ids to rows and back.

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from serving.config import ServingConfig, read_settings
+from serving.kinds import KINDS, Kind
 
 SETTINGS_FILE = Path("serving.toml")
 
@@ -24,15 +25,31 @@ _tables = {
 @click.option("--interactions", metavar="FILE", type=_file, help=_tables["interactions"])
 @click.option("--items", metavar="FILE", type=_file, help=_tables["items"])
 @click.option("--users", metavar="FILE", type=_file, help=_tables["users"])
-def index(bundle: Path, interactions: Path | None, items: Path | None, users: Path | None) -> None:
+@click.option(
+    "--recall",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Try each kind, measure it with users, and keep the fastest that finds this share of their best 100 items.",
+)
+@click.option("--kind", type=click.Choice(KINDS), help="How to search; with --recall, the only kind that is tuned.")
+def index(
+    bundle: Path,
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
+    recall: float | None,
+    kind: Kind | None,
+) -> None:
     """Make the index of a bundle from today's tables: items, histories, popularity.
 
-    DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, as they are now.
+    DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, as they are now, and
+    each search compares every item, which is right up to some hundred thousand.
     """
     from serving.operation import build_index
     from towers.bundle import ModelBundle
 
-    build_index(ModelBundle.open(bundle), {"interactions": interactions, "items": items, "users": users})
+    tables = {"interactions": interactions, "items": items, "users": users}
+    build_index(ModelBundle.open(bundle), tables, kind, recall)
 
 
 @click.command()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,8 +91,8 @@ class ItemIndex:
             regions: Of the same vectors, in as many parts as the plan says. None: they are made where they are needed.
 
         Raises:
-            ValueError: A vector is not of length 1, and the inner product would rank by length; or the kind needs
-                more items.
+            ValueError: A vector is not of length 1, and the inner product would rank by length.
+            DataError: The kind needs more items.
         """
         vectors = np.require(vectors, np.float32, ["C", "W"])
         check_unit_length(vectors)
@@ -117,7 +117,7 @@ class ItemIndex:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
         plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
-        regions = None if plan.is_exact else Regions.load(_regions_path(path))
+        regions = Regions.load(_regions_path(path)) if _regions_path(path).exists() else None
         if regions is not None and len(regions.of_item) != len(vectors):
             raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
         return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
@@ -152,6 +152,10 @@ class ItemIndex:
         """Return this index, searched with the effort of another plan of the same structure."""
         assert plan.structure == self.plan.structure, f"{plan} cannot search what was built as {self.plan}"
         return ItemIndex(self.vectors, self._index, plan, self.regions, on_gpu=self._on_gpu)
+
+    def without_regions(self) -> ItemIndex:
+        """Return this index, whose filtered searches compare every eligible item."""
+        return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -276,7 +280,7 @@ class ItemIndex:
         assert self.regions is not None, "an index that is not exact has regions"
         needed, query = int(asked.needed[user]), asked.queries[user]
         excluded = asked.excluded.rows_of(user)
-        rows = self.regions.candidates(self.vectors, query, needed, asked.eligible, excluded)
+        rows, _ = self.regions.candidates(self.vectors, query, needed, asked.eligible, excluded)
         ranked_rows, ranked_scores = rank(self.vectors, query[None], rows[None])
         return ranked_rows[0, :needed], ranked_scores[0, :needed]
 
@@ -339,6 +343,19 @@ def check_unit_length(vectors: Float32[np.ndarray, "rows width"]) -> None:
 def set_num_threads(num_threads: int) -> None:
     """Let each search use this many threads. Servers use 1: their workers share the cores already."""
     faiss.omp_set_num_threads(num_threads)
+
+
+@contextmanager
+def num_threads_set(num_threads: int) -> Iterator[None]:
+    """Let searches use this many threads inside the block."""
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    try:
+        faiss.omp_set_num_threads(num_threads)
+        torch.set_num_threads(num_threads)
+        yield
+    finally:
+        faiss.omp_set_num_threads(before[0])
+        torch.set_num_threads(before[1])
 
 
 def divide(vectors: Float32[np.ndarray, "items width"], num_regions: int) -> Regions:
@@ -463,4 +480,5 @@ def _groups(fetch: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:
         return
     rounded = np.where(fetch > most, 0, np.minimum(most, 2 ** np.ceil(np.log2(np.maximum(1, fetch))))).astype(np.int64)
     for size in np.unique(rounded[rounded > 0]).tolist():
-        yield size, np.flatnonzero(rounded == size)
+        users = np.flatnonzero(rounded == size)
+        yield int(fetch[users].max()), users

@@ -7,13 +7,14 @@ with (`regions`, `links`, `bits`) and those each search may choose anew (`probes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-import numpy as np
 from pydantic import Field
 
 from features.config import StrictTable
+from features.errors import DataError
 
 Kind = Literal["exact", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
 
@@ -86,10 +87,10 @@ def standard(kind: Kind, num_items: int, width: int) -> Plan:
         width: How many numbers a vector has.
 
     Raises:
-        ValueError: The kind needs more items.
+        DataError: The kind needs more items.
     """
     if kind != "exact" and num_items < _FEWEST_ITEMS:
-        raise ValueError(f"{kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
+        raise DataError(f"--kind {kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
     regions = num_regions(num_items)
     rescored = _RESCORED.get(kind, 1)
     match kind:
@@ -119,7 +120,7 @@ def candidates(num_items: int, width: int, kind: Kind | None = None) -> list[Pla
         kind: Only this one. None: each.
 
     Raises:
-        ValueError: The kind needs more items.
+        DataError: The kind needs more items.
     """
     kinds = [kind] if kind else [one for one in KINDS if one == "exact" or num_items >= _FEWEST_ITEMS]
     return [plan for one in kinds for plan in _variants(standard(one, num_items, width), width)]
@@ -128,21 +129,23 @@ def candidates(num_items: int, width: int, kind: Kind | None = None) -> list[Pla
 def efforts(plan: Plan, num_items: int) -> Iterator[list[Plan]]:
     """Yield ladders of the same structure: in each, every rung searches harder than the one before and finds more."""
     most = min(_MOST_RESCORED, max(1, num_items // (2 * TUNED_CUTOFF)))
-    rescored = [1] if plan.bits == 32 else _steps(1, most)
+    rescored = [1] if plan.bits == 32 else _steps(1, most, per_doubling=1 if plan.regions else 2)
     if plan.links:
         yield [plan.model_copy(update={"breadth": breadth}) for breadth in _steps(16, 4096)]
     elif plan.regions:
+        # Fewer regions hold too few items, and an answer that comes back short is found by comparing all.
+        least = min(plan.regions, math.ceil(2 * TUNED_CUTOFF * plan.regions / num_items))
         for times in rescored:
             found = {"rescored": times}
-            yield [plan.model_copy(update=found | {"probes": probes}) for probes in _steps(1, plan.regions)]
+            yield [plan.model_copy(update=found | {"probes": probes}) for probes in _steps(least, plan.regions)]
     else:
         yield [plan.model_copy(update={"rescored": times}) for times in rescored]
 
 
 def num_regions(num_items: int) -> int:
     """Return into how many regions a catalogue is divided: about twice the root of its size, a power of two."""
-    wanted = 2 ** round(np.log2(2 * max(1, num_items) ** 0.5))
-    return int(max(1, min(wanted, num_items // _ITEMS_PER_REGION)))
+    wanted = 1 << round(math.log2(2 * max(1, num_items) ** 0.5))
+    return max(1, min(wanted, num_items // _ITEMS_PER_REGION))
 
 
 def _variants(plan: Plan, width: int) -> list[Plan]:
@@ -160,12 +163,12 @@ def _generous(regions: int) -> int:
     return max(1, min(regions, max(8, regions // 4)))
 
 
-def _steps(least: int, most: int) -> list[int]:
-    """Return whole numbers from `least` to `most`, each about 1.4 times the one before.
+def _steps(least: int, most: int, per_doubling: int = 2) -> list[int]:
+    """Return whole numbers from `least` to `most`, evenly spread over each doubling.
 
     Example:
-        >>> _steps(1, 20)
-        [1, 2, 3, 4, 6, 8, 11, 16, 20]
+        >>> _steps(1, 20), _steps(1, 20, per_doubling=1)
+        ([1, 2, 3, 4, 6, 8, 11, 16, 20], [1, 2, 4, 8, 16, 20])
     """
-    steps = np.unique(np.round(least * 2 ** np.arange(0, np.log2(max(1, most / least)) + 1e-9, 0.5)).astype(int))
-    return sorted({*steps.tolist(), most} if most > least else {least})
+    num_steps = int(per_doubling * math.log2(max(1, most / least)) + 1e-9)
+    return sorted({*(round(least * 2 ** (step / per_doubling)) for step in range(num_steps + 1)), max(least, most)})

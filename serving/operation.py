@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,12 +15,17 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.tables import read_tables
 from serving.config import ServingConfig
+from serving.kinds import Kind
 from serving.offline import Audience, write_candidates
 from serving.retriever import Retriever
 from serving.seal import NAME
 from serving.server import address_of, become_server, find_port
 from serving.snapshot import FOLDER, Snapshot
+from serving.tuning import Tuning, choose
 from towers.bundle import ModelBundle
+
+# From so many items on, comparing each is worth a hint.
+_MANY_ITEMS = 100_000
 
 
 def recommend_everyone(bundle: Path, output: Path, k: int, users: Path | None, *, with_fallback: bool) -> None:
@@ -69,29 +75,54 @@ def open_retriever(path: Path) -> Retriever:
     return Retriever(bundle, Snapshot.open(bundle) if has_index else build_index(bundle, {}))
 
 
-def build_index(bundle: ModelBundle, tables: dict[str, Path | None]) -> Snapshot:
+def build_index(
+    bundle: ModelBundle, tables: dict[str, Path | None], kind: Kind | None = None, recall: float | None = None
+) -> Snapshot:
     """Make the index of a bundle and say what it holds.
 
     Args:
         bundle: The model.
         tables: Files in the place of those that training read, by their key in `[features]`; None to keep that one.
+        kind: How the index searches. None: it compares every item, or as the recall is reached the fastest.
+        recall: The share of the true best 100 of each user that the index is tuned to find. None: it is not tuned.
 
     Raises:
-        DataError: A table cannot be read.
+        DataError: A table cannot be read, or there are too few items for the kind.
     """
     started = time.perf_counter()
     found = read_tables(_features(bundle, tables), bundle.tables_folder)
     for note in found.notes:
         click.echo(f"note: {note}")
-    with tqdm(unit=" users", desc="Encoding", disable=None, leave=False) as bar:
-        snapshot = Snapshot.build(bundle, found, progress=lambda done, total: _show(bar, done, total))
+    tried: list[Tuning] = []
+    with (
+        tqdm(unit=" users", desc="Encoding", disable=None, leave=False) as encoded,
+        tqdm(unit=" kinds", desc="Tuning", disable=True if recall is None else None, leave=False) as tuned,
+    ):
+        choice = partial(choose, kind=kind, recall=recall, trying=partial(_show_trial, tuned), tuned=tried.append)
+        snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded))
+    for tuning in tried:
+        _say_what_was_tried(tuning)
     folder = snapshot.save(bundle.path)
     seal = snapshot.seal
     click.echo(
         f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
-        f"{seal.kind} index (recall@100 {seal.recall_at_100:.3f}), {time.perf_counter() - started:.1f} s"
+        f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}), {time.perf_counter() - started:.1f} s"
     )
+    if recall is None and kind is None and seal.num_items > _MANY_ITEMS:
+        click.echo(
+            f"note: each search compares {seal.num_items:,} items; `towers index {bundle.path} --recall 0.99` finds a "
+            "faster index"
+        )
     return snapshot
+
+
+def _say_what_was_tried(tuning: Tuning) -> None:
+    click.echo(tuning.table())
+    if tuning.chosen.recall < tuning.wanted:
+        click.echo(
+            f"note: {tuning.chosen.plan.kind} finds {tuning.chosen.recall:.4f} at most, less than the "
+            f"{tuning.wanted:g} asked for"
+        )
 
 
 def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesConfig:
@@ -109,6 +140,12 @@ def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesCo
 def _show(bar: tqdm[Any], done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
+
+
+def _show_trial(bar: tqdm[Any], done: int, total: int, what: str) -> None:
+    bar.set_description(f"Trying {what}", refresh=False)
+    _show(bar, done, total)
+    bar.refresh()
 
 
 def _say_what_to_try(bundle: Path, settings: ServingConfig, retriever: Retriever) -> None:

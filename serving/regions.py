@@ -62,8 +62,10 @@ class Regions:
         needed: int,
         eligible: Eligible,
         excluded: Int64[np.ndarray, " exclusions"],
-    ) -> Int64[np.ndarray, " candidates"]:
+    ) -> tuple[Int64[np.ndarray, " candidates"], int]:
         """Return a little more than `needed` eligible rows, very likely with the best of them among them.
+
+        The second number is how many eligible items were compared for it.
 
         Args:
             vectors: The items' unit vectors.
@@ -78,7 +80,7 @@ class Regions:
         nearest = nearest[sizes[nearest] > 0]
         seen = np.cumsum(sizes[nearest])
         best = _Best(needed + SLACK, max(needed, _JUDGED))
-        start, looked_at = 0, max(_FIRST_ROUND, 2 * needed + len(excluded))
+        start, so_far, looked_at = 0, 0, max(_FIRST_ROUND, 2 * needed + len(excluded))
         while start < len(nearest):
             stop = int(np.searchsorted(seen, looked_at)) + 1
             chosen = nearest[start:stop]
@@ -86,12 +88,12 @@ class Regions:
             if len(excluded):
                 some = some[~_is_in(some, excluded)]
             news = best.add(some, np.take(vectors, some, axis=0) @ query)
+            so_far = int(seen[min(stop, len(seen)) - 1])
             if start and news <= _NEXT_TO_NOTHING and best.is_full:
                 break
-            so_far = int(seen[min(stop, len(seen)) - 1])
             pays = so_far < _NOT_PAYING * len(rows) or news < _NOT_PAYING
             start, looked_at = stop, 2 * so_far if pays else len(rows)
-        return best.rows
+        return best.rows, so_far
 
     @cached_property
     def _order(self) -> tuple[Int32[np.ndarray, " items"], Int64[np.ndarray, " regions_plus_1"]]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from features.config import StrictTable
-from serving.kinds import Kind
+from serving.kinds import Plan
 from towers.bundle import BundleError, ModelBundle, broken_seal
 from towers.bundle import seal as seal_files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = "manifest.json"
 
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "safetensors", "torch")
@@ -29,19 +29,21 @@ class Seal(StrictTable):
     """What is said of an index on disk."""
 
     format_version: int
-    """Of the folder; this version reads 1."""
+    """Of the folder; this version reads 2."""
     weights_digest: str
     """SHA-256 of the model weights that made the vectors."""
     model: str
     """The model's version, as answers name it."""
     catalog_digest: str
     """SHA-256 of the catalogue's content."""
-    kind: Kind
-    """How the index searches."""
-    is_exact: bool
-    """Whether it finds the true best items by construction."""
+    plan: Plan
+    """How the index searches: its kind and parameters."""
     recall_at_100: float
-    """The share of the true best 100 that it found when it was built."""
+    """The share of the true best 100 of each user that it found when it was built."""
+    recall_wanted: float | None
+    """The recall that it was tuned for; None: it was not tuned."""
+    recall_users: int
+    """How many users this was measured with; 0 where nobody is known, and items stood in for them."""
     num_items: int
     """Items in the catalogue."""
     num_users: int
@@ -63,9 +65,10 @@ class Seal(StrictTable):
         bundle: ModelBundle,
         *,
         catalog_digest: str,
-        kind: Kind,
-        is_exact: bool,
+        plan: Plan,
         recall_at_100: float,
+        recall_wanted: float | None,
+        recall_users: int,
         num_items: int,
         num_users: int,
         num_interactions: int,
@@ -77,9 +80,10 @@ class Seal(StrictTable):
             weights_digest=bundle.weights_digest,
             model=bundle.version,
             catalog_digest=catalog_digest,
-            kind=kind,
-            is_exact=is_exact,
+            plan=plan,
             recall_at_100=recall_at_100,
+            recall_wanted=recall_wanted,
+            recall_users=recall_users,
             num_items=num_items,
             num_users=num_users,
             num_interactions=num_interactions,
@@ -126,10 +130,11 @@ class Seal(StrictTable):
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: cannot be read ({error}); {cls.remedy(bundle.path)}") from None
         found = content.get("format_version") if isinstance(content, dict) else None
-        if isinstance(found, int) and found > FORMAT_VERSION:
+        if isinstance(found, int) and found != FORMAT_VERSION:
+            age, cure = ("a newer", "upgrade, or ") if found > FORMAT_VERSION else ("an older", "")
             raise BundleError(
-                f"{path}: format {found}, written by a newer two-towers (this one reads {FORMAT_VERSION}); "
-                f"upgrade, or {cls.remedy(bundle.path)}"
+                f"{path}: format {found}, written by {age} two-towers (this one reads {FORMAT_VERSION}); "
+                f"{cure}{cls.remedy(bundle.path)}"
             )
         try:
             return cls.model_validate(content)

@@ -9,7 +9,7 @@ index/
   manifest.json         the seal: digests of weights and catalogue, kind, measured recall, each file's bytes and sha256
   items.parquet         the catalogue, in the order of rows, and `interactions.parquet` how often each item was had
   vectors.safetensors   `items` by row; `users` by their order in users.parquet (not where the time of asking matters)
-  items.faiss           the index
+  items.faiss           the index; regions.safetensors where its filtered searches look, if it has such
   users.parquet         user_id, history (item ids, oldest first) and, for a model that looks at the clock, times
   attributes.parquet    what the model reads of the users beside that
 ```
@@ -18,6 +18,8 @@ index/
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,22 +31,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from features.files import atomic_folder
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Tables, Users
 from serving.index import ItemIndex
-from serving.kinds import Kind
 from serving.seal import Seal
+from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import BundleError, ModelBundle
 
 FOLDER = "index"
 
 _ENCODE_BLOCK = 4096
-_RECALL_CUTOFF = 100
-_RECALL_SAMPLE = 256
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Snapshot:
         cls,
         bundle: ModelBundle,
         tables: Tables,
-        kind: Kind = "exact",
+        choose: Chooser = choose,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Snapshot:
         """Return what `bundle` makes of `tables`.
@@ -82,7 +82,8 @@ class Snapshot:
         Args:
             bundle: The model.
             tables: Today's tables; items and users that training did not know are welcome.
-            kind: How the index searches.
+            choose: Chooses the index over the items' vectors, given vectors of some users. One that compares every
+                item, unless said otherwise.
             progress: Called with the number of users encoded so far and of all users.
 
         Raises:
@@ -90,24 +91,27 @@ class Snapshot:
         """
         catalog = tables.catalog
         try:
-            index = ItemIndex.build(bundle.encode_items(catalog), kind)
+            index = ItemIndex.build(bundle.encode_items(catalog))
         except ValueError as error:
             raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
         histories, attributes = _people(tables, bundle)
         vectors = None if bundle.config.reads_time else encode_users(bundle, index, histories, attributes, progress)
+        asking = _asking(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
+        chosen = choose(index.vectors, asking)
         seal = Seal.of(
             bundle,
             catalog_digest=_digest(catalog),
-            kind=kind,
-            is_exact=index.is_exact,
-            recall_at_100=_recall(index, vectors),
+            plan=chosen.index.plan,
+            recall_at_100=chosen.recall,
+            recall_wanted=chosen.wanted,
+            recall_users=chosen.num_users,
             num_items=len(catalog),
             num_users=len(histories),
             num_interactions=histories.num_events,
             width=index.width,
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
-        return cls(catalog, index, histories, attributes, vectors, interactions, seal)
+        return cls(catalog, chosen.index, histories, attributes, vectors, interactions, seal)
 
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, in the place of one that is there, and return its path."""
@@ -143,8 +147,8 @@ class Snapshot:
     @classmethod
     def _read(cls, folder: Path, seal: Seal) -> Snapshot:
         catalog = Catalog(_frame(folder / "items.parquet"))
-        vectors = load_file(folder / "vectors.safetensors")
-        index = ItemIndex.load(folder / "items.faiss", vectors["items"], seal.kind)
+        vectors = _mapped(folder / "vectors.safetensors")
+        index = ItemIndex.load(folder / "items.faiss", vectors["items"], seal.plan)
         histories = _histories(pq.read_table(folder / "users.parquet"), catalog)
         attributes = _frame(folder / "attributes.parquet") if "attributes.parquet" in seal.files else None
         interactions = pq.read_table(folder / "interactions.parquet")["interactions"].to_numpy()
@@ -234,14 +238,14 @@ def _with_inactive(active: Sequences, users: Users) -> Sequences:
     )
 
 
-def _recall(index: ItemIndex, user_vectors: np.ndarray | None) -> float:
-    """Return the share of the true best items that the index finds, over a sample of users (else of items)."""
-    among = index.vectors if user_vectors is None else user_vectors
-    sample = among[np.unique(np.linspace(0, len(among) - 1, _RECALL_SAMPLE).astype(int))]
-    sample = sample[np.linalg.norm(sample, axis=1) > 0]
-    found, true = index.search(sample, _RECALL_CUTOFF), index.scan(sample, _RECALL_CUTOFF)
-    hits = sum(len(np.intersect1d(found.of(user)[0], true.of(user)[0])) for user in range(len(sample)))
-    return hits / max(1, len(true.rows))
+def _asking(
+    bundle: ModelBundle, index: ItemIndex, histories: Sequences, attributes: pd.DataFrame | None
+) -> Float32[np.ndarray, "users width"]:
+    """Return the vectors of some users as they are now, for models that look at the clock."""
+    users = np.random.default_rng(0).permutation(np.flatnonzero(histories.lengths > 0))[:SAMPLE]
+    known = None if attributes is None else attributes.iloc[users].reset_index(drop=True)
+    vectors = encode_users(bundle, index, histories.take(users), known, now=int(time.time()))
+    return sample_of(vectors)
 
 
 def _histories(table: pa.Table, catalog: Catalog) -> Sequences:
@@ -299,3 +303,20 @@ def _write(path: Path, table: pa.Table) -> None:
 def _frame(path: Path) -> pd.DataFrame:
     frame: pd.DataFrame = pq.read_table(path).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     return frame
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file where they lie on disk: read when needed, shared by all processes."""
+    with path.open("rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+    arrays = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            if entry["dtype"] != "F32":
+                raise ValueError(f"{path.name}: {name} is of type {entry['dtype']}, expected F32")
+            start = 8 + num_bytes + entry["data_offsets"][0]
+            shape = tuple(entry["shape"])
+            mapped = np.memmap(path, np.float32, "c", start, shape) if np.prod(shape) else np.zeros(shape, np.float32)
+            arrays[name] = mapped.view(np.ndarray)
+    return arrays

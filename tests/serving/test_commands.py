@@ -7,6 +7,7 @@ import socket
 import pandas as pd
 import pytest
 
+from serving.kinds import KINDS
 from tests.serving.conftest import SETTINGS, write_untrained
 from towers.cli import main
 
@@ -42,7 +43,7 @@ def test_index_says_what_it_made(folder, capsys):
     assert "120 items" in said
     assert "exact index (recall@100 1.000)" in said
     assert manifest(folder)["num_items"] == 120
-    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["latest", "model"]
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["latest", "model", "timed"]
 
 
 def test_index_reads_the_tables_of_today(folder, pristine, capsys):
@@ -55,6 +56,80 @@ def test_index_reads_the_tables_of_today(folder, pristine, capsys):
     assert "121 items" in said
     assert "note: " in said
     assert "3 duplicate" in said
+
+
+@pytest.fixture
+def many_items(folder, pristine):
+    """Today's catalogue: 1,500 products, most of which nobody had yet."""
+    products = pd.read_csv(pristine / "data" / "products.csv")
+    copies = [products.assign(product=products["product"] + f"-{copy}") for copy in range(12)]
+    pd.concat([products, *copies])[:1500].to_csv("products.csv", index=False)
+    return ["--items", "products.csv"]
+
+
+def test_index_tunes_itself_and_shows_what_it_tried(folder, many_items, capsys, monkeypatch):
+    monkeypatch.setattr("serving.tuning._SECONDS_A_PASS", 0.002)
+    assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 0
+    said = capsys.readouterr().out
+    assert "searches/s" in said
+    for kind in KINDS:
+        assert f" {kind} " in said
+    seal = manifest(folder)
+    assert f"{seal['plan']['kind']} index (recall@100 {seal['recall_at_100']:.3f})" in said
+    assert seal["recall_at_100"] >= seal["recall_wanted"] == 0.9
+    assert seal["recall_users"] == 44, "of 89 users, 45 tuned it"
+
+
+def test_an_index_of_a_kind_is_served(folder, many_items, capsys):
+    assert run("index", "runs/latest", *many_items, "--kind", "ivf-pq") == 0
+    assert "1,500 items" in capsys.readouterr().out
+    assert manifest(folder)["plan"] == {
+        "kind": "ivf-pq", "bits": 4, "regions": 50, "links": 0, "probes": 12, "breadth": 0, "rescored": 6
+    }  # fmt: skip
+    assert (folder / "runs/model/index/regions.safetensors").exists()
+    assert run("recommend", "runs/latest", "--output", "c.parquet", "--k", 7) == 0
+    assert (pd.read_parquet("c.parquet").groupby("user_id").size() == 7).all()
+
+
+def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, capsys, monkeypatch):
+    monkeypatch.setattr("serving.tuning._SECONDS_A_PASS", 0.002)
+    monkeypatch.setattr("serving.tuning.efforts", lambda plan, num_items: iter([[plan]]))
+    assert run("index", "runs/latest", *many_items, "--kind", "hnsw", "--recall", 1) == 0
+    said = capsys.readouterr().out
+    recall = manifest(folder)["recall_at_100"]
+    assert ("note: hnsw finds" in said) == (recall < 1)
+    assert manifest(folder)["plan"]["kind"] == "hnsw"
+
+
+def test_a_kind_for_more_items_than_there_are_is_one_line(folder, capsys):
+    assert run("index", "runs/latest", "--kind", "hnsw") == 2
+    assert_one_line(capsys, "--kind hnsw: expected at least 1,000 items, found 120; choose exact")
+    assert not (folder / "runs/model/index").exists()
+
+
+@pytest.mark.parametrize("recall", ["0", "1.1", "-0.5", "much"])
+def test_a_recall_that_cannot_be_is_one_line(folder, capsys, recall):
+    assert run("index", "runs/latest", "--recall", recall) == 2
+    assert_one_line(capsys, "--recall")
+
+
+def test_ctrl_c_while_tuning_leaves_the_old_index(folder, many_items, capsys, monkeypatch):
+    assert run("index", "runs/latest") == 0
+    before = manifest(folder)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serving.tuning.searches_per_second", interrupt)
+    assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 130
+    assert manifest(folder) == before
+    assert [path.name for path in (folder / "runs/model").iterdir() if "partial" in path.name] == []
+
+
+def test_a_catalogue_that_is_slow_to_compare_gets_a_hint(folder, capsys, monkeypatch):
+    monkeypatch.setattr("serving.operation._MANY_ITEMS", 100)
+    assert run("index", "runs/latest") == 0
+    assert "each search compares 120 items; `towers index runs/latest --recall 0.99`" in capsys.readouterr().out
 
 
 def test_index_says_when_the_tables_are_gone(folder, pristine, tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.errors import DataError
 from serving import index as index_module
 from serving import regions as regions_module
 from serving.hits import Eligible
@@ -261,7 +262,7 @@ def test_a_catalogue_of_copies_can_be_indexed(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
 def test_few_items_are_compared_rather_than_indexed(kind):
-    with pytest.raises(ValueError, match=f"{kind}: expected at least 1,000 items, found 999; choose exact"):
+    with pytest.raises(DataError, match=f"--kind {kind}: expected at least 1,000 items, found 999; choose exact"):
         ItemIndex.build(unit_vectors(999), kind)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from features.errors import DataError
 from serving.kinds import DESCRIPTIONS, KINDS, Plan, candidates, efforts, num_regions, standard
 
 
@@ -33,7 +34,7 @@ def test_a_plan_is_said_in_a_few_words():
 
 def test_small_catalogues_are_only_compared():
     assert candidates(999, 64) == [Plan()]
-    with pytest.raises(ValueError, match="hnsw: expected at least 1,000 items, found 999; choose exact"):
+    with pytest.raises(DataError, match="--kind hnsw: expected at least 1,000 items, found 999; choose exact"):
         candidates(999, 64, "hnsw")
 
 
@@ -56,6 +57,7 @@ def test_each_rung_of_a_ladder_searches_harder_than_the_one_before(kind):
         effort = [(rung.probes, rung.breadth, rung.rescored) for rung in ladder]
         assert effort == sorted(effort)
         assert len(set(effort)) == len(effort)
+    assert ladders[0][0].probes * 50_000 >= 200 * plan.regions, "the least effort looks at enough items"
     hardest = ladders[-1][-1]
     assert hardest.probes == plan.regions
     assert (hardest.rescored > 1) == (plan.bits < 32)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from serving.kinds import Plan
 from serving.retriever import Retriever
 from serving.seal import FORMAT_VERSION, Seal
 from serving.snapshot import Snapshot
@@ -61,7 +62,7 @@ def test_the_seal_tells_what_the_index_is(saved, bundle, shop):
     seal = Seal.read(saved, bundle)
     events = len(shop.interactions.frame)
     assert (seal.num_items, seal.num_users, seal.num_interactions, seal.width) == (100, 10, events, 16)
-    assert (seal.kind, seal.is_exact, seal.recall_at_100) == ("exact", True, 1.0)
+    assert (seal.plan, seal.recall_at_100, seal.recall_wanted, seal.recall_users) == (Plan(), 1.0, None, 8)
     assert seal.weights_digest == bundle.weights_digest
     assert set(seal.libraries) >= {"numpy", "pyarrow", "torch"}
     on_disk = {path.name for path in saved.iterdir()} - {"manifest.json"}
@@ -75,6 +76,15 @@ def test_the_catalogue_has_the_same_digest_until_it_changes(bundle, shop):
     same = [make_tables({1: ["a"]}, ["a", "b"], titles=["A", "B"]) for _ in range(2)]
     digests = [Snapshot.build(bundle, tables).seal.catalog_digest for tables in (*same, changed)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_processes_share_the_memory_of_the_vectors(saved, bundle, shop):
+    snapshot = Snapshot.open(bundle)
+    with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
+        assert str(saved / "vectors.safetensors") in maps.read()
+    built = Snapshot.build(bundle, shop)
+    np.testing.assert_array_equal(snapshot.index.vectors, built.index.vectors)
+    np.testing.assert_array_equal(snapshot.user_vectors, built.user_vectors)
 
 
 def test_a_new_index_takes_the_place_of_the_old_one_as_a_whole(saved, bundle):
@@ -151,19 +161,23 @@ def with_a_user_less(folder):
 BROKEN = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: no such file"),
     "manifest cut off": (
-        lambda folder: (folder / "manifest.json").write_text('{"format_version": 1, '),
+        lambda folder: (folder / "manifest.json").write_text('{"format_version": 2, '),
         "manifest.json: cannot be read",
     ),
     "manifest is no table": (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json: "),
     "a setting is missing": (
-        lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'),
+        lambda folder: (folder / "manifest.json").write_text('{"format_version": 2}'),
         "manifest.json: weights_digest: field required",
     ),
     "newer format": (
         lambda folder: edit_manifest(folder, format_version=FORMAT_VERSION + 1),
         "written by a newer two-towers",
     ),
-    "unknown kind": (lambda folder: edit_manifest(folder, kind="magic"), "manifest.json: kind: input should be"),
+    "older format": (lambda folder: edit_manifest(folder, format_version=1), "written by an older two-towers"),
+    "unknown kind": (
+        lambda folder: edit_manifest(folder, plan={"kind": "magic"}),
+        "manifest.json: plan.kind: input should be",
+    ),
     "other weights": (
         lambda folder: edit_manifest(folder, weights_digest="f" * 64),
         r"made from other weights \(digest ffffffffffff\) than the model in .* \(digest [0-9a-f]{12}\)",
