@@ -39,12 +39,14 @@ class Row:
     without: tuple[str, ...] = ()
 
 
-BEAUTY = ("features.history=50", "towers.dropout=0.5", "training.table_learning_rate=0.05")
+BEAUTY = ("features.history=50", "training.epochs=20")
 
 ROWS = {
     "ml-1m-small": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, small", ("--preset", "small")),
     "ml-1m-base": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, base"),
-    "ml-1m-large": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, large", ("--preset", "large")),
+    "ml-1m-large": Row(
+        "ml-1m", "leave-one-out", "MovieLens-1M, next item, large", ("--preset", "large", "training.epochs=15")
+    ),
     "beauty": Row("amazon-beauty", "leave-one-out", "Amazon Beauty, next item", BEAUTY, seeds=3),
     "goodbooks": Row("goodbooks", "users", "goodbooks, people never seen", seeds=5, without=("position",)),
     "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time"),
