@@ -14,6 +14,7 @@ from werkzeug.routing import BaseConverter
 
 from features.errors import DataError
 from serving.config import ServingConfig
+from serving.filters import Filter
 from serving.problems import Problem, json_response
 from serving.retriever import Answer, Recommendation, Retriever
 
@@ -31,7 +32,7 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class Query(BaseModel):
-    """What may stand behind the `?`."""
+    """What may stand behind the `?` beside conditions on the columns of the catalogue."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -50,16 +51,21 @@ class Described(BaseModel):
     """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
     attributes: dict[str, Any] = {}
     """What is known of them, by column of the users' table."""
+    filter: dict[str, Any] = {}
+    """What must hold of the items, by column of the catalogue."""
     k: int | None = None
     """How many items; None: as many as the operator set."""
+
+
+_PARAMETERS = frozenset(Query.model_fields)
 
 
 @api.get("/recommendations/<id:user_id>")
 def recommendations(user_id: str) -> Response:
     """Answer what to recommend to someone."""
-    k = _k(_query().k)
     retriever = current_retriever()
-    answer = retriever.recommend(user_id, k)
+    k, where = _query(retriever)
+    answer = retriever.recommend(user_id, k, where)
     return json_response({"user_id": retriever.users.parse(user_id), **_content(answer, retriever)})
 
 
@@ -70,7 +76,8 @@ def recommendations_for() -> Response:
     k = _k(described.k)
     retriever = current_retriever()
     try:
-        answer = retriever.recommend_for(described.history, described.attributes, k, described.times)
+        where = retriever.filters.of(described.filter)
+        answer = retriever.recommend_for(described.history, described.attributes, k, described.times, where)
     except DataError as error:
         raise Problem(422, str(error)) from None
     content = _content(answer, retriever)
@@ -80,9 +87,9 @@ def recommendations_for() -> Response:
 @api.get("/items/<id:item_id>/similar")
 def similar(item_id: str) -> Response:
     """Answer which items are most like one."""
-    k = _k(_query().k)
     retriever = current_retriever()
-    answer = retriever.similar(item_id, k)
+    k, where = _query(retriever)
+    answer = retriever.similar(item_id, k, where)
     if answer is None:
         raise Problem(404, f"no item {item_id!r} in the catalogue")
     return json_response({"item_id": retriever.items.parse(item_id), **_content(answer, retriever)})
@@ -130,12 +137,18 @@ def _k(asked: int | None) -> int:
     return k
 
 
-def _query() -> Query:
-    given = {name: values if len(values) > 1 else values[0] for name, values in request.args.lists()}
+def _query(retriever: Retriever) -> tuple[int, Filter]:
+    """Return how many items are asked for, and what must hold of them."""
+    given = dict(request.args.lists())
+    own = {name: values if len(values) > 1 else values[0] for name, values in given.items() if name in _PARAMETERS}
     try:
-        return Query.model_validate_strings(given)
+        query = Query.model_validate_strings(own)
+        where = retriever.filters.from_query({name: given[name] for name in given if name not in _PARAMETERS})
     except ValidationError as error:
         raise _invalid(error) from None
+    except DataError as error:
+        raise Problem(422, str(error), [{"field": str(error).partition(":")[0], "message": str(error)}]) from None
+    return _k(query.k), where
 
 
 def _body() -> Described:

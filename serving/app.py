@@ -89,7 +89,14 @@ def _source(source: Retriever | Path | str, settings: ServingConfig) -> Source:
     # The workers share the cores already, and a library's threads do not survive a fork.
     torch.set_num_threads(1)
     set_num_threads(1)
-    opened = Source(lambda: Retriever.open(path, device=settings.device, recommend_seen=settings.recommend_seen))
+    opened = Source(
+        lambda: Retriever.open(
+            path,
+            device=settings.device,
+            recommend_seen=settings.recommend_seen,
+            filter_columns=settings.filter_columns,
+        )
+    )
     try:
         opened.get()
     except NotReady:

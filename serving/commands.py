@@ -57,15 +57,24 @@ def index(
 @click.option("--output", metavar="FILE", type=_file, required=True, help="The Parquet file to write.")
 @click.option("--k", default=100, show_default=True, type=click.IntRange(min=1), help="Items for each user.")
 @click.option("--users", metavar="FILE", type=_file, help="For whom: a table with a column user_id. Default: everyone.")
+@click.option(
+    "--where",
+    "conditions",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Only items of which this holds: brand=Acme, price_max=50, ... as in a query to the service; may be repeated.",
+)
 @click.option("--with-fallback", is_flag=True, help="Add a column that says what answered in the model's place.")
-def recommend(bundle: Path, output: Path, k: int, users: Path | None, with_fallback: bool) -> None:
+def recommend(
+    bundle: Path, output: Path, k: int, users: Path | None, conditions: tuple[str, ...], with_fallback: bool
+) -> None:
     """Write recommendations for everyone: columns user_id, item_id, score, rank.
 
     DIR is a bundle, such as runs/latest. The answers are those that the service gives.
     """
     from serving.operation import recommend_everyone
 
-    recommend_everyone(bundle, output, k, users, with_fallback=with_fallback)
+    recommend_everyone(bundle, output, k, users, conditions, with_fallback=with_fallback)
 
 
 @click.command()

@@ -8,14 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from features.config import StrictTable, parse_settings, read_toml
 from features.errors import DataError
 
 ENVIRONMENT_PREFIX = "TOWERS_"
+
+
+def _split(value: Any) -> Any:
+    """Return what an environment variable says as a list; anything else as it is."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class ServingConfig(StrictTable):
@@ -39,6 +44,9 @@ class ServingConfig(StrictTable):
     """The largest body of a request, in bytes."""
     recommend_seen: bool | None = None
     """Whether items come back to people who had them before. None: as the model was trained."""
+    filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
+    """Columns of the catalogue that requests may filter by; in the environment with commas between them. None: all of
+    them. Whoever may filter by a column can find out what it holds."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the index searches. auto: on a GPU where there is one and FAISS is built for it."""
 

@@ -18,6 +18,7 @@ from features.errors import DataError
 from features.files import atomic_file
 from features.schema import ITEM_ID, USER_ID
 from features.tables import read_frame
+from serving.filters import Filter
 from serving.hits import Hits
 from serving.retriever import Retriever
 
@@ -83,6 +84,7 @@ def write_candidates(
     k: int,
     path: Path,
     *,
+    where: Filter = (),
     with_fallback: bool = False,
     progress: Callable[[int], object] = lambda num_users: None,
 ) -> int:
@@ -93,13 +95,14 @@ def write_candidates(
         audience: Who asks.
         k: How many items each.
         path: The file; replaced if it is there.
+        where: What must hold of the items.
         with_fallback: Whether to add the column `fallback`: what answered in the model's place, else null.
         progress: Called after each block with the number of users in it.
     """
     schema = _schema(retriever, with_fallback)
     num_rows = 0
     with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for users, hits, fallback in _answers(retriever, audience, k):
+        for users, hits, fallback in _answers(retriever, audience, k, where):
             table = _table(retriever, audience.user_ids[users], hits, fallback, schema)
             writer.write_table(table)
             num_rows += len(table)
@@ -107,14 +110,16 @@ def write_candidates(
     return num_rows
 
 
-def _answers(retriever: Retriever, audience: Audience, k: int) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
+def _answers(
+    retriever: Retriever, audience: Audience, k: int, where: Filter
+) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
     """Yield blocks of the audience by position, with what they get and who got a fallback."""
-    popular = retriever.popular(k).of(0)
+    popular = retriever.popular(k, where).of(0)
     for start in range(0, len(audience), BLOCK):
         users = np.arange(start, min(start + BLOCK, len(audience)))
         rows = audience.user_rows[users]
         known = rows >= 0
-        hits, known_fallback = retriever.recommend_rows(rows[known], k)
+        hits, known_fallback = retriever.recommend_rows(rows[known], k, where)
         fallback = np.ones(len(users), dtype=bool)
         fallback[known] = known_fallback
         if not known.all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.tables import read_tables
 from serving.config import ServingConfig
+from serving.filters import Filter
 from serving.kinds import Kind
 from serving.offline import Audience, write_candidates
 from serving.retriever import Retriever
@@ -28,22 +30,35 @@ from towers.bundle import ModelBundle
 _MANY_ITEMS = 100_000
 
 
-def recommend_everyone(bundle: Path, output: Path, k: int, users: Path | None, *, with_fallback: bool) -> None:
+def recommend_everyone(
+    bundle: Path, output: Path, k: int, users: Path | None, conditions: Sequence[str] = (), *, with_fallback: bool
+) -> None:
     """Write k recommendations for everyone, or for the users in a table, and say how many.
+
+    Args:
+        bundle: The bundle.
+        output: The file to write.
+        k: How many for each.
+        users: A table of those who are to be recommended something. None: everyone.
+        conditions: What must hold of the items, such as `brand=Acme` and `price_max=50`.
+        with_fallback: Whether to say what answered in the model's place.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: The output is a folder, or a table cannot be read.
+        DataError: The output is a folder, a table cannot be read, or a condition cannot hold.
     """
     if output.is_dir():
         raise DataError(
             f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
         )
     retriever = open_retriever(bundle)
+    where = _filter(conditions, retriever)
     audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
     started = time.perf_counter()
     with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
-        num_rows = write_candidates(retriever, audience, k, output, with_fallback=with_fallback, progress=bar.update)
+        num_rows = write_candidates(
+            retriever, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
+        )
     seconds = time.perf_counter() - started
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
     if audience.num_unknown:
@@ -114,6 +129,16 @@ def build_index(
             "faster index"
         )
     return snapshot
+
+
+def _filter(conditions: Sequence[str], retriever: Retriever) -> Filter:
+    given: dict[str, list[str]] = {}
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise DataError(f"--where {condition}: expected NAME=VALUE, such as brand=Acme or price_max=50")
+        given.setdefault(name, []).append(value)
+    return retriever.filters.from_query(given)
 
 
 def _say_what_was_tried(tuning: Tuning) -> None:

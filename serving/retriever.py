@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float32, Int64
 
 from features.errors import DataError
 from features.sequences import Sequences, offsets_of
-from serving.hits import Hits
+from serving.filters import Filter, Filters
+from serving.hits import Eligible, Hits
 from serving.ids import ExternalId, IdMap
 from serving.index import Device
 from serving.snapshot import Snapshot, attribute_columns, encode_users
@@ -67,6 +68,8 @@ class Retriever:
         recommend_seen: Whether items come back to people who had them.
         users: The known users.
         items: The catalogue.
+        filters: The columns of the catalogue that answers can be filtered by; `filters.of({"brand": "Acme"})` is the
+            `where` of the methods below.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Retriever:
         *,
         device: Device = "cpu",
         recommend_seen: bool | None = None,
+        filter_columns: Sequence[str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bundle = bundle
@@ -85,6 +89,7 @@ class Retriever:
         self.recommend_seen = features.recommend_seen if recommend_seen is None else recommend_seen
         self.items = IdMap(snapshot.catalog.item_ids)
         self.users = IdMap(snapshot.histories.user_ids)
+        self.filters = Filters(snapshot.catalog, features.item, filter_columns)
         self.attribute_columns = attribute_columns(bundle)
         has_titles = features.title is not None and features.title in snapshot.catalog.frame
         self._titles = snapshot.catalog.titles(features.title) if has_titles else None
@@ -95,46 +100,60 @@ class Retriever:
         self._shares = (snapshot.interactions / max(1, snapshot.interactions.sum())).astype(np.float32)
 
     @classmethod
-    def open(cls, path: Path, *, device: Device = "cpu", recommend_seen: bool | None = None) -> Retriever:
+    def open(
+        cls,
+        path: Path,
+        *,
+        device: Device = "cpu",
+        recommend_seen: bool | None = None,
+        filter_columns: Sequence[str] | None = None,
+    ) -> Retriever:
         """Return the retriever of a bundle and the index inside it.
 
         Raises:
             BundleError: One of them is missing or damaged, or they do not belong together.
+            DataError: The catalogue has no column that is to be filtered by.
         """
         bundle = ModelBundle.open(path)
         try:
-            return cls(bundle, Snapshot.open(bundle), device=device, recommend_seen=recommend_seen)
+            snapshot = Snapshot.open(bundle)
+            return cls(bundle, snapshot, device=device, recommend_seen=recommend_seen, filter_columns=filter_columns)
         except ValueError as error:
-            raise error if isinstance(error, BundleError) else BundleError(str(error)) from error
+            raise error if isinstance(error, BundleError | DataError) else BundleError(str(error)) from error
 
-    def recommend(self, user_id: ExternalId, k: int) -> Answer:
-        """Return k items for someone, in the catalogue allows it; what is popular for someone unknown.
+    def recommend(self, user_id: ExternalId, k: int, where: Filter = ()) -> Answer:
+        """Return k items for someone, if the catalogue allows it; what is popular for someone unknown.
 
         Args:
             user_id: As in the tables, or its text: "42" finds the user 42.
             k: How many items.
+            where: What must hold of them.
         """
         row = self.users.row(user_id)
         if row is None:
-            return self._popular_answer(k)
-        hits, fallback = self.recommend_rows(np.array([row]), k)
+            return self._popular_answer(k, where)
+        hits, fallback = self.recommend_rows(np.array([row]), k, where)
         return Answer(self._recommendations(*hits.of(0)), "popular" if fallback[0] else None)
 
-    def recommend_rows(self, user_rows: Int64[np.ndarray, " users"], k: int) -> tuple[Hits, Bool[np.ndarray, " users"]]:
+    def recommend_rows(
+        self, user_rows: Int64[np.ndarray, " users"], k: int, where: Filter = ()
+    ) -> tuple[Hits, Bool[np.ndarray, " users"]]:
         """Return k items for each of many known users, and which of them were answered by what is popular.
 
         Args:
             user_rows: Positions in `users`.
             k: How many items each.
+            where: What must hold of them.
         """
+        eligible = self.filters.eligible(where)
         histories = self.snapshot.histories.take(user_rows)
-        seen = (None, None) if self.recommend_seen else (histories.item_rows, histories.offsets)
-        hits = self._index.search(self._user_vectors(user_rows, histories), k, *seen)
+        seen, offsets = (None, None) if self.recommend_seen else (histories.item_rows, histories.offsets)
+        hits = self._index.search(self._user_vectors(user_rows, histories), k, seen, offsets, eligible)
         fallback = ~self._answerable[user_rows]
         if fallback.any():
             found = [hits.of(user) for user in range(len(user_rows))]
             for user in np.flatnonzero(fallback).tolist():
-                found[user] = self._most_popular(histories.items_of(user), k)
+                found[user] = self._most_popular(histories.items_of(user), k, eligible)
             hits = Hits.join(found)
         return hits, fallback
 
@@ -144,6 +163,7 @@ class Retriever:
         attributes: Mapping[str, Any] | None = None,
         k: int = 10,
         times: Sequence[int] | None = None,
+        where: Filter = (),
     ) -> Answer:
         """Return k items for someone described here and now.
 
@@ -153,6 +173,7 @@ class Retriever:
             k: How many items.
             times: When they had them, in Unix seconds, one for each of the history; read by models that look at the
                 clock. None: unknown.
+            where: What must hold of the items.
 
         Raises:
             DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
@@ -164,7 +185,7 @@ class Retriever:
         person = self._person(attributes or {})
         item_rows = np.array(rows, dtype=np.int64)
         if not rows and person is None:
-            return self._popular_answer(k, tuple(unknown))
+            return self._popular_answer(k, where, tuple(unknown))
         known_times = None
         if times is not None:
             is_known = [self.items.row(item_id) is not None for item_id in history]
@@ -177,22 +198,23 @@ class Retriever:
             request_times=self._now(1),
             event_times=None if known_times is None else known_times[newest],
         )
-        seen = (None, None) if self.recommend_seen else (item_rows, offsets_of(np.array([len(item_rows)])))
-        hits = self._index.search(vector, k, *seen)
+        seen, offsets = (None, None) if self.recommend_seen else (item_rows, offsets_of(np.array([len(item_rows)])))
+        hits = self._index.search(vector, k, seen, offsets, self.filters.eligible(where))
         return Answer(self._recommendations(*hits.of(0)), None, tuple(unknown))
 
-    def similar(self, item_id: ExternalId, k: int) -> Answer | None:
+    def similar(self, item_id: ExternalId, k: int, where: Filter = ()) -> Answer | None:
         """Return the k items most like one, without itself; None if there is no such item."""
         row = self.items.row(item_id)
         if row is None:
             return None
         itself = np.array([row])
-        hits = self._index.search(self._index.vectors[itself], k, itself, np.array([0, 1]))
+        eligible = self.filters.eligible(where)
+        hits = self._index.search(self._index.vectors[itself], k, itself, np.array([0, 1]), eligible)
         return Answer(self._recommendations(*hits.of(0)))
 
-    def popular(self, k: int) -> Hits:
+    def popular(self, k: int, where: Filter = ()) -> Hits:
         """Return the k items that were had most often, as the answer to someone unknown."""
-        return Hits.join([self._most_popular(np.zeros(0, np.int64), k)])
+        return Hits.join([self._most_popular(np.zeros(0, np.int64), k, self.filters.eligible(where))])
 
     def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
         """Return the k newest items that someone had, newest first; None if there is no such user.
@@ -217,14 +239,15 @@ class Retriever:
             return None
         return np.full(num_users, int(self._clock()), dtype=np.int64)
 
-    def _most_popular(self, seen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        candidates = self._popular[: k + len(seen)]
+    def _most_popular(self, seen: np.ndarray, k: int, eligible: Eligible | None) -> tuple[np.ndarray, np.ndarray]:
+        candidates = self._popular if eligible is None else self._popular[eligible.mask[self._popular]]
+        candidates = candidates[: k + len(seen)]
         if not self.recommend_seen:
             candidates = candidates[~np.isin(candidates, seen)]
         return candidates[:k], self._shares[candidates[:k]]
 
-    def _popular_answer(self, k: int, unknown_items: tuple[ExternalId, ...] = ()) -> Answer:
-        return Answer(self._recommendations(*self.popular(k).of(0)), "popular", unknown_items)
+    def _popular_answer(self, k: int, where: Filter, unknown_items: tuple[ExternalId, ...] = ()) -> Answer:
+        return Answer(self._recommendations(*self.popular(k, where).of(0)), "popular", unknown_items)
 
     def _recommendations(self, rows: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
         ids, titles = self.items.ids, self._titles

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from serving.app import Source, create_app
 from serving.config import ServingConfig
 from serving.errors import NotReady
-from tests.serving.doubles import country, make_retriever, make_tables
+from serving.retriever import Retriever
+from serving.snapshot import Snapshot
+from tests.serving.doubles import FakeBundle, country, make_features, make_retriever, make_tables
 from towers.bundle import BundleError
 
 
@@ -88,6 +90,98 @@ def test_similar_items_come_without_the_item(client, retriever):
     assert [item["item_id"] for item in content["items"]] == [
         item.item_id for item in retriever.similar("item-004", 3).items
     ]
+
+
+@pytest.fixture
+def priced():
+    """Forty items with a category, a price and a stock that some lack; the operator hides what they cost him."""
+    items = [f"i{number}" for number in range(40)]
+    tables = make_tables({1: ["i0", "i1"], 2: ["i2"]}, items)
+    frame = tables.catalog.frame.assign(
+        category=["shoe", "boot", None, "hat"] * 10, price=[float(number) for number in range(40)], cost=[1.0] * 40
+    )
+    tables = type(tables)(tables.interactions, type(tables.catalog)(frame), None, ())
+    bundle = FakeBundle("bundle", make_features())
+    columns = ["item_id", "category", "price"]
+    return create_app(Retriever(bundle, Snapshot.build(bundle, tables), filter_columns=columns)).test_client()
+
+
+def found(response):
+    assert response.status_code == 200, response.text
+    return {int(item["item_id"][1:]) for item in response.json["items"]}
+
+
+SHOES = set(range(0, 40, 4))
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "expected"),
+    [
+        ("category=shoe", {"category": "shoe"}, SHOES),
+        (
+            "category=shoe&category=hat&price_max=11",
+            {"category": ["shoe", "hat"], "price": {"max": 11}},
+            {0, 3, 4, 7, 8, 11},
+        ),
+        ("category_not=shoe&price_min=36", {"category": {"not": ["shoe"]}, "price": {"min": 36}}, {37, 38, 39}),
+        ("item_id=i5&item_id=i6", {"item_id": ["i5", "i6"]}, {5, 6}),
+        ("item_id_not=i39&price_min=38", {"item_id": {"not": ["i39"]}, "price": {"min": 38}}, {38}),
+        ("category=none", {"category": "none"}, set()),
+    ],
+)
+def test_answers_are_filtered_by_the_columns_of_the_catalogue(priced, query, body, expected):
+    assert found(priced.get(f"/recommendations/1?k=40&{query}")) == expected - {0, 1}
+    assert found(priced.get(f"/recommendations/nobody?k=40&{query}")) == expected
+    assert found(priced.get(f"/items/i4/similar?k=40&{query}")) == expected - {4}
+    assert found(priced.post("/recommendations", json={"k": 40, "filter": body})) == expected
+    assert found(priced.post("/recommendations", json={"k": 40, "filter": body, "history": ["i0"]})) == expected - {0}
+
+
+def test_k_counts_what_fits(priced):
+    for k in (1, 5, 8, 9, 40):
+        assert len(priced.get(f"/recommendations/1?category=shoe&k={k}").json["items"]) == min(k, 9)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ("categry=shoe", "categry", "did you mean 'category'?"),
+        ("price=cheap", "price", "price: expected a number, found 'cheap'"),
+        ("price_min=1&price_min=2", "price_min", "price_min: expected once, found 2 times"),
+        ("category_max=a", "category_max", "expected a column of numbers or times, but 'category' holds text"),
+        ("cost_max=0.5", "cost_max", "no column to filter by; the catalogue has 'item_id', 'category', 'price'"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/recommendations/1", "/recommendations/nobody", "/items/i1/similar"])
+def test_a_filter_that_cannot_be_is_invalid_and_says_which(priced, path, query, field, message):
+    error = error_of(priced.get(f"{path}?{query}"), 422, "invalid")
+    assert message in error["message"]
+    assert error["details"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"categry": "shoe"}, "filter.categry: no column to filter by"),
+        ({"price": {"above": 1}}, "filter.price: expected any, not, min or max, found 'above'"),
+        ({"price": {"min": 3, "max": 2}}, "price: expected min up to max, found min 3 above max 2"),
+        ({"cost": 1}, "filter.cost: no column to filter by"),
+        ([], "filter: "),
+        ("shoe", "filter: "),
+    ],
+)
+def test_a_posted_filter_that_cannot_be_is_invalid_and_says_which(priced, body, message):
+    error = error_of(priced.post("/recommendations", json={"filter": body}), 422, "invalid")
+    assert message in error["message"]
+
+
+def test_a_column_that_is_named_like_a_parameter_is_reached_by_a_body():
+    tables = make_tables({1: ["a"]}, ["a", "b", "c"])
+    catalog = type(tables.catalog)(tables.catalog.frame.assign(k=[5, 6, 7]))
+    client = create_app(make_retriever(type(tables)(tables.interactions, catalog, None, ()))).test_client()
+    assert len(client.get("/recommendations/1?k=1").json["items"]) == 1
+    only = client.post("/recommendations", json={"filter": {"k": {"min": 7}}}).json["items"]
+    assert [item["item_id"] for item in only] == ["c"]
 
 
 ODD_IDS = [
@@ -310,6 +404,7 @@ some_client = None
     body=json_values
     | st.fixed_dictionaries({}, optional={"history": json_values, "attributes": json_values, "k": json_values})
     | st.fixed_dictionaries({"attributes": st.dictionaries(st.just("country"), json_values)})
+    | st.fixed_dictionaries({"filter": st.dictionaries(st.just("item_id"), json_values)})
 )
 def test_no_body_at_all_makes_the_service_fail(body):
     try:

@@ -167,6 +167,33 @@ def test_recommend_counts_whom_it_does_not_know(folder, capsys):
     assert frame.groupby("user_id")["fallback"].first().isna().to_dict() == {1001: True, 5: False, 6: False}
 
 
+def test_recommend_only_what_fits(folder, pristine, capsys):
+    where = ["--where", "price_max=20", "--where", "tags=red", "--where", "tags=blue"]
+    assert run("recommend", "runs/latest", "--output", "c.parquet", "--k", 50, *where) == 0
+    products = pd.read_csv(pristine / "data" / "products.csv").set_index("product")
+    fits = (products["price"] <= 20) & products["tags"].str.contains("red|blue")
+    frame = pd.read_parquet("c.parquet")
+    assert set(frame["item_id"]) <= set(products.index[fits])
+    clicks = pd.read_csv(pristine / "data" / "clicks.csv").groupby("user")["product"].agg(set)
+    for user, items in frame.groupby("user_id")["item_id"]:
+        assert set(items) == set(products.index[fits]) - clicks.get(user, set())
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("price", "--where price: expected NAME=VALUE"),
+        ("colour=red", "no column to filter by"),
+        ("price=x", "a number"),
+    ],
+)
+def test_recommend_refuses_a_condition_that_cannot_be(folder, capsys, condition, message):
+    assert run("recommend", "runs/latest", "--output", "c.parquet", "--where", condition) == 2
+    assert_one_line(capsys, message)
+    assert not (folder / "c.parquet").exists()
+
+
 def test_recommend_into_a_folder_is_one_line(folder, capsys):
     assert run("recommend", "runs/latest", "--output", "runs") == 2
     assert_one_line(capsys, "a folder; --output names the file")

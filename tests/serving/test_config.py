@@ -26,13 +26,20 @@ def test_each_setting_is_an_environment_variable():
     values = {
         "host": "0.0.0.0", "port": "9", "workers": "3", "threads": "2", "server": "gunicorn", "default_k": "5",
         "max_k": "50", "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
+        "filter_columns": "brand, price",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
     assert settings.model_dump(mode="json") == {
         "host": "0.0.0.0", "port": 9, "workers": 3, "threads": 2, "server": "gunicorn", "default_k": 5,
         "max_k": 50, "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
+        "filter_columns": ["brand", "price"],
     }  # fmt: skip
+
+
+def test_columns_to_filter_by_are_a_list_in_a_file(tmp_path):
+    assert read_settings(write(tmp_path, 'filter_columns = ["brand"]'), {}).filter_columns == ["brand"]
+    assert read_settings(write(tmp_path, "filter_columns = []"), {}).filter_columns == []
 
 
 def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):

@@ -28,6 +28,10 @@ def person(tables, user_id):
     return unit(vector + (0 if row is None or pd.isna(row) else vector_of(f"country={row}")))
 
 
+def country_of(tables, user_id):
+    return tables.users.frame.set_index("user_id")["country"].get(user_id)
+
+
 def test_known_users_get_the_best_items_that_they_did_not_have(shop, retriever):
     for user_id, history in histories_of(shop).items():
         answer = retriever.recommend(user_id, 10)
@@ -207,6 +211,43 @@ def test_similar_items_leave_the_item_itself_out(shop, retriever):
     assert ids(retriever.similar("item-007", 10)) == best(shop, vector_of("item-007"), 10, excluded=["item-007"])
     assert len(retriever.similar("item-007", 1000).items) == 99
     assert retriever.similar("item-100", 10) is None
+
+
+def test_only_what_fits_is_recommended_and_as_many_as_there_are(shop, retriever):
+    names = retriever.filters.of({"title": {"not": [f"Thing item-{number:03d}" for number in range(50)]}})
+    few = retriever.filters.of({"item_id": [f"item-{number:03d}" for number in (3, 60, 70, 80)]})
+    for user_id, history in histories_of(shop).items():
+        vector = person(shop, user_id)
+        had = set(history)
+        firsts = [f"item-{number:03d}" for number in range(50)]
+        expected = best(shop, vector, 10, excluded=[*had, *firsts])
+        assert ids(retriever.recommend(user_id, 10, names)) == expected
+        posted = retriever.recommend_for(history, {"country": country_of(shop, user_id)}, 10, where=names)
+        assert ids(posted) == expected
+        left = {"item-003", "item-060", "item-070", "item-080"} - had
+        assert set(ids(retriever.recommend(user_id, 10, few))) == left
+
+
+def test_what_is_popular_is_filtered_too(shop, retriever):
+    where = retriever.filters.of({"item_id": {"not": ["item-000", "item-001"]}})
+    everything = ids(retriever.recommend(999, 100))
+    for answer in (
+        retriever.recommend(999, 100, where),
+        retriever.recommend(108, 100, where),
+        retriever.recommend_for([], {}, 100, where=where),
+    ):
+        assert answer.fallback == "popular"
+        assert ids(answer) == [item for item in everything if item not in ("item-000", "item-001")]
+    nothing = retriever.filters.of({"item_id": []})
+    assert retriever.recommend(999, 10, nothing).items == []
+
+
+def test_similar_items_are_filtered(shop, retriever):
+    where = retriever.filters.of({"item_id": {"not": ["item-001", "item-002"]}})
+    expected = best(shop, vector_of("item-007"), 10, excluded=["item-007", "item-001", "item-002"])
+    assert ids(retriever.similar("item-007", 10, where)) == expected
+    itself = retriever.filters.of({"item_id": ["item-007"]})
+    assert retriever.similar("item-007", 10, itself).items == []
 
 
 def test_the_history_of_someone_is_told_newest_first(shop, retriever):

@@ -1,0 +1,469 @@
+"""Which items a request allows: conditions on the columns of the catalogue, typed by the column.
+
+| condition | in a query | in a body or from Python | columns |
+|---|---|---|---|
+| any of these | `category=shoes&category=boots` | `{"category": ["shoes", "boots"]}`, or one value | all |
+| none of these | `brand_not=Acme` | `{"brand": {"not": ["Acme"]}}` | all |
+| from, up to | `price_min=10&price_max=50` | `{"price": {"min": 10, "max": 50}}` | numbers, times |
+
+All conditions must hold; a range includes both ends, and a date is its first moment. A cell of several values (a list,
+or text with a separator) fits if any of them does. An empty cell fits nothing but "none of these". `item_id` is a
+column, too: so there are lists of items to allow and to deny. A column named like a condition comes before it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
+
+from features.config import FeatureSettings
+from features.errors import DataError
+from features.schema import ITEM_ID
+from features.sequences import offsets_of
+from features.tables import Catalog
+from serving.hits import Eligible
+
+Test = Literal["any", "not", "min", "max"]
+Mask = Bool[np.ndarray, " items"]
+
+_TESTS: tuple[Test, ...] = ("any", "not", "min", "max")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
+# What is remembered of filters: a mask, the rows and their order by regions, 17 bytes an item.
+_REMEMBERED_BYTES = 1 << 27
+_BYTES_PER_ITEM = 17
+# Longer lists of values are not likely to come again, and would take memory themselves.
+_REMEMBERED_VALUES = 1000
+# From so many values on, a column of numbers is searched for all at once.
+_MANY_VALUES = 8
+_MOST_NAMED = 12
+_MOST_NUMBER = 1e300
+# 2024 and 20240331 are dates; any other number of digits are Unix seconds.
+_DIGITS_OF_DATES = (4, 8)
+_A_MOMENT = "a date such as 2024-03-31, or Unix seconds"
+
+
+@dataclass(frozen=True, order=True)
+class Condition:
+    """What must hold for one column.
+
+    Attributes:
+        column: The column.
+        test: Whether the cell must be `any` of the values, must `not` be, or must be at least or at most one.
+        values: In the type of the column.
+    """
+
+    column: str
+    test: Test
+    values: tuple[Any, ...]
+
+
+Filter = tuple[Condition, ...]
+"""Conditions that must all hold, sorted; the same conditions are the same filter."""
+
+
+class Filters:
+    """The columns of a catalogue, ready to be filtered by; safe to use from several threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: Mapping[str, FeatureSettings] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        """Take the columns of a catalogue.
+
+        Args:
+            catalog: The items.
+            settings: How the model reads the columns: which hold times, and what separates several values.
+            columns: Those that may be filtered by. None: all.
+
+        Raises:
+            DataError: The catalogue has no such column.
+        """
+        self._catalog = catalog
+        self._settings = settings or {}
+        self._allowed = list(catalog.frame.columns if columns is None else columns)
+        self._read: dict[str, _Column] = {}
+        self._known: OrderedDict[Filter, Eligible] = OrderedDict()
+        self._num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
+        self._turn = threading.Lock()
+        missing = [name for name in self._allowed if name not in catalog.frame.columns]
+        if missing:
+            there = _named(list(catalog.frame.columns))
+            raise DataError(f"filter_columns: the catalogue has no column {missing[0]!r}; it has {there}")
+
+    def of(self, given: Mapping[str, Any]) -> Filter:
+        """Return the filter that a body or a program describes.
+
+        Args:
+            given: By column: a value, a list of values, or a table of `any`, `not`, `min` and `max`.
+
+        Raises:
+            DataError: Names the column, what was expected and what was found.
+        """
+        conditions = []
+        for column, wanted in given.items():
+            where = f"filter.{column}"
+            self._check(column, where)
+            for test, values, place in _tests(wanted, where):
+                conditions.append(self._condition(column, test, values, place))
+        return _sorted(conditions)
+
+    def from_query(self, given: Mapping[str, Sequence[str]]) -> Filter:
+        """Return the filter that the parameters of a query describe.
+
+        Args:
+            given: The values of each parameter, `category`, `category_not`, `price_min`, `price_max`.
+
+        Raises:
+            DataError: Names the parameter, what was expected and what was found.
+        """
+        conditions = []
+        for name, values in given.items():
+            column, test = self._column_and_test(name)
+            if test in ("min", "max") and len(values) > 1:
+                raise DataError(f"{name}: expected once, found {len(values)} times")
+            conditions.append(self._condition(column, test, values, name))
+        return _sorted(conditions)
+
+    def eligible(self, wanted: Filter) -> Eligible | None:
+        """Return the items that fit, remembered for the next request; None for an empty filter."""
+        if not wanted:
+            return None
+        with self._turn:
+            known = self._known.get(wanted)
+            if known is not None:
+                self._known.move_to_end(wanted)
+                return known
+        mask = np.ones(len(self._catalog), dtype=bool)
+        for condition in wanted:
+            mask &= self._mask(condition)
+        found = Eligible(mask)
+        if sum(len(condition.values) for condition in wanted) <= _REMEMBERED_VALUES:
+            with self._turn:
+                self._known[wanted] = found
+                while len(self._known) > self._num_known:
+                    self._known.popitem(last=False)
+        return found
+
+    def _mask(self, condition: Condition) -> Mask:
+        column, values = self._column(condition.column), condition.values
+        match condition.test:
+            case "any":
+                return column.any_of(values)
+            case "not":
+                return ~column.any_of(values)
+            case "min":
+                return column.at_least(values[0])
+            case "max":
+                return column.at_most(values[0])
+
+    def _condition(self, name: str, test: Test, values: Sequence[Any], where: str) -> Condition:
+        column = self._column(name)
+        if column.expected is None:
+            raise DataError(
+                f"{where}: column {name!r} holds {column.holds}, which cannot be compared; filter by another"
+            )
+        if test in ("min", "max") and not column.has_order:
+            raise DataError(f"{where}: expected a column of numbers or times, but {name!r} holds {column.holds}")
+        typed = [column.typed(value) for value in values]
+        for value, known in zip(values, typed, strict=True):
+            if known is None:
+                raise DataError(f"{where}: expected {column.expected}, found {value!r}")
+        return Condition(name, test, tuple(sorted(set(typed))))
+
+    def _column(self, name: str) -> _Column:
+        found = self._read.get(name)
+        if found is None:
+            settings = self._settings.get(name)
+            found = self._read[name] = _read(self._catalog, name, settings)
+        return found
+
+    def _column_and_test(self, name: str) -> tuple[str, Test]:
+        if name in self._allowed:
+            return name, "any"
+        column, _, ending = name.rpartition("_")
+        for test in _TESTS[1:]:
+            if ending == test and column in self._allowed:
+                return column, test
+        raise self._unknown(name, name)
+
+    def _check(self, column: str, where: str) -> None:
+        if column not in self._allowed:
+            raise self._unknown(column, where)
+
+    def _unknown(self, name: str, where: str) -> DataError:
+        near = difflib.get_close_matches(name, self._allowed, n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return DataError(f"{where}: no column to filter by; the catalogue has {_named(self._allowed)}{hint}")
+
+
+class _Column(Protocol):
+    """A column that can be asked which rows fit."""
+
+    expected: str | None
+    """What a value must be, for a message; None where the column cannot be compared."""
+    holds: str
+    """What is in it, for a message."""
+    has_order: bool
+    """Whether there is more and less."""
+
+    def typed(self, value: Any) -> Any:
+        """Return a value as the column has it; None where it cannot be one."""
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        """Return which rows have one of the values."""
+
+    def at_least(self, value: Any) -> Mask:
+        """Return which rows have the value or more."""
+
+    def at_most(self, value: Any) -> Mask:
+        """Return which rows have the value or less."""
+
+
+class _Ordered:
+    """Numbers, and times as Unix seconds."""
+
+    has_order = True
+
+    def __init__(
+        self, values: np.ndarray, present: Mask, typed: Callable[[Any], Any], expected: str, holds: str
+    ) -> None:
+        self.expected: str | None = expected
+        self.holds = holds
+        self._values = values
+        self._present = present
+        self.typed = typed
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        if len(values) > _MANY_VALUES:
+            return np.asarray(np.isin(self._values, np.array(values)) & self._present)
+        mask = np.zeros(len(self._values), dtype=bool)
+        for value in values:
+            mask |= self._values == value
+        return np.asarray(mask & self._present)
+
+    def at_least(self, value: Any) -> Mask:
+        return np.asarray(self._present & (self._values >= value))
+
+    def at_most(self, value: Any) -> Mask:
+        return np.asarray(self._present & (self._values <= value))
+
+
+class _Named:
+    """Texts, truths and lists of them: for each value the rows that have it."""
+
+    has_order = False
+
+    def __init__(
+        self, rows: np.ndarray, values: pa.Array, num_items: int, typed: Callable[[Any], Any], expected: str, holds: str
+    ) -> None:
+        self.expected: str | None = expected
+        self.holds = holds
+        self.typed = typed
+        encoded = values.dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        self._codes = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
+        self._rows = rows[np.argsort(codes, kind="stable")].astype(np.int32)
+        self._offsets = offsets_of(np.bincount(codes, minlength=len(self._codes)))
+        self._num_items = num_items
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        mask = np.zeros(self._num_items, dtype=bool)
+        for value in values:
+            code = self._codes.get(value)
+            if code is not None:
+                mask[self._rows[self._offsets[code] : self._offsets[code + 1]]] = True
+        return mask
+
+    def at_least(self, value: Any) -> Mask:
+        raise AssertionError("it has no order")
+
+    at_most = at_least
+
+
+class _Ids:
+    """The items' own ids."""
+
+    has_order = False
+    holds = "ids"
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        is_integer = np.issubdtype(catalog.item_ids.dtype, np.integer)
+        self.expected: str | None = "a whole number, as items' ids are" if is_integer else "text, as items' ids are"
+        self.typed: Callable[[Any], Any] = _whole if is_integer else _text
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        mask: Mask = np.zeros(len(self._catalog), dtype=bool)
+        rows = self._catalog.rows_of(list(values))
+        mask[rows[rows >= 0]] = True
+        return mask
+
+    def at_least(self, value: Any) -> Mask:
+        raise AssertionError("it has no order")
+
+    at_most = at_least
+
+
+class _Incomparable:
+    """Vectors, structures, bytes: nothing that a request could name."""
+
+    has_order = False
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self.expected: str | None = None
+        self.holds = str(kind)
+
+    def typed(self, value: Any) -> Any:
+        raise AssertionError("no value fits")
+
+    any_of = at_least = at_most = typed
+
+
+def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Column:
+    """Return a column as its type and its settings say."""
+    if name == ITEM_ID:
+        return _Ids(catalog)
+    cells = pa.array(catalog.frame[name])
+    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    kind = cells.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _numbers(cells, is_time=settings is not None and settings.kind == "time")
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _times(cells)
+    if _is_list(kind):
+        inner = kind.value_type
+        if not (_is_text(inner) or pa.types.is_integer(inner)):
+            return _Incomparable(kind)
+        rows = pc.list_parent_indices(cells).to_numpy(zero_copy_only=False)
+        return _several(rows, cells.flatten(), len(cells))
+    if settings is not None and settings.kind == "categories" and settings.separator and _is_text(kind):
+        parts = pc.split_pattern(cells, settings.separator)
+        rows = pc.list_parent_indices(parts).to_numpy(zero_copy_only=False)
+        return _several(rows, pc.utf8_trim_whitespace(parts.flatten()), len(cells))
+    rows = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
+    if _is_text(kind):
+        return _Named(rows, cells.drop_null(), len(cells), _text, "text", "text")
+    if pa.types.is_boolean(kind):
+        return _Named(rows, cells.drop_null(), len(cells), _truth, "true or false", "truths")
+    return _Incomparable(kind)
+
+
+def _numbers(cells: pa.Array, *, is_time: bool) -> _Column:
+    present = cells.is_valid().to_numpy(zero_copy_only=False)
+    values = cells.fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(cells.type):
+        present = present & ~np.isnan(values)
+    if is_time:
+        return _Ordered(values, present, _moment, _A_MOMENT, "times")
+    return _Ordered(values, present, _number, "a number", "numbers")
+
+
+def _times(cells: pa.Array) -> _Column:
+    present = cells.is_valid().to_numpy(zero_copy_only=False)
+    moments = pd.to_datetime(pd.Series(cells.to_pandas()), utc=True)
+    seconds = moments.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.float64) / 1e6
+    return _Ordered(seconds, present, _moment, _A_MOMENT, "times")
+
+
+def _several(rows: np.ndarray, values: pa.Array, num_items: int) -> _Column:
+    kept = values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(values.type):
+        return _Named(rows[kept], values.drop_null(), num_items, _whole, "a whole number", "lists of whole numbers")
+    return _Named(rows[kept], values.drop_null(), num_items, _text, "text", "lists of texts")
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, str):
+        if not _NUMBER.fullmatch(value):
+            return None
+        value = int(value) if _WHOLE.fullmatch(value) else float(value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _MOST_NUMBER:
+        return None
+    return float(value) if abs(value) >= 2**63 else value
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and _WHOLE.fullmatch(value) and (value == "0" or value.lstrip("-")[0] != "0"):
+        value = int(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and -(2**63) <= value < 2**63 else None
+
+
+def _text(value: Any) -> str | None:
+    is_text = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    return str(value) if is_text else None
+
+
+def _truth(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def _moment(value: Any) -> int | float | None:
+    if not isinstance(value, str) or (_NUMBER.fullmatch(value) and len(value) not in _DIGITS_OF_DATES):
+        return _number(value)
+    try:
+        moment = datetime.fromisoformat(f"{value}-01-01" if len(value) == _DIGITS_OF_DATES[0] else value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
+    """Return the conditions that a body has for one column, with where each stands."""
+    if not isinstance(wanted, Mapping):
+        return [("any", wanted if isinstance(wanted, list | tuple) else [wanted], where)]
+    strange = [name for name in wanted if name not in _TESTS]
+    if strange or not wanted:
+        raise DataError(f"{where}: expected any, not, min or max, found {strange[0] if strange else 'nothing'!r}")
+    found: list[tuple[Test, Sequence[Any], str]] = []
+    for test in _TESTS:
+        if test in wanted:
+            values = wanted[test]
+            is_several = isinstance(values, list | tuple) and test in ("any", "not")
+            found.append((test, values if is_several else [values], f"{where}.{test}"))
+    return found
+
+
+def _sorted(conditions: Sequence[Condition]) -> Filter:
+    """Return the conditions in order.
+
+    Raises:
+        DataError: A range ends before it begins.
+    """
+    least = {one.column: one.values[0] for one in conditions if one.test == "min"}
+    for one in conditions:
+        if one.test == "max" and least.get(one.column, one.values[0]) > one.values[0]:
+            raise DataError(
+                f"{one.column}: expected min up to max, found min {least[one.column]} above max {one.values[0]}"
+            )
+    return tuple(sorted(conditions, key=lambda one: (one.column, one.test)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _named(columns: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in list(columns)[:_MOST_NAMED])
+    return f"{shown}, ..." if len(columns) > _MOST_NAMED else shown or "none"
