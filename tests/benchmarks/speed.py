@@ -52,7 +52,7 @@ RIVAL = ROOT / ".rivals" / "bin" / "python"
 PROGRAM = Path(__file__).parent / "rivals" / "sasrec_rectools.py"
 TOWERS = {"width": 64, "blocks": 2, "heads": 2, "dropout": 0.2}
 SEQUENCES = 128
-FIGURES = ("positions/s", "times", "seconds an epoch", "steps", "N@10", "MiB")
+FIGURES = ("positions/s", "times as fast", "seconds an epoch", "steps", "N@10", "MiB")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""The benchmarks measure what they say: the same work on both sides, and figures that add up."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.benchmarks import evenness, speed
+from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
+from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
+from training.evaluation import TableRecommender
+
+GIVEN = argparse.Namespace(threads=1, epochs=2, rounds=2)
+
+
+@pytest.fixture
+def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of public data sets with a small one that is called Beauty: 60 users with 3 to 70 of 90 items."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 71, 60)
+    frame = pd.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(60) + 500, lengths),
+            "item_id": np.concatenate([rng.permutation(90)[:length] for length in lengths]),
+            "position": np.concatenate([np.arange(length) for length in lengths]),
+        }
+    )
+    (tmp_path / "amazon-beauty").mkdir()
+    frame.sample(frac=1, random_state=0).to_parquet(tmp_path / "amazon-beauty" / "interactions.parquet")
+    monkeypatch.setenv("TOWERS_DATA", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("benchmark", [speed, evenness], ids=["speed", "evenness"])
+def test_without_the_data_a_benchmark_says_what_it_wants(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TOWERS_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--data", "ml-1m"])
+    monkeypatch.setattr(speed, "RIVAL", tmp_path / ".rivals" / "bin" / "python")
+    benchmark.main()
+    said = capsys.readouterr().out.splitlines()
+    wanted = f"ml-1m: left out, there is no {tmp_path / 'ml-1m'}; set TOWERS_DATA to the folder of the public data sets"
+    assert said[-1] == wanted
+    if benchmark is speed:
+        assert said[0] == f"RecTools: left out, there is no {tmp_path / '.rivals'}; `make rivals` makes it"
+
+
+def test_one_epoch_is_refused_because_the_first_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for benchmark in (speed, evenness):
+        monkeypatch.setattr(sys, "argv", ["benchmark", "--epochs", "1"])
+        with pytest.raises(SystemExit, match="2"):
+            benchmark.main()
+        assert "expected at least 2, the first of which is not counted" in capsys.readouterr().err
+
+
+def test_positions_are_the_predictions_of_the_histories_as_they_are_read(public: Path):
+    task = task_of("amazon-beauty", {})
+    expected = events = 0
+    for user in range(len(task.split.train)):
+        read_items = task.split.train.items_of(user)[-51:]  # 50 that are read, and the one before them
+        events += len(read_items)
+        expected += len(read_items) - 1
+    assert (task.num_positions, task.num_events) == (expected, events)
+    assert task.num_positions < task.split.train.num_events - len(task.split.train), "some history is cut"
+
+
+def test_the_rival_gets_the_same_interactions_in_the_same_order(public: Path):
+    task = task_of("amazon-beauty", {})
+    table = speed._interactions_of(task).sample(frac=1, random_state=1).sort_values(["user_id", "position"])
+    train = task.split.train
+    assert table["user_id"].to_list() == train.user_ids[train.event_users].tolist()
+    assert table["item_id"].to_list() == task.tables.catalog.item_ids[train.item_rows].tolist()
+    assert (table.groupby("user_id")["position"].min() == 0).all()
+
+
+def test_ours_takes_as_many_steps_as_there_are_batches_of_sequences(public: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "SEQUENCES", 6)
+    task = task_of("amazon-beauty", {})
+    measured = measure(task_of("amazon-beauty", {"epochs": 2, "batch_events": events_of_a_step(task)}))
+    assert 10 <= measured.steps <= 12  # 60 users by 6; the last of a step may not fit into it
+    assert len(measured.seconds) == 2
+    assert min(measured.seconds) > 0
+    assert measured.epoch_seconds == measured.seconds[1]
+    assert measured.peak_bytes > 2**27
+    assert 0 < measured.ndcg < 0.5
+
+
+def test_more_epochs_of_the_same_learn_more(public: Path):
+    # Everybody takes the items in the order of their numbers, so that the next one can be known.
+    path = public / "amazon-beauty" / "interactions.parquet"
+    frame = pd.read_parquet(path)
+    frame["item_id"] = (frame["user_id"] + frame["position"]) % 90
+    frame.to_parquet(path)
+    towers = {"width": 16, "dropout": 0.0}
+    training = {"negatives": "sampled", "uniform_negatives": 16, "batch_events": 256, "warmup_steps": 5}
+    few, many = (measure(read("amazon-beauty", towers, {**training, "epochs": epochs})) for epochs in (2, 12))
+    assert many.ndcg > few.ndcg
+
+
+def test_the_table_says_how_many_times_as_fast_in_the_same_round(public: Path):
+    task = task_of("amazon-beauty", {})
+    contestants = [RIVALS["float32"], OURS[0]]
+    rounds = [
+        {contestants[0].name: run(40.0, 0.01), contestants[1].name: run(10.0, 0.03)},
+        {contestants[0].name: run(20.0, 0.01), contestants[1].name: run(10.0, 0.05)},
+    ]
+    lines = speed._table("amazon-beauty", task, contestants, rounds, GIVEN)
+    # 4 and 2 times: a mean of 3, and sqrt(2 * 1²) = 1.41 between rounds.
+    assert lines[-1].split("  ")[0] == "ours, float32"
+    assert "3.00 ± 1.41" in lines[-1]
+    assert "10.00 ± 0.00" in lines[-1]
+    assert "0.0400 ± 0.0141" in lines[-1]
+    assert "1.00 ± 0.00" in lines[-2]
+    assert "30.00 ± 14.14" in lines[-2]
+    alone = speed._table("amazon-beauty", task, [OURS[0]], [{OURS[0].name: run(10.0, 0.03)}], GIVEN)
+    assert " – " in alone[-1]
+
+
+def run(seconds: float, ndcg: float) -> Measured:
+    return Measured([99.0, seconds], 3, 2**30, ndcg)
+
+
+def test_evenness_is_the_cost_beside_the_cheapest(public: Path):
+    tasks = {"amazon-beauty": evenness.task_of("amazon-beauty", {})}
+    tasks["ml-1m"] = tasks["amazon-beauty"]
+    given = argparse.Namespace(negatives=10, batch_events=20, threads=1, rounds=2, epochs=2)
+    lines = evenness._table(tasks, {"amazon-beauty": [30.0, 32.0], "ml-1m": [20.0, 20.0]}, given)
+    assert lines[-2].split()[-4:] == ["31.0", "±", "1.4", "1.55"]
+    assert lines[-1].split()[-4:] == ["20.0", "±", "0.0", "1.00"]
+
+
+def test_a_spread_of_one_is_the_number_itself():
+    assert spread([2.0], ".1f") == "2.0"
+    assert spread([1.0, 3.0], ".1f") == "2.0 ± 1.4"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RIVAL.is_file(), reason="no RecTools here; `make rivals` makes its environment")
+def test_the_rival_trains_and_answers_everybody_with_items_that_are_new(public: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "SEQUENCES", 16)
+    task = task_of("amazon-beauty", {})
+    tables = []
+
+    def keeping(own: Task, recommender: TableRecommender) -> float:
+        tables.append(recommender.scores(own.split.validation))
+        return 0.0
+
+    monkeypatch.setattr(Task, "ndcg", keeping)
+    measured = speed._train_rival(Contestant("RecTools", "32-true"), 0, task, "amazon-beauty", GIVEN)
+    assert len(measured.seconds) == 2
+    assert measured.steps == 4  # 60 users with several items, by 16
+    (scores,) = tables
+    assert ((scores > -np.inf).sum(axis=1) == 10).all()
+    history = task.split.validation.history
+    assert (scores[history.event_users, history.item_rows] == -np.inf).all()
