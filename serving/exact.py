@@ -63,7 +63,9 @@ class Exact:
     ) -> Iterator[Found]:
         fetch = min(len(pool.items), int(needed[users].max(initial=0)) + SLACK)
         scores, places = self._top(queries[users], users, fetch, excluded, pool)
-        rows = np.where(np.isneginf(scores), -1, pool.rows_at(places))
+        rows = pool.rows_at(places)
+        if np.isneginf(scores).any():
+            rows = np.where(np.isneginf(scores), -1, rows)
         ranked_rows, ranked_scores = rank(self.vectors, queries[users], rows)
         for place, user in enumerate(users.tolist()):
             most = int(needed[user])

@@ -164,13 +164,18 @@ def rank(
     rows: Int64[np.ndarray, "users candidates"],
 ) -> tuple[Int64[np.ndarray, "users candidates"], Float32[np.ndarray, "users candidates"]]:
     """Return each user's candidates best first, with their scores; those of row -1 come last, with a score of -inf."""
-    scores = np.empty(rows.shape, dtype=np.float32)
     block = max(1, _RANKED_NUMBERS // max(1, rows.shape[1] * vectors.shape[1]))
-    for start in range(0, len(rows), block):
-        users = slice(start, start + block)
-        # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
-        scores[users] = (vectors[rows[users]] * queries[users, None].astype(np.float64)).sum(axis=2)
-    scores[rows < 0] = -np.inf
+    if len(rows) > block:
+        parts = [
+            rank(vectors, queries[start : start + block], rows[start : start + block])
+            for start in range(0, len(rows), block)
+        ]
+        return np.concatenate([some for some, _ in parts]), np.concatenate([some for _, some in parts])
+    # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
+    exact = np.vecdot(vectors[rows].astype(np.float64), queries[:, None].astype(np.float64))
+    scores = exact.astype(np.float32)
+    if rows.size and rows.min() < 0:
+        scores[rows < 0] = -np.inf
     order = np.lexsort((rows, -scores), axis=-1)
     return take(rows, order), take(scores, order)
 

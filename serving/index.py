@@ -244,19 +244,22 @@ class ItemIndex:
         """Yield the users, by position, whose answer FAISS's first `fetch` results settle, with that answer."""
         queries = asked.queries[users]
         scores, rows = self._fetch(queries, fetch)
-        bounds = scores.min(axis=1)
+        worst = scores.min(axis=1) if self.is_exact else None
+        short = np.zeros(len(users), dtype=bool)
         barred = asked.barred(users, rows)
-        scores[barred] = -np.inf
-        needed = asked.needed[users]
-        enough = rows.shape[1] - barred.sum(axis=1) >= needed
-        scores, rows = _highest(scores, rows, int(needed.max(initial=0)) + SLACK)
-        if rows.shape[1] < fetch:
-            bounds = np.maximum(bounds, scores.min(axis=1))
-        ranked_rows, ranked_scores = rank(self.vectors, queries, np.where(np.isneginf(scores), -1, rows))
-        for place, (user, most) in enumerate(zip(users.tolist(), needed.tolist(), strict=True)):
-            # What was not fetched scores no more than the last that was; if that is too close, places are contested.
-            contested = self.is_exact and most and ranked_scores[place, most - 1] <= bounds[place] + ROUNDING
-            if enough[place] and not contested:
+        if barred is not None:
+            scores[barred] = -np.inf
+            rows = np.where(barred, -1, rows)
+            short = rows.shape[1] - np.count_nonzero(barred, axis=1) < asked.needed[users]
+        kept_scores, kept_rows = _highest(scores, rows, int(asked.needed[users].max()) + SLACK)
+        if worst is not None and kept_rows is not rows:
+            worst = np.maximum(worst, kept_scores.min(axis=1))
+        ranked_rows, ranked_scores = rank(self.vectors, queries, kept_rows)
+        for place, user in enumerate(users.tolist()):
+            most = int(asked.needed[user])
+            # What was not fetched scores no more than the worst that was; if that is too close, places are contested.
+            contested = worst is not None and most and ranked_scores[place, most - 1] <= worst[place] + ROUNDING
+            if not short[place] and not contested:
                 yield user, (ranked_rows[place, :most], ranked_scores[place, :most])
 
     def _fetch(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
@@ -318,8 +321,10 @@ class _Asked:
         """Yield the answers of some of the users from comparing every eligible item."""
         return exact.best(self.queries, users, self.needed, self.excluded, self.eligible)
 
-    def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return which of the rows, one line per user, must not be found; those of row -1 among them."""
+    def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+        """Return which of the rows, one line per user, must not be found, those of -1 among them; None for none."""
+        if self.eligible is None and not len(self.excluded.pairs):
+            return rows < 0 if rows.min() < 0 else None
         barred = rows < 0
         if len(self.excluded.pairs):
             barred |= self.excluded.contains(users[:, None], rows)
@@ -468,7 +473,7 @@ def _highest(scores: np.ndarray, rows: np.ndarray, kept: int) -> tuple[np.ndarra
     """Return the rows of each user's `kept` highest scores, with those scores, in any order."""
     if kept >= rows.shape[1]:
         return scores, rows
-    best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+    best = np.argpartition(scores, -kept, axis=1)[:, -kept:]
     return take(scores, best), take(rows, best)
 
 
