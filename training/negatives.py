@@ -21,8 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from features.batches import SequenceBatch
+from features.batches import SequenceBatch, TrainingBatches
 from features.sequences import Sequences
+from training.config import TrainingConfig
+
+FULL_SOFTMAX_ITEMS = 30_000
+"""Up to so many items a positive competes with all of them, unless something else is asked for."""
 
 LogQ = Literal["negatives", "all", "none"]
 
@@ -434,6 +438,41 @@ class Sample:
 
     def _expected(self, rows: Int[Tensor, "items"]) -> Float[Tensor, "sources items"]:
         return torch.stack([source.expected(rows) for source in self.sources])
+
+
+def choose_negatives(
+    settings: TrainingConfig,
+    batches: TrainingBatches,
+    num_items: int,
+    *,
+    width: int,
+    device: torch.device,
+) -> AllItems | Sample:
+    """Return what the settings ask for, or, with `auto`, what the catalogue does.
+
+    Args:
+        settings: `[training]`.
+        batches: How the training data is dealt.
+        num_items: Items in the catalogue.
+        width: Numbers in a vector.
+        device: Where remembered vectors are kept.
+    """
+    asks_for_sample = settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.memory_negatives > 0
+    if settings.negatives == "all" or (not asks_for_sample and num_items <= FULL_SOFTMAX_ITEMS):
+        return AllItems(num_items)
+    share = target_shares(batches.sequences, num_items, history=batches.history, recommend_seen=batches.recommend_seen)
+    sources: list[Source] = []
+    if settings.uniform_negatives:
+        sources.append(Uniform(num_items, settings.uniform_negatives))
+    if settings.in_batch_negatives:
+        sources.append(InBatch(settings.in_batch_negatives, share))
+    return Sample(
+        num_items,
+        sources,
+        memory=Memory(settings.memory_negatives, share, width, device) if settings.memory_negatives else None,
+        hard=HardItems() if settings.hard_negatives else None,
+        log_q=settings.log_q,
+    )
 
 
 def target_shares(

@@ -34,20 +34,8 @@ from training.checkpoint import Checkpoint
 from training.config import RunConfig
 from training.losses import softmax_loss
 from training.mining import mine
-from training.negatives import (
-    AllItems,
-    HardItems,
-    InBatch,
-    Memory,
-    Negatives,
-    Sample,
-    Targets,
-    Uniform,
-    target_shares,
-    to_device,
-)
+from training.negatives import AllItems, Negatives, Targets, choose_negatives, to_device
 
-FULL_SOFTMAX_ITEMS = 30_000
 GRADIENT_NORM = 1.0
 FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
 """Small tables are dealt into so many batches an epoch, as long as a batch has so many events."""
@@ -180,7 +168,8 @@ class Trainer:
         )
         self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)
-        self.negatives = self._negatives()
+        num_items = len(self.item_features)
+        self.negatives = choose_negatives(settings, self.batches, num_items, width=config.towers.width, device=device)
         self.precision = loss_precision(settings.precision, device)
         self.progress = Progress(cut_steps=list(cut_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
@@ -241,9 +230,17 @@ class Trainer:
         hard, settings, epoch = self.negatives.hard, self.settings, self.progress.epoch
         if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_epochs:
             return
+        batches = tqdm(
+            self.batches.epoch(epoch),
+            total=self.batches.num_batches(epoch),
+            desc=f"epoch {epoch + 1}, mining",
+            unit=" batches",
+            leave=False,
+            disable=self.quiet or None,
+        )
         hard.table = mine(
             self.model,
-            self.batches.epoch(epoch),
+            iter(batches),
             self.item_features,
             self.user_features,
             per_user=settings.hard_negatives,
@@ -256,7 +253,7 @@ class Trainer:
         progress.loss = self.loss_sum.item()
         measured = {
             "loss": progress.loss / max(progress.batch, 1),
-            "events_per_second": self.train.num_events / max(progress.seconds, 1e-9),
+            "events_per_second": self._events_learned() / max(progress.seconds, 1e-9),
         }
         if self.validate is None:
             progress.best_step = progress.step
@@ -271,6 +268,10 @@ class Trainer:
         self.loss_sum.zero_()
         if self.checkpoint is not None:
             self.save()
+
+    def _events_learned(self) -> float:
+        """Return how many events the batches of the epoch had, about."""
+        return self.train.num_events * self.progress.batch / self.batches.num_batches(self.progress.epoch)
 
     def _judge(self) -> float:
         assert self.validate is not None
@@ -365,28 +366,6 @@ class Trainer:
         if isinstance(self.negatives, AllItems):
             return self.item_features
         return self.item_features.take(to_device(rows, self.device))
-
-    def _negatives(self) -> AllItems | Sample:
-        num_items, settings = len(self.item_features), self.settings
-        wants_sample = settings.hard_negatives > 0 or settings.memory_negatives > 0
-        is_small = num_items <= FULL_SOFTMAX_ITEMS and not wants_sample
-        if settings.negatives == "all" or (settings.negatives == "auto" and is_small):
-            return AllItems(num_items)
-        share = target_shares(
-            self.train,
-            num_items,
-            history=self.batches.history,
-            recommend_seen=self.batches.recommend_seen,
-        )
-        width = self.model.user_tower.width
-        uniform, in_batch = settings.uniform_negatives, settings.in_batch_negatives
-        return Sample(
-            num_items,
-            [*([Uniform(num_items, uniform)] if uniform else []), *([InBatch(in_batch, share)] if in_batch else [])],
-            memory=Memory(settings.memory_negatives, share, width, self.device) if settings.memory_negatives else None,
-            hard=HardItems() if settings.hard_negatives else None,
-            log_q=settings.log_q,
-        )
 
     def _dense_parameters(self) -> list[Tensor]:
         return [p for name, p in self.model.named_parameters() if ".collection." not in name]
