@@ -437,3 +437,19 @@ def test_neighbours_by_text_are_a_strong_rival_on_cold_beauty(public_data: Path)
     assert means["recall_at_10"] > 0.08
     assert means["recall_at_50"] > 0.15
     assert means["ndcg_at_10"] > 0.05
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_ials_is_a_strong_rival_for_people_never_seen(public_data: Path):
+    frame = pd.read_parquet(public_data / "goodbooks" / "interactions.parquet").sort_values(["user_id", "position"])
+    users, counts = np.unique(frame["user_id"], return_counts=True)
+    num_items = int(frame["item_id"].nunique())
+    rows = np.unique(frame["item_id"], return_inverse=True)[1].astype(np.int64)
+    split = held_out_users(Sequences(users, offsets_of(counts), rows, times=None, is_ordered=True), num_items)
+    ials = Ials.fit(split.train, num_items, IalsSettings(factors=256, regularisation=10.0, confidence=1.0))
+    result = evaluate(ials, split.test, split.candidates, recommend_seen=False, cutoffs=(20, 50, 100))
+    # EASE has 0.276, 0.376 and 0.436 on these questions, popularity 0.079, 0.124 and 0.144.
+    assert result.means["recall_at_20"] > 0.24
+    assert result.means["recall_at_50"] > 0.31
+    assert result.means["ndcg_at_100"] > 0.38
