@@ -35,7 +35,7 @@ _UNIT_TOLERANCE = 1e-3
 # FAISS's GPU indexes return at most 2,048 results, and on a CPU a full scan is then faster than its heap.
 _MOST_FETCHED = 2048
 # Filtered searches. Up to this many numbers in the vectors of all eligible items, those are compared one and all.
-_SCANNED_NUMBERS = 1 << 19
+_SCANNED_NUMBERS = 1 << 20
 # From this share of eligible items on, the unfiltered index is asked for more than is needed, and a little more.
 _MOSTLY_ELIGIBLE = 0.3
 _MORE = 1.25
@@ -229,14 +229,21 @@ class ItemIndex:
     def _without_comparing_all(self, asked: _Asked) -> Iterator[tuple[int, Found]]:
         """Yield users by position with their answer, those for whom the index has one."""
         eligible, fetch = asked.eligible, asked.needed + asked.excluded.counts
-        if eligible is not None:
-            if self.is_exact or len(eligible) * self.width <= _SCANNED_NUMBERS:
-                return
-            if eligible.share < _MOSTLY_ELIGIBLE:
-                if self.regions is not None and len(asked) <= _FEW_USERS:
-                    yield from ((user, self._from_regions(asked, user)) for user in range(len(asked)))
-                return
-            fetch = (fetch * (_MORE / eligible.share)).astype(np.int64)
+        if eligible is None:
+            yield from self._in_groups(asked, fetch)
+            return
+        if self.is_exact or len(eligible) * self.width <= _SCANNED_NUMBERS:
+            return
+        left = dict.fromkeys(range(len(asked)))
+        if eligible.share >= _MOSTLY_ELIGIBLE:
+            for user, answer in self._in_groups(asked, (fetch * (_MORE / eligible.share)).astype(np.int64)):
+                del left[user]
+                yield user, answer
+        if self.regions is not None and len(left) <= _FEW_USERS:
+            yield from ((user, self._from_regions(asked, user)) for user in left)
+
+    def _in_groups(self, asked: _Asked, fetch: np.ndarray) -> Iterator[tuple[int, Found]]:
+        """Yield what FAISS's first results settle, `fetch` and a few of them for each user."""
         for size, users in _groups(fetch + SLACK, min(_MOST_FETCHED, len(self) // 2)):
             yield from self._from_faiss(asked, users, size)
 

@@ -68,7 +68,7 @@ def many_items(folder, pristine):
 
 
 def test_index_tunes_itself_and_shows_what_it_tried(folder, many_items, capsys, monkeypatch):
-    monkeypatch.setattr("serving.tuning._SECONDS_A_PASS", 0.002)
+    monkeypatch.setattr("serving.tuning._ROUNDS", 1)
     assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 0
     said = capsys.readouterr().out
     assert "searches/s" in said
@@ -92,7 +92,7 @@ def test_an_index_of_a_kind_is_served(folder, many_items, capsys):
 
 
 def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, capsys, monkeypatch):
-    monkeypatch.setattr("serving.tuning._SECONDS_A_PASS", 0.002)
+    monkeypatch.setattr("serving.tuning._ROUNDS", 1)
     monkeypatch.setattr("serving.tuning.efforts", lambda plan, num_items: iter([[plan]]))
     assert run("index", "runs/latest", *many_items, "--kind", "hnsw", "--recall", 1) == 0
     said = capsys.readouterr().out
