@@ -207,6 +207,8 @@ class ItemIndex:
             eligible: The items that a filter lets through. None: all.
         """
         asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
+        if self._compares_all(asked.eligible):
+            return asked.compared(self._exact)
         found: list[Found | None] = [None] * len(asked)
         for user, answer in self._without_comparing_all(asked):
             found[user] = answer
@@ -224,15 +226,17 @@ class ItemIndex:
     ) -> Hits:
         """Return what `search` ought to, by comparing every eligible item: the measure for every kind of index."""
         asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
-        return Hits.join(list(asked.best(self._exact, np.arange(len(asked)))))
+        return asked.compared(self._exact)
+
+    def _compares_all(self, eligible: Eligible | None) -> bool:
+        """Return whether nothing is faster than comparing every eligible item."""
+        return eligible is not None and (self.is_exact or len(eligible) * self.width <= _SCANNED_NUMBERS)
 
     def _without_comparing_all(self, asked: _Asked) -> Iterator[tuple[int, Found]]:
         """Yield users by position with their answer, those for whom the index has one."""
         eligible, fetch = asked.eligible, asked.needed + asked.excluded.counts
         if eligible is None:
             yield from self._in_groups(asked, fetch)
-            return
-        if self.is_exact or len(eligible) * self.width <= _SCANNED_NUMBERS:
             return
         left = dict.fromkeys(range(len(asked)))
         if eligible.share >= _MOSTLY_ELIGIBLE:
@@ -327,6 +331,10 @@ class _Asked:
     def best(self, exact: Exact, users: np.ndarray) -> Iterator[Found]:
         """Yield the answers of some of the users from comparing every eligible item."""
         return exact.best(self.queries, users, self.needed, self.excluded, self.eligible)
+
+    def compared(self, exact: Exact) -> Hits:
+        """Return everyone's answer from comparing every eligible item."""
+        return Hits.join(list(self.best(exact, np.arange(len(self)))))
 
     def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
         """Return which of the rows, one line per user, must not be found, those of -1 among them; None for none."""
