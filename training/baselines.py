@@ -8,6 +8,7 @@ history. Items that training has not seen get the score 0, except from the texts
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -21,7 +22,7 @@ from scipy.linalg import lapack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from features.config import FeatureSettings
 from features.sequences import Queries, Sequences, offsets_of
@@ -265,11 +266,9 @@ class Ials:
         Raises:
             ImportError: The library `implicit` is not installed.
         """
-        from implicit.cpu.als import AlternatingLeastSquares
-
         settings = settings or IalsSettings()
         with _one_blas_thread():
-            model = AlternatingLeastSquares(
+            model = _implicit_als()(
                 factors=settings.factors,
                 regularization=settings.regularisation,
                 alpha=settings.confidence,
@@ -341,7 +340,7 @@ def _ease(split: Split, recommend_seen: bool) -> tuple[Ease | None, str]:
 def _ials(split: Split, recommend_seen: bool) -> tuple[Ials | None, str]:
     """Return iALS, tuned where that is affordable, and what the report says of it."""
     try:
-        import implicit.cpu.als  # noqa: F401
+        _implicit_als()
     except ImportError as error:
         return None, f"iALS is left out: it needs the library implicit ({error}); pip install implicit adds it."
     num_events = split.train.num_events
@@ -392,6 +391,13 @@ def _best(trials: Iterable[Trial], count: int, split: Split, recommend_seen: boo
             best, best_ndcg = trial, result.means["ndcg_at_10"]
     assert best is not None, "nothing to try"
     return best
+
+
+def _implicit_als() -> Any:
+    """Return implicit's class, without the advice on widgets for progress bars that its import gives in a notebook."""
+    with warnings.catch_warnings(action="ignore", category=TqdmWarning):
+        from implicit.cpu.als import AlternatingLeastSquares
+    return AlternatingLeastSquares
 
 
 def _one_blas_thread() -> threadpool_limits:
