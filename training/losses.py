@@ -95,21 +95,22 @@ class _Softmax(torch.autograd.Function):
     ) -> Float[Tensor, ""]:
         positive_logits = scale * (users * positives).sum(-1)
         fast = users.dtype if precision == torch.float32 else precision
-        scaled, shared = (users * scale).to(fast), items.to(fast)
         d_users, d_items = torch.zeros_like(users), torch.zeros_like(items)
         log_sums = positive_logits.clone()
         columns = _slices(len(items), BLOCK_COLUMNS)
+        shared = [_rounded(items[column], fast) for column in columns]
         rows = _slices(len(users), max(1, BLOCK_CELLS // max(1, min(len(items), BLOCK_COLUMNS))))
         for row, cells in zip(rows, _cells_of(rows, negatives.forbidden), strict=True):
-            for column in columns:
-                logits = _logits(scaled[row], shared[column], negatives, row, column, cells, users.dtype)
+            scaled = _rounded(users[row] * scale, fast)
+            for column, block in zip(columns, shared, strict=True):
+                logits = _logits(scaled, block, negatives, row, column, cells, users.dtype)
                 log_sums[row] = torch.logaddexp(log_sums[row], logits.logsumexp(dim=1))
-            for column in columns:
+            for column, block in zip(columns, shared, strict=True):
                 if len(columns) > 1:
-                    logits = _logits(scaled[row], shared[column], negatives, row, column, cells, users.dtype)
-                weights = logits.sub_(log_sums[row, None]).exp_().to(fast)
-                d_users[row] += weights @ shared[column]
-                d_items[column] += weights.T @ scaled[row]
+                    logits = _logits(scaled, block, negatives, row, column, cells, users.dtype)
+                weights = _padded(logits.sub_(log_sums[row, None]).exp_(), len(scaled), len(block), fast)
+                d_users[row] += (weights @ block)[: len(logits)]
+                d_items[column] += (weights.T @ scaled)[: logits.shape[1]]
         d_positive_logits = (positive_logits - log_sums).exp() - 1
         d_users += d_positive_logits[:, None] * positives
         d_scale = (users * d_users).sum()
@@ -127,8 +128,8 @@ class _Softmax(torch.autograd.Function):
 
 
 def _logits(
-    scaled: Float[Tensor, "R D"],
-    items: Float[Tensor, "C D"],
+    scaled: Float[Tensor, "rounded_R D"],
+    items: Float[Tensor, "rounded_C D"],
     negatives: Negatives,
     row: slice,
     column: slice,
@@ -136,14 +137,38 @@ def _logits(
     dtype: torch.dtype,
 ) -> Float[Tensor, "R C"]:
     """Return the weighted logits of a block, -inf where a cell is forbidden."""
-    logits: Tensor = (scaled @ items.T).to(dtype)
+    num_columns = column.stop - column.start
+    logits: Tensor = (scaled @ items.T)[: row.stop - row.start, :num_columns].to(dtype).contiguous()
     if negatives.expected is not None and negatives.factors is not None:
         logits -= (negatives.factors[row] @ negatives.expected[:, column]).log_()
-    if len(items) < len(negatives.rows):
+    if num_columns < len(negatives.rows):
         here = (cells[1] >= column.start) & (cells[1] < column.stop)
         cells = cells[0][here], cells[1][here] - column.start
-    logits.view(-1).index_fill_(0, cells[0] * len(items) + cells[1], -torch.inf)
+    logits.view(-1).index_fill_(0, cells[0] * num_columns + cells[1], -torch.inf)
     return logits
+
+
+def _rounded(vectors: Float[Tensor, "rows D"], dtype: torch.dtype) -> Float[Tensor, "rounded D"]:
+    """Return the vectors in the precision of the products; where that is another, followed by zeros to a round number.
+
+    On a CPU oneDNN builds a program for each shape that it multiplies in bfloat16, and keeps it, half a megabyte each.
+    As hardly two batches are of the same size, memory would grow with every step; of round numbers there are few.
+    """
+    if vectors.dtype == dtype:
+        return vectors
+    step = max(64, 1 << max(len(vectors).bit_length() - 4, 0))
+    return _padded(vectors, -(-len(vectors) // step) * step, vectors.shape[1], dtype)
+
+
+def _padded(
+    values: Float[Tensor, "R C"], rows: int, columns: int, dtype: torch.dtype
+) -> Float[Tensor, "rounded_R rounded_C"]:
+    """Return the values in another precision, with zeros up to so many rows and columns."""
+    if values.shape == (rows, columns):
+        return values.to(dtype)
+    padded = values.new_zeros(rows, columns, dtype=dtype)
+    padded[: values.shape[0], : values.shape[1]] = values
+    return padded
 
 
 def _cells_of(rows: list[slice], forbidden: Forbidden) -> list[tuple[Tensor, Tensor]]:

@@ -90,6 +90,35 @@ def test_gradients_equal_finite_differences() -> None:
     )
 
 
+@pytest.mark.parametrize(("num_positives", "num_items"), [(1, 1), (64, 64), (65, 130), (300, 1100), (1030, 70)])
+def test_bfloat16_comes_close_whatever_the_shape(
+    num_positives: int, num_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "BLOCK_COLUMNS", 500)
+    monkeypatch.setattr(losses, "BLOCK_CELLS", 90_000)
+    generator = torch.Generator().manual_seed(1)
+    leaves = [
+        unit_vectors(rows, generator, width=16).detach().float().requires_grad_() for rows in (num_positives,) * 2
+    ]
+    leaves.append(unit_vectors(num_items, generator, width=16).detach().float().requires_grad_())
+    scale = torch.tensor(5.0, requires_grad=True)
+    negatives = masked(torch.rand(num_positives, num_items, generator=generator) < 0.1)
+    found = []
+    for precision in (torch.float32, torch.bfloat16):
+        loss = softmax_loss(*leaves, scale, negatives, precision=precision)
+        found.append([loss, *torch.autograd.grad(loss, (*leaves, scale))])
+    for exact, close in zip(*found, strict=True):
+        torch.testing.assert_close(close, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+def test_bfloat16_multiplies_in_few_shapes() -> None:
+    # oneDNN keeps half a megabyte of program for each shape; see `_rounded`.
+    sizes = {n: len(losses._rounded(torch.zeros(n, 1), torch.bfloat16)) for n in range(1, 16_385)}
+    assert len(set(sizes.values())) <= 50
+    assert all(n <= size <= max(n + 63, n * 1.125) for n, size in sizes.items())
+    assert len(losses._rounded(torch.zeros(77, 1), torch.float32)) == 77
+
+
 def test_a_forbidden_item_gets_no_gradient_at_all() -> None:
     users = torch.eye(2)
     items = torch.tensor([[1.0, 0.0], [0.6, 0.8]], requires_grad=True)
