@@ -43,7 +43,7 @@ BEAUTY = ("features.history=50", "training.epochs=20")
 
 ROWS = {
     "ml-1m-small": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, small", ("--preset", "small")),
-    "ml-1m-base": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, base"),
+    "ml-1m-base": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, base", ("training.epochs=6",)),
     "ml-1m-large": Row(
         "ml-1m", "leave-one-out", "MovieLens-1M, next item, large", ("--preset", "large", "training.epochs=15")
     ),
