@@ -51,9 +51,12 @@ def trainer_of(towers: dict[str, Any] | None = None, **training: Any) -> Trainer
     return Trainer(config, data, device=torch.device("cpu"), quiet=True)
 
 
-def given_to_the_tower(trainer: Trainer) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+def given_to_the_tower(trainer: Trainer, *, by_length: bool = False) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
     """What the user tower is given for a batch; the event vectors want gradients."""
     batch = next(trainer.batches.epoch(0))
+    if by_length:
+        users = batch.users.numpy()
+        batch = trainer.batches._batch(trainer.train, users[np.argsort(batch.offsets.diff().numpy(), kind="stable")])
     is_input = torch.ones_like(batch.is_target)
     is_input[batch.offsets[1:] - 1] = False
     vectors = torch.randn(int(is_input.sum()), 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -111,7 +114,7 @@ def test_steps_in_chunks_lead_to_the_weights_of_whole_steps_tables_included() ->
 def test_dropout_is_the_same_when_a_chunk_is_read_again() -> None:
     trainer = trainer_of({"dropout": 0.5})
     tower = trainer.model.user_tower.train()
-    (vectors, offsets, users), times = given_to_the_tower(trainer)
+    (vectors, offsets, users), times = given_to_the_tower(trainer, by_length=True)
     parameters = [vectors, *tower.history.parameters()]
     direction = torch.randn(len(times["request_times"]), 8, generator=torch.Generator().manual_seed(1))
     results, random = [], []
