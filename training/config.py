@@ -51,8 +51,8 @@ class TrainingConfig(StrictTable):
     """Sampled softmax: what is corrected for how often items are drawn: the `negatives`, the positive as well (`all`,
     the classic form), or nothing."""
     chunk_events: int | None = Field(None, ge=1)
-    """Histories are read in chunks of so many interactions, so that a large batch fits into memory. A step takes a third
-    longer, and more where a chunk is a few histories only. None: at once."""
+    """Histories are read in chunks of so many interactions, so that a large batch fits into memory. A step takes a
+    third longer, and more where a chunk is a few histories only. None: at once."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products of the loss. `auto`: bfloat16 where the processor computes in it, else float32."""
     learning_rate: float = Field(2e-3, gt=0)
