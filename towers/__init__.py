@@ -2,7 +2,7 @@
 
 - `config`: `TowersConfig`.
 - `embeddings`: torchrec collections from a `Schema`.
-- `history`: the encoders of a user's past.
+- `history`, `dropout`: the encoders of a user's past, and a part of them.
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
 - `bundle`: `ModelBundle`, the verified folder, and `BundleError`.
 - `cli`: the command `towers`.

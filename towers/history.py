@@ -10,8 +10,9 @@ of all), so that with tokens made of item vectors a user begins as a neighbour o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.sequences import UNKNOWN_TIME
+from towers.dropout import Dropout
 
 PADDING_TOLERANCE = 0.8
 """Sequences share a padded block for attention when the shortest has at least this share of the longest."""
@@ -140,20 +142,20 @@ class CausalAttention(nn.Module):
             block(width, heads=heads, length=length, time_bias=time_bias, dropout=dropout) for _ in range(blocks)
         )
         self.norm = nn.RMSNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token; without `moments` every time span is unknown."""
-        groups = length_groups(offsets)
+        layout = Layout.of(offsets)
         tokens = tokens + self.positions[_place(offsets, len(tokens))]
         if self.by_span is not None:
-            groups = [replace(group, spans=_pair_spans(group, moments)) for group in groups]
+            layout = layout.timed(moments)
             tokens = tokens + self.by_span[_own_spans(len(tokens), moments, tokens.device)]
         x = self.dropout(tokens)
         for block in self.blocks:
-            x = block(x, groups)
+            x = block(x, layout)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -168,15 +170,14 @@ class TransformerBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.bias = AttentionBias(heads, length=0, time_bias=True) if time_bias else None
         self.out = _silent(nn.Linear(width, width, bias=False))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.mix_norm = nn.RMSNorm(width)
         self.mix = GatedLayer(width, dropout=dropout)
 
-    def forward(self, x: Float[Tensor, "tokens width"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
+    def forward(self, x: Float[Tensor, "tokens width"], layout: Layout) -> Float[Tensor, "tokens width"]:
         """Return the tokens after the layer."""
         qkv = self.qkv(self.attention_norm(x))
-        attended = torch.cat([self._attend(group.pad(qkv), group)[group.is_real] for group in groups])
-        x = x + self.dropout(self.out(attended[token_order(groups)]))
+        x = x + self.dropout(self.out(layout.in_groups(qkv, self._attend)))
         mixed: Tensor = x + self.mix(self.mix_norm(x))
         return mixed
 
@@ -202,14 +203,13 @@ class HstuBlock(nn.Module):
         self.bias = AttentionBias(heads, length=length, time_bias=time_bias)
         self.attended_norm = nn.RMSNorm(width)
         self.out = _silent(nn.Linear(width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "tokens width"], groups: list[LengthGroup]) -> Float[Tensor, "tokens width"]:
+    def forward(self, x: Float[Tensor, "tokens width"], layout: Layout) -> Float[Tensor, "tokens width"]:
         """Return the tokens after the layer."""
         projected = functional.silu(self.project(self.norm(x)))
         gate, qkv = projected.split([x.shape[1], 3 * x.shape[1]], dim=1)
-        attended = torch.cat([self._attend(group.pad(qkv), group)[group.is_real] for group in groups])
-        gated = self.attended_norm(attended[token_order(groups)]) * gate
+        gated = self.attended_norm(layout.in_groups(qkv, self._attend)) * gate
         added: Tensor = x + self.out(self.dropout(gated))
         return added
 
@@ -254,7 +254,7 @@ class GatedLayer(nn.Module):
         super().__init__()
         self.up = nn.Linear(width, 2 * expansion * width, bias=False)
         self.down = _silent(nn.Linear(expansion * width, width, bias=False))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
         """Return what the layer adds to `x`."""
@@ -269,39 +269,84 @@ class LengthGroup:
 
     Attributes:
         tokens: Where each cell of the padded block comes from, `[sequences, longest]`; any token where it is padding.
-        is_real: Which cells are tokens, `[sequences, longest]`.
         spans: Step of the time from each token (last axis) to the request at each other, `[sequences, longest,
             longest]`; None where nobody looks at the clock.
     """
 
     tokens: Int[Tensor, "sequences longest"]
-    is_real: Tensor
     spans: Int[Tensor, "sequences longest longest"] | None = None
 
-    def pad(self, values: Float[Tensor, "tokens width"]) -> Float[Tensor, "sequences longest width"]:
-        """Return the values of the tokens in their cells."""
-        return values[self.tokens]
 
+@dataclass(frozen=True)
+class Layout:
+    """How the tokens of a batch lie in padded blocks, one for each group of sequences of nearly equal length.
 
-def length_groups(offsets: Int[Tensor, users_plus_1]) -> list[LengthGroup]:
-    """Divide sequences into groups of nearly equal length."""
-    starts, lengths = offsets[:-1], offsets.diff()
-    order = torch.argsort(lengths, descending=True, stable=True)
-    ordered = lengths[order].tolist()
-    groups, begin = [], 0
-    for end in range(1, len(ordered) + 1):
-        if end == len(ordered) or ordered[end] < PADDING_TOLERANCE * ordered[begin]:
+    Attributes:
+        groups: The groups, the longest sequences first.
+        cell_of_token: Where each token is among the cells of all groups, one group after another, `[tokens]`.
+    """
+
+    groups: list[LengthGroup]
+    cell_of_token: Int[Tensor, tokens]
+
+    @classmethod
+    def of(cls, offsets: Int[Tensor, users_plus_1]) -> Layout:
+        """Return the layout of the sequences between the offsets."""
+        starts, lengths = offsets[:-1], offsets.diff()
+        order = torch.argsort(lengths, descending=True, stable=True)
+        groups, first_cells, num_cells = [], torch.zeros_like(starts), 0
+        for begin, end, longest in _alike(lengths[order].tolist()):
             members = order[begin:end]
-            steps = torch.arange(ordered[begin], device=offsets.device)
+            steps = torch.arange(longest, device=offsets.device)
             is_real = steps < lengths[members, None]
-            groups.append(LengthGroup(torch.where(is_real, starts[members, None] + steps, 0), is_real))
+            groups.append(LengthGroup(torch.where(is_real, starts[members, None] + steps, 0)))
+            first_cells[members] = num_cells + torch.arange(len(members), device=offsets.device) * longest
+            num_cells += len(members) * longest
+        shift = torch.repeat_interleave(first_cells - starts, lengths)
+        return cls(groups, shift + torch.arange(len(shift), device=offsets.device))
+
+    def timed(self, moments: Moments | None) -> Layout:
+        """Return the layout with the time spans between the tokens of each group."""
+        return replace(self, groups=[replace(group, spans=_pair_spans(group, moments)) for group in self.groups])
+
+    def in_groups(
+        self, values: Float[Tensor, "tokens width"], function: Callable[[Tensor, LengthGroup], Tensor]
+    ) -> Float[Tensor, "tokens result"]:
+        """Return what a function makes of the values, which is given each group's as `[sequences, longest, width]`.
+
+        What it makes of padding is left out, and padding must have no say in what it makes of tokens.
+        """
+        cells = torch.cat([group.tokens.flatten() for group in self.groups])
+        blocks = _Pad.apply(values, cells, self.cell_of_token).split([group.tokens.numel() for group in self.groups])
+        results = [
+            function(block.view(*group.tokens.shape, -1), group).flatten(0, 1)
+            for block, group in zip(blocks, self.groups, strict=True)
+        ]
+        result: Tensor = torch.cat(results).index_select(0, self.cell_of_token)
+        return result
+
+
+class _Pad(torch.autograd.Function):
+    """The values of tokens in their cells. Each token has one cell of its own, so that gradients are gathered, too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, token_of_cell: Tensor, cell_of_token: Tensor) -> Tensor:
+        ctx.save_for_backward(cell_of_token)
+        return values.index_select(0, token_of_cell)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (cell_of_token,) = ctx.saved_tensors
+        return gradients[0].index_select(0, cell_of_token), None, None
+
+
+def _alike(lengths: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield begin, end and longest of each run of nearly equal lengths, which fall."""
+    begin = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or lengths[end] < PADDING_TOLERANCE * lengths[begin]:
+            yield begin, end, lengths[begin]
             begin = end
-    return groups
-
-
-def token_order(groups: list[LengthGroup]) -> Int[Tensor, tokens]:
-    """Return where each token is among the real cells of the groups, one after another."""
-    return torch.argsort(torch.cat([group.tokens[group.is_real] for group in groups]))
 
 
 def time_spans(event: Int[Tensor, "*#pairs"], request: Int[Tensor, "*#pairs"]) -> Int[Tensor, "*pairs"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.negatives import Forbidden, Negatives
 
-BLOCK_CELLS = 4_000_000
+BLOCK_CELLS = 2_000_000
 """Logits held at once."""
 BLOCK_COLUMNS = 16_384
 """Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
@@ -104,13 +104,17 @@ class _Softmax(torch.autograd.Function):
             scaled = _rounded(users[row] * scale, fast)
             for column, block in zip(columns, shared, strict=True):
                 logits = _logits(scaled, block, negatives, row, column, cells, users.dtype)
-                log_sums[row] = torch.logaddexp(log_sums[row], logits.logsumexp(dim=1))
+                shift = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(users.dtype).min)
+                weights = logits.sub_(shift).exp_()
+                log_sums[row] = torch.logaddexp(log_sums[row], (shift + weights.sum(dim=1, keepdim=True).log())[:, 0])
             for column, block in zip(columns, shared, strict=True):
                 if len(columns) > 1:
-                    logits = _logits(scaled, block, negatives, row, column, cells, users.dtype)
-                weights = _padded(logits.sub_(log_sums[row, None]).exp_(), len(scaled), len(block), fast)
-                d_users[row] += (weights @ block)[: len(logits)]
-                d_items[column] += (weights.T @ scaled)[: logits.shape[1]]
+                    shift = log_sums[row, None]
+                    weights = _logits(scaled, block, negatives, row, column, cells, users.dtype).sub_(shift).exp_()
+                share = (shift - log_sums[row, None]).exp()
+                rounded = _padded(weights, len(scaled), len(block), fast)
+                d_users[row] += (rounded @ block)[: len(weights)] * share
+                d_items[column] += (rounded.T @ (scaled * _padded(share, len(scaled), 1, fast)))[: weights.shape[1]]
         d_positive_logits = (positive_logits - log_sums).exp() - 1
         d_users += d_positive_logits[:, None] * positives
         d_scale = (users * d_users).sum()

@@ -13,8 +13,9 @@ from towers.history import (
     CausalAttention,
     CausalMean,
     CausalPool,
+    Layout,
+    LengthGroup,
     Moments,
-    length_groups,
     time_spans,
 )
 
@@ -200,10 +201,25 @@ def test_only_encoders_that_look_at_the_clock_see_the_time(kind: str) -> None:
         assert torch.equal(told, untold) is not time_bias
 
 
-def test_groups_hold_every_token_once_and_little_padding() -> None:
+def test_every_token_has_a_cell_of_its_own_and_there_is_little_padding() -> None:
     lengths = [50, 1, 7, 45, 7, 2, 30]
-    groups = length_groups(offsets(*lengths))
-    tokens = torch.cat([group.tokens[group.is_real] for group in groups])
-    assert sorted(tokens.tolist()) == list(range(sum(lengths)))
-    padded = sum(group.tokens.numel() for group in groups)
-    assert padded <= sum(lengths) / 0.8
+    layout = Layout.of(offsets(*lengths))
+    cells = torch.cat([group.tokens.flatten() for group in layout.groups])
+    assert cells[layout.cell_of_token].tolist() == list(range(sum(lengths)))
+    assert len(cells) <= sum(lengths) / 0.8
+
+
+def test_what_is_made_of_padded_blocks_has_the_gradients_of_what_is_made_of_each_sequence() -> None:
+    lengths = [5, 1, 4, 3, 1]
+    values = torch.randn(sum(lengths), 3, dtype=torch.double, requires_grad=True)
+
+    def products_with_the_past(block: Tensor, group: LengthGroup) -> Tensor:
+        return (block @ block.transpose(1, 2)).tril() @ block
+
+    packed = Layout.of(offsets(*lengths)).in_groups(values, products_with_the_past)
+    alone = torch.cat([((one @ one.T).tril() @ one) for one in values.split(lengths)])
+    torch.testing.assert_close(packed, alone)
+    weights = torch.randn_like(packed)
+    torch.testing.assert_close(
+        torch.autograd.grad((packed * weights).sum(), values), torch.autograd.grad((alone * weights).sum(), values)
+    )
