@@ -8,9 +8,13 @@
 - `snapshot`: `Snapshot`, today's tables as the model sees them, in the bundle's folder `index/`; `seal`: its `Seal`.
 - `ids`: `IdMap`, external ids to rows and back.
 - `filters`: `Filters`, which items a request allows, by the columns of the catalogue.
+- `wanted`: who is asked about (a `Person`) and what an answer must be (`Wanted`); `people`: them in the model's terms.
+- `rules`: `Rules`, how an answer is arranged: variety, pins, boosts, limits; `reasons`: what spoke for an item.
 - `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
 - `offline`: candidates for everyone as a table.
 - `app`: `create_app`; `api`: the JSON API; `page`: the page for people; `problems`: the one shape of errors.
+- `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
+- `headers`: what browsers are told with every answer.
 - `server`: the production server; `errors`: `NotReady`.
 - `commands`: `towers index`, `recommend`, `serve`; `operation`: what they do.
 """

@@ -18,7 +18,9 @@ from flask import Flask
 from features.errors import DataError
 from serving.api import IdConverter, api
 from serving.config import ServingConfig
+from serving.contract import Contract
 from serving.errors import NotReady
+from serving.headers import register_headers
 from serving.index import set_num_threads
 from serving.page import page
 from serving.problems import register_problems
@@ -75,8 +77,10 @@ def create_app(source: Retriever | Path | str, settings: ServingConfig | None = 
     app.url_map.converters["id"] = IdConverter
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["towers"] = settings
+    app.extensions["towers_contract"] = Contract.of(settings)
     app.extensions["towers_source"] = _source(source, settings)
     register_problems(app)
+    register_headers(app)
     app.register_blueprint(api)
     app.register_blueprint(page)
     return app

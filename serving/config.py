@@ -40,6 +40,16 @@ class ServingConfig(StrictTable):
     """How many items an answer has when the request does not say."""
     max_k: int = Field(default=1000, ge=1)
     """The most items a request may ask for."""
+    max_offset: int = Field(default=10_000, ge=0)
+    """The most items that a request may pass over, to get a later page."""
+    max_users: int = Field(default=100, ge=1)
+    """The most users that one request may ask about."""
+    max_history: int = Field(default=10_000, ge=0)
+    """The most items in the history of someone who is described, and in a list of those to exclude."""
+    max_arranged: int = Field(default=10_000, ge=1)
+    """The most places that one request may have arranged by rules: its users times `offset` + `k`."""
+    max_explained: int = Field(default=10, ge=1)
+    """The most users for whom one request may ask reasons."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     """The largest body of a request, in bytes."""
     recommend_seen: bool | None = None

@@ -18,7 +18,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from features.config import FeatureSettings
 from features.errors import DataError
@@ -52,7 +52,6 @@ _MOST_NAMED = 12
 _MOST_NUMBER = 1e300
 # 2024 and 20240331 are dates; any other number of digits are Unix seconds.
 _DIGITS_OF_DATES = (4, 8)
-_A_MOMENT = "a date such as 2024-03-31, or Unix seconds"
 
 
 @dataclass(frozen=True, order=True)
@@ -72,6 +71,11 @@ class Condition:
 
 Filter = tuple[Condition, ...]
 """Conditions that must all hold, sorted; the same conditions are the same filter."""
+
+
+def both(one: Filter, other: Filter) -> Filter:
+    """Return the filter that lets through what fits both."""
+    return _sorted([*one, *other]) if one and other else one or other
 
 
 class Filters:
@@ -97,6 +101,7 @@ class Filters:
         self._settings = settings or {}
         self._allowed = list(catalog.frame.columns if columns is None else columns)
         self._read: dict[str, _Column] = {}
+        self._groups: dict[str, Groups] = {}
         self._known: OrderedDict[Filter, Eligible] = OrderedDict()
         self._num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
         self._turn = threading.Lock()
@@ -105,21 +110,22 @@ class Filters:
             there = _named(list(catalog.frame.columns))
             raise DataError(f"filter_columns: the catalogue has no column {missing[0]!r}; it has {there}")
 
-    def of(self, given: Mapping[str, Any]) -> Filter:
+    def of(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
         """Return the filter that a body or a program describes.
 
         Args:
             given: By column: a value, a list of values, or a table of `any`, `not`, `min` and `max`.
+            place: Where it stands, for messages.
 
         Raises:
             DataError: Names the column, what was expected and what was found.
         """
         conditions = []
         for column, wanted in given.items():
-            where = f"filter.{column}"
+            where = f"{place}.{column}"
             self._check(column, where)
-            for test, values, place in _tests(wanted, where):
-                conditions.append(self._condition(column, test, values, place))
+            for test, values, stands in _tests(wanted, where):
+                conditions.append(self._condition(column, test, values, stands))
         return _sorted(conditions)
 
     def from_query(self, given: Mapping[str, Sequence[str]]) -> Filter:
@@ -138,6 +144,44 @@ class Filters:
                 raise DataError(f"{name}: expected once, found {len(values)} times")
             conditions.append(self._condition(column, test, values, name))
         return _sorted(conditions)
+
+    def columns(self) -> dict[str, ColumnSchema]:
+        """Return what may be asked of each column that can be compared, without reading its cells."""
+        nothing = Catalog(self._catalog.frame.iloc[:0])
+        read = {name: _read(nothing, name, self._settings.get(name)) for name in self._allowed}
+        return {
+            name: ColumnSchema(column.value.schema, column.has_order)
+            for name, column in read.items()
+            if column.value is not None
+        }
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return len(self._catalog)
+
+    def mask(self, wanted: Filter) -> Mask:
+        """Return which items fit; all where there are no conditions."""
+        eligible = self.eligible(wanted)
+        return np.ones(self.num_items, dtype=bool) if eligible is None else eligible.mask
+
+    def groups(self, column: str, where: str) -> Groups:
+        """Return the items by the values of a column.
+
+        Args:
+            column: The column.
+            where: The place in the request that names it, for a message.
+
+        Raises:
+            DataError: There is no such column to ask for, or its cells cannot be compared.
+        """
+        self._check(column, where)
+        found = self._groups.get(column)
+        if found is None:
+            read = self._column(column)
+            _comparable(read, column, where)
+            found = self._groups[column] = Groups.of(*read.cells(), self.num_items)
+        return found
 
     def eligible(self, wanted: Filter) -> Eligible | None:
         """Return the items that fit, remembered for the next request; None for an empty filter."""
@@ -173,16 +217,13 @@ class Filters:
 
     def _condition(self, name: str, test: Test, values: Sequence[Any], where: str) -> Condition:
         column = self._column(name)
-        if column.expected is None:
-            raise DataError(
-                f"{where}: column {name!r} holds {column.holds}, which cannot be compared; filter by another"
-            )
+        value = _comparable(column, name, where)
         if test in ("min", "max") and not column.has_order:
             raise DataError(f"{where}: expected a column of numbers or times, but {name!r} holds {column.holds}")
-        typed = [column.typed(value) for value in values]
-        for value, known in zip(values, typed, strict=True):
+        typed = [value.typed(one) for one in values]
+        for one, known in zip(values, typed, strict=True):
             if known is None:
-                raise DataError(f"{where}: expected {column.expected}, found {value!r}")
+                raise DataError(f"{where}: expected {value.expected}, found {one!r}")
         return Condition(name, test, tuple(sorted(set(typed))))
 
     def _column(self, name: str) -> _Column:
@@ -211,18 +252,81 @@ class Filters:
         return DataError(f"{where}: no column to filter by; the catalogue has {_named(self._allowed)}{hint}")
 
 
+@dataclass(frozen=True)
+class ColumnSchema:
+    """What a request may say of a column.
+
+    Attributes:
+        value: The JSON schema of a value.
+        has_order: Whether `min` and `max` may be asked.
+    """
+
+    value: Mapping[str, Any]
+    has_order: bool
+
+    @property
+    def tests(self) -> tuple[Test, ...]:
+        """Which conditions there are."""
+        return _TESTS if self.has_order else ("any", "not")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The items by the values of a column. Values are numbers from 0.
+
+    Attributes:
+        values: Each item's values, one item's after the other's, none twice, `[cells]`.
+        offsets: Where each item's begin, `[items + 1]`.
+    """
+
+    values: Int64[np.ndarray, " cells"]
+    offsets: Int64[np.ndarray, " items_plus_1"]
+
+    @classmethod
+    def of(cls, rows: np.ndarray, values: np.ndarray, num_items: int) -> Groups:
+        """Return the items by their values, from pairs of an item's row and a value, in any order."""
+        num_values = int(values.max(initial=0)) + 1
+        pairs = np.unique(rows.astype(np.int64) * num_values + values)
+        return cls(pairs % num_values, offsets_of(np.bincount(pairs // num_values, minlength=num_items)))
+
+    def of_item(self, row: int) -> list[int]:
+        """Return the values of an item."""
+        values: list[int] = self.values[self.offsets[row] : self.offsets[row + 1]].tolist()
+        return values
+
+    def having(self, values: Sequence[int]) -> Mask:
+        """Return which items have one of the values."""
+        mask = np.zeros(len(self.offsets) - 1, dtype=bool)
+        if len(values):
+            rows = np.repeat(np.arange(len(mask)), np.diff(self.offsets))
+            mask[rows[np.isin(self.values, np.array(values))]] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a value of a column must be.
+
+    Attributes:
+        typed: Returns what was given as the column has it; None where it cannot be such a value.
+        expected: What is allowed, for a message.
+        schema: The same as a JSON schema.
+    """
+
+    typed: Callable[[Any], Any]
+    expected: str
+    schema: Mapping[str, Any]
+
+
 class _Column(Protocol):
     """A column that can be asked which rows fit."""
 
-    expected: str | None
-    """What a value must be, for a message; None where the column cannot be compared."""
+    value: Value | None
+    """What a value must be; None where the column cannot be compared."""
     holds: str
     """What is in it, for a message."""
     has_order: bool
     """Whether there is more and less."""
-
-    def typed(self, value: Any) -> Any:
-        """Return a value as the column has it; None where it cannot be one."""
 
     def any_of(self, values: Sequence[Any]) -> Mask:
         """Return which rows have one of the values."""
@@ -233,20 +337,20 @@ class _Column(Protocol):
     def at_most(self, value: Any) -> Mask:
         """Return which rows have the value or less."""
 
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that have values and those values, as numbers from 0; a row of several values repeats."""
+
 
 class _Ordered:
     """Numbers, and times as Unix seconds."""
 
     has_order = True
 
-    def __init__(
-        self, values: np.ndarray, present: Mask, typed: Callable[[Any], Any], expected: str, holds: str
-    ) -> None:
-        self.expected: str | None = expected
+    def __init__(self, values: np.ndarray, present: Mask, value: Value, holds: str) -> None:
+        self.value: Value | None = value
         self.holds = holds
         self._values = values
         self._present = present
-        self.typed = typed
 
     def any_of(self, values: Sequence[Any]) -> Mask:
         if len(values) > _MANY_VALUES:
@@ -262,18 +366,19 @@ class _Ordered:
     def at_most(self, value: Any) -> Mask:
         return np.asarray(self._present & (self._values <= value))
 
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.flatnonzero(self._present)
+        return rows, np.unique(self._values[rows], return_inverse=True)[1]
+
 
 class _Named:
     """Texts, truths and lists of them: for each value the rows that have it."""
 
     has_order = False
 
-    def __init__(
-        self, rows: np.ndarray, values: pa.Array, num_items: int, typed: Callable[[Any], Any], expected: str, holds: str
-    ) -> None:
-        self.expected: str | None = expected
+    def __init__(self, rows: np.ndarray, values: pa.Array, num_items: int, value: Value, holds: str) -> None:
+        self.value: Value | None = value
         self.holds = holds
-        self.typed = typed
         encoded = values.dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         self._codes = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
@@ -294,6 +399,9 @@ class _Named:
 
     at_most = at_least
 
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._rows, np.repeat(np.arange(len(self._codes)), np.diff(self._offsets))
+
 
 class _Ids:
     """The items' own ids."""
@@ -303,9 +411,8 @@ class _Ids:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        is_integer = np.issubdtype(catalog.item_ids.dtype, np.integer)
-        self.expected: str | None = "a whole number, as items' ids are" if is_integer else "text, as items' ids are"
-        self.typed: Callable[[Any], Any] = _whole if is_integer else _text
+        value = _WHOLE_VALUE if np.issubdtype(catalog.item_ids.dtype, np.integer) else _TEXT_VALUE
+        self.value: Value | None = replace(value, expected=f"{value.expected}, as items' ids are")
 
     def any_of(self, values: Sequence[Any]) -> Mask:
         mask: Mask = np.zeros(len(self._catalog), dtype=bool)
@@ -318,6 +425,9 @@ class _Ids:
 
     at_most = at_least
 
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(len(self._catalog)), np.arange(len(self._catalog))
+
 
 class _Incomparable:
     """Vectors, structures, bytes: nothing that a request could name."""
@@ -325,13 +435,22 @@ class _Incomparable:
     has_order = False
 
     def __init__(self, kind: pa.DataType) -> None:
-        self.expected: str | None = None
+        self.value: Value | None = None
         self.holds = str(kind)
 
-    def typed(self, value: Any) -> Any:
+    def any_of(self, values: Any) -> Mask:
         raise AssertionError("no value fits")
 
-    any_of = at_least = at_most = typed
+    at_least = at_most = any_of
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        raise AssertionError("no values can be told apart")
+
+
+def _comparable(column: _Column, name: str, where: str) -> Value:
+    if column.value is None:
+        raise DataError(f"{where}: column {name!r} holds {column.holds}, which cannot be compared; choose another")
+    return column.value
 
 
 def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Column:
@@ -357,9 +476,9 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
         return _several(rows, pc.utf8_trim_whitespace(parts.flatten()), len(cells))
     rows = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
     if _is_text(kind):
-        return _Named(rows, cells.drop_null(), len(cells), _text, "text", "text")
+        return _Named(rows, cells.drop_null(), len(cells), _TEXT_VALUE, "text")
     if pa.types.is_boolean(kind):
-        return _Named(rows, cells.drop_null(), len(cells), _truth, "true or false", "truths")
+        return _Named(rows, cells.drop_null(), len(cells), _TRUTH_VALUE, "truths")
     return _Incomparable(kind)
 
 
@@ -369,22 +488,22 @@ def _numbers(cells: pa.Array, *, is_time: bool) -> _Column:
     if pa.types.is_floating(cells.type):
         present = present & ~np.isnan(values)
     if is_time:
-        return _Ordered(values, present, _moment, _A_MOMENT, "times")
-    return _Ordered(values, present, _number, "a number", "numbers")
+        return _Ordered(values, present, _MOMENT_VALUE, "times")
+    return _Ordered(values, present, _NUMBER_VALUE, "numbers")
 
 
 def _times(cells: pa.Array) -> _Column:
     present = cells.is_valid().to_numpy(zero_copy_only=False)
     moments = pd.to_datetime(pd.Series(cells.to_pandas()), utc=True)
     seconds = moments.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.float64) / 1e6
-    return _Ordered(seconds, present, _moment, _A_MOMENT, "times")
+    return _Ordered(seconds, present, _MOMENT_VALUE, "times")
 
 
 def _several(rows: np.ndarray, values: pa.Array, num_items: int) -> _Column:
     kept = values.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_integer(values.type):
-        return _Named(rows[kept], values.drop_null(), num_items, _whole, "a whole number", "lists of whole numbers")
-    return _Named(rows[kept], values.drop_null(), num_items, _text, "text", "lists of texts")
+        return _Named(rows[kept], values.drop_null(), num_items, _WHOLE_VALUE, "lists of whole numbers")
+    return _Named(rows[kept], values.drop_null(), num_items, _TEXT_VALUE, "lists of texts")
 
 
 def _number(value: Any) -> int | float | None:
@@ -423,6 +542,35 @@ def _moment(value: Any) -> int | float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+_INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+# Queries hold nothing but text, and in a body, too, a number may be written as text.
+_WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$"}]}
+_DATES = [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]
+_NUMBER_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER},
+        {"type": "string", "pattern": r"^[+-]?([0-9]{1,200}\.?[0-9]{0,20}|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2})?$"},
+    ]
+}
+_NUMBER_VALUE = Value(_number, "a number", _NUMBER_SCHEMA)
+_WHOLE_VALUE = Value(_whole, "a whole number", _WHOLE_SCHEMA)
+_TEXT_VALUE = Value(_text, "text", {"anyOf": [{"type": "string", "minLength": 1}, _INTEGER]})
+_TRUTH_VALUE = Value(
+    _truth, "true or false", {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["true", "false"]}]}
+)
+_MOMENT_VALUE = Value(
+    _moment,
+    "a date such as 2024-03-31, or Unix seconds",
+    {
+        "anyOf": [
+            {"type": "string", "format": "date"},
+            {"type": "string", "format": "date-time"},
+            *_NUMBER_SCHEMA["anyOf"],
+        ]
+    },
+)
 
 
 def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:

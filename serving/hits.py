@@ -58,6 +58,16 @@ class Hits:
         mine = slice(self.offsets[user], self.offsets[user + 1])
         return self.rows[mine], self.scores[mine]
 
+    def after(self, offset: int) -> Hits:
+        """Return each user's results without the best `offset` of them."""
+        if not offset:
+            return self
+        return Hits.join([(rows[offset:], scores[offset:]) for rows, scores in map(self.of, range(len(self)))])
+
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return len(self.offsets) - 1
+
     def share_of(self, true: Hits) -> float:
         """Return the share of the results in `true`, for the same users, that are here too: the recall."""
         pairs = [
@@ -171,13 +181,17 @@ def rank(
             for start in range(0, len(rows), block)
         ]
         return np.concatenate([some for some, _ in parts]), np.concatenate([some for _, some in parts])
-    # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
-    exact = np.vecdot(vectors[rows].astype(np.float64), queries[:, None].astype(np.float64))
-    scores = exact.astype(np.float32)
+    scores = cosines(vectors[rows], queries[:, None]).astype(np.float32)
     if rows.size and rows.min() < 0:
         scores[rows < 0] = -np.inf
     order = np.lexsort((rows, -scores), axis=-1)
     return take(rows, order), take(scores, order)
+
+
+def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the inner products of unit vectors, in double precision; leading shapes are broadcast."""
+    # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
+    return np.asarray(np.vecdot(vectors.astype(np.float64), others.astype(np.float64)))
 
 
 def take(values: np.ndarray, places: np.ndarray) -> np.ndarray:

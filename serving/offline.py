@@ -21,6 +21,7 @@ from features.tables import read_frame
 from serving.filters import Filter
 from serving.hits import Hits
 from serving.retriever import Retriever
+from serving.wanted import Wanted
 
 BLOCK = 1024
 
@@ -102,7 +103,7 @@ def write_candidates(
     schema = _schema(retriever, with_fallback)
     num_rows = 0
     with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for users, hits, fallback in _answers(retriever, audience, k, where):
+        for users, hits, fallback in _answers(retriever, audience, Wanted(k, where=where)):
             table = _table(retriever, audience.user_ids[users], hits, fallback, schema)
             writer.write_table(table)
             num_rows += len(table)
@@ -110,16 +111,14 @@ def write_candidates(
     return num_rows
 
 
-def _answers(
-    retriever: Retriever, audience: Audience, k: int, where: Filter
-) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
+def _answers(retriever: Retriever, audience: Audience, wanted: Wanted) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
     """Yield blocks of the audience by position, with what they get and who got a fallback."""
-    popular = retriever.popular(k, where).of(0)
+    popular = retriever.popular(wanted).of(0)
     for start in range(0, len(audience), BLOCK):
         users = np.arange(start, min(start + BLOCK, len(audience)))
         rows = audience.user_rows[users]
         known = rows >= 0
-        hits, known_fallback = retriever.recommend_rows(rows[known], k, where)
+        hits, known_fallback = retriever.recommend_rows(rows[known], wanted)
         fallback = np.ones(len(users), dtype=bool)
         fallback[known] = known_fallback
         if not known.all():

@@ -1,33 +1,51 @@
-"""The one shape of every error over HTTP: `{"error": {"code": …, "message": …, "details": …}}`.
+"""The one shape of every error over HTTP: a problem as RFC 9457 has it (`application/problem+json`).
 
-Also for errors that Flask and Werkzeug find themselves. What was our own mistake goes to the log, not to the caller.
+`{"type": "about:blank", "title": …, "status": …, "detail": …, "code": …, "errors": [{"field": …, "detail": …}]}`
+
+`title` belongs to the status, `code` is for programs, `detail` for people, and `errors` names the mistakes one by one
+where there are several to make. Also for errors that Flask and Werkzeug find themselves. What was our own mistake goes
+to the log, not to the caller.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from flask import Flask, Response
+from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import NotReady
 
 RETRY_AFTER_SECONDS = 5
 
-_CODES = {
-    400: "bad_request",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "too_large",
-    415: "unsupported_media_type",
-    422: "invalid",
-    429: "too_many_requests",
-    500: "internal",
-    503: "not_ready",
+PROBLEM_TYPE = "application/problem+json"
+
+# What a program reads, and the words of RFC 9110 for it.
+CODES = {
+    400: ("bad_request", "Bad Request"),
+    404: ("not_found", "Not Found"),
+    405: ("method_not_allowed", "Method Not Allowed"),
+    413: ("too_large", "Content Too Large"),
+    415: ("unsupported_media_type", "Unsupported Media Type"),
+    422: ("invalid", "Unprocessable Content"),
+    429: ("too_many_requests", "Too Many Requests"),
+    500: ("internal", "Internal Server Error"),
+    503: ("not_ready", "Service Unavailable"),
 }
 _log = logging.getLogger(__name__)
+
+
+class Mistake(TypedDict):
+    """One thing that is wrong with a request."""
+
+    field: str
+    """Where: a parameter, or a path in the body such as `history.0`."""
+    detail: str
+    """What was expected there, and what was found."""
 
 
 class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
@@ -35,15 +53,38 @@ class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
 
     Attributes:
         status: Of the HTTP answer.
-        message: What was expected, what was found, what to do.
-        details: One entry for each mistake; None where there is nothing to add.
+        detail: What was expected, what was found, what to do.
+        errors: The mistakes one by one; empty where `detail` says it all.
     """
 
-    def __init__(self, status: int, message: str, details: Any = None) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, detail: str, errors: Sequence[Mistake] = ()) -> None:
+        super().__init__(detail)
         self.status = status
-        self.message = message
-        self.details = details
+        self.detail = detail
+        self.errors = list(errors)
+
+    @classmethod
+    def invalid(cls, *mistakes: Mistake) -> Problem:
+        """Return the problem of a request that is well-formed and asks for what cannot be."""
+        first = mistakes[0]
+        return cls(422, f"{first['field']}: {first['detail']}", mistakes)
+
+
+class ProblemContent(TypedDict):
+    """A problem as RFC 9457 has it."""
+
+    type: str
+    """Always `about:blank`: the status says what kind of problem it is."""
+    title: str
+    """The name of the status."""
+    status: int
+    """The status of the answer."""
+    detail: str
+    """What was expected, what was found, what to do."""
+    code: str
+    """The kind of problem in a word, for programs."""
+    errors: list[Mistake]
+    """The mistakes one by one; empty where `detail` says it all."""
 
 
 def json_response(content: Any, status: int = 200) -> Response:
@@ -53,15 +94,18 @@ def json_response(content: Any, status: int = 200) -> Response:
 
 def register_problems(app: Flask) -> None:
     """Let every error of `app` have the one shape."""
-    app.register_error_handler(Problem, lambda problem: _response(problem.status, problem.message, problem.details))
+    app.register_error_handler(Problem, lambda problem: _response(problem.status, problem.detail, problem.errors))
     app.register_error_handler(NotReady, _not_ready)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)
 
 
-def _response(status: int, message: str, details: Any = None) -> Response:
-    code = _CODES.get(status, "bad_request" if status < 500 else "internal")
-    return json_response({"error": {"code": code, "message": message, "details": details}}, status)
+def _response(status: int, detail: str, errors: Sequence[Mistake] = ()) -> Response:
+    code, title = CODES.get(status) or CODES[400 if status < 500 else 500]
+    content = ProblemContent(
+        type="about:blank", title=title, status=status, detail=detail, code=code, errors=list(errors)
+    )
+    return Response(orjson.dumps(content), status, mimetype=PROBLEM_TYPE)
 
 
 def _not_ready(error: NotReady) -> Response:

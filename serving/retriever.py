@@ -7,25 +7,45 @@ about is answered with what is popular, and the answer says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
 from features.errors import DataError
-from features.sequences import Sequences, offsets_of
-from serving.filters import Filter, Filters
-from serving.hits import Eligible, Hits
+from features.sequences import Sequences
+from serving.filters import Filters
+from serving.hits import Eligible, Found, Hits, cosines
 from serving.ids import ExternalId, IdMap
 from serving.index import Device
+from serving.people import Asking, Barred, Described
+from serving.reasons import contributions, most
+from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
 from serving.snapshot import Snapshot, attribute_columns, encode_users
+from serving.wanted import Person, Wanted
 from towers.bundle import BundleError, ModelBundle
 
 Fallback = Literal["popular"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An item of somebody's history that spoke for a recommendation.
+
+    Attributes:
+        item_id: That item.
+        contribution: How much lower the recommended item would have scored without it.
+        title: What to call it; None where the catalogue has no titles.
+    """
+
+    item_id: ExternalId
+    contribution: float
+    title: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +57,14 @@ class Recommendation:
         score: Higher is better. The cosine of user and item, -1 to 1; of a fallback the share of all interactions.
         rank: Its place, from 1.
         title: What to call it; None where the catalogue has no titles.
+        because: What spoke most for it, the strongest first; None where nobody asked.
     """
 
     item_id: ExternalId
     score: float
     rank: int
     title: str | None = None
+    because: tuple[Reason, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +90,9 @@ class Retriever:
         recommend_seen: Whether items come back to people who had them.
         users: The known users.
         items: The catalogue.
-        filters: The columns of the catalogue that answers can be filtered by; `filters.of({"brand": "Acme"})` is the
-            `where` of the methods below.
+        attributes: What the model reads of users beside their history, by column of the users' table.
+        filters: The columns of the catalogue that answers can be filtered by; `filters.of({"brand": "Acme"})` is a
+            `Wanted.where`.
     """
 
     def __init__(
@@ -90,7 +113,7 @@ class Retriever:
         self.items = IdMap(snapshot.catalog.item_ids)
         self.users = IdMap(snapshot.histories.user_ids)
         self.filters = Filters(snapshot.catalog, features.item, filter_columns)
-        self.attribute_columns = attribute_columns(bundle)
+        self.attributes = {column: features.user[column] for column in attribute_columns(bundle)}
         has_titles = features.title is not None and features.title in snapshot.catalog.frame
         self._titles = snapshot.catalog.titles(features.title) if has_titles else None
         self._index = snapshot.index.to(device)
@@ -121,100 +144,66 @@ class Retriever:
         except ValueError as error:
             raise error if isinstance(error, BundleError | DataError) else BundleError(str(error)) from error
 
-    def recommend(self, user_id: ExternalId, k: int, where: Filter = ()) -> Answer:
-        """Return k items for someone, if the catalogue allows it; what is popular for someone unknown.
+    def recommend(self, who: ExternalId | Person, wanted: Wanted | int) -> Answer:
+        """Return what to recommend to someone; what is popular where the model knows nothing of them.
 
         Args:
-            user_id: As in the tables, or its text: "42" finds the user 42.
-            k: How many items.
-            where: What must hold of them.
+            who: A user's id as in the tables, or its text ("42" finds the user 42), or somebody described.
+            wanted: What the answer must be, or just how many items.
+
+        Raises:
+            DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times of a
+                history are not as many as its items.
         """
-        row = self.users.row(user_id)
-        if row is None:
-            return self._popular_answer(k, where)
-        hits, fallback = self.recommend_rows(np.array([row]), k, where)
-        return Answer(self._recommendations(*hits.of(0)), "popular" if fallback[0] else None)
+        return self.recommend_many([who], wanted)[0]
+
+    def recommend_many(self, whom: Sequence[ExternalId | Person], wanted: Wanted | int) -> list[Answer]:
+        """Return what to recommend to each of several, found in one search.
+
+        Args:
+            whom: Who they are, as for `recommend`.
+            wanted: What each answer must be, or just how many items.
+
+        Raises:
+            DataError: As `recommend` does.
+        """
+        wanted = Wanted.of(wanted)
+        asking, unknown_items = self._asking(whom)
+        hits = self._found(asking, self._had(asking), wanted)
+        answers = []
+        for user, is_known in enumerate(asking.is_known.tolist()):
+            items = self._recommendations(*hits.of(user), wanted.offset + 1)
+            if wanted.reasons:
+                items = self._with_reasons(whom[user], is_known, items, hits.of(user)[0], wanted.reasons)
+            answers.append(Answer(items, None if is_known else "popular", unknown_items[user]))
+        return answers
 
     def recommend_rows(
-        self, user_rows: Int64[np.ndarray, " users"], k: int, where: Filter = ()
+        self, user_rows: Int64[np.ndarray, " users"], wanted: Wanted | int
     ) -> tuple[Hits, Bool[np.ndarray, " users"]]:
-        """Return k items for each of many known users, and which of them were answered by what is popular.
+        """Return what to recommend to each of many known users, and which of them were answered by what is popular.
 
         Args:
             user_rows: Positions in `users`.
-            k: How many items each.
-            where: What must hold of them.
+            wanted: What each answer must be, or just how many items.
         """
-        eligible = self.filters.eligible(where)
-        histories = self.snapshot.histories.take(user_rows)
-        seen, offsets = (None, None) if self.recommend_seen else (histories.item_rows, histories.offsets)
-        hits = self._index.search(self._user_vectors(user_rows, histories), k, seen, offsets, eligible)
-        fallback = ~self._answerable[user_rows]
-        if fallback.any():
-            found = [hits.of(user) for user in range(len(user_rows))]
-            for user in np.flatnonzero(fallback).tolist():
-                found[user] = self._most_popular(histories.items_of(user), k, eligible)
-            hits = Hits.join(found)
-        return hits, fallback
+        asking = self._known(user_rows)
+        return self._found(asking, self._had(asking), Wanted.of(wanted)), ~asking.is_known
 
-    def recommend_for(
-        self,
-        history: Sequence[ExternalId],
-        attributes: Mapping[str, Any] | None = None,
-        k: int = 10,
-        times: Sequence[int] | None = None,
-        where: Filter = (),
-    ) -> Answer:
-        """Return k items for someone described here and now.
-
-        Args:
-            history: What they had, oldest first. Unknown items are left aside and named in the answer.
-            attributes: What is known of them, by column of the users' table. None, or a value of None: nothing.
-            k: How many items.
-            times: When they had them, in Unix seconds, one for each of the history; read by models that look at the
-                clock. None: unknown.
-            where: What must hold of the items.
-
-        Raises:
-            DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
-                not as many as the history.
-        """
-        if times is not None and len(times) != len(history):
-            raise DataError(f"times: expected one for each of the {len(history)} items of history, found {len(times)}")
-        rows, unknown = self.items.rows(history)
-        person = self._person(attributes or {})
-        item_rows = np.array(rows, dtype=np.int64)
-        if not rows and person is None:
-            return self._popular_answer(k, where, tuple(unknown))
-        known_times = None
-        if times is not None:
-            is_known = [self.items.row(item_id) is not None for item_id in history]
-            known_times = np.array(times, dtype=np.int64)[is_known]
-        newest = slice(-self.bundle.config.features.history, None)
-        vector = self.bundle.encode_users(
-            self._index.vectors[item_rows[newest]],
-            offsets_of(np.array([len(item_rows[newest])])),
-            attributes=person,
-            request_times=self._now(1),
-            event_times=None if known_times is None else known_times[newest],
-        )
-        seen, offsets = (None, None) if self.recommend_seen else (item_rows, offsets_of(np.array([len(item_rows)])))
-        hits = self._index.search(vector, k, seen, offsets, self.filters.eligible(where))
-        return Answer(self._recommendations(*hits.of(0)), None, tuple(unknown))
-
-    def similar(self, item_id: ExternalId, k: int, where: Filter = ()) -> Answer | None:
-        """Return the k items most like one, without itself; None if there is no such item."""
+    def similar(self, item_id: ExternalId, wanted: Wanted | int) -> Answer | None:
+        """Return the items most like one, without itself; None if there is no such item."""
         row = self.items.row(item_id)
         if row is None:
             return None
-        itself = np.array([row])
-        eligible = self.filters.eligible(where)
-        hits = self._index.search(self._index.vectors[itself], k, itself, np.array([0, 1]), eligible)
-        return Answer(self._recommendations(*hits.of(0)))
+        wanted = Wanted.of(wanted)
+        itself = Barred(np.array([row]), np.array([0, 1]))
+        asking = Asking(self._index.vectors[itself.rows], itself, np.array([True]))
+        return Answer(self._recommendations(*self._found(asking, itself, wanted).of(0), wanted.offset + 1))
 
-    def popular(self, k: int, where: Filter = ()) -> Hits:
-        """Return the k items that were had most often, as the answer to someone unknown."""
-        return Hits.join([self._most_popular(np.zeros(0, np.int64), k, self.filters.eligible(where))])
+    def popular(self, wanted: Wanted | int) -> Hits:
+        """Return the items that were had most often, as the answer to someone unknown."""
+        asking, _ = self._asking([Person()])
+        return self._found(asking, asking.had, Wanted.of(wanted))
 
     def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
         """Return the k newest items that someone had, newest first; None if there is no such user.
@@ -227,47 +216,162 @@ class Retriever:
         newest = self.snapshot.histories.items_of(row)[::-1][:k]
         return self._recommendations(newest, np.zeros(len(newest), dtype=np.float32))
 
+    def _asking(self, whom: Sequence[ExternalId | Person]) -> tuple[Asking, list[tuple[ExternalId, ...]]]:
+        """Return people as the search takes them, and what each was said to have had that is not in the catalogue."""
+        rows = [None if isinstance(who, Person) else self.users.row(who) for who in whom]
+        if None not in rows:
+            return self._known(np.array(rows, dtype=np.int64)), [()] * len(rows)
+        # Nothing is known of someone whom the tables do not have, as of someone who is described by nothing.
+        strangers = [
+            who if isinstance(who, Person) else Person() for who, row in zip(whom, rows, strict=True) if row is None
+        ]
+        described = Described.of(strangers, self.items, self.attributes)
+        asking = self._described(described)
+        if len(strangers) == len(whom):
+            return asking, described.unknown_items
+        known = self._known(np.array([row for row in rows if row is not None], dtype=np.int64))
+        is_stranger = np.array([row is None for row in rows])
+        order = np.empty(len(rows), dtype=np.int64)
+        order[~is_stranger], order[is_stranger] = np.split(np.arange(len(rows)), [len(known)])
+        unknown_items = iter(described.unknown_items)
+        return Asking.join(known, asking, order), [next(unknown_items) if row is None else () for row in rows]
+
+    def _known(self, user_rows: Int64[np.ndarray, " users"]) -> Asking:
+        """Return known users as the search takes them."""
+        histories = self.snapshot.histories.take(user_rows)
+        vectors = self._user_vectors(user_rows, histories)
+        return Asking(vectors, Barred(histories.item_rows, histories.offsets), self._answerable[user_rows])
+
+    def _described(self, described: Described) -> Asking:
+        """Return described people as the search takes them."""
+        histories = described.histories
+        if described.is_known.any():
+            vectors = encode_users(self.bundle, self._index, histories, described.attributes, now=self._now())
+        else:
+            vectors = np.zeros((len(histories), self._index.width), dtype=np.float32)
+        return Asking(vectors, Barred(histories.item_rows, histories.offsets), described.is_known)
+
     def _user_vectors(self, user_rows: np.ndarray, histories: Sequences) -> Float32[np.ndarray, "users width"]:
         if self.snapshot.user_vectors is not None:
             return np.asarray(self.snapshot.user_vectors[user_rows])
         attributes = self.snapshot.attributes
         known = None if attributes is None else attributes.iloc[user_rows].reset_index(drop=True)
-        return encode_users(self.bundle, self._index, histories, known, now=int(self._clock()))
+        return encode_users(self.bundle, self._index, histories, known, now=self._now())
 
-    def _now(self, num_users: int) -> Int64[np.ndarray, " users"] | None:
-        if not self.bundle.config.reads_time:
-            return None
-        return np.full(num_users, int(self._clock()), dtype=np.int64)
+    def _now(self) -> int | None:
+        """Return the time of asking, for models that look at the clock."""
+        return int(self._clock()) if self.bundle.config.reads_time else None
 
-    def _most_popular(self, seen: np.ndarray, k: int, eligible: Eligible | None) -> tuple[np.ndarray, np.ndarray]:
+    def _with_reasons(
+        self,
+        who: ExternalId | Person,
+        is_known: bool,
+        items: list[Recommendation],
+        rows: Int64[np.ndarray, " items"],
+        num_reasons: int,
+    ) -> list[Recommendation]:
+        """Return someone's recommendations with what of their history spoke most for each."""
+        history, attributes = self._evidence(who)
+        if not (is_known and history.num_events and items):
+            return [replace(item, because=()) for item in items]
+
+        def encode(histories: Sequences) -> np.ndarray:
+            same = None if attributes is None else attributes.iloc[np.zeros(len(histories), int)].reset_index(drop=True)
+            return encode_users(self.bundle, self._index, histories, same, now=self._now())
+
+        had, contributed = contributions(history, self._index.vectors[rows], encode)
+        reasons = [
+            tuple(self._reason(int(had[place]), float(one[place])) for place in most(one, num_reasons))
+            for one in contributed.T
+        ]
+        return [replace(item, because=because) for item, because in zip(items, reasons, strict=True)]
+
+    def _reason(self, row: int, contribution: float) -> Reason:
+        return Reason(self.items.ids[row], contribution, None if self._titles is None else self._titles[row])
+
+    def _evidence(self, who: ExternalId | Person) -> tuple[Sequences, pd.DataFrame | None]:
+        """Return what the model knows of someone: what they had, and their attributes."""
+        row = None if isinstance(who, Person) else self.users.row(who)
+        if row is None:
+            described = Described.of([who if isinstance(who, Person) else Person()], self.items, self.attributes)
+            return described.histories, described.attributes
+        rows, attributes = np.array([row]), self.snapshot.attributes
+        return self.snapshot.histories.take(rows), None if attributes is None else attributes.iloc[rows]
+
+    def _had(self, asking: Asking) -> Barred:
+        """Return what each must not get because of having had it."""
+        return Barred.nothing(len(asking)) if self.recommend_seen else asking.had
+
+    def _found(self, asking: Asking, barred: Barred, wanted: Wanted) -> Hits:
+        """Return what each gets, of all that is not barred."""
+        if wanted.exclude:
+            barred = barred.and_all(np.array(self.items.rows(wanted.exclude)[0], dtype=np.int64))
+        if wanted.rules is not None:
+            return self._arranged(asking, barred, wanted, wanted.rules).after(wanted.offset)
+        hits = self._search(asking, barred, wanted.depth, self.filters.eligible(wanted.where))
+        return hits.after(wanted.offset)
+
+    def _arranged(self, asking: Asking, barred: Barred, wanted: Wanted, rules: Rules) -> Hits:
+        """Return what each gets by the rules; the first searches are made for all at once."""
+        tiers = parts_of(rules, wanted.where, self.filters)
+        pinned, _ = self.items.rows(rules.pin)
+        depth = depth_of(rules, wanted.depth)
+        first = [self._search(asking, barred, depth, part.eligible) for part in tiers[0]]
+        found = []
+        for user in range(len(asking)):
+            one, own = asking.take(np.array([user])), barred.take(np.array([user]))
+            places = Places(wanted.depth, rules.diversity, limits_of(rules, self.filters), self._index.vectors)
+            for row in dict.fromkeys(pinned):
+                if any(part.allows(row) for tier in tiers for part in tier) and row not in own.rows:
+                    places.pin(row)
+            scale = 1.0 if asking.is_known[user] else 1 / (float(self._shares.max(initial=0)) or 1.0)
+            arrange(places, tiers, [hits.of(user) for hits in first], depth, partial(self._more, one, own), scale)
+            rows = np.array(places.rows, dtype=np.int64)
+            found.append((rows, self._scores(one, rows)))
+        return Hits.join(found)
+
+    def _more(
+        self, one: Asking, barred: Barred, eligible: Eligible | None, depth: int, placed: Int64[np.ndarray, " placed"]
+    ) -> Found:
+        """Return more of the best for one user, without what was placed already."""
+        return self._search(one, barred.and_all(placed), depth, eligible).of(0)
+
+    def _scores(self, one: Asking, rows: Int64[np.ndarray, " items"]) -> Float32[np.ndarray, " items"]:
+        """Return one user's scores of some items."""
+        if not one.is_known[0]:
+            return np.asarray(self._shares[rows])
+        return cosines(self._index.vectors[rows], one.vectors).astype(np.float32)
+
+    def _search(self, asking: Asking, barred: Barred, depth: int, eligible: Eligible | None) -> Hits:
+        """Return the `depth` best items of each: the nearest, or the most popular where the model knows nothing."""
+        if asking.is_known.all():
+            return self._index.search(asking.vectors, depth, barred.rows, barred.offsets, eligible)
+        known = np.flatnonzero(asking.is_known)
+        answers: Iterator[Found] = iter(())
+        if len(known):
+            mine = barred.take(known)
+            nearest = self._index.search(asking.vectors[known], depth, mine.rows, mine.offsets, eligible)
+            answers = map(nearest.of, range(len(known)))
+        return Hits.join(
+            [
+                next(answers) if is_known else self._most_popular(barred.of(user), depth, eligible)
+                for user, is_known in enumerate(asking.is_known.tolist())
+            ]
+        )
+
+    def _most_popular(self, barred: np.ndarray, depth: int, eligible: Eligible | None) -> Found:
         candidates = self._popular if eligible is None else self._popular[eligible.mask[self._popular]]
-        candidates = candidates[: k + len(seen)]
-        if not self.recommend_seen:
-            candidates = candidates[~np.isin(candidates, seen)]
-        return candidates[:k], self._shares[candidates[:k]]
+        candidates = candidates[: depth + len(barred)]
+        candidates = candidates[~np.isin(candidates, barred)][:depth]
+        return candidates, self._shares[candidates]
 
-    def _popular_answer(self, k: int, where: Filter, unknown_items: tuple[ExternalId, ...] = ()) -> Answer:
-        return Answer(self._recommendations(*self.popular(k, where).of(0)), "popular", unknown_items)
-
-    def _recommendations(self, rows: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
+    def _recommendations(self, rows: np.ndarray, scores: np.ndarray, first_rank: int = 1) -> list[Recommendation]:
         ids, titles = self.items.ids, self._titles
-        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
+        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=first_rank)
         return [
             Recommendation(ids[row], score, rank, None if titles is None else titles[row])
             for rank, (row, score) in pairs
         ]
-
-    def _person(self, attributes: Mapping[str, Any]) -> pd.DataFrame | None:
-        """Return the attributes as a row of the users' table; None where nothing is known."""
-        unknown = [name for name in attributes if name not in self.attribute_columns]
-        if unknown:
-            known = ", ".join(map(repr, self.attribute_columns)) or "none"
-            raise DataError(f"attributes: the model does not read {unknown[0]!r}; it reads {known}")
-        given = {name: value for name, value in attributes.items() if value is not None}
-        if not given:
-            return None
-        kinds = self.bundle.config.features.user
-        return pd.DataFrame({name: [_cell(name, kinds[name].kind, value)] for name, value in given.items()})
 
 
 def _answerable(snapshot: Snapshot) -> Bool[np.ndarray, " users"]:
@@ -276,26 +380,3 @@ def _answerable(snapshot: Snapshot) -> Bool[np.ndarray, " users"]:
     if snapshot.attributes is None:
         return is_active
     return np.asarray(is_active | snapshot.attributes.notna().to_numpy(dtype=bool).any(axis=1))
-
-
-def _cell(name: str, kind: str, value: Any) -> Any:
-    """Return a posted value as a cell of the users' table."""
-    match kind:
-        case "number":
-            allowed, expected = _is_number(value), "a number"
-        case "time":
-            allowed, expected = _is_number(value) or isinstance(value, str), "a date or Unix seconds"
-        case "vector":
-            allowed, expected = isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"
-        case "categories":
-            values = value if isinstance(value, list) else [value]
-            allowed, expected = all(isinstance(one, str | int) for one in values), "texts"
-        case _:
-            allowed, expected = isinstance(value, str | int | float), "text or a number"
-    if not allowed:
-        raise DataError(f"attributes.{name}: expected {expected}, found {value!r}")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from serving.app import create_app
 from serving.offline import Audience, write_candidates
 from serving.retriever import Retriever
 from serving.snapshot import Snapshot
+from serving.wanted import Person
 
 NOW = 1_700_500_000
 
@@ -109,9 +110,9 @@ def test_attributes_of_any_allowed_type_are_read(world):
         assert client.post("/recommendations", json={"attributes": attributes}).status_code == 200
     wrong = client.post("/recommendations", json={"attributes": {"age": "old"}})
     assert wrong.status_code == 422
-    assert "attributes.age: expected a number" in wrong.json["error"]["message"]
+    assert "attributes.age: expected a number" in wrong.json["detail"]
     unknown = client.post("/recommendations", json={"attributes": {"town": "Ulm"}})
-    assert "it reads 'country', 'age'" in unknown.json["error"]["message"]
+    assert "it reads 'country', 'age'" in unknown.json["detail"]
 
 
 def test_an_item_that_training_did_not_know_is_found_and_read(world):
@@ -121,7 +122,7 @@ def test_an_item_that_training_did_not_know_is_found_and_read(world):
     catalog = type(tables.catalog)(pd.concat([tables.catalog.frame, new], ignore_index=True))
     retriever = Retriever(bundle, Snapshot.build(bundle, type(tables)(tables.interactions, catalog, tables.users, ())))
     assert "brand-new" in {item.item_id for item in retriever.similar(tables.catalog.item_ids[0], 5).items}
-    assert retriever.recommend_for(["brand-new"], {}, 5).fallback is None
+    assert retriever.recommend(Person(["brand-new"]), 5).fallback is None
 
 
 def test_times_are_read_by_models_that_look_at_the_clock_and_by_no_others(world):
@@ -146,6 +147,6 @@ def test_times_that_cannot_be_are_refused(world):
     client = create_app(retriever).test_client()
     short = client.post("/recommendations", json={"history": ["p1", "p2"], "times": [5]})
     assert short.status_code == 422
-    assert "times: expected one for each of the 2 items of history, found 1" in short.json["error"]["message"]
+    assert "times: expected one for each of the 2 items of history, found 1" in short.json["detail"]
     for wrong in ([-1], ["yesterday"], [2**70], 5):
         assert client.post("/recommendations", json={"history": ["p1"], "times": wrong}).status_code == 422

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import logging
+import re
 from urllib.parse import quote
 
 import orjson
@@ -13,24 +15,27 @@ from serving.config import ServingConfig
 from serving.errors import NotReady
 from serving.retriever import Retriever
 from serving.snapshot import Snapshot
+from serving.wanted import Person
 from tests.serving.doubles import FakeBundle, country, make_features, make_retriever, make_tables
 from towers.bundle import BundleError
 
 
 @pytest.fixture
 def client(retriever):
-    return create_app(retriever, ServingConfig(max_k=50, max_body_bytes=20_000)).test_client()
+    settings = ServingConfig(max_k=50, max_body_bytes=20_000, max_offset=200, max_users=5, max_history=100)
+    return create_app(retriever, settings).test_client()
 
 
 def error_of(response, status, code):
     """The one error shape, and nothing else."""
     assert response.status_code == status, response.text
-    assert response.mimetype == "application/json"
-    assert set(response.json) == {"error"}
-    error = response.json["error"]
-    assert set(error) == {"code", "message", "details"}
-    assert error["code"] == code
-    assert error["message"]
+    assert response.mimetype == "application/problem+json"
+    error = response.json
+    assert set(error) == {"type", "title", "status", "detail", "code", "errors"}
+    assert (error["type"], error["status"], error["code"]) == ("about:blank", status, code)
+    assert error["title"]
+    assert error["detail"]
+    assert all(set(mistake) == {"field", "detail"} for mistake in error["errors"])
     assert "Traceback" not in response.text
     return error
 
@@ -72,7 +77,7 @@ def test_someone_described_is_answered_by_the_model(client, retriever):
     assert set(content) == {"user_id", "items", "fallback", "model", "unknown_items"}
     assert content["unknown_items"] == ["gone"]
     assert content["fallback"] is None
-    expected = retriever.recommend_for(history, {"country": "de"}, 4).items
+    expected = retriever.recommend(Person(history, {"country": "de"}), 4).items
     assert [item["item_id"] for item in content["items"]] == [item.item_id for item in expected]
     assert not set(history) & {item["item_id"] for item in content["items"]}
 
@@ -137,6 +142,94 @@ def test_answers_are_filtered_by_the_columns_of_the_catalogue(priced, query, bod
     assert found(priced.post("/recommendations", json={"k": 40, "filter": body, "history": ["i0"]})) == expected - {0}
 
 
+def test_a_query_can_say_all_that_a_body_can(priced):
+    for body in (
+        {"k": 3, "offset": 2},
+        {"exclude": ["i5", "i7", "gone"], "k": 40},
+        {"pin": ["i20", "i21"], "diversity": 0.5, "k": 7},
+        {"boost": [{"filter": {"category": "boot"}, "by": 0.5}, {"filter": {"price": {"min": 20}}, "by": 0.1}]},
+        {"bury": [{"category": "shoe"}, {"price": {"max": 3}}], "at_most": {"category": 2}, "k": 40},
+        {"filter": {"price": {"min": 20}, "category": ["shoe", "boot"]}, "k": 40},
+    ):
+        query = {name: value if name in ("exclude", "pin") else json.dumps(value) for name, value in body.items()}
+        asked = priced.get("/recommendations/nobody", query_string=query)
+        posted = priced.post("/recommendations", json=body)
+        assert asked.json["items"] == posted.json["items"] != []
+    both = priced.get("/recommendations/nobody", query_string={"filter": '{"price": {"min": 36}}', "category": "shoe"})
+    assert found(both) == {36}
+
+
+def test_pages_go_on_where_the_one_before_ended(client):
+    for path in ("/recommendations/103", "/recommendations/nobody", "/items/item-004/similar"):
+        everything = client.get(f"{path}?k=30").json["items"]
+        pages = [client.get(f"{path}?k=7&offset={offset}").json["items"] for offset in range(0, 30, 7)]
+        assert [item for page in pages for item in page][:30] == everything
+    assert client.get("/recommendations/103?offset=100").json["items"] == []
+    body = {"history": ["item-001"], "k": 5}
+    both = [client.post("/recommendations", json={**body, "offset": offset}).json["items"] for offset in (0, 5)]
+    assert both[0] + both[1] == client.post("/recommendations", json={**body, "k": 10}).json["items"]
+
+
+def test_excluded_items_are_left_out_and_k_is_met_all_the_same(client):
+    for path in ("/recommendations/103", "/recommendations/nobody", "/items/item-004/similar"):
+        best = [item["item_id"] for item in client.get(f"{path}?k=20").json["items"]]
+        query = {"k": 10, "exclude": [best[0], best[4], "gone", best[0]]}
+        left = [item["item_id"] for item in client.get(path, query_string=query).json["items"]]
+        assert left == [item_id for item_id in best if item_id not in query["exclude"]][:10]
+
+
+def test_rules_arrange_an_answer(priced):
+    rules = {
+        "pin": ["i9", "i8"],
+        "boost": [{"filter": {"category": "boot"}, "by": 2}],
+        "bury": [{"price": {"min": 30}}],
+        "at_most": {"category": 5},
+        "k": 40,
+    }
+    found = [int(item["item_id"][1:]) for item in priced.post("/recommendations", json=rules).json["items"]]
+    kinds = [("shoe", "boot", None, "hat")[number % 4] for number in found]
+    assert found[:2] == [9, 8]
+    assert kinds[2:6] == ["boot"] * 4
+    assert [kinds.count(kind) for kind in ("shoe", "boot", "hat", None)] == [5, 5, 5, 10]
+    is_late = [number >= 30 for number in found]
+    assert is_late == sorted(is_late)
+
+
+def test_reasons_name_what_the_user_had(client):
+    for content in (
+        client.get("/recommendations/103?reasons=2&k=5").json,
+        client.post("/recommendations", json={"history": ["item-001", "item-002"], "reasons": 2, "k": 5}).json,
+    ):
+        because = [reason for item in content["items"] for reason in item["because"]]
+        assert because
+        assert all(set(reason) == {"item_id", "contribution", "title"} for reason in because)
+        assert all(reason["contribution"] > 0 for reason in because)
+        assert all(len(item["because"]) <= 2 for item in content["items"])
+    assert client.get("/recommendations/nobody?reasons=2").json["items"][0]["because"] == []
+    error = error_of(client.get("/items/item-001/similar?reasons=2"), 422, "invalid")
+    assert error["errors"][0]["field"] == "reasons"
+
+
+def test_several_users_are_answered_as_each_alone(retriever):
+    client = create_app(retriever).test_client()
+    described = [
+        {"history": ["item-001", "gone"], "attributes": {"country": "de"}},
+        {"attributes": {"country": "fr"}},
+        {},
+    ]
+    asked = {"k": 6, "offset": 1, "exclude": ["item-003"]}
+    users = [103, described[0], "nobody", "104", described[1], 108, described[2]]
+    content = client.post("/recommendations", json={"users": users, **asked}).json
+    assert set(content) == {"answers", "model"}
+    assert [answer["user_id"] for answer in content["answers"]] == [103, None, "nobody", 104, None, 108, None]
+    for user, answer in zip(users, content["answers"], strict=True):
+        if isinstance(user, dict):
+            alone = client.post("/recommendations", json={**user, **asked}).json
+        else:
+            alone = client.get(f"/recommendations/{user}", query_string=asked).json
+        assert {**answer, "model": content["model"]} == alone
+
+
 def test_k_counts_what_fits(priced):
     for k in (1, 5, 8, 9, 40):
         assert len(priced.get(f"/recommendations/1?category=shoe&k={k}").json["items"]) == min(k, 9)
@@ -155,8 +248,8 @@ def test_k_counts_what_fits(priced):
 @pytest.mark.parametrize("path", ["/recommendations/1", "/recommendations/nobody", "/items/i1/similar"])
 def test_a_filter_that_cannot_be_is_invalid_and_says_which(priced, path, query, field, message):
     error = error_of(priced.get(f"{path}?{query}"), 422, "invalid")
-    assert message in error["message"]
-    assert error["details"][0]["field"] == field
+    assert message in error["detail"]
+    assert error["errors"][0]["field"] == field
 
 
 @pytest.mark.parametrize(
@@ -172,7 +265,7 @@ def test_a_filter_that_cannot_be_is_invalid_and_says_which(priced, path, query, 
 )
 def test_a_posted_filter_that_cannot_be_is_invalid_and_says_which(priced, body, message):
     error = error_of(priced.post("/recommendations", json={"filter": body}), 422, "invalid")
-    assert message in error["message"]
+    assert message in error["detail"]
 
 
 def test_a_column_that_is_named_like_a_parameter_is_reached_by_a_body():
@@ -230,8 +323,8 @@ def test_whole_numbers_in_a_path_find_whole_numbers():
 @pytest.mark.parametrize("path", ["/recommendations/103", "/items/item-001/similar"])
 def test_a_k_that_is_not_allowed_is_invalid(client, path, k):
     error = error_of(client.get(f"{path}?k={k}"), 422, "invalid")
-    assert error["message"].startswith("k: ")
-    assert error["details"][0]["field"] == "k"
+    assert error["detail"].startswith("k: ")
+    assert error["errors"][0]["field"] == "k"
 
 
 @pytest.mark.parametrize("query", ["k=1&k=2", "K=5", "k=5&page=2"])
@@ -253,6 +346,30 @@ def test_parameters_that_do_not_exist_or_come_twice_are_invalid(client, query):
         ({"history": {}}, "history"),
         ({"attributes": []}, "attributes"),
         ({"user": 5}, "user"),
+        ({"offset": -1}, "offset"),
+        ({"offset": 201}, "offset"),
+        ({"exclude": "item-001"}, "exclude"),
+        ({"exclude": ["item-001"] * 101}, "exclude"),
+        ({"diversity": 1.1}, "diversity"),
+        ({"diversity": "0.5"}, "diversity"),
+        ({"pin": [None]}, "pin.0"),
+        ({"pin": ["item-001"] * 101}, "pin"),
+        ({"boost": [{"by": 0.5}]}, "boost.0.filter"),
+        ({"boost": [{"filter": {}, "by": 3}]}, "boost.0.by"),
+        ({"boost": [{"filter": {"colour": "red"}, "by": 1}]}, "boost.0.filter.colour"),
+        ({"bury": {"title": "Thing"}}, "bury"),
+        ({"bury": [{"title": ["x"], "colour": "red"}]}, "bury.0.colour"),
+        ({"at_most": {"title": 0}}, "at_most.title"),
+        ({"at_most": {"colour": 1}}, "at_most.colour"),
+        ({"reasons": 11}, "reasons"),
+        ({"exclude": [2**63]}, "exclude.0"),
+        ({"history": ["item-001"] * 101}, "history"),
+        ({"users": []}, "users"),
+        ({"users": [1] * 6}, "users"),
+        ({"users": [1, 1.5]}, "users.1"),
+        ({"users": [{"k": 5}]}, "users.0.k"),
+        ({"users": [{"history": [True]}]}, "users.0.history.0"),
+        ({"users": [1], "history": []}, "history"),
         ([], "body"),
         ("text", "body"),
         (None, "body"),
@@ -262,14 +379,28 @@ def test_parameters_that_do_not_exist_or_come_twice_are_invalid(client, query):
 def test_a_body_with_wrong_fields_is_invalid_and_says_which(client, body, field):
     response = client.post("/recommendations", data=orjson.dumps(body), content_type="application/json")
     error = error_of(response, 422, "invalid")
-    assert [mistake["field"] for mistake in error["details"]] == [field]
+    assert [mistake["field"] for mistake in error["errors"]] == [field]
+
+
+def test_what_takes_long_is_limited_for_all_users_of_a_request_together(retriever):
+    settings = ServingConfig(max_arranged=40, max_explained=2)
+    client = create_app(retriever, settings).test_client()
+    users = {"users": [103, 104, "nobody"]}
+    assert client.post("/recommendations", json={**users, "k": 13, "diversity": 0.5}).status_code == 200
+    assert client.post("/recommendations", json={**users, "k": 14, "offset": 50}).status_code == 200
+    error = error_of(client.post("/recommendations", json={**users, "k": 14, "diversity": 0.5}), 422, "invalid")
+    assert "expected at most 40 places (users x (offset + k)) where there are rules, found 42" in error["detail"]
+    error_of(client.get("/recommendations/103?k=10&offset=31&pin=item-001"), 422, "invalid")
+    error = error_of(client.post("/recommendations", json={**users, "reasons": 1}), 422, "invalid")
+    assert error["errors"][0]["field"] == "reasons"
+    assert client.post("/recommendations", json={"users": [103, 104], "reasons": 1}).status_code == 200
 
 
 def test_attributes_that_the_model_does_not_read_are_named(client):
     error = error_of(client.post("/recommendations", json={"attributes": {"age": 5}}), 422, "invalid")
-    assert error["message"] == "attributes: the model does not read 'age'; it reads 'country'"
+    assert error["detail"] == "attributes: the model does not read 'age'; it reads 'country'"
     error = error_of(client.post("/recommendations", json={"attributes": {"country": []}}), 422, "invalid")
-    assert error["message"] == "attributes.country: expected text or a number, found []"
+    assert error["detail"] == "attributes.country: expected text or a number, found []"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +414,7 @@ def test_malformed_json_is_a_bad_request(client, body):
 def test_another_type_of_body_is_unsupported(client, content_type):
     response = client.post("/recommendations", data=b"{}", content_type=content_type)
     error = error_of(response, 415, "unsupported_media_type")
-    assert "application/json" in error["message"]
+    assert "application/json" in error["detail"]
 
 
 def test_json_with_a_character_set_is_accepted(client):
@@ -299,11 +430,11 @@ def test_a_body_that_is_too_large_is_refused(client):
 @pytest.mark.parametrize("path", ["/nothing", "/recommendations", "/recommendations/", "/items//similar", "/items/a"])
 def test_pages_that_do_not_exist_are_not_found(client, path):
     response = client.get(path)
-    error_of(response, 405 if path == "/recommendations" else 404, response.json["error"]["code"])
+    error_of(response, 405 if path == "/recommendations" else 404, response.json["code"])
 
 
 def test_an_item_that_is_not_in_the_catalogue_is_not_found(client):
-    assert "no item 'gone'" in error_of(client.get("/items/gone/similar"), 404, "not_found")["message"]
+    assert "no item 'gone'" in error_of(client.get("/items/gone/similar"), 404, "not_found")["detail"]
 
 
 @pytest.mark.parametrize(
@@ -371,7 +502,7 @@ def test_settings_come_from_the_operator(shop):
     retriever = make_retriever(shop, user=country())
     client = create_app(retriever, ServingConfig(default_k=3, max_k=4)).test_client()
     assert len(client.get("/recommendations/103").json["items"]) == 3
-    assert "expected 1 to 4, found 5" in client.get("/recommendations/103?k=5").json["error"]["message"]
+    assert "less than or equal to 4, found 5" in client.get("/recommendations/103?k=5").json["detail"]
 
 
 def test_the_page_shows_what_someone_had_and_gets(client):
@@ -379,6 +510,7 @@ def test_the_page_shows_what_someone_had_and_gets(client):
     text = client.get("/?user=103").text
     assert "Thing item-" in text
     assert "Recommended" in text
+    assert "because of Thing item-" in text
     assert "Popular, in the place of recommendations" in client.get("/?user=nobody").text
     with client.get("/static/style.css") as style:
         assert style.status_code == 200
@@ -419,3 +551,19 @@ def test_no_body_at_all_makes_the_service_fail(body):
     response = some_client.post("/recommendations", data=data, content_type="application/json")
     if response.status_code != 200:
         error_of(response, 422, "invalid")
+
+
+def test_every_answer_tells_browsers_to_be_careful(client):
+    for path in ("/", "/recommendations/103", "/recommendations/103?k=0", "/nothing", "/healthz", "/static/style.css"):
+        with client.get(path) as response:
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Referrer-Policy"] == "no-referrer"
+            assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+            assert response.headers["X-Frame-Options"] == "DENY"
+            assert "Cache-Control" in response.headers
+    assert client.get("/recommendations/103").headers["Cache-Control"] == "no-store"
+
+
+def test_the_page_needs_no_more_than_its_policy_allows(client):
+    text = client.get("/?user=103").text
+    assert not re.search(r"<script|<style| style=| on[a-z]+=|https?://", text)

@@ -25,14 +25,18 @@ def test_the_flag_wins_over_the_environment_and_that_over_the_file(tmp_path):
 def test_each_setting_is_an_environment_variable():
     values = {
         "host": "0.0.0.0", "port": "9", "workers": "3", "threads": "2", "server": "gunicorn", "default_k": "5",
-        "max_k": "50", "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
+        "max_k": "50", "max_offset": "8", "max_users": "7", "max_history": "6",
+        "max_arranged": "4", "max_explained": "2",
+        "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
         "filter_columns": "brand, price",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
     assert settings.model_dump(mode="json") == {
         "host": "0.0.0.0", "port": 9, "workers": 3, "threads": 2, "server": "gunicorn", "default_k": 5,
-        "max_k": 50, "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
+        "max_k": 50, "max_offset": 8, "max_users": 7, "max_history": 6,
+        "max_arranged": 4, "max_explained": 2,
+        "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
         "filter_columns": ["brand", "price"],
     }  # fmt: skip
 

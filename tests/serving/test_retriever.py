@@ -10,6 +10,7 @@ from features.config import FeatureSettings
 from features.errors import DataError
 from serving.retriever import Recommendation, Retriever
 from serving.snapshot import Snapshot
+from serving.wanted import Person, Wanted
 from tests.serving.doubles import FakeBundle, best, country, make_features, make_retriever, make_tables, unit, vector_of
 
 
@@ -119,7 +120,7 @@ def test_ids_of_any_shape_are_unknown_rather_than_an_error(asked):
     retriever = make_retriever(make_tables({42: [1], 7: [2]}, [1, 2, 3]))
     assert retriever.recommend(asked, 1).fallback == "popular"
     assert retriever.similar(asked, 1) is None
-    assert retriever.recommend_for([asked], {}, 1).unknown_items == (asked,)
+    assert retriever.recommend(Person([asked]), 1).unknown_items == (asked,)
 
 
 def test_rows_are_never_taken_for_ids():
@@ -145,7 +146,7 @@ def test_ids_beyond_32_bits_are_kept():
 def test_a_posted_history_is_answered_like_that_of_a_known_user(shop, retriever):
     history = histories_of(shop)[104]
     country_of = shop.users.frame.set_index("user_id")["country"][104]
-    posted = retriever.recommend_for(history, {"country": country_of}, 10)
+    posted = retriever.recommend(Person(history, {"country": country_of}), 10)
     known = retriever.recommend(104, 10)
     assert ids(posted) == ids(known)
     assert [item.score for item in posted.items] == pytest.approx([item.score for item in known.items], abs=1e-6)
@@ -153,31 +154,31 @@ def test_a_posted_history_is_answered_like_that_of_a_known_user(shop, retriever)
 
 def test_unknown_items_of_a_history_are_left_aside_and_named(shop, retriever):
     history = histories_of(shop)[104]
-    answer = retriever.recommend_for([*history, "gone", 5, "gone"], {}, 10)
+    answer = retriever.recommend(Person([*history, "gone", 5, "gone"]), 10)
     assert answer.unknown_items == ("gone", 5)
-    assert ids(answer) == ids(retriever.recommend_for(history, {}, 10))
+    assert ids(answer) == ids(retriever.recommend(Person(history), 10))
     assert answer.fallback is None
 
 
 @pytest.mark.parametrize("history", [[], ["gone"]])
-@pytest.mark.parametrize("attributes", [None, {}, {"country": None}])
+@pytest.mark.parametrize("attributes", [{}, {"country": None}])
 def test_someone_described_by_nothing_known_gets_what_is_popular(retriever, history, attributes):
-    answer = retriever.recommend_for(history, attributes, 5)
+    answer = retriever.recommend(Person(history, attributes), 5)
     assert answer.fallback == "popular"
     assert answer.unknown_items == tuple(history)
 
 
 def test_attributes_alone_are_answered_by_the_model(shop, retriever):
-    answer = retriever.recommend_for([], {"country": "de"}, 10)
+    answer = retriever.recommend(Person([], {"country": "de"}), 10)
     assert answer.fallback is None
     assert ids(answer) == best(shop, vector_of("country=de"), 10)
 
 
 def test_attributes_that_the_model_does_not_read_are_refused_by_name(retriever, shop):
     with pytest.raises(DataError, match="the model does not read 'age'; it reads 'country'"):
-        retriever.recommend_for([], {"age": 5}, 10)
+        retriever.recommend(Person([], {"age": 5}), 10)
     with pytest.raises(DataError, match="the model does not read 'age'; it reads none"):
-        make_retriever(shop).recommend_for([], {"age": 5}, 10)
+        make_retriever(shop).recommend(Person([], {"age": 5}), 10)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_attributes_that_the_model_does_not_read_are_refused_by_name(retriever, 
 def test_an_attribute_of_the_wrong_type_is_refused(shop, kind, wrong, expected):
     retriever = make_retriever(shop, user={"country": FeatureSettings(kind=kind)})
     with pytest.raises(DataError, match=f"attributes.country: expected {expected}, found"):
-        retriever.recommend_for([], {"country": wrong}, 10)
+        retriever.recommend(Person([], {"country": wrong}), 10)
 
 
 def test_only_the_newest_events_are_read_but_all_are_seen(shop):
@@ -204,7 +205,7 @@ def test_only_the_newest_events_are_read_but_all_are_seen(shop):
         vector = unit(np.sum([vector_of(item) for item in history[-3:]], axis=0))
         expected = best(shop, vector, 10, excluded=history)
         assert ids(short.recommend(user_id, 10)) == expected
-        assert ids(short.recommend_for(history, {}, 10)) == expected
+        assert ids(short.recommend(Person(history), 10)) == expected
 
 
 def test_similar_items_leave_the_item_itself_out(shop, retriever):
@@ -221,33 +222,33 @@ def test_only_what_fits_is_recommended_and_as_many_as_there_are(shop, retriever)
         had = set(history)
         firsts = [f"item-{number:03d}" for number in range(50)]
         expected = best(shop, vector, 10, excluded=[*had, *firsts])
-        assert ids(retriever.recommend(user_id, 10, names)) == expected
-        posted = retriever.recommend_for(history, {"country": country_of(shop, user_id)}, 10, where=names)
+        assert ids(retriever.recommend(user_id, Wanted(10, where=names))) == expected
+        posted = retriever.recommend(Person(history, {"country": country_of(shop, user_id)}), Wanted(10, where=names))
         assert ids(posted) == expected
         left = {"item-003", "item-060", "item-070", "item-080"} - had
-        assert set(ids(retriever.recommend(user_id, 10, few))) == left
+        assert set(ids(retriever.recommend(user_id, Wanted(10, where=few)))) == left
 
 
 def test_what_is_popular_is_filtered_too(shop, retriever):
     where = retriever.filters.of({"item_id": {"not": ["item-000", "item-001"]}})
     everything = ids(retriever.recommend(999, 100))
     for answer in (
-        retriever.recommend(999, 100, where),
-        retriever.recommend(108, 100, where),
-        retriever.recommend_for([], {}, 100, where=where),
+        retriever.recommend(999, Wanted(100, where=where)),
+        retriever.recommend(108, Wanted(100, where=where)),
+        retriever.recommend(Person(), Wanted(100, where=where)),
     ):
         assert answer.fallback == "popular"
         assert ids(answer) == [item for item in everything if item not in ("item-000", "item-001")]
     nothing = retriever.filters.of({"item_id": []})
-    assert retriever.recommend(999, 10, nothing).items == []
+    assert retriever.recommend(999, Wanted(10, where=nothing)).items == []
 
 
 def test_similar_items_are_filtered(shop, retriever):
     where = retriever.filters.of({"item_id": {"not": ["item-001", "item-002"]}})
     expected = best(shop, vector_of("item-007"), 10, excluded=["item-007", "item-001", "item-002"])
-    assert ids(retriever.similar("item-007", 10, where)) == expected
+    assert ids(retriever.similar("item-007", Wanted(10, where=where))) == expected
     itself = retriever.filters.of({"item_id": ["item-007"]})
-    assert retriever.similar("item-007", 10, itself).items == []
+    assert retriever.similar("item-007", Wanted(10, where=itself)).items == []
 
 
 def test_the_history_of_someone_is_told_newest_first(shop, retriever):
@@ -267,7 +268,7 @@ def test_models_that_look_at_the_clock_are_asked_at_the_time_of_the_request(shop
         vector = unit(np.sum([vector_of(item) for item in history], axis=0) + vector_of(f"hour={hour}"))
         expected = best(shop, vector, 10, excluded=history)
         assert ids(retriever.recommend(100, 10)) == expected
-        assert ids(retriever.recommend_for(history, {}, 10)) == expected
+        assert ids(retriever.recommend(Person(history), 10)) == expected
 
 
 def test_threads_that_ask_at_once_get_their_own_answers(shop, retriever):
@@ -284,3 +285,27 @@ def test_threads_that_ask_at_once_get_their_own_answers(shop, retriever):
     for thread in threads:
         thread.join()
     assert answers == expected
+
+
+def test_many_are_answered_as_each_alone(shop, retriever):
+    whom = [100, Person(["item-001", "gone"]), 999, Person([], {"country": "de"}), 108, "104", Person(), 107]
+    where = retriever.filters.of({"item_id": {"not": ["item-002"]}})
+    for wanted in (5, Wanted(7, offset=3, where=where, exclude=["item-003", "gone", "item-009"])):
+        assert retriever.recommend_many(whom, wanted) == [retriever.recommend(who, wanted) for who in whom]
+
+
+def test_attributes_of_several_mean_what_they_mean_alone(shop):
+    kinds = {"country": FeatureSettings(kind="category"), "age": FeatureSettings(kind="number")}
+    retriever = make_retriever(shop, user=kinds)
+    people = [{"country": 7}, {"age": 30}, {}, {"country": "de", "age": 1.5}, {"age": None}]
+    whom = [Person(["item-001"], attributes) for attributes in people]
+    assert retriever.recommend_many(whom, 5) == [retriever.recommend(who, 5) for who in whom]
+
+
+def test_offsets_and_exclusions_are_those_of_the_whole_ranking(shop, retriever):
+    for user_id, history in histories_of(shop).items():
+        everything = best(shop, person(shop, user_id), 100, excluded=[*history, "item-050", "item-051"])
+        for k, offset in ((10, 0), (10, 5), (3, 60), (200, 20)):
+            answer = retriever.recommend(user_id, Wanted(k, offset, exclude=["item-051", "item-050", "gone"]))
+            assert ids(answer) == everything[offset : offset + k]
+            assert [item.rank for item in answer.items] == list(range(offset + 1, offset + 1 + len(answer.items)))

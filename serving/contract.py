@@ -1,0 +1,401 @@
+"""What is asked and answered over HTTP: every name, type and limit, in one place.
+
+A query string and a body ask for the same things by the same names. The OpenAPI document is made from what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    with_config,
+)
+from typing_extensions import TypedDict
+
+from features.errors import DataError
+from serving.config import ServingConfig
+from serving.filters import Filter, Filters, both
+from serving.problems import Mistake, Problem
+from serving.rules import Boost, Rules
+from serving.wanted import Person, Wanted
+
+MOST_LIMITS = 4
+"""How many columns a request may limit by `at_most`."""
+MOST_OF_A_VALUE = 2**31 - 1
+"""The highest such limit."""
+NAMED = "x-named"
+"""In a JSON schema: the name of another that stands in its place."""
+
+Id = Annotated[int, Field(ge=-(2**63), lt=2**63)] | str
+Time = Annotated[int, Field(ge=0, lt=2**40)]
+# What these may hold depends on the catalogue and on the model: `serving.openapi` says it in the place of the names.
+Conditions = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Filter"})]
+Attributes = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Attributes"})]
+AtMost = Annotated[dict[str, Annotated[int, Field(ge=1, le=MOST_OF_A_VALUE)]], WithJsonSchema({NAMED: "AtMost"})]
+
+_described = with_config(ConfigDict(use_attribute_docstrings=True))
+# What pydantic calls the members of a union, where it says in which of them a mistake is.
+_MEMBERS = ("int", "constrained-int", "str", "id", "person")
+_MOST_SHOWN = 60
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class AskedBoost(_Message):
+    """A sum that is added to the score of some items before they are ranked."""
+
+    filter: Conditions
+    """What must hold of them, by column of the catalogue."""
+    by: float = Field(ge=-2, le=2)
+    """How much. Scores are cosines, so that 2 puts them before all others."""
+
+
+class Asked(_Message):
+    """What any request for items may ask."""
+
+    k: int = 10
+    """How many items. An answer has fewer only where no more fit."""
+    offset: int = 0
+    """How many of the best are passed over: those of the pages before."""
+    filter: Conditions = {}
+    """What must hold of the items, by column of the catalogue."""
+    exclude: list[Id] = []
+    """Items that must not be among them."""
+    diversity: float = Field(default=0.0, ge=0, le=1)
+    """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
+    pin: list[Id] = Field(default=[], max_length=100)
+    """Items that come first, in this order, as far as they may be recommended at all."""
+    boost: list[AskedBoost] = Field(default=[], max_length=8)
+    """Sums that are added to scores before ranking; of several that an item fits, the first counts."""
+    bury: list[Conditions] = Field(default=[], max_length=8)
+    """Items that fit any of these come after all others."""
+    at_most: AtMost = Field(default={}, max_length=MOST_LIMITS)
+    """How many items of each value of a column there may be, by column."""
+
+
+class Described(_Message):
+    """Someone as they are here and now."""
+
+    history: list[Id] = []
+    """What they had, oldest first."""
+    times: list[Time] | None = None
+    """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
+    attributes: Attributes = {}
+    """What is known of them, by column of the users' table."""
+
+    def person(self) -> Person:
+        """Return them as a `Retriever` takes them."""
+        return Person(self.history, self.attributes, self.times)
+
+
+class AskedForUser(Asked):
+    """What a request for recommendations may ask beside that."""
+
+    reasons: int = Field(default=0, ge=0, le=10)
+    """How many items of the user's history are named as reasons for each item, at most."""
+
+
+class AskedForOne(AskedForUser, Described):
+    """What to recommend to someone who is described."""
+
+
+class AskedForMany(AskedForUser):
+    """What to recommend to several, each known or described, in one answer."""
+
+    users: list[Id | Described]
+    """Who they are: ids of known users, or descriptions."""
+
+    def whom(self) -> list[int | str | Person]:
+        """Return them as a `Retriever` takes them."""
+        return [user.person() if isinstance(user, Described) else user for user in self.users]
+
+
+@_described
+class Because(TypedDict):
+    """An item of the user's history that spoke for an item of an answer."""
+
+    item_id: int | str
+    """What the user had."""
+    contribution: float
+    """How much lower the item would have scored without it."""
+    title: NotRequired[str]
+    """What to call it, where the catalogue has titles."""
+
+
+@_described
+class Item(TypedDict):
+    """One item of an answer."""
+
+    item_id: int | str
+    """The item, as the catalogue calls it."""
+    score: float
+    """Higher is better: the cosine of user and item, -1 to 1; of a fallback the share of all interactions."""
+    rank: int
+    """Its place, from 1; it goes on from page to page."""
+    title: NotRequired[str]
+    """What to call it, where the catalogue has titles."""
+    because: NotRequired[list[Because]]
+    """What spoke most for it, the strongest first, where `reasons` were asked for."""
+
+
+@_described
+class Recommended(TypedDict):
+    """What one user is recommended."""
+
+    user_id: int | str | None
+    """Who; null for someone who was described."""
+    items: list[Item]
+    """Best first."""
+    fallback: Literal["popular"] | None
+    """What answered in the model's place, because it knows nothing of them; null where the model did."""
+    unknown_items: NotRequired[list[int | str]]
+    """What they were said to have had that is not in the catalogue, and so was not heard."""
+
+
+@_described
+class RecommendedOne(Recommended):
+    """The answer about one user."""
+
+    model: str
+    """The version of the model."""
+
+
+@_described
+class RecommendedMany(TypedDict):
+    """The answer about several users."""
+
+    answers: list[Recommended]
+    """One for each of `users`, in that order."""
+    model: str
+    """The version of the model."""
+
+
+@_described
+class Similar(TypedDict):
+    """The items most like one."""
+
+    item_id: int | str
+    """That one."""
+    items: list[Item]
+    """Best first."""
+    fallback: None
+    """Always null: there is none."""
+    model: str
+    """The version of the model."""
+
+
+@_described
+class Alive(TypedDict):
+    """The process is alive."""
+
+    status: Literal["ok"]
+    """Always `ok`."""
+
+
+@_described
+class Ready(TypedDict):
+    """Recommendations can be given."""
+
+    status: Literal["ready"]
+    """Always `ready`."""
+    model: str
+    """The version of the model."""
+    items: int
+    """How many items there are."""
+    users: int
+    """How many users are known."""
+    index_created: str
+    """When the index was made, ISO 8601 in UTC."""
+
+
+_Limit = tuple[Any, Any]
+"""The type of a field and its default, ... where it has none."""
+
+Message = TypeVar("Message", bound=_Message)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The requests, with the limits of one service.
+
+    Attributes:
+        query: Behind the `?` of any request, beside conditions on columns.
+        query_for_user: The same about a user.
+        one: The body about one user.
+        many: The body about several.
+        settings: What the operator decided.
+    """
+
+    query: type[Asked]
+    query_for_user: type[AskedForUser]
+    one: type[AskedForOne]
+    many: type[AskedForMany]
+    settings: ServingConfig
+
+    @classmethod
+    def of(cls, settings: ServingConfig) -> Contract:
+        """Return the requests that an operator allows."""
+        history: _Limit = (Annotated[list[Id], Field(max_length=settings.max_history)], [])
+        common: dict[str, _Limit] = {
+            "k": (Annotated[int, Field(ge=1, le=settings.max_k)], settings.default_k),
+            "offset": (Annotated[int, Field(ge=0, le=settings.max_offset)], 0),
+            "exclude": history,
+        }
+        described = _limited(Described, history=history)
+        users = Annotated[list[_user(described)], Field(min_length=1, max_length=settings.max_users)], ...  # type: ignore[misc]
+        return cls(
+            query=_limited(Asked, **common),
+            query_for_user=_limited(AskedForUser, **common),
+            one=_limited(AskedForOne, **common, history=history),
+            many=_limited(AskedForMany, **common, users=users),
+            settings=settings,
+        )
+
+    def body(self, content: Any) -> AskedForOne | AskedForMany:
+        """Return what a body asks.
+
+        Raises:
+            Problem: It asks for what cannot be; says what and where.
+        """
+        is_many = isinstance(content, dict) and "users" in content
+        return _read(self.many if is_many else self.one, content)
+
+    def wanted(self, asked: Asked, filters: Filters, conditions: Filter = ()) -> Wanted:
+        """Return what a request wants of its answer.
+
+        Args:
+            asked: The request.
+            filters: The columns that it may speak of.
+            conditions: What it says of them outside of `asked.filter`.
+
+        Raises:
+            Problem: It speaks of a column or a value that cannot be, or asks for too much at once.
+        """
+        try:
+            where = both(filters.of(asked.filter), conditions)
+            wanted = Wanted(asked.k, asked.offset, where, asked.exclude, _rules(asked, filters))
+        except DataError as error:
+            raise wrong(error) from None
+        reasons = asked.reasons if isinstance(asked, AskedForUser) else 0
+        if wanted.rules is not None or reasons:
+            self._check_effort(wanted, reasons, len(asked.users) if isinstance(asked, AskedForMany) else 1)
+        return replace(wanted, reasons=reasons) if reasons else wanted
+
+    def _check_effort(self, wanted: Wanted, reasons: int, num_users: int) -> None:
+        """Make sure that a request does not ask for more than the operator allows at once."""
+        places, most = num_users * wanted.depth, self.settings.max_arranged
+        if wanted.rules is not None and places > most:
+            detail = f"expected at most {most} places (users x (offset + k)) where there are rules, found {places}"
+            raise Problem.invalid(Mistake(field="k", detail=detail))
+        if reasons and num_users > self.settings.max_explained:
+            detail = f"expected none for more than {self.settings.max_explained} users at once, found {num_users} users"
+            raise Problem.invalid(Mistake(field="reasons", detail=detail))
+
+
+def parameters(kind: type[Message], given: Mapping[str, Sequence[str]]) -> Message:
+    """Return what the parameters of a query ask: lists repeated, everything else as in JSON.
+
+    Raises:
+        Problem: They ask for what cannot be; says what and where.
+    """
+    return _read(kind, {name: _parameter(name, texts) for name, texts in given.items()})
+
+
+def _parameter(name: str, texts: Sequence[str]) -> Any:
+    if name in REPEATED:
+        return texts
+    if len(texts) > 1:
+        raise Problem.invalid(Mistake(field=name, detail=f"expected once, found {len(texts)} times"))
+    try:
+        return orjson.loads(texts[0])
+    except orjson.JSONDecodeError:
+        return texts[0]
+
+
+REPEATED = frozenset(("exclude", "pin"))
+"""Parameters of a query that may stand there several times."""
+
+
+def _rules(asked: Asked, filters: Filters) -> Rules | None:
+    if not (asked.diversity or asked.pin or asked.boost or asked.bury or asked.at_most):
+        return None
+    for column in asked.at_most:
+        filters.groups(column, f"at_most.{column}")
+    return Rules(
+        diversity=asked.diversity,
+        pin=asked.pin,
+        boosts=[
+            Boost(filters.of(boost.filter, f"boost.{place}.filter"), boost.by)
+            for place, boost in enumerate(asked.boost)
+        ],
+        bury=[filters.of(one, f"bury.{place}") for place, one in enumerate(asked.bury)],
+        at_most=list(asked.at_most.items()),
+    )
+
+
+def wrong(error: DataError) -> Problem:
+    """Return the problem of an error that says `field: what is wrong`."""
+    field, _, detail = str(error).partition(": ")
+    return Problem.invalid(Mistake(field=field, detail=detail))
+
+
+def _user(described: type[Described]) -> Any:
+    """Return the type of one of several users, so that a mistake is told of what was meant."""
+    return Annotated[
+        Annotated[Id, Tag("id")] | Annotated[described, Tag("person")],
+        Discriminator(lambda user: "person" if isinstance(user, dict) else "id"),
+    ]
+
+
+def _limited(message: type[Message], **limits: _Limit) -> type[Message]:
+    """Return a kind of message with other types and defaults of some of its fields."""
+    fields: dict[str, Any] = {
+        name: (Annotated[kind, Field(description=message.model_fields[name].description)], default)
+        for name, (kind, default) in limits.items()
+    }
+    return create_model(message.__name__, __base__=message, __doc__=message.__doc__, **fields)
+
+
+def _read(kind: type[Message], content: Any) -> Message:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> Problem:
+    """Return every mistake once: what fits no member of a union misses each of them."""
+    found: dict[str, list[Any]] = {}
+    for mistake in error.errors(include_url=False, include_context=False):
+        found.setdefault(_place(mistake["loc"]), []).append(mistake)
+    return Problem.invalid(*(Mistake(field=field, detail=_say(mistakes)) for field, mistakes in found.items()))
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    parts = (str(part) for part in loc if part not in _MEMBERS)
+    return ".".join(part for part in parts if not part.startswith("union[")) or "body"
+
+
+def _say(mistakes: Sequence[Any]) -> str:
+    """Return what is wrong in one place, where one thing of several was expected."""
+    match mistakes[0]["type"]:
+        case "extra_forbidden":
+            return "no such field (misspelt?); remove it"
+        case "missing":
+            return "missing; give it a value"
+    said = " or ".join(f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}" for mistake in mistakes)
+    shown = repr(mistakes[0]["input"])
+    return f"{said}, found {shown if len(shown) <= _MOST_SHOWN else f'{shown[:_MOST_SHOWN]}...'}"

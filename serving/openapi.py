@@ -1,0 +1,168 @@
+"""What the service is, for programs: an OpenAPI 3.1 document, made from the types of `serving.contract`.
+
+Which columns may be asked for and which attributes are read depends on the catalogue and on the model, so that each
+service has its own document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from serving.contract import (
+    MOST_LIMITS,
+    MOST_OF_A_VALUE,
+    NAMED,
+    REPEATED,
+    Alive,
+    Contract,
+    Ready,
+    RecommendedMany,
+    RecommendedOne,
+    Similar,
+)
+from serving.filters import ColumnSchema
+from serving.people import attribute_schema
+from serving.problems import CODES, PROBLEM_TYPE, ProblemContent
+from serving.retriever import Retriever
+
+Schema = dict[str, Any]
+
+_REF = "#/components/schemas/{model}"
+_ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, ProblemContent)
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without titles that say the names again."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def document(contract: Contract, retriever: Retriever) -> Schema:
+    """Return the OpenAPI document of a service."""
+    columns = retriever.filters.columns()
+    for_user = [_in_path("user_id", "The user, as in the tables."), *_parameters(contract.query_for_user, columns)]
+    for_item = [_in_path("item_id", "The item, as in the catalogue."), *_parameters(contract.query, columns)]
+    body = {"required": True, "content": _json(contract.one, contract.many)}
+    paths = {
+        "/recommendations/{user_id}": {
+            "get": {
+                **_operation("recommend", "What to recommend to a user", [RecommendedOne], 422, 503),
+                "parameters": for_user,
+            }
+        },
+        "/recommendations": {
+            "post": {
+                **_operation(
+                    "recommend_described",
+                    "What to recommend to someone who is described, or to several users",
+                    [RecommendedOne, RecommendedMany],
+                    *(400, 413, 415, 422, 503),
+                ),
+                "requestBody": body,
+            }
+        },
+        "/items/{item_id}/similar": {
+            "get": {
+                **_operation("similar", "The items most like one", [Similar], 404, 422, 503),
+                "parameters": for_item,
+            }
+        },
+        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive])},
+        "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Ready], 503)},
+    }
+    info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
+    schemas = _schemas(contract, columns, retriever)
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
+
+
+def _operation(name: str, summary: str, answers: Sequence[type], *problems: int) -> Schema:
+    responses: Schema = {"200": {"description": summary, "content": _json(*answers)}}
+    for status in sorted((*problems, 500)):
+        content = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
+        responses[str(status)] = {"description": CODES[status][1], "content": content}
+    return {"operationId": name, "summary": summary, "responses": responses}
+
+
+def _json(*types: type) -> Schema:
+    named = [_ref(one.__name__) for one in types]
+    return {"application/json": {"schema": named[0] if len(named) == 1 else {"anyOf": named}}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REF.format(model=name)}
+
+
+def _in_path(name: str, description: str) -> Schema:
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> list[Schema]:
+    """Return what may stand behind the `?`: the fields of a query, and conditions on columns."""
+    fields = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))["properties"]
+    found = [_parameter(name, schema) for name, schema in fields.items()]
+    for name, column in columns.items():
+        for test in column.tests:
+            parameter = name if test == "any" else f"{name}_{test}"
+            # A parameter comes before a column of its name, and a column before a condition on another.
+            if parameter not in fields and (test == "any" or parameter not in columns):
+                found.append(_condition(parameter, name, test, column))
+    return found
+
+
+def _parameter(name: str, schema: Schema) -> Schema:
+    described = {"name": name, "in": "query", "description": schema.pop("description")}
+    if name in REPEATED or schema.get("type") in ("integer", "number"):
+        return {**described, "schema": schema}
+    return {**described, "content": {"application/json": {"schema": schema}}}
+
+
+def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> Schema:
+    said = {"any": "is one of these", "not": "is none of these", "min": "is at least this", "max": "is at most this"}
+    several = {"type": "array", "items": schema.value}
+    return {
+        "name": parameter,
+        "in": "query",
+        "description": f"Only items whose {column!r} {said[test]}.",
+        "schema": several if test in ("any", "not") else schema.value,
+    }
+
+
+def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Retriever) -> Schema:
+    types: Sequence[Any] = (contract.one, contract.many, *_ANSWERS)
+    adapters = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
+    _, made = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=_Untitled)  # type: ignore[arg-type]
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
+    return {
+        **_resolved(made["$defs"]),
+        "Filter": _table({name: _said_of(column) for name, column in columns.items()}),
+        "Attributes": _table(attribute_schema(retriever.attributes)),
+        "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
+    }
+
+
+def _said_of(column: ColumnSchema) -> Schema:
+    """Return what a body may say of a column: a value, several, or a table of conditions."""
+    several = {"anyOf": [column.value, {"type": "array", "items": column.value}]}
+    tests: Schema = {test: several if test in ("any", "not") else column.value for test in column.tests}
+    return {"anyOf": [*several["anyOf"], {**_table(tests), "minProperties": 1}]}
+
+
+def _table(properties: Mapping[str, Any]) -> Schema:
+    return {"type": "object", "properties": dict(properties), "additionalProperties": False}
+
+
+def _resolved(schema: Any) -> Any:
+    """Return a schema with references in the place of names."""
+    if isinstance(schema, list):
+        return [_resolved(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _resolved(value) for key, value in schema.items() if key != NAMED}
+    return {**_ref(schema[NAMED]), **inner} if NAMED in schema else inner

@@ -1,0 +1,224 @@
+"""Whoever is asked about, as the model and the search take them: vectors, histories, and attributes as cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32, Int64
+
+from features.config import FeatureSettings
+from features.errors import DataError
+from features.sequences import UNKNOWN_TIME, Sequences, offsets_of, ragged_arange
+from serving.ids import ExternalId, IdMap
+from serving.wanted import Person
+
+MOST_NUMBER = 1e15
+"""The greatest number that an attribute may be, or the negative of the least."""
+
+
+@dataclass(frozen=True)
+class Barred:
+    """Rows of the catalogue that each of several users must not get.
+
+    Attributes:
+        rows: One user's after the other's, in any order, repeats allowed, `[barred]`.
+        offsets: Where each user's begin, `[users + 1]`.
+    """
+
+    rows: Int64[np.ndarray, " barred"]
+    offsets: Int64[np.ndarray, " users_plus_1"]
+
+    def of(self, user: int) -> Int64[np.ndarray, " _"]:
+        """Return the rows of the user at position `user`."""
+        return self.rows[self.offsets[user] : self.offsets[user + 1]]
+
+    @classmethod
+    def nothing(cls, num_users: int) -> Barred:
+        """Return that users may get anything."""
+        return cls(np.zeros(0, np.int64), np.zeros(num_users + 1, np.int64))
+
+    def take(self, users: np.ndarray) -> Barred:
+        """Return the users at the given positions, in that order."""
+        lengths = np.diff(self.offsets)[users]
+        return Barred(self.rows[ragged_arange(self.offsets[:-1][users], lengths)], offsets_of(lengths))
+
+    def and_all(self, rows: Int64[np.ndarray, " more"]) -> Barred:
+        """Return the same, and for everyone `rows` as well."""
+        if not len(rows):
+            return self
+        each = [part for user in range(len(self.offsets) - 1) for part in (self.of(user), rows)]
+        return Barred(np.concatenate(each), self.offsets + len(rows) * np.arange(len(self.offsets)))
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Those who are asked about at once.
+
+    Attributes:
+        vectors: Their unit vectors, `[users, width]`; anything where nothing is known.
+        had: What each had.
+        is_known: Of whom the model knows anything, `[users]`.
+    """
+
+    vectors: Float32[np.ndarray, "users width"]
+    had: Barred
+    is_known: Bool[np.ndarray, " users"]
+
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self.is_known)
+
+    def take(self, users: np.ndarray) -> Asking:
+        """Return those at the given positions, in that order."""
+        return Asking(self.vectors[users], self.had.take(users), self.is_known[users])
+
+    @classmethod
+    def join(cls, one: Asking, other: Asking, order: Int64[np.ndarray, " users"]) -> Asking:
+        """Return those of `one` and `other` together, in the given order of positions."""
+        had = Barred(
+            np.concatenate([one.had.rows, other.had.rows]),
+            np.concatenate([one.had.offsets, other.had.offsets[1:] + one.had.offsets[-1]]),
+        )
+        vectors = np.concatenate([one.vectors, other.vectors])
+        return cls(vectors, had, np.concatenate([one.is_known, other.is_known])).take(order)
+
+
+@dataclass(frozen=True)
+class Described:
+    """People who were described, in the model's terms.
+
+    Attributes:
+        histories: What they had, as far as the catalogue has it; no ids. Times are None where nobody's are known.
+        attributes: A row each, as in the users' table; None where nothing is known of anyone.
+        is_known: Of whom anything is known that the model reads, `[users]`.
+        unknown_items: What each had that is not in the catalogue, each item once.
+    """
+
+    histories: Sequences
+    attributes: pd.DataFrame | None
+    is_known: Bool[np.ndarray, " users"]
+    unknown_items: list[tuple[ExternalId, ...]]
+
+    @classmethod
+    def of(cls, people: Sequence[Person], items: IdMap, kinds: Mapping[str, FeatureSettings]) -> Described:
+        """Return described people in the model's terms.
+
+        Args:
+            people: They.
+            items: The catalogue.
+            kinds: The attributes that the model reads.
+
+        Raises:
+            DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
+                not as many as the history.
+        """
+        rows = [np.array([-1 if row is None else row for row in map(items.row, one.history)], int) for one in people]
+        given = [_cells(one.attributes, kinds) for one in people]
+        is_known = [bool(cells) or bool((mine >= 0).any()) for cells, mine in zip(given, rows, strict=True)]
+        histories = Sequences(
+            np.full(len(people), None),
+            offsets_of(np.array([len(mine) for mine in rows], dtype=np.int64)),
+            np.concatenate([np.zeros(0, np.int64), *rows]),
+            _times(people),
+            is_ordered=True,
+        )
+        return cls(
+            histories.keep(histories.item_rows >= 0),
+            _frame(given, kinds) if any(given) else None,
+            np.array(is_known),
+            [_unknown(one, mine) for one, mine in zip(people, rows, strict=True)],
+        )
+
+
+def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
+    """Return the JSON schema of what may be said of someone, by attribute."""
+    number = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+    dates: list[dict[str, Any]] = [{"type": "string", "format": name} for name in ("date", "date-time")]
+    name: dict[str, Any] = {"type": ["string", "integer"], "minimum": -(2**63), "maximum": 2**63 - 1}
+    schemas: dict[str, list[dict[str, Any]]] = {
+        "number": [number],
+        "time": [*dates, number],
+        "vector": [{"type": "array", "items": number}],
+        "categories": [name, {"type": "array", "items": name}],
+    }
+    return {
+        column: {"anyOf": [*schemas.get(settings.kind, [{"type": ["string", "number", "boolean"]}]), {"type": "null"}]}
+        for column, settings in kinds.items()
+    }
+
+
+def _times(people: Sequence[Person]) -> Int64[np.ndarray, " events"] | None:
+    """Return when everyone had what they had; None where nobody says."""
+    for one in people:
+        if one.times is not None and len(one.times) != len(one.history):
+            raise DataError(
+                f"times: expected one for each of the {len(one.history)} items of history, found {len(one.times)}"
+            )
+    if all(one.times is None for one in people):
+        return None
+    each = [[UNKNOWN_TIME] * len(one.history) if one.times is None else one.times for one in people]
+    return np.array([time for times in each for time in times], dtype=np.int64)
+
+
+def _unknown(one: Person, rows: np.ndarray) -> tuple[ExternalId, ...]:
+    return tuple(dict.fromkeys(item for item, row in zip(one.history, rows.tolist(), strict=True) if row < 0))
+
+
+def _frame(given: Sequence[Mapping[str, Any]], kinds: Mapping[str, FeatureSettings]) -> pd.DataFrame:
+    """Return everyone's cells as rows of the users' table."""
+    columns = {}
+    for name in dict.fromkeys(name for cells in given for name in cells):
+        is_number = kinds[name].kind in ("number", "time")
+        columns[name] = pd.Series([cells.get(name) for cells in given], dtype="float64" if is_number else "object")
+    return pd.DataFrame(columns)
+
+
+def _cells(attributes: Mapping[str, Any], kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
+    """Return what is known of someone, as cells of the users' table."""
+    unknown = [name for name in attributes if name not in kinds]
+    if unknown:
+        known = ", ".join(map(repr, kinds)) or "none"
+        raise DataError(f"attributes: the model does not read {unknown[0]!r}; it reads {known}")
+    return {name: _cell(name, kinds[name].kind, value) for name, value in attributes.items() if value is not None}
+
+
+def _cell(name: str, kind: str, value: Any) -> Any:
+    """Return a value as a cell of the users' table."""
+    cell: Any = None
+    match kind:
+        case "number":
+            expected = "a number"
+            cell = float(value) if _is_number(value) else None
+        case "time":
+            expected = "a date or Unix seconds"
+            cell = _seconds(value)
+        case "vector":
+            expected = "a list of numbers"
+            cell = value if isinstance(value, list) and all(map(_is_number, value)) else None
+        case "categories":
+            expected = "texts"
+            values = value if isinstance(value, list) else [value]
+            is_several = all(isinstance(one, str | int) for one in values)
+            cell = value if isinstance(value, str) else values if is_several else None
+        case _:
+            expected = "text or a number"
+            cell = value if isinstance(value, str | int | float) else None
+    if cell is None:
+        raise DataError(f"attributes.{name}: expected {expected}, found {value!r}")
+    return cell
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a date, in the spellings that tables have, as Unix seconds; None where it is neither."""
+    if isinstance(value, str):
+        moment = pd.to_datetime(value, utc=True, errors="coerce")
+        return None if pd.isna(moment) else float(moment.timestamp())
+    return float(value) if _is_number(value) else None

@@ -1,0 +1,261 @@
+"""The order that rules make, against a reference that looks at the whole catalogue for every place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.tables import Catalog
+from serving import rules as rules_module
+from serving.filters import Filters
+from serving.ids import IdMap
+from serving.retriever import Retriever
+from serving.rules import Boost, Places, Rules, arrange, depth_of, limits_of, parts_of
+from serving.snapshot import Snapshot
+from serving.wanted import Person, Wanted
+from tests.serving.doubles import FakeBundle, country, id_series, make_features, make_tables, vector_of
+
+WINDOW = 6
+
+
+class Shelf:
+    """Items with brands (some have none), tags (some have several), vectors and scores whose sums are all exact."""
+
+    def __init__(self, brands, tags, vectors, scores):
+        frame = {
+            "item_id": id_series([f"i{row}" for row in range(len(brands))]),
+            "brand": pd.Series(brands, dtype=pd.ArrowDtype(pa.string())),
+            "tags": pd.Series(tags, dtype=pd.ArrowDtype(pa.list_(pa.string()))),
+        }
+        self.frame = pd.DataFrame(frame)
+        self.filters = Filters(Catalog(self.frame))
+        self.vectors = np.array(vectors, dtype=np.float32)
+        self.scores = np.array(scores, dtype=np.float32) / 8
+        self.values = {"brand": [{brand} - {None} for brand in brands], "tags": [set(some) for some in tags]}
+
+    def __len__(self):
+        return len(self.frame)
+
+    def fits(self, row, condition):
+        column, value = condition
+        return value in self.values[column][row]
+
+    def where(self, *conditions):
+        return self.filters.of(dict(conditions))
+
+    def search(self, eligible, depth, placed):
+        """What an index is to find: the best first, equal ones in the order of rows."""
+        rows = [row for row in range(len(self)) if (eligible is None or eligible.mask[row]) and row not in set(placed)]
+        rows = np.array(sorted(rows, key=lambda row: (-self.scores[row], row))[:depth], dtype=np.int64)
+        return rows, self.scores[rows]
+
+
+def quickly(shelf, rules, where, num_places):
+    tiers = parts_of(rules, where, shelf.filters)
+    places = Places(num_places, rules.diversity, limits_of(rules, shelf.filters), shelf.vectors)
+    for row in dict.fromkeys(IdMap(shelf.frame["item_id"].to_numpy(object)).rows(rules.pin)[0]):
+        if any(part.allows(row) for tier in tiers for part in tier):
+            places.pin(row)
+    depth = depth_of(rules, num_places)
+    first = [shelf.search(part.eligible, depth, []) for part in tiers[0]]
+    arrange(places, tiers, first, depth, shelf.search)
+    return places.rows
+
+
+def slowly(shelf, num_places, *, diversity, pin, boosts, bury, at_most, only):
+    """The definition, word by word."""
+
+    def relevance(row):
+        return float(shelf.scores[row]) + next((by for condition, by in boosts if shelf.fits(row, condition)), 0.0)
+
+    def is_buried(row):
+        return any(shelf.fits(row, condition) for condition in bury)
+
+    def may_stand(row, placed):
+        return all(
+            sum(value in shelf.values[column][other] for other in placed) < most
+            for column, most in at_most
+            for value in shelf.values[column][row]
+        )
+
+    def worth(row, placed):
+        alike = [float(shelf.vectors[row].astype(float) @ shelf.vectors[other].astype(float)) for other in placed]
+        return (1 - diversity) * relevance(row) - diversity * max(alike, default=0.0)
+
+    allowed = [row for row in range(len(shelf)) if only is None or shelf.fits(row, only)]
+    ranked = sorted(allowed, key=lambda row: (is_buried(row), -relevance(row), row))
+    placed = [row for row in dict.fromkeys(pin) if row in allowed][:num_places]
+    while len(placed) < num_places:
+        left = [row for row in ranked if row not in placed and may_stand(row, placed)]
+        if not left:
+            break
+        window = [row for row in left if is_buried(row) == is_buried(left[0])][: WINDOW if diversity else 1]
+        placed.append(max(window, key=lambda row: worth(row, placed)))
+    return placed
+
+
+conditions = st.tuples(st.just("brand"), st.sampled_from("abcd")) | st.tuples(st.just("tags"), st.sampled_from("xyz"))
+
+
+@st.composite
+def shelves(draw):
+    size = draw(st.integers(1, 40))
+
+    def each(strategy):
+        return draw(st.lists(strategy, min_size=size, max_size=size))
+
+    return (
+        each(st.sampled_from([None, "a", "a", "b", "c"])),
+        each(st.lists(st.sampled_from("xyz"), max_size=2)),
+        each(st.lists(st.integers(-2, 2), min_size=3, max_size=3)),
+        each(st.integers(-8, 8)),
+    )
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Few candidates at a time, so that searches have to go on."""
+    monkeypatch.setattr(rules_module, "WINDOW", WINDOW)
+    monkeypatch.setattr(rules_module, "_DEEPEST", 16)
+
+
+@pytest.mark.usefixtures("narrow")
+@given(
+    shelf=shelves(),
+    num_places=st.integers(1, 30),
+    diversity=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    pin=st.lists(st.integers(0, 45), max_size=3),
+    boosts=st.lists(st.tuples(conditions, st.integers(-16, 16).map(lambda by: by / 8)), max_size=3),
+    bury=st.lists(conditions, max_size=2),
+    at_most=st.dictionaries(st.sampled_from(["brand", "tags"]), st.integers(1, 3)),
+    only=st.none() | conditions,
+)
+def test_an_answer_is_arranged_as_it_would_be_with_all_items_in_sight(
+    shelf, num_places, diversity, pin, boosts, bury, at_most, only
+):
+    shelf = Shelf(*shelf)
+    rules = Rules(
+        diversity=diversity,
+        pin=[f"i{row}" for row in pin],
+        boosts=[Boost(shelf.where(condition), by) for condition, by in boosts],
+        bury=[shelf.where(condition) for condition in bury],
+        at_most=list(at_most.items()),
+    )
+    where = () if only is None else shelf.where(only)
+    expected = slowly(
+        shelf,
+        num_places,
+        diversity=diversity,
+        pin=pin,
+        boosts=boosts,
+        bury=bury,
+        at_most=list(at_most.items()),
+        only=only,
+    )
+    assert quickly(shelf, rules, where, num_places) == expected
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_few_values_in_a_large_catalogue_do_not_mean_that_all_of_it_is_searched(diversity):
+    size = 30_000
+    rng = np.random.default_rng(0)
+    shelf = Shelf(["a", "b", "c"] * (size // 3), [[]] * size, rng.normal(size=(size, 3)), rng.integers(-8, 8, size))
+    asked = []
+
+    def search(eligible, depth, placed):
+        asked.append(depth if eligible is None else min(depth, len(eligible)))
+        return shelf.search(eligible, depth, placed)
+
+    rules = Rules(diversity=diversity, at_most=[("brand", 2)])
+    places = Places(10, diversity, limits_of(rules, shelf.filters), shelf.vectors)
+    depth = depth_of(rules, 10)
+    arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
+    assert len(places.rows) == 6
+    assert sum(asked) < 1000
+
+
+ITEMS = [f"i{number}" for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """A real retriever over sixty items of six brands; 7 had some of them, of 8 nothing is known."""
+    people = pd.DataFrame({"user_id": [7, 8, 9], "country": ["de", None, "fr"]})
+    tables = make_tables({7: ITEMS[:4], 9: ITEMS[2:9]}, ITEMS, users=people)
+    frame = tables.catalog.frame.assign(brand=[f"b{number % 6}" for number in range(60)])
+    bundle = FakeBundle("bundle", make_features(user=country()))
+    return Retriever(
+        bundle, Snapshot.build(bundle, type(tables)(tables.interactions, Catalog(frame), tables.users, ()))
+    )
+
+
+def ids(answer):
+    return [item.item_id for item in answer.items]
+
+
+WHOM = [7, 8, 9, "nobody", Person(["i5", "i30"]), Person()]
+
+
+def test_rules_hold_for_everyone_known_described_or_unknown(shop):
+    rules = Rules(
+        diversity=0.4,
+        pin=["i50", "gone", "i51", "i2", "i50"],
+        bury=[shop.filters.of({"brand": "b0"})],
+        at_most=[("brand", 3)],
+    )
+    where = shop.filters.of({"item_id": {"not": ["i51"]}})
+    wanted = Wanted(18, where=where, exclude=["i40"], rules=rules)
+    for who, answer in zip(WHOM, shop.recommend_many(WHOM, wanted), strict=True):
+        assert answer == shop.recommend(who, wanted)
+        found = ids(answer)
+        had = who.history if isinstance(who, Person) else {7: ITEMS[:4], 9: ITEMS[2:9]}.get(who, [])
+        pinned = [item for item in ("i50", "i2") if item not in had]
+        assert found[: len(pinned)] == pinned
+        assert not {*had, "i40", "i51"} & set(found)
+        brands = [int(item[1:]) % 6 for item in found]
+        assert len(found) == 18
+        assert all(brands.count(brand) == 3 for brand in range(6))
+        rest = brands[len(pinned) :]
+        assert rest == [brand for brand in rest if brand] + [0] * rest.count(0)
+
+
+@pytest.mark.parametrize("diversity", [0.3, 1.0])
+def test_pages_of_an_arranged_answer_fit_together(shop, diversity):
+    rules = Rules(diversity=diversity, at_most=[("brand", 8)], boosts=[Boost(shop.filters.of({"brand": "b1"}), 0.5)])
+    for who in (7, "nobody"):
+        everything = ids(shop.recommend(who, Wanted(44, rules=rules)))
+        pages = [ids(shop.recommend(who, Wanted(11, offset, rules=rules))) for offset in range(0, 44, 11)]
+        assert [item for page in pages for item in page] == everything
+
+
+def test_scores_stay_those_of_the_model(shop):
+    plain = {who: {item.item_id: item.score for item in shop.recommend(who, 60).items} for who in (7, 9, "nobody")}
+    rules = Rules(0.5, ["i33"], [Boost(shop.filters.of({"brand": "b1"}), -1.5)], [shop.filters.of({"brand": "b2"})])
+    for who, scores in plain.items():
+        answer = shop.recommend(who, Wanted(60, rules=rules))
+        assert {item.item_id: item.score for item in answer.items} == scores
+
+
+def test_similar_items_can_be_arranged(shop):
+    wanted = Wanted(6, rules=Rules(pin=["i3", "i33"], at_most=[("brand", 1)]))
+    found = ids(shop.similar("i3", wanted))
+    assert found[0] == "i33"
+    assert len({int(item[1:]) % 6 for item in found}) == 6
+    plain = sorted(set(ITEMS) - {"i3"}, key=lambda item: -float(vector_of(item) @ vector_of("i3")))
+    assert found[1] == next(item for item in plain if int(item[1:]) % 6 != 33 % 6)
+
+
+def test_more_diversity_makes_an_answer_less_alike(shop):
+    def likeness(diversity):
+        found = ids(shop.recommend(7, Wanted(10, rules=Rules(diversity=diversity))))
+        vectors = np.stack([vector_of(item) for item in found])
+        return (vectors @ vectors.T)[np.triu_indices(10, 1)].mean()
+
+    measured = [likeness(diversity) for diversity in (0.0, 0.3, 0.7, 1.0)]
+    assert measured == sorted(measured, reverse=True)
+    assert measured[0] > measured[-1] + 0.05
+    assert ids(shop.recommend(7, Wanted(10, rules=Rules()))) == ids(shop.recommend(7, 10))
