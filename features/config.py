@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from features.errors import DataError
 
@@ -27,6 +27,16 @@ class FeatureSettings(StrictTable):
     values in one cell), `number`, `text`, `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
     separator: str | None = None
     """For `categories` in text cells: what stands between the values."""
+    fixed: int | None = Field(None, ge=4, le=4096)
+    """For `text`: the TF-IDF of its words as so many numbers, at most `towers.width`, of which none is trained: what is
+    written alike stays near, so that new items are found as well as known ones. None: the vectors of words are trained,
+    which is better where items are known."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FeatureSettings:
+        if self.fixed is not None and self.kind != "text":
+            raise ValueError(f'fixed is for kind = "text", found kind = {self.kind!r}; leave it out')
+        return self
 
 
 class ColumnSettings(StrictTable):

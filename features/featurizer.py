@@ -26,7 +26,7 @@ from features.errors import DataError
 from features.schema import ITEM_ID, USER_ID, Feature, Schema
 from features.sequences import Sequences
 from features.tables import Catalog, Users
-from features.text import HashedText
+from features.text import HashedText, ProjectedText
 from features.vocabulary import UNKNOWN, Vocabulary
 
 NUM_QUANTILES = 16
@@ -132,6 +132,38 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
+class FixedTextEncoder:
+    """Text: a place that is not trained."""
+
+    projected: ProjectedText
+
+    @classmethod
+    def fit(cls, feature: Feature, column: pd.Series) -> FixedTextEncoder:
+        """Return the encoder whose word weights come from the texts of `column`."""
+        assert feature.fixed is not None, "the schema says which texts are fixed"
+        return cls(ProjectedText.fit(_texts(column), feature.fixed))
+
+    @property
+    def width(self) -> int:
+        """How many numbers a text becomes."""
+        return self.projected.width
+
+    def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
+        """Return the place of each text."""
+        return self.projected.numbers(_texts(column))
+
+    def save(self, path: Path) -> None:
+        """Write the weight of each bucket."""
+        pd.DataFrame({"weight": self.projected.inverse_document_frequency}).to_parquet(path, index=False)
+
+    @classmethod
+    def load(cls, feature: Feature, path: Path) -> FixedTextEncoder:
+        """Read what `save` wrote."""
+        assert feature.fixed is not None, "the schema says which texts are fixed"
+        return cls(ProjectedText(pd.read_parquet(path)["weight"].to_numpy(np.float32), feature.fixed))
+
+
+@dataclass(frozen=True)
 class NumberEncoder:
     """Numbers and times: how far the value has come through each of its quantiles, 0 to 1 in each.
 
@@ -217,10 +249,17 @@ class VectorEncoder:
 
 @dataclass(frozen=True)
 class FeatureSizes:
-    """What a tower must be built for: rows of each sparse feature's table, and how many dense numbers there are."""
+    """What a tower must be built for.
+
+    Attributes:
+        tables: Rows of each sparse feature's table.
+        dense: How many dense numbers there are to be projected.
+        fixed: How many numbers each fixed text has; they come after the others.
+    """
 
     tables: dict[str, int]
     dense: int
+    fixed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,14 +272,14 @@ class SideEncoders:
     @classmethod
     def fit(cls, features: Iterable[Feature], frame: pd.DataFrame) -> SideEncoders:
         """Return encoders fitted on the rows of `frame`."""
-        encoders = {feature.name: _ENCODERS[feature.kind].fit(feature, frame[feature.name]) for feature in features}
+        encoders = {feature.name: _encoder(feature).fit(feature, frame[feature.name]) for feature in features}
         return cls._sorted(features, encoders)
 
     @classmethod
     def load(cls, features: Iterable[Feature], folder: Path, side: str) -> SideEncoders:
         """Read what `save` wrote."""
         encoders = {
-            feature.name: _ENCODERS[feature.kind].load(feature, _file(folder, side, place))
+            feature.name: _encoder(feature).load(feature, _file(folder, side, place))
             for place, feature in enumerate(features)
         }
         return cls._sorted(features, encoders)
@@ -249,7 +288,11 @@ class SideEncoders:
     def _sorted(cls, features: Iterable[Feature], encoders: dict[str, Any]) -> SideEncoders:
         return cls(
             sparse={feature.name: encoders[feature.name] for feature in features if feature.is_sparse},
-            dense={feature.name: encoders[feature.name] for feature in features if not feature.is_sparse},
+            dense={
+                feature.name: encoders[feature.name]
+                for feature in sorted(features, key=lambda feature: feature.fixed is not None)
+                if not feature.is_sparse
+            },
         )
 
     def save(self, features: Iterable[Feature], folder: Path, side: str) -> None:
@@ -262,7 +305,8 @@ class SideEncoders:
     def sizes(self) -> FeatureSizes:
         """What the tower of this side must be built for."""
         tables = {name: encoder.num_rows for name, encoder in self.sparse.items()}
-        return FeatureSizes(tables, sum(encoder.width for encoder in self.dense.values()))
+        fixed = tuple(one.width for one in self.dense.values() if isinstance(one, FixedTextEncoder))
+        return FeatureSizes(tables, sum(encoder.width for encoder in self.dense.values()) - sum(fixed), fixed)
 
     def encode(self, frame: pd.DataFrame) -> EntityFeatures:
         """Return the features of the rows of `frame`; a column it lacks is unknown everywhere."""
@@ -357,6 +401,10 @@ _ENCODERS: dict[str, Any] = {
     "time": NumberEncoder,
     "vector": VectorEncoder,
 }
+
+
+def _encoder(feature: Feature) -> Any:
+    return _ENCODERS[feature.kind] if feature.fixed is None else FixedTextEncoder
 
 
 def _file(folder: Path, side: str, place: int) -> Path:

@@ -25,16 +25,18 @@ class Feature:
         name: The column.
         kind: See `features.config.FeatureSettings`.
         separator: For `categories` in text cells: what stands between the values. None: the cells are lists.
+        fixed: Of a text: how many numbers it becomes, of which none is trained. None: a table.
     """
 
     name: str
     kind: Kind
     separator: str | None = None
+    fixed: int | None = None
 
     @property
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table (as against projected from numbers)."""
-        return self.kind in SPARSE_KINDS
+        return self.kind in SPARSE_KINDS and self.fixed is None
 
 
 @dataclass(frozen=True)
@@ -54,4 +56,4 @@ class Schema:
 
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
-    return tuple(Feature(name, setting.kind, setting.separator) for name, setting in settings.items())
+    return tuple(Feature(name, setting.kind, setting.separator, setting.fixed) for name, setting in settings.items())

@@ -8,16 +8,20 @@ than a bounded number of look-ups.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
+from sklearn.utils import murmurhash3_32
 
 WORD = re.compile(r"\w+", re.UNICODE)
 CHARACTER_NGRAMS = range(3, 6)
+ENTRIES = 16
+"""Entries other than zero in each row of the random projection."""
 
 
 def ngrams(text: str) -> list[str]:
@@ -27,9 +31,19 @@ def ngrams(text: str) -> list[str]:
         >>> ngrams("A fox")
         ['a', 'fox', 'a fox', '|a|', '|fo', 'fox', 'ox|', '|fox', 'fox|', '|fox|']
     """
+    pieces = [piece for word in WORD.findall(text.lower()) for piece in _pieces(f"|{word}|")]
+    return words_and_pairs(text) + pieces
+
+
+def words_and_pairs(text: str) -> list[str]:
+    """Return the words and the pairs of neighbouring words.
+
+    Example:
+        >>> words_and_pairs("A red fox")
+        ['a', 'red', 'fox', 'a red', 'red fox']
+    """
     words = WORD.findall(text.lower())
-    pairs = [f"{first} {second}" for first, second in pairwise(words)]
-    return words + pairs + [piece for word in words for piece in _pieces(f"|{word}|")]
+    return words + [f"{first} {second}" for first, second in pairwise(words)]
 
 
 def _pieces(word: str) -> list[str]:
@@ -67,8 +81,49 @@ class HashedText:
         return np.minimum(sizes, self.max_ngrams), counts.indices[kept].astype(np.int64)
 
 
-def _counts(texts: Sequence[str], num_buckets: int) -> sp.csr_matrix:
-    vectorizer = HashingVectorizer(n_features=num_buckets, analyzer=ngrams, alternate_sign=False, norm=None)
+class ProjectedText:
+    """Texts to a few numbers each, of which nothing is trained: what is written alike is near, whatever training saw.
+
+    The TF-IDF of a text's words and pairs of words, at unit length, times a fixed random matrix with few entries other
+    than zero (Li et al. 2006, "Very sparse random projections"): inner products stay as they were but for noise of
+    about 1 / sqrt(width). Words that were not there in `fit` say nothing.
+
+    Args:
+        inverse_document_frequency: The weight of each bucket, `[buckets]`, from `fit`.
+        width: How many numbers a text becomes.
+    """
+
+    def __init__(self, inverse_document_frequency: Float[np.ndarray, buckets], width: int) -> None:
+        self.inverse_document_frequency = inverse_document_frequency
+        self.width = width
+        self._directions = _directions(len(inverse_document_frequency), width)
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], width: int, num_buckets: int = 131_072) -> ProjectedText:
+        """Return an encoder whose weights come from `texts`, as those of `HashedText`, but 0 where no text had it."""
+        documents = np.bincount(_counts(texts, num_buckets, words_and_pairs).indices, minlength=num_buckets)
+        weights = np.log((1 + len(texts)) / (1 + documents)) + 1
+        return cls(np.where(documents > 0, weights, 0).astype(np.float32), width)
+
+    def numbers(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+        """Return the place of each text, about of length 1; zeros where none of its words is known."""
+        counts = _counts(texts, len(self.inverse_document_frequency), words_and_pairs)
+        counts.data = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
+        placed: np.ndarray = (normalize(counts) @ self._directions).toarray().astype(np.float32)
+        return placed
+
+
+def _directions(num_buckets: int, width: int) -> sp.csr_array:
+    """Return `[buckets, width]` with entries +-1 / sqrt(16) in 16 places of each row; the same on every machine."""
+    buckets = np.arange(num_buckets, dtype=np.int32)
+    hashes = np.stack([murmurhash3_32(buckets, seed=seed, positive=True) for seed in range(ENTRIES)], axis=1)
+    signs = np.where(hashes >> 31, 1, -1) / ENTRIES**0.5
+    offsets = np.arange(num_buckets + 1) * ENTRIES
+    return sp.csr_array((signs.ravel(), (hashes % width).ravel(), offsets), shape=(num_buckets, width))
+
+
+def _counts(texts: Sequence[str], num_buckets: int, analyzer: Callable[[str], list[str]] = ngrams) -> sp.csr_matrix:
+    vectorizer = HashingVectorizer(n_features=num_buckets, analyzer=analyzer, alternate_sign=False, norm=None)
     counts = vectorizer.transform(texts) if len(texts) else sp.csr_matrix((0, num_buckets))
     counts.sum_duplicates()
     return counts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,9 +15,16 @@ from features.featurizer import FeatureSizes
 from features.schema import Feature
 from towers.embeddings import FeatureEmbeddings
 
+SHORTEST = 1e-12
+"""The length that a shorter vector is taken to have, so that it can be divided by."""
+
+FIXED_LENGTH = 0.5
+"""Of a fixed text beside a trained id, which begins at length 1. Shorter than that, it takes little part in what is
+known of an item anyway, and a new item, which is nothing else, is as near as its words are."""
+
 
 class FeatureTower(nn.Module):
-    """The sum of one vector per sparse feature and a projection of the dense numbers.
+    """The sum of one vector per sparse feature, a projection of the dense numbers, and the places of fixed texts.
 
     Because it is a sum, a feature that is missing or unknown takes its part away and nothing else: an item without a
     trained id stands on its text and attributes. In training ids are hidden at random so that this is practised.
@@ -40,22 +50,24 @@ class FeatureTower(nn.Module):
         self.width = width
         self.id_dropout = id_dropout
         self.embeddings = FeatureEmbeddings(sizes.tables, width, learning_rate=learning_rate) if sizes.tables else None
+        self.num_numbers = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None
         kinds = {feature.name: feature.kind for feature in features}
         is_id = torch.tensor([kinds[name] == "id" for name in sizes.tables], dtype=torch.bool)
         self.is_id: Tensor
         self.register_buffer("is_id", is_id, persistent=False)
-        self.has_other_features = sizes.dense > 0 or not bool(is_id.all())
+        self.has_other_features = sum(self.num_numbers) > 0 or not bool(is_id.all())
 
     def forward(self, features: EntityFeatures) -> Float[Tensor, "entities width"]:
         """Return one vector per entity, of any length."""
-        total = features.dense.new_zeros(len(features), self.width)
+        numbers, *places = features.dense.split(self.num_numbers, dim=1)
+        parts: list[Tensor] = [functional.pad(FIXED_LENGTH * place, (0, self.width - place.shape[1])) for place in places]
         if self.embeddings is not None and features.sparse is not None:
-            pooled = self.embeddings(features.sparse)
-            total = total + self._hide_ids(pooled).sum(dim=1)
+            pooled = self._hide_ids(self.embeddings(features.sparse))
+            parts.append(pooled.sum(dim=1) if pooled.shape[1] > 1 else pooled[:, 0])
         if self.dense is not None:
-            total = total + self.dense(features.dense)
-        return total
+            parts.append(self.dense(numbers))
+        return reduce(torch.add, parts)
 
     def _hide_ids(self, pooled: Float[Tensor, "entities features width"]) -> Float[Tensor, "entities features width"]:
         if not (self.training and self.id_dropout and self.has_other_features and bool(self.is_id.any())):
@@ -65,5 +77,23 @@ class FeatureTower(nn.Module):
 
 
 def unit(vectors: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-    """Return the vectors at length one."""
-    return functional.normalize(vectors, dim=-1)
+    """Return the vectors at length one; zeros stay zeros."""
+    result: Tensor = _Unit.apply(vectors)
+    return result
+
+
+class _Unit(torch.autograd.Function):
+    """`functional.normalize` in fewer passes over memory: where all items are encoded in each step, they count."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_(min=SHORTEST)
+        result: Tensor = vectors / lengths
+        ctx.save_for_backward(result, lengths)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        result, lengths = ctx.saved_tensors
+        along = (gradients[0] * result).sum(dim=-1, keepdim=True)
+        return torch.addcmul(gradients[0], result, along, value=-1).div_(lengths)

@@ -107,6 +107,16 @@ class RunConfig(StrictTable):
     training: TrainingConfig = TrainingConfig()
     """How they learn."""
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        width = self.towers.width
+        for name, settings in {**self.features.item, **self.features.user}.items():
+            if settings.fixed is not None and settings.fixed > width:
+                raise ValueError(
+                    f"fixed = {settings.fixed} of {name!r} is more than towers.width = {width}; make it {width} or less"
+                )
+        return self
+
 
 def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Return the settings in `path`, with `table.key=value` overrides applied.

@@ -5,17 +5,23 @@ Letters: P positives (predictions made in a batch), N negatives, D width, R posi
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from training.negatives import Forbidden, Negatives
 
-BLOCK_CELLS = 2_000_000
+BLOCK_CELLS = 6_000_000
 """Logits held at once."""
+BITS = math.log2(math.e)
+"""In a unit of the natural logarithm. Blocks are in bits, because powers of 2 take half as long as those of e."""
+ROUND = 64
+"""Rows of a block are a multiple of it."""
 BLOCK_COLUMNS = 16_384
 """Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
 
@@ -99,22 +105,25 @@ class _Softmax(torch.autograd.Function):
         log_sums = positive_logits.clone()
         columns = _slices(len(items), BLOCK_COLUMNS)
         shared = [_rounded(items[column], fast) for column in columns]
-        rows = _slices(len(users), max(1, BLOCK_CELLS // max(1, min(len(items), BLOCK_COLUMNS))))
+        rows = _slices(len(users), _rows_at_once(min(len(items), BLOCK_COLUMNS)))
         for row, cells in zip(rows, _cells_of(rows, negatives.forbidden), strict=True):
-            scaled = _rounded(users[row] * scale, fast)
+            scaled = _rounded(users[row] * (scale * BITS), fast)
+            num_rows = row.stop - row.start
             for column, block in zip(columns, shared, strict=True):
-                logits = _logits(scaled, block, negatives, row, column, cells, users.dtype)
-                shift = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(users.dtype).min)
-                weights = logits.sub_(shift).exp_()
-                log_sums[row] = torch.logaddexp(log_sums[row], (shift + weights.sum(dim=1, keepdim=True).log())[:, 0])
+                bits = _bits(scaled, block, negatives, row, column, cells, users.dtype)
+                shift = bits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(users.dtype).min)
+                weights = bits.sub_(shift).exp2_()
+                log_sum = (shift + weights.sum(dim=1, keepdim=True).log2())[:num_rows, 0] / BITS
+                log_sums[row] = torch.logaddexp(log_sums[row], log_sum)
             for column, block in zip(columns, shared, strict=True):
                 if len(columns) > 1:
-                    shift = log_sums[row, None]
-                    weights = _logits(scaled, block, negatives, row, column, cells, users.dtype).sub_(shift).exp_()
-                share = (shift - log_sums[row, None]).exp()
-                rounded = _padded(weights, len(scaled), len(block), fast)
-                d_users[row] += (rounded @ block)[: len(weights)] * share
-                d_items[column] += (rounded.T @ (scaled * _padded(share, len(scaled), 1, fast)))[: weights.shape[1]]
+                    shift = _padded(log_sums[row, None] * BITS, len(scaled))
+                    weights = _bits(scaled, block, negatives, row, column, cells, users.dtype).sub_(shift).exp2_()
+                rounded = weights.to(fast)
+                share = (shift[:num_rows] - log_sums[row, None] * BITS).exp2()
+                shared_out = scaled * _padded(share / BITS, len(scaled)).to(fast)
+                d_users[row] += (rounded @ block)[:num_rows] * share
+                d_items[column] += (rounded.T @ shared_out)[: column.stop - column.start]
         d_positive_logits = (positive_logits - log_sums).exp() - 1
         d_users += d_positive_logits[:, None] * positives
         d_scale = (users * d_users).sum()
@@ -131,7 +140,7 @@ class _Softmax(torch.autograd.Function):
         return d_users, d_positives, d_items, d_scale, None, None
 
 
-def _logits(
+def _bits(
     scaled: Float[Tensor, "rounded_R D"],
     items: Float[Tensor, "rounded_C D"],
     negatives: Negatives,
@@ -139,17 +148,24 @@ def _logits(
     column: slice,
     cells: tuple[Int[Tensor, "cells"], Int[Tensor, "cells"]],
     dtype: torch.dtype,
-) -> Float[Tensor, "R C"]:
-    """Return the weighted logits of a block, -inf where a cell is forbidden."""
-    num_columns = column.stop - column.start
-    logits: Tensor = (scaled @ items.T)[: row.stop - row.start, :num_columns].to(dtype).contiguous()
+) -> Float[Tensor, "rounded_R rounded_C"]:
+    """Return the weighted logits of a block in bits, -inf where a cell is forbidden or beyond the last item."""
+    num_rows, num_columns = row.stop - row.start, column.stop - column.start
+    bits: Tensor = (scaled @ items.T).to(dtype)
+    bits[:, num_columns:] = -torch.inf
     if negatives.expected is not None and negatives.factors is not None:
-        logits -= (negatives.factors[row] @ negatives.expected[:, column]).log_()
+        bits[:num_rows, :num_columns] -= (negatives.factors[row] @ negatives.expected[:, column]).log2_()
     if num_columns < len(negatives.rows):
         here = (cells[1] >= column.start) & (cells[1] < column.stop)
         cells = cells[0][here], cells[1][here] - column.start
-    logits.view(-1).index_fill_(0, cells[0] * num_columns + cells[1], -torch.inf)
-    return logits
+    bits.view(-1).index_fill_(0, cells[0] * bits.shape[1] + cells[1], -torch.inf)
+    return bits
+
+
+def _rows_at_once(num_columns: int) -> int:
+    """Return how many positives a block has."""
+    rows = BLOCK_CELLS // max(1, num_columns)
+    return max(ROUND, rows // ROUND * ROUND)
 
 
 def _rounded(vectors: Float[Tensor, "rows D"], dtype: torch.dtype) -> Float[Tensor, "rounded D"]:
@@ -160,19 +176,13 @@ def _rounded(vectors: Float[Tensor, "rows D"], dtype: torch.dtype) -> Float[Tens
     """
     if vectors.dtype == dtype:
         return vectors
-    step = max(64, 1 << max(len(vectors).bit_length() - 4, 0))
-    return _padded(vectors, -(-len(vectors) // step) * step, vectors.shape[1], dtype)
+    step = max(ROUND, 1 << max(len(vectors).bit_length() - 4, 0))
+    return _padded(vectors.to(dtype), -(-len(vectors) // step) * step)
 
 
-def _padded(
-    values: Float[Tensor, "R C"], rows: int, columns: int, dtype: torch.dtype
-) -> Float[Tensor, "rounded_R rounded_C"]:
-    """Return the values in another precision, with zeros up to so many rows and columns."""
-    if values.shape == (rows, columns):
-        return values.to(dtype)
-    padded = values.new_zeros(rows, columns, dtype=dtype)
-    padded[: values.shape[0], : values.shape[1]] = values
-    return padded
+def _padded(values: Float[Tensor, "R C"], rows: int) -> Float[Tensor, "rounded_R C"]:
+    """Return the values with zeros up to so many rows."""
+    return functional.pad(values, (0, 0, 0, rows - len(values)))
 
 
 def _cells_of(rows: list[slice], forbidden: Forbidden) -> list[tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional
 from torchrec import KeyedJaggedTensor
 
 from features.featurizer import Featurizer
@@ -50,6 +51,18 @@ def test_an_item_without_a_trained_id_stands_on_its_text(model: TwoTower, featur
     first, second = model.item_vectors(featurizer.item_features(Catalog(twins)))
     torch.testing.assert_close(first, second)
     assert first @ model.item_vectors(featurizer.item_features(Catalog(other)))[0] < 0.99
+
+
+@pytest.mark.parametrize("width", [8, 12])
+def test_items_known_by_fixed_text_alone_are_as_near_as_their_texts(width: int) -> None:
+    titled = Schema(item=(Feature("title", "text", fixed=8),))
+    catalog = Catalog(ITEMS)
+    featurizer = Featurizer.fit(titled, catalog, None, replace(TRAIN, item_rows=np.array([0, 1, 3])))
+    model = TwoTower(TowersConfig(width=width, blocks=1), featurizer, 20).eval()
+    features = featurizer.item_features(catalog)
+    placed = functional.normalize(features.dense, dim=1)
+    vectors = model.item_vectors(features)
+    torch.testing.assert_close(vectors @ vectors.T, placed @ placed.T)
 
 
 def test_a_user_without_history_is_told_by_attributes_and_an_unknown_id_adds_nothing(

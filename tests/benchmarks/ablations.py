@@ -1,0 +1,85 @@
+"""What each feature is worth: the same training with all of them, without one at a time, and with the ids alone.
+
+    python tests/benchmarks/ablations.py run.toml [--seeds 3] [--protocol leave-one-out] [--set table.key=value ...]
+
+Judged on validation, because what does not help is then left out of the settings. `gain` is what the feature adds to
+N@10: with all of them against without it, and after ± the standard deviation between seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from features.schema import ITEM_ID
+from features.tables import Tables, read_tables
+from tests.benchmarks.ids_only import spread
+from towers.quiet import quiet_imports
+from training.config import RunConfig, read_run_config
+from training.evaluation import evaluate
+from training.judging import split_by
+from training.learning import learn
+
+
+def main() -> None:
+    """Train every variant with every seed and print N@10 and R@10 of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--protocol", default="leave-one-out")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    given = parser.parse_args()
+    quiet_imports()
+    config = read_run_config(given.settings, tuple(given.overrides))
+    tables = read_tables(config.features, given.settings.parent)
+    whole: list[float] = []
+    print(f"{'':32s}{'N@10':>18s}{'R@10':>18s}{'gain':>18s}", flush=True)
+    for name, variant in variants(config):
+        found = [judge(variant, tables, given.protocol, seed) for seed in range(given.seeds)]
+        ndcg, recall = [one["ndcg_at_10"] for one in found], [one["recall_at_10"] for one in found]
+        whole = whole or ndcg
+        gains = [with_it / without - 1 for with_it, without in zip(whole, ndcg, strict=True)]
+        print(
+            f"{name:32s}{spread(ndcg, '.4f'):>18s}{spread(recall, '.4f'):>18s}{spread(gains, '+.1%'):>18s}", flush=True
+        )
+
+
+def variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Yield the settings as they are, without each feature, and with the ids alone, each with a name."""
+    features = config.features
+    yield "all", config
+    others = [name for name, settings in features.item.items() if name != ITEM_ID]
+    for name in others:
+        yield (
+            f"without item.{name}",
+            _with(config, item={key: features.item[key] for key in features.item if key != name}),
+        )
+    if features.user:
+        yield "without the users' attributes", _with(config, user={})
+    if len(others) > 1:
+        yield "ids alone", _with(config, item=ids, user={})
+
+
+def judge(config: RunConfig, tables: Tables, protocol: str, seed: int) -> dict[str, float]:
+    """Return how good a training is on validation."""
+    config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+    sequences = tables.interactions.sequences(tables.catalog)
+    split = split_by(protocol, sequences, len(tables.catalog), config)
+    learned = learn(config, tables, split, device=torch.device("cpu"))
+    seen = config.features.recommend_seen
+    result = evaluate(
+        learned.recommender(config.features.history), split.validation, split.candidates, recommend_seen=seen
+    )
+    return {name: float(np.mean(value)) for name, value in result.means.items()}
+
+
+def _with(config: RunConfig, **changed: object) -> RunConfig:
+    return config.model_copy(update={"features": config.features.model_copy(update=changed)})
+
+
+if __name__ == "__main__":
+    main()
