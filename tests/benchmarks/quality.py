@@ -40,6 +40,16 @@ class Row:
 
 
 BEAUTY = ("features.history=50", "training.epochs=20")
+# What is written of an item stays where it is, and little else is learned: a new product is nothing but its title.
+COLD = (
+    "features.history=50",
+    "features.item.title.fixed=256",
+    "towers.width=256",
+    "towers.id_dropout=0.0",
+    "training.learning_rate=0.0002",
+    "training.table_learning_rate=0.02",
+    "training.epochs=3",
+)
 
 ROWS = {
     "ml-1m-small": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, small", ("--preset", "small")),
@@ -50,7 +60,7 @@ ROWS = {
     "beauty": Row("amazon-beauty", "leave-one-out", "Amazon Beauty, next item", BEAUTY, seeds=3),
     "goodbooks": Row("goodbooks", "users", "goodbooks, people never seen", seeds=5, without=("position",)),
     "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time"),
-    "beauty-cold": Row("amazon-beauty", "cold-items", "Amazon Beauty, products never seen", seeds=3),
+    "beauty-cold": Row("amazon-beauty", "cold-items", "Amazon Beauty, products never seen", COLD, seeds=3),
 }
 
 
