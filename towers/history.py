@@ -24,6 +24,8 @@ from towers.dropout import Dropout
 
 PADDING_TOLERANCE = 0.8
 """Sequences share a padded block for attention when the shortest has at least this share of the longest."""
+SHORT = 16
+"""So many tokens or fewer share one in any case: another block would cost more than the padding."""
 SPANS_A_TURN = 3.0
 """Time spans are told apart by the logarithm of their seconds, so many steps to each factor of e."""
 NUM_SPANS = 64
@@ -341,10 +343,10 @@ class _Pad(torch.autograd.Function):
 
 
 def _alike(lengths: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield begin, end and longest of each run of nearly equal lengths, which fall."""
+    """Yield begin, end and longest of each run of nearly equal lengths, or of short ones; the lengths fall."""
     begin = 0
     for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] < PADDING_TOLERANCE * lengths[begin]:
+        if end == len(lengths) or (lengths[begin] > SHORT and lengths[end] < PADDING_TOLERANCE * lengths[begin]):
             yield begin, end, lengths[begin]
             begin = end
 

@@ -59,7 +59,7 @@ ROWS = {
     ),
     "beauty": Row("amazon-beauty", "leave-one-out", "Amazon Beauty, next item", BEAUTY, seeds=3),
     "goodbooks": Row("goodbooks", "users", "goodbooks, people never seen", seeds=5, without=("position",)),
-    "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time"),
+    "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time", ("training.epochs=5",)),
     "beauty-cold": Row("amazon-beauty", "cold-items", "Amazon Beauty, products never seen", COLD, seeds=3),
 }
 
