@@ -63,8 +63,9 @@ class Sequences:
 
     def take(self, users: Int[np.ndarray, chosen]) -> Sequences:
         """Return the users at the given positions, in that order."""
-        lengths = self.lengths[users]
-        events = ragged_arange(self.offsets[:-1][users], lengths)
+        starts = self.offsets[users]
+        lengths = self.offsets[users + 1] - starts  # not `self.lengths`: that would be work for everybody
+        events = ragged_arange(starts, lengths)
         return replace(
             self,
             user_ids=self.user_ids[users],

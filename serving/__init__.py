@@ -15,6 +15,9 @@
 - `app`: `create_app`; `api`: the JSON API; `page`: the page for people; `problems`: the one shape of errors.
 - `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
 - `headers`: what browsers are told with every answer.
+- `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.
+- `metrics`: `Metrics` of all workers; `stages`: where a request's time goes; `logs`: lines for machines and people;
+  `probes`: alive, ready, and what was counted.
 - `server`: the production server; `errors`: `NotReady`.
 - `commands`: `towers index`, `recommend`, `serve`; `operation`: what they do.
 """

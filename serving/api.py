@@ -13,13 +13,11 @@ from werkzeug.routing import BaseConverter
 
 from features.errors import DataError
 from serving.contract import (
-    Alive,
     Asked,
     AskedForMany,
     Because,
     Contract,
     Item,
-    Ready,
     Recommended,
     RecommendedMany,
     RecommendedOne,
@@ -28,6 +26,7 @@ from serving.contract import (
     wrong,
 )
 from serving.ids import ExternalId
+from serving.keys import needs
 from serving.openapi import document
 from serving.problems import Problem, json_response
 from serving.retriever import Answer, Reason, Recommendation, Retriever
@@ -53,6 +52,7 @@ def recommendations(user_id: str) -> Response:
 
 
 @api.post("/recommendations")
+@needs("read")
 def recommendations_for() -> Response:
     """Answer what to recommend to someone who is described in the body, or to several."""
     retriever = current_retriever()
@@ -85,27 +85,6 @@ def similar(item_id: str) -> Response:
     return json_response(content)
 
 
-@api.get("/healthz")
-def healthz() -> Response:
-    """Answer that the process is alive."""
-    return json_response(Alive(status="ok"))
-
-
-@api.get("/readyz")
-def readyz() -> Response:
-    """Answer that recommendations can be given, or 503."""
-    seal = current_retriever().snapshot.seal
-    return json_response(
-        Ready(
-            status="ready",
-            model=seal.model,
-            items=seal.num_items,
-            users=seal.num_users,
-            index_created=seal.created,
-        )
-    )
-
-
 @api.get("/openapi.json")
 def openapi() -> Response:
     """Answer what all of this is, as an OpenAPI document."""
@@ -123,6 +102,8 @@ def current_retriever() -> Retriever:
 
 
 def _recommended(user_id: ExternalId | None, answer: Answer) -> Recommended:
+    if answer.fallback is not None:
+        current_app.extensions["towers_metrics"].count("towers_fallbacks_total", answer.fallback)
     return Recommended(user_id=user_id, items=[_item(item) for item in answer.items], fallback=answer.fallback)
 
 

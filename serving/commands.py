@@ -1,4 +1,4 @@
-"""The commands of an operator: `towers index`, `towers recommend`, `towers serve`."""
+"""The commands of an operator: `towers index`, `towers recommend`, `towers serve`, `towers key`."""
 
 from __future__ import annotations
 
@@ -99,3 +99,50 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     from serving.operation import serve_bundle
 
     serve_bundle(bundle, read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags))
+
+
+_keys = click.option(
+    "--file", "path", metavar="FILE", type=_file, default=Path("keys.toml"), show_default=True, help="Where they are."
+)
+
+
+@click.group()
+def key() -> None:
+    """Make, list and remove the keys of a service.
+
+    The file holds hashes only. A service that runs takes changes up within a second; `keys = "keys.toml"` in
+    serving.toml makes it ask for keys at all.
+    """
+
+
+@key.command("add")
+@click.argument("name")
+@click.option("--write", is_flag=True, help="Whether it may change something, too, and not only read.")
+@_keys
+def add(name: str, path: Path, *, write: bool) -> None:
+    """Make a key for NAME and show it, this once."""
+    from serving.keys import add_key
+
+    click.echo(add_key(path, name, "write" if write else "read"))
+    click.echo(f"Shown only now; {path} holds its hash. Send it as `Authorization: Bearer <key>`.", err=True)
+
+
+@key.command("list")
+@_keys
+def list_keys(path: Path) -> None:
+    """Show whose keys there are, and what they are good for."""
+    from serving.keys import read_keys
+
+    for known in read_keys(path):
+        click.echo(f"{known.name}\t{known.scope}\t{known.created}")
+
+
+@key.command("remove")
+@click.argument("name")
+@_keys
+def remove(name: str, path: Path) -> None:
+    """Make the key of NAME worthless."""
+    from serving.keys import remove_key
+
+    remove_key(path, name)
+    click.echo(f"{path}: the key {name!r} is no longer accepted")

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from features.config import StrictTable, parse_settings, read_toml
 from features.errors import DataError
+from serving.logs import Format
 
 ENVIRONMENT_PREFIX = "TOWERS_"
 
@@ -33,7 +34,9 @@ class ServingConfig(StrictTable):
     workers: int = Field(default=1, ge=1, le=1024)
     """Processes that answer. Each holds the model and the index, and one uses about one core."""
     threads: int = Field(default=4, ge=1, le=256)
-    """Requests that one worker takes in hand at a time."""
+    """Requests that one worker answers at a time."""
+    waiting: int = Field(default=64, ge=0, le=4096)
+    """Requests that may wait in one worker for their turn. One more is refused at once, with 503 and `Retry-After`."""
     server: Literal["granian", "gunicorn"] = "granian"
     """Which production server runs the workers."""
     default_k: int = Field(default=10, ge=1)
@@ -52,6 +55,22 @@ class ServingConfig(StrictTable):
     """The most users for whom one request may ask reasons."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     """The largest body of a request, in bytes."""
+    keys: str | None = None
+    """File of the keys that are accepted, made by `towers key`. None: whoever can reach the service may use it."""
+    rate: float | None = Field(default=None, gt=0, le=1e6)
+    """Requests a second that one client (a key; without keys an address) may make, counted by all workers together.
+    None: any number."""
+    burst: int = Field(default=20, ge=1)
+    """With `rate`: how many a client may make at once after a pause."""
+    trusted_proxies: int = Field(default=0, ge=0, le=16)
+    """How many proxies stand before the service and add to `X-Forwarded-For`, which says where a request comes from.
+    0: that header is not believed."""
+    log_format: Format = "auto"
+    """How the log is written, one event a line. auto: `text` in a terminal, `json` elsewhere."""
+    log_requests: Literal["all", "problems", "none"] = "problems"
+    """Which requests have a line in the log. problems: those that failed by our fault or took `slow_seconds`."""
+    slow_seconds: float = Field(default=1.0, gt=0)
+    """From when on a request is slow."""
     recommend_seen: bool | None = None
     """Whether items come back to people who had them before. None: as the model was trained."""
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None

@@ -206,6 +206,16 @@ class Alive(TypedDict):
 
 
 @_described
+class Workers(TypedDict):
+    """The processes of a service on one machine."""
+
+    living: int
+    """How many there are."""
+    ready: int
+    """How many of them can give recommendations."""
+
+
+@_described
 class Ready(TypedDict):
     """Recommendations can be given."""
 
@@ -219,6 +229,8 @@ class Ready(TypedDict):
     """How many users are known."""
     index_created: str
     """When the index was made, ISO 8601 in UTC."""
+    workers: Workers
+    """How many processes answer here."""
 
 
 _Limit = tuple[Any, Any]

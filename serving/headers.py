@@ -26,11 +26,12 @@ CACHING = "Cache-Control"
 
 def register_headers(app: Flask) -> None:
     """Let every answer of `app` carry them; nobody may keep an answer, unless it says so itself (the style sheet)."""
-    pairs = list(HEADERS.items())
+    app.after_request(add_headers)
 
-    @app.after_request
-    def add(response: Response) -> Response:
-        for name, value in pairs:
-            response.headers.add(name, value)
-        response.headers.setdefault(CACHING, "no-store")
-        return response
+
+def add_headers(response: Response) -> Response:
+    """Return the answer, with the headers."""
+    for name, value in HEADERS.items():
+        response.headers.add(name, value)
+    response.headers.setdefault(CACHING, "no-store")
+    return response

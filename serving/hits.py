@@ -194,6 +194,15 @@ def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray(np.vecdot(vectors.astype(np.float64), others.astype(np.float64)))
 
 
+def rank_one(
+    vectors: Float32[np.ndarray, "items width"], query: Float32[np.ndarray, " width"], rows: Int64[np.ndarray, " rows"]
+) -> Found:
+    """Return one user's candidates as `rank` does, for a few of them sooner."""
+    scores = cosines(vectors[rows], query).astype(np.float32)
+    pairs = sorted(zip((-scores).tolist(), rows.tolist(), strict=True))
+    return np.array([row for _, row in pairs]), np.array([-score for score, _ in pairs], dtype=np.float32)
+
+
 def take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return `values[user, places[user]]` for every user; numpy's own way to say it takes ten times as long."""
     taken: np.ndarray = values[np.arange(len(values))[:, None], places]

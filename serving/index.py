@@ -22,9 +22,10 @@ import torch
 from jaxtyping import Float32, Int
 
 from serving.exact import Exact
-from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, take
+from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, rank_one, take
 from serving.kinds import TUNED_CUTOFF, Kind, Plan, num_regions, standard
 from serving.regions import Regions
+from serving.stages import timed
 
 faiss: Any = published  # the types that it publishes leave out half of it
 
@@ -206,7 +207,14 @@ class ItemIndex:
             excluded_offsets: Where each user's exclusions begin, `[users + 1]`.
             eligible: The items that a filter lets through. None: all.
         """
-        asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
+        with timed("search"):
+            if len(queries) == 1 and eligible is None:
+                answer = self._of_one(queries, k, excluded_rows)
+                if answer is not None:
+                    return Hits.join([answer])
+            return self._of_many(_Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self)))
+
+    def _of_many(self, asked: _Asked) -> Hits:
         if self._compares_all(asked.eligible):
             return asked.compared(self._exact)
         found: list[Found | None] = [None] * len(asked)
@@ -227,6 +235,30 @@ class ItemIndex:
         """Return what `search` ought to, by comparing every eligible item: the measure for every kind of index."""
         asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
         return asked.compared(self._exact)
+
+    def _of_one(self, queries: np.ndarray, k: int, excluded_rows: np.ndarray | None) -> Found | None:
+        """Return the answer of one user, if FAISS's first results settle it; the same as among others, but sooner.
+
+        For so few candidates lists are faster than arrays.
+        """
+        excluded = set() if excluded_rows is None else set(excluded_rows.tolist())
+        needed = min(k, len(self) - len(excluded))
+        fetch = needed + len(excluded) + SLACK
+        if not needed or fetch > min(_MOST_FETCHED, len(self) // 2):
+            return None
+        found_scores, found_rows = self._fetch(np.ascontiguousarray(queries, dtype=np.float32), fetch)
+        scores, rows = found_scores[0].tolist(), found_rows[0].tolist()
+        kept = [place for place, row in enumerate(rows) if row >= 0 and row not in excluded]
+        kept.sort(key=scores.__getitem__, reverse=True)
+        if len(kept) < needed:
+            return None
+        best = kept[: needed + SLACK]
+        candidates = np.array([rows[place] for place in best])
+        ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], candidates)
+        worst = scores[best[-1]] if len(best) < len(kept) else min(scores)
+        if self.is_exact and ranked_scores[needed - 1] <= worst + ROUNDING:
+            return None
+        return ranked_rows[:needed], ranked_scores[:needed]
 
     def _compares_all(self, eligible: Eligible | None) -> bool:
         """Return whether nothing is faster than comparing every eligible item."""

@@ -32,6 +32,9 @@ from serving.retriever import Retriever
 
 Schema = dict[str, Any]
 
+ANYWHERE = (401, 403, 429, 500, 503)
+"""Problems that any request may have: no key or one that is not good for it, too many requests, a mistake of ours."""
+
 _REF = "#/components/schemas/{model}"
 _ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, ProblemContent)
 
@@ -73,17 +76,19 @@ def document(contract: Contract, retriever: Retriever) -> Schema:
                 "parameters": for_item,
             }
         },
-        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive])},
+        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive], 503)},
         "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Ready], 503)},
     }
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
     schemas = _schemas(contract, columns, retriever)
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
+    key = {"type": "http", "scheme": "bearer", "description": "A key of this service, if it asks for keys."}
+    components = {"schemas": schemas, "securitySchemes": {"key": key}}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
 
 def _operation(name: str, summary: str, answers: Sequence[type], *problems: int) -> Schema:
     responses: Schema = {"200": {"description": summary, "content": _json(*answers)}}
-    for status in sorted((*problems, 500)):
+    for status in sorted({*problems, *ANYWHERE}):
         content = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
         responses[str(status)] = {"description": CODES[status][1], "content": content}
     return {"operationId": name, "summary": summary, "responses": responses}

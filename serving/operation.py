@@ -17,6 +17,7 @@ from features.errors import DataError
 from features.tables import read_tables
 from serving.config import ServingConfig
 from serving.filters import Filter
+from serving.keys import read_keys
 from serving.kinds import Kind
 from serving.offline import Audience, write_candidates
 from serving.retriever import Retriever
@@ -70,8 +71,10 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read, or the port is taken.
+        DataError: There is no index and the tables cannot be read, the port is taken, or the file of keys is not one.
     """
+    if settings.keys is not None:
+        read_keys(Path(settings.keys))
     settings = settings.model_copy(update={"port": find_port(settings)})
     retriever = open_retriever(bundle)
     _say_what_to_try(bundle, settings, retriever)

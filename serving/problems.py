@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import NotReady
+from serving.stages import timed
 
 RETRY_AFTER_SECONDS = 5
 
@@ -27,6 +28,8 @@ PROBLEM_TYPE = "application/problem+json"
 # What a program reads, and the words of RFC 9110 for it.
 CODES = {
     400: ("bad_request", "Bad Request"),
+    401: ("no_key", "Unauthorized"),
+    403: ("forbidden", "Forbidden"),
     404: ("not_found", "Not Found"),
     405: ("method_not_allowed", "Method Not Allowed"),
     413: ("too_large", "Content Too Large"),
@@ -89,14 +92,17 @@ class ProblemContent(TypedDict):
 
 def json_response(content: Any, status: int = 200) -> Response:
     """Return an answer in JSON."""
-    return Response(orjson.dumps(content), status, mimetype="application/json")
+    with timed("serialise"):
+        body = orjson.dumps(content)
+    # Passed on as it is, a list of one part, the body goes out in one piece and not through an iterator.
+    return Response(body, status, mimetype="application/json", direct_passthrough=True)
 
 
 def register_problems(app: Flask) -> None:
     """Let every error of `app` have the one shape."""
     app.register_error_handler(Problem, lambda problem: _response(problem.status, problem.detail, problem.errors))
     app.register_error_handler(NotReady, _not_ready)
-    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -114,13 +120,14 @@ def _not_ready(error: NotReady) -> Response:
     return response
 
 
-def _http_error(error: HTTPException) -> Response:
+def http_problem(error: HTTPException) -> Response:
+    """Return the answer for an error of Werkzeug's, with the headers that belong to it."""
     assert error.code is not None, "werkzeug gives every HTTP exception that it raises a code"
     response = _response(error.code, error.description or error.name)
     # Allow (405) and Location (redirects) belong to the answer; the type of the body is ours.
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
-            response.headers[name] = value
+            response.headers.add(name, value)
     return response
 
 

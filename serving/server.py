@@ -8,17 +8,22 @@ of a warm parent hangs for ever. For the same reason, and because workers share 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import logging.config
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import DataError
+from serving import logs
 from serving.config import ServingConfig
 from towers.quiet import quiet_imports
 
@@ -27,11 +32,15 @@ if TYPE_CHECKING:
 
 APP = "serving.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
-"""Tells the workers what to serve: JSON with `bundle` and `settings`."""
+"""Tells the workers what to serve: JSON with `bundle` and `settings`, and `shared`, the folder where they meet."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _SECONDS_TO_LOAD = 600
 _SECONDS_TO_FINISH = 30
+_THREADS_TO_REFUSE = 4
+_MEMORY = Path("/dev/shm")
+_SHARED = "towers-server-"
+_LOCK = "server"
 
 
 def find_port(settings: ServingConfig) -> int:
@@ -75,11 +84,12 @@ def become_server(bundle: Path, settings: ServingConfig) -> NoReturn:
 def create_worker_app() -> Flask:
     """Return the application that the environment describes: what `towers serve` lets its workers run."""
     told = json.loads(os.environ[APP_VARIABLE])
+    logging.config.dictConfig(logs.configuration(told["settings"]["log_format"]))
     quiet_imports()
     with _stoppable():
         from serving.app import create_app
 
-        return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]))
+        return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), Path(told["shared"]))
 
 
 @contextmanager
@@ -99,12 +109,52 @@ def _stoppable() -> Iterator[None]:
 
 def main() -> None:
     """Run the server that the environment describes, until it is told to stop."""
-    settings = ServingConfig.model_validate(json.loads(os.environ[APP_VARIABLE])["settings"])
-    match settings.server:
-        case "granian":
-            _run_granian(settings)
-        case "gunicorn":
-            _run_gunicorn(settings)
+    told = json.loads(os.environ[APP_VARIABLE])
+    settings = ServingConfig.model_validate(told["settings"])
+    logging.config.dictConfig(logs.configuration(settings.log_format))
+    with _shared_folder() as shared:
+        os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared)})
+        match settings.server:
+            case "granian":
+                _run_granian(settings)
+            case "gunicorn":
+                _run_gunicorn(settings)
+
+
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """Make the folder where the workers meet, in memory where there is such a file system; remove it in the end.
+
+    It is locked as long as this process or a worker lives, so that what a server left behind that was killed is known.
+    """
+    where = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    for left in where.glob(f"{_SHARED}*"):
+        _remove_if_left(left)
+    folder = Path(tempfile.mkdtemp(prefix=_SHARED, dir=where))
+    maker = os.getpid()
+    with (folder / "new").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / _LOCK)  # only now, or another server would take it for one left behind
+        try:
+            yield folder
+        finally:
+            # Gunicorn's workers leave by this way, too.
+            if os.getpid() == maker:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        with (folder / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # in use, just being made, or another user's
+
+
+def _num_threads(settings: ServingConfig) -> int:
+    """Return how many threads a worker has: one for each request in hand, and some for probes and refusals."""
+    return settings.threads + settings.waiting + _THREADS_TO_REFUSE
 
 
 def _run_granian(settings: ServingConfig) -> None:
@@ -119,9 +169,10 @@ def _run_granian(settings: ServingConfig) -> None:
         interface=Interfaces.WSGI,
         factory=True,
         workers=settings.workers,
-        blocking_threads=settings.threads,
+        blocking_threads=_num_threads(settings),
         websockets=False,
         log_level=LogLevels.warning,
+        log_dictconfig=logs.configuration(settings.log_format),
         respawn_failed_workers=True,
         workers_kill_timeout=_SECONDS_TO_FINISH,
     ).serve()
@@ -134,11 +185,12 @@ def _run_gunicorn(settings: ServingConfig) -> None:
     options = {
         "bind": f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}",
         "workers": settings.workers,
-        "threads": settings.threads,
+        "threads": _num_threads(settings),
         "worker_class": "gthread",
         "preload_app": False,
         "control_socket_disable": True,
         "loglevel": "warning",
+        "logconfig_dict": logs.configuration(settings.log_format),
         "timeout": _SECONDS_TO_LOAD,
         "graceful_timeout": _SECONDS_TO_FINISH,
     }

@@ -39,6 +39,7 @@ from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Tables, Users
 from serving.index import ItemIndex
 from serving.seal import Seal
+from serving.stages import timed
 from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import BundleError, ModelBundle
 
@@ -196,14 +197,15 @@ def encode_users(
     for start in range(0, len(histories), _ENCODE_BLOCK):
         users = np.arange(start, min(start + _ENCODE_BLOCK, len(histories)))
         block = recent.take(users)
-        vectors[users] = bundle.encode_users(
-            index.vectors[block.item_rows],
-            block.offsets,
-            attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
-            user_ids=block.user_ids,
-            request_times=None if now is None else np.full(len(users), now, dtype=np.int64),
-            event_times=block.times,
-        )
+        with timed("encode"):
+            vectors[users] = bundle.encode_users(
+                index.vectors[block.item_rows],
+                block.offsets,
+                attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
+                user_ids=block.user_ids,
+                request_times=None if now is None else np.full(len(users), now, dtype=np.int64),
+                event_times=block.times,
+            )
         progress(int(users[-1]) + 1, len(histories))
     return vectors
 

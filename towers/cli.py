@@ -43,6 +43,7 @@ COMMANDS = {
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
     "recommend": Entry("serving.commands:recommend", "Write recommendations for all users to a table.", computes=True),
     "serve": Entry("serving.commands:serve", "Answer over HTTP."),
+    "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
     "dataset": Entry("features.commands:dataset", "Write a public data set or a generated shop as tables."),
     "doctor": Entry("towers.doctor:doctor", "Show what is installed and found, and the cure of what is amiss."),
 }

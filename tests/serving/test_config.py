@@ -28,7 +28,8 @@ def test_each_setting_is_an_environment_variable():
         "max_k": "50", "max_offset": "8", "max_users": "7", "max_history": "6",
         "max_arranged": "4", "max_explained": "2",
         "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
-        "filter_columns": "brand, price",
+        "filter_columns": "brand, price", "waiting": "7", "keys": "keys.toml", "rate": "2.5", "burst": "3",
+        "trusted_proxies": "1", "log_format": "json", "log_requests": "all", "slow_seconds": "0.5",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
@@ -37,7 +38,8 @@ def test_each_setting_is_an_environment_variable():
         "max_k": 50, "max_offset": 8, "max_users": 7, "max_history": 6,
         "max_arranged": 4, "max_explained": 2,
         "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
-        "filter_columns": ["brand", "price"],
+        "filter_columns": ["brand", "price"], "waiting": 7, "keys": "keys.toml", "rate": 2.5, "burst": 3,
+        "trusted_proxies": 1, "log_format": "json", "log_requests": "all", "slow_seconds": 0.5,
     }  # fmt: skip
 
 

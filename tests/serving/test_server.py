@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import pytest
 
 from features.errors import DataError
@@ -27,12 +28,12 @@ SECONDS_TO_START = 90
 class Served:
     """A running `towers serve`."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, **settings: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", "towers", "serve", "runs/latest", "--port", str(self.port), *flags]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOWERS_")}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOWERS_")} | settings
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -46,14 +47,28 @@ class Served:
         finally:
             connection.close()
 
-    def wait_until_ready(self):
+    def count(self, **labels):
+        """How many requests all workers together have answered, by `route` and `status`."""
+        wanted = ",".join(f'{name}="{value}"' for name, value in labels.items())
+        return self.metric(f"towers_requests_total{{{wanted}}}")
+
+    def metric(self, sample):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
+
+    def wait_until_ready(self, workers=1):
         deadline = time.monotonic() + SECONDS_TO_START
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if self.ask("/readyz")[0] == 200:
+                status, content = self.ask("/readyz")
+                if status == 200 and content["workers"] == {"ready": workers, "living": workers}:
                     return
             except OSError:
-                time.sleep(0.2)
+                pass
+            time.sleep(0.1)
         self.process.kill()
         raise AssertionError(f"not ready: {self.process.communicate()[0]}")
 
@@ -73,7 +88,7 @@ def copy(pristine: Path, folder: Path) -> Path:
 def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pristine, tmp_path, server, how):
     served = Served(copy(pristine, tmp_path), "--server", server, "--workers", "2")
     try:
-        served.wait_until_ready()
+        served.wait_until_ready(workers=2)
         status, known = served.ask("/recommendations/1001?k=5")
         assert (status, known["user_id"], known["fallback"], len(known["items"])) == (200, 1001, None, 5)
 
@@ -89,6 +104,16 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
             )
         assert all(answer == (200, known) for answer in asked)
         assert all(answer == described[0] and answer[0] == 200 for answer in described)
+
+        # Whichever worker is asked, it tells the counts of both, also after one of them was killed.
+        route = "/recommendations/<id:user_id>"
+        assert all(served.count(route=route, status=200) == 41 for _ in range(6))
+        assert served.count(route="/recommendations", status=200) == 40
+        worker = psutil.Process(served.process.pid).children()[0]
+        worker.kill()
+        worker.wait(30)
+        served.wait_until_ready(workers=2)
+        assert all(served.count(route=route, status=200) == 41 for _ in range(6))
 
         # What servers make of paths and errors is theirs, so it is tried under each of them.
         for odd in ("a/b", "ä ö", "100%", "/a//b/"):
@@ -106,6 +131,62 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
     assert "2 workers" in output
     assert "Traceback" not in output
     assert (tmp_path / "runs" / "model" / "index" / "manifest.json").exists()
+
+
+class Slow:
+    """A request that is begun, and ends when it is told to."""
+
+    BODY = b'{"history": ["p1"], "k": 3}'
+
+    def __init__(self, served):
+        self.connection = socket.create_connection(("127.0.0.1", served.port), timeout=20)
+        head = f"POST /recommendations HTTP/1.1\r\nHost: here\r\nContent-Length: {len(self.BODY)}\r\n"
+        self.connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + self.BODY[:5])
+
+    def end(self):
+        self.connection.sendall(self.BODY[5:])
+        response = http.client.HTTPResponse(self.connection)
+        response.begin()
+        try:
+            return response.status, json.loads(response.read())
+        finally:
+            self.connection.close()
+
+
+@pytest.mark.parametrize("server", ["granian", "gunicorn"])
+def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_before_the_end(
+    pristine, tmp_path, server
+):
+    served = Served(
+        copy(pristine, tmp_path), "--server", server, "--threads", "1", TOWERS_WAITING="1", TOWERS_LOG_REQUESTS="all"
+    )
+    try:
+        served.wait_until_ready()
+        slow = [Slow(served), Slow(served)]
+        deadline = time.monotonic() + 20
+        while served.metric("towers_requests_in_hand") < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for _ in range(20):
+            began = time.monotonic()
+            status, refused = served.ask("/recommendations/1001")
+            assert (status, refused["code"]) == (503, "not_ready")
+            assert time.monotonic() - began < 5
+        assert served.ask("/healthz")[0] == served.ask("/readyz")[0] == 200
+        assert served.metric('towers_refused_total{reason="busy"}') == 20
+
+        served.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        for one in slow:
+            status, content = one.end()
+            assert (status, len(content["items"])) == (200, 3)
+    finally:
+        code, output = served.stop(signal.SIGTERM)
+    assert code == 0, output
+    assert "Traceback" not in output
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    described = [line for line in lines if line.get("route") == "/recommendations" and line["status"] == 200]
+    assert len(described) == 2
+    assert all(line["request_id"] and line["stages"]["encode"] for line in described)
 
 
 def test_a_port_in_use_is_one_clear_line(pristine, tmp_path):

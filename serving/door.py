@@ -1,0 +1,181 @@
+"""What every request passes on its way in and out: an id, a turn, a limit, and a note of how it went.
+
+The door stands before Flask, as WSGI middleware, so that a request that is refused costs next to nothing and one that
+fails inside is noted all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, get_args
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from flask import Flask, request
+from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
+
+from serving import stages
+from serving.config import ServingConfig
+from serving.headers import add_headers
+from serving.keys import Keys, register_keys, scope_needed
+from serving.limits import Rates, Turns, seconds_to_say
+from serving.logs import RequestIds, current
+from serving.metrics import UNMATCHED, Metrics
+from serving.problems import http_problem
+from serving.retriever import Fallback
+
+PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
+"""Paths that take no turn: an operator can ask when nobody else can."""
+
+_SECONDS_TO_RETRY = 1
+_MOST_DRAINED = 1 << 24
+_log = logging.getLogger(__name__)
+
+
+class Door:
+    """The application, with all that.
+
+    Args:
+        inner: The application.
+        settings: What the operator decides.
+        metrics: Where requests are counted.
+        turns: The requests in hand.
+    """
+
+    def __init__(self, inner: WSGIApplication, settings: ServingConfig, metrics: Metrics, turns: Turns) -> None:
+        self._inner = inner
+        self._settings = settings
+        self._metrics = metrics
+        self._turns = turns
+        self._ids = RequestIds()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        began = perf_counter()
+        current.request_id = request_id = self._ids.of(environ.get("HTTP_X_REQUEST_ID"))
+        stages.begin()
+        status, route = "500", UNMATCHED
+
+        def start(said: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            nonlocal status, route
+            status, route = said, _route(environ)  # which Flask forgets as soon as it has answered
+            headers.append(("X-Request-Id", request_id))
+            return start_response(said, headers, *error)
+
+        try:
+            answer = self._answer(environ, start)
+            if status.startswith("413"):
+                _drain(environ)
+            return answer
+        finally:
+            self._note(environ, route, int(status[:3]), perf_counter() - began)
+            current.request_id = None
+
+    def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] in PROBES:
+            return self._inner(environ, start)
+        if not self._turns.take():
+            self._metrics.count("towers_refused_total", "busy")
+            return add_headers(http_problem(_busy()))(environ, start)
+        try:
+            return self._inner(environ, start)
+        finally:
+            self._turns.give_back()
+
+    def _note(self, environ: WSGIEnvironment, route: str, status: int, seconds: float) -> None:
+        spent = stages.spent()
+        self._metrics.answered(route, status, seconds, spent)
+        if self._is_worth_a_line(status, seconds):
+            fields = {
+                "method": environ["REQUEST_METHOD"],
+                "path": environ["PATH_INFO"],
+                "route": route,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "stages": {stage: round(lasted, 6) for stage, lasted in spent.items()},
+                "client": environ.get("towers.client") or client_address(environ, self._settings.trusted_proxies),
+            }
+            _log.log(logging.ERROR if status == 500 else logging.INFO, "request", extra={"fields": fields})
+
+    def _is_worth_a_line(self, status: int, seconds: float) -> bool:
+        match self._settings.log_requests:
+            case "all":
+                return True
+            case "problems":
+                return status >= 500 or seconds >= self._settings.slow_seconds
+            case "none":
+                return False
+
+
+def add_door(app: Flask, settings: ServingConfig, shared: Path | None = None) -> Metrics:
+    """Put the door before an application that has all its routes, and return where its requests are counted.
+
+    Args:
+        app: The application.
+        settings: What the operator decides.
+        shared: Where the workers of one server meet. None: there is one worker.
+
+    Raises:
+        DataError: The file of keys cannot be read.
+    """
+    routes = sorted({rule.rule for rule in app.url_map.iter_rules()})
+    metrics = Metrics(routes, get_args(Fallback), shared)
+    in_hand = partial(metrics.hold, "towers_requests_in_hand")
+    turns = Turns(settings.threads, settings.waiting, in_hand)
+    app.extensions |= {"towers_metrics": metrics, "towers_turns": turns}
+    if settings.keys is not None:
+        register_keys(app, Keys(Path(settings.keys)), partial(metrics.count, "towers_refused_total", "key"))
+    if settings.rate is not None:
+        refused = partial(metrics.count, "towers_refused_total", "rate")
+        register_rates(app, Rates(settings.rate, settings.burst, shared), settings.trusted_proxies, refused)
+    app.wsgi_app = Door(app.wsgi_app, settings, metrics, turns)  # type: ignore[method-assign]
+    return metrics
+
+
+def _route(environ: WSGIEnvironment) -> str:
+    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+    return UNMATCHED if rule is None else str(rule.rule)
+
+
+def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str:
+    """Return where a request comes from, as the outermost of the trusted proxies saw it.
+
+    Args:
+        environ: The request.
+        trusted_proxies: How many proxies before the service add to `X-Forwarded-For`. What stands there beyond them
+            anybody may have written.
+    """
+    if trusted_proxies:
+        hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
+        if len(hops) >= trusted_proxies:
+            return str(hops[-trusted_proxies])
+    return str(environ.get("REMOTE_ADDR") or "unknown")
+
+
+def register_rates(app: Flask, rates: Rates, trusted_proxies: int, on_refusal: Callable[[], None]) -> None:
+    """Let `app` refuse the requests of a client that are too many; the client is the key, where keys are asked for."""
+
+    def check() -> None:
+        if scope_needed() == "none":
+            return
+        client = request.environ.get("towers.client") or client_address(request.environ, trusted_proxies)
+        seconds = rates.wait(client)
+        if seconds:
+            on_refusal()
+            raise TooManyRequests("too many requests; try again later", retry_after=seconds_to_say(seconds))
+
+    app.before_request(check)
+
+
+def _drain(environ: WSGIEnvironment) -> None:
+    """Read what comes of a body that was too large, or the client would see a broken pipe and not the answer."""
+    left = _MOST_DRAINED
+    while left > 0 and (part := environ["wsgi.input"].read(min(left, 1 << 16))):
+        left -= len(part)
+
+
+def _busy() -> ServiceUnavailable:
+    return ServiceUnavailable("too many requests are in hand; try again", retry_after=_SECONDS_TO_RETRY)

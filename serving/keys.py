@@ -1,0 +1,203 @@
+"""API keys: who may ask, and who may write. `keys.toml` holds hashes only; a key itself is shown once, when made.
+
+A key is 256 bits from the system's randomness, so there is nothing to guess and a plain SHA-256 is enough (a slow hash
+protects passwords, which can be guessed). The file is looked at again whenever it changes: a key that is removed stops
+working within a second, in every worker.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tomli_w
+from flask import Flask, current_app, request
+from pydantic import Field
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Forbidden, Unauthorized
+
+from features.config import StrictTable, parse_settings, read_toml
+from features.errors import DataError
+
+Scope = Literal["none", "read", "write"]
+
+_BEGINNING = "tt_"
+_SECONDS_BETWEEN_LOOKS = 1.0
+_RANKS: dict[Scope, int] = {"none": 0, "read": 1, "write": 2}
+_CHALLENGES = (WWWAuthenticate("bearer", {"realm": "Two Towers"}), WWWAuthenticate("basic", {"realm": "Two Towers"}))
+_log = logging.getLogger(__name__)
+
+View = TypeVar("View", bound=Callable[..., object])
+
+
+class Key(StrictTable):
+    """What is known of a key."""
+
+    name: str = Field(min_length=1, max_length=100)
+    """Whose it is."""
+    scope: Literal["read", "write"]
+    """`write` may read, too."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the key."""
+    created: str
+    """When, ISO 8601 in UTC."""
+
+
+class KeyFile(StrictTable):
+    """The content of `keys.toml`."""
+
+    keys: list[Key] = Field(default_factory=list)
+    """Every key that is accepted."""
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Return the keys of a file.
+
+    Raises:
+        DataError: It cannot be read, or is not a file of keys.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file; `towers key add NAME --file {path}` makes a first key and the file")
+    return parse_settings(KeyFile, read_toml(path), str(path)).keys
+
+
+def add_key(path: Path, name: str, scope: Literal["read", "write"]) -> str:
+    """Return a new key, after writing its hash into the file.
+
+    Raises:
+        DataError: The file cannot be read, or has a key of this name.
+    """
+    keys = read_keys(path) if path.exists() else []
+    if any(key.name == name for key in keys):
+        raise DataError(f"{path}: there is a key {name!r} already; remove it first, or choose another name")
+    secret = _BEGINNING + secrets.token_urlsafe(32)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    _write(path, [*keys, Key(name=name, scope=scope, sha256=_digest(secret), created=created)])
+    return secret
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Take a key out of the file.
+
+    Raises:
+        DataError: The file cannot be read, or has no key of this name.
+    """
+    keys = read_keys(path)
+    left = [key for key in keys if key.name != name]
+    if len(left) == len(keys):
+        known = ", ".join(repr(key.name) for key in keys) or "none"
+        raise DataError(f"{path}: no key {name!r}; there are {known}")
+    _write(path, left)
+
+
+def needs(scope: Scope) -> Callable[[View], View]:
+    """Mark a view with the scope that a key must have for it; unmarked ones that may change something need `write`."""
+
+    def mark(view: View) -> View:
+        view.scope = scope  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+class Keys:
+    """The keys of a file as they are now.
+
+    Args:
+        path: The file.
+        clock: Seconds.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._keys = read_keys(path)
+        self._stamp = self._stamp_now()
+        self._next_look = clock() + _SECONDS_BETWEEN_LOOKS
+
+    def find(self, secret: str) -> Key | None:
+        """Return the key that this is; every one is compared, in constant time."""
+        self._look_again()
+        presented, found = _digest(secret), None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, presented):
+                found = key
+        return found
+
+    def _look_again(self) -> None:
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + _SECONDS_BETWEEN_LOOKS
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        try:
+            self._keys, self._stamp = read_keys(self._path), stamp
+        except DataError as error:
+            _log.error("the keys stay as they were: %s", error)
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
+
+def register_keys(app: Flask, keys: Keys, on_refusal: Callable[[], None] = lambda: None) -> None:
+    """Let `app` answer those only who present a key that is good for what they ask."""
+
+    def check() -> None:
+        needed = scope_needed()
+        if needed == "none":
+            return
+        key = _presented(keys)
+        if key is None:
+            on_refusal()
+            raise Unauthorized("expected a key: `Authorization: Bearer <key>`", www_authenticate=_CHALLENGES)
+        if _RANKS[key.scope] < _RANKS[needed]:
+            on_refusal()
+            raise Forbidden(f"the key {key.name!r} may read only; this needs one that may write")
+        request.environ["towers.client"] = key.name
+
+    app.before_request(check)
+
+
+def scope_needed() -> Scope:
+    """Return which scope the request in hand needs."""
+    view = current_app.view_functions.get(request.endpoint or "")
+    marked: Scope | None = getattr(view, "scope", None)
+    return marked or ("read" if request.method in ("GET", "HEAD", "OPTIONS") else "write")
+
+
+def _presented(keys: Keys) -> Key | None:
+    """Return the key that came with the request: as a bearer's token, or as the password that a browser asks for."""
+    given = request.authorization
+    if given is None:
+        return None
+    secret = given.token if given.type == "bearer" else given.password if given.type == "basic" else None
+    return keys.find(secret) if secret else None
+
+
+def _digest(secret: str) -> str:
+    return sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _write(path: Path, keys: list[Key]) -> None:
+    """Write the file in one stroke, readable by its owner only."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(file, "wb") as written:
+        tomli_w.dump({"keys": [key.model_dump() for key in keys]}, written)
+    draft.replace(path)
