@@ -61,7 +61,7 @@ class ServingConfig(StrictTable):
     """Requests a second that one client (a key; without keys an address) may make, counted by all workers together.
     None: any number."""
     burst: int = Field(default=20, ge=1)
-    """With `rate`: how many a client may make at once after a pause."""
+    """With `rate`: how many requests of a client may come at once after a pause."""
     trusted_proxies: int = Field(default=0, ge=0, le=16)
     """How many proxies stand before the service and add to `X-Forwarded-For`, which says where a request comes from.
     0: that header is not believed."""
