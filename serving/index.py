@@ -46,7 +46,7 @@ _SEED = 1
 _KMEANS_ROUNDS = 10
 _ITEMS_PER_CENTRE = 64
 _WALK_WHILE_BUILDING = 100
-_ON_GPU: tuple[Kind, ...] = ("exact", "ivf", "ivf-sq8")
+_ON_GPU: tuple[Kind, ...] = ("exact", "flat", "ivf", "ivf-sq8")
 
 
 class ItemIndex:
@@ -113,11 +113,12 @@ class ItemIndex:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise ValueError(f"FAISS cannot read it ({' '.join(str(error).split())[:200]})") from None
-        if (index.ntotal, index.d) != vectors.shape:
-            raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {vectors.shape}")
+        plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
+        expected = len(vectors), plan.prefix or vectors.shape[1]
+        if (index.ntotal, index.d) != expected:
+            raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {expected}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
-        plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
         regions = Regions.load(_regions_path(path)) if _regions_path(path).exists() else None
         if regions is not None and len(regions.of_item) != len(vectors):
             raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
@@ -315,8 +316,8 @@ class ItemIndex:
         if effort is None:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
         with self._turn:
-            scores, rows = self._index.search(queries, fetch, **effort)
-        if self.plan.bits < 32:
+            scores, rows = self._index.search(_beginnings(queries, self.plan.prefix), fetch, **effort)
+        if self.plan.is_rescored:
             scores = inner_products(queries, self.vectors, rows)
             scores[rows < 0] = -np.inf
         return _highest(scores, rows, wanted)
@@ -444,8 +445,20 @@ def inner_products(
     return scores
 
 
+def _beginnings(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float32[np.ndarray, "rows prefix"]:
+    """Return the first numbers of each vector, at length 1; the vectors as they are where the prefix is 0."""
+    if not prefix:
+        return vectors
+    short = vectors[:, :prefix]
+    lengths = np.sqrt(np.einsum("ij,ij->i", short, short))
+    return np.ascontiguousarray(short / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None], dtype=np.float32)
+
+
 def _built(vectors: np.ndarray, plan: Plan, regions: Regions | None) -> Any:
-    """Return FAISS's index of a plan, holding the vectors."""
+    """Return FAISS's index of a plan, holding the vectors, or their beginnings, which lie in regions of their own."""
+    if plan.prefix:
+        vectors = _beginnings(vectors, plan.prefix)
+        regions = divide(vectors, plan.regions) if plan.regions else None
     index = _empty(vectors.shape[1], plan, regions)
     num_threads = faiss.omp_get_max_threads()
     try:
@@ -464,7 +477,7 @@ def _empty(width: int, plan: Plan, regions: Regions | None) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
     num_codes = width * plan.bits // 4
     match plan.kind:
-        case "exact":
+        case "exact" | "flat":
             return faiss.IndexFlat(width, metric)
         case "hnsw":
             index = faiss.IndexHNSWFlat(width, plan.links, metric)
@@ -505,7 +518,8 @@ def _effort(plan: Plan, wanted: int) -> dict[str, Any]:
     """Return what FAISS is told about the effort of one search; more than was tuned for where more is wanted."""
     more = max(1.0, wanted / (TUNED_CUTOFF + SLACK))
     if plan.kind == "hnsw":
-        return {"params": faiss.SearchParametersHNSW(efSearch=max(wanted, round(plan.breadth * more)))}
+        breadth = max(wanted * plan.rescored, round(plan.breadth * more))
+        return {"params": faiss.SearchParametersHNSW(efSearch=breadth)}
     if plan.regions:
         probes = min(plan.regions, int(np.ceil(plan.probes * more)))
         return {"params": faiss.SearchParametersIVF(nprobe=probes)}

@@ -2,13 +2,13 @@
 
 Every kind but `exact` finds candidates cheaply and compares those again with the full vectors, so scores are always
 true and only a place in the list can be missed. What a kind costs depends on two sorts of numbers: those it is built
-with (`regions`, `links`, `bits`) and those each search may choose anew (`probes`, `breadth`, `rescored`).
+with (`prefix`, `regions`, `links`, `bits`) and those each search may choose anew (`probes`, `breadth`, `rescored`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -16,11 +16,12 @@ from pydantic import Field
 from features.config import StrictTable
 from features.errors import DataError
 
-Kind = Literal["exact", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
+Kind = Literal["exact", "flat", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DESCRIPTIONS: dict[Kind, str] = {
     "exact": "every item is compared",
+    "flat": "every item, the first numbers of its vector",
     "hnsw": "a graph is walked, from neighbour to neighbour",
     "ivf": "the nearest regions are compared",
     "ivf-sq8": "the nearest regions, a byte a number",
@@ -38,8 +39,10 @@ TUNED_CUTOFF = 100
 # Fewer items cannot be divided or learnt from, and are compared within a tenth of a millisecond.
 _FEWEST_ITEMS = 1000
 _ITEMS_PER_REGION = 30
-_RESCORED = {"ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
+_RESCORED = {"flat": 8, "ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
 _MOST_RESCORED = 128
+# What is tried on the prefixes of a model's vectors, too.
+_SHORTENED: tuple[Kind, ...] = ("flat", "hnsw", "ivf", "ivf-pq", "pq")
 
 
 class Plan(StrictTable):
@@ -47,6 +50,8 @@ class Plan(StrictTable):
 
     kind: Kind = "exact"
     """How it searches."""
+    prefix: int = Field(0, ge=0)
+    """How many of the first numbers of a vector are compared first. 0: all of them."""
     bits: int = Field(32, ge=1, le=32)
     """How much is kept of each number of a vector for the first comparison."""
     regions: int = Field(0, ge=0)
@@ -66,9 +71,14 @@ class Plan(StrictTable):
         return self.kind == "exact"
 
     @property
-    def structure(self) -> tuple[str, int, int, int]:
+    def is_rescored(self) -> bool:
+        """Whether what is compared first is not the whole of each vector."""
+        return self.bits < 32 or self.prefix > 0
+
+    @property
+    def structure(self) -> tuple[str, int, int, int, int]:
         """What the index is built from; plans that share it differ only in the effort of a search."""
-        return self.kind, self.bits, self.regions, self.links
+        return self.kind, self.prefix, self.bits, self.regions, self.links
 
     def __str__(self) -> str:
         """Return the plan in a few words, such as `ivf-pq bits=4 regions=512 probes=64 rescored=2`."""
@@ -78,24 +88,32 @@ class Plan(StrictTable):
         return " ".join([self.kind, *said])
 
 
-def standard(kind: Kind, num_items: int, width: int) -> Plan:
+def standard(kind: Kind, num_items: int, width: int, prefixes: Sequence[int] = ()) -> Plan:
     """Return a kind with the parameters that suit a catalogue, generous in effort.
 
     Args:
         kind: How the index searches.
         num_items: How many items there are.
         width: How many numbers a vector has.
+        prefixes: How many of its first numbers are a vector by themselves, rising.
 
     Raises:
-        DataError: The kind needs more items.
+        DataError: The kind needs more items, or prefixes.
     """
     if kind != "exact" and num_items < _FEWEST_ITEMS:
         raise DataError(f"--kind {kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
+    if kind == "flat" and not prefixes:
+        raise DataError(
+            "--kind flat: expected a model whose vectors have prefixes, found none; set towers.prefixes, such as "
+            "[16, 32], and train again, or choose another kind"
+        )
     regions = num_regions(num_items)
     rescored = _RESCORED.get(kind, 1)
     match kind:
         case "exact":
             return Plan()
+        case "flat":
+            return Plan(kind=kind, prefix=prefixes[-1], rescored=rescored)
         case "hnsw":
             return Plan(kind=kind, links=32, breadth=256)
         case "ivf":
@@ -111,27 +129,33 @@ def standard(kind: Kind, num_items: int, width: int) -> Plan:
             return Plan(kind=kind, bits=2, rescored=rescored)
 
 
-def candidates(num_items: int, width: int, kind: Kind | None = None) -> list[Plan]:
+def candidates(num_items: int, width: int, kind: Kind | None = None, prefixes: Sequence[int] = ()) -> list[Plan]:
     """Return the structures worth building for a catalogue, the simplest first, at their standard effort.
 
     Args:
         num_items: How many items there are.
         width: How many numbers a vector has.
         kind: Only this one. None: each.
+        prefixes: How many of its first numbers are a vector by themselves, rising.
 
     Raises:
-        DataError: The kind needs more items.
+        DataError: The kind needs more items, or prefixes.
     """
-    kinds = [kind] if kind else [one for one in KINDS if one == "exact" or num_items >= _FEWEST_ITEMS]
-    return [plan for one in kinds for plan in _variants(standard(one, num_items, width), width)]
+    possible = KINDS if num_items >= _FEWEST_ITEMS else ("exact",)
+    kinds = [kind] if kind else [one for one in possible if one != "flat" or prefixes]
+    return [
+        plan for one in kinds for plan in _variants(standard(one, num_items, width, prefixes), width, list(prefixes))
+    ]
 
 
 def efforts(plan: Plan, num_items: int) -> Iterator[list[Plan]]:
     """Yield ladders of the same structure: in each, every rung searches harder than the one before and finds more."""
     most = min(_MOST_RESCORED, max(1, num_items // (2 * TUNED_CUTOFF)))
-    rescored = [1] if plan.bits == 32 else _steps(1, most, per_doubling=1 if plan.regions else 2)
+    rescored = _steps(1, most, per_doubling=1 if plan.regions else 2) if plan.is_rescored else [1]
     if plan.links:
-        yield [plan.model_copy(update={"breadth": breadth}) for breadth in _steps(16, 4096)]
+        # All that a walk has in view was compared already, and to compare it again costs little beside.
+        again = {breadth: min(most, breadth // TUNED_CUTOFF) if plan.is_rescored else 1 for breadth in _steps(16, 4096)}
+        yield [plan.model_copy(update={"breadth": one, "rescored": max(1, again[one])}) for one in again]
     elif plan.regions:
         # Fewer regions hold too few items, and an answer that comes back short is found by comparing all.
         least = min(plan.regions, math.ceil(2 * TUNED_CUTOFF * plan.regions / num_items))
@@ -148,7 +172,13 @@ def num_regions(num_items: int) -> int:
     return max(1, min(wanted, num_items // _ITEMS_PER_REGION))
 
 
-def _variants(plan: Plan, width: int) -> list[Plan]:
+def _variants(plan: Plan, width: int, prefixes: list[int]) -> list[Plan]:
+    whole = [] if plan.prefix else _coded(plan, width)
+    shorter = prefixes if plan.kind in _SHORTENED else []
+    return [*whole, *(plan.model_copy(update={"prefix": prefix}) for prefix in shorter)]
+
+
+def _coded(plan: Plan, width: int) -> list[Plan]:
     match plan.kind:
         # Two numbers share a code of four bits.
         case "ivf-pq" | "pq" if width % 2 == 0:

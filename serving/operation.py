@@ -105,7 +105,7 @@ def build_index(
         recall: The share of the true best 100 of each user that the index is tuned to find. None: it is not tuned.
 
     Raises:
-        DataError: A table cannot be read, or there are too few items for the kind.
+        DataError: A table cannot be read, or there are too few items for the kind, or no prefixes.
     """
     started = time.perf_counter()
     found = read_tables(_features(bundle, tables), bundle.tables_folder)
@@ -116,7 +116,14 @@ def build_index(
         tqdm(unit=" users", desc="Encoding", disable=None, leave=False) as encoded,
         tqdm(unit=" kinds", desc="Tuning", disable=True if recall is None else None, leave=False) as tuned,
     ):
-        choice = partial(choose, kind=kind, recall=recall, trying=partial(_show_trial, tuned), tuned=tried.append)
+        choice = partial(
+            choose,
+            kind=kind,
+            recall=recall,
+            prefixes=bundle.config.towers.prefixes,
+            trying=partial(_show_trial, tuned),
+            tuned=tried.append,
+        )
         snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded))
     for tuning in tried:
         _say_what_was_tried(tuning)

@@ -1,14 +1,15 @@
 """Which index suits a catalogue: each kind is built, tuned and measured, and the fastest that finds enough is kept.
 
 What counts is what users find, so recall, the share of the true best 100 that a search returns, is measured with users'
-vectors, which lie elsewhere than items' and are harder. Half of a sample of users decides how hard each kind must
-search; the other half, which decides nothing but a last step upwards, says what the table and the seal say.
+vectors, which lie elsewhere than items' and are harder. A third of a sample of users decides how hard each kind must
+search; another checks that, adds a step where it is not enough, and decides which kind is kept; the last, which decided
+nothing, says what the kept one finds, and that is what the seal records.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,10 @@ from jaxtyping import Float32
 
 from serving.hits import Eligible, Hits
 from serving.index import ItemIndex, divide, num_threads_set
-from serving.kinds import DESCRIPTIONS, TUNED_CUTOFF, Kind, Plan, candidates, efforts, num_regions
+from serving.kinds import DESCRIPTIONS, TUNED_CUTOFF, Kind, Plan, candidates, efforts, num_regions, standard
 
-# Users whose searches are compared with the truth: half of them to tune by, half to measure by.
-SAMPLE = 1000
+# Users whose searches are compared with the truth: a third to tune by, a third to check by, a third to judge by.
+SAMPLE = 1500
 # Each of some users is searched for several times, not in a row, and the fastest counts: what else the machine does
 # only slows.
 _TIMED_USERS = 64
@@ -43,7 +44,7 @@ class Measured:
 
     Attributes:
         plan: Its parameters, the effort of a search among them.
-        recall: The share of the true best 100 of each user that it finds.
+        recall: The share of the true best 100 of each user that it finds; of users who check the effort.
         searches_per_second: How many users it searches for in a second, one at a time, in one thread.
         num_bytes: The memory that it takes beside the items' vectors.
         build_seconds: How long it took to build.
@@ -65,26 +66,29 @@ class Tuning:
         tried: One line for each structure, in the order of trial.
         chosen: The line that was kept.
         index: Its index.
-        num_users: How many users the recall was measured with.
+        recall: The share of the true best 100 that it finds of users who had no part in choosing it.
+        num_users: How many these are.
     """
 
     wanted: float
     tried: tuple[Measured, ...]
     chosen: Measured
     index: ItemIndex
+    recall: float
     num_users: int
 
     def table(self) -> str:
         """Return the trade-off for people: recall, speed and memory of each kind, the chosen one marked."""
-        lines = [f"{'':2}{'index':54}{'recall@100':>10}{'searches/s':>12}{'memory MB':>11}{'build s':>9}"]
+        lines = [f"{'':2}{'index':60}{'recall@100':>10}{'searches/s':>12}{'memory MB':>11}{'build s':>9}"]
         for one in sorted(self.tried, key=self._place):
             mark = "*" if one is self.chosen else "-" if one.recall < self.wanted else ""
             numbers = f"{one.recall:10.4f}{one.searches_per_second:12,.0f}{one.num_bytes / 1e6:11,.1f}"
-            lines.append(f"{mark:2}{one.plan!s:54}{numbers}{one.build_seconds:9.1f}")
+            lines.append(f"{mark:2}{one.plan!s:60}{numbers}{one.build_seconds:9.1f}")
         lines.append(
-            f"* is kept: {DESCRIPTIONS[self.chosen.plan.kind]}. - finds less than {self.wanted:g}. Measured with "
-            f"{self.num_users:,} users, one at a time in one thread."
+            f"* is kept: {DESCRIPTIONS[self.chosen.plan.kind]}; it finds {self.recall:.4f} for "
+            f"{self.num_users:,} users who had no part in the choice."
         )
+        lines.append(f"- finds less than {self.wanted:g}. Searches are one at a time in one thread.")
         lines.append(f"Beside each lie the vectors themselves, {self.index.vectors.nbytes / 1e6:,.1f} MB.")
         return "\n".join(lines)
 
@@ -118,6 +122,7 @@ def choose(
     *,
     kind: Kind | None = None,
     recall: float | None = None,
+    prefixes: Sequence[int] = (),
     trying: Trying = lambda done, total, what: None,
     tuned: Callable[[Tuning], None] = lambda tuning: None,
 ) -> Chosen:
@@ -128,19 +133,20 @@ def choose(
         queries: Unit vectors of users. Where nobody is known, items stand in for them.
         kind: How it searches. None: it compares every item, or is of the kind that is the fastest with this recall.
         recall: The share of the true best 100 of each user that it is to find. None: it is not tuned.
+        prefixes: How many of its first numbers are a vector by themselves, for kinds that compare those first; rising.
         trying: Called before each structure that is tried; see `tune`.
         tuned: Called with what was tried.
 
     Raises:
-        DataError: The kind needs more items.
+        DataError: The kind needs more items, or prefixes.
     """
     asking = queries if len(queries) else sample_of(vectors)
     if recall is None:
-        index = ItemIndex.build(vectors, kind or "exact")
+        index = ItemIndex.build(vectors, standard(kind or "exact", len(vectors), vectors.shape[1], prefixes))
         return Chosen(index, recall_of(index, asking), None, len(queries))
-    tuning = tune(vectors, asking, recall, kind, trying)
+    tuning = tune(vectors, asking, recall, kind, prefixes=prefixes, trying=trying)
     tuned(tuning)
-    return Chosen(tuning.index, tuning.chosen.recall, recall, tuning.num_users if len(queries) else 0)
+    return Chosen(tuning.index, tuning.recall, recall, tuning.num_users if len(queries) else 0)
 
 
 def tune(
@@ -148,21 +154,24 @@ def tune(
     queries: Float32[np.ndarray, "users width"],
     wanted: float,
     kind: Kind | None = None,
+    *,
+    prefixes: Sequence[int] = (),
     trying: Trying = lambda done, total, what: None,
 ) -> Tuning:
     """Return the fastest index over `vectors` that finds the share `wanted` of what each user ought to get.
 
     Args:
         vectors: The items' unit vectors.
-        queries: Unit vectors of users, at least one; at most 1,000 of them are used.
+        queries: Unit vectors of users, at least one; at most 1,500 of them are used.
         wanted: The recall, above 0, at most 1.
         kind: Only this one. None: each kind that the catalogue is large enough for.
+        prefixes: As for `choose`.
         trying: Called before each structure with how many were tried, how many there are, and which is next.
 
     Raises:
-        DataError: The kind needs more items.
+        DataError: The kind needs more items, or prefixes.
     """
-    plans = [Plan()] if kind is None and wanted >= 1 else candidates(len(vectors), vectors.shape[1], kind)
+    plans = [Plan()] if kind is None and wanted >= 1 else candidates(len(vectors), vectors.shape[1], kind, prefixes)
     is_divided = any(not plan.is_exact for plan in plans)
     regions = divide(vectors, num_regions(len(vectors))) if is_divided else None
     trial = _Trial.of(vectors, queries, wanted)
@@ -178,8 +187,8 @@ def tune(
             best = measured, index
     assert best is not None, "there is always a structure to try"
     chosen, index = best
-    index = index if regions_pay(index, trial.queries) else index.without_regions()
-    return Tuning(wanted, tuple(tried), chosen, index, len(trial.measuring))
+    index = index if regions_pay(index, trial.tuning) else index.without_regions()
+    return Tuning(wanted, tuple(tried), chosen, index, recall_of(index, trial.judging), len(trial.judging))
 
 
 def recall_of(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> float:
@@ -193,6 +202,11 @@ def sample_of(vectors: Float32[np.ndarray, "users width"]) -> Float32[np.ndarray
     known = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)
     sample: np.ndarray = vectors[np.random.default_rng(_SEED).permutation(known)[:SAMPLE]]
     return sample
+
+
+def thirds(sample: Float32[np.ndarray, "users width"]) -> list[Float32[np.ndarray, "third width"]]:
+    """Return users to tune by, to check by and to judge by: nobody twice, unless they are fewer than three."""
+    return [sample[first::3] if len(sample) >= 3 else sample for first in range(3)]
 
 
 def regions_pay(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> bool:
@@ -224,27 +238,23 @@ def searches_per_second(index: ItemIndex, queries: Float32[np.ndarray, "users wi
 
 @dataclass(frozen=True)
 class _Trial:
-    """What every kind is tried with: users to tune by, users to measure by, and what they ought to find."""
+    """Users to tune each kind by and to check it by, with what they ought to find, and users to judge the chosen by."""
 
     wanted: float
     k: int
     tuning: np.ndarray
     tuning_truth: Hits
-    measuring: np.ndarray
-    measuring_truth: Hits
+    checking: np.ndarray
+    checking_truth: Hits
+    judging: np.ndarray
 
     @classmethod
     def of(cls, vectors: np.ndarray, queries: np.ndarray, wanted: float) -> _Trial:
         sample = sample_of(queries)
         assert len(sample), "an index is tuned by the vectors of users"
         exact, k = ItemIndex.build(vectors), min(TUNED_CUTOFF, len(vectors))
-        halves = (sample[::2], sample[1::2]) if len(sample) > 1 else (sample, sample)
-        (tuning, tuning_truth), (measuring, measuring_truth) = ((half, exact.scan(half, k)) for half in halves)
-        return cls(wanted, k, tuning, tuning_truth, measuring, measuring_truth)
-
-    @property
-    def queries(self) -> np.ndarray:
-        return np.concatenate([self.tuning, self.measuring])
+        tuning, checking, judging = thirds(sample)
+        return cls(wanted, k, tuning, exact.scan(tuning, k), checking, exact.scan(checking, k), judging)
 
     def judge(self, index: ItemIndex, build_seconds: float) -> tuple[Measured, ItemIndex]:
         """Return the index at the least effort that finds enough, or at its greatest, as it was measured."""
@@ -253,7 +263,7 @@ class _Trial:
         for ladder in self._promising(index):
             tuned, recall = self._climb(index, ladder)
             measured = Measured(
-                tuned.plan, recall, searches_per_second(tuned, self.measuring, self.k), num_bytes, build_seconds
+                tuned.plan, recall, searches_per_second(tuned, self.checking, self.k), num_bytes, build_seconds
             )
             if fastest is None or self.is_better(measured, fastest[0]):
                 fastest = measured, tuned
@@ -304,10 +314,10 @@ class _Trial:
         return index.with_effort(plan).search(self.tuning, self.k).share_of(self.tuning_truth)
 
     def _climb(self, index: ItemIndex, ladder: list[Plan]) -> tuple[ItemIndex, float]:
-        """Return the lowest rung of a ladder that finds enough with the measuring users, else the highest."""
+        """Return the lowest rung of a ladder that finds enough with the checking users, else the highest."""
         for plan in ladder:
             tuned = index.with_effort(plan)
-            recall = tuned.search(self.measuring, self.k).share_of(self.measuring_truth)
+            recall = tuned.search(self.checking, self.k).share_of(self.checking_truth)
             if recall >= self.wanted:
                 break
         return tuned, recall

@@ -14,6 +14,9 @@ class TowersConfig(StrictTable):
 
     width: int = Field(64, ge=4, le=4096)
     """Numbers in a user's or an item's vector. Memory and search cost grow with it."""
+    prefixes: list[int] = Field(default_factory=list)
+    """Lengths at which the beginning of a vector is trained to be a vector by itself (Matryoshka), such as `[16, 32]`:
+    an index can then look there first, in less memory. Training takes longer with each."""
     history: Literal["mean", "attention", "transformer", "hstu"] = "transformer"
     """How a user's past is read: `mean` of the items' vectors, `attention` (a mean in which items weigh differently;
     in neither does the order matter), `transformer` (causal self-attention; the order and the newest items matter), or
@@ -36,6 +39,8 @@ class TowersConfig(StrictTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TowersConfig:
+        if self.prefixes != sorted({*self.prefixes}) or not all(0 < prefix < self.width for prefix in self.prefixes):
+            raise ValueError(f"prefixes = {self.prefixes} are to rise from above 0 to below width = {self.width}")
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} do not divide width = {self.width}; choose heads that do")
         if self.time_bias and self.history not in ("transformer", "hstu"):

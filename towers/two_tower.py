@@ -130,11 +130,22 @@ class TwoTower(nn.Module):
         )
         self.user_tower = UserTower(config, featurizer, length, learning_rate=learning_rate)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+        self.prefixes = config.prefixes
+        self.prefix_log_scales = (
+            nn.Parameter(self.log_scale.detach().repeat(len(self.prefixes))) if self.prefixes else None
+        )
 
     @property
     def scale(self) -> Tensor:
         """What a similarity is multiplied by to become a logit: 1 / temperature, learned, at most 100."""
-        return self.log_scale.clamp(max=-math.log(LOWEST_TEMPERATURE)).exp()
+        return _scale(self.log_scale)
+
+    @property
+    def prefix_scales(self) -> dict[int, Tensor]:
+        """The same for each length at which the beginning of a vector is a vector, too."""
+        if self.prefix_log_scales is None:
+            return {}
+        return dict(zip(self.prefixes, _scale(self.prefix_log_scales).unbind(), strict=True))
 
     def item_vectors(self, features: EntityFeatures) -> Float[Tensor, "items width"]:
         """Return the items' unit vectors."""
@@ -165,6 +176,10 @@ class TwoTower(nn.Module):
             event_vectors, offsets, users, request_times=request_times, event_times=event_times
         )
         return states[last]
+
+
+def _scale(log_scale: Tensor) -> Tensor:
+    return log_scale.clamp(max=-math.log(LOWEST_TEMPERATURE)).exp()
 
 
 def _token_requests(

@@ -6,6 +6,7 @@ Letters: P positives (predictions made in a batch), N negatives, D width, R posi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from towers.tower import unit
 from training.negatives import Forbidden, Negatives
 
 BLOCK_CELLS = 6_000_000
@@ -24,6 +26,9 @@ ROUND = 64
 """Rows of a block are a multiple of it."""
 BLOCK_COLUMNS = 16_384
 """Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
+
+PREFIX_WEIGHT = 1.0
+"""What the loss of a prefix counts beside that of the whole vectors."""
 
 
 def softmax_loss(
@@ -84,6 +89,51 @@ def softmax_loss(
     """
     loss: Tensor = _Softmax.apply(users, positives, items, scale, negatives, precision)
     return loss
+
+
+def nested_softmax_loss(
+    users: Float[Tensor, "P D"],
+    positives: Float[Tensor, "P D"],
+    items: Float[Tensor, "N D"],
+    scale: Float[Tensor, ""],
+    negatives: Negatives,
+    *,
+    prefix_scales: Mapping[int, Float[Tensor, ""]],
+    prefix_weight: float = PREFIX_WEIGHT,
+    precision: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
+    """Return the mean of the softmax loss of whole vectors and of those of their beginnings.
+
+    **What it does.** Vectors of width D come with shorter ones inside: their first `m` numbers, brought to length one
+    again. Each of those widths is given the task of `softmax_loss`, with the same negatives and a temperature of its
+    own, so that the numbers of a vector are ordered: the first say the most. With weight `w` for each of `n` widths::
+
+        loss = (loss_D + w sum_m loss_m) / (1 + n w)
+
+    **When to use it.** Where an index is to compare short vectors first and whole ones after (`towers.prefixes`).
+    Without prefixes it is `softmax_loss`, to the last bit.
+
+    **Cost.** For each prefix once more the loss, in fewer multiplications and as many exponentials. Memory grows by
+    copies of the shortened vectors and their gradients; no width keeps logits.
+
+    **Source.** Matryoshka representation learning (Kusupati et al. 2022, arXiv 2205.13147), who give each width the
+    weight 1.
+
+    Args:
+        users: Unit vectors of the users at the moment of each prediction.
+        positives: Unit vectors of the items that were chosen.
+        items: Unit vectors of the negatives.
+        scale: 1 / temperature of whole vectors.
+        negatives: As for `softmax_loss`.
+        prefix_scales: 1 / temperature of each prefix, by its width.
+        prefix_weight: What the loss of each prefix counts; that of whole vectors counts 1.
+        precision: As for `softmax_loss`.
+    """
+    loss = softmax_loss(users, positives, items, scale, negatives, precision=precision)
+    for width, prefix_scale in prefix_scales.items():
+        short = unit(users[:, :width]), unit(positives[:, :width]), unit(items[:, :width])
+        loss = loss + prefix_weight * softmax_loss(*short, prefix_scale, negatives, precision=precision)
+    return loss / (1 + prefix_weight * len(prefix_scales))
 
 
 class _Softmax(torch.autograd.Function):

@@ -32,7 +32,7 @@ from training.averaging import WeightAverage
 from training.caching import user_states
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
-from training.losses import softmax_loss
+from training.losses import nested_softmax_loss
 from training.mining import mine
 from training.negatives import AllItems, Negatives, Targets, choose_negatives, to_device
 
@@ -345,12 +345,13 @@ class Trainer:
             negative_vectors = torch.cat([negative_vectors, self.negatives.memory.recall(negatives)])
             if self.progress.step >= self.settings.warmup_steps:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
-        return softmax_loss(
+        return nested_softmax_loss(
             states[to_device(targets.places, self.device)],
             positive_vectors,
             negative_vectors,
             self.model.scale,
             negatives.to(self.device),
+            prefix_scales=self.model.prefix_scales,
             precision=self.precision,
         )
 

@@ -1,21 +1,27 @@
 """The index on a large catalogue: our tuned choice against FAISS tuned by hand, the smallest index, filtered search.
 
-    python tests/benchmarks/index.py [--items 1000000] [--width 64] [--bundle runs/latest] [--only speed memory filters]
+    python tests/benchmarks/index.py --only speed     [--items 1000000] [--width 64] [--bundle runs/latest]
+    python tests/benchmarks/index.py --only memory
+    python tests/benchmarks/index.py --only filters
 
 Without `--bundle` the vectors are made to look like those of trained towers (`made`): families of groups of items, the
 groups of very uneven size, a direction that all share, numbers of falling variance; users are mixtures of three items
 with noise. With `--bundle` they are a bundle's own, its catalogue grown to `--items` by moving items by the difference
 of two others of their region.
 
-Searches are one at a time, in one thread, for 100 items, as in a server. Each index is tuned with one half of the users
-and measured with the other. What is compared is measured in turns, so that both see the same machine.
+Searches are one at a time, in one thread, for 100 items, as in a server. Each index, ours and FAISS's, is tuned with
+two thirds of the users and judged with the last. What is compared is measured in turns, so that all see the same
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -25,10 +31,14 @@ from tqdm import tqdm
 
 from serving.hits import Eligible, Hits
 from serving.index import ItemIndex, divide, num_threads_set
-from serving.kinds import num_regions
-from serving.tuning import Tuning, sample_of, tune
+from serving.kinds import Kind, num_regions
+from serving.tuning import Measured, Tuning, sample_of, thirds, tune
+from towers.bundle import ModelBundle
 
 K = 100
+# From so many items on, what is tried by hand is tried on a tenth of them first, and those that come so near to the
+# fastest of their family are built in full.
+MANY, NEAR = 500_000, 0.7
 SHARES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9, 1.0)
 Search = Callable[[np.ndarray], np.ndarray]
 
@@ -76,29 +86,93 @@ def of_bundle(path: Path, items: int, users: int, seed: int = 0) -> tuple[np.nda
     return np.concatenate([catalogue, grown]), sample_of(vectors["users"])[:users]
 
 
-def by_hand(vectors: np.ndarray) -> Iterator[tuple[str, faiss.Index, list[tuple[str, object]]]]:
-    """Yield FAISS's usual indexes with the grid of efforts that a person would try."""
-    items, width = vectors.shape
-    metric = faiss.METRIC_INNER_PRODUCT
-    beams = [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    for links in (16, 32, 64):
-        index = faiss.IndexHNSWFlat(width, links, metric)
-        index.hnsw.efConstruction = 200
+@dataclass(frozen=True)
+class Rival:
+    """An index of FAISS as a person would build it.
+
+    Attributes:
+        family: Which sort of index.
+        size: Links of an item, or how many times the root of the number of items there are lists.
+        code: How FAISS's factory calls what an item is in a list.
+    """
+
+    family: str
+    size: int
+    code: str = ""
+
+    def build(self, vectors: np.ndarray) -> faiss.Index:
+        """Return the index over the vectors."""
+        items, width = vectors.shape
+        if self.family == "HNSW":
+            index = faiss.IndexHNSWFlat(width, self.size, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = 200
+        else:
+            lists = 2 ** round(np.log2(items**0.5 * self.size))
+            index = faiss.index_factory(width, f"IVF{lists},{self.code}", faiss.METRIC_INNER_PRODUCT)
+            faiss.extract_index_ivf(index).cp.min_points_per_centroid = 1
+        index.train(vectors)
         index.add(vectors)
-        yield f"HNSW{links}", index, [(f"efSearch={beam}", faiss.SearchParametersHNSW(efSearch=beam)) for beam in beams]
-    root = items**0.5
-    for lists in sorted({2 ** round(np.log2(root * factor)) for factor in (1, 2, 4)}):
-        for code in ("Flat", "SQ8"):
-            index = faiss.index_factory(width, f"IVF{lists},{code}", metric)
-            index.cp.min_points_per_centroid = 1
-            index.train(vectors)
-            index.add(vectors)
-            probes = sorted({round(2 ** (step / 2)) for step in range(int(2 * np.log2(lists)) + 1)})
-            yield (
-                f"IVF{lists},{code}",
-                index,
-                [(f"nprobe={count}", faiss.SearchParametersIVF(nprobe=count)) for count in probes],
-            )
+        return index
+
+    def ladders(self, index: faiss.Index) -> list[list[tuple[str, object]]]:
+        """Return efforts of a search by name, in ladders that find more on each rung."""
+        if self.family == "HNSW":
+            beams = [round(64 * 2 ** (step / 4)) for step in range(25)]
+            return [[(f"efSearch={beam}", faiss.SearchParametersHNSW(efSearch=beam)) for beam in beams]]
+        most = faiss.extract_index_ivf(index).nlist
+        counts = sorted({round(2 ** (step / 4)) for step in range(4, int(4 * np.log2(most)) + 1)})
+        probes = [(f"nprobe={count}", faiss.SearchParametersIVF(nprobe=count)) for count in counts]
+        if self.family == "IVF":
+            return [probes]
+        return [
+            [
+                (
+                    f"{name} k_factor={factor}",
+                    faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=parameters),
+                )
+                for name, parameters in probes
+            ]
+            for factor in (1, 2, 4, 8, 16)
+        ]
+
+    def __str__(self) -> str:
+        """Return its name."""
+        return f"HNSW{self.size}" if self.family == "HNSW" else f"IVF {self.size} x root,{self.code}"
+
+
+BAR = [
+    *(Rival("HNSW", links) for links in (16, 32, 64)),
+    *(Rival("IVF", factor, code) for factor in (1, 2, 4) for code in ("Flat", "SQ8")),
+]
+"""What the bar is about."""
+SCANNING = "IVF with fast scan"
+"""The sort that ours is nearest to; shown beside, since few build it by hand."""
+
+
+def rivals(width: int) -> list[Rival]:
+    """Return every index that is tried for vectors of a width."""
+    scanning = [
+        Rival(SCANNING, factor, f"PQ{width // share}x4fs,RFlat")
+        for factor in (1, 2, 4)
+        for share in (1, 2)
+        if width % 2 == 0
+    ]
+    return [*BAR, *scanning]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A rival at the least effort that finds enough: how it searches, what it finds, how many times a second."""
+
+    rival: Rival
+    effort: str
+    search: Search
+    recall: float
+    speed: float
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        return f"{f'{self.rival} {self.effort}':54}{self.recall:.4f}{self.speed:10,.0f}"
 
 
 def recall(rows: np.ndarray, true: Hits) -> float:
@@ -106,30 +180,56 @@ def recall(rows: np.ndarray, true: Hits) -> float:
     return float(np.mean([len(np.intersect1d(found, true.of(user)[0])) / K for user, found in enumerate(rows)]))
 
 
-def tuned_by_hand(
-    vectors: np.ndarray, halves: list[np.ndarray], truths: list[Hits], wanted: float
-) -> tuple[str, Search, float]:
-    """Return the fastest of the grid that finds enough with both halves, how it searches and what it finds."""
-    best: tuple[float, str, Search, float] | None = None
-    for name, index, efforts in tqdm(
-        by_hand(vectors), desc="FAISS by hand", unit=" indexes", disable=None, leave=False
-    ):
-        for effort, parameters in efforts:
+def tuned(
+    rival: Rival, vectors: np.ndarray, users: list[np.ndarray], truths: list[Hits], wanted: float
+) -> Tuned | None:
+    """Return a rival at the fastest of its least efforts that find enough for each part of the users, if any does."""
+    index = rival.build(vectors)
+    best: Tuned | None = None
+    for ladder in rival.ladders(index):
 
-            def search(queries: np.ndarray, index: faiss.Index = index, parameters: object = parameters) -> np.ndarray:
-                return np.asarray(index.search(queries, K, params=parameters)[1])
+        def searching(parameters: object) -> Search:
+            return lambda queries: np.asarray(index.search(queries, K, params=parameters)[1])
 
-            found = min(recall(search(half), true) for half, true in zip(halves, truths, strict=True))
-            if found >= wanted:
-                speed = in_turns(halves[1], {name: search}, users=64)[name]
-                print(f"  {name + ' ' + effort:34}{found:10.4f}{speed:12,.0f}")
-                if best is None or speed > best[0]:
-                    best = speed, f"{name} {effort}", search, found
-                break
-        else:
-            print(f"  {name:34}{found:10.4f}   finds too little at {effort}")
-    assert best is not None, "IVF that looks into every list finds everything"
-    return best[1:]
+        def found(rung: int, ladder: list[tuple[str, object]] = ladder) -> float:
+            return min(recall(searching(ladder[rung][1])(part), true) for part, true in zip(users, truths, strict=True))
+
+        rung = bisect.bisect_left(range(len(ladder)), wanted, key=found)
+        if rung < len(ladder):
+            effort, parameters = ladder[rung]
+            speed = in_turns(users[-1], {"it": searching(parameters)}, users=64)["it"]
+            if best is None or speed > best.speed:
+                best = Tuned(rival, effort, searching(parameters), found(rung), speed)
+    return best
+
+
+def tuned_by_hand(vectors: np.ndarray, users: list[np.ndarray], truths: list[Hits], wanted: float) -> list[Tuned]:
+    """Return the fastest of each family that finds enough.
+
+    Where items are many, all are tried on a tenth of them first, and of each family only those that come near its
+    fastest there are built in full.
+    """
+    trying = rivals(vectors.shape[1])
+    if len(vectors) >= MANY:
+        some = np.ascontiguousarray(vectors[::10])
+        exact = ItemIndex.build(some)
+        rough = _each(trying, some, users, [exact.scan(part, K) for part in users], wanted, "on a tenth")
+        fastest = {one.rival.family: one.speed for one in sorted(rough, key=lambda one: one.speed)}
+        trying = [one.rival for one in rough if one.speed >= NEAR * fastest[one.rival.family]]
+    full = _each(trying, vectors, users, truths, wanted, "in full")
+    return list({one.rival.family: one for one in sorted(full, key=lambda one: one.speed)}.values())
+
+
+def _each(
+    trying: list[Rival], vectors: np.ndarray, users: list[np.ndarray], truths: list[Hits], wanted: float, what: str
+) -> list[Tuned]:
+    results = []
+    print(f"FAISS by hand {what}, the least effort of each that finds enough:")
+    for rival in tqdm(trying, desc=f"FAISS by hand, {what}", unit=" indexes", disable=None, leave=False):
+        result = tuned(rival, vectors, users, truths, wanted)
+        print(f"  {result}" if result else f"  {rival}: finds too little", flush=True)
+        results += [result] if result else []
+    return results
 
 
 def in_turns(queries: np.ndarray, searches: dict[str, Search], users: int = 200, rounds: int = 6) -> dict[str, float]:
@@ -149,46 +249,66 @@ def in_turns(queries: np.ndarray, searches: dict[str, Search], users: int = 200,
     return {name: float(1 / seconds.mean()) for name, seconds in fastest.items()}
 
 
-def compare_speed(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> Tuning:
-    """Print our tuned choice beside the best of the grid."""
+def compare_speed(vectors: np.ndarray, queries: np.ndarray, wanted: float, prefixes: list[int]) -> None:
+    """Print our tuned choice beside the best of each family of FAISS's."""
     print(f"\nSearches a second at recall@{K} of {wanted:g}")
-    with tqdm(desc="Ours", unit=" kinds", disable=None, leave=False) as bar:
-        tuning = tune(vectors, queries, wanted, trying=lambda done, total, what: _show(bar, done, total, what))
-    print(tuning.table())
-    sample = sample_of(queries)
-    halves = [sample[::2], sample[1::2]]
-    truths = [tuning.index.scan(half, K) for half in halves]
-    print("FAISS by hand, the least effort of each that finds enough:")
-    name, search, found = tuned_by_hand(vectors, halves, truths, wanted)
-    ours: Search = lambda queries: tuning.index.search(queries, K).rows  # noqa: E731 (beside its rival)
-    speeds = in_turns(halves[1], {"ours": ours, name: search})
-    print(f"ours  {tuning.chosen.plan!s:54}{tuning.chosen.recall:.4f}{speeds['ours']:10,.0f}")
-    print(f"FAISS {name:54}{found:.4f}{speeds[name]:10,.0f}")
-    print(f"ours / FAISS by hand: {speeds['ours'] / speeds[name]:.2f} (bar 0.95)")
-    return tuning
+    tuning = _tuned(vectors, queries, wanted, prefixes=prefixes)
+    *deciding, judging = thirds(sample_of(queries))
+    by_hand = tuned_by_hand(vectors, deciding, [tuning.index.scan(part, K) for part in deciding], wanted)
+    ours: Search = lambda queries: tuning.index.search(queries, K).rows.reshape(len(queries), K)  # noqa: E731
+    searches = {"ours": ours} | {one.rival.family: one.search for one in by_hand}
+    speeds = in_turns(judging, searches)
+    true = tuning.index.scan(judging, K)
+    print("In turns, with users who had no part in tuning any of them:")
+    for name, what in {"ours": str(tuning.chosen.plan)} | {
+        one.rival.family: f"{one.rival} {one.effort}" for one in by_hand
+    }.items():
+        print(f"  {name:20}{what:54}{recall(searches[name](judging), true):.4f}{speeds[name]:10,.0f}")
+    best = max(speeds[family] for family in {rival.family for rival in BAR} & speeds.keys())
+    print(f"ours / the best HNSW or IVF by hand: {speeds['ours'] / best:.2f} (bar 0.95, moonshot 1.2)")
+    if SCANNING in speeds:
+        print(f"ours / the best {SCANNING} by hand: {speeds['ours'] / speeds[SCANNING]:.2f} (no bar)")
 
 
-def compare_memory(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> None:
-    """Print the smallest index that finds enough."""
+def compare_memory(vectors: np.ndarray, queries: np.ndarray, wanted: float, prefixes: list[int]) -> None:
+    """Print the smallest index that finds enough: of the kinds that keep the least of each item, then of the others."""
     print(f"\nThe smallest index with recall@{K} of {wanted:g} after re-scoring")
-    with tqdm(desc="Ours", unit=" kinds", disable=None, leave=False) as bar:
-        tuning = tune(vectors, queries, wanted, trying=lambda done, total, what: _show(bar, done, total, what))
-    print(tuning.table())
-    enough = [one for one in tuning.tried if one.recall >= wanted]
-    smallest = min(enough, key=lambda one: one.num_bytes)
+    smallest: Measured | None = None
+    kinds: list[Kind] = ["pq", "rabitq", "sq4", "sq8"]
+    for kind in kinds:
+        tuning = _tuned(vectors, queries, wanted, kind, prefixes)
+        enough = [one for one in (*tuning.tried, *([smallest] if smallest else [])) if one.recall >= wanted]
+        smallest = min(enough, key=lambda one: one.num_bytes, default=None)
+        if smallest is not None and kind == "rabitq":
+            break
+    assert smallest is not None, "a byte a number, compared again with the vectors, finds enough"
     megabytes, share = smallest.num_bytes / 1e6, smallest.num_bytes / vectors.nbytes
     print(
-        f"{smallest.plan}: {megabytes:,.1f} MB, {share:.3f} of the vectors' {vectors.nbytes / 1e6:,.1f} MB (bar 0.25), "
-        f"recall {smallest.recall:.4f}; the vectors stay on disk, and a search reads {smallest.plan.rescored * K:,}"
+        f"{smallest.plan}: {megabytes:,.1f} MB, {share:.3f} of the vectors' {vectors.nbytes / 1e6:,.1f} MB (bar 0.25, "
+        f"moonshot 0.1), recall {smallest.recall:.4f}, {smallest.searches_per_second:,.0f} searches a second; the "
+        f"vectors stay on disk, and a search reads {smallest.plan.rescored * K:,} of them"
     )
 
 
-def compare_filters(index: ItemIndex, queries: np.ndarray) -> None:
+def _tuned(
+    vectors: np.ndarray, queries: np.ndarray, wanted: float, kind: Kind | None = None, prefixes: Sequence[int] = ()
+) -> Tuning:
+    with tqdm(desc="Ours", unit=" kinds", disable=None, leave=False) as bar:
+        show = functools.partial(_show, bar)
+        tuning = tune(vectors, queries, wanted, kind, prefixes=prefixes, trying=show)
+    print(tuning.table(), flush=True)
+    return tuning
+
+
+def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> None:
     """Print recall and speed of filtered searches beside comparing every eligible item."""
+    index = _tuned(vectors, queries, wanted, "ivf-pq").index
+    asking = thirds(sample_of(queries))[-1][:100]
     print(f"\nFiltered search with {index.plan}, beside comparing every eligible item (bars: recall 0.98, speed 1)")
     print(f"{'filter':30}{'eligible':>12}{'recall@10':>11}{'recall@100':>12}{'speed@10':>10}{'speed@100':>11}")
     rng = np.random.default_rng(11)
     regions = divide(index.vectors, 64).of_item
+    lines = []
     for kind in ("of any sort", "of some regions"):
         for share in SHARES:
             mask = rng.random(len(index)) < share
@@ -198,10 +318,18 @@ def compare_filters(index: ItemIndex, queries: np.ndarray) -> None:
                 near = np.cumsum(np.bincount(regions, minlength=64)[order]) <= share * len(index)
                 mask = np.isin(regions, order[near]) if near.any() else mask & (regions == order[0])
             if mask.any():
-                print(_filtered(index, queries, Eligible(mask), f"{share:8.2%} {kind}"))
+                lines.append(_filtered(index, asking, Eligible(mask)))
+                found, speed = (
+                    "".join(f"{one:11.{digits}f}" for one in half)
+                    for half, digits in zip(lines[-1], (4, 2), strict=True)
+                )
+                print(f"{f'{share:8.2%} {kind}':30}{np.count_nonzero(mask):12,}{found}{speed}", flush=True)
+    recalls, speeds = (np.array([line[half] for line in lines]) for half in (0, 1))
+    print(f"the least recall {recalls.min():.4f} (bar 0.98), the least speed {speeds.min():.2f} (bar 1)")
 
 
-def _filtered(index: ItemIndex, queries: np.ndarray, eligible: Eligible, name: str) -> str:
+def _filtered(index: ItemIndex, queries: np.ndarray, eligible: Eligible) -> tuple[list[float], list[float]]:
+    """Return recall and relative speed for 10 and for 100 items."""
     found, ratios = [], []
     for k in (10, K):
         true = index.scan(queries, k, eligible=eligible)
@@ -215,7 +343,7 @@ def _filtered(index: ItemIndex, queries: np.ndarray, eligible: Eligible, name: s
         }
         speeds = in_turns(queries, searches, users=40)
         ratios.append(speeds["search"] / speeds["scan"])
-    return f"{name:30}{len(eligible):12,}{found[0]:11.4f}{found[1]:12.4f}{ratios[0]:10.2f}{ratios[1]:11.2f}"
+    return found, ratios
 
 
 def _show(bar: tqdm, done: int, total: int, what: str) -> None:
@@ -229,25 +357,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=64, help="numbers in a vector, without --bundle")
-    parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--users", type=int, default=1500)
+    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.prefixes, without --bundle")
     parser.add_argument("--bundle", type=Path, help="a bundle with an index, whose vectors are taken")
     parser.add_argument("--recall", type=float, default=0.99, help="for the comparison of speed")
     parser.add_argument(
         "--only", nargs="+", choices=["speed", "memory", "filters"], default=["speed", "memory", "filters"]
     )
     given = parser.parse_args()
+    prefixes = given.prefixes
     if given.bundle:
         vectors, queries = of_bundle(given.bundle, given.items, given.users)
+        prefixes = ModelBundle.open(given.bundle).config.towers.prefixes
     else:
         vectors, queries = made(given.items, given.users, given.width)
     print(f"{len(vectors):,} items of {vectors.shape[1]}, {len(queries):,} users, {given.bundle or 'made'}")
-    tuning = None
     if "speed" in given.only:
-        tuning = compare_speed(vectors, queries, given.recall)
+        compare_speed(vectors, queries, given.recall, prefixes)
     if "memory" in given.only:
-        compare_memory(vectors, queries, 0.98)
+        compare_memory(vectors, queries, 0.98, prefixes)
     if "filters" in given.only:
-        compare_filters((tuning or tune(vectors, queries, given.recall)).index, sample_of(queries)[1::2][:100])
+        compare_filters(vectors, queries, given.recall)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much memory the softmax over the whole catalogue takes, beside torch's cross entropy on materialised logits.
 
-    python tests/benchmarks/loss_memory.py [--items 1000000] [--positions 4096] [--width 64]
+    python tests/benchmarks/loss_memory.py [--items 1000000] [--positions 4096] [--width 64] [--prefixes 16 32]
 
 Each loss runs forward and backward in a process of its own; what is shown is the highest resident memory above what
 the process had with its inputs, their gradients included. The materialised loss is left out where it cannot fit.
@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch.nn import functional
 
-from training.losses import softmax_loss
+from training.losses import nested_softmax_loss
 from training.negatives import Forbidden, Negatives
 
 PRECISIONS = {"ours, float32": torch.float32, "ours, bfloat16": torch.bfloat16}
@@ -32,7 +32,7 @@ def inputs(items: int, positions: int, width: int) -> tuple[torch.Tensor, torch.
     return users, catalogue, torch.randint(items, (positions,))
 
 
-def measure(name: str, items: int, positions: int, width: int) -> None:
+def measure(name: str, items: int, positions: int, width: int, prefixes: list[int]) -> None:
     """Run one loss and print the mebibytes and the seconds that it took."""
     users, catalogue, targets = inputs(items, positions, width)
     scale = torch.tensor(20.0, requires_grad=True)
@@ -41,7 +41,15 @@ def measure(name: str, items: int, positions: int, width: int) -> None:
     if name in PRECISIONS:
         own = Forbidden(torch.arange(positions), targets, starts=torch.arange(positions + 1))
         negatives = Negatives(torch.arange(items), own)
-        loss = softmax_loss(users, catalogue[targets], catalogue, scale, negatives, precision=PRECISIONS[name])
+        loss = nested_softmax_loss(
+            users,
+            catalogue[targets],
+            catalogue,
+            scale,
+            negatives,
+            prefix_scales=dict.fromkeys(prefixes, scale),
+            precision=PRECISIONS[name],
+        )
     else:
         loss = functional.cross_entropy(scale * users @ catalogue.T, targets)
     loss.backward()
@@ -56,17 +64,19 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.prefixes; ours only")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
-        measure(given.only, given.items, given.positions, given.width)
+        measure(given.only, given.items, given.positions, given.width, given.prefixes)
         return
     print(f"{given.positions:,} positions, {given.items:,} items of {given.width}, {torch.get_num_threads()} threads")
     logits = 4 * given.positions * given.items
     names = [*PRECISIONS, *(["torch, materialised"] if 4 * logits < psutil.virtual_memory().available else [])]
     for name in names:
         sizes = [f"--{key}={getattr(given, key)}" for key in ("items", "positions", "width")]
-        subprocess.run([sys.executable, __file__, *sizes, "--only", name], check=True)
+        prefixes = ["--prefixes", *map(str, given.prefixes)]
+        subprocess.run([sys.executable, __file__, *sizes, *prefixes, "--only", name], check=True)
     if len(names) == len(PRECISIONS):
         print(f"torch, materialised: left out, its logits alone are {logits / 2**30:.1f} GiB")
 

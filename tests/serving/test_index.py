@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from serving import index as index_module
 from serving import regions as regions_module
-from serving.hits import Eligible
+from serving.hits import SLACK, Eligible
 from serving.index import ItemIndex, check_unit_length, divide
 from serving.kinds import KINDS, Plan, standard
 from tests.serving.vectors import by_hand, clustered_vectors, jagged, some_eligible, unit_vectors
@@ -27,9 +27,20 @@ SPACES = {
 FLOORS = {"clustered": 0.98, "isotropic": 0.85}
 
 
+WAYS = (*KINDS, "hnsw, shortened", "ivf-pq, shortened")
+
+
+def plan_of(way, num_items=ITEMS, width=16):
+    """The standard plan of a kind, or of a kind that compares most of each vector first and all of it after."""
+    kind, _, is_shortened = way.partition(", ")
+    most = width * 3 // 4
+    plan = standard(kind, num_items, width, prefixes=[most])
+    return plan.model_copy(update={"prefix": most, "rescored": 8}) if is_shortened else plan
+
+
 @functools.cache
-def built(kind, space="clustered"):
-    return ItemIndex.build(SPACES[space][0], kind)
+def built(way, space="clustered"):
+    return ItemIndex.build(SPACES[space][0], plan_of(way))
 
 
 @pytest.fixture
@@ -126,7 +137,7 @@ def test_results_that_faiss_could_not_fill_never_reach_the_caller():
     assert rows.tolist() == by_hand(vectors, query[0], 10, [])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("k", [10, 100])
 def test_every_kind_finds_nearly_all_of_the_best(kind, space, k):
@@ -135,7 +146,7 @@ def test_every_kind_finds_nearly_all_of_the_best(kind, space, k):
     assert share >= (1 if index.is_exact else FLOORS[space])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("k", [0, 1, 100, 1999, 2500, ITEMS, 5000])
 def test_every_kind_returns_as_many_as_there_are_each_once_and_in_order(kind, k):
     index, queries = built(kind), SPACES["clustered"][1]
@@ -149,7 +160,7 @@ def test_every_kind_returns_as_many_as_there_are_each_once_and_in_order(kind, k)
             np.testing.assert_allclose(scores, index.vectors[rows] @ asked[user], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("num_excluded", [5, 300, 3500, 3995, ITEMS])
 def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kind, num_excluded):
     index, (vectors, queries) = built(kind), SPACES["clustered"]
@@ -162,7 +173,7 @@ def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kin
     assert hits.share_of(true) >= 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.1, 0.29, 0.4, 0.9, 0.9995, 1])
 def test_every_kind_finds_as_many_eligible_items_as_there_are_at_every_selectivity(kind, space, share, by_regions):
@@ -177,7 +188,7 @@ def test_every_kind_finds_as_many_eligible_items_as_there_are_at_every_selectivi
         assert hits.share_of(true) >= (floor if len(asked) > 1 else 0.7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("nearest", [True, False])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_harder(kind, nearest, share, by_regions):
@@ -190,7 +201,7 @@ def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_har
     assert found.share_of(true) >= 0.96
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
 def test_filters_and_exclusions_work_together(kind, share, by_regions):
     index, (vectors, queries) = built(kind), SPACES["clustered"]
@@ -211,18 +222,18 @@ def test_filters_and_exclusions_work_together(kind, share, by_regions):
         assert hits.share_of(true) >= 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 def test_the_same_vectors_give_the_same_index(kind, tmp_path):
     vectors = SPACES["clustered"][0]
     contents = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        ItemIndex.build(vectors, kind).save(tmp_path / name / "items.faiss")
+        ItemIndex.build(vectors, plan_of(kind)).save(tmp_path / name / "items.faiss")
         contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions):
     (vectors, queries), index = SPACES["clustered"], built(kind)
     index.save(tmp_path / "items.faiss")
@@ -235,7 +246,7 @@ def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions)
             np.testing.assert_array_equal(found.scores, again.scores)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 def test_an_index_says_what_memory_it_takes_beside_the_vectors(kind, tmp_path):
     index = built(kind)
     index.save(tmp_path / "items.faiss")
@@ -244,26 +255,52 @@ def test_an_index_says_what_memory_it_takes_beside_the_vectors(kind, tmp_path):
     assert index.num_bytes == pytest.approx(on_disk + order_of_regions, rel=0.01)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
+@pytest.mark.parametrize("kind", WAYS[1:])
 @pytest.mark.parametrize("width", [5, 17])
 def test_vectors_of_an_odd_width_can_be_indexed(kind, width):
-    index = ItemIndex.build(clustered_vectors(1200, width), kind)
+    index = ItemIndex.build(clustered_vectors(1200, width), plan_of(kind, 1200, width))
     queries = clustered_vectors(20, width, seed=1)
     assert index.search(queries, 10).share_of(index.scan(queries, 10)) >= 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 def test_a_catalogue_of_copies_can_be_indexed(kind):
     vectors = np.repeat(unit_vectors(3), 500, axis=0)
-    hits = ItemIndex.build(vectors, kind).search(vectors[:2], 20)
+    hits = ItemIndex.build(vectors, plan_of(kind, 1500)).search(vectors[:2], 20)
     np.testing.assert_allclose(hits.scores, 1, atol=1e-6)
     np.testing.assert_array_equal(np.diff(hits.offsets), 20)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "exact"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_few_items_are_compared_rather_than_indexed(kind):
     with pytest.raises(DataError, match=f"--kind {kind}: expected at least 1,000 items, found 999; choose exact"):
         ItemIndex.build(unit_vectors(999), kind)
+
+
+@pytest.mark.parametrize(("prefix", "rescored"), [(4, 1), (4, 20), (12, 2)])
+def test_what_the_first_numbers_let_through_is_ranked_by_all_of_them(prefix, rescored):
+    vectors, queries = SPACES["clustered"][0], SPACES["clustered"][1][:10]
+    index = ItemIndex.build(vectors, Plan(kind="flat", prefix=prefix, rescored=rescored))
+    hits = index.search(queries, 10)
+    for user, query in enumerate(queries):
+        beginnings = vectors[:, :prefix] / np.linalg.norm(vectors[:, :prefix], axis=1, keepdims=True)
+        through = np.argsort(-(beginnings @ query[:prefix]))[: (10 + SLACK) * rescored]
+        assert hits.of(user)[0].tolist() == by_hand(vectors, query, 10, np.setdiff1d(np.arange(ITEMS), through))
+
+
+def test_a_vector_that_begins_with_zeros_is_found_where_all_is_looked_at():
+    vectors = unit_vectors(1000)
+    vectors[5] = 0
+    vectors[5, -1] = 1
+    index = ItemIndex.build(vectors, Plan(kind="flat", prefix=4, rescored=100))
+    assert index.search(vectors[5:6], 10).of(0)[0].tolist() == by_hand(vectors, vectors[5], 10)
+
+
+def test_an_index_of_another_prefix_is_refused(tmp_path):
+    vectors, index = SPACES["clustered"][0], built("flat")
+    index.save(tmp_path / "items.faiss")
+    with pytest.raises(ValueError, match=r"holds 4000 vectors of width 12, the catalogue \(4000, 8\)"):
+        ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan.model_copy(update={"prefix": 8}))
 
 
 def test_more_effort_finds_more():
@@ -364,7 +401,7 @@ def test_a_kind_that_has_no_gpu_version_stays_or_says_so(monkeypatch):
     monkeypatch.setattr(index_module.faiss, "get_num_gpus", lambda: 1)
     index = built("hnsw")
     assert index.to("auto") is index
-    with pytest.raises(ValueError, match=r"kind hnsw searches on a CPU only; .* --kind exact, ivf or ivf-sq8"):
+    with pytest.raises(ValueError, match=r"kind hnsw searches on a CPU only; .* --kind exact, flat, ivf or ivf-sq8"):
         index.to("cuda")
 
 

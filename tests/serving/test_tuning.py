@@ -7,7 +7,7 @@ from features.errors import DataError
 from serving import tuning as tuning_module
 from serving.index import ItemIndex
 from serving.kinds import Plan, candidates
-from serving.tuning import Measured, choose, recall_of, regions_pay, sample_of, searches_per_second, tune
+from serving.tuning import Measured, choose, recall_of, regions_pay, sample_of, searches_per_second, thirds, tune
 from tests.serving.vectors import clustered_vectors, unit_vectors
 
 ITEMS = clustered_vectors(3000)
@@ -32,8 +32,10 @@ def test_the_fastest_that_finds_enough_is_kept(monkeypatch):
     assert all(one.recall >= 0.95 for one in found.tried)
     assert (found.chosen.plan.kind, found.chosen.plan.bits) == ("ivf-pq", 4)
     assert found.index.plan == found.chosen.plan
-    assert found.chosen.recall == pytest.approx(recall_of(found.index, sample_of(USERS)[1::2]))
-    assert found.num_users == 150
+    _, checking, judging = thirds(sample_of(USERS))
+    assert found.chosen.recall == pytest.approx(recall_of(found.index, checking))
+    assert found.recall == pytest.approx(recall_of(found.index, judging))
+    assert found.num_users == len(judging) == 100
 
 
 def test_one_that_finds_less_is_not_kept_however_fast(monkeypatch):
@@ -61,18 +63,42 @@ def test_everything_means_comparing_everything():
     assert tune(ITEMS, USERS, 1).chosen.plan == Plan()
 
 
-def test_users_who_tune_and_users_who_measure_are_different_ones(monkeypatch):
+def test_users_by_whom_the_index_is_judged_had_no_part_in_choosing_it(monkeypatch):
     asked = []
     search = ItemIndex.search
     monkeypatch.setattr(
         ItemIndex, "search", lambda index, queries, *given: asked.append(queries) or search(index, queries, *given)
     )
     tune(ITEMS, USERS, 0.95, "ivf")
-    tuning, measuring = asked[0], asked[-1]
-    halves = [{vector.tobytes() for vector in half} for half in (tuning, sample_of(USERS)[1::2])]
-    assert len(measuring) == 1
-    assert measuring[0].tobytes() in halves[1]
-    assert not halves[0] & halves[1]
+    *before, judging = ({vector.tobytes() for vector in queries} for queries in asked)
+    parts = [{vector.tobytes() for vector in part} for part in thirds(sample_of(USERS))]
+    assert judging == parts[2]
+    assert not judging & set().union(*before)
+    assert set().union(*before) <= parts[0] | parts[1]
+    assert not parts[0] & parts[1]
+    assert [len(part) for part in parts] == [100] * 3
+
+
+def test_two_users_are_tuned_for_and_judged_by():
+    assert tune(ITEMS, USERS[:2], 0.9, "ivf").num_users == 2
+
+
+@pytest.mark.parametrize("prefixes", [[], [8, 12]])
+def test_prefixes_of_a_model_are_in_the_trade_off(prefixes):
+    found = tune(ITEMS, USERS, 0.9, "ivf", prefixes=prefixes)
+    assert [one.plan.prefix for one in found.tried] == [0, *prefixes]
+    assert all(one.recall >= 0.9 for one in found.tried)
+    table = found.table()
+    assert all(f" ivf prefix={prefix} " in table for prefix in prefixes)
+    # 3,000 items as 4-byte numbers, 16 or as many as the prefix has, each with an id of 8 bytes.
+    whole, *short = (one.num_bytes for one in found.tried)
+    assert [whole - one for one in short] == pytest.approx([4 * 3000 * (16 - prefix) for prefix in prefixes], rel=0.05)
+
+
+def test_an_index_on_a_prefix_can_be_asked_for_and_is_measured():
+    chosen = choose(ITEMS, USERS, kind="flat", prefixes=[8, 12])
+    assert str(chosen.index.plan) == "flat prefix=12 rescored=8"
+    assert 0.9 < chosen.recall == recall_of(chosen.index, USERS)
 
 
 def test_a_kind_that_cannot_find_enough_is_shown_as_it_is(monkeypatch):
@@ -90,20 +116,22 @@ def test_the_table_says_what_each_costs_and_marks_what_is_kept():
     assert lines[0].split() == ["index", "recall@100", "searches/s", "memory", "MB", "build", "s"]
     assert sum(line.startswith("* rabitq bits=") for line in lines) == 1
     assert sum("rabitq bits=" in line for line in lines) == 3
-    assert "Measured with 150 users" in lines[-2]
+    assert lines[-3].startswith("* is kept: every item, turned at random, 1 to 4 bits a number; it finds ")
+    assert lines[-3].endswith(f" {found.recall:.4f} for 100 users who had no part in the choice.")
+    assert lines[-2].startswith("- finds less than 0.9.")
     assert lines[-1] == "Beside each lie the vectors themselves, 0.2 MB."  # 3,000 x 16 x 4 bytes
 
 
 def test_lines_that_find_enough_come_first_the_fastest_at_the_top(monkeypatch):
     found = tune(ITEMS, USERS, 0.9, "rabitq")
     tried = tuple(Measured(Plan(), recall, speed, 10**6, 1.0) for recall, speed in [(0.8, 9), (0.9, 3), (0.95, 7)])
-    table = type(found)(0.9, tried, tried[2], found.index, 5).table().splitlines()
+    table = type(found)(0.9, tried, tried[2], found.index, 0.9, 5).table().splitlines()
     assert [(line[0], line.split()[-4]) for line in table[1:4]] == [("*", "0.9500"), (" ", "0.9000"), ("-", "0.8000")]
 
 
 def test_each_trial_is_announced():
     said = []
-    tune(ITEMS, USERS, 0.9, "rabitq", lambda *given: said.append(given))
+    tune(ITEMS, USERS, 0.9, "rabitq", trying=lambda *given: said.append(given))
     assert said == [(0, 3, "rabitq"), (1, 3, "rabitq"), (2, 3, "rabitq")]
 
 

@@ -45,6 +45,28 @@ def test_vectors_have_unit_length(model: TwoTower, featurizer: Featurizer) -> No
     torch.testing.assert_close(users.norm(dim=1), torch.ones(2))
 
 
+@pytest.mark.parametrize("prefixes", [[0], [8], [9], [4, 2], [4, 4], [-1]])
+def test_prefixes_that_cannot_be_are_refused(prefixes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"prefixes = .* are to rise from above 0 to below width = 8"):
+        TowersConfig(width=8, prefixes=prefixes)
+
+
+def test_each_prefix_has_a_temperature_of_its_own_and_nothing_else_of_the_model_changes(featurizer: Featurizer) -> None:
+    models = []
+    for prefixes in ([], [2, 4]):
+        torch.manual_seed(0)
+        models.append(TwoTower(TowersConfig(width=8, prefixes=prefixes), featurizer, 20))
+    without, with_prefixes = (dict(model.named_parameters()) for model in models)
+    assert with_prefixes.keys() - without.keys() == {"prefix_log_scales"}
+    assert all(torch.equal(value, with_prefixes[name]) for name, value in without.items())
+    assert models[0].prefix_scales == {}
+    # The temperature begins at 0.05 and may fall to 0.01.
+    assert {width: scale.item() for width, scale in models[1].prefix_scales.items()} == pytest.approx({2: 20, 4: 20})
+    with torch.no_grad():
+        with_prefixes["prefix_log_scales"].add_(torch.tensor([0.0, 9.0]))
+    assert {width: scale.item() for width, scale in models[1].prefix_scales.items()} == pytest.approx({2: 20, 4: 100})
+
+
 def test_an_item_without_a_trained_id_stands_on_its_text(model: TwoTower, featurizer: Featurizer) -> None:
     twins = pd.DataFrame({"item_id": ["new", "newer"], "title": ["red fox", "red fox"]})
     other = pd.DataFrame({"item_id": ["newest"], "title": ["quite different"]})

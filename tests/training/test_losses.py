@@ -1,6 +1,7 @@
 """The loss and its gradients against a slow, obvious reference, and against the formulas of the papers it is after."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from features.batches import SequenceBatch
 from training import losses
-from training.losses import softmax_loss
+from training.losses import nested_softmax_loss, softmax_loss
 from training.negatives import Forbidden, InBatch, LogQ, Negatives, Sample, Targets, Uniform
 
 
@@ -74,6 +75,78 @@ def test_loss_and_gradients_equal_the_reference(
     expected_gradients = torch.autograd.grad(expected, (*leaves, scale), allow_unused=True)
     for found, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(found, torch.zeros_like(found) if wanted is None else wanted)
+
+
+@given(
+    st.integers(0, 7),
+    st.integers(1, 9),
+    st.sampled_from([(), (1,), (2, 3)]),
+    st.sampled_from([0.5, 1.0]),
+    st.sampled_from([0, 2]),
+    st.integers(0, 1000),
+)
+def test_the_nested_loss_and_its_gradients_equal_the_reference(
+    num_positives: int, num_items: int, prefixes: Sequence[int], prefix_weight: float, ways: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    leaves = [unit_vectors(rows, generator) for rows in (num_positives, num_positives, num_items)]
+    scales = [torch.tensor(6.0 + one, dtype=torch.double, requires_grad=True) for one in range(1 + len(prefixes))]
+    mask = torch.rand(num_positives, num_items, generator=generator) < 0.3
+    weights = {
+        "factors": 1 + torch.rand(num_positives, ways, generator=generator, dtype=torch.double),
+        "expected": 1 + torch.rand(ways, num_items, generator=generator, dtype=torch.double),
+    }
+    loss = nested_softmax_loss(
+        *leaves,
+        scales[-1],
+        masked(mask, **(weights if ways else {})),
+        prefix_scales=dict(zip(prefixes, scales, strict=False)),
+        prefix_weight=prefix_weight,
+    )
+    weight = 1 / (weights["factors"] @ weights["expected"]) if ways else torch.ones(mask.shape, dtype=torch.double)
+    total, sum_of_weights = leaves[0].new_zeros(()), 0.0
+    for width, scale, share in zip([*prefixes, 4], scales, [prefix_weight] * len(prefixes) + [1.0], strict=True):
+        short = [vectors[:, :width] for vectors in leaves]
+        if width < 4:  # whole vectors are of length one as they come
+            short = [vectors / vectors.norm(dim=1, keepdim=True) for vectors in short]
+        if num_positives:
+            total = total + share * reference(*short, scale, weight, mask)
+        sum_of_weights += share
+    torch.testing.assert_close(loss, total / sum_of_weights)
+    if num_positives:
+        found, wanted = (
+            torch.autograd.grad(one, (*leaves, *scales), materialize_grads=True)
+            for one in (loss, total / sum_of_weights)
+        )
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_without_prefixes_the_nested_loss_is_the_softmax_loss_to_the_last_bit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    leaves = [unit_vectors(rows, generator, width=16).detach().float().requires_grad_() for rows in (50, 50, 70)]
+    scale = torch.tensor(20.0, requires_grad=True)
+    plain = softmax_loss(*leaves, scale, unmasked(50, 70))
+    nested = nested_softmax_loss(*leaves, scale, unmasked(50, 70), prefix_scales={})
+    assert plain.item() == nested.item()
+    for ours, theirs in zip(*(torch.autograd.grad(loss, (*leaves, scale)) for loss in (nested, plain)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("prefixes", [(), (2, 4, 8)])
+def test_no_logits_are_kept_for_the_backward_pass(prefixes: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK_CELLS", 10_000)
+    generator = torch.Generator().manual_seed(1)
+    users, positives, items = (unit_vectors(rows, generator, width=16) for rows in (300, 300, 500))
+    scale, kept = torch.tensor(5.0, dtype=torch.double, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.numel()) or tensor, lambda one: one
+    ):
+        loss = nested_softmax_loss(
+            users, positives, items, scale, unmasked(300, 500), prefix_scales=dict.fromkeys(prefixes, scale)
+        )
+    loss.backward()
+    assert max(kept) == items.numel(), "300 x 500 logits are many more"
 
 
 def test_gradients_equal_finite_differences() -> None:

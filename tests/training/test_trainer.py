@@ -18,6 +18,7 @@ from features.schema import Schema
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Users
 from towers.config import TowersConfig
+from towers.tower import unit
 from towers.two_tower import TwoTower
 from training import negatives as negatives_module
 from training.checkpoint import Checkpoint
@@ -37,10 +38,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "remembered": {**SAMPLED, "memory_negatives": 100},
     "chunks": {"negatives": "all", "chunk_events": 16},
     "hard and remembered": {**SAMPLED, "hard_negatives": 2, "memory_negatives": 100},
-}
+    "prefixes, a bit of everything": {
+        **SAMPLED, "hard_negatives": 2, "memory_negatives": 100, "chunk_events": 16, "prefixes": [4, 8]
+    },
+}  # fmt: skip
 
 
-def config_of(**training: Any) -> RunConfig:
+def config_of(*, prefixes: list[int] | None = None, **training: Any) -> RunConfig:
     settings = {"batch_events": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
     return RunConfig(
         features=FeaturesConfig(
@@ -49,7 +53,7 @@ def config_of(**training: Any) -> RunConfig:
             item={"item_id": FeatureSettings(kind="id"), "name": FeatureSettings(kind="text")},
             user={"team": FeatureSettings(kind="category")},
         ),
-        towers=TowersConfig(width=16, blocks=1, heads=2, dropout=0.1),
+        towers=TowersConfig(width=16, blocks=1, heads=2, dropout=0.1, prefixes=prefixes or []),
         training=TrainingConfig(**settings),
     )
 
@@ -103,6 +107,28 @@ def test_the_next_step_on_a_circle_is_learned(strategy: str) -> None:
     assert int(scores.argmax()) == 8
 
 
+def test_the_beginnings_of_vectors_learn_the_next_step_as_well() -> None:
+    configs = [config_of(prefixes=prefixes, learning_rate=5e-3) for prefixes in ([4, 8], [])]
+    with_prefixes, without = (right_by_width(trainer_of(config, steps=150)) for config in configs)
+    assert min(with_prefixes.values()) >= 0.8
+    assert without[4] < 0.7
+
+
+def right_by_width(trainer: Trainer) -> dict[int, float]:
+    """Share of the places on the circle from which so many of the first numbers tell the next step after four."""
+    model, data = trainer.fit(), trainer.data
+    items = model.item_vectors(data.item_features)
+    places = (torch.arange(NUM_ITEMS)[:, None] + torch.arange(4)) % NUM_ITEMS
+    someone = data.user_features.take(torch.zeros(NUM_ITEMS, dtype=torch.long))
+    users = model.user_vectors(items[places.flatten()], torch.arange(NUM_ITEMS + 1) * 4, someone)
+    right = {}
+    for width in (4, 8, 16):
+        scores = unit(users[:, :width]) @ unit(items[:, :width]).T
+        best = scores.scatter(1, places, -1.0).argmax(1)
+        right[width] = (best == (places[:, -1] + 1) % NUM_ITEMS).float().mean().item()
+    return right
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     first, again, other = (weights_of(trainer_of(config_of(seed=seed), steps=12).fit()) for seed in (0, 0, 1))
     assert same(first, again)
@@ -119,6 +145,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
         ("hard and remembered", 13),
         ("classic", 7),
         ("chunks", 7),
+        ("prefixes, a bit of everything", 13),
     ],
 )
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
