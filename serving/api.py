@@ -38,7 +38,7 @@ api = Blueprint("api", __name__)
 class IdConverter(BaseConverter):
     """An id in a path: anything at all, slashes at either end included."""
 
-    regex = ".+"
+    regex = r"[\s\S]+"
     part_isolating = False
 
 

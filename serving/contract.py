@@ -385,7 +385,23 @@ def _read(kind: type[Message], content: Any) -> Message:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise _invalid(error) from None
+        whole = _without_points(content)
+        try:
+            return kind.model_validate(whole)
+        except ValidationError:
+            raise _invalid(error) from None
+
+
+def _without_points(content: Any) -> Any:
+    """Return whole numbers that are written as 7.0, which in JSON is the same as 7, as 7."""
+    match content:
+        case float() if content.is_integer():
+            return int(content)
+        case list():
+            return [_without_points(one) for one in content]
+        case dict():
+            return {name: _without_points(one) for name, one in content.items()}
+    return content
 
 
 def _invalid(error: ValidationError) -> Problem:

@@ -506,6 +506,11 @@ def _several(rows: np.ndarray, values: pa.Array, num_items: int) -> _Column:
     return _Named(rows[kept], values.drop_null(), num_items, _TEXT_VALUE, "lists of texts")
 
 
+def _without_point(value: Any) -> Any:
+    """Return a whole number that is written as 7.0, which in JSON is the same as 7, as 7; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _number(value: Any) -> int | float | None:
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value):
@@ -517,6 +522,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _whole(value: Any) -> int | None:
+    value = _without_point(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value) and (value == "0" or value.lstrip("-")[0] != "0"):
         value = int(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -524,6 +530,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
+    value = _without_point(value)
     is_text = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
     return str(value) if is_text else None
 
@@ -535,13 +542,16 @@ def _truth(value: Any) -> bool | None:
 
 
 def _moment(value: Any) -> int | float | None:
-    if not isinstance(value, str) or (_NUMBER.fullmatch(value) and len(value) not in _DIGITS_OF_DATES):
+    if not isinstance(value, str):
         return _number(value)
     try:
+        if _NUMBER.fullmatch(value) and not (value.isdigit() and len(value) in _DIGITS_OF_DATES):
+            return _number(value)
         moment = datetime.fromisoformat(f"{value}-01-01" if len(value) == _DIGITS_OF_DATES[0] else value)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        return None
+        # Digits that are no date, such as 12345678, are seconds after all.
+        return _number(value)
 
 
 _INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}

@@ -138,7 +138,7 @@ def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
     """Return the JSON schema of what may be said of someone, by attribute."""
     number = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
     dates: list[dict[str, Any]] = [{"type": "string", "format": name} for name in ("date", "date-time")]
-    name: dict[str, Any] = {"type": ["string", "integer"], "minimum": -(2**63), "maximum": 2**63 - 1}
+    name: dict[str, Any] = {"type": ["string", "number", "boolean"]}
     schemas: dict[str, list[dict[str, Any]]] = {
         "number": [number],
         "time": [*dates, number],
@@ -146,8 +146,7 @@ def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
         "categories": [name, {"type": "array", "items": name}],
     }
     return {
-        column: {"anyOf": [*schemas.get(settings.kind, [{"type": ["string", "number", "boolean"]}]), {"type": "null"}]}
-        for column, settings in kinds.items()
+        column: {"anyOf": [*schemas.get(settings.kind, [name]), {"type": "null"}]} for column, settings in kinds.items()
     }
 
 
@@ -202,7 +201,7 @@ def _cell(name: str, kind: str, value: Any) -> Any:
         case "categories":
             expected = "texts"
             values = value if isinstance(value, list) else [value]
-            is_several = all(isinstance(one, str | int) for one in values)
+            is_several = all(isinstance(one, str | int | float) for one in values)
             cell = value if isinstance(value, str) else values if is_several else None
         case _:
             expected = "text or a number"

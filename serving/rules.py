@@ -28,6 +28,7 @@ from jaxtyping import Float32, Float64, Int64
 from serving.filters import Filter, Filters, Groups
 from serving.hits import Eligible, Found, cosines
 from serving.ids import ExternalId
+from serving.stages import timed
 
 WINDOW = 100
 """How many of the most relevant items left are weighed for each place."""
@@ -281,7 +282,8 @@ def arrange(
         is_exhausted = False
         while places.num_left and not is_exhausted:
             found = _searched(places, tier, depth, search) if found is None else found
-            is_exhausted = places.fill(_pool(tier, found, depth, scale))
+            with timed("rerank"):
+                is_exhausted = places.fill(_pool(tier, found, depth, scale))
             found, depth = None, max(depth, min(2 * depth, _DEEPEST))
 
 

@@ -61,7 +61,9 @@ class FeatureTower(nn.Module):
     def forward(self, features: EntityFeatures) -> Float[Tensor, "entities width"]:
         """Return one vector per entity, of any length."""
         numbers, *places = features.dense.split(self.num_numbers, dim=1)
-        parts: list[Tensor] = [functional.pad(FIXED_LENGTH * place, (0, self.width - place.shape[1])) for place in places]
+        parts: list[Tensor] = [
+            functional.pad(FIXED_LENGTH * place, (0, self.width - place.shape[1])) for place in places
+        ]
         if self.embeddings is not None and features.sparse is not None:
             pooled = self._hide_ids(self.embeddings(features.sparse))
             parts.append(pooled.sum(dim=1) if pooled.shape[1] > 1 else pooled[:, 0])

@@ -159,6 +159,12 @@ def test_a_query_can_say_all_that_a_body_can(priced):
     assert found(both) == {36}
 
 
+def test_whole_numbers_may_be_written_with_a_point(client):
+    bodies = [{"k": k, "offset": 2, "exclude": [1.0], "users": [103.0]} for k in (3, 3.0)]
+    assert client.post("/recommendations", json=bodies[0]).json == client.post("/recommendations", json=bodies[1]).json
+    assert client.get("/recommendations/103?k=3.0").json == client.get("/recommendations/103?k=3").json
+
+
 def test_pages_go_on_where_the_one_before_ended(client):
     for path in ("/recommendations/103", "/recommendations/nobody", "/items/item-004/similar"):
         everything = client.get(f"{path}?k=30").json["items"]
@@ -293,6 +299,7 @@ ODD_IDS = [
     "..",
     "+",
     "'\"",
+    "a\nb",
 ]
 
 

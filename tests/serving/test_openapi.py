@@ -1,0 +1,141 @@
+"""The service against its own document: whatever is made from the one, the other answers as the document says."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, assume, given, settings
+from schemathesis import GenerationMode
+
+from features.config import FeatureSettings
+from features.tables import Catalog
+from serving.app import create_app
+from serving.config import ServingConfig
+from serving.retriever import Retriever
+from serving.snapshot import Snapshot
+from tests.serving.doubles import FakeBundle, make_features, make_tables
+
+ITEMS = [f"i{number}" for number in range(50)]
+LIMITS = ServingConfig(max_k=20, default_k=5, max_offset=30, max_users=4, max_history=8)
+EXAMPLES = 15
+
+
+def typed(values, kind):
+    return pd.Series(values, dtype=pd.ArrowDtype(kind))
+
+
+@pytest.fixture(scope="module")
+def app():
+    """A shop with a column of each kind, one that nothing can be compared with, and one named like a parameter."""
+    rng = np.random.default_rng(0)
+    days = [date(2024, 1, 1) + timedelta(days=number) for number in range(50)]
+    columns = {
+        "brand": typed([["a", "b", None][number % 3] for number in range(50)], pa.string()),
+        "price": typed(rng.normal(size=50).round(2), pa.float64()),
+        "stock": typed(range(50), pa.int64()),
+        "tags": typed([["x", "y"][: number % 3] for number in range(50)], pa.list_(pa.string())),
+        "since": typed(days, pa.date32()),
+        "is_new": typed([number % 2 == 0 for number in range(50)], pa.bool_()),
+        "picture": typed([[0.5, 1.0]] * 50, pa.list_(pa.float32())),
+        "k": typed(range(50), pa.int64()),
+    }
+    kinds = {"country": "category", "age": "number", "joined": "time", "likes": "categories", "about": "text"}
+    people = pd.DataFrame({"user_id": [1, 2, 3], **{name: [None] * 3 for name in kinds}})
+    tables = make_tables({1: ITEMS[:4], 2: ITEMS[4:9]}, ITEMS, users=people)
+    catalog = Catalog(tables.catalog.frame.assign(**columns))
+    features = make_features(user={name: FeatureSettings(kind=kind) for name, kind in kinds.items()})
+    bundle = FakeBundle("bundle", features)
+    snapshot = Snapshot.build(bundle, type(tables)(tables.interactions, catalog, tables.users, ()))
+    return create_app(Retriever(bundle, snapshot), LIMITS)
+
+
+@pytest.fixture(scope="module")
+def document(app):
+    return app.test_client().get("/openapi.json").json
+
+
+OPERATIONS = [
+    ("/recommendations/{user_id}", "get"),
+    ("/recommendations", "post"),
+    ("/items/{item_id}/similar", "get"),
+    ("/healthz", "get"),
+    ("/readyz", "get"),
+]
+
+
+def test_the_document_has_every_operation_of_the_interface(app, document):
+    rules = {
+        (str(rule).replace("<id:", "{").replace(">", "}"), method.lower())
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.startswith(("api.", "probes."))
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    there = {(path, method) for path, methods in document["paths"].items() for method in methods}
+    assert there == set(OPERATIONS) == rules - {("/openapi.json", "get"), ("/metrics", "get")}
+
+
+def test_the_document_says_the_limits_and_columns_of_this_service(document):
+    schemas = document["components"]["schemas"]
+    one = schemas["AskedForOne"]["properties"]
+    assert (one["k"]["maximum"], one["k"]["default"], one["offset"]["maximum"]) == (20, 5, 30)
+    assert one["history"]["maxItems"] == 8
+    assert schemas["AskedForMany"]["properties"]["users"]["maxItems"] == 4
+    assert set(schemas["Filter"]["properties"]) == {
+        *("item_id", "brand", "price", "stock", "tags", "since", "is_new", "k")
+    }
+    assert set(schemas["Attributes"]["properties"]) == {"country", "age", "joined", "likes", "about"}
+    parameters = document["paths"]["/items/{item_id}/similar"]["get"]["parameters"]
+    names = [parameter["name"] for parameter in parameters if parameter["in"] == "query"]
+    assert len(names) == len(set(names))
+    assert {"price_min", "since_max", "brand_not", "k_min", "pin", "boost"} < set(names)
+    assert not {"brand_min", "picture", "reasons"} & set(names)
+
+
+def references(schema):
+    if isinstance(schema, dict):
+        yield from [schema["$ref"]] if "$ref" in schema else []
+        yield from (found for value in schema.values() for found in references(value))
+    elif isinstance(schema, list):
+        yield from (found for value in schema for found in references(value))
+
+
+def test_every_schema_of_the_document_is_used_and_there(document):
+    named = {reference.rpartition("/")[2] for reference in references(document)}
+    assert named == set(document["components"]["schemas"])
+    assert "x-named" not in json.dumps(document)
+
+
+# What no schema of a single value can say: ranges that end before they begin, and times that are not as many as the
+# items.
+BETWEEN_VALUES = ("expected min up to max", "times: expected one for each")
+
+
+CASES = [
+    pytest.param(path, method, mode, id=f"{method} {path} {mode.value}")
+    for path, method in OPERATIONS
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    if mode is GenerationMode.POSITIVE
+    or path not in ("/healthz", "/readyz")  # where nothing is asked, nothing is wrong
+]
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), CASES)
+def test_it_answers_as_its_document_says(app, path, method, mode):
+    """Right requests are accepted, wrong ones refused, in the types, statuses and shapes that the document has."""
+    operation = schemathesis.openapi.from_wsgi("/openapi.json", app)[path][method]
+
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case):
+        response = case.call()
+        is_refused = response.status_code == 422 and any(said in response.text for said in BETWEEN_VALUES)
+        assume(mode is GenerationMode.NEGATIVE or not is_refused)
+        case.validate_response(response)
+
+    ask()
