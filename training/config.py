@@ -28,6 +28,10 @@ class TrainingConfig(StrictTable):
     """How often the learning rates are lowered before training stops."""
     batch_events: int = Field(2048, ge=1)
     """Interactions per step, at most: small tables take smaller steps, so that an epoch has about fifty."""
+    targets: Literal["next", "any"] = "next"
+    """What is learned to predict: the `next` interaction from those before it, or `any` from a random part of the
+    others. The next one is what comes within the hour; any is what somebody will have at some time. Data without an
+    order is always learned in the second way."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
     30,000 items, unless hard or remembered ones are asked for."""
@@ -109,6 +113,10 @@ class RunConfig(StrictTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
+        if self.training.targets == "any" and self.towers.time_bias:
+            raise ValueError(
+                'targets = "any" has no order and [towers] time_bias looks at times; set time_bias = false'
+            )
         width = self.towers.width
         for name, settings in {**self.features.item, **self.features.user}.items():
             if settings.fixed is not None and settings.fixed > width:

@@ -140,7 +140,11 @@ class Trainer:
         self.settings = settings
         self.data = data
         known_rows = np.unique(data.train.item_rows)
-        self.train = replace(data.train, item_rows=np.searchsorted(known_rows, data.train.item_rows))
+        self.train = replace(
+            data.train,
+            item_rows=np.searchsorted(known_rows, data.train.item_rows),
+            is_ordered=data.train.is_ordered and settings.targets == "next",
+        )
         self.device = device
         self.checkpoint = checkpoint
         self.validate = validate

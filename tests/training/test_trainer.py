@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 
 from features.config import FeaturesConfig, FeatureSettings
 from features.errors import DataError
@@ -105,6 +106,38 @@ def test_the_next_step_on_a_circle_is_learned(strategy: str) -> None:
     scores = vectors @ user[0]
     scores[[4, 5, 6, 7]] = -1.0  # what somebody had is never held against him, and is not recommended either
     assert int(scores.argmax()) == 8
+
+
+def test_targets_are_the_next_items_or_any() -> None:
+    def orders(targets: str) -> list[list[int]]:
+        batches = trainer_of(config_of(targets=targets)).batches
+        walks = []
+        for epoch in range(2):
+            (of_first,) = (
+                batch.item_rows[batch.offsets[place] : batch.offsets[place + 1]].tolist()
+                for batch in batches.epoch(epoch)
+                for place in (batch.users == 0).nonzero()[:, 0].tolist()
+            )
+            walks.append(of_first)
+        return walks
+
+    walk = circle().items_of(0).tolist()
+    assert orders("next") == [walk[-11:]] * 2
+    first, second = orders("any")
+    assert {*first, *second} <= set(walk)
+    assert first != sorted(first, key=walk.index)
+    assert first != second
+
+
+def test_any_target_does_not_go_with_the_clock() -> None:
+    with pytest.raises(ValidationError, match="set time_bias = false"):
+        RunConfig.model_validate(
+            {
+                "features": {"interactions": "events.csv"},
+                "towers": {"time_bias": True},
+                "training": {"targets": "any"},
+            }
+        )
 
 
 def test_the_beginnings_of_vectors_learn_the_next_step_as_well() -> None:
