@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -361,8 +362,19 @@ class Featurizer:
             user_ids: Their ids, `[users]`; an id that training did not know is unknown, not an error.
             attributes: One row per user, in the same order, with columns as in the users' table. None: nothing known.
         """
+        if attributes is None and (not self._reads_user_ids or all(user_id is None for user_id in user_ids)):
+            return self._stranger.take(torch.zeros(len(user_ids), dtype=torch.int64))
         frame = pd.DataFrame(index=range(len(user_ids))) if attributes is None else attributes.reset_index(drop=True)
         return self.users.encode(frame.assign(**{USER_ID: list(user_ids)}))
+
+    @cached_property
+    def _reads_user_ids(self) -> bool:
+        return any(feature.name == USER_ID for feature in self.schema.user)
+
+    @cached_property
+    def _stranger(self) -> EntityFeatures:
+        """Return the features of one user of whom nothing is known; a table for that is half the work of a request."""
+        return self.users.encode(pd.DataFrame({USER_ID: [None]}))
 
     def save(self, folder: Path) -> None:
         """Write `schema.json` and `vocabularies/*.parquet` into `folder`."""

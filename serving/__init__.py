@@ -18,6 +18,7 @@
 - `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.
 - `metrics`: `Metrics` of all workers; `stages`: where a request's time goes; `logs`: lines for machines and people;
   `probes`: alive, ready, and what was counted.
+- `batching`: `Batcher`, the work of several threads done together; `remembered`: users' vectors, for a while.
 - `server`: the production server; `errors`: `NotReady`.
 - `commands`: `towers index`, `recommend`, `serve`; `operation`: what they do.
 """

@@ -118,15 +118,18 @@ def _source(source: Retriever | Path | str, settings: ServingConfig, on_open: Ca
     # The workers share the cores already, and a library's threads do not survive a fork.
     torch.set_num_threads(1)
     set_num_threads(1)
-    opened = Source(
-        lambda: Retriever.open(
+
+    def open_retriever() -> Retriever:
+        retriever = Retriever.open(
             path,
             device=settings.device,
             recommend_seen=settings.recommend_seen,
             filter_columns=settings.filter_columns,
-        ),
-        on_open,
-    )
+        )
+        retriever.work_together(settings.threads, settings.batching)
+        return retriever
+
+    opened = Source(open_retriever, on_open)
     try:
         opened.get()
     except NotReady:

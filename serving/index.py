@@ -11,7 +11,7 @@ an exact one do not depend on how many users were searched at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
+from features.sequences import offsets_of
+from serving.batching import Batcher, Batching, is_wanted
 from serving.exact import Exact
 from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, rank_one, take
 from serving.kinds import TUNED_CUTOFF, Kind, Plan, num_regions, standard
@@ -30,6 +32,7 @@ from serving.stages import timed
 faiss: Any = published  # the types that it publishes leave out half of it
 
 Device = Literal["auto", "cpu", "cuda"]
+_Alone = tuple[np.ndarray, int, np.ndarray | None]  # one user's vector, how many items, and which not
 
 # How far from 1 a vector's length may be.
 _UNIT_TOLERANCE = 1e-3
@@ -76,6 +79,7 @@ class ItemIndex:
         # FAISS's GPU indexes are not thread-safe, not even for reading: searches take turns.
         self._turn: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
         self._efforts: dict[int, Any] = {}
+        self._together: Batcher[_Alone, Hits] | None = None
 
     @classmethod
     def build(
@@ -209,11 +213,32 @@ class ItemIndex:
             eligible: The items that a filter lets through. None: all.
         """
         with timed("search"):
+            if len(queries) == 1 and eligible is None and self._together is not None:
+                return self._together((queries, k, excluded_rows), k)
             if len(queries) == 1 and eligible is None:
                 answer = self._of_one(queries, k, excluded_rows)
                 if answer is not None:
                     return Hits.join([answer])
             return self._of_many(_Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self)))
+
+    def search_together(self, most: int, batching: Batching) -> None:
+        """Let searches that several threads make for one user each, unfiltered, be made together where that pays.
+
+        Args:
+            most: How many at once.
+            batching: `auto`: if some trials say that it pays.
+        """
+        trial: list[_Alone] = [(self.vectors[row : row + 1], TUNED_CUTOFF, None) for row in range(min(most, len(self)))]
+        if is_wanted(batching, self._search_each, trial):
+            self._together = Batcher(self._search_each, most)
+
+    def _search_each(self, asked: Sequence[_Alone]) -> list[Hits]:
+        """Return what several users get, all of whom want the same number of items."""
+        excluded = [np.zeros(0, np.int64) if rows is None else rows for _, _, rows in asked]
+        offsets = offsets_of(np.array([len(rows) for rows in excluded]))
+        queries, k = np.concatenate([query for query, _, _ in asked]), asked[0][1]
+        hits = self._of_many(_Asked.of(queries, k, np.concatenate(excluded), offsets, None, len(self)))
+        return [Hits.join([hits.of(user)]) for user in range(len(asked))]
 
     def _of_many(self, asked: _Asked) -> Hits:
         if self._compares_all(asked.eligible):

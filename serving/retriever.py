@@ -18,7 +18,8 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
 from features.errors import DataError
-from features.sequences import Sequences
+from features.sequences import Sequences, offsets_of
+from serving.batching import Batcher, Batching, is_wanted
 from serving.filters import Filters
 from serving.hits import Eligible, Found, Hits, cosines
 from serving.ids import ExternalId, IdMap
@@ -27,6 +28,7 @@ from serving.people import Asking, Barred, Described
 from serving.reasons import contributions, most
 from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
 from serving.snapshot import Snapshot, attribute_columns, encode_users
+from serving.stages import timed
 from serving.wanted import Person, Wanted
 from towers.bundle import BundleError, ModelBundle
 
@@ -118,6 +120,7 @@ class Retriever:
         self._titles = snapshot.catalog.titles(features.title) if has_titles else None
         self._index = snapshot.index.to(device)
         self._clock = clock
+        self._together: Batcher[Sequences, np.ndarray] | None = None
         self._answerable = _answerable(snapshot)
         self._popular = np.lexsort((np.arange(len(self.items)), -snapshot.interactions))
         self._shares = (snapshot.interactions / max(1, snapshot.interactions.sum())).astype(np.float32)
@@ -246,10 +249,42 @@ class Retriever:
         """Return described people as the search takes them."""
         histories = described.histories
         if described.is_known.any():
-            vectors = encode_users(self.bundle, self._index, histories, described.attributes, now=self._now())
+            vectors = self._encoded(histories, described.attributes)
         else:
             vectors = np.zeros((len(histories), self._index.width), dtype=np.float32)
         return Asking(vectors, Barred(histories.item_rows, histories.offsets), described.is_known)
+
+    def _encoded(self, histories: Sequences, attributes: pd.DataFrame | None) -> Float32[np.ndarray, "users width"]:
+        """Return the vectors of people who are described; of one alone together with those of other threads."""
+        if self._together is None or len(histories) > 1 or attributes is not None:
+            return encode_users(self.bundle, self._index, histories, attributes, now=self._now())
+        with timed("encode"):
+            return self._together(histories, histories.times is None)
+
+    def _encode_each(self, each: Sequence[Sequences]) -> list[np.ndarray]:
+        """Return the vector of each of several people, of whom nothing is known but what they had."""
+        times = None if each[0].times is None else np.concatenate([one.times for one in each if one.times is not None])
+        histories = Sequences(
+            np.full(len(each), None),
+            offsets_of(np.array([one.num_events for one in each])),
+            np.concatenate([one.item_rows for one in each]),
+            times,
+            is_ordered=True,
+        )
+        return list(encode_users(self.bundle, self._index, histories, None, now=self._now())[:, None])
+
+    def work_together(self, most: int, batching: Batching) -> None:
+        """Let what several threads do for one user each be done together, where that pays.
+
+        Args:
+            most: How many at once.
+            batching: `auto`: if some trials say that it pays.
+        """
+        self._index.search_together(most, batching)
+        past = np.arange(min(len(self.items), 50))
+        trial = [Sequences(np.array([None]), np.array([0, len(past)]), past, None, is_ordered=True)] * most
+        if is_wanted(batching, self._encode_each, trial):
+            self._together = Batcher(self._encode_each, most)
 
     def _user_vectors(self, user_rows: np.ndarray, histories: Sequences) -> Float32[np.ndarray, "users width"]:
         if self.snapshot.user_vectors is not None:

@@ -20,6 +20,7 @@ class _Spent(threading.local):
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.running: set[str] = set()
 
 
 _spent = _Spent()
@@ -36,18 +37,22 @@ def spent() -> dict[str, float]:
 
 
 class timed:  # noqa: N801 (read as a word: `with timed("search")`)
-    """Adds the time of a block to a stage of the request that this thread has in hand."""
+    """Adds the time of a block to a stage of the request that this thread has in hand; within itself, nothing."""
 
-    __slots__ = ("_began", "_stage")
+    __slots__ = ("_began", "_is_outermost", "_stage")
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
     def __enter__(self) -> None:
+        self._is_outermost = self._stage not in _spent.running
+        _spent.running.add(self._stage)
         self._began = perf_counter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        seconds = _spent.seconds
-        seconds[self._stage] = seconds.get(self._stage, 0.0) + perf_counter() - self._began
+        if self._is_outermost:
+            seconds = _spent.seconds
+            seconds[self._stage] = seconds.get(self._stage, 0.0) + perf_counter() - self._began
+            _spent.running.discard(self._stage)

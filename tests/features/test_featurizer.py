@@ -178,3 +178,19 @@ def test_request_times_lie_on_circles() -> None:
     np.testing.assert_allclose(features[0], [0, 0, 0, 1, 1, 1], atol=1e-6)
     assert features[1, 0] == pytest.approx(1.0, abs=1e-6)  # a quarter of a day: the sine is at its height
     np.testing.assert_allclose(features[2, [0, 1, 3, 4]], [0, 0, 1, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("reads_ids", [True, False])
+def test_a_stranger_has_the_features_of_a_table_that_says_nothing(reads_ids):
+    user = (*SCHEMA.user, Feature("user_id", "id")) if reads_ids else SCHEMA.user
+    featurizer = Featurizer.fit(Schema(item=SCHEMA.item, user=user), Catalog(ITEMS), Users(PEOPLE), sequences())
+    nothing = featurizer.user_features([None, None], pd.DataFrame({"country": [None, None]}))
+    for ids in ([None, None], np.full(2, None), *([] if reads_ids else [[1, 2]])):
+        found = featurizer.user_features(ids, None)
+        assert found.sparse.to_dict().keys() == nothing.sparse.to_dict().keys()
+        assert found.sparse.values().tolist() == nothing.sparse.values().tolist()
+        assert found.sparse.lengths().tolist() == nothing.sparse.lengths().tolist()
+        assert torch.equal(found.dense, nothing.dense)
+    if reads_ids:
+        known = featurizer.user_features([1, 2], None)
+        assert known.sparse.values().tolist() != nothing.sparse.values().tolist()

@@ -28,7 +28,8 @@ def test_each_setting_is_an_environment_variable():
         "max_k": "50", "max_offset": "8", "max_users": "7", "max_history": "6",
         "max_arranged": "4", "max_explained": "2",
         "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
-        "filter_columns": "brand, price", "waiting": "7", "keys": "keys.toml", "rate": "2.5", "burst": "3",
+        "filter_columns": "brand, price", "waiting": "7", "batching": "on",
+        "keys": "keys.toml", "rate": "2.5", "burst": "3",
         "trusted_proxies": "1", "log_format": "json", "log_requests": "all", "slow_seconds": "0.5",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
@@ -38,7 +39,8 @@ def test_each_setting_is_an_environment_variable():
         "max_k": 50, "max_offset": 8, "max_users": 7, "max_history": 6,
         "max_arranged": 4, "max_explained": 2,
         "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
-        "filter_columns": ["brand", "price"], "waiting": 7, "keys": "keys.toml", "rate": 2.5, "burst": 3,
+        "filter_columns": ["brand", "price"], "waiting": 7, "batching": "on",
+        "keys": "keys.toml", "rate": 2.5, "burst": 3,
         "trusted_proxies": 1, "log_format": "json", "log_requests": "all", "slow_seconds": 0.5,
     }  # fmt: skip
 
