@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -29,24 +29,26 @@ class RememberedVectors:
         self._most = most
         self._seconds = seconds
         self._clock = clock
-        self._known: OrderedDict[int, tuple[float, np.ndarray]] = OrderedDict()
+        self._known: OrderedDict[int, tuple[float, Hashable, np.ndarray]] = OrderedDict()
         self._being_made: dict[int, object] = {}
         self._turn = threading.Lock()
 
     def of(
         self,
         user_rows: Int64[np.ndarray, " users"],
+        pasts: Sequence[Hashable],
         make: Callable[[np.ndarray], np.ndarray],
     ) -> Float32[np.ndarray, "users width"]:
         """Return the users' vectors, those that are not remembered made now.
 
         Args:
             user_rows: The users.
+            pasts: What each did, in any form; a vector made of another past is not remembered.
             make: Returns the vectors of the users at the given places of `user_rows`.
         """
         rows = user_rows.tolist()
         with self._turn:
-            found = [self._fresh(row) for row in rows]
+            found = [self._fresh(row, past) for row, past in zip(rows, pasts, strict=True)]
             missing = [place for place, vector in enumerate(found) if vector is None]
             making = object()
             self._being_made.update((rows[place], making) for place in missing)
@@ -56,11 +58,11 @@ class RememberedVectors:
         with self._turn:
             for place, vector in zip(missing, made, strict=True):
                 found[place] = vector
-                self._remember(rows[place], vector, making)
+                self._remember(rows[place], pasts[place], vector, making)
         return np.stack(found)  # type: ignore[arg-type]
 
     def forget(self, user_row: int) -> None:
-        """Forget a user, who just did something; a vector that is being made at this moment is not kept, either."""
+        """Forget a user; a vector that is being made at this moment is not kept, either."""
         with self._turn:
             self._known.pop(user_row, None)
             self._being_made.pop(user_row, None)
@@ -69,18 +71,18 @@ class RememberedVectors:
         """Return how many users are remembered."""
         return len(self._known)
 
-    def _fresh(self, row: int) -> np.ndarray | None:
+    def _fresh(self, row: int, past: Hashable) -> np.ndarray | None:
         known = self._known.get(row)
-        if known is None or self._clock() - known[0] >= self._seconds:
+        if known is None or known[1] != past or self._clock() - known[0] >= self._seconds:
             return None
         self._known.move_to_end(row)
-        return known[1]
+        return known[2]
 
-    def _remember(self, row: int, vector: np.ndarray, making: object) -> None:
+    def _remember(self, row: int, past: Hashable, vector: np.ndarray, making: object) -> None:
         if self._being_made.get(row) is not making:
             return  # forgotten meanwhile, or made by another thread as well
         del self._being_made[row]
-        self._known[row] = self._clock(), vector
+        self._known[row] = self._clock(), past, vector
         self._known.move_to_end(row)
         while len(self._known) > self._most:
             self._known.popitem(last=False)

@@ -26,6 +26,7 @@ from serving.ids import ExternalId, IdMap
 from serving.index import Device
 from serving.people import Asking, Barred, Described
 from serving.reasons import contributions, most
+from serving.remembered import RememberedVectors
 from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from serving.stages import timed
@@ -33,6 +34,11 @@ from serving.wanted import Person, Wanted
 from towers.bundle import BundleError, ModelBundle
 
 Fallback = Literal["popular"]
+
+# Vectors that look at the clock are remembered, of so many users, for so long; not where many are asked about at once.
+_REMEMBERED_USERS = 100_000
+_REMEMBERED_SECONDS = 60.0
+_FEW_USERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,7 @@ class Retriever:
         self._titles = snapshot.catalog.titles(features.title) if has_titles else None
         self._index = snapshot.index.to(device)
         self._clock = clock
+        self._remembered = RememberedVectors(_REMEMBERED_USERS, _REMEMBERED_SECONDS, clock)
         self._together: Batcher[Sequences, np.ndarray] | None = None
         self._answerable = _answerable(snapshot)
         self._popular = np.lexsort((np.arange(len(self.items)), -snapshot.interactions))
@@ -242,7 +249,7 @@ class Retriever:
     def _known(self, user_rows: Int64[np.ndarray, " users"]) -> Asking:
         """Return known users as the search takes them."""
         histories = self.snapshot.histories.take(user_rows)
-        vectors = self._user_vectors(user_rows, histories)
+        vectors = self._vectors_of(user_rows, histories)
         return Asking(vectors, Barred(histories.item_rows, histories.offsets), self._answerable[user_rows])
 
     def _described(self, described: Described) -> Asking:
@@ -285,6 +292,23 @@ class Retriever:
         trial = [Sequences(np.array([None]), np.array([0, len(past)]), past, None, is_ordered=True)] * most
         if is_wanted(batching, self._encode_each, trial):
             self._together = Batcher(self._encode_each, most)
+
+    def _vectors_of(
+        self, user_rows: Int64[np.ndarray, " users"], histories: Sequences
+    ) -> Float32[np.ndarray, "users width"]:
+        """Return users' vectors; those that are made at each request are remembered for a while."""
+        if not self.bundle.config.reads_time or len(user_rows) > _FEW_USERS:
+            return self._user_vectors(user_rows, histories)
+        pasts = [histories.items_of(user).tobytes() for user in range(len(histories))]
+        return self._remembered.of(
+            user_rows, pasts, lambda users: self._user_vectors(user_rows[users], histories.take(users))
+        )
+
+    def forget(self, user_id: ExternalId) -> None:
+        """Let a user's vector be made anew at the next request."""
+        row = self.users.row(user_id)
+        if row is not None:
+            self._remembered.forget(row)
 
     def _user_vectors(self, user_rows: np.ndarray, histories: Sequences) -> Float32[np.ndarray, "users width"]:
         if self.snapshot.user_vectors is not None:

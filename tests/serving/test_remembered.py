@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.config import FeatureSettings
 from serving.remembered import RememberedVectors
+from tests.serving.doubles import FakeBundle, make_retriever
 
 
 class Maker:
@@ -17,14 +19,14 @@ class Maker:
         self.now = 0.0
         self.made = []
 
-    def ask(self, remembered, *rows):
+    def ask(self, remembered, *rows, past="the same"):
         rows = np.array(rows, dtype=np.int64)
 
         def make(places):
             self.made.append(rows[places].tolist())
             return np.array([[rows[place], len(self.made)] for place in places], dtype=np.float32)
 
-        vectors = remembered.of(rows, make)
+        vectors = remembered.of(rows, [past] * len(rows), make)
         assert vectors[:, 0].tolist() == rows.tolist()
         return vectors[:, 1].tolist()
 
@@ -51,6 +53,31 @@ def test_after_a_while_a_vector_is_made_anew(maker):
     assert maker.ask(remembered, 1) == [2]
 
 
+def test_who_did_something_meanwhile_is_made_anew(maker):
+    remembered = RememberedVectors(10, 60, lambda: maker.now)
+    maker.ask(remembered, 1)
+    assert maker.ask(remembered, 1, past="one more") == [2]
+    assert maker.ask(remembered, 1, past="one more") == [2]
+
+
+def test_a_timed_model_makes_a_users_vector_once_a_minute_and_whenever_it_is_forgotten(shop, monkeypatch):
+    now = 1_700_000_000.0
+    retriever = make_retriever(shop, clock=lambda: now, context={"time": FeatureSettings(kind="time")})
+    made = []
+    encode = FakeBundle.encode_users
+    monkeypatch.setattr(FakeBundle, "encode_users", lambda *given, **more: made.append(1) or encode(*given, **more))
+    first = retriever.recommend(103, 5)
+    assert retriever.recommend(103, 5) == first
+    assert len(made) == 1
+    now += 61
+    retriever.recommend(103, 5)
+    assert len(made) == 2
+    retriever.forget(103)
+    retriever.forget("nobody")
+    retriever.recommend(103, 5)
+    assert len(made) == 3
+
+
 def test_those_who_asked_least_lately_are_given_up(maker):
     remembered = RememberedVectors(2, 60, lambda: maker.now)
     maker.ask(remembered, 1)
@@ -69,7 +96,7 @@ def test_an_event_while_the_vector_is_being_made_is_not_lost(maker):
         remembered.forget(5)  # the event comes after the history was read
         return np.zeros((1, 2), dtype=np.float32)
 
-    remembered.of(np.array([5]), make)
+    remembered.of(np.array([5]), ["the same"], make)
     assert len(remembered) == 0
     assert maker.ask(remembered, 5) == [1]
     assert maker.ask(remembered, 5) == [1]
