@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,6 +73,7 @@ class SequenceBatch:
         is_target: Which events are to be predicted from those before them, `[events]`.
         known_offsets: Where each user's known positives begin, `[users + 1]`.
         known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
+        answer_rows: Catalogue row to be predicted at each target, `[events]`. None: its own.
     """
 
     users: Int[Tensor, users]
@@ -81,6 +83,7 @@ class SequenceBatch:
     is_target: Tensor
     known_offsets: Int[Tensor, users_plus_1]
     known_rows: Int[Tensor, known]
+    answer_rows: Int[Tensor, events] | None = None
 
     def to(self, device: torch.device) -> SequenceBatch:
         """Return the same batch on `device`."""
@@ -100,10 +103,19 @@ class TrainingBatches:
         batch_events: How many events a batch holds at most (a single longer sequence makes a batch of its own).
         recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
         seed: Decides the order of users, with the epoch.
+        targets: What is predicted of data with an order: the `next` target, one drawn from all that are yet to come
+            (`future`), or, as of data without an order, `any`.
     """
 
     def __init__(
-        self, sequences: Sequences, *, history: int, batch_events: int, recommend_seen: bool, seed: int
+        self,
+        sequences: Sequences,
+        *,
+        history: int,
+        batch_events: int,
+        recommend_seen: bool,
+        seed: int,
+        targets: Literal["next", "future", "any"] = "next",
     ) -> None:
         enough = np.flatnonzero(sequences.lengths > 0)
         self.sequences = sequences
@@ -111,16 +123,18 @@ class TrainingBatches:
         self.batch_events = batch_events
         self.recommend_seen = recommend_seen
         self.seed = seed
+        self.is_shuffled = targets == "any" or not sequences.is_ordered
+        self.is_future = targets == "future" and sequences.is_ordered
         self._users = enough
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Yield the batches of an epoch, from batch `start` on."""
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(self._users)
-        sequences = self.sequences if self.sequences.is_ordered else _shuffled(self.sequences, generator)
-        groups = self._deal(order)
-        for group in groups[start:]:
-            yield self._batch(sequences, order[group])
+        sequences = _shuffled(self.sequences, generator) if self.is_shuffled else self.sequences
+        for place, group in enumerate(self._deal(order)[start:], start):
+            batch = self._batch(sequences, order[group])
+            yield _with_answers_to_come(batch, [self.seed, epoch, place]) if self.is_future else batch
 
     def num_batches(self, epoch: int) -> int:
         """Return how many batches the epoch has."""
@@ -153,6 +167,19 @@ class TrainingBatches:
             known_offsets=torch.from_numpy(whole.offsets),
             known_rows=torch.from_numpy(whole.item_rows.astype(np.int64)),
         )
+
+
+def _with_answers_to_come(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
+    """Return the batch with each target's answer drawn from the user's targets from there on."""
+    places = batch.is_target.nonzero()[:, 0]
+    users = torch.searchsorted(batch.offsets, places, right=True) - 1
+    ends = torch.bincount(users, minlength=len(batch.users)).cumsum(0)[users]
+    place = torch.arange(len(places))
+    drawn = torch.from_numpy(np.random.default_rng(seed).random(len(places)))
+    chosen = place + (drawn * (ends - place)).long()
+    answers = batch.item_rows.clone()
+    answers[places] = batch.item_rows[places[chosen]]
+    return replace(batch, answer_rows=answers)
 
 
 def _shuffled(sequences: Sequences, generator: np.random.Generator) -> Sequences:

@@ -28,10 +28,10 @@ class TrainingConfig(StrictTable):
     """How often the learning rates are lowered before training stops."""
     batch_events: int = Field(2048, ge=1)
     """Interactions per step, at most: small tables take smaller steps, so that an epoch has about fifty."""
-    targets: Literal["next", "any"] = "next"
-    """What is learned to predict: the `next` interaction from those before it, or `any` from a random part of the
-    others. The next one is what comes within the hour; any is what somebody will have at some time. Data without an
-    order is always learned in the second way."""
+    targets: Literal["next", "future", "any"] = "next"
+    """What is predicted at each point of a history: the `next` interaction, what comes within the hour; one drawn from
+    all that are yet to come (`future`), what somebody will have at some time; or `any` of the others from a random part
+    of them, as always of data without an order."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
     30,000 items, unless hard or remembered ones are asked for."""

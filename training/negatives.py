@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.batches import SequenceBatch, TrainingBatches
-from features.sequences import Sequences
 from training.config import TrainingConfig
 
 FULL_SOFTMAX_ITEMS = 30_000
@@ -52,7 +51,8 @@ class Targets:
         """Return the targets of a batch."""
         places = batch.is_target.nonzero()[:, 0]
         users = torch.repeat_interleave(torch.arange(len(batch.users)), batch.offsets.diff())
-        return cls(batch, places, batch.item_rows[places], users[places])
+        answers = batch.item_rows if batch.answer_rows is None else batch.answer_rows
+        return cls(batch, places, answers[places], users[places])
 
     @cached_property
     def known(self) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
@@ -461,7 +461,7 @@ def choose_negatives(
     asks_for_sample = settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.memory_negatives > 0
     if settings.negatives == "all" or (not asks_for_sample and num_items <= FULL_SOFTMAX_ITEMS):
         return AllItems(num_items)
-    share = target_shares(batches.sequences, num_items, history=batches.history, recommend_seen=batches.recommend_seen)
+    share = target_shares(batches, num_items)
     sources: list[Source] = []
     if settings.uniform_negatives:
         sources.append(Uniform(num_items, settings.uniform_negatives))
@@ -476,21 +476,27 @@ def choose_negatives(
     )
 
 
-def target_shares(
-    sequences: Sequences, num_items: int, *, history: int, recommend_seen: bool
-) -> Float[Tensor, "items"]:
-    """Return the share of each item in all positives of an epoch, `[items]`.
+def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "items"]:
+    """Return the share of each item in all positives of an epoch, `[items]`; the expected one where they are drawn.
 
     Args:
-        sequences: The training data.
+        batches: The training data as it is dealt.
         num_items: Items in the catalogue.
-        history: How many events are read before a target; of a longer sequence only so many of the newest are targets.
-        recommend_seen: Whether repeats are targets.
     """
-    is_target = np.ones(sequences.num_events, dtype=bool) if recommend_seen else sequences.first_visits()
-    if sequences.is_ordered:
+    sequences, history = batches.sequences, batches.history
+    is_target = np.ones(sequences.num_events, dtype=bool) if batches.recommend_seen else sequences.first_visits()
+    if not batches.is_shuffled:
         lengths = np.repeat(sequences.lengths, sequences.lengths)
         from_end = np.repeat(sequences.offsets[1:], sequences.lengths) - np.arange(sequences.num_events)
         is_target &= (from_end <= history) | (lengths == history + 1)
-    counts = torch.from_numpy(np.bincount(sequences.item_rows[is_target], minlength=num_items)).double()
-    return counts / counts.sum().clamp(min=1)
+    times_asked = _times_drawn(sequences.event_users[is_target]) if batches.is_future else None
+    counts = np.bincount(sequences.item_rows[is_target], times_asked, minlength=num_items)
+    return torch.from_numpy(counts / max(counts.sum(), 1)).double()
+
+
+def _times_drawn(users: Int[np.ndarray, "targets"]) -> Float[np.ndarray, "targets"]:
+    """Return how often each target is expected to be drawn when at each a later one, or itself, of its user is."""
+    ends = np.searchsorted(users, users, side="right")
+    chances = np.cumsum(1 / (ends - np.arange(len(users))))
+    before = np.concatenate([[0.0], chances])[np.searchsorted(users, users)]
+    return chances - before

@@ -140,11 +140,7 @@ class Trainer:
         self.settings = settings
         self.data = data
         known_rows = np.unique(data.train.item_rows)
-        self.train = replace(
-            data.train,
-            item_rows=np.searchsorted(known_rows, data.train.item_rows),
-            is_ordered=data.train.is_ordered and settings.targets == "next",
-        )
+        self.train = replace(data.train, item_rows=np.searchsorted(known_rows, data.train.item_rows))
         self.device = device
         self.checkpoint = checkpoint
         self.validate = validate
@@ -169,6 +165,7 @@ class Trainer:
             batch_events=min(settings.batch_events, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
             recommend_seen=config.features.recommend_seen,
             seed=settings.seed,
+            targets=settings.targets,
         )
         self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)

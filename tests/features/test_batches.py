@@ -73,6 +73,36 @@ def test_batches_are_as_full_as_allowed_and_no_fuller(histories: list[list[int]]
         assert len(batch.item_rows) <= 8 or len(batch.users) == 1
 
 
+def test_what_is_yet_to_come_is_drawn_from_the_targets_that_are_left() -> None:
+    histories = [[0, 1, 0, 2, 3, 4], [7, 7, 8]]
+    events = np.concatenate(histories)
+    sequences = Sequences(np.arange(2), offsets_of(np.array([6, 3])), events, np.arange(9), is_ordered=True)
+    batches = TrainingBatches(sequences, history=5, batch_events=16, recommend_seen=False, seed=0, targets="future")
+    seen: dict[tuple[int, int], set[int]] = {}
+    for epoch in range(60):
+        (batch,) = batches.epoch(epoch)
+        assert batch.answer_rows is not None
+        cuts = batch.offsets.tolist()
+        for place, user in enumerate(batch.users.tolist()):
+            here = slice(cuts[place], cuts[place + 1])
+            for event, (is_target, answer) in enumerate(
+                zip(batch.is_target[here], batch.answer_rows[here], strict=True)
+            ):
+                if is_target:
+                    seen.setdefault((user, event), set()).add(int(answer))
+    assert seen == {
+        (0, 0): {0, 1, 2, 3, 4},
+        (0, 1): {1, 2, 3, 4},
+        (0, 3): {2, 3, 4},
+        (0, 4): {3, 4},
+        (0, 5): {4},
+        (1, 0): {7, 8},
+        (1, 2): {8},
+    }
+    (again,) = batches.epoch(59)
+    assert torch.equal(batch.answer_rows, again.answer_rows)
+
+
 def test_data_without_an_order_is_shuffled_anew_in_each_epoch_and_loses_nothing() -> None:
     histories = [list(range(8)), list(range(8))]
     batches = batches_of(histories, history=20, ordered=False)

@@ -299,5 +299,14 @@ def test_shares_are_those_of_the_targets_of_an_epoch(lengths: list[int], recomme
     batches = TrainingBatches(sequences, history=3, batch_events=6, recommend_seen=recommend_seen, seed=0)
     asked = torch.cat([Targets.of(batch).rows for batch in batches.epoch(0)])
     expected = torch.bincount(asked, minlength=6).double() / len(asked)
-    found = target_shares(sequences, 6, history=3, recommend_seen=recommend_seen)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(target_shares(batches, 6), expected)
+
+
+def test_shares_of_what_is_yet_to_come_are_those_of_many_epochs() -> None:
+    rows = np.random.default_rng(0).integers(5, size=12)
+    sequences = Sequences(np.arange(3), np.array([0, 2, 3, 12]), rows, None, is_ordered=True)
+    batches = TrainingBatches(sequences, history=6, batch_events=9, recommend_seen=True, seed=0, targets="future")
+    asked = torch.cat([Targets.of(batch).rows for epoch in range(1500) for batch in batches.epoch(epoch)])
+    torch.testing.assert_close(
+        target_shares(batches, 6), torch.bincount(asked, minlength=6).double() / len(asked), atol=0.01, rtol=0
+    )
