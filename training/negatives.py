@@ -499,4 +499,5 @@ def _times_drawn(users: Int[np.ndarray, "targets"]) -> Float[np.ndarray, "target
     ends = np.searchsorted(users, users, side="right")
     chances = np.cumsum(1 / (ends - np.arange(len(users))))
     before = np.concatenate([[0.0], chances])[np.searchsorted(users, users)]
-    return chances - before
+    drawn: np.ndarray = chances - before
+    return drawn
