@@ -205,5 +205,5 @@ def rank_one(
 
 def take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return `values[user, places[user]]` for every user; numpy's own way to say it takes ten times as long."""
-    taken: np.ndarray = values[np.arange(len(values))[:, None], places]
+    taken: np.ndarray = values[:, places[0]] if len(values) == 1 else values[np.arange(len(values))[:, None], places]
     return taken

@@ -288,7 +288,9 @@ class ItemIndex:
 
     def _compares_all(self, eligible: Eligible | None) -> bool:
         """Return whether nothing is faster than comparing every eligible item."""
-        return eligible is not None and (self.is_exact or len(eligible) * self.width <= _SCANNED_NUMBERS)
+        if eligible is None:
+            return False
+        return len(eligible) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
 
     def _without_comparing_all(self, asked: _Asked) -> Iterator[tuple[int, Found]]:
         """Yield users by position with their answer, those for whom the index has one."""

@@ -9,8 +9,10 @@ nothing, says what the kept one finds, and that is what the seal records.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,8 +29,9 @@ _TIMED_USERS = 64
 _ROUNDS = 5
 # An index that may miss something must be this much faster than one that cannot.
 _WORTH_MISSING = 1.1
-# Rungs of effort above the least at which re-scoring fewer candidates is still tried.
-_RUNGS_ABOVE = 4
+# Rungs of effort passed over at first, and those above the least at which re-scoring fewer candidates is still tried.
+_STRIDE = 8
+_RUNGS_ABOVE = 16
 # Regions are kept for filtered searches if they spare comparing this share of the eligible items.
 _SPARED = 0.5
 _FILTERED_SHARE = 0.1
@@ -304,11 +307,16 @@ class _Trial:
 
     def _least(self, index: ItemIndex, ladder: list[Plan]) -> int | None:
         """Return the lowest rung of a ladder that finds enough with the tuning users; None if none does."""
-        # Upwards, two rungs at a time: the highest rungs take longer than all the others together.
-        for rung in range(0, len(ladder) + 1, 2):
-            if rung < len(ladder) and self._recall(index, ladder[rung]) >= self.wanted:
-                return rung - 1 if rung and self._recall(index, ladder[rung - 1]) >= self.wanted else rung
-        return len(ladder) - 1 if self._recall(index, ladder[-1]) >= self.wanted else None
+
+        def is_enough(rung: int) -> bool:
+            return self._recall(index, ladder[rung]) >= self.wanted
+
+        # In strides upwards, since the highest rungs take longer than all the others together; then by halves.
+        tops = [*range(0, len(ladder) - 1, _STRIDE), len(ladder) - 1]
+        for passed, top in pairwise([-1, *tops]):
+            if is_enough(top):
+                return bisect_left(range(top), True, lo=passed + 1, key=is_enough)
+        return None
 
     def _recall(self, index: ItemIndex, plan: Plan) -> float:
         return index.with_effort(plan).search(self.tuning, self.k).share_of(self.tuning_truth)

@@ -79,6 +79,15 @@ def test_users_by_whom_the_index_is_judged_had_no_part_in_choosing_it(monkeypatc
     assert [len(part) for part in parts] == [100] * 3
 
 
+@pytest.mark.parametrize("length", [1, 2, 8, 9, 30])
+def test_the_least_effort_is_the_lowest_rung_that_finds_enough(length, monkeypatch):
+    index, trial = ItemIndex.build(ITEMS[:1000]), tuning_module._Trial.of(ITEMS[:1000], USERS, 0.9)
+    ladder = [Plan(kind="ivf", regions=50, probes=rung) for rung in range(length)]
+    for lowest in range(length + 1):
+        monkeypatch.setattr(type(trial), "_recall", lambda *given, least=lowest: float(given[-1].probes >= least))
+        assert trial._least(index, ladder) == (lowest if lowest < length else None)
+
+
 def test_two_users_are_tuned_for_and_judged_by():
     assert tune(ITEMS, USERS[:2], 0.9, "ivf").num_users == 2
 
