@@ -300,7 +300,10 @@ class ItemIndex:
             return
         left = dict.fromkeys(range(len(asked)))
         if eligible.share >= _MOSTLY_ELIGIBLE:
-            for user, answer in self._in_groups(asked, (fetch * (_MORE / eligible.share)).astype(np.int64)):
+            # What counts is how much is eligible where a user looks, which a category may hold all of, or nothing.
+            near = eligible.share if self.regions is None else self.regions.shares_near(asked.queries, eligible)
+            needed = np.where(near < _MOSTLY_ELIGIBLE, len(self), fetch * _MORE / np.maximum(near, _MOSTLY_ELIGIBLE))
+            for user, answer in self._in_groups(asked, needed.astype(np.int64)):
                 del left[user]
                 yield user, answer
         if self.regions is not None and len(left) <= _FEW_USERS:

@@ -14,12 +14,14 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 from safetensors.numpy import load_file, save_file
 
 from features.sequences import offsets_of, ragged_arange
 from serving.hits import SLACK, Eligible
 
+# Regions that say how much is eligible near a user.
+_NEAR = 16
 # Eligible items looked at before the first question whether that was enough.
 _FIRST_ROUND = 1024
 # A round that brings less than this share of the results is the last; judged by this many results, if fewer are asked.
@@ -94,6 +96,18 @@ class Regions:
             pays = so_far < _NOT_PAYING * len(rows) or news < _NOT_PAYING
             start, looked_at = stop, 2 * so_far if pays else len(rows)
         return best.rows, so_far
+
+    def shares_near(
+        self, queries: Float32[np.ndarray, "users width"], eligible: Eligible
+    ) -> Float64[np.ndarray, " users"]:
+        """Return which part of the items in the regions nearest to each user is eligible."""
+        num_near = min(_NEAR, len(self.centres))
+        nearest = np.argpartition(queries @ self.centres.T, -num_near, axis=1)[:, -num_near:]
+        fitting, all_items = (
+            np.diff(starts)[nearest].sum(axis=1) for _, starts in (self._arranged(eligible), self._order)
+        )
+        share: np.ndarray = fitting / np.maximum(1, all_items)
+        return share
 
     @cached_property
     def _order(self) -> tuple[Int32[np.ndarray, " items"], Int64[np.ndarray, " regions_plus_1"]]:

@@ -100,3 +100,21 @@ def test_a_filter_is_divided_once_and_forgotten_with_it(space):
     known = len(regions._known)
     del eligible, first
     assert len(regions._known) == known - 1
+
+
+def test_the_share_near_a_user_is_that_of_the_items_in_the_nearest_regions(space, monkeypatch):
+    monkeypatch.setattr(regions_module, "_NEAR", 5)
+    _, regions, queries = space
+    eligible = Eligible(regions.of_item % 3 > 0)
+    found = regions.shares_near(queries, eligible)
+    for user, query in enumerate(queries):
+        nearest = np.argsort(-(regions.centres @ query))[:5]
+        assert found[user] == pytest.approx(eligible.mask[np.isin(regions.of_item, nearest)].mean())
+    assert found.min() < 0.4 < 0.8 < found.max()
+    np.testing.assert_array_equal(regions.shares_near(queries, Eligible(np.ones(6000, bool))), 1)
+
+
+def test_more_regions_than_there_are_cannot_be_near():
+    vectors = unit_vectors(300)
+    eligible = some_eligible(300, 0.5)
+    assert divide(vectors, 4).shares_near(vectors[:2], eligible) == pytest.approx(eligible.share)
