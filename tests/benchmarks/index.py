@@ -260,9 +260,8 @@ def compare_speed(vectors: np.ndarray, queries: np.ndarray, wanted: float, prefi
     speeds = in_turns(judging, searches)
     true = tuning.index.scan(judging, K)
     print("In turns, with users who had no part in tuning any of them:")
-    for name, what in {"ours": str(tuning.chosen.plan)} | {
-        one.rival.family: f"{one.rival} {one.effort}" for one in by_hand
-    }.items():
+    plans = {"ours": str(tuning.chosen.plan)} | {one.rival.family: f"{one.rival} {one.effort}" for one in by_hand}
+    for name, what in plans.items():
         print(f"  {name:20}{what:54}{recall(searches[name](judging), true):.4f}{speeds[name]:10,.0f}")
     best = max(speeds[family] for family in {rival.family for rival in BAR} & speeds.keys())
     print(f"ours / the best HNSW or IVF by hand: {speeds['ours'] / best:.2f} (bar 0.95, moonshot 1.2)")
