@@ -42,7 +42,7 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 	$(BIN)/lint-imports
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-rivals: .rivals/installed ## make .rivals with RecTools in it, which tests/benchmarks/speed.py runs beside ours
+rivals: .rivals/installed ## make .rivals with what tests/benchmarks measures ours beside
 
 lock: install ## find the newest set of versions that fits, and write the lock files again
 	@for device in cpu gpu; do $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
@@ -81,7 +81,7 @@ $(STAMP): $(LOCK) pyproject.toml $(BIN)/python
 	@[ -n "$(RIVALS_PYTHON)" ] || { echo "error: no Python 3.11 or 3.12 found, which the rivals need; say where it is:" \
 		"make rivals RIVALS_PYTHON=/path/to/python" >&2; exit 2; }
 	@rm -rf .rivals; $(RIVALS_PYTHON) -m venv .rivals || { rm -rf .rivals; exit 1; }
-	@echo "Installing RecTools into .rivals: one to three minutes, once."
+	@echo "Installing the rivals into .rivals: one to three minutes, once."
 	@$(RIVALS_PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $< torch \
 		|| $(RIVALS_PIP) install --quiet --constraint $< torch
 	@$(RIVALS_PIP) install --quiet --no-deps --requirement $<

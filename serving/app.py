@@ -23,7 +23,6 @@ from serving.config import ServingConfig
 from serving.contract import Contract
 from serving.door import add_door
 from serving.errors import NotReady
-from serving.headers import register_headers
 from serving.index import set_num_threads
 from serving.metrics import Metrics
 from serving.page import page
@@ -94,7 +93,6 @@ def create_app(
     app.extensions["towers"] = settings
     app.extensions["towers_contract"] = Contract.of(settings)
     register_problems(app)
-    register_headers(app)
     app.register_blueprint(api)
     app.register_blueprint(page)
     app.register_blueprint(probes)

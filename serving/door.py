@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: an id, a turn, a limit, and a note of how it went.
+"""What every request passes on its way in and out: an id, a turn, a limit, headers, and a note of how it went.
 
 The door stands before Flask, as WSGI middleware, so that a request that is refused costs next to nothing and one that
 fails inside is noted all the same.
@@ -63,6 +63,7 @@ class Door:
             nonlocal status, route
             status, route = said, _route(environ)  # which Flask forgets as soon as it has answered
             headers.append(("X-Request-Id", request_id))
+            add_headers(headers)
             return start_response(said, headers, *error)
 
         try:
@@ -79,7 +80,7 @@ class Door:
             return self._inner(environ, start)
         if not self._turns.take():
             self._metrics.count("towers_refused_total", "busy")
-            return add_headers(http_problem(_busy()))(environ, start)
+            return http_problem(_busy())(environ, start)
         try:
             return self._inner(environ, start)
         finally:

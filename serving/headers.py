@@ -5,8 +5,6 @@ Transport security (HSTS) belongs to whatever ends TLS before this service.
 
 from __future__ import annotations
 
-from flask import Flask, Response
-
 # The page loads its own style sheet and an empty icon, sends one form to itself, and runs no script.
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
@@ -21,17 +19,12 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 """They, by name."""
-CACHING = "Cache-Control"
+_PAIRS = list(HEADERS.items())
+_NOT_KEPT = ("Cache-Control", "no-store")
 
 
-def register_headers(app: Flask) -> None:
-    """Let every answer of `app` carry them; nobody may keep an answer, unless it says so itself (the style sheet)."""
-    app.after_request(add_headers)
-
-
-def add_headers(response: Response) -> Response:
-    """Return the answer, with the headers."""
-    for name, value in HEADERS.items():
-        response.headers.add(name, value)
-    response.headers.setdefault(CACHING, "no-store")
-    return response
+def add_headers(headers: list[tuple[str, str]]) -> None:
+    """Add them to those of an answer; nobody may keep an answer, unless it says so itself (the style sheet)."""
+    headers.extend(_PAIRS)
+    if not any(name == _NOT_KEPT[0] for name, _ in headers):
+        headers.append(_NOT_KEPT)

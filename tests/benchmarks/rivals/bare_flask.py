@@ -1,0 +1,37 @@
+"""What service.py is measured against: a Flask route that returns a constant, under our server and its settings.
+
+BODY_BYTES=1000 TOWERS_SERVE='{"settings": {...}}' python -m tests.benchmarks.rivals.bare_flask
+"""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask, Response
+
+from serving import server
+
+
+def create() -> Flask:
+    """Return the application."""
+    app = Flask(__name__)
+    body = b"x" * int(os.environ["BODY_BYTES"])
+
+    @app.get("/recommendations/<user_id>")
+    def known(user_id: str) -> Response:
+        return Response(body, mimetype="application/json")
+
+    @app.post("/recommendations")
+    def described() -> Response:
+        return Response(body, mimetype="application/json")
+
+    @app.get("/readyz")
+    def ready() -> Response:
+        return Response(b"{}", mimetype="application/json")
+
+    return app
+
+
+if __name__ == "__main__":
+    server.APP = "tests.benchmarks.rivals.bare_flask:create"
+    server.main()
