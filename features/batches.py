@@ -105,6 +105,7 @@ class TrainingBatches:
         seed: Decides the order of users, with the epoch.
         targets: What is predicted of data with an order: the `next` target, one drawn from all that are yet to come
             (`future`), or, as of data without an order, `any`.
+        shown: Of data that is shuffled: share of a user's items that is read before the first is predicted.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class TrainingBatches:
         recommend_seen: bool,
         seed: int,
         targets: Literal["next", "future", "any"] = "next",
+        shown: float = 0.0,
     ) -> None:
         enough = np.flatnonzero(sequences.lengths > 0)
         self.sequences = sequences
@@ -125,6 +127,7 @@ class TrainingBatches:
         self.seed = seed
         self.is_shuffled = targets == "any" or not sequences.is_ordered
         self.is_future = targets == "future" and sequences.is_ordered
+        self.shown = shown if self.is_shuffled else 0.0
         self._users = enough
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
@@ -158,6 +161,8 @@ class TrainingBatches:
         is_target = is_target[window]
         truncated = whole.lengths > self.history + 1
         is_target[newest.offsets[:-1][truncated]] = False
+        place = np.arange(newest.num_events) - np.repeat(newest.offsets[:-1], newest.lengths)
+        is_target &= place >= np.repeat((newest.lengths * self.shown).astype(np.int64), newest.lengths)
         return SequenceBatch(
             users=torch.from_numpy(users),
             offsets=torch.from_numpy(newest.offsets),

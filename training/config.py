@@ -32,6 +32,9 @@ class TrainingConfig(StrictTable):
     """What is predicted at each point of a history: the `next` interaction, what comes within the hour; one drawn from
     all that are yet to come (`future`), what somebody will have at some time; or `any` of the others from a random part
     of them, as always of data without an order."""
+    shown: float = Field(0.5, ge=0, lt=1)
+    """With targets `any`: share of a user's items that is read before the first is predicted. Whoever asks a service
+    has most of his past with him."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
     30,000 items, unless hard or remembered ones are asked for."""

@@ -166,6 +166,7 @@ class Trainer:
             recommend_seen=config.features.recommend_seen,
             seed=settings.seed,
             targets=settings.targets,
+            shown=settings.shown,
         )
         self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)

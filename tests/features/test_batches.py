@@ -103,6 +103,21 @@ def test_what_is_yet_to_come_is_drawn_from_the_targets_that_are_left() -> None:
     assert torch.equal(batch.answer_rows, again.answer_rows)
 
 
+def test_of_shuffled_data_the_first_part_is_shown_and_the_rest_predicted() -> None:
+    lengths = [10, 1, 3]
+    sequences = Sequences(np.arange(3), offsets_of(np.array(lengths)), np.arange(14), None, is_ordered=False)
+    batches = TrainingBatches(sequences, history=50, batch_events=99, recommend_seen=False, seed=0, shown=0.5)
+    for epoch in range(3):
+        (batch,) = batches.epoch(epoch)
+        counts = {
+            user: batch.is_target[start:end].tolist()
+            for user, start, end in zip(
+                batch.users.tolist(), batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True
+            )
+        }
+        assert counts == {0: [False] * 5 + [True] * 5, 1: [True], 2: [False, True, True]}
+
+
 def test_data_without_an_order_is_shuffled_anew_in_each_epoch_and_loses_nothing() -> None:
     histories = [list(range(8)), list(range(8))]
     batches = batches_of(histories, history=20, ordered=False)
