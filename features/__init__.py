@@ -7,6 +7,7 @@
 - `split`: the protocols of evaluation.
 - `schema`, `inference`: which features exist, and what `towers init` proposes.
 - `vocabulary`, `text`: ids and words to rows.
+- `cells`: what stands in a column, as values, numbers or texts.
 - `featurizer`, `batches`: fitted once, the same in training and in the server; jagged batches.
 - `files`: writing that leaves nothing half-written.
 - `commands`: `towers dataset`.

@@ -8,7 +8,6 @@ vector it would be part of: an empty bag, or zeros.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from features.batches import EntityFeatures
+from features.cells import is_missing, numbers_of, texts_of, values_of
 from features.errors import DataError
 from features.schema import ITEM_ID, USER_ID, Feature, Schema
 from features.sequences import Sequences
@@ -75,7 +75,7 @@ class ValueEncoder:
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series) -> ValueEncoder:
         """Return the encoder of the values in `column`."""
-        return cls(Vocabulary.fit(_split(feature, column)[1]), feature)
+        return cls(Vocabulary.fit(values_of(feature, column)[1]), feature)
 
     @property
     def num_rows(self) -> int:
@@ -84,7 +84,7 @@ class ValueEncoder:
 
     def bags(self, column: pd.Series) -> Bags:
         """Return the known values of each cell."""
-        lengths, values = _split(self.feature, column)
+        lengths, values = values_of(self.feature, column)
         rows = self.vocabulary.rows(values)
         known = rows != UNKNOWN
         lengths = np.bincount(np.repeat(np.arange(len(column)), lengths)[known], minlength=len(column))
@@ -109,7 +109,7 @@ class TextEncoder:
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series) -> TextEncoder:
         """Return the encoder whose n-gram weights come from the texts of `column`."""
-        return cls(HashedText.fit(_texts(column)))
+        return cls(HashedText.fit(texts_of(column)))
 
     @property
     def num_rows(self) -> int:
@@ -118,7 +118,7 @@ class TextEncoder:
 
     def bags(self, column: pd.Series) -> Bags:
         """Return the most telling n-grams of each text."""
-        return self.hashed.bags(_texts(column))
+        return self.hashed.bags(texts_of(column))
 
     def save(self, path: Path) -> None:
         """Write the weight of each bucket."""
@@ -142,7 +142,7 @@ class FixedTextEncoder:
     def fit(cls, feature: Feature, column: pd.Series) -> FixedTextEncoder:
         """Return the encoder whose word weights come from the texts of `column`."""
         assert feature.fixed is not None, "the schema says which texts are fixed"
-        return cls(ProjectedText.fit(_texts(column), feature.fixed))
+        return cls(ProjectedText.fit(texts_of(column), feature.fixed))
 
     @property
     def width(self) -> int:
@@ -151,7 +151,7 @@ class FixedTextEncoder:
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
         """Return the place of each text."""
-        return self.projected.numbers(_texts(column))
+        return self.projected.numbers(texts_of(column))
 
     def save(self, path: Path) -> None:
         """Write the weight of each bucket."""
@@ -178,7 +178,7 @@ class NumberEncoder:
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series) -> NumberEncoder:
         """Return the encoder whose edges are the quantiles of `column`."""
-        values = _numbers(feature, column)
+        values = numbers_of(feature, column)
         known = values[np.isfinite(values)]
         quantiles = np.quantile(known, np.linspace(0, 1, NUM_QUANTILES + 1)) if len(known) else np.array([0.0, 1.0])
         edges = np.unique(quantiles)
@@ -191,7 +191,7 @@ class NumberEncoder:
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
         """Return the encoded values."""
-        values = _numbers(self.feature, column)[:, None]
+        values = numbers_of(self.feature, column)[:, None]
         spans = np.clip((values - self.edges[:-1]) / np.diff(self.edges), 0, 1)
         known = np.isfinite(values)
         return np.where(known, np.hstack([known, spans]), 0).astype(np.float32)
@@ -228,7 +228,7 @@ class VectorEncoder:
         """Return the vectors."""
         vectors = np.zeros((len(column), self.width), dtype=np.float32)
         for row, value in enumerate(column):
-            if not _is_missing(value):
+            if not is_missing(value):
                 if len(value) != self.width:
                     raise DataError(
                         f"column {self.feature.name!r}, row {row + 1}: expected a vector of {self.width} numbers, "
@@ -431,35 +431,3 @@ def _declared(features: Sequence[Feature], frame: pd.DataFrame, table: str, own_
             f"{', '.join(map(repr, frame.columns))}; correct the name or remove the line"
         )
     return frame
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _texts(column: pd.Series) -> list[str]:
-    return ["" if _is_missing(value) else str(value) for value in column]
-
-
-def _split(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, cells], list[str]]:
-    """Return how many values each cell holds, and all values as text."""
-    cells = [_cell(feature, value) for value in column]
-    return np.array([len(cell) for cell in cells], dtype=np.int64), [value for cell in cells for value in cell]
-
-
-def _cell(feature: Feature, value: Any) -> list[str]:
-    if _is_missing(value):
-        return []
-    if feature.kind != "categories":
-        return [str(value)]
-    parts = str(value).split(feature.separator) if isinstance(value, str) and feature.separator else value
-    names = [str(part).strip() for part in ([parts] if isinstance(parts, str) else parts)]
-    return list(dict.fromkeys(name for name in names if name))
-
-
-def _numbers(feature: Feature, column: pd.Series) -> Float[np.ndarray, entities]:
-    if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
-        moments = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
-        return moments.astype("datetime64[s, UTC]").astype("int64").where(moments.notna()).to_numpy(np.float64)
-    numbers = pd.to_numeric(column, errors="coerce")
-    return numbers.astype("float64").to_numpy(np.float64, na_value=np.nan)

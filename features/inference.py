@@ -355,12 +355,17 @@ def _choices(frame: pd.DataFrame, key: str, counts: np.ndarray, who: Literal["it
 
 def _choose(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> Choice:
     """Decide about one column of the items' or users' table."""
+    if column.notna().any() and (leak := _leak(name, column, counts, who)):
+        return Choice(name, None, leak, is_warning=True)
+    return as_feature(name, column, who)
+
+
+def as_feature(name: str, column: pd.Series, who: Literal["item", "user"]) -> Choice:
+    """Decide how one column is best read, whatever it may know of the future."""
     filled = column.dropna()
     kind = _type(column)
     if not len(filled):
         return _left_out(name, "it is empty")
-    if leak := _leak(name, column, counts, who):
-        return Choice(name, None, leak, is_warning=True)
     if pa.types.is_nested(kind):
         return _nested(name, filled, kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):

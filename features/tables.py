@@ -23,6 +23,7 @@ from jaxtyping import Int
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.files import sha256
 from features.sequences import Sequences, offsets_of
 from features.table_files import place
 from features.table_files import read_frame as read_frame
@@ -188,6 +189,12 @@ def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
     if users and people is not None:
         _refuse_strangers(users, people, interactions)
     return Tables(interactions, catalog if catalog is not None else _catalog_of(interactions), people, tuple(notes))
+
+
+def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each table that a configuration names, by its key there."""
+    paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
+    return {name: sha256(folder / path) for name, path in paths.items() if path is not None}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@
 - `wanted`: who is asked about (a `Person`) and what an answer must be (`Wanted`); `people`: them in the model's terms.
 - `rules`: `Rules`, how an answer is arranged: variety, pins, boosts, limits; `reasons`: what spoke for an item.
 - `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
+- `duplicates`: `find_duplicates`, what is nearly the same; `clusters`: `Clusters`, the catalogue in named groups.
 - `offline`: candidates for everyone as a table.
 - `app`: `create_app`; `api`: the JSON API; `page`: the page for people; `problems`: the one shape of errors.
 - `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
@@ -20,5 +21,5 @@
   `probes`: alive, ready, and what was counted.
 - `batching`: `Batcher`, the work of several threads done together; `remembered`: users' vectors, for a while.
 - `server`: the production server; `errors`: `NotReady`.
-- `commands`: `towers index`, `recommend`, `serve`; `operation`: what they do.
+- `commands`: `towers index`, `recommend`, `serve`, `duplicates`, `clusters`; `operation`, `likeness`: what they do.
 """

@@ -1,4 +1,4 @@
-"""The commands of an operator: `towers index`, `towers recommend`, `towers serve`, `towers key`."""
+"""The commands of an operator: `towers index`, `recommend`, `serve`, `key`, `duplicates` and `clusters`."""
 
 from __future__ import annotations
 
@@ -146,3 +146,54 @@ def remove(name: str, path: Path) -> None:
 
     remove_key(path, name)
     click.echo(f"{path}: the key {name!r} is no longer accepted")
+
+
+@click.command()
+@click.argument("bundle", metavar="DIR", type=_file)
+@click.option(
+    "--threshold",
+    metavar="SCORE",
+    type=click.FloatRange(0, 0.9999, min_open=True),
+    default=0.95,
+    show_default=True,
+    help="The cosine from which on two items are alike.",
+)
+@click.option(
+    "--output", metavar="FILE", type=_file, default=Path("duplicates.parquet"), show_default=True, help="The groups."
+)
+@click.option("--pairs", metavar="FILE", type=_file, help="Write every pair as well: item_id, other_id, score.")
+def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None) -> None:
+    """Find items that are nearly the same, in groups: what pairs connect, the largest group first.
+
+    DIR is a bundle, such as runs/latest. The file has a row for each item in a group: group, place (1 is the item that
+    people had most, the one to keep), item_id, interactions, nearest_id and the score with it.
+
+    What is alike depends on what the model reads: with texts and attributes it is what is described alike, by id alone
+    what the same people had. The nearest scores of a sample, which are told, show where to set the threshold.
+    """
+    from serving.likeness import report_duplicates
+
+    report_duplicates(bundle, threshold, output, pairs)
+
+
+@click.command()
+@click.argument("bundle", metavar="DIR", type=_file)
+@click.option(
+    "--clusters",
+    "num_clusters",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="How many.  [default: half the square root of the number of items, at most 500]",
+)
+@click.option(
+    "--output", metavar="FILE", type=_file, default=Path("clusters.parquet"), show_default=True, help="What is written."
+)
+def clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
+    """Divide the catalogue into clusters of items that are alike, named by their most typical words.
+
+    DIR is a bundle, such as runs/latest. The file has a row for each item: item_id, cluster (0 is the largest), name,
+    and the score with the centre of the cluster: the lower, the less typical.
+    """
+    from serving.likeness import report_clusters
+
+    report_clusters(bundle, num_clusters, output)

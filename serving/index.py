@@ -441,15 +441,28 @@ def num_threads_set(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before[1])
 
 
-def divide(vectors: Float32[np.ndarray, "items width"], num_regions: int) -> Regions:
-    """Return the items divided into regions of items that are alike."""
+def divide(
+    vectors: Float32[np.ndarray, "items width"],
+    num_regions: int,
+    *,
+    rounds: int = _KMEANS_ROUNDS,
+    items_per_centre: int = _ITEMS_PER_CENTRE,
+) -> Regions:
+    """Return the items divided into regions of items that are alike, the same each time.
+
+    Args:
+        vectors: Unit vectors.
+        num_regions: How many regions.
+        rounds: How often the centres are moved.
+        items_per_centre: How many items are looked at for it, for each centre; a sample where there are more.
+    """
     kmeans = faiss.Kmeans(
         vectors.shape[1],
         num_regions,
-        niter=_KMEANS_ROUNDS,
+        niter=rounds,
         spherical=True,
         seed=_SEED,
-        max_points_per_centroid=_ITEMS_PER_CENTRE,
+        max_points_per_centroid=items_per_centre,
         min_points_per_centroid=1,
     )
     kmeans.train(vectors)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import evenness, speed
+from tests.benchmarks import duplicates, evenness, speed
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.evaluation import TableRecommender
@@ -161,3 +161,28 @@ def test_the_rival_trains_and_answers_everybody_with_items_that_are_new(public: 
     assert ((scores > -np.inf).sum(axis=1) == 10).all()
     history = task.split.validation.history
     assert (scores[history.event_users, history.item_rows] == -np.inf).all()
+
+
+@pytest.mark.parametrize("rival", [[], ["--rival"]])
+def test_the_benchmark_of_duplicates_counts_true_pairs(
+    rival: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["duplicates", "--items", "4000", "--width", "16", *rival])
+    duplicates.main()
+    said = capsys.readouterr().out
+    assert "4,000 items of 16, made, 10% near-copies" in said
+    # So few are compared one and all.
+    assert "recall of pairs               1.0000" in said
+    assert ("nprobe=" in said) == bool(rival)
+
+
+def test_near_copies_are_as_near_as_they_should_be():
+    rng = np.random.default_rng(0)
+    vectors = duplicates.unit(rng.standard_normal((2000, 64)))
+    changed = duplicates.with_near_copies(vectors, 0.1)
+    moved = np.flatnonzero((changed != vectors).any(axis=1))
+    assert len(moved) == 200
+    np.testing.assert_allclose(np.linalg.norm(changed, axis=1), 1, atol=1e-5)
+    nearest = (changed[moved] @ vectors.T).max(axis=1)
+    assert nearest.min() >= 0.9 - 1e-5
+    assert np.mean(nearest) == pytest.approx(0.95, abs=0.01)

@@ -1,7 +1,8 @@
 """The command `towers`: which commands there are, where each of them lives, and how a failure ends.
 
 A command's room is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
-status: 0 done; 2 something the user can mend, in one line on stderr; 130 interrupted; 1 a bug of ours.
+status: 0 done; 2 something the user can mend, in one line on stderr; 3 a gate of an audit failed; 130 interrupted;
+1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ COMMANDS = {
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
     "evaluate": Entry("training.commands:evaluate", "Judge the settings of run.toml beside baselines.", computes=True),
+    "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
+    "duplicates": Entry("serving.commands:duplicates", "Find items that are nearly the same.", computes=True),
+    "clusters": Entry("serving.commands:clusters", "Divide the catalogue into groups, and name them.", computes=True),
     "recommend": Entry("serving.commands:recommend", "Write recommendations for all users to a table.", computes=True),
     "serve": Entry("serving.commands:serve", "Answer over HTTP."),
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
@@ -82,13 +86,13 @@ class LazyGroup(click.Group):
     help="Show the version.",
 )
 def towers() -> None:
-    r"""From two tables to served recommendations.
+    """From two tables to served recommendations.
 
     \b
     Start here:  towers init --interactions FILE --items FILE
                  towers train run.toml
                  towers serve runs/latest
-    """
+    """  # noqa: D301 (click wants the character itself)
 
 
 def load(entry: Entry) -> click.Command:

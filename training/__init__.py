@@ -5,10 +5,13 @@
 - `trainer`, `checkpoint`: the loop, to be read in one sitting; exact resume. `averaging`: the weights that are kept;
   `caching`: large batches in little memory.
 - `metrics`, `evaluation`, `scoring`, `baselines`, `report`: how good it is, and beside what.
-- `learning`, `shipping`, `judging`: from a split to a trained model; what `towers train` and `towers evaluate` do.
+- `ranks`, `facets`, `slicing`, `gates`, `audit`: what an evaluation keeps, and where the recommender fails. `layout`:
+  how reports look.
+- `learning`, `shipping`, `judging`: from a split to a trained model; what `towers train` and `towers evaluate` do;
+  `auditing`: what `towers audit` does.
 - `runs`, `card`, `progress`: where runs are kept, a bundle's README, and what a person sees meanwhile.
 - `tracking`: MLflow, only here.
-- `proposal`, `presets`, `commands`: run.toml with its reasons, sizes of the model; `init`, `train` and `evaluate`.
+- `proposal`, `presets`, `commands`: run.toml with its reasons, sizes of the model; the commands.
 
 Depends on `towers` and `features`; does not know `serving`.
 """

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Bool, Float32, Int
 from scipy.linalg import lapack
@@ -24,10 +23,8 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 from tqdm import TqdmWarning, tqdm
 
-from features.config import FeatureSettings
 from features.sequences import Queries, Sequences, offsets_of
 from features.split import Split
-from features.tables import Catalog
 from features.text import WORD
 from training.evaluation import Recommender, evaluate
 
@@ -53,7 +50,6 @@ HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
 """What is tried for the neighbours by text: events after which a history's event counts half; inf: all count alike."""
 MOST_TERMS = 500_000
 """Most words and pairs of words that texts are compared by; the most frequent ones where there are more."""
-TEXT_KINDS = ("text", "category", "categories")
 
 Trial = TypeVar("Trial", bound=Recommender)
 
@@ -109,15 +105,6 @@ def choose_text_neighbours(split: Split, texts: Sequence[str], *, recommend_seen
     half_lives = HALF_LIVES if split.train.is_ordered else (math.inf,)
     vectors = _text_vectors(texts, split.warm_items)
     return _best((TextNeighbours(vectors, value) for value in half_lives), len(half_lives), split, recommend_seen)
-
-
-def item_texts(catalog: Catalog, features: Mapping[str, FeatureSettings]) -> list[str] | None:
-    """Return what is written of each item: its columns of text and categories, joined; None without such columns."""
-    columns = [name for name, settings in features.items() if settings.kind in TEXT_KINDS]
-    if not columns:
-        return None
-    cells = zip(*(catalog.frame[name].astype(object) for name in columns), strict=True)
-    return ["\n".join(text for cell in row if (text := _written(cell))) for row in cells]
 
 
 class Popularity:
@@ -412,15 +399,6 @@ def _text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -
     )
     vectorizer.fit(compress(texts, warm_items))
     return sp.csr_array(vectorizer.transform(texts))
-
-
-def _written(cell: Any) -> str:
-    """Return a cell as text: the values of a list with a blank between them, nothing where nothing is known."""
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, list | tuple | np.ndarray):
-        return " ".join(map(_written, cell))
-    return "" if pd.isna(cell) else str(cell)
 
 
 def _binary(sequences: Sequences, num_items: int) -> sp.csr_array[np.float32]:

@@ -1,4 +1,4 @@
-"""The commands of this room: `towers init`, `towers train` and `towers evaluate`."""
+"""The commands of this room: `towers init`, `towers train`, `towers evaluate` and `towers audit`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 from training.presets import PRESETS, Preset, preset_settings
 
 PROTOCOLS = ("leave-one-out", "time", "users", "cold-items")
+GATE_FAILED = 3
+"""The exit status of an audit that found what must not be."""
 
 
 @click.command()
@@ -85,7 +87,7 @@ def train(
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings, each of its own seed."
 )
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and .html.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for the report and the ranks.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
 @click.option("--preset", type=click.Choice(PRESETS), help="A size of the model; see README for cost and quality.")
 @click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
@@ -113,12 +115,55 @@ def evaluate(
     leave-one-out: each user's last item. time: one cut in time for everybody. users: people never seen.
     cold-items: products never seen.
     """
+    from training.config import read_run_config
     from training.judging import assess
+    from training.ranks import About, RanksWriter
 
     overrides = (*preset_settings(preset), *overrides)
-    report = assess(settings, overrides, protocol, part=part, seeds=seeds, device=device, beside=beside, bound=bound)
+    ranks = RanksWriter() if output is not None else None
+    report = assess(
+        settings, overrides, protocol, part=part, seeds=seeds, device=device, beside=beside, bound=bound, ranks=ranks
+    )
     click.echo(report.to_text())
-    if output is not None:
+    if output is not None and ranks is not None:
         output.mkdir(parents=True, exist_ok=True)
         report.write(output)
+        config = read_run_config(settings, overrides)
+        ranks.write(output, About.of(config, settings.parent, report.protocol, report.part))
         click.echo(f"\n{output / 'report.json'} and report.html written")
+        click.echo(f"\nNext, the slices in which it fails:\n  towers audit {shlex.quote(str(output))}")
+
+
+@click.command()
+@click.argument("evaluation", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--fail-if",
+    "gates",
+    multiple=True,
+    metavar="GATE",
+    help="End with status 3 where this is so: 'recall@50 < 0.6', 'slice:language gap > 0.1', 'slice:genre=Horror "
+    "recall@10 < 0.05', 'slice:* gap > 0.3', 'slice:brand exposure < 0.2'; may be repeated.",
+)
+@click.option(
+    "--least",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Questions that a slice needs; values with fewer are put together, and no gate fails by them.",
+)
+@click.option("--recommender", metavar="NAME", help="Whose judgement, as the report calls it.  [default: two towers]")
+@click.option("--show", type=click.IntRange(min=0), default=15, show_default=True, help="How many of the worst slices.")
+def audit(evaluation: Path, gates: tuple[str, ...], least: int, recommender: str | None, show: int) -> None:
+    """Find where the recommender fails: recall by language, category, brand, price, popularity, age, activity, ...
+
+    DIR is what `towers evaluate run.toml --output DIR` wrote; nothing is ranked again. Slices come from the columns of
+    the tables. audit.html has all of them, slices.parquet as a table; both are written into DIR.
+
+    A GATE is [slice:FACET | slice:FACET=VALUE | slice:*] MEASURE < NUMBER, or with <=, > or >=; without slice: the
+    whole is meant. MEASURE is recall@10, recall@50, gap@10, gap@50 (how far a slice is below the whole), exposure@10 or
+    exposure@50 (share of what is shown over share of the catalogue); without @ it is @50. Status 3 is for CI.
+    """
+    from training.auditing import examine
+
+    if not examine(evaluation, gates, recommender=recommender, least=least, show=show):
+        raise click.exceptions.Exit(GATE_FAILED)

@@ -7,7 +7,7 @@ nothing does as well as chance and no better. No sampled negatives, no index in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -59,6 +59,8 @@ class Evaluation:
         per_question: One number per question, by metric: `recall_at_10`, `ndcg_at_10`, `mrr_at_10`, ….
         coverage: Share of the candidates recommended to anybody, by metric: `coverage_at_10`, …; empty for a slice.
         num_candidates: How many items were ranked.
+        exposure: How many questions were shown each item among the first k, `[items]`, by k; empty where the coverage
+            is.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Evaluation:
     per_question: dict[str, np.ndarray]
     coverage: dict[str, float]
     num_candidates: int
+    exposure: dict[int, Int[np.ndarray, "items"]] = field(default_factory=dict)
 
     @property
     def num_questions(self) -> int:
@@ -133,7 +136,8 @@ def evaluate(
         cutoffs: The k of the metrics.
         block: Most questions at a time; fewer where the catalogue is large. The result does not depend on it.
         seed: For breaking ties: every item has the same chance to come first among its equals.
-        with_coverage: Whether to find out what is recommended, for the coverage; it takes most of the time.
+        with_coverage: Whether to find out what is recommended, for the coverage and the exposure; it takes most of the
+            time.
         progress: Whether to show a bar.
 
     Raises:
@@ -144,7 +148,7 @@ def evaluate(
     size = max(1, min(block, MAX_CELLS // len(candidates)))
     longest = min(max(cutoffs), int(candidates.sum()))
     ranks = np.empty(len(queries.target_rows), dtype=np.int64)
-    recommended = np.zeros((longest, len(candidates)), dtype=bool)
+    exposure = {k: np.zeros(len(candidates), dtype=np.int64) for k in cutoffs if with_coverage}
     with tqdm(
         total=len(queries), desc=recommender.name, unit=" questions", leave=False, disable=None if progress else True
     ) as bar:
@@ -156,14 +160,13 @@ def evaluate(
             ranks[first:end] = _ranks(scores, part, lots)
             if with_coverage:
                 top = _top(scores, longest, lots)
-                recommended[np.nonzero(top >= 0)[1], top[top >= 0]] = True
+                for k, shown in exposure.items():
+                    np.add.at(shown, top[:, :k][top[:, :k] >= 0], 1)
             bar.update(len(part))
-    shares = {f"coverage_at_{k}": coverage(np.asarray(recommended[:k].any(axis=0)), candidates) for k in cutoffs}
+    shares = {f"coverage_at_{k}": coverage(shown > 0, candidates) for k, shown in exposure.items()}
     values = metrics_per_question(ranks, queries.target_offsets, cutoffs)
     num_candidates = int(candidates.sum())
-    return Evaluation(
-        recommender.name, ranks, queries.target_offsets, values, shares if with_coverage else {}, num_candidates
-    )
+    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, exposure)
 
 
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:

@@ -10,16 +10,18 @@ from typing import Literal
 import click
 import torch
 
+from features.cells import item_texts
 from features.errors import DataError
 from features.sequences import Queries, Sequences
 from features.split import Split, cold_items, held_out_users, leave_one_out, time_split
 from features.table_files import read_frame
 from features.tables import Tables, read_tables
-from training.baselines import fit_baselines, item_texts
+from training.baselines import fit_baselines
 from training.config import RunConfig, read_run_config
 from training.evaluation import Evaluation, Recommender, TableRecommender, cutoffs_of, evaluate, slices
 from training.learning import choose_device, learn
 from training.progress import describe, start_tracking, told_of_epochs
+from training.ranks import RanksWriter
 from training.report import EvaluationReport
 
 Part = Literal["test", "validation"]
@@ -39,6 +41,7 @@ def assess(
     part: Part = "test",
     beside: Sequence[str] = (),
     bound: Sequence[str] = (),
+    ranks: RanksWriter | None = None,
 ) -> EvaluationReport:
     """Return the judgement of the settings under a protocol.
 
@@ -51,6 +54,7 @@ def assess(
         part: Which of the questions held out are asked.
         beside: `NAME=FILE` each: recommendations to judge with the rest.
         bound: The same, for limits.
+        ranks: Where the rank of each answer is kept for an audit. None: nowhere.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -76,6 +80,8 @@ def assess(
             others = _Others.fit(split, part, config, tables, given)
         runs[seed], notes[seed] = [ours, *others.evaluations], others.notes
         parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
+        if ranks is not None:
+            ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
     return EvaluationReport.of(
         protocol,
         part,

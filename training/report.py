@@ -18,6 +18,7 @@ import numpy as np
 from features.errors import DataError
 from features.files import atomic_file
 from training.evaluation import Evaluation
+from training.layout import aligned, html_page, html_paragraphs, html_table
 
 PRIMARY_METRIC = "ndcg_at_10"
 SHARE_METRIC = "recall_at_10"
@@ -240,31 +241,25 @@ class EvaluationReport:
         shown = self._shown()
         best = _best(self.rows, shown)
         body = [[row.name, *(_cell(row, name, best) for name in shown)] for row in self.rows]
-        lines = [self.headline, "", *_aligned([["", *(f"{LABELS[name]} " for name in shown)], *body])]
+        lines = [self.headline, "", *aligned([["", *(f"{LABELS[name]} " for name in shown)], *body])]
         legend = "* best   " if len(self.rows) > 1 else ""
         lines += ["", f"{legend}± {self._margin_meaning()}", *self._lead_lines()]
         if any(row.slices for row in self.rows):
-            lines += ["", "N@10 apart, with the number of questions", "", *_aligned(self._slice_table())]
+            lines += ["", "N@10 apart, with the number of questions", "", *aligned(self._slice_table())]
         return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
 
     def to_html(self) -> str:
         """Return a page of its own with the table; nothing is loaded from elsewhere."""
         shown = self._shown()
         best = _best(self.rows, shown)
-        head = "".join(f"<th>{LABELS[name]}</th>" for name in shown)
-        body = "\n".join(
+        body = [
             f'<tr{" class=bound" if row.is_bound else ""}><th scope="row">{escape(row.name)}</th>'
             f"{''.join(_html_cell(row, name, best) for name in shown)}</tr>"
             for row in self.rows
-        )
+        ]
         below = [f"± {self._margin_meaning()}. {MEANING}.", *self._lead_lines(), *self.notes]
-        return _PAGE.format(
-            title=escape(self.headline),
-            head=head,
-            body=body,
-            slices=self._slice_html(),
-            below="\n".join(f"<p>{escape(line)}</p>" for line in below),
-        )
+        results = html_table(["", *(LABELS[name] for name in shown)], body)
+        return html_page(self.headline, results, self._slice_html(), html_paragraphs(below))
 
     def _shown(self) -> list[str]:
         columns = COLUMNS_FOR_USERS if self.protocol == "users" else COLUMNS
@@ -300,12 +295,11 @@ class EvaluationReport:
         if not any(row.slices for row in self.rows):
             return ""
         head, *rows = self._slice_table()
-        titles = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        body = "\n".join(
+        body = [
             f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
             for name, *cells in rows
-        )
-        return f"<h2>N@10 apart</h2>\n<table>\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        ]
+        return f"<h2>N@10 apart</h2>\n{html_table(head, body)}"
 
 
 def _estimates(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:
@@ -378,16 +372,6 @@ def _html_cell(row: ReportRow, name: str, best: Mapping[str, float]) -> str:
     return f'<td{mark} title="{_spread(estimate)}">{estimate.mean:.4f}{margin}</td>'
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows as lines: the first column to the left, the others to the right, a rule under the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], 24)
-    lines = [
-        "  ".join([row[0][: widths[0]].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
-    return [lines[0], "─" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]
-
-
 def _read_row(values: Mapping[str, Any]) -> ReportRow:
     return ReportRow(
         name=str(values["name"]),
@@ -403,35 +387,3 @@ def _read_row(values: Mapping[str, Any]) -> ReportRow:
 
 def _read_estimates(values: Mapping[str, Any]) -> dict[str, Estimate]:
     return {name: Estimate(**estimate) for name, estimate in values.items()}
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.1rem; }} h2 {{ font-size: 1rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }}
-th, td {{ padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }}
-th[scope=row] {{ text-align: left; font-weight: normal; }}
-tbody tr:first-child th {{ font-weight: bold; }}
-.best {{ font-weight: bold; }} .bound {{ font-style: italic; }} small {{ opacity: .65; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<table>
-<thead><tr><th></th>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-{slices}
-{below}
-</body>
-</html>
-"""

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import click
 
-from features.config import FeaturesConfig
-from features.files import sha256
+from features.cells import item_texts
 from features.split import Split
-from features.tables import Tables, read_tables
+from features.tables import Tables, data_digests, read_tables
 from towers.bundle import write_bundle
-from training.baselines import fit_baselines, item_texts
+from training.baselines import fit_baselines
 from training.card import model_card
 from training.config import RunConfig, read_run_config
 from training.evaluation import Evaluation, Recommender, cutoffs_of, evaluate
@@ -61,12 +60,6 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
     if tracker.how_to_look is not None:
         click.echo(f"recorded in MLflow; to look at it: {tracker.how_to_look}")
     return run.folder
-
-
-def data_digests(features: FeaturesConfig, folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each table that the settings name."""
-    paths = {"interactions": features.interactions, "items": features.items, "users": features.users}
-    return {name: sha256(folder / path) for name, path in paths.items() if path is not None}
 
 
 def _learn(

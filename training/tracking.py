@@ -143,6 +143,15 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._try(lambda: client.log_artifacts(run_id, str(folder), name))
         self._wait_at_most(ANSWER_SECONDS)
 
+    def log_artifact(self, path: Path, name: str) -> None:
+        """Record one file in the folder `name`."""
+        if self._client is None or self.run_id is None:
+            return
+        client, run_id = self._client, self.run_id
+        self._wait_at_most(UPLOAD_SECONDS)
+        self._try(lambda: client.log_artifact(run_id, str(path), name))
+        self._wait_at_most(ANSWER_SECONDS)
+
     def close(self, status: Status = "FINISHED") -> None:
         """Send what is left and end the run. May be called again."""
         client, run_id = self._client, self.run_id

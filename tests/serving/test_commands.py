@@ -4,10 +4,12 @@ import json
 import shutil
 import socket
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from serving.kinds import KINDS
+from serving.retriever import Retriever
 from tests.serving.conftest import SETTINGS, write_untrained
 from towers.cli import main
 
@@ -263,3 +265,83 @@ def test_ctrl_c_in_the_middle_leaves_no_file(folder, monkeypatch, capsys):
     monkeypatch.setattr("serving.offline._table", interrupt)
     assert run("recommend", "runs/latest", "--output", "out/c.parquet") == 130
     assert list((folder / "out").iterdir()) == []
+
+
+def test_duplicates_are_written_in_groups_and_told(folder, pristine, capsys):
+    products = pd.read_csv(pristine / "data" / "products.csv")
+    copies = pd.concat([products, products[:3].assign(product=["a-copy", "b-copy", "c-copy"])])
+    copies.to_csv("products.csv", index=False)
+    assert run("index", "runs/latest", "--items", "products.csv") == 0
+    capsys.readouterr()
+    assert run("duplicates", "runs/latest", "--threshold", 0.9, "--output", "d.parquet", "--pairs", "p.parquet") == 0
+    said = capsys.readouterr().out
+    groups, pairs = pd.read_parquet("d.parquet"), pd.read_parquet("p.parquet")
+    assert f"d.parquet: {len(groups)} items in {groups['group'].nunique()} groups" in said
+    assert f"p.parquet: {len(pairs):,} pairs" in said
+    assert "The nearest other item scores" in said
+    vectors = Retriever.open(folder / "runs/latest").snapshot.index.vectors
+    above = np.triu(vectors.astype(float) @ vectors.T.astype(float) >= 0.9, 1).sum()
+    assert len(pairs) == above > 0
+    # A copy has no id that the model knows; but two of the same text, price and tags are alike to it.
+    assert (pairs["score"] >= 0.9).all()
+    clicks = pd.read_csv(pristine / "data" / "clicks.csv")["product"].value_counts()
+    for _, group in groups.groupby("group"):
+        assert group["place"].tolist() == list(range(1, len(group) + 1))
+        assert group["interactions"].tolist() == [clicks.get(item, 0) for item in group["item_id"]]
+        assert group["interactions"].is_monotonic_decreasing
+        assert set(group["nearest_id"]) <= set(group["item_id"])
+    both = pd.concat([pairs, pairs.rename(columns={"item_id": "other_id", "other_id": "item_id"})])
+    best = both.groupby("item_id")["score"].max()
+    assert groups.set_index("item_id")["score"].to_dict() == best.to_dict()
+
+
+def test_nothing_alike_is_an_empty_table_and_a_hint(folder, capsys):
+    assert run("duplicates", "runs/latest", "--threshold", 0.9999) == 0
+    assert "120 items: 0 are alike in 0 groups at 0.9999" in capsys.readouterr().out
+    assert len(pd.read_parquet("duplicates.parquet")) == 0
+
+
+def test_clusters_are_written_with_their_names_and_told(folder, pristine, capsys):
+    assert run("clusters", "runs/latest", "--clusters", 6, "--output", "c.parquet") == 0
+    said = capsys.readouterr().out
+    table = pd.read_parquet("c.parquet")
+    products = pd.read_csv(pristine / "data" / "products.csv")
+    assert sorted(table["item_id"]) == sorted(products["product"])
+    sizes = table["cluster"].value_counts().sort_index()
+    assert sizes.is_monotonic_decreasing
+    assert len(sizes) == 6
+    words = set(" ".join(products["title"]).split()) | set("|".join(products["tags"]).split("|"))
+    for cluster, name in table.groupby("cluster")["name"].unique().items():
+        assert len(name) == 1
+        assert set(name[0].split(", ")) <= words
+        assert f"{sizes[cluster]:8,}" in said
+        assert name[0] in said
+    assert "c.parquet: 120 items in 6 clusters" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["clusters", "runs/latest", "--clusters", "121"], "expected at most as many as the 120 items"),
+        (["clusters", "runs/latest", "--output", "runs"], "runs: a folder; name the file to write"),
+        (["duplicates", "runs/latest", "--pairs", "runs"], "runs: a folder; name the file to write"),
+        (["duplicates", "runs/latest", "--threshold", "1.5"], "--threshold"),
+        (["duplicates", "nowhere"], "nowhere: no such bundle"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(folder, capsys, words, said):
+    assert run(*words) == 2
+    assert_one_line(capsys, said)
+
+
+def test_ctrl_c_while_comparing_leaves_the_old_file(folder, capsys, monkeypatch):
+    assert run("duplicates", "runs/latest", "--threshold", 0.9) == 0
+    before = (folder / "duplicates.parquet").read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serving.duplicates._Search._among", interrupt)
+    assert run("duplicates", "runs/latest", "--threshold", 0.8) == 130
+    assert (folder / "duplicates.parquet").read_bytes() == before
+    assert not list(folder.glob(".*.partial"))

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.cells import item_texts
 from features.config import FeatureSettings
 from features.sequences import Queries, Sequences, offsets_of
 from features.split import cold_items, held_out_users, leave_one_out
@@ -31,7 +32,6 @@ from training.baselines import (
     choose_ials,
     choose_text_neighbours,
     fit_baselines,
-    item_texts,
 )
 from training.evaluation import evaluate
 
@@ -283,23 +283,6 @@ def test_the_settings_of_ials_are_chosen_one_after_the_other(planted: Sequences)
     best = max([best, replace(best, regularisation=1.0)], key=ndcg)
     best = max([best, *(replace(best, factors=value) for value in (64, 256))], key=ndcg)
     assert choose_ials(split, recommend_seen=False).settings == best
-
-
-def test_texts_are_the_cells_of_text_and_categories_joined():
-    frame = pd.DataFrame(
-        {
-            "item_id": [1, 2, 3],
-            "title": ["Blue pen", None, "Ink"],
-            "price": [1.0, 2.0, 3.0],
-            "tags": [["office", "blue"], [], None],
-            "shelf": [4, 5, None],
-        }
-    ).astype({"shelf": "Int64"})
-    kinds = {"item_id": "id", "title": "text", "price": "number", "tags": "categories", "shelf": "category"}
-    features = {name: FeatureSettings(kind=kind) for name, kind in kinds.items()}
-    assert item_texts(Catalog(frame), features) == ["Blue pen\noffice blue\n4", "5", "Ink"]
-    assert item_texts(Catalog(frame), {"price": features["price"]}) is None
-    assert item_texts(Catalog(frame), {}) is None
 
 
 def test_neighbours_by_text_by_hand():

@@ -58,6 +58,26 @@ def test_what_was_seen_stays_where_people_buy_again():
     assert result.ranks.tolist() == [4]
 
 
+@pytest.mark.parametrize("block", [1, 3, 512])
+def test_exposure_counts_the_lists_that_an_item_is_in(block: int):
+    rng = np.random.default_rng(0)
+    table, candidates = rng.random((7, 6)), np.array([True, True, False, True, True, True])
+    table[3] = 0.5  # a tie of all, broken by lot
+    queries = questions([[user % 2] for user in range(7)], [[3]] * 7)
+    result = evaluate(Fixed(table), queries, candidates, recommend_seen=False, cutoffs=(2, 10), block=block)
+    shown = np.zeros(6, dtype=int)
+    for user in range(7):
+        ranked = sorted({0, 1, 3, 4, 5} - {user % 2}, key=lambda item: -table[user, item])
+        shown[ranked[:2]] += user != 3
+    drawn = result.exposure[2] - shown
+    assert drawn.min() >= 0
+    assert drawn.sum() == 2
+    assert drawn[[1, 2]].sum() == 0, "what was seen is not shown, and what is no candidate"
+    # Four are left of five candidates, fewer than ten: everybody is shown all of them.
+    assert result.exposure[10].tolist() == [3, 4, 0, 7, 7, 7]
+    assert result.coverage["coverage_at_2"] == np.mean(result.exposure[2][candidates] > 0)
+
+
 def test_only_candidates_are_ranked():
     candidates = np.array([True, True, True, False, False, True])
     result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[]], [[1]]), candidates, recommend_seen=False)

@@ -1,0 +1,75 @@
+"""What stands in the cells of a column, read as the settings say: values, numbers, texts.
+
+One way of reading for all who look at columns: the featurizer, the baselines, and whoever asks how things stand with
+the items of a brand. A cell may be empty, and a cell of `categories` may hold several values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from features.config import FeatureSettings
+from features.schema import Feature
+from features.tables import Catalog
+
+TEXT_KINDS = ("text", "category", "categories")
+"""Kinds of columns in which something is written."""
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a cell is empty."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def texts_of(column: pd.Series) -> list[str]:
+    """Return every cell as text, nothing where it is empty."""
+    return ["" if is_missing(value) else str(value) for value in column]
+
+
+def values_of(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cells"], list[str]]:
+    """Return how many values each cell holds, and all values as text, one cell after the other."""
+    cells = [_cell(feature, value) for value in column]
+    return np.array([len(cell) for cell in cells], dtype=np.int64), [value for cell in cells for value in cell]
+
+
+def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"]:
+    """Return every cell as a number, times as Unix seconds, NaN where it is empty or neither."""
+    if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
+        moments = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
+        return moments.astype("datetime64[s, UTC]").astype("int64").where(moments.notna()).to_numpy(np.float64)
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers.astype("float64").to_numpy(np.float64, na_value=np.nan)
+
+
+def item_texts(catalog: Catalog, features: Mapping[str, FeatureSettings]) -> list[str] | None:
+    """Return what is written of each item: its columns of text and categories, joined; None without such columns."""
+    columns = [name for name, settings in features.items() if settings.kind in TEXT_KINDS]
+    if not columns:
+        return None
+    cells = zip(*(catalog.frame[name].astype(object) for name in columns), strict=True)
+    return ["\n".join(text for cell in row if (text := _written(cell))) for row in cells]
+
+
+def _cell(feature: Feature, value: Any) -> list[str]:
+    if is_missing(value):
+        return []
+    if feature.kind != "categories":
+        return [str(value)]
+    parts = str(value).split(feature.separator) if isinstance(value, str) and feature.separator else value
+    names = [str(part).strip() for part in ([parts] if isinstance(parts, str) else parts)]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _written(cell: Any) -> str:
+    """Return a cell as text: the values of a list with a blank between them, nothing where nothing is known."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, list | tuple | np.ndarray):
+        return " ".join(map(_written, cell))
+    return "" if pd.isna(cell) else str(cell)
