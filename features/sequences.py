@@ -86,6 +86,8 @@ class Sequences:
 
     def last(self, length: int) -> Sequences:
         """Return every user's newest `length` events."""
+        if self.lengths.max(initial=0) <= length:
+            return self
         position_from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(self.num_events)
         return self.keep(position_from_end <= length)
 

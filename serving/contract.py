@@ -50,6 +50,7 @@ _MEMBERS = ("int", "constrained-int", "str", "id", "person")
 _MOST_SHOWN = 60
 
 
+# Defaults that can change have factories: pydantic would copy them for each request.
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
@@ -70,30 +71,30 @@ class Asked(_Message):
     """How many items. An answer has fewer only where no more fit."""
     offset: int = 0
     """How many of the best are passed over: those of the pages before."""
-    filter: Conditions = {}
+    filter: Conditions = Field(default_factory=dict)
     """What must hold of the items, by column of the catalogue."""
-    exclude: list[Id] = []
+    exclude: list[Id] = Field(default_factory=list)
     """Items that must not be among them."""
     diversity: float = Field(default=0.0, ge=0, le=1)
     """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
-    pin: list[Id] = Field(default=[], max_length=100)
+    pin: list[Id] = Field(default_factory=list, max_length=100)
     """Items that come first, in this order, as far as they may be recommended at all."""
-    boost: list[AskedBoost] = Field(default=[], max_length=8)
+    boost: list[AskedBoost] = Field(default_factory=list, max_length=8)
     """Sums that are added to scores before ranking; of several that an item fits, the first counts."""
-    bury: list[Conditions] = Field(default=[], max_length=8)
+    bury: list[Conditions] = Field(default_factory=list, max_length=8)
     """Items that fit any of these come after all others."""
-    at_most: AtMost = Field(default={}, max_length=MOST_LIMITS)
+    at_most: AtMost = Field(default_factory=dict, max_length=MOST_LIMITS)
     """How many items of each value of a column there may be, by column."""
 
 
 class Described(_Message):
     """Someone as they are here and now."""
 
-    history: list[Id] = []
+    history: list[Id] = Field(default_factory=list)
     """What they had, oldest first."""
     times: list[Time] | None = None
     """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
-    attributes: Attributes = {}
+    attributes: Attributes = Field(default_factory=dict)
     """What is known of them, by column of the users' table."""
 
     def person(self) -> Person:
@@ -234,7 +235,7 @@ class Ready(TypedDict):
 
 
 _Limit = tuple[Any, Any]
-"""The type of a field and its default, ... where it has none."""
+"""The type of a field, and the rest of what pydantic is told of it."""
 
 Message = TypeVar("Message", bound=_Message)
 
@@ -260,14 +261,14 @@ class Contract:
     @classmethod
     def of(cls, settings: ServingConfig) -> Contract:
         """Return the requests that an operator allows."""
-        history: _Limit = (Annotated[list[Id], Field(max_length=settings.max_history)], [])
+        history: _Limit = (list[Id], Field(default_factory=list, max_length=settings.max_history))
         common: dict[str, _Limit] = {
-            "k": (Annotated[int, Field(ge=1, le=settings.max_k)], settings.default_k),
-            "offset": (Annotated[int, Field(ge=0, le=settings.max_offset)], 0),
+            "k": (int, Field(default=settings.default_k, ge=1, le=settings.max_k)),
+            "offset": (int, Field(default=0, ge=0, le=settings.max_offset)),
             "exclude": history,
         }
         described = _limited(Described, history=history)
-        users = Annotated[list[_user(described)], Field(min_length=1, max_length=settings.max_users)], ...  # type: ignore[misc]
+        users = list[_user(described)], Field(min_length=1, max_length=settings.max_users)  # type: ignore[misc]
         return cls(
             query=_limited(Asked, **common),
             query_for_user=_limited(AskedForUser, **common),
@@ -375,8 +376,8 @@ def _user(described: type[Described]) -> Any:
 def _limited(message: type[Message], **limits: _Limit) -> type[Message]:
     """Return a kind of message with other types and defaults of some of its fields."""
     fields: dict[str, Any] = {
-        name: (Annotated[kind, Field(description=message.model_fields[name].description)], default)
-        for name, (kind, default) in limits.items()
+        name: (Annotated[kind, Field(description=message.model_fields[name].description)], field)
+        for name, (kind, field) in limits.items()
     }
     return create_model(message.__name__, __base__=message, __doc__=message.__doc__, **fields)
 

@@ -72,6 +72,12 @@ class Asking:
         """Return how many they are."""
         return len(self.is_known)
 
+    @classmethod
+    def nobody(cls, num_users: int, width: int) -> Asking:
+        """Return users of whom nothing is known."""
+        vectors = np.zeros((num_users, width), dtype=np.float32)
+        return cls(vectors, Barred.nothing(num_users), np.zeros(num_users, dtype=bool))
+
     def take(self, users: np.ndarray) -> Asking:
         """Return those at the given positions, in that order."""
         return Asking(self.vectors[users], self.had.take(users), self.is_known[users])
@@ -118,6 +124,7 @@ class Described:
         """
         rows = [np.array([-1 if row is None else row for row in map(items.row, one.history)], int) for one in people]
         given = [_cells(one.attributes, kinds) for one in people]
+        unknown = [_unknown(one, mine) for one, mine in zip(people, rows, strict=True)]
         is_known = [bool(cells) or bool((mine >= 0).any()) for cells, mine in zip(given, rows, strict=True)]
         histories = Sequences(
             np.full(len(people), None),
@@ -127,10 +134,10 @@ class Described:
             is_ordered=True,
         )
         return cls(
-            histories.keep(histories.item_rows >= 0),
+            histories.keep(histories.item_rows >= 0) if any(unknown) else histories,
             _frame(given, kinds) if any(given) else None,
             np.array(is_known),
-            [_unknown(one, mine) for one, mine in zip(people, rows, strict=True)],
+            unknown,
         )
 
 
@@ -164,6 +171,8 @@ def _times(people: Sequence[Person]) -> Int64[np.ndarray, " events"] | None:
 
 
 def _unknown(one: Person, rows: np.ndarray) -> tuple[ExternalId, ...]:
+    if rows.min(initial=0) >= 0:
+        return ()
     return tuple(dict.fromkeys(item for item, row in zip(one.history, rows.tolist(), strict=True) if row < 0))
 
 

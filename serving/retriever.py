@@ -212,7 +212,7 @@ class Retriever:
 
     def popular(self, wanted: Wanted | int) -> Hits:
         """Return the items that were had most often, as the answer to someone unknown."""
-        asking, _ = self._asking([Person()])
+        asking = Asking.nobody(1, self._index.width)
         return self._found(asking, asking.had, Wanted.of(wanted))
 
     def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
@@ -231,6 +231,8 @@ class Retriever:
         rows = [None if isinstance(who, Person) else self.users.row(who) for who in whom]
         if None not in rows:
             return self._known(np.array(rows, dtype=np.int64)), [()] * len(rows)
+        if all(row is None and not isinstance(who, Person) for who, row in zip(whom, rows, strict=True)):
+            return Asking.nobody(len(rows), self._index.width), [()] * len(rows)
         # Nothing is known of someone whom the tables do not have, as of someone who is described by nothing.
         strangers = [
             who if isinstance(who, Person) else Person() for who, row in zip(whom, rows, strict=True) if row is None

@@ -566,7 +566,7 @@ def test_every_answer_tells_browsers_to_be_careful(client):
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Referrer-Policy"] == "no-referrer"
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-            assert response.headers["X-Frame-Options"] == "DENY"
+            assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
             assert "Cache-Control" in response.headers
     assert client.get("/recommendations/103").headers["Cache-Control"] == "no-store"
 
