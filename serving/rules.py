@@ -95,13 +95,17 @@ def parts_of(rules: Rules, where: Filter, filters: Filters) -> tuple[list[Part],
     buried = np.zeros(filters.num_items, dtype=bool)
     for one in rules.bury:
         buried |= left & filters.mask(one)
-    left = left & ~buried
+    return _boosted(left & ~buried, rules, filters), _boosted(buried, rules, filters)
+
+
+def _boosted(left: np.ndarray, rules: Rules, filters: Filters) -> list[Part]:
+    """Return items in parts by what boosts add to them."""
     parts = []
     for boost in rules.boosts:
         fits = left & filters.mask(boost.where)
         parts.append(Part(Eligible(fits), boost.by))
         left = left & ~fits
-    return _some([Part(Eligible(left), 0.0), *parts]), _some([Part(Eligible(buried), 0.0)])
+    return _some([Part(Eligible(left), 0.0), *parts])
 
 
 def _some(parts: Sequence[Part]) -> list[Part]:
