@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features.tables import Catalog
@@ -124,6 +124,18 @@ def narrow(monkeypatch):
 
 
 @pytest.mark.usefixtures("narrow")
+@settings(max_examples=400)
+# What is found of one part must not stand before what was not yet looked for of another.
+@example(
+    shelf=([*"aaaaaaaaaabc"], [[]] * 11 + [["x"]], [[1, 0, 0]] * 12, [8] * 10 + [7, 8]),
+    num_places=2,
+    diversity=0.0,
+    pin=[],
+    boosts=[(("tags", "x"), -2.0)],
+    bury=[],
+    at_most={"brand": 1},
+    only=None,
+)
 @given(
     shelf=shelves(),
     num_places=st.integers(1, 4) | st.integers(1, 30),
