@@ -38,9 +38,10 @@ class ServingConfig(StrictTable):
     """Requests that one worker answers at a time."""
     waiting: int = Field(default=64, ge=0, le=4096)
     """Requests that may wait in one worker for their turn. One more is refused at once, with 503 and `Retry-After`."""
-    batching: Batching = "auto"
+    batching: Batching = "off"
     """Whether what the threads of a worker have to do at a moment is done together: searches, and encodings of people
-    who are described. auto: each where some trials at the start say that it pays."""
+    who are described; a score may then differ in its last digit with who else is asking. auto: each where some trials
+    at the start say that it pays."""
     server: Literal["granian", "gunicorn"] = "granian"
     """Which production server runs the workers."""
     default_k: int = Field(default=10, ge=1)
