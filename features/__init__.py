@@ -9,7 +9,8 @@
 - `vocabulary`, `text`: ids and words to rows.
 - `cells`: what stands in a column, as values, numbers or texts.
 - `featurizer`, `batches`: fitted once, the same in training and in the server; jagged batches.
-- `files`: writing that leaves nothing half-written.
+- `rows`, `additions`: rows as JSON has them to a table like another; tables with what came after them.
+- `files`: writing that leaves nothing half-written, and links that move.
 - `commands`: `towers dataset`.
 
 Depends on no other room.

@@ -48,6 +48,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def move_link(link: Path, target: Path, previous: Path | None = None) -> None:
+    """Let a link point elsewhere, from one moment to the next.
+
+    Args:
+        link: The link; made if there is none.
+        target: What it is to point to; a neighbour of the link is named without its folder.
+        previous: A link that is left to what `link` pointed to before. None: that is forgotten.
+    """
+    if previous is not None and link.is_symlink() and link.resolve() != target.resolve():
+        _link(previous, link.readlink())
+    is_neighbour = target.absolute().parent.resolve() == link.absolute().parent.resolve()
+    _link(link, Path(target.absolute().name) if is_neighbour else target.resolve())
+
+
+def _link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
 def _share(folder: Path) -> None:
     """Give a folder and what is in it the permissions that new ones have; some writers keep theirs to themselves."""
     hidden = os.umask(0)

@@ -6,20 +6,26 @@
 - `tuning`: `tune`, which index suits a catalogue, by measurement.
 - `exact`: `Exact`, every item compared, on a CPU or a GPU; `regions`: `Regions`, for filtered searches.
 - `snapshot`: `Snapshot`, today's tables as the model sees them, in the bundle's folder `index/`; `seal`: its `Seal`.
+- `folding`: the log of live writes into the tables.
 - `ids`: `IdMap`, external ids to rows and back.
 - `filters`: `Filters`, which items a request allows, by the columns of the catalogue.
 - `wanted`: who is asked about (a `Person`) and what an answer must be (`Wanted`); `people`: them in the model's terms.
 - `rules`: `Rules`, how an answer is arranged: variety, pins, boosts, limits; `reasons`: what spoke for an item.
+- `known`: `KnownUsers`, histories and vectors; `popularity`: `Popularity`, what those get of whom nothing is known.
 - `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
 - `duplicates`: `find_duplicates`, what is nearly the same; `clusters`: `Clusters`, the catalogue in named groups.
+- `store`: `Store`, the log of live writes; `postgres`: one for several machines.
+- `live`: `Live`, a retriever that keeps up with it; `overlay`: `Overlay`, what arrived; `live_index`: `LiveIndex`.
 - `offline`: candidates for everyone as a table.
-- `app`: `create_app`; `api`: the JSON API; `page`: the page for people; `problems`: the one shape of errors.
+- `source`: `Source`, the retriever of an application, exchanged when there is another.
+- `app`: `create_app`; `api`: the JSON API; `writes`: items and events over HTTP; `page`: the page for people;
+  `problems`: the one shape of errors.
 - `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
 - `headers`: what browsers are told with every answer.
 - `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.
 - `metrics`: `Metrics` of all workers; `stages`: where a request's time goes; `logs`: lines for machines and people;
   `probes`: alive, ready, and what was counted.
 - `batching`: `Batcher`, the work of several threads done together; `remembered`: users' vectors, for a while.
-- `server`: the production server; `errors`: `NotReady`.
+- `launch`, `server`: what starts, and the production server; `errors`: `NotReady`.
 - `commands`: `towers index`, `recommend`, `serve`, `duplicates`, `clusters`; `operation`, `likeness`: what they do.
 """

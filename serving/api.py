@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app, g, request
 from werkzeug.routing import BaseConverter
 
 from features.errors import DataError
@@ -92,12 +92,14 @@ def openapi() -> Response:
 
 
 def current_retriever() -> Retriever:
-    """Return what this application answers from.
+    """Return what this request is answered from, the same from its beginning to its end.
 
     Raises:
         NotReady: It is not loaded.
     """
-    retriever: Retriever = current_app.extensions["towers_source"].get()
+    if "retriever" not in g:
+        g.retriever = current_app.extensions["towers_source"].get()
+    retriever: Retriever = g.retriever
     return retriever
 
 

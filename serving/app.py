@@ -7,8 +7,6 @@ and looks again: whoever mends the bundle need not restart anything.
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -17,7 +15,6 @@ from pathlib import Path
 import torch
 from flask import Flask
 
-from features.errors import DataError
 from serving.api import IdConverter, api
 from serving.config import ServingConfig
 from serving.contract import Contract
@@ -29,46 +26,11 @@ from serving.page import page
 from serving.probes import probes
 from serving.problems import register_problems
 from serving.retriever import Retriever
-from towers.bundle import BundleError
+from serving.source import Source, identity_of, register_versions
+from serving.store import open_store
+from serving.writes import writes
 
-_SECONDS_BETWEEN_TRIES = 5.0
 _log = logging.getLogger(__name__)
-
-
-class Source:
-    """Where requests get their `Retriever` from; opened once, and tried again now and then while that fails."""
-
-    def __init__(
-        self, open_retriever: Callable[[], Retriever], on_open: Callable[[Retriever], None] = lambda retriever: None
-    ) -> None:
-        self._open = open_retriever
-        self._on_open = on_open
-        self._retriever: Retriever | None = None
-        self._next_try = 0.0
-        self._turn = threading.Lock()
-
-    def get(self) -> Retriever:
-        """Return the retriever.
-
-        Raises:
-            NotReady: It cannot be opened at present; the log says why.
-        """
-        if self._retriever is None:
-            with self._turn:
-                self._try_to_open()
-        if self._retriever is None:
-            raise NotReady("the model and its index are not loaded; the server's log says why")
-        return self._retriever
-
-    def _try_to_open(self) -> None:
-        if self._retriever is not None or time.monotonic() < self._next_try:
-            return
-        try:
-            self._retriever = self._open()
-            self._on_open(self._retriever)
-        except (BundleError, DataError) as error:
-            self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
-            _log.error("not ready: %s", error)
 
 
 def create_app(
@@ -93,7 +55,9 @@ def create_app(
     app.extensions["towers"] = settings
     app.extensions["towers_contract"] = Contract.of(settings)
     register_problems(app)
+    register_versions(app)
     app.register_blueprint(api)
+    app.register_blueprint(writes)
     app.register_blueprint(page)
     app.register_blueprint(probes)
     metrics = add_door(app, settings, shared)
@@ -108,28 +72,32 @@ def _tell(metrics: Metrics, retriever: Retriever) -> None:
 
 
 def _source(source: Retriever | Path | str, settings: ServingConfig, on_open: Callable[[Retriever], None]) -> Source:
+    store = None if settings.live is None else open_store(settings.live)
     if isinstance(source, Retriever):
-        opened = Source(lambda: source, on_open)
+        opened = Source(lambda: source, on_open, store)
         opened.get()
         return opened
     path = Path(source)
     # The workers share the cores already, and a library's threads do not survive a fork.
     torch.set_num_threads(1)
     set_num_threads(1)
-
-    def open_retriever() -> Retriever:
-        retriever = Retriever.open(
-            path,
-            device=settings.device,
-            recommend_seen=settings.recommend_seen,
-            filter_columns=settings.filter_columns,
-        )
-        retriever.work_together(settings.threads, settings.batching)
-        return retriever
-
-    opened = Source(open_retriever, on_open)
+    opened = Source(lambda: _open(path, settings), on_open, store, lambda: identity_of(path))
     try:
         opened.get()
     except NotReady:
         _log.warning("serving 503 until %s can be opened", path)
+    if settings.watch_seconds:
+        opened.watch(settings.watch_seconds)
     return opened
+
+
+def _open(path: Path, settings: ServingConfig) -> Retriever:
+    # Resolved, so that a link that moves meanwhile cannot mix two bundles.
+    retriever = Retriever.open(
+        path.resolve(),
+        device=settings.device,
+        recommend_seen=settings.recommend_seen,
+        filter_columns=settings.filter_columns,
+    )
+    retriever.work_together(settings.threads, settings.batching)
+    return retriever

@@ -32,6 +32,7 @@ _tables = {
     help="Try each kind, measure it with users, and keep the fastest that finds this share of their best 100 items.",
 )
 @click.option("--kind", type=click.Choice(KINDS), help="How to search; with --recall, the only kind that is tuned.")
+@click.option("--live", metavar="STORE", help="Fold in what a service has been written: its setting `live`.")
 def index(
     bundle: Path,
     interactions: Path | None,
@@ -39,6 +40,7 @@ def index(
     users: Path | None,
     recall: float | None,
     kind: Kind | None,
+    live: str | None,
 ) -> None:
     """Make the index of a bundle from today's tables: items, histories, popularity.
 
@@ -49,7 +51,7 @@ def index(
     from towers.bundle import ModelBundle
 
     tables = {"interactions": interactions, "items": items, "users": users}
-    build_index(ModelBundle.open(bundle), tables, kind, recall)
+    build_index(ModelBundle.open(bundle), tables, kind, recall, live)
 
 
 @click.command()
@@ -88,6 +90,7 @@ def recommend(
     type=click.Choice(get_args(ServingConfig.model_fields["server"].annotation)),
     help="What runs them. [default: granian]",
 )
+@click.option("--live", metavar="STORE", help="Where live writes are kept: a file, or postgresql://... [default: none]")
 @click.option(
     "--config", metavar="FILE", type=_file, help="Settings. [default: serving.toml, if there is one in this folder]"
 )
@@ -96,7 +99,7 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
 
     DIR is a bundle, such as runs/latest. Its index is made if there is none.
     """
-    from serving.operation import serve_bundle
+    from serving.launch import serve_bundle
 
     serve_bundle(bundle, read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags))
 
@@ -197,3 +200,33 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
     from serving.likeness import report_clusters
 
     report_clusters(bundle, num_clusters, output)
+
+
+@click.command()
+@click.argument("bundle", metavar="DIR", type=_file)
+@click.option(
+    "--link", metavar="LINK", type=_file, default=Path("runs/latest"), show_default=True, help="What is served."
+)
+def swap(bundle: Path, link: Path) -> None:
+    """Let a running service go over to another bundle, without a request failing.
+
+    DIR is the bundle, such as runs/run-7. It is verified first, and its index made if there is none; then LINK, which
+    the service was started with, points to it, and every worker goes over by itself within seconds.
+    """
+    from serving.operation import swap_bundle
+
+    swap_bundle(bundle, link)
+
+
+@click.command()
+@click.option(
+    "--link", metavar="LINK", type=_file, default=Path("runs/latest"), show_default=True, help="What is served."
+)
+def rollback(link: Path) -> None:
+    """Let a running service go back to the bundle that it served before.
+
+    Whether `towers swap` or a training moved LINK away from it; a second rollback goes forward again.
+    """
+    from serving.operation import roll_back
+
+    roll_back(link)

@@ -81,6 +81,11 @@ class ServingConfig(StrictTable):
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
     """Columns of the catalogue that requests may filter by; in the environment with commas between them. None: all of
     them. Whoever may filter by a column can find out what it holds."""
+    live: str | None = None
+    """Where items and events that arrive are kept: a file (SQLite) for the workers of one machine, or
+    postgresql://USER@HOST/DATABASE for several. None: the service takes none."""
+    watch_seconds: float = Field(default=2.0, ge=0, le=86_400)
+    """How often to look whether there is another bundle or index to serve, in seconds. 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the index searches. auto: on a GPU where there is one and FAISS is built for it."""
 

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 from features.errors import DataError
 from serving.config import ServingConfig
 from serving.filters import Filter, Filters, both
+from serving.overlay import LiveFilters
 from serving.problems import Mistake, Problem
 from serving.rules import Boost, Rules
 from serving.wanted import Person, Wanted
@@ -286,7 +287,7 @@ class Contract:
         is_many = isinstance(content, dict) and "users" in content
         return _read(self.many if is_many else self.one, content)
 
-    def wanted(self, asked: Asked, filters: Filters, conditions: Filter = ()) -> Wanted:
+    def wanted(self, asked: Asked, filters: Filters | LiveFilters, conditions: Filter = ()) -> Wanted:
         """Return what a request wants of its answer.
 
         Args:
@@ -342,7 +343,7 @@ REPEATED = frozenset(("exclude", "pin"))
 """Parameters of a query that may stand there several times."""
 
 
-def _rules(asked: Asked, filters: Filters) -> Rules | None:
+def _rules(asked: Asked, filters: Filters | LiveFilters) -> Rules | None:
     if not (asked.diversity or asked.pin or asked.boost or asked.bury or asked.at_most):
         return None
     for column in asked.at_most:

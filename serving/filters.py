@@ -79,7 +79,11 @@ def both(one: Filter, other: Filter) -> Filter:
 
 
 class Filters:
-    """The columns of a catalogue, ready to be filtered by; safe to use from several threads."""
+    """The columns of a catalogue, ready to be filtered by; safe to use from several threads.
+
+    Attributes:
+        catalog: The items.
+    """
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class Filters:
         Raises:
             DataError: The catalogue has no such column.
         """
-        self._catalog = catalog
+        self.catalog = catalog
         self._settings = settings or {}
         self._allowed = list(catalog.frame.columns if columns is None else columns)
         self._read: dict[str, _Column] = {}
@@ -109,6 +113,10 @@ class Filters:
         if missing:
             there = _named(list(catalog.frame.columns))
             raise DataError(f"filter_columns: the catalogue has no column {missing[0]!r}; it has {there}")
+
+    def of_part(self, catalog: Catalog, columns: Sequence[str] | None = None) -> Filters:
+        """Return the same columns, or some of them, of other items, whose table has the same types."""
+        return Filters(catalog, self._settings, self._allowed if columns is None else columns)
 
     def of(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
         """Return the filter that a body or a program describes.
@@ -147,7 +155,7 @@ class Filters:
 
     def columns(self) -> dict[str, ColumnSchema]:
         """Return what may be asked of each column that can be compared, without reading its cells."""
-        nothing = Catalog(self._catalog.frame.iloc[:0])
+        nothing = Catalog(self.catalog.frame.iloc[:0])
         read = {name: _read(nothing, name, self._settings.get(name)) for name in self._allowed}
         return {
             name: ColumnSchema(column.value.schema, column.has_order)
@@ -158,7 +166,7 @@ class Filters:
     @property
     def num_items(self) -> int:
         """How many items there are."""
-        return len(self._catalog)
+        return len(self.catalog)
 
     def mask(self, wanted: Filter) -> Mask:
         """Return which items fit; all where there are no conditions."""
@@ -192,7 +200,7 @@ class Filters:
             if known is not None:
                 self._known.move_to_end(wanted)
                 return known
-        mask = np.ones(len(self._catalog), dtype=bool)
+        mask = np.ones(len(self.catalog), dtype=bool)
         for condition in wanted:
             mask &= self._mask(condition)
         found = Eligible(mask)
@@ -230,7 +238,7 @@ class Filters:
         found = self._read.get(name)
         if found is None:
             settings = self._settings.get(name)
-            found = self._read[name] = _read(self._catalog, name, settings)
+            found = self._read[name] = _read(self.catalog, name, settings)
         return found
 
     def _column_and_test(self, name: str) -> tuple[str, Test]:

@@ -6,15 +6,23 @@ type: `IdMap` is the one place where an id in any of these spellings finds its r
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 ExternalId = int | str
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+class Rows(Protocol):
+    """Where ids are found."""
+
+    def get(self, external_id: ExternalId, /) -> int | None:
+        """Return the row of an id in the type of the map; None where there is no such id."""
 
 
 class IdMap:
@@ -27,10 +35,22 @@ class IdMap:
     """
 
     def __init__(self, ids: np.ndarray) -> None:
-        self.is_integer = np.issubdtype(ids.dtype, np.integer)
+        self.is_integer = bool(np.issubdtype(ids.dtype, np.integer))
         self.ids: list[ExternalId] = ids.tolist()
-        self._rows = {external_id: row for row, external_id in enumerate(self.ids)}
-        assert len(self._rows) == len(self.ids), f"{len(self.ids) - len(self._rows)} ids occur twice"
+        rows = {external_id: row for row, external_id in enumerate(self.ids)}
+        assert len(rows) == len(self.ids), f"{len(self.ids) - len(rows)} ids occur twice"
+        self._rows: Rows = rows
+
+    def laid_over(self, ids: list[ExternalId], rows: Rows) -> IdMap:
+        """Return a map of ids of the same type that has other ids by row, and finds rows elsewhere.
+
+        Args:
+            ids: The ids by row; an id may stand in several, of which `rows` knows the one that holds.
+            rows: Where an id is found.
+        """
+        other = copy.copy(self)
+        other.ids, other._rows = ids, rows
+        return other
 
     def __len__(self) -> int:
         """Return the number of ids."""
@@ -61,6 +81,12 @@ class IdMap:
             is_number = isinstance(external_id, str) and _INTEGER.fullmatch(external_id)
             return int(external_id) if is_number else external_id
         return str(external_id)
+
+    def fits(self, external_id: ExternalId) -> bool:
+        """Return whether an id, as `parse` returned it, could be one of this map, though it may not be yet."""
+        if self.is_integer:
+            return isinstance(external_id, int) and -(2**63) <= external_id < 2**63
+        return isinstance(external_id, str) and external_id != "" and external_id == external_id.strip()
 
     def to_array(self, external_ids: Iterable[Any]) -> np.ndarray:
         """Return ids as an array of this map's type: int64, or object of str."""

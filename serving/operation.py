@@ -1,4 +1,4 @@
-"""What the operator's commands do: an index from today's tables, candidates for everyone, a service."""
+"""What the operator's commands do: an index from today's tables, candidates for everyone, another bundle to serve."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import click
 from tqdm import tqdm
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.files import move_link
 from features.tables import read_tables
-from serving.config import ServingConfig
 from serving.filters import Filter
-from serving.keys import read_keys
+from serving.folding import fold
 from serving.kinds import Kind
 from serving.offline import Audience, write_candidates
 from serving.retriever import Retriever
 from serving.seal import NAME
-from serving.server import address_of, become_server, find_port
 from serving.snapshot import FOLDER, Snapshot
+from serving.source import warm
+from serving.store import open_store
 from serving.tuning import Tuning, choose
 from towers.bundle import ModelBundle
 
@@ -66,21 +66,6 @@ def recommend_everyone(
         click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")
 
 
-def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
-    """Say what to try, and become the server; does not return.
-
-    Raises:
-        BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read, the port is taken, or the file of keys is not one.
-    """
-    if settings.keys is not None:
-        read_keys(Path(settings.keys))
-    settings = settings.model_copy(update={"port": find_port(settings)})
-    retriever = open_retriever(bundle)
-    _say_what_to_try(bundle, settings, retriever)
-    become_server(bundle, settings)
-
-
 def open_retriever(path: Path) -> Retriever:
     """Return the retriever of a bundle, its index made first if there is none.
 
@@ -93,8 +78,48 @@ def open_retriever(path: Path) -> Retriever:
     return Retriever(bundle, Snapshot.open(bundle) if has_index else build_index(bundle, {}))
 
 
+def swap_bundle(bundle: Path, link: Path) -> None:
+    """Verify a bundle, make its index if there is none, and let a link point to it.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used; the link stays as it is.
+        DataError: What should be a link is something else, or there is no index and the tables cannot be read.
+    """
+    if link.exists() and not link.is_symlink():
+        raise DataError(f"{link}: expected a link to a bundle, found no link; serve one, such as runs/latest")
+    before = link.resolve().name if link.is_symlink() else "nothing"
+    warm(open_retriever(bundle.resolve()))
+    move_link(link, bundle, _previous(link))
+    click.echo(f"{link}: {before} -> {bundle.resolve().name}; `towers rollback{_said(link)}` goes back")
+
+
+def roll_back(link: Path) -> None:
+    """Let a link point to what it pointed to before.
+
+    Raises:
+        BundleError: What it pointed to cannot be used any more; the link stays as it is.
+        DataError: It is not known what it pointed to before.
+    """
+    previous = _previous(link)
+    if not previous.is_symlink():
+        raise DataError(f"{previous}: no such link, so {link} never pointed elsewhere; name a bundle to `towers swap`")
+    swap_bundle(previous.parent / previous.readlink(), link)
+
+
+def _previous(link: Path) -> Path:
+    return link.with_name("previous" if link.name == "latest" else f"{link.name}.previous")
+
+
+def _said(link: Path) -> str:
+    return "" if link == Path("runs/latest") else f" --link {link}"
+
+
 def build_index(
-    bundle: ModelBundle, tables: dict[str, Path | None], kind: Kind | None = None, recall: float | None = None
+    bundle: ModelBundle,
+    tables: dict[str, Path | None],
+    kind: Kind | None = None,
+    recall: float | None = None,
+    live: str | None = None,
 ) -> Snapshot:
     """Make the index of a bundle and say what it holds.
 
@@ -103,12 +128,15 @@ def build_index(
         tables: Files in the place of those that training read, by their key in `[features]`; None to keep that one.
         kind: How the index searches. None: it compares every item, or as the recall is reached the fastest.
         recall: The share of the true best 100 of each user that the index is tuned to find. None: it is not tuned.
+        live: The log of live writes to fold in. None: none is.
 
     Raises:
         DataError: A table cannot be read, or there are too few items for the kind, or no prefixes.
     """
     started = time.perf_counter()
-    found = read_tables(_features(bundle, tables), bundle.tables_folder)
+    found, folded = read_tables(_features(bundle, tables), bundle.tables_folder), None
+    if live is not None:
+        found, folded = fold(found, open_store(live))
     for note in found.notes:
         click.echo(f"note: {note}")
     tried: list[Tuning] = []
@@ -124,7 +152,7 @@ def build_index(
             trying=partial(_show_trial, tuned),
             tuned=tried.append,
         )
-        snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded))
+        snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=folded)
     for tuning in tried:
         _say_what_was_tried(tuning)
     folder = snapshot.save(bundle.path)
@@ -181,13 +209,3 @@ def _show_trial(bar: tqdm[Any], done: int, total: int, what: str) -> None:
     bar.set_description(f"Trying {what}", refresh=False)
     _show(bar, done, total)
     bar.refresh()
-
-
-def _say_what_to_try(bundle: Path, settings: ServingConfig, retriever: Retriever) -> None:
-    address = address_of(settings)
-    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
-    click.echo(f"Serving {bundle} (model {retriever.model}) at {address} with {settings.server}, {workers}. Try:")
-    click.echo(f"  {address}/   in a browser")
-    example = retriever.users.ids[0] if len(retriever.users) else "somebody"
-    click.echo(f"  curl '{address}/recommendations/{quote(str(example), safe='')}?k=10'")
-    click.echo("Ctrl-C stops it.")

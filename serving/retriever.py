@@ -6,6 +6,7 @@ about is answered with what is popular, and the answer says so.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,12 @@ from serving.batching import Batcher, Batching, is_wanted
 from serving.filters import Filters
 from serving.hits import Eligible, Found, Hits, cosines
 from serving.ids import ExternalId, IdMap
-from serving.index import Device
+from serving.index import Device, ItemIndex
+from serving.known import KnownUsers
+from serving.live_index import LiveIndex
+from serving.overlay import LiveFilters, LivePopularity, LiveUsers, Overlay
 from serving.people import Asking, Barred, Described
+from serving.popularity import Popularity
 from serving.reasons import contributions, most
 from serving.remembered import RememberedVectors
 from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
@@ -101,7 +106,18 @@ class Retriever:
         attributes: What the model reads of users beside their history, by column of the users' table.
         filters: The columns of the catalogue that answers can be filtered by; `filters.of({"brand": "Acme"})` is a
             `Wanted.where`.
+        titles: What to call each item; None where the catalogue has no titles.
+        index: The search.
+        known: What the users had, and their vectors.
+        popularity: The items by how often they were had.
+        index_version: The version of the index.
+        position: The last record of the log of live writes that is in the answers; None where there is no log.
     """
+
+    filters: Filters | LiveFilters
+    index: ItemIndex | LiveIndex
+    known: KnownUsers | LiveUsers
+    popularity: Popularity | LivePopularity
 
     def __init__(
         self,
@@ -123,14 +139,16 @@ class Retriever:
         self.filters = Filters(snapshot.catalog, features.item, filter_columns)
         self.attributes = {column: features.user[column] for column in attribute_columns(bundle)}
         has_titles = features.title is not None and features.title in snapshot.catalog.frame
-        self._titles = snapshot.catalog.titles(features.title) if has_titles else None
-        self._index = snapshot.index.to(device)
+        self.titles = snapshot.catalog.titles(features.title) if has_titles else None
+        index = snapshot.index.to(device)
+        self.index = index
+        self.known = KnownUsers(bundle, snapshot, index)
+        self.popularity = Popularity(snapshot.interactions)
+        self.index_version = snapshot.seal.version
+        self.position: int | None = None
         self._clock = clock
         self._remembered = RememberedVectors(_REMEMBERED_USERS, _REMEMBERED_SECONDS, clock)
         self._together: Batcher[Sequences, np.ndarray] | None = None
-        self._answerable = _answerable(snapshot)
-        self._popular = np.lexsort((np.arange(len(self.items)), -snapshot.interactions))
-        self._shares = (snapshot.interactions / max(1, snapshot.interactions.sum())).astype(np.float32)
 
     @classmethod
     def open(
@@ -153,6 +171,15 @@ class Retriever:
             return cls(bundle, snapshot, device=device, recommend_seen=recommend_seen, filter_columns=filter_columns)
         except ValueError as error:
             raise error if isinstance(error, BundleError | DataError) else BundleError(str(error)) from error
+
+    def overlaid(self, overlay: Overlay) -> Retriever:
+        """Return this retriever with what arrived since its index was made."""
+        other = copy.copy(self)
+        other.items, other.users, other.titles = overlay.items, overlay.users, overlay.titles
+        other.filters, other.index, other.known = overlay.filters, overlay.index, overlay.known
+        other.popularity, other.position = overlay.popularity, overlay.position
+        other._together = None  # it works with the vectors of the index alone
+        return other
 
     def recommend(self, who: ExternalId | Person, wanted: Wanted | int) -> Answer:
         """Return what to recommend to someone; what is popular where the model knows nothing of them.
@@ -207,12 +234,12 @@ class Retriever:
             return None
         wanted = Wanted.of(wanted)
         itself = Barred(np.array([row]), np.array([0, 1]))
-        asking = Asking(self._index.vectors[itself.rows], itself, np.array([True]))
+        asking = Asking(self.index.vectors[itself.rows], itself, np.array([True]))
         return Answer(self._recommendations(*self._found(asking, itself, wanted).of(0), wanted.offset + 1))
 
     def popular(self, wanted: Wanted | int) -> Hits:
         """Return the items that were had most often, as the answer to someone unknown."""
-        asking = Asking.nobody(1, self._index.width)
+        asking = Asking.nobody(1, self.index.width)
         return self._found(asking, asking.had, Wanted.of(wanted))
 
     def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
@@ -223,7 +250,7 @@ class Retriever:
         row = self.users.row(user_id)
         if row is None:
             return None
-        newest = self.snapshot.histories.items_of(row)[::-1][:k]
+        newest = self.known.histories(np.array([row])).items_of(0)[::-1][:k]
         return self._recommendations(newest, np.zeros(len(newest), dtype=np.float32))
 
     def _asking(self, whom: Sequence[ExternalId | Person]) -> tuple[Asking, list[tuple[ExternalId, ...]]]:
@@ -232,7 +259,7 @@ class Retriever:
         if None not in rows:
             return self._known(np.array(rows, dtype=np.int64)), [()] * len(rows)
         if all(row is None and not isinstance(who, Person) for who, row in zip(whom, rows, strict=True)):
-            return Asking.nobody(len(rows), self._index.width), [()] * len(rows)
+            return Asking.nobody(len(rows), self.index.width), [()] * len(rows)
         # Nothing is known of someone whom the tables do not have, as of someone who is described by nothing.
         strangers = [
             who if isinstance(who, Person) else Person() for who, row in zip(whom, rows, strict=True) if row is None
@@ -250,9 +277,10 @@ class Retriever:
 
     def _known(self, user_rows: Int64[np.ndarray, " users"]) -> Asking:
         """Return known users as the search takes them."""
-        histories = self.snapshot.histories.take(user_rows)
+        histories = self.known.histories(user_rows)
         vectors = self._vectors_of(user_rows, histories)
-        return Asking(vectors, Barred(histories.item_rows, histories.offsets), self._answerable[user_rows])
+        had = Barred(histories.item_rows, histories.offsets)
+        return Asking(vectors, had, self.known.is_known(user_rows, histories))
 
     def _described(self, described: Described) -> Asking:
         """Return described people as the search takes them."""
@@ -260,13 +288,13 @@ class Retriever:
         if described.is_known.any():
             vectors = self._encoded(histories, described.attributes)
         else:
-            vectors = np.zeros((len(histories), self._index.width), dtype=np.float32)
+            vectors = np.zeros((len(histories), self.index.width), dtype=np.float32)
         return Asking(vectors, Barred(histories.item_rows, histories.offsets), described.is_known)
 
     def _encoded(self, histories: Sequences, attributes: pd.DataFrame | None) -> Float32[np.ndarray, "users width"]:
         """Return the vectors of people who are described; of one alone together with those of other threads."""
         if self._together is None or len(histories) > 1 or attributes is not None:
-            return encode_users(self.bundle, self._index, histories, attributes, now=self._now())
+            return encode_users(self.bundle, self.index, histories, attributes, now=self._now())
         with timed("encode"):
             return self._together(histories, histories.times is None)
 
@@ -280,7 +308,7 @@ class Retriever:
             times,
             is_ordered=True,
         )
-        return list(encode_users(self.bundle, self._index, histories, None, now=self._now())[:, None])
+        return list(encode_users(self.bundle, self.index, histories, None, now=self._now())[:, None])
 
     def work_together(self, most: int, batching: Batching) -> None:
         """Let what several threads do for one user each be done together, where that pays.
@@ -289,7 +317,8 @@ class Retriever:
             most: How many at once.
             batching: `auto`: if some trials say that it pays.
         """
-        self._index.search_together(most, batching)
+        assert isinstance(self.index, ItemIndex), "what is laid over it is searched by its own means"
+        self.index.search_together(most, batching)
         past = np.arange(min(len(self.items), 50))
         trial = [Sequences(np.array([None]), np.array([0, len(past)]), past, None, is_ordered=True)] * most
         if is_wanted(batching, self._encode_each, trial):
@@ -300,10 +329,10 @@ class Retriever:
     ) -> Float32[np.ndarray, "users width"]:
         """Return users' vectors; those that are made at each request are remembered for a while."""
         if not self.bundle.config.reads_time or len(user_rows) > _FEW_USERS:
-            return self._user_vectors(user_rows, histories)
-        pasts = [histories.items_of(user).tobytes() for user in range(len(histories))]
+            return self.known.vectors(user_rows, histories, self._now())
+        pasts = [self.known.numbering + histories.items_of(user).tobytes() for user in range(len(histories))]
         return self._remembered.of(
-            user_rows, pasts, lambda users: self._user_vectors(user_rows[users], histories.take(users))
+            user_rows, pasts, lambda users: self.known.vectors(user_rows[users], histories.take(users), self._now())
         )
 
     def forget(self, user_id: ExternalId) -> None:
@@ -311,13 +340,6 @@ class Retriever:
         row = self.users.row(user_id)
         if row is not None:
             self._remembered.forget(row)
-
-    def _user_vectors(self, user_rows: np.ndarray, histories: Sequences) -> Float32[np.ndarray, "users width"]:
-        if self.snapshot.user_vectors is not None:
-            return np.asarray(self.snapshot.user_vectors[user_rows])
-        attributes = self.snapshot.attributes
-        known = None if attributes is None else attributes.iloc[user_rows].reset_index(drop=True)
-        return encode_users(self.bundle, self._index, histories, known, now=self._now())
 
     def _now(self) -> int | None:
         """Return the time of asking, for models that look at the clock."""
@@ -338,9 +360,9 @@ class Retriever:
 
         def encode(histories: Sequences) -> np.ndarray:
             same = None if attributes is None else attributes.iloc[np.zeros(len(histories), int)].reset_index(drop=True)
-            return encode_users(self.bundle, self._index, histories, same, now=self._now())
+            return encode_users(self.bundle, self.index, histories, same, now=self._now())
 
-        had, contributed = contributions(history, self._index.vectors[rows], encode)
+        had, contributed = contributions(history, self.index.vectors[rows], encode)
         reasons = [
             tuple(self._reason(int(had[place]), float(one[place])) for place in most(one, num_reasons))
             for one in contributed.T
@@ -348,7 +370,7 @@ class Retriever:
         return [replace(item, because=because) for item, because in zip(items, reasons, strict=True)]
 
     def _reason(self, row: int, contribution: float) -> Reason:
-        return Reason(self.items.ids[row], contribution, None if self._titles is None else self._titles[row])
+        return Reason(self.items.ids[row], contribution, None if self.titles is None else self.titles[row])
 
     def _evidence(self, who: ExternalId | Person) -> tuple[Sequences, pd.DataFrame | None]:
         """Return what the model knows of someone: what they had, and their attributes."""
@@ -356,8 +378,8 @@ class Retriever:
         if row is None:
             described = Described.of([who if isinstance(who, Person) else Person()], self.items, self.attributes)
             return described.histories, described.attributes
-        rows, attributes = np.array([row]), self.snapshot.attributes
-        return self.snapshot.histories.take(rows), None if attributes is None else attributes.iloc[rows]
+        rows = np.array([row])
+        return self.known.histories(rows), self.known.attributes(rows)
 
     def _had(self, asking: Asking) -> Barred:
         """Return what each must not get because of having had it."""
@@ -381,11 +403,11 @@ class Retriever:
         found = []
         for user in range(len(asking)):
             one, own = asking.take(np.array([user])), barred.take(np.array([user]))
-            places = Places(wanted.depth, rules.diversity, limits_of(rules, self.filters), self._index.vectors)
+            places = Places(wanted.depth, rules.diversity, limits_of(rules, self.filters), self.index.vectors)
             for row in dict.fromkeys(pinned):
                 if any(part.allows(row) for tier in tiers for part in tier) and row not in own.rows:
                     places.pin(row)
-            scale = 1.0 if asking.is_known[user] else 1 / (float(self._shares.max(initial=0)) or 1.0)
+            scale = 1.0 if asking.is_known[user] else 1 / (self.popularity.greatest_share or 1.0)
             arrange(places, tiers, [hits.of(user) for hits in first], depth, partial(self._more, one, own), scale)
             rows = np.array(places.rows, dtype=np.int64)
             found.append((rows, self._scores(one, rows)))
@@ -400,18 +422,18 @@ class Retriever:
     def _scores(self, one: Asking, rows: Int64[np.ndarray, " items"]) -> Float32[np.ndarray, " items"]:
         """Return one user's scores of some items."""
         if not one.is_known[0]:
-            return np.asarray(self._shares[rows])
-        return cosines(self._index.vectors[rows], one.vectors).astype(np.float32)
+            return self.popularity.shares(rows)
+        return cosines(self.index.vectors[rows], one.vectors).astype(np.float32)
 
     def _search(self, asking: Asking, barred: Barred, depth: int, eligible: Eligible | None) -> Hits:
         """Return the `depth` best items of each: the nearest, or the most popular where the model knows nothing."""
         if asking.is_known.all():
-            return self._index.search(asking.vectors, depth, barred.rows, barred.offsets, eligible)
+            return self.index.search(asking.vectors, depth, barred.rows, barred.offsets, eligible)
         known = np.flatnonzero(asking.is_known)
         answers: Iterator[Found] = iter(())
         if len(known):
             mine = barred.take(known)
-            nearest = self._index.search(asking.vectors[known], depth, mine.rows, mine.offsets, eligible)
+            nearest = self.index.search(asking.vectors[known], depth, mine.rows, mine.offsets, eligible)
             answers = map(nearest.of, range(len(known)))
         return Hits.join(
             [
@@ -421,23 +443,12 @@ class Retriever:
         )
 
     def _most_popular(self, barred: np.ndarray, depth: int, eligible: Eligible | None) -> Found:
-        candidates = self._popular if eligible is None else self._popular[eligible.mask[self._popular]]
-        candidates = candidates[: depth + len(barred)]
-        candidates = candidates[~np.isin(candidates, barred)][:depth]
-        return candidates, self._shares[candidates]
+        return self.popularity.best(depth, barred, None if eligible is None else eligible.mask)
 
     def _recommendations(self, rows: np.ndarray, scores: np.ndarray, first_rank: int = 1) -> list[Recommendation]:
-        ids, titles = self.items.ids, self._titles
+        ids, titles = self.items.ids, self.titles
         pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=first_rank)
         return [
             Recommendation(ids[row], score, rank, None if titles is None else titles[row])
             for rank, (row, score) in pairs
         ]
-
-
-def _answerable(snapshot: Snapshot) -> Bool[np.ndarray, " users"]:
-    """Return of which users anything is known that the model reads."""
-    is_active = snapshot.histories.lengths > 0
-    if snapshot.attributes is None:
-        return is_active
-    return np.asarray(is_active | snapshot.attributes.notna().to_numpy(dtype=bool).any(axis=1))

@@ -28,6 +28,8 @@ from jaxtyping import Float32, Float64, Int64
 from serving.filters import Filter, Filters, Groups
 from serving.hits import Eligible, Found, cosines
 from serving.ids import ExternalId
+from serving.live_index import Vectors
+from serving.overlay import LiveFilters
 from serving.stages import timed
 
 WINDOW = 100
@@ -86,7 +88,7 @@ class Part:
         return self.eligible is None or bool(self.eligible.mask[row])
 
 
-def parts_of(rules: Rules, where: Filter, filters: Filters) -> tuple[list[Part], list[Part]]:
+def parts_of(rules: Rules, where: Filter, filters: Filters | LiveFilters) -> tuple[list[Part], list[Part]]:
     """Return what may be recommended, in parts: first what is not buried, then what is."""
     allowed = filters.eligible(where)
     if not rules.bury and not rules.boosts:
@@ -161,7 +163,7 @@ class Places:
         num_places: int,
         diversity: float,
         limits: Sequence[Limit],
-        vectors: Float32[np.ndarray, "items width"],
+        vectors: Float32[np.ndarray, "items width"] | Vectors,
     ) -> None:
         self.rows: list[int] = []
         self._num_places = num_places
@@ -253,7 +255,7 @@ Search = Callable[[Eligible | None, int, Int64[np.ndarray, " placed"]], Found]
 """Returns so many of the best items among the eligible ones, without those that were placed."""
 
 
-def limits_of(rules: Rules, filters: Filters) -> list[Limit]:
+def limits_of(rules: Rules, filters: Filters | LiveFilters) -> list[Limit]:
     """Return the limits of an answer of which no place is filled yet."""
     return [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
 

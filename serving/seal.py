@@ -7,22 +7,51 @@ written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import Field, ValidationError
 
 from features.config import StrictTable
 from serving.kinds import Plan
-from towers.bundle import BundleError, ModelBundle, broken_seal
-from towers.bundle import seal as seal_files
+from towers.manifest import BundleError, broken_seal
+from towers.manifest import seal as seal_files
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"
+FOLDER = "index"
+"""Where it is in a bundle."""
 
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "safetensors", "torch")
+
+
+class Weights(Protocol):
+    """A bundle, opened or only verified."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights."""
+
+    @property
+    def version(self) -> str:
+        """A short name of the weights."""
+
+
+class Folded(StrictTable):
+    """How much of a log of live writes is in the tables that an index was made of."""
+
+    log_id: str
+    """Which log."""
+    position: int
+    """Its last record that is in them."""
 
 
 class Seal(StrictTable):
@@ -52,6 +81,10 @@ class Seal(StrictTable):
     """Events in their histories."""
     width: int
     """Numbers in a vector."""
+    newest_event: float | None = None
+    """When the newest of them was, in Unix seconds; None where the tables have no times."""
+    live: Folded | None = None
+    """What of the log of live writes is in it; None: nothing was folded in."""
     created: str
     """When, ISO 8601 in UTC."""
     libraries: dict[str, str]
@@ -62,7 +95,7 @@ class Seal(StrictTable):
     @classmethod
     def of(
         cls,
-        bundle: ModelBundle,
+        bundle: Weights,
         *,
         catalog_digest: str,
         plan: Plan,
@@ -73,6 +106,8 @@ class Seal(StrictTable):
         num_users: int,
         num_interactions: int,
         width: int,
+        newest_event: float | None = None,
+        live: Folded | None = None,
     ) -> Seal:
         """Return the seal of an index that `bundle` makes now; its files are sealed when they are written."""
         return cls(
@@ -88,9 +123,22 @@ class Seal(StrictTable):
             num_users=num_users,
             num_interactions=num_interactions,
             width=width,
+            newest_event=newest_event,
+            live=live,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             libraries={name: version(name) for name in _LIBRARIES},
         )
+
+    @property
+    def version(self) -> str:
+        """A short name of the index: the first 12 digits of the digest of all that is said of it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    @property
+    def events_until(self) -> float:
+        """Until when events that a log received are taken to be in the tables, in Unix seconds; 0: none are."""
+        created = datetime.fromisoformat(self.created).timestamp()
+        return 0.0 if self.newest_event is None else min(self.newest_event, created)
 
     def write(self, folder: Path) -> None:
         """Write the seal over the files that are in `folder`."""
@@ -98,7 +146,7 @@ class Seal(StrictTable):
         (folder / NAME).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path, bundle: ModelBundle) -> Seal:
+    def read(cls, folder: Path, bundle: Weights) -> Seal:
         """Return the seal of `folder` after proving that it belongs to `bundle` and that every file is intact.
 
         Raises:
@@ -121,7 +169,7 @@ class Seal(StrictTable):
         return f"make the index anew with `towers index {bundle_path}`"
 
     @classmethod
-    def _parse(cls, folder: Path, bundle: ModelBundle) -> Seal:
+    def _parse(cls, folder: Path, bundle: Weights) -> Seal:
         path = folder / NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ of a warm parent hangs for ever. For the same reason, and because workers share 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -34,6 +35,9 @@ APP = "serving.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
 """Tells the workers what to serve: JSON with `bundle` and `settings`, and `shared`, the folder where they meet."""
 
+MASTER_VARIABLE = "TOWERS_MASTER"
+"""Tells the workers which process must live for them to."""
+
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _SECONDS_TO_LOAD = 600
 _SECONDS_TO_FINISH = 30
@@ -41,6 +45,7 @@ _THREADS_TO_REFUSE = 4
 _MEMORY = Path("/dev/shm")
 _SHARED = "towers-server-"
 _LOCK = "server"
+_PR_SET_PDEATHSIG = 1
 
 
 def find_port(settings: ServingConfig) -> int:
@@ -84,12 +89,20 @@ def become_server(bundle: Path, settings: ServingConfig) -> NoReturn:
 def create_worker_app() -> Flask:
     """Return the application that the environment describes: what `towers serve` lets its workers run."""
     told = json.loads(os.environ[APP_VARIABLE])
+    _end_with_master()
     logging.config.dictConfig(logs.configuration(told["settings"]["log_format"]))
     quiet_imports()
     with _stoppable():
         from serving.app import create_app
 
         return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), Path(told["shared"]))
+
+
+def _end_with_master() -> None:
+    """Let this worker end when its master does, however that happens: a new master could not have its port else."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if str(os.getppid()) != os.environ.get(MASTER_VARIABLE, str(os.getppid())):
+        os._exit(1)
 
 
 @contextmanager
@@ -112,6 +125,7 @@ def main() -> None:
     told = json.loads(os.environ[APP_VARIABLE])
     settings = ServingConfig.model_validate(told["settings"])
     logging.config.dictConfig(logs.configuration(settings.log_format))
+    os.environ[MASTER_VARIABLE] = str(os.getpid())
     with _shared_folder() as shared:
         os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared)})
         match settings.server:

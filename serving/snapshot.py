@@ -36,14 +36,14 @@ from safetensors.numpy import save_file
 from features.files import atomic_folder
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
-from features.tables import Catalog, Tables, Users
+from features.tables import Catalog, Interactions, Tables, Users
 from serving.index import ItemIndex
-from serving.seal import Seal
+from serving.live_index import LiveIndex
+from serving.seal import FOLDER as FOLDER
+from serving.seal import Folded, Seal
 from serving.stages import timed
 from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import BundleError, ModelBundle
-
-FOLDER = "index"
 
 _ENCODE_BLOCK = 4096
 
@@ -77,6 +77,7 @@ class Snapshot:
         tables: Tables,
         choose: Chooser = choose,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        live: Folded | None = None,
     ) -> Snapshot:
         """Return what `bundle` makes of `tables`.
 
@@ -86,6 +87,7 @@ class Snapshot:
             choose: Chooses the index over the items' vectors, given vectors of some users. One that compares every
                 item, unless said otherwise.
             progress: Called with the number of users encoded so far and of all users.
+            live: What of a log of live writes is in the tables. None: nothing was folded in.
 
         Raises:
             BundleError: The model's vectors are not vectors of length 1, as after a training that diverged.
@@ -110,6 +112,8 @@ class Snapshot:
             num_users=len(histories),
             num_interactions=histories.num_events,
             width=index.width,
+            newest_event=_newest(tables.interactions),
+            live=live,
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
         return cls(catalog, chosen.index, histories, attributes, vectors, interactions, seal)
@@ -176,7 +180,7 @@ class Snapshot:
 
 def encode_users(
     bundle: ModelBundle,
-    index: ItemIndex,
+    index: ItemIndex | LiveIndex,
     histories: Sequences,
     attributes: pd.DataFrame | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -228,6 +232,13 @@ def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFram
         return histories, None
     known = tables.users.frame.reindex(columns=columns)
     return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
+
+
+def _newest(interactions: Interactions) -> float | None:
+    """Return when the newest interaction was, in Unix seconds; None where there are no times."""
+    if "timestamp" not in interactions.frame or not len(interactions):
+        return None
+    return float(interactions.frame["timestamp"].max())
 
 
 def _with_inactive(active: Sequences, users: Users) -> Sequences:

@@ -47,7 +47,12 @@ def test_the_arrows_between_the_rooms_hold() -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("faiss", "serving/index.py"), ("flask", "serving/"), ("mlflow", "training/"), ("pickle", "nowhere")],
+    [
+        ("faiss", "serving/index.py"),
+        ("flask", "serving/"),
+        ("mlflow", "training/"),
+        ("pickle", "nowhere"),
+    ],
 )
 def test_a_library_is_imported_in_its_own_place_only(library: str, home: str) -> None:
     users = [path.relative_to(ROOT).as_posix() for path in SOURCES if library in imported(path)]
@@ -154,7 +159,7 @@ def test_every_library_we_import_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
     wanted = [*project["project"]["dependencies"], *extras]
-    asked = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in wanted}
+    asked = {re.split(r"[<>=\[]", line)[0].replace("-", "_") for line in wanted}
     called = {"faiss_cpu": "faiss", "scikit_learn": "sklearn"}
     brought = {"fbgemm_gpu", "threadpoolctl", "werkzeug"}  # by torchrec, scikit-learn and flask: nothing without them
     known = {called.get(name, name) for name in asked} | brought | set(ROOMS) | sys.stdlib_module_names

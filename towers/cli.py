@@ -48,6 +48,8 @@ COMMANDS = {
     "recommend": Entry("serving.commands:recommend", "Write recommendations for all users to a table.", computes=True),
     "serve": Entry("serving.commands:serve", "Answer over HTTP."),
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
+    "swap": Entry("serving.commands:swap", "Let a running service go over to another bundle."),
+    "rollback": Entry("serving.commands:rollback", "Let a running service go back to the bundle it served before."),
     "dataset": Entry("features.commands:dataset", "Write a public data set or a generated shop as tables."),
     "doctor": Entry("towers.doctor:doctor", "Show what is installed and found, and the cure of what is amiss."),
 }

@@ -1,19 +1,23 @@
-"""Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them."""
+"""Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them.
+
+`runs/previous` points to what `runs/latest` did before, so that a service can be rolled back to it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import DataError
+from features.files import move_link
 from training.config import RunConfig
 
 RUNS = Path("runs")
 LATEST = "latest"
+PREVIOUS = "previous"
 
 
 @dataclass
@@ -90,10 +94,8 @@ class Run:
         if self.folder.resolve().parent.name != RUNS.name:
             return
         link = self.folder.parent / LATEST
-        temporary = link.with_name(f".{LATEST}.{os.getpid()}")
         if link.is_symlink() or not link.exists():
-            temporary.symlink_to(self.folder.name)
-            temporary.replace(link)
+            move_link(link, self.folder, self.folder.parent / PREVIOUS)
 
 
 def _free_name(stem: str) -> Path:

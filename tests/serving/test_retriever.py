@@ -105,7 +105,7 @@ def test_popular_items_that_the_history_holds_do_not_come_back():
     """A model that reads no attributes knows nothing of someone whose items all left the catalogue."""
     tables = make_tables({1: ["a", "b"], 2: ["a"], 3: ["c"]}, ["a", "b", "c", "d"])
     retriever = make_retriever(tables)
-    retriever._answerable[0] = False
+    retriever.known.is_known = lambda rows, histories: np.zeros(len(rows), dtype=bool)
     assert ids(retriever.recommend(1, 4)) == ["c", "d"]
 
 

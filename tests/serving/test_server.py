@@ -122,7 +122,7 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
         assert served.ask("/recommendations", "POST", b"{}", {"Content-Type": "text/plain"})[0] == 415
         assert served.ask("/recommendations", "POST", b"x" * 2**21, {"Content-Type": "application/json"})[0] == 413
         assert served.ask("/items/gone/similar")[0] == 404
-        assert served.ask("/items/p1/similar", "DELETE")[0] == 405
+        assert served.ask("/recommendations/1001", "DELETE")[0] == 405
     finally:
         code, output = served.stop(how)
     assert code == 0, output

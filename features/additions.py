@@ -1,0 +1,82 @@
+"""Tables with what came after them: items put and deleted, and events, as if they had been in the files.
+
+An item that is put again moves to the end of the catalogue, so that rows say in which order things arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.errors import DataError
+from features.rows import fitting_cells, typed_rows
+from features.schema import ITEM_ID, USER_ID
+from features.tables import Catalog, Interactions, Tables
+
+Event = tuple[int | str, int | str, int]
+"""Who, what, and when in Unix seconds."""
+
+
+def with_additions(
+    tables: Tables, items: Mapping[int | str, Mapping[str, Any] | None], events: Sequence[Event]
+) -> Tables:
+    """Return tables that hold what came after them.
+
+    Args:
+        tables: The tables.
+        items: The cells of each item that came or was changed, None for one that was deleted. Ids are of the type in
+            the tables; cells that the table has no column for, or that do not fit there, are left out.
+        events: What happened, in the order in which it became known. Those of items that are not there are left out,
+            and exact repeats are merged, as those within the tables were.
+    """
+    catalog = _with_items(tables.catalog, items)
+    interactions = _with_events(tables.interactions, catalog, events)
+    num_deleted = sum(cells is None for cells in items.values())
+    note = (
+        f"folded in what arrived since: {len(items) - num_deleted:,} items put, {num_deleted:,} deleted, "
+        f"{len(events):,} events"
+    )
+    return replace(tables, catalog=catalog, interactions=interactions, notes=(*tables.notes, note))
+
+
+def _with_items(catalog: Catalog, items: Mapping[int | str, Mapping[str, Any] | None]) -> Catalog:
+    kept = catalog.frame[~catalog.frame[ITEM_ID].isin(list(items))]
+    rows = [{**cells, ITEM_ID: item_id} for item_id, cells in items.items() if cells is not None]
+    added = typed_rows(catalog.frame, [fitting_cells(catalog.frame, row) for row in rows])
+    frame = pd.concat([kept, added], ignore_index=True)
+    if not len(frame):
+        raise DataError("every item of the catalogue was deleted by live writes; put some, or name other tables")
+    return Catalog(frame)
+
+
+def _with_events(interactions: Interactions, catalog: Catalog, events: Sequence[Event]) -> Interactions:
+    old = interactions.frame
+    there = {
+        USER_ID: [user_id for user_id, _, _ in events],
+        ITEM_ID: [item_id for _, item_id, _ in events],
+        "timestamp": [time for _, _, time in events],
+    }
+    added = pd.DataFrame(
+        {name: pd.Series(there.get(name, [None] * len(events)), dtype=old[name].dtype) for name in old.columns}
+    )
+    frame = pd.concat([old, added], ignore_index=True)
+    times = np.concatenate([np.zeros(len(old), np.int64), np.array(there["timestamp"], dtype=np.int64)])
+    is_new = np.arange(len(frame)) >= len(old)
+    if "timestamp" in frame and "position" not in frame:
+        times = frame["timestamp"].to_numpy(np.int64)
+        is_new = np.zeros(len(frame), dtype=bool)
+    if "position" in frame:
+        last = frame["position"].max()
+        after = np.arange(len(frame)) + (0 if pd.isna(last) else int(last)) + 1
+        frame["position"] = frame["position"].fillna(pd.Series(after, dtype=frame["position"].dtype))
+    users = pd.factorize(frame[USER_ID], sort=True)[0]
+    frame = frame.take(np.lexsort([times, is_new, users]))
+    frame = frame[catalog.rows_of(frame[ITEM_ID]) >= 0]
+    same = [name for name in (USER_ID, ITEM_ID, "timestamp") if name in frame]
+    if "timestamp" in frame:
+        frame = frame[~frame.duplicated(subset=same)]
+    return replace(interactions, frame=frame.reset_index(drop=True))

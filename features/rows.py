@@ -1,0 +1,130 @@
+"""Rows as JSON has them to a table like another: what arrives over HTTP meets the model as the rows of a file do.
+
+A column's type is that of the table, so that an item that is sent with the cells of its own row becomes that row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from features.errors import DataError
+
+_MOST_NAMED = 12
+
+
+def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as a table with the columns and types of another; what a row does not name is missing.
+
+    Args:
+        like: The table, its columns in pyarrow types, as `read_tables` returns it.
+        rows: Cells by column. Text is text, a number a number, a list a list, and a date its ISO 8601 text.
+
+    Raises:
+        DataError: A row has a column that the table has not, or a cell that its column cannot hold.
+    """
+    for row in rows:
+        _refuse_strange(list(like.columns), row)
+    columns = {name: _column(name, _kind(like[name]), [row.get(name) for row in rows]) for name in like.columns}
+    return pd.DataFrame({name: pd.Series(cells, dtype=like[name].dtype) for name, cells in columns.items()})
+
+
+def fitting_cells(like: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cells of a row that a table can hold: those of columns it has, of their types."""
+    fitting = {}
+    for name in like.columns:
+        try:
+            if row.get(name) is not None:
+                _column(name, _kind(like[name]), [row[name]])
+                fitting[name] = row[name]
+        except DataError:
+            continue
+    return fitting
+
+
+def _refuse_strange(columns: list[str], row: Mapping[str, Any]) -> None:
+    for name in row:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            there = ", ".join(map(repr, columns[:_MOST_NAMED])) + (", ..." if len(columns) > _MOST_NAMED else "")
+            raise DataError(f"{name}: the table has no such column; it has {there}{hint}")
+
+
+def _kind(column: pd.Series) -> pa.DataType:
+    assert isinstance(column.dtype, pd.ArrowDtype), f"{column.name} is of type {column.dtype}"
+    return column.dtype.pyarrow_dtype
+
+
+def _column(name: str, kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array([_cell(name, kind, value) for value in values], type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise DataError(f"{name}: expected {_spoken(kind)}, which this is not ({said})") from None
+
+
+def _cell(name: str, kind: pa.DataType, value: Any) -> Any:
+    """Return a value as pyarrow takes it for a column.
+
+    Raises:
+        DataError: It is of another kind; pyarrow would take some of these and make something else of them.
+    """
+    if value is None:
+        return None
+    if _is_list(kind) and isinstance(value, list):
+        return [_cell(name, kind.value_type, inner) for inner in value]
+    if _is_moment(kind) and isinstance(value, str):
+        return pa.scalar(value).cast(kind).as_py()
+    if _is_whole(kind) and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, _python_types(kind)) or (isinstance(value, bool) and not pa.types.is_boolean(kind)):
+        raise DataError(f"{name}: expected {_spoken(kind)}, found {value!r:.80}")
+    return value
+
+
+def _python_types(kind: pa.DataType) -> type | tuple[type, ...]:
+    if pa.types.is_boolean(kind):
+        return bool
+    if _is_whole(kind):
+        return int
+    if pa.types.is_floating(kind):
+        return (int, float)
+    if _is_text(kind):
+        return str
+    return () if _is_list(kind) or _is_moment(kind) else object
+
+
+def _spoken(kind: pa.DataType) -> str:
+    if pa.types.is_boolean(kind):
+        return "true or false"
+    if _is_whole(kind):
+        return "a whole number"
+    if pa.types.is_floating(kind):
+        return "a number"
+    if _is_text(kind):
+        return "text"
+    if _is_moment(kind):
+        zone = "Z" if getattr(kind, "tz", None) else ""
+        return "a date such as 2024-03-31" + ("" if pa.types.is_date(kind) else f"T18:00:00{zone}")
+    return f"a list, each {_spoken(kind.value_type)}" if _is_list(kind) else str(kind)
+
+
+def _is_whole(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_moment(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

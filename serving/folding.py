@@ -1,0 +1,41 @@
+"""The log of live writes into the tables that an index is made of, so that the service need not lay it over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from features.additions import Event, with_additions
+from features.schema import ITEM_ID, USER_ID
+from features.tables import Tables
+from serving.ids import ExternalId, IdMap
+from serving.seal import Folded
+from serving.store import Store
+
+
+def fold(tables: Tables, store: Store) -> tuple[Tables, Folded]:
+    """Return tables with everything in them that a log holds, and up to where that is.
+
+    Args:
+        tables: Today's tables. Where they and the log both have something to say of an item, the log is right.
+        store: The log.
+
+    Raises:
+        DataError: No item is left.
+    """
+    items = IdMap(tables.catalog.item_ids)
+    users = IdMap(tables.interactions.sequences(tables.catalog).user_ids)
+    put: dict[ExternalId, dict[str, Any] | None] = {}
+    events: list[Event] = []
+    position = 0
+    while records := store.since(position):
+        for record in records:
+            item_id = items.parse(record.body[ITEM_ID])
+            if record.kind != "event":
+                put.pop(item_id, None)
+                put[item_id] = record.body["cells"] if record.kind == "item" else None
+            else:
+                events.append((users.parse(record.body[USER_ID]), item_id, record.body["time"]))
+        position = records[-1].position
+    put = {item_id: cells for item_id, cells in put.items() if items.fits(item_id)}
+    events = [event for event in dict.fromkeys(events) if users.fits(event[0]) and items.fits(event[1])]
+    return with_additions(tables, put, events), Folded(log_id=store.log_id, position=position)

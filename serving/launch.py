@@ -1,0 +1,74 @@
+"""What `towers serve` does before the server is there: verify what is to be served, and say what to try.
+
+Nothing heavy is loaded for it: the workers load it anyway, and a service that was killed should be back at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from features.schema import USER_ID
+from serving.config import ServingConfig
+from serving.seal import FOLDER, NAME, Seal
+from serving.server import address_of, become_server, find_port
+from towers.manifest import Manifest, verify
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """A bundle whose files are as they were written."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def weights_digest(self) -> str:
+        return self.manifest.weights_digest
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+
+def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
+    """Say what to try, and become the server; does not return.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: There is no index and the tables cannot be read, the port is taken, or the file of keys is not one.
+    """
+    if settings.keys is not None:
+        from serving.keys import read_keys
+
+        read_keys(Path(settings.keys))
+    settings = settings.model_copy(update={"port": find_port(settings)})
+    verified = _Verified(bundle, verify(bundle))
+    if not (bundle / FOLDER / NAME).exists():
+        from serving.operation import open_retriever
+
+        open_retriever(bundle)
+    Seal.read(bundle / FOLDER, verified)
+    _say_what_to_try(bundle, settings, verified.version)
+    become_server(bundle, settings)
+
+
+def _say_what_to_try(bundle: Path, settings: ServingConfig, version: str) -> None:
+    address = address_of(settings)
+    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    click.echo(f"Serving {bundle} (model {version}) at {address} with {settings.server}, {workers}. Try:")
+    click.echo(f"  {address}/   in a browser")
+    click.echo(f"  curl '{address}/recommendations/{quote(str(_somebody(bundle)), safe='')}?k=10'")
+    click.echo("Ctrl-C stops it.")
+
+
+def _somebody(bundle: Path) -> Any:
+    """Return the id of a known user."""
+    import pyarrow.parquet as pq
+
+    rows = next(pq.ParquetFile(bundle / FOLDER / "users.parquet").iter_batches(1, columns=[USER_ID]), None)
+    return "somebody" if rows is None or not len(rows) else rows[USER_ID][0].as_py()

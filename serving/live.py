@@ -1,0 +1,166 @@
+"""A retriever that keeps up with the log of live writes: before each answer it takes in what arrived since the last.
+
+Whether anything did costs microseconds to ask. Every worker does the same, so that an acknowledged write is in the next
+answer of each of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32
+
+from features.errors import DataError
+from features.rows import fitting_cells, typed_rows
+from features.schema import ITEM_ID
+from features.tables import Catalog
+from serving.filters import Filters
+from serving.ids import ExternalId
+from serving.index import ItemIndex, check_unit_length
+from serving.known import KnownUsers
+from serving.overlay import Events, Ground, Items, LiveFilters, LivePopularity, LiveUsers, Overlay
+from serving.popularity import Popularity
+from serving.retriever import Retriever
+from serving.store import Record, Store
+from towers.bundle import ModelBundle
+
+# Rows that no longer hold and lie after the index are removed when they are most, and at least so many.
+_WORTH_REMOVING = 4096
+_log = logging.getLogger(__name__)
+
+
+class Live:
+    """A retriever that keeps up with a log; `current` is safe to call from several threads."""
+
+    def __init__(self, base: Retriever, store: Store) -> None:
+        self._base = base
+        self._store = store
+        self._version: object = None
+        self._turn = threading.Lock()
+        self._ground = _ground(base)
+        self._items = Items(self._ground)
+        self._events = Events(self._ground)
+        seal = base.snapshot.seal
+        folded = seal.live if seal.live is not None and seal.live.log_id == store.log_id else None
+        self._position = 0 if folded is None else folded.position
+        self._held_until = 0.0 if folded is not None else seal.events_until
+        self._retriever = base.overlaid(self._overlay())
+
+    @property
+    def store(self) -> Store:
+        """The log."""
+        return self._store
+
+    @property
+    def latest(self) -> Retriever:
+        """The retriever as it is, whatever may have arrived since."""
+        return self._retriever
+
+    def current(self) -> Retriever:
+        """Return the retriever with everything that was in the log when this was called.
+
+        Raises:
+            NotReady: The log cannot be read.
+        """
+        with self._turn:
+            version = self._store.version()
+            if version != self._version:
+                self._catch_up()
+                self._version = version
+            return self._retriever
+
+    def _catch_up(self) -> None:
+        while records := self._store.since(self._position):
+            self._take_in(records)
+            self._position = records[-1].position
+            if self._items.num_useless > max(_WORTH_REMOVING, self._items.num_new // 2):
+                self._items = self._items.without_useless(self._position)
+            self._retriever = self._base.overlaid(self._overlay())
+
+    def _take_in(self, records: Sequence[Record]) -> None:
+        newest = {self._base.items.parse(record.body[ITEM_ID]): record for record in records if record.kind != "event"}
+        gone = {item_id: record for item_id, record in newest.items() if record.kind == "deletion"}
+        for item_id, record in gone.items():
+            self._items.remove(record.position, item_id)
+        put = {item_id: record for item_id, record in newest.items() if item_id not in gone}
+        self._put([record for item_id, record in put.items() if self._base.items.fits(item_id)])
+        for record in records:
+            if record.kind == "event" and record.received > self._held_until and self._events.add(record):
+                self._items.count(record.body[ITEM_ID])
+
+    def _put(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        try:
+            frame = self._frame(records)
+            vectors = encoded(self._base.bundle, frame)
+        except DataError as error:
+            if len(records) == 1:
+                _log.error("item %r of the log is left out: %s", self._item_id(records[0]), error)
+                return
+            for record in records:
+                self._put([record])
+            return
+        self._items.put([record.position for record in records], frame, vectors)
+
+    def _frame(self, records: Sequence[Record]) -> pd.DataFrame:
+        """Return items as rows of the catalogue; cells written for another table that do not fit are missing."""
+        like = self._base.snapshot.catalog.frame
+        cells = [{**record.body["cells"], ITEM_ID: self._item_id(record)} for record in records]
+        try:
+            return typed_rows(like, cells)
+        except DataError:
+            return typed_rows(like, [fitting_cells(like, row) for row in cells])
+
+    def _item_id(self, record: Record) -> ExternalId:
+        return self._base.items.parse(record.body[ITEM_ID])
+
+    def _overlay(self) -> Overlay:
+        items = self._items.at(self._position)
+        users = self._events.users_at(self._position)
+        return Overlay(
+            self._position,
+            items.ids,
+            users,
+            self._items.titles,
+            LiveFilters(self._ground.filters, items),
+            items.index,
+            LiveUsers(self._base.bundle, self._events, items, users, self._position),
+            LivePopularity(self._items.popularity, items),
+        )
+
+
+def encoded(bundle: ModelBundle, frame: pd.DataFrame) -> Float32[np.ndarray, "items width"]:
+    """Return the unit vectors of items.
+
+    Raises:
+        DataError: The model cannot place one of them.
+    """
+    vectors = bundle.encode_items(Catalog(frame))
+    try:
+        check_unit_length(vectors)
+    except ValueError as error:
+        raise DataError(f"the model cannot place this item: {error}") from None
+    return vectors
+
+
+def _ground(base: Retriever) -> Ground:
+    assert isinstance(base.filters, Filters), "only an index as it was made can be laid over"
+    assert isinstance(base.index, ItemIndex)
+    assert isinstance(base.known, KnownUsers)
+    assert isinstance(base.popularity, Popularity)
+    return Ground(
+        base.bundle,
+        base.snapshot,
+        base.items,
+        base.users,
+        base.titles,
+        base.filters,
+        base.index,
+        base.known,
+        base.popularity,
+    )

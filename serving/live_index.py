@@ -1,0 +1,145 @@
+"""An index with the items that arrived since it was made: searched beside it, and taken together.
+
+The index itself stays as it is. New vectors are few and are all compared; rows of the index that no longer hold are
+passed over. What both find was scored alike (`serving.hits.rank`), so that it merges exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from features.sequences import offsets_of
+from serving.exact import Exact
+from serving.hits import Eligible, Excluded, Hits
+from serving.index import ItemIndex
+
+Heads = MutableMapping[Eligible, Eligible]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors of an index and those after them, by row."""
+
+    head: Float32[np.ndarray, "items width"]
+    tail: Float32[np.ndarray, "more width"]
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows width"]:
+        """Return the vectors of rows."""
+        rows = np.asarray(rows, dtype=np.int64)
+        is_new = rows >= len(self.head)
+        if not is_new.any():
+            return np.asarray(self.head[rows])
+        found = np.empty((len(rows), self.tail.shape[1]), dtype=np.float32)
+        found[~is_new] = self.head[rows[~is_new]]
+        found[is_new] = self.tail[rows[is_new] - len(self.head)]
+        return found
+
+
+@dataclass(frozen=True)
+class LiveIndex:
+    """An index, more rows after its own, and which rows hold.
+
+    Attributes:
+        base: The index.
+        tail: The unit vectors of the rows after its own, `[more, width]`.
+        holds: Which of those hold, `[more]`.
+        buried: The rows of the index that hold, where many do not. None: all but `gone` do.
+        gone: Those of them that do not hold any longer.
+        heads: What is known of the part of a filter within the index; one that is not there is worked out.
+    """
+
+    base: ItemIndex
+    tail: Float32[np.ndarray, "more width"]
+    holds: Bool[np.ndarray, " more"]
+    buried: Eligible | None
+    gone: Int64[np.ndarray, " gone"]
+    heads: Heads = field(default_factory=WeakKeyDictionary)
+
+    def __len__(self) -> int:
+        """Return the number of rows, those that do not hold included."""
+        return len(self.base) + len(self.tail)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        return self.base.width
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the result is the true one by construction."""
+        return self.base.is_exact
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """The vectors by row."""
+        return Vectors(self.base.vectors, self.tail)
+
+    def search(
+        self,
+        queries: Float32[np.ndarray, "users width"],
+        k: int,
+        excluded_rows: np.ndarray | None = None,
+        excluded_offsets: np.ndarray | None = None,
+        eligible: Eligible | None = None,
+    ) -> Hits:
+        """Return what `ItemIndex.search` would, if it held the rows that hold and no others; same arguments."""
+        if not len(self.tail) and not len(self.gone) and self.buried is None:
+            found = None if eligible is None else self.heads.get(eligible, eligible)
+            return self.base.search(queries, k, excluded_rows, excluded_offsets, found)
+        if excluded_rows is None or excluded_offsets is None:
+            excluded_rows, excluded_offsets = np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64)
+        is_new = excluded_rows >= len(self.base)
+        head_rows, head_offsets = _of_each(excluded_rows, excluded_offsets, ~is_new, self.gone)
+        head = self.base.search(queries, k, head_rows, head_offsets, self._head(eligible))
+        may = self.holds if eligible is None else self.holds & eligible.mask[len(self.base) :]
+        if not may.any():
+            return head
+        tail_rows, tail_offsets = _of_each(excluded_rows - len(self.base), excluded_offsets, is_new)
+        return self._merged(head, self._compared(queries, k, tail_rows, tail_offsets, Eligible(may)), k)
+
+    def _head(self, eligible: Eligible | None) -> Eligible | None:
+        if eligible is None:
+            return self.buried
+        found = self.heads.get(eligible)
+        if found is None:
+            mask = eligible.mask[: len(self.base)]
+            found = Eligible(mask if self.buried is None else mask & self.buried.mask)
+        return found
+
+    def _compared(self, queries: np.ndarray, k: int, rows: np.ndarray, offsets: np.ndarray, may: Eligible) -> Hits:
+        """Return the best of the rows after the index's own."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        excluded = Excluded.of(rows, offsets, len(queries), len(self.tail), may)
+        needed = np.minimum(k, len(may) - excluded.counts)
+        best = Exact(self.tail).best(queries, np.arange(len(queries)), needed, excluded, may)
+        return Hits.join(list(best))
+
+    def _merged(self, head: Hits, tail: Hits, k: int) -> Hits:
+        found = []
+        for user in range(len(head.offsets) - 1):
+            parts = head.of(user), tail.of(user)
+            rows = np.concatenate([parts[0][0], parts[1][0] + len(self.base)])
+            scores = np.concatenate([parts[0][1], parts[1][1]])
+            order = np.lexsort((rows, -scores))[:k]
+            found.append((rows[order], scores[order]))
+        return Hits.join(found)
+
+
+def _of_each(
+    rows: np.ndarray, offsets: np.ndarray, kept: np.ndarray, more: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each user's rows as far as they are kept, and `more` for everyone; with where each user's begin."""
+    num_users = len(offsets) - 1
+    users = np.repeat(np.arange(num_users), np.diff(offsets))[kept]
+    rows = rows[kept]
+    if more is None or not len(more):
+        return rows, offsets_of(np.bincount(users, minlength=num_users))
+    order = np.argsort(np.concatenate([users, np.repeat(np.arange(num_users), len(more))]), kind="stable")
+    counts = np.bincount(users, minlength=num_users) + len(more)
+    return np.concatenate([rows, np.tile(more, num_users)])[order], offsets_of(counts)

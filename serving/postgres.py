@@ -1,0 +1,171 @@
+"""The log of live writes in PostgreSQL, for services on several machines; `pip install psycopg[binary]` for it.
+
+A position is given out and committed under one lock, so that whoever has read up to a position never finds an earlier
+one later. After a loss of the connection the next request opens another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from features.errors import DataError
+from serving import store
+from serving.errors import NotReady
+from serving.store import Appended, Record, Write
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+_SECONDS_TO_CONNECT = 5
+_SECONDS_TO_WAIT = 15
+# Any number that others are not likely to choose.
+_LOCK = 0x746F7765
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS towers_about (log_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS towers_log (
+    position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    received DOUBLE PRECISION NOT NULL,
+    kind TEXT NOT NULL,
+    body BYTEA NOT NULL,
+    key TEXT UNIQUE
+);
+INSERT INTO towers_about SELECT gen_random_uuid()::text WHERE NOT EXISTS (SELECT 1 FROM towers_about);
+"""
+
+Result = TypeVar("Result")
+
+
+class PostgresStore:
+    """A log in a database; see `serving.store.Store`.
+
+    Attributes:
+        log_id: Which log this is.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Open the log, and make its tables if there are none.
+
+        Raises:
+            DataError: psycopg is not installed, or the database cannot be used.
+        """
+        try:
+            import psycopg
+        except ImportError:
+            raise DataError("live: PostgreSQL needs psycopg; type: pip install 'psycopg[binary]'") from None
+        self._address = address
+        self._error = psycopg.Error
+        self._writer, self._reader = _Line(self._connect), _Line(self._connect)
+        try:
+            self.log_id = self._writer.do(self._begin)
+        except psycopg.Error as error:
+            said = " ".join(str(error).split())
+            raise DataError(f"live: the database cannot be used ({said}); see that it runs, and the address") from None
+
+    def append(self, writes: Sequence[Write]) -> Appended:
+        """Remember writes, all or none of them."""
+        now = time.time()
+        rows = [(now, write.kind, orjson.dumps(write.body), write.key) for write in writes]
+        return self._try(self._writer, lambda connection: _append(connection, rows), "written to")
+
+    def since(self, position: int) -> list[Record]:
+        """Return what stands after a position."""
+        question = (
+            "SELECT position, received, kind, body FROM towers_log WHERE position > %s ORDER BY position LIMIT %s"
+        )
+
+        def read(connection: Connection[Any]) -> list[Any]:
+            return list(connection.execute(question, (position, store.MOST_AT_ONCE)).fetchall())
+
+        rows = self._try(self._reader, read, "read")
+        return [Record(place, received, kind, orjson.loads(body)) for place, received, kind, body in rows]
+
+    def version(self) -> object:
+        """Return the last position."""
+
+        def read(connection: Connection[Any]) -> Any:
+            return connection.execute("SELECT max(position) FROM towers_log").fetchone()
+
+        return self._try(self._reader, read, "read")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._writer.close()
+        self._reader.close()
+
+    def _try(self, line: _Line, action: Callable[[Connection[Any]], Result], what: str) -> Result:
+        try:
+            return line.do(action)
+        except self._error as error:
+            said = " ".join(str(error).split())
+            raise NotReady(f"the log of live writes cannot be {what} ({said})") from None
+
+    def _connect(self) -> Connection[Any]:
+        import psycopg
+
+        return psycopg.connect(
+            self._address,
+            autocommit=True,
+            connect_timeout=_SECONDS_TO_CONNECT,
+            client_encoding="utf8",
+            # Whatever the server's own settings are: acknowledged means on the disk, and nobody waits for ever.
+            options=f"-c synchronous_commit=on -c statement_timeout={_SECONDS_TO_WAIT}s",
+        )
+
+    @staticmethod
+    def _begin(connection: Connection[Any]) -> str:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            connection.execute(_SCHEMA)
+            found = connection.execute("SELECT log_id FROM towers_about").fetchone()
+        assert found is not None, "it was put there"
+        return str(found[0])
+
+
+class _Line:
+    """One connection, for one thread at a time; opened when it is needed, and again after it broke."""
+
+    def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
+        self._connect = connect
+        self._connection: Connection[Any] | None = None
+        self._turn = threading.Lock()
+        self._is_closed = False
+
+    def do(self, action: Callable[[Connection[Any]], Result]) -> Result:
+        """Return what an action on the connection does."""
+        from psycopg import OperationalError
+
+        with self._turn:
+            if self._is_closed:
+                raise OperationalError("the log was closed")
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            try:
+                return action(self._connection)
+            except OperationalError:
+                # The next one begins anew; whether this one was done nobody knows, so it is not tried again.
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        """Close it for good."""
+        with self._turn:
+            self._is_closed = True
+            if self._connection is not None:
+                self._connection.close()
+
+
+def _append(connection: Connection[Any], rows: Sequence[tuple[Any, ...]]) -> Appended:
+    question = "INSERT INTO towers_log (received, kind, body, key) VALUES (%s, %s, %s, %s) ON CONFLICT (key) DO NOTHING"
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        with connection.cursor() as cursor:
+            cursor.executemany(question, rows)
+            num_new = cursor.rowcount
+        found = connection.execute("SELECT coalesce(max(position), 0) FROM towers_log").fetchone()
+    assert found is not None, "an aggregate has one row"
+    return Appended(found[0], len(rows) - num_new)

@@ -1,0 +1,182 @@
+"""Where requests get their `Retriever` from: opened, kept up with the log of live writes, and exchanged for a new one.
+
+A new bundle or index, whether a link moved to it or it was written anew, is verified, loaded, warmed and brought up to
+date beside the old one, by a thread; from one request to the next it then takes its place. One that cannot be used is
+left alone, the old one goes on, and the log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flask import Flask, Response, g
+
+from features.errors import DataError
+from serving.errors import NotReady
+from serving.live import Live
+from serving.retriever import Retriever
+from serving.seal import NAME
+from serving.snapshot import FOLDER
+from serving.store import Store
+from serving.wanted import Person
+from towers.bundle import MANIFEST, BundleError
+
+MODEL_HEADER, INDEX_HEADER, LIVE_HEADER = "Towers-Model", "Towers-Index", "Towers-Live"
+
+_SECONDS_BETWEEN_TRIES = 5.0
+_MOST_SECONDS_BETWEEN_TRIES = 60.0
+_NUM_WARMED = 10
+_log = logging.getLogger(__name__)
+
+
+class Source:
+    """The retriever of an application.
+
+    Attributes:
+        store: The log of live writes; None where there is none, and nothing can be written.
+    """
+
+    def __init__(
+        self,
+        open_retriever: Callable[[], Retriever],
+        on_open: Callable[[Retriever], None] = lambda retriever: None,
+        store: Store | None = None,
+        identify: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Take what opens the retriever; nothing is opened before it is asked for.
+
+        Args:
+            open_retriever: Opens it; it raises `BundleError` or `DataError` where that cannot be.
+            on_open: Called with each that is served from then on.
+            store: The log of live writes.
+            identify: Returns something that is another value as soon as there is another bundle or index to open.
+        """
+        self.store = store
+        self._open = open_retriever
+        self._on_open = on_open
+        self._identify = identify
+        self._served: Callable[[], Retriever] | None = None
+        self._identity: object = None
+        self._next_try = 0.0
+        self._turn = threading.Lock()
+
+    def get(self) -> Retriever:
+        """Return the retriever, with every live write in it.
+
+        Raises:
+            NotReady: It cannot be opened at present; the log says why.
+        """
+        if self._served is None:
+            with self._turn:
+                self._try_to_open()
+        if self._served is None:
+            raise NotReady("the model and its index are not loaded; the server's log says why")
+        return self._served()
+
+    def watch(self, seconds: float) -> None:
+        """Exchange the retriever whenever there is another, from a thread that looks every so many seconds."""
+        threading.Thread(target=self._watch, args=(seconds,), name="towers-watch", daemon=True).start()
+
+    def exchange(self) -> bool:
+        """Exchange the retriever if there is another; return whether what is served is the newest there is."""
+        identity = self._identify()
+        if identity == self._identity:
+            return True
+        try:
+            served, retriever = self._prepared()
+            warm(served())
+        except (BundleError, DataError) as error:
+            _log.error("not exchanged, what was served goes on: %s", error)
+            return False
+        self._served, self._identity = served, identity
+        self._on_open(retriever)
+        _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
+        return True
+
+    def _watch(self, seconds: float) -> None:
+        patience = 0.0
+        while True:
+            time.sleep(max(seconds, patience))
+            try:
+                is_newest = self._served is None or self.exchange()
+            except Exception as error:  # a thread that ended would never look again
+                _log.error("not exchanged, what was served goes on", exc_info=error)
+                is_newest = False
+            patience = 0.0 if is_newest else min(max(seconds, 2 * patience), _MOST_SECONDS_BETWEEN_TRIES)
+
+    def _try_to_open(self) -> None:
+        if self._served is not None or time.monotonic() < self._next_try:
+            return
+        identity = self._identify()
+        try:
+            self._served, retriever = self._prepared()
+            self._identity = identity
+            self._on_open(retriever)
+        except (BundleError, DataError) as error:
+            self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            _log.error("not ready: %s", error)
+
+    def _prepared(self) -> tuple[Callable[[], Retriever], Retriever]:
+        """Return what is to be served, ready to answer, and the retriever as it was opened."""
+        retriever = self._open()
+        if self.store is None:
+            return lambda: retriever, retriever
+        return _KeptUp(Live(retriever, self.store)), retriever
+
+
+class _KeptUp:
+    """A live retriever that goes on with what it knows where its log is out of reach."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._next_word = 0.0
+
+    def __call__(self) -> Retriever:
+        try:
+            return self._live.current()
+        except NotReady as error:
+            if time.monotonic() >= self._next_word:
+                self._next_word = time.monotonic() + _SECONDS_BETWEEN_TRIES
+                _log.error("answers are without the newest live writes: %s", error)
+            return self._live.latest
+
+
+def warm(retriever: Retriever) -> None:
+    """Let a retriever answer once as it will have to, so that its first caller need not wait longer than others."""
+    for user_id in retriever.users.ids[:1]:
+        retriever.recommend(user_id, _NUM_WARMED)
+    retriever.recommend(Person(retriever.items.ids[:1]), _NUM_WARMED)
+    retriever.popular(_NUM_WARMED)
+
+
+def identity_of(path: Path) -> object:
+    """Return something that is another value after a link was moved, or a bundle or its index written anew."""
+    folder = path.resolve()
+    return folder, _stamp(folder / MANIFEST), _stamp(folder / FOLDER / NAME)
+
+
+def register_versions(app: Flask) -> None:
+    """Let every answer say in its headers which model, which index and what of the log produced it."""
+
+    def say(response: Response) -> Response:
+        retriever: Retriever | None = g.get("retriever")
+        if retriever is not None:
+            response.headers[MODEL_HEADER] = retriever.model
+            response.headers[INDEX_HEADER] = retriever.index_version
+            if retriever.position is not None:
+                response.headers[LIVE_HEADER] = str(retriever.position)
+        return response
+
+    app.after_request(say)
+
+
+def _stamp(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,150 @@
+"""What can be written while the service runs: items put and deleted, events.
+
+A write is checked as the tables are, then remembered, and only then acknowledged: it survives whatever happens after,
+and the next answer of any worker has it in it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import orjson
+from flask import Blueprint, Response, current_app, request
+from pydantic import Field
+
+from features.config import StrictTable, parse_settings
+from features.errors import DataError
+from features.rows import typed_rows
+from features.schema import ITEM_ID, USER_ID
+from features.tables import SECONDS_PER_DAY
+from serving.api import current_retriever
+from serving.ids import ExternalId, IdMap
+from serving.live import encoded
+from serving.problems import Problem, json_response
+from serving.retriever import Retriever
+from serving.store import Appended, Store, Write
+
+writes = Blueprint("writes", __name__)
+
+MOST_EVENTS = 10_000
+"""Events of one request."""
+
+
+class Event(StrictTable):
+    """Someone had something."""
+
+    user_id: int | str
+    """Who, known or new."""
+    item_id: int | str
+    """What."""
+    time: Annotated[int, Field(ge=0)] | None = None
+    """When, in Unix seconds; None: now."""
+    event_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """What the sender calls it: an event that is sent again under the same name is not counted again. Without a name,
+    an event of the same user, item and given time is the same."""
+
+
+class Events(StrictTable):
+    """The body of `POST /events`."""
+
+    events: Annotated[list[Event], Field(min_length=1, max_length=MOST_EVENTS)]
+    """What happened, oldest first; all of it is taken or, if one of them is wrong, none."""
+
+
+@writes.put("/items/<id:item_id>")
+def put_item(item_id: str) -> Response:
+    """Put an item into the catalogue, or in the place of the one of this id; the body holds its columns."""
+    store, retriever = _store(), current_retriever()
+    known = retriever.items.row(item_id) is not None
+    own_id = _checked("item_id", retriever.items, item_id)
+    cells = _json()
+    if not isinstance(cells, dict):
+        raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
+    if retriever.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
+        raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
+    _try_item(retriever, own_id, cells)
+    done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells})])
+    return json_response({"item_id": own_id, "position": done.position}, 200 if known else 201)
+
+
+@writes.delete("/items/<id:item_id>")
+def delete_item(item_id: str) -> Response:
+    """Take an item out of the catalogue."""
+    store, retriever = _store(), current_retriever()
+    if retriever.items.row(item_id) is None:
+        raise Problem(404, f"no item {item_id!r} in the catalogue")
+    own_id = retriever.items.parse(item_id)
+    done = store.append([Write("deletion", {ITEM_ID: own_id})])
+    return json_response({"item_id": own_id, "position": done.position})
+
+
+@writes.post("/events")
+def post_events() -> Response:
+    """Append to what users had; whoever is new is known from then on."""
+    store, retriever = _store(), current_retriever()
+    try:
+        body = parse_settings(Events, _json(), "body")
+    except DataError as error:
+        raise Problem(422, str(error)) from None
+    now = int(time.time())
+    found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
+    done: Appended = store.append(found)
+    accepted = len(found) - done.num_repeated
+    return json_response({"accepted": accepted, "repeated": done.num_repeated, "position": done.position})
+
+
+def _write(event: Event, where: str, retriever: Retriever, now: int) -> Write:
+    user_id = _checked(f"{where}.user_id", retriever.users, event.user_id)
+    if retriever.items.row(event.item_id) is None:
+        raise Problem(422, f"{where}.item_id: no item {event.item_id!r} in the catalogue; put it there first")
+    if event.time is not None and event.time > now + SECONDS_PER_DAY:
+        raise Problem(422, f"{where}.time: expected Unix seconds in the past, found {event.time}, in the future")
+    item_id = retriever.items.parse(event.item_id)
+    key = None
+    if event.event_id is not None:
+        key = f"named {event.event_id}"
+    elif event.time is not None:
+        key = f"at {orjson.dumps([user_id, item_id, event.time]).decode()}"
+    return Write("event", {USER_ID: user_id, ITEM_ID: item_id, "time": now if event.time is None else event.time}, key)
+
+
+def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
+    """Return an id in the type of the others.
+
+    Raises:
+        Problem: It cannot be one of them.
+    """
+    parsed = ids.parse(external_id)
+    if not ids.fits(parsed):
+        expected = "a whole number" if ids.is_integer else "text without blanks around it"
+        raise Problem(422, f"{where}: expected {expected}, as in the tables, found {external_id!r:.80}")
+    return parsed
+
+
+def _try_item(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) -> None:
+    """Make sure that the model can place an item.
+
+    Raises:
+        Problem: It has a column that the catalogue has not, a cell of another type, or nothing that the model reads.
+    """
+    try:
+        encoded(retriever.bundle, typed_rows(retriever.snapshot.catalog.frame, [{ITEM_ID: item_id, **cells}]))
+    except DataError as error:
+        raise Problem(422, str(error)) from None
+
+
+def _store() -> Store:
+    store: Store | None = current_app.extensions["towers_source"].store
+    if store is None:
+        raise Problem(403, "this service takes no writes; it would if it were started with --live FILE")
+    return store
+
+
+def _json() -> Any:
+    if request.mimetype != "application/json":
+        raise Problem(415, f"expected Content-Type application/json, found {request.mimetype or 'none'}")
+    try:
+        return orjson.loads(request.get_data(cache=False))
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"the body is not valid JSON: {error}") from None

@@ -1,0 +1,494 @@
+"""A service under live writes: hot swaps that nobody notices, and `kill -9` that loses nothing that was acknowledged.
+
+    python tests/benchmarks/live.py swaps [--swaps 1000] [--writes 100000] [--workers 2] [--clients 4]
+    python tests/benchmarks/live.py kills [--kills 50] [--workers 2] [--clients 4]
+
+Both run `towers serve` as it is, with real models that were not trained, and end with status 1 if a bar is missed.
+
+`swaps`: clients write (events, items put, changed and deleted) and after each write ask, over new connections, so that
+any worker may answer, while `runs/latest` goes to and fro between two bundles, each time until every worker has gone
+over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item is in
+it that the user had or that was deleted, if it is not full, or not in order. A part of the answers is afterwards
+compared with what a retriever of the same model answers at the same position of the log, and the last ones with those
+of an index made anew from tables that the log was folded into.
+
+`kills`: while clients write, workers and the master are killed in turn; whoever starts the service again, as an init
+system would, does it at once. Clients send again what was not acknowledged. At the end everything that was must be in
+the log once, and in the answers. The service is back when it answers a request for recommendations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from features.files import move_link
+from features.tables import read_tables
+from serving.folding import fold
+from serving.live import Live
+from serving.operation import build_index
+from serving.retriever import Retriever
+from serving.snapshot import Snapshot
+from serving.store import Record, SqliteStore, Write
+from tests import running
+from tests.serving.conftest import SETTINGS, write_shop, write_untrained
+from towers.bundle import ModelBundle
+
+K = 10
+SECONDS_BACK = 5.0
+"""The bar: how soon the service answers again after a kill."""
+
+_SECONDS_TO_ANSWER = 60
+_OWN_ITEMS = 40
+_SHARE_COMPARED = 0.02
+_NEAR = 2e-5
+_WORDS = "red green blue small large wooden steel lamp chair table cup bowl".split()  # noqa: SIM905
+_NOT_ANSWERED = (OSError, http.client.HTTPException)
+
+
+@dataclass
+class Tally:
+    """What clients did and found, of all of them.
+
+    Attributes:
+        num_writes: Writes that were acknowledged.
+        num_answers: Answers that were looked at.
+        acknowledged: The keys of the events among the writes.
+        unanswered: Requests that got no answer at all.
+        failed: Answers with an unexpected status.
+        wrong: Answers that say what is not so.
+        sampled: Answers to be compared: model, position of the log, user, and items with scores.
+    """
+
+    num_writes: int = 0
+    num_answers: int = 0
+    acknowledged: set[str] = field(default_factory=set)
+    unanswered: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    sampled: list[tuple[str, int, int, list[tuple[str, float]]]] = field(default_factory=list)
+
+
+class Service:
+    """`towers serve`, started again whenever it ends."""
+
+    def __init__(self, folder: Path, workers: int, server: str) -> None:
+        self.port = running.free_port()
+        self._words = ["serve", "runs/latest", "--port", str(self.port), "--workers", str(workers)]
+        self._words += ["--server", server, "--live", "live.db"]
+        self._folder = folder
+        self._is_wanted = True
+        self.num_exchanged = 0
+        self.said: list[str] = []
+        self.process = self._started()
+        threading.Thread(target=self._keep_up, daemon=True).start()
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The workers that run."""
+        try:
+            return psutil.Process(self.process.pid).children()
+        except psutil.NoSuchProcess:
+            return []
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
+        """Return status, headers and content of an answer, over a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_SECONDS_TO_ANSWER)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})
+            answer = connection.getresponse()
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            return answer.status, headers, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def answers(self) -> bool:
+        """Return whether it recommends anything."""
+        try:
+            return self.ask("GET", "/recommendations/1001")[0] == 200
+        except _NOT_ANSWERED:
+            return False
+
+    def wait(self) -> float:
+        """Return the seconds until it answers."""
+        started = time.monotonic()
+        while not self.answers():
+            if time.monotonic() - started > running.SECONDS:
+                raise SystemExit("the service does not answer:\n" + "".join(self.said[-30:]))
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def stop(self) -> None:
+        """End it."""
+        self._is_wanted = False
+        self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def _started(self) -> subprocess.Popen[str]:
+        process = running.start(self._folder, *self._words, TOWERS_WATCH_SECONDS="0.05")
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        return process
+
+    def _keep_up(self) -> None:
+        while self._is_wanted:
+            self.process.wait()
+            if self._is_wanted:
+                self.process = self._started()
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.said.append(line)
+            self.num_exchanged += "now serving" in line
+
+
+class Client(threading.Thread):
+    """Someone who writes about people and items of his own, and asks after each write."""
+
+    def __init__(
+        self, service: Service, tally: Tally, number: int, enough: Callable[[], bool], *, patient: bool
+    ) -> None:
+        super().__init__(daemon=True)
+        self._service = service
+        self._tally = tally
+        self._name = f"c{number}"
+        self._enough = enough
+        self._patient = patient
+        self._random = random.Random(number)
+        self._users = list(range(10_000 + 100 * number, 10_030 + 100 * number))
+        self._had: dict[int, set[str]] = {user: set() for user in self._users}
+        self._own: set[str] = set()
+        self._position = 0
+        self._num_events = 0
+
+    def run(self) -> None:
+        """Write and ask until there is enough."""
+        try:
+            self._write_and_ask()
+        except Exception as error:
+            self._tally.failed.append(f"the client itself: {error!r}")
+
+    def _write_and_ask(self) -> None:
+        while not self._enough():
+            chance = self._random.random()
+            if chance < 0.7:
+                self._have_something()
+            elif chance < 0.9 or not self._own:
+                self._put()
+            else:
+                self._delete()
+
+    def check_everyone(self) -> None:
+        """Ask for each of the users once more."""
+        for user in self._users:
+            self._ask_for(user)
+
+    def _have_something(self) -> None:
+        user = self._random.choice(self._users)
+        item = self._random.choice(sorted(self._own)) if self._own and self._random.random() < 0.3 else None
+        # Not more than some, so that everybody always has enough left to be recommended.
+        item = item or f"p{self._random.randrange(60)}"
+        self._num_events += 1
+        key = f"{self._name}-{self._num_events}"
+        event = {"user_id": user, "item_id": item, "event_id": key}
+        if self._write("POST", "/events", {"events": [event]}, (200,)):
+            self._tally.acknowledged.add(key)
+            self._had[user].add(item)
+        self._ask_for(user)
+
+    def _put(self) -> None:
+        item = f"{self._name}-{self._random.randrange(_OWN_ITEMS)}"
+        title = " ".join(self._random.choices(_WORDS, k=3))
+        cells = {"title": title, "price": round(self._random.uniform(1, 100), 2), "tags": "|".join(title.split()[:2])}
+        if self._write("PUT", f"/items/{item}", cells, (200, 201)):
+            self._own.add(item)
+            status, headers, _ = self._ask("GET", f"/items/{item}/similar?k={K}")
+            if status:
+                self._expect(status == 200, f"{item} was put, and is not there: {status} {headers}")
+
+    def _delete(self) -> None:
+        item = self._random.choice(sorted(self._own))
+        # Sent again after a kill, a deletion may find that it was done.
+        if self._write("DELETE", f"/items/{item}", None, (200, 404) if self._patient else (200,)):
+            self._own.discard(item)
+            status, headers, _ = self._ask("GET", f"/items/{item}/similar?k={K}")
+            if status:
+                self._expect(status == 404, f"{item} was deleted, and is there: {status} {headers}")
+
+    def _ask_for(self, user: int) -> None:
+        status, headers, content = self._ask("GET", f"/recommendations/{user}?k={K}")
+        if not status:
+            return
+        if status != 200:
+            self._tally.failed.append(f"GET {user}: {status} {content}")
+            return
+        items = [(item["item_id"], item["score"]) for item in content["items"]]
+        ids, scores = [item_id for item_id, _ in items], [score for _, score in items]
+        position = int(headers["towers-live"])
+        said = f"{user}: {headers} {content}"
+        self._expect(position >= self._position, f"position {position} after {self._position}: {said}")
+        self._expect(content["model"] == headers["towers-model"], f"two models: {said}")
+        self._expect(len(ids) == K == len(set(ids)), f"not {K} different items: {said}")
+        self._expect(scores == sorted(scores, reverse=True), f"not in order: {said}")
+        self._expect(not self._had[user] & set(ids), f"had {self._had[user] & set(ids)}: {said}")
+        gone = {item for item in ids if item.startswith(f"{self._name}-")} - self._own
+        self._expect(not gone, f"deleted {gone}: {said}")
+        if self._random.random() < _SHARE_COMPARED:
+            self._tally.sampled.append((headers["towers-model"], position, user, items))
+
+    def _expect(self, right: bool, otherwise: str) -> None:
+        self._tally.num_answers += 1
+        if not right:
+            self._tally.wrong.append(otherwise)
+
+    def _write(self, method: str, path: str, body: Any, expected: tuple[int, ...]) -> bool:
+        """Return whether a write was acknowledged; one without an answer is sent again where that is part of it."""
+        while True:
+            status, _, content = self._ask(method, path, body)
+            if status in expected:
+                self._tally.num_writes += 1
+                self._position = max(self._position, content.get("position", 0))
+                return True
+            if status and not (self._patient and status == 503):
+                self._tally.failed.append(f"{method} {path}: {status} {content}")
+                return False
+            if not self._patient:
+                return False
+            time.sleep(0.02)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
+        try:
+            return self._service.ask(method, path, body)
+        except _NOT_ANSWERED as error:
+            self._tally.unanswered.append(f"{method} {path}: {error!r}")
+            return 0, {}, None
+
+
+class Until:
+    """A log as it was at a position."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.log_id = store.log_id
+        self.position = 0
+
+    def append(self, writes: list[Write]) -> Any:
+        """Refuse to write."""
+        raise AssertionError("it is only read")
+
+    def since(self, position: int) -> list[Record]:
+        """Return what stands after a position, up to that of the log."""
+        return [record for record in self._store.since(position) if record.position <= self.position]
+
+    def version(self) -> object:
+        """Return the position."""
+        return self.position
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def make_runs(folder: Path) -> dict[str, Path]:
+    """Write tables and two bundles with indexes, `runs/latest` the first of them; return the bundles by version."""
+    write_shop(folder / "data")
+    bundles = {}
+    for seed, name in enumerate(("one", "two")):
+        write_untrained(folder / "runs" / name, folder / "data", SETTINGS, seed)
+        bundle = ModelBundle.open(folder / "runs" / name)
+        build_index(bundle, {})
+        bundles[bundle.version] = bundle.path
+    move_link(folder / "runs" / "latest", folder / "runs" / "one")
+    return bundles
+
+
+@contextmanager
+def served(folder: Path, given: argparse.Namespace) -> Iterator[Service]:
+    """Run the service while the block runs."""
+    service = Service(folder, given.workers, given.server)
+    try:
+        service.wait()
+        yield service
+    finally:
+        service.stop()
+
+
+def swaps(folder: Path, given: argparse.Namespace) -> list[str]:
+    """Exchange the bundle again and again under writes; return what went wrong."""
+    bundles, tally, done = make_runs(folder), Tally(), threading.Event()
+    paths = list(bundles.values())
+    with served(folder, given) as service:
+        started = time.monotonic()
+        enough = lambda: done.is_set() and tally.num_writes >= given.writes  # noqa: E731
+        clients = [Client(service, tally, number, enough, patient=False) for number in range(given.clients)]
+        for client in clients:
+            client.start()
+        for number in range(given.swaps):
+            _swap(service, folder, paths[(number + 1) % 2], given.workers)
+            _say(f"\r{number + 1:,} swaps, {tally.num_writes:,} writes, {len(tally.wrong)} wrong answers ")
+        done.set()
+        for client in clients:
+            client.join()
+        seconds = time.monotonic() - started
+        wrong = [*tally.wrong, *_compared(folder, bundles, tally), *_compared_anew(folder, bundles, service)]
+    _say("\n")
+    print(
+        f"{given.swaps:,} swaps by each of {given.workers} workers and {tally.num_writes:,} live writes in "
+        f"{seconds:,.0f} s: {tally.num_answers:,} checks of answers, {len(tally.sampled):,} answers compared at their "
+        f"position of the log; {len(tally.failed) + len(tally.unanswered)} failed, {len(wrong)} wrong"
+    )
+    return [*tally.failed, *tally.unanswered, *wrong]
+
+
+def kills(folder: Path, given: argparse.Namespace) -> list[str]:
+    """Kill workers and the master in turn under writes; return what went wrong."""
+    make_runs(folder)
+    tally, done, chance = Tally(), threading.Event(), random.Random(0)
+    seconds: dict[str, list[float]] = {"worker": [], "master": []}
+    with served(folder, given) as service:
+        clients = [Client(service, tally, number, done.is_set, patient=True) for number in range(given.clients)]
+        for client in clients:
+            client.start()
+        for number in range(given.kills):
+            what = "master" if number % 2 else "worker"
+            _let_all_start(service, given.workers)
+            time.sleep(chance.uniform(0.2, 1.0))
+            victim = service.process.pid if what == "master" else chance.choice(service.workers).pid
+            os.kill(victim, signal.SIGKILL)
+            seconds[what].append(service.wait())
+            _say(f"\r{number + 1} kills, {tally.num_writes:,} writes, back after {seconds[what][-1]:.1f} s ")
+        done.set()
+        for client in clients:
+            client.join()
+        for client in clients:
+            client.check_everyone()
+        lost = _lost(folder, tally)
+    _say("\n")
+    for what, times in seconds.items():
+        if times:
+            print(f"{what}: {len(times)} kills, back in {np.median(times):.2f} s (median), {max(times):.2f} s at most")
+    print(
+        f"{tally.num_writes:,} writes acknowledged, {len(lost)} of them lost or doubled; {tally.num_answers:,} checks "
+        f"of answers, {len(tally.wrong)} wrong, {len(tally.failed)} failed; {len(tally.unanswered)} requests cut off"
+    )
+    late = [
+        f"{what}: back after {one:.2f} s, expected {SECONDS_BACK} at most"
+        for what, times in seconds.items()
+        for one in times
+        if one > SECONDS_BACK
+    ]
+    return [*lost, *tally.wrong, *tally.failed, *late]
+
+
+def _swap(service: Service, folder: Path, target: Path, num_workers: int) -> None:
+    """Move the link, and wait until every worker went over."""
+    expected = service.num_exchanged + num_workers
+    move_link(folder / "runs" / "latest", target)
+    deadline = time.monotonic() + _SECONDS_TO_ANSWER
+    while service.num_exchanged < expected:
+        if time.monotonic() > deadline:
+            raise SystemExit("not every worker went over:\n" + "".join(service.said[-30:]))
+        time.sleep(0.005)
+
+
+def _let_all_start(service: Service, num_workers: int) -> None:
+    deadline = time.monotonic() + _SECONDS_TO_ANSWER
+    while len(service.workers) < num_workers and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _compared(folder: Path, bundles: dict[str, Path], tally: Tally) -> list[str]:
+    """Return what of the sampled answers is not what a retriever of the same model and position answers."""
+    wrong, store = [], SqliteStore(folder / "live.db")
+    for model, path in bundles.items():
+        until = Until(store)
+        live = Live(Retriever.open(path), until)
+        for _, position, user, items in sorted(one for one in tally.sampled if one[0] == model):
+            until.position = position
+            expected = [(item.item_id, item.score) for item in live.current().recommend(user, K).items]
+            if not _is_alike(items, expected):
+                wrong.append(f"{model} at {position} for {user}: found {items}, expected {expected}")
+    store.close()
+    return wrong
+
+
+def _compared_anew(folder: Path, bundles: dict[str, Path], service: Service) -> list[str]:
+    """Return what of the service's answers is not what an index made anew with the whole log in it answers."""
+    wrong, store = [], SqliteStore(folder / "live.db")
+    model = service.ask("GET", "/readyz")[1]["towers-model"]
+    bundle = ModelBundle.open(bundles[model])
+    tables, _ = fold(read_tables(bundle.config.features, bundle.tables_folder), store)
+    anew = Retriever(bundle, Snapshot.build(bundle, tables))
+    for user in anew.users.ids:
+        content = service.ask("GET", f"/recommendations/{user}?k={K}")[2]
+        items = [(item["item_id"], item["score"]) for item in content["items"]]
+        expected = [(item.item_id, item.score) for item in anew.recommend(user, K).items]
+        if content["model"] != model or not _is_alike(items, expected):
+            wrong.append(f"at the end for {user}: found {items}, expected {expected} from an index made anew")
+    store.close()
+    return wrong
+
+
+def _is_alike(items: list[tuple[Any, float]], expected: list[tuple[Any, float]]) -> bool:
+    """Return whether two answers have the same scores, and the same items wherever scores are not all but the same."""
+    scores, wanted = np.array([score for _, score in items]), np.array([score for _, score in expected])
+    if scores.shape != wanted.shape or not np.allclose(scores, wanted, atol=_NEAR):
+        return False
+    last = wanted[-1] if len(wanted) else 0.0
+    sure = {item for item, score in expected if score > last + 2 * _NEAR}
+    return sure <= {item for item, _ in items}
+
+
+def _lost(folder: Path, tally: Tally) -> list[str]:
+    """Return which acknowledged events are not in the log exactly once."""
+    connection = sqlite3.connect(folder / "live.db")
+    keys = [key for (key,) in connection.execute("SELECT key FROM log WHERE key IS NOT NULL")]
+    connection.close()
+    there = set(keys)
+    lost = [f"lost: {key}" for key in sorted(tally.acknowledged) if f"named {key}" not in there]
+    return lost + [f"doubled: {key}" for key in there if len(keys) != len(there) and keys.count(key) > 1]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """Run what the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("swaps", "kills"))
+    parser.add_argument("--swaps", type=int, default=1000)
+    parser.add_argument("--writes", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--server", choices=("granian", "gunicorn"), default="granian")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="live-") as folder:
+        bad = {"swaps": swaps, "kills": kills}[given.what](Path(folder), given)
+    for line in bad[:20]:
+        print(line)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,418 @@
+"""Live writes: whatever arrives in whatever order, the answers are those of an index made anew from tables with it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from features.rows import typed_rows
+from features.sequences import UNKNOWN_TIME
+from features.tables import read_tables
+from serving import live as live_module
+from serving import overlay as overlay_module
+from serving.folding import fold
+from serving.index import ItemIndex
+from serving.kinds import Plan
+from serving.live import Live, encoded
+from serving.retriever import Retriever
+from serving.rules import Boost, Rules
+from serving.snapshot import Snapshot
+from serving.store import SqliteStore, Write
+from serving.tuning import Chosen
+from serving.wanted import Person, Wanted
+from tests.serving.doubles import FakeBundle, country, make_features, make_tables, unit, vector_of
+
+ITEMS = [f"item-{number:03d}" for number in range(30)]
+NEW = ["new-1", "new-2", "new-3"]
+TITLES = ["Chair", "Table", "Lamp"]
+
+
+class TitledBundle(FakeBundle):
+    """Items have vectors by id and title, so that a changed item is another."""
+
+    def encode_items(self, catalog):
+        titles = catalog.frame["title"].astype(object)
+        return unit(
+            np.stack(
+                [
+                    vector_of(item_id) + (0 if pd.isna(title) else vector_of(title))
+                    for item_id, title in zip(catalog.item_ids, titles, strict=True)
+                ]
+            )
+        )
+
+
+def shop():
+    rng = np.random.default_rng(3)
+    weights = 1 / (1 + np.arange(30.0))
+    histories = {
+        user: rng.choice(ITEMS, size=rng.integers(1, 9), replace=False, p=weights / weights.sum()).tolist()
+        for user in range(100, 106)
+    }
+    users = pd.DataFrame({"user_id": list(range(100, 108)), "country": ["de", "fr"] * 3 + ["de", None]})
+    return make_tables(histories, ITEMS, titles=[f"Thing {item}" for item in ITEMS], users=users)
+
+
+EXACT, GRAPH = Plan(), Plan(kind="hnsw", links=16, breadth=64)
+
+
+def base_of(tables, plan=EXACT):
+    bundle = TitledBundle("bundle", make_features(user=country()))
+
+    def chosen(vectors, asking):
+        return Chosen(ItemIndex.build(vectors, plan), 1.0, None, len(asking))
+
+    return Retriever(bundle, Snapshot.build(bundle, tables, choose=chosen))
+
+
+def put(item_id, title="Chair"):
+    return Write("item", {"item_id": item_id, "cells": {} if title is None else {"title": title}})
+
+
+def deletion(item_id):
+    return Write("deletion", {"item_id": item_id})
+
+
+def event(user_id, item_id, time=1_800_000_000, key=None):
+    return Write("event", {"user_id": user_id, "item_id": item_id, "time": time}, key)
+
+
+def content(answer):
+    return None if answer is None else ([(i.item_id, i.score, i.rank, i.title) for i in answer.items], answer.fallback)
+
+
+def answers(retriever):
+    """Everything that can be asked, of everyone."""
+    users = [*range(100, 110), "nobody"]
+    found = {}
+    for k, where in ((40, ()), (5, retriever.filters.of({"title": {"not": ["Chair"]}}))):
+        found |= {(user, k, where): content(retriever.recommend(user, Wanted(k, where=where))) for user in users}
+        found |= {
+            (item, k, where): content(retriever.similar(item, Wanted(k, where=where)))
+            for item in (*ITEMS[:3], *NEW[:2])
+        }
+    rules = Rules(
+        pin=[NEW[0], ITEMS[1]],
+        boosts=[Boost(retriever.filters.of({"title": "Lamp"}), 0.3)],
+        bury=[retriever.filters.of({"title": "Table"})],
+        at_most=[("title", 2)],
+        diversity=0.3,
+    )
+    for user in users[::3]:
+        found["arranged", user] = content(retriever.recommend(user, Wanted(10, rules=rules, exclude=[ITEMS[2]])))
+    history = [*ITEMS[:3], *NEW]
+    described = retriever.recommend(Person(history, {"country": "de"}), 40)
+    found["described"] = content(described), described.unknown_items
+    found |= {("history", user): content_of_history(retriever, user) for user in users}
+    return found
+
+
+def content_of_history(retriever, user):
+    """Nothing, too, of someone unknown: to an index made anew, someone is who had only items that are gone."""
+    return [item.item_id for item in retriever.history(user, 50) or []]
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for asked, answer in expected.items():
+        assert rounded(found[asked]) == rounded(answer), asked
+
+
+def rounded(value):
+    if isinstance(value, float):
+        return pytest.approx(value, abs=2e-6)
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return value
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = SqliteStore(tmp_path / "live.db")
+    yield store
+    store.close()
+
+
+WRITES = st.one_of(
+    st.builds(put, st.sampled_from([*ITEMS[:6], *NEW]), st.sampled_from([*TITLES, None])),
+    st.builds(deletion, st.sampled_from([*ITEMS[:6], *NEW])),
+    st.builds(event, st.sampled_from([*range(100, 110)]), st.sampled_from([*ITEMS[:6], *NEW]), st.sampled_from([7, 8])),
+)
+
+
+@given(batches=st.lists(st.lists(WRITES, min_size=1, max_size=8), min_size=1, max_size=4))
+@settings(max_examples=4, phases=[Phase.generate])
+def test_answers_are_those_of_an_index_made_anew(batches, tmp_path_factory):
+    store = SqliteStore(tmp_path_factory.mktemp("log") / "live.db")
+    tables = shop()
+    base = base_of(tables)
+    live = Live(base, store)
+    untouched = answers(base)
+    for batch in batches:
+        store.append(batch)
+        now = live.current()
+    folded, _ = fold(tables, store)
+    expected = answers(base_of(folded))
+    assert_same(answers(now), expected)
+    assert_same(answers(Live(base, store).current()), expected)  # taken in at once, as after a start
+    assert answers(base) == untouched
+    store.close()
+
+
+@pytest.mark.parametrize("plan", [EXACT, GRAPH], ids=["exact", "graph"])
+def test_many_writes_are_the_same_too(store, monkeypatch, plan):
+    """More rows that do not hold than are passed over, and so many that some are removed."""
+    monkeypatch.setattr(live_module, "_WORTH_REMOVING", 10)
+    monkeypatch.setattr(overlay_module, "_PASSED_OVER", 3)
+    rng = np.random.default_rng(0)
+    tables = shop()
+    live = Live(base_of(tables, plan), store)
+    for _ in range(30):
+        store.append(
+            [
+                put(rng.choice([*ITEMS[:20], *NEW]), rng.choice(TITLES)),
+                put(rng.choice([*ITEMS[:20], *NEW]), rng.choice(TITLES)),
+                deletion(rng.choice(ITEMS[:20])),
+                event(int(rng.integers(100, 110)), rng.choice(ITEMS)),
+            ]
+        )
+        now = live.current()
+        assert now.recommend(100, 40).items
+    folded, _ = fold(tables, store)
+    assert len(live._items._vectors) < 60, "rows that do not hold were removed"
+    assert_same(answers(now), answers(base_of(folded)))
+
+
+def test_a_retriever_stays_as_it_was_whatever_arrives(store):
+    live = Live(base_of(shop()), store)
+    store.append([put("new-1"), put(ITEMS[0], "Lamp"), event(100, "new-1"), deletion(ITEMS[1])])
+    then = live.current()
+    before = answers(then)
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        store.append([put(rng.choice([*ITEMS, *NEW]), rng.choice(TITLES)), deletion(rng.choice(ITEMS))])
+        store.append([event(int(rng.integers(100, 120)), rng.choice(ITEMS))])
+        live.current()
+    after = answers(then)
+    for asked, answer in before.items():
+        if "popular" in str(answer):  # how often items were had may be newer than the rest
+            continue
+        assert after[asked] == answer, asked
+
+
+def test_an_item_is_found_right_after_it_was_put_and_not_after_it_was_deleted(store):
+    live = Live(base_of(shop()), store)
+    store.append([put("new-1", "Lamp")])
+    now = live.current()
+    assert now.items.row("new-1") is not None
+    assert [item.item_id for item in now.similar(ITEMS[0], 40).items].count("new-1") == 1
+    assert "new-1" in [item.item_id for item in now.recommend(106, 40).items]
+    assert {i.item_id for i in now.recommend(106, Wanted(40, where=now.filters.of({"title": "Lamp"}))).items} == {
+        "new-1"
+    }
+    assert next(i for i in now.recommend(106, 40).items if i.item_id == "new-1").title == "Lamp"
+    store.append([deletion("new-1"), deletion(ITEMS[5])])
+    now = live.current()
+    for item_id in ("new-1", ITEMS[5]):
+        assert now.items.row(item_id) is None
+        assert now.similar(item_id, 1) is None
+        assert item_id not in [item.item_id for item in now.recommend(106, 40).items]
+    assert len(now.recommend("nobody", 40).items) == 29
+
+
+def test_an_event_counts_in_the_next_answer(store):
+    tables = shop()
+    live = Live(base_of(tables), store)
+    best = live.current().recommend(106, 1).items[0].item_id
+    store.append([event(106, best)])
+    after = live.current().recommend(106, 40)
+    assert best not in [item.item_id for item in after.items]
+    assert live.current().history(106, 1)[0].item_id == best
+    expected = unit(vector_of("country=de") + live.current().bundle.encode_items(tables.catalog)[ITEMS.index(best)])
+    row = live.current().items.row(after.items[0].item_id)
+    assert after.items[0].score == pytest.approx(float(expected @ live.current().index.vectors[np.array([row])][0]))
+
+
+def test_a_new_user_is_known_from_his_first_event(store):
+    live = Live(base_of(shop()), store)
+    assert live.current().recommend(999, 3).fallback == "popular"
+    store.append([event(999, ITEMS[7])])
+    now = live.current()
+    assert now.recommend("999", 3).fallback is None
+    assert content(now.recommend(999, 5)) == content(now.recommend(Person([ITEMS[7]]), 5))
+
+
+def test_late_events_take_their_place_by_time_among_those_that_came_live(store):
+    live = Live(base_of(shop()), store)
+    store.append([event(200, ITEMS[1], 50), event(200, ITEMS[2], 30), event(200, ITEMS[3], 40)])
+    assert content_of_history(live.current(), 200) == [ITEMS[1], ITEMS[3], ITEMS[2]]
+
+
+def test_an_item_that_comes_back_brings_its_events_with_it(store):
+    live = Live(base_of(shop()), store)
+    store.append([event(200, ITEMS[1]), deletion(ITEMS[1])])
+    assert live.current().recommend(200, 3).fallback == "popular"
+    store.append([put(ITEMS[1], "Lamp")])
+    assert content_of_history(live.current(), 200) == [ITEMS[1]]
+    assert live.current().recommend(200, 3).fallback is None
+
+
+def test_everyone_sees_what_another_process_wrote(store, tmp_path):
+    live = Live(base_of(shop()), store)
+    live.current()
+    elsewhere = SqliteStore(tmp_path / "live.db")
+    assert elsewhere.log_id == store.log_id
+    position = elsewhere.append([event(200, ITEMS[1])]).position
+    assert live.current().position == position
+    elsewhere.close()
+
+
+def test_the_same_user_item_and_second_is_the_same_event_as_in_tables(store):
+    live = Live(base_of(shop()), store)
+    store.append([event(200, ITEMS[1], 50), event(200, ITEMS[1], 50, "by another name"), event(200, ITEMS[1], 51)])
+    assert content_of_history(live.current(), 200) == [ITEMS[1]] * 2
+
+
+def test_what_an_index_was_made_of_is_not_laid_over_it_again(store):
+    tables = shop()
+    store.append([put("new-1", "Lamp"), event(100, "new-1"), event(100, "new-1", 1_800_000_001)])
+    folded, until = fold(tables, store)
+    bundle = TitledBundle("bundle", make_features(user=country()))
+    base = Retriever(bundle, Snapshot.build(bundle, folded, live=until))
+    live = Live(base, store)
+    assert_same(answers(live.current()), answers(base))
+    assert live.current().position == until.position
+    store.append([event(100, "new-1", 1_800_000_002)])
+    assert content_of_history(live.current(), 100)[:4].count("new-1") == 3
+
+
+def test_another_log_is_laid_over_from_its_beginning(store, tmp_path):
+    other = SqliteStore(tmp_path / "other.db")
+    other.append([event(100, ITEMS[0])] * 5)
+    folded, until = fold(shop(), other)
+    bundle = TitledBundle("bundle", make_features(user=country()))
+    store.append([put("new-1", "Lamp")])
+    live = Live(Retriever(bundle, Snapshot.build(bundle, folded, live=until)), store)
+    assert live.current().items.row("new-1") is not None
+    other.close()
+
+
+def test_events_that_the_tables_are_new_enough_to_hold_are_not_counted_twice(store, monkeypatch):
+    tables = shop()
+    newest = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    frame = tables.interactions.frame
+    times = pd.Series(np.full(len(frame), int(newest)), dtype="int64[pyarrow]")
+    tables = make_timed(tables, times)
+    for received, item in ((newest - 1, ITEMS[8]), (newest + 1, ITEMS[9])):
+        monkeypatch.setattr("serving.store.time.time", lambda received=received: received)
+        store.append([event(200, item)])
+    assert content_of_history(Live(base_of(tables), store).current(), 200) == [ITEMS[9]]
+
+
+def make_timed(tables, times):
+    from dataclasses import replace
+
+    interactions = replace(tables.interactions, frame=tables.interactions.frame.assign(timestamp=times))
+    return replace(tables, interactions=interactions)
+
+
+def test_ids_that_cannot_be_ids_here_are_left_out(store, caplog):
+    """A log outlives the tables: another catalogue may know items by other ids and columns."""
+    live = Live(base_of(shop()), store)
+    store.append([event("Ann", ITEMS[0]), event("101", ITEMS[0])])
+    store.append([Write("item", {"item_id": "new-1", "cells": {"title": 7, "colour": "red"}})])
+    now = live.current()
+    assert now.users.row("Ann") is None
+    assert content_of_history(now, 101)[0] == ITEMS[0]
+    row = now.items.row("new-1")
+    assert now.titles[row] == "new-1"
+
+
+def test_writes_during_searches_never_give_a_wrong_answer(store):
+    """Each write puts an item, deletes the one before it and lets a user have it; every answer knows all or none."""
+    live = Live(base_of(shop()), store)
+    done, wrong = threading.Event(), []
+
+    def ask():
+        while not done.is_set():
+            now = live.current()
+            found = [item.item_id for item in now.recommend(106, 40).items]
+            new = [item_id for item_id in found if item_id.startswith("n")]
+            at = now.position // 2
+            expected = [f"n{at}"] if at else []
+            if new != expected or len(found) != 30 + len(expected) or len(set(found)) != len(found):
+                wrong.append((now.position, found))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 151):
+        store.append([deletion(f"n{number - 1}"), put(f"n{number}", "Lamp")])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_an_item_of_the_table_that_is_put_as_it_is_has_the_very_same_features_and_vector(real_bundle):
+    """What JSON says of an item and what the table says of it meet the model as the same numbers."""
+    catalog = read_tables(real_bundle.config.features, real_bundle.tables_folder).catalog
+    rows = json.loads(catalog.frame.to_json(orient="records", double_precision=15))
+    again = typed_rows(catalog.frame, rows)
+    pd.testing.assert_frame_equal(again, catalog.frame)
+    from_table = real_bundle.featurizer.item_features(catalog)
+    one_by_one = [real_bundle.featurizer.items.encode(typed_rows(catalog.frame, [row])) for row in rows[:20]]
+    for number, features in enumerate(one_by_one):
+        taken = from_table.take(np_tensor([number]))
+        assert features.dense.equal(taken.dense)
+        assert features.sparse.to_dict()["title"].values().equal(taken.sparse.to_dict()["title"].values())
+    whole = real_bundle.encode_items(catalog)
+    single = np.concatenate([encoded(real_bundle, typed_rows(catalog.frame, [row])) for row in rows])
+    np.testing.assert_allclose(single, whole, atol=1e-6)
+
+
+def np_tensor(values):
+    import torch
+
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize("name", ["model", "timed"])
+def test_a_real_model_answers_as_one_whose_index_was_made_anew(pristine, store, name):
+    """Also one that looks at the clock, whose events have times and whose users' vectors are made when they ask."""
+    from towers.bundle import ModelBundle
+
+    bundle = ModelBundle.open(pristine / "runs" / name)
+    tables = read_tables(bundle.config.features, bundle.tables_folder)
+    clock = lambda: 1_700_200_000.0  # noqa: E731
+    live = Live(Retriever(bundle, Snapshot.build(bundle, tables), clock=clock), store)
+    cells = {"title": "red wooden chair", "price": 12.5, "tags": "red|chair"}
+    store.append([Write("item", {"item_id": "new", "cells": cells}), deletion("p3")])
+    store.append([Write("item", {"item_id": "p1", "cells": {"title": "blue steel lamp"}})])
+    users = [*range(1000, 1020), 5000]
+    for place, user in enumerate(users[::2]):
+        store.append([event(user, f"p{place}", 1_700_150_100 + place), event(user, "new", 1_700_150_000 + place)])
+    now = live.current()
+    folded, _ = fold(tables, store)
+    anew = Retriever(bundle, Snapshot.build(bundle, folded), clock=clock)
+    for user in users:
+        # Of the same items in the same order; near ties may fall either way, as vectors are rounded in other batches.
+        assert content_of_history(now, user) == content_of_history(anew, user)
+        found, expected = now.recommend(user, 20), anew.recommend(user, 20)
+        assert found.fallback == expected.fallback
+        np.testing.assert_allclose(
+            [item.score for item in found.items], [item.score for item in expected.items], atol=1e-5
+        )
+    assert UNKNOWN_TIME not in (now.known.histories(np.arange(3)).times if name == "timed" else [])
+
+
+def test_the_plan_of_a_large_index_still_decides(store):
+    base = base_of(shop(), GRAPH)
+    assert not Live(base, store).current().index.is_exact
