@@ -538,9 +538,10 @@ def _whole(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    value = _without_point(value)
-    is_text = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
-    return str(value) if is_text else None
+    if isinstance(value, str):
+        return value or None
+    number = _whole(value)
+    return None if number is None else str(number)
 
 
 def _truth(value: Any) -> bool | None:

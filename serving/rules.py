@@ -100,7 +100,7 @@ def parts_of(rules: Rules, where: Filter, filters: Filters | LiveFilters) -> tup
     return _boosted(left & ~buried, rules, filters), _boosted(buried, rules, filters)
 
 
-def _boosted(left: np.ndarray, rules: Rules, filters: Filters) -> list[Part]:
+def _boosted(left: np.ndarray, rules: Rules, filters: Filters | LiveFilters) -> list[Part]:
     """Return items in parts by what boosts add to them."""
     parts = []
     for boost in rules.boosts:
