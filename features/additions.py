@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from features.errors import DataError
-from features.rows import fitting_cells, typed_rows
+from features.rows import fitting_rows
 from features.schema import ITEM_ID, USER_ID
 from features.tables import Catalog, Interactions, Tables
 
@@ -46,7 +46,7 @@ def with_additions(
 def _with_items(catalog: Catalog, items: Mapping[int | str, Mapping[str, Any] | None]) -> Catalog:
     kept = catalog.frame[~catalog.frame[ITEM_ID].isin(list(items))]
     rows = [{**cells, ITEM_ID: item_id} for item_id, cells in items.items() if cells is not None]
-    added = typed_rows(catalog.frame, [fitting_cells(catalog.frame, row) for row in rows])
+    added = fitting_rows(catalog.frame, rows)
     frame = pd.concat([kept, added], ignore_index=True)
     if not len(frame):
         raise DataError("every item of the catalogue was deleted by live writes; put some, or name other tables")

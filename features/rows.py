@@ -33,8 +33,15 @@ def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.Data
     return pd.DataFrame({name: pd.Series(cells, dtype=like[name].dtype) for name, cells in columns.items()})
 
 
-def fitting_cells(like: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the cells of a row that a table can hold: those of columns it has, of their types."""
+def fitting_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as `typed_rows` does, without the cells that the table has no column for or that do not fit there."""
+    try:
+        return typed_rows(like, rows)
+    except DataError:
+        return typed_rows(like, [_fitting(like, row) for row in rows])
+
+
+def _fitting(like: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
     fitting = {}
     for name in like.columns:
         try:

@@ -65,9 +65,8 @@ class HashedText:
     @classmethod
     def fit(cls, texts: Sequence[str], num_buckets: int = 32_768, max_ngrams: int = 64) -> HashedText:
         """Return an encoder whose weights come from `texts`: ln((1 + texts) / (1 + texts with it)) + 1."""
-        documents = np.bincount(_counts(texts, num_buckets).indices, minlength=num_buckets)
-        weights = np.log((1 + len(texts)) / (1 + documents)) + 1
-        return cls(weights.astype(np.float32), max_ngrams)
+        weights, _ = _rarity(_counts(texts, num_buckets))
+        return cls(weights, max_ngrams)
 
     def bags(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "texts"], Int[np.ndarray, "ngrams"]]:
         """Return the size of each text's bag, and the buckets of all bags one after another."""
@@ -101,9 +100,8 @@ class ProjectedText:
     @classmethod
     def fit(cls, texts: Sequence[str], width: int, num_buckets: int = 131_072) -> ProjectedText:
         """Return an encoder whose weights come from `texts`, as those of `HashedText`, but 0 where no text had it."""
-        documents = np.bincount(_counts(texts, num_buckets, words_and_pairs).indices, minlength=num_buckets)
-        weights = np.log((1 + len(texts)) / (1 + documents)) + 1
-        return cls(np.where(documents > 0, weights, 0).astype(np.float32), width)
+        weights, documents = _rarity(_counts(texts, num_buckets, words_and_pairs))
+        return cls(weights * (documents > 0), width)
 
     def numbers(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         """Return the place of each text, about of length 1; zeros where none of its words is known."""
@@ -120,6 +118,13 @@ def _directions(num_buckets: int, width: int) -> sp.csr_array:
     signs = np.where(hashes >> 31, 1, -1) / ENTRIES**0.5
     offsets = np.arange(num_buckets + 1) * ENTRIES
     return sp.csr_array((signs.ravel(), (hashes % width).ravel(), offsets), shape=(num_buckets, width))
+
+
+def _rarity(counts: sp.csr_matrix) -> tuple[Float[np.ndarray, buckets], Int[np.ndarray, buckets]]:
+    """Return the inverse document frequency of each bucket, and how many texts have it."""
+    num_texts, num_buckets = counts.shape
+    documents = np.bincount(counts.indices, minlength=num_buckets)
+    return (np.log((1 + num_texts) / (1 + documents)) + 1).astype(np.float32), documents
 
 
 def _counts(texts: Sequence[str], num_buckets: int, analyzer: Callable[[str], list[str]] = ngrams) -> sp.csr_matrix:

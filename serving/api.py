@@ -57,7 +57,7 @@ def recommendations_for() -> Response:
     """Answer what to recommend to someone who is described in the body, or to several."""
     retriever = current_retriever()
     contract = _contract()
-    asked = contract.body(_body())
+    asked = contract.body(json_body())
     wanted = contract.wanted(asked, retriever.filters)
     try:
         if isinstance(asked, AskedForMany):
@@ -147,8 +147,12 @@ def _query(kind: type[Asked], retriever: Retriever) -> Wanted:
     return _contract().wanted(asked, retriever.filters, conditions)
 
 
-def _body() -> Any:
-    """Return the body of the request, which must be JSON."""
+def json_body() -> Any:
+    """Return the body of the request.
+
+    Raises:
+        Problem: It is not JSON, or not said to be.
+    """
     if request.mimetype != "application/json":
         raise Problem(415, f"expected Content-Type application/json, found {request.mimetype or 'none'}")
     try:

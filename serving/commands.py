@@ -1,4 +1,4 @@
-"""The commands of an operator: `towers index`, `recommend`, `serve`, `key`, `duplicates` and `clusters`."""
+"""The commands of an operator: from `towers index` and `towers serve` to `towers rollback`."""
 
 from __future__ import annotations
 
@@ -202,11 +202,14 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
     report_clusters(bundle, num_clusters, output)
 
 
-@click.command()
-@click.argument("bundle", metavar="DIR", type=_file)
-@click.option(
+_link = click.option(
     "--link", metavar="LINK", type=_file, default=Path("runs/latest"), show_default=True, help="What is served."
 )
+
+
+@click.command()
+@click.argument("bundle", metavar="DIR", type=_file)
+@_link
 def swap(bundle: Path, link: Path) -> None:
     """Let a running service go over to another bundle, without a request failing.
 
@@ -219,9 +222,7 @@ def swap(bundle: Path, link: Path) -> None:
 
 
 @click.command()
-@click.option(
-    "--link", metavar="LINK", type=_file, default=Path("runs/latest"), show_default=True, help="What is served."
-)
+@_link
 def rollback(link: Path) -> None:
     """Let a running service go back to the bundle that it served before.
 

@@ -6,7 +6,7 @@ A query string and a body ask for the same things by the same names. The OpenAPI
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 import orjson
@@ -298,23 +298,22 @@ class Contract:
         Raises:
             Problem: It speaks of a column or a value that cannot be, or asks for too much at once.
         """
+        reasons = asked.reasons if isinstance(asked, AskedForUser) else 0
         try:
             where = both(filters.of(asked.filter), conditions)
-            wanted = Wanted(asked.k, asked.offset, where, asked.exclude, _rules(asked, filters))
+            wanted = Wanted(asked.k, asked.offset, where, asked.exclude, _rules(asked, filters), reasons)
         except DataError as error:
             raise wrong(error) from None
-        reasons = asked.reasons if isinstance(asked, AskedForUser) else 0
-        if wanted.rules is not None or reasons:
-            self._check_effort(wanted, reasons, len(asked.users) if isinstance(asked, AskedForMany) else 1)
-        return replace(wanted, reasons=reasons) if reasons else wanted
+        self._check_effort(wanted, len(asked.users) if isinstance(asked, AskedForMany) else 1)
+        return wanted
 
-    def _check_effort(self, wanted: Wanted, reasons: int, num_users: int) -> None:
+    def _check_effort(self, wanted: Wanted, num_users: int) -> None:
         """Make sure that a request does not ask for more than the operator allows at once."""
         places, most = num_users * wanted.depth, self.settings.max_arranged
         if wanted.rules is not None and places > most:
             detail = f"expected at most {most} places (users x (offset + k)) where there are rules, found {places}"
             raise Problem.invalid(Mistake(field="k", detail=detail))
-        if reasons and num_users > self.settings.max_explained:
+        if wanted.reasons and num_users > self.settings.max_explained:
             detail = f"expected none for more than {self.settings.max_explained} users at once, found {num_users} users"
             raise Problem.invalid(Mistake(field="reasons", detail=detail))
 

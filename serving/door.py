@@ -97,7 +97,7 @@ class Door:
                 "status": status,
                 "seconds": round(seconds, 6),
                 "stages": {stage: round(lasted, 6) for stage, lasted in spent.items()},
-                "client": environ.get("towers.client") or client_address(environ, self._settings.trusted_proxies),
+                "client": _client_of(environ, self._settings.trusted_proxies),
             }
             _log.log(logging.ERROR if status == 500 else logging.INFO, "request", extra={"fields": fields})
 
@@ -156,14 +156,18 @@ def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str:
     return str(environ.get("REMOTE_ADDR") or "unknown")
 
 
+def _client_of(environ: WSGIEnvironment, trusted_proxies: int) -> str:
+    """Return who asks: the name of the key, where one was presented, else the address."""
+    return environ.get("towers.client") or client_address(environ, trusted_proxies)
+
+
 def register_rates(app: Flask, rates: Rates, trusted_proxies: int, on_refusal: Callable[[], None]) -> None:
     """Let `app` refuse the requests of a client that are too many; the client is the key, where keys are asked for."""
 
     def check() -> None:
         if scope_needed() == "none":
             return
-        client = request.environ.get("towers.client") or client_address(request.environ, trusted_proxies)
-        seconds = rates.wait(client)
+        seconds = rates.wait(_client_of(request.environ, trusted_proxies))
         if seconds:
             on_refusal()
             raise TooManyRequests("too many requests; try again later", retry_after=seconds_to_say(seconds))

@@ -104,10 +104,10 @@ def find_duplicates(
     """
     vectors = np.require(vectors, np.float32, ["C"])
     first = _first_copies(vectors)
-    distinct = np.flatnonzero(first == np.arange(len(vectors)))
+    is_copy = first != np.arange(len(vectors))
+    distinct, copies = np.flatnonzero(~is_copy), np.flatnonzero(is_copy)
     search = _Search.over(vectors, distinct, threshold, regions)
     found = np.concatenate([np.zeros((2, 0), np.int64), *search.pairs(progress)], axis=1)
-    copies = np.flatnonzero(first != np.arange(len(vectors)))
     pairs = np.concatenate([distinct[found], np.stack([first[copies], copies])], axis=1)
     rows, others, scores = _scored(vectors, pairs, threshold)
     return Duplicates(

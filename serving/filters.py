@@ -566,7 +566,8 @@ def _moment(value: Any) -> int | float | None:
 _INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 # Queries hold nothing but text, and in a body, too, a number may be written as text.
 _WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$"}]}
-_DATES = [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]
+DATES: list[dict[str, Any]] = [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]
+"""JSON schemas of the ways to write a date."""
 _NUMBER_SCHEMA = {
     "anyOf": [
         {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER},
@@ -580,15 +581,7 @@ _TRUTH_VALUE = Value(
     _truth, "true or false", {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["true", "false"]}]}
 )
 _MOMENT_VALUE = Value(
-    _moment,
-    "a date such as 2024-03-31, or Unix seconds",
-    {
-        "anyOf": [
-            {"type": "string", "format": "date"},
-            {"type": "string", "format": "date-time"},
-            *_NUMBER_SCHEMA["anyOf"],
-        ]
-    },
+    _moment, "a date such as 2024-03-31, or Unix seconds", {"anyOf": [*DATES, *_NUMBER_SCHEMA["anyOf"]]}
 )
 
 

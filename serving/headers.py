@@ -10,19 +10,16 @@ _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": _POLICY,
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-"""They, by name."""
-_PAIRS = list(HEADERS.items())
-_NOT_KEPT = ("Cache-Control", "no-store")
+_HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Content-Security-Policy", _POLICY),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
 
 
 def add_headers(headers: list[tuple[str, str]]) -> None:
     """Add them to those of an answer; nobody may keep an answer, unless it says so itself (the style sheet)."""
-    headers.extend(_PAIRS)
-    if not any(name == _NOT_KEPT[0] for name, _ in headers):
-        headers.append(_NOT_KEPT)
+    headers.extend(_HEADERS)
+    if not any(name == "Cache-Control" for name, _ in headers):
+        headers.append(("Cache-Control", "no-store"))

@@ -213,9 +213,9 @@ class ItemIndex:
             eligible: The items that a filter lets through. None: all.
         """
         with timed("search"):
-            if len(queries) == 1 and eligible is None and self._together is not None:
-                return self._together((queries, k, excluded_rows), k)
             if len(queries) == 1 and eligible is None:
+                if self._together is not None:
+                    return self._together((queries, k, excluded_rows), k)
                 answer = self._of_one(queries, k, excluded_rows)
                 if answer is not None:
                     return Hits.join([answer])

@@ -154,10 +154,10 @@ def efforts(plan: Plan, num_items: int) -> Iterator[list[Plan]]:
     rescored = _steps(1, most, per_doubling=1 if plan.regions else 2) if plan.is_rescored else [1]
     if plan.links:
         # All that a walk has in view was compared already, and to compare it again costs little beside.
-        again = {
-            breadth: min(most, breadth // TUNED_CUTOFF) if plan.is_rescored else 1 for breadth in _steps(16, 4096, 4)
-        }
-        yield [plan.model_copy(update={"breadth": one, "rescored": max(1, again[one])}) for one in again]
+        yield [
+            plan.model_copy(update={"breadth": breadth, "rescored": max(1, min(rescored[-1], breadth // TUNED_CUTOFF))})
+            for breadth in _steps(16, 4096, 4)
+        ]
     elif plan.regions:
         # Fewer regions hold too few items, and an answer that comes back short is found by comparing all.
         least = min(plan.regions, math.ceil(2 * TUNED_CUTOFF * plan.regions / num_items))

@@ -5,7 +5,6 @@ Nothing heavy is loaded for it: the workers load it anyway, and a service that w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,23 +15,7 @@ from features.schema import USER_ID
 from serving.config import ServingConfig
 from serving.seal import FOLDER, NAME, Seal
 from serving.server import address_of, become_server, find_port
-from towers.manifest import Manifest, verify
-
-
-@dataclass(frozen=True)
-class _Verified:
-    """A bundle whose files are as they were written."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def weights_digest(self) -> str:
-        return self.manifest.weights_digest
-
-    @property
-    def version(self) -> str:
-        return self.manifest.version
+from towers.manifest import verify
 
 
 def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
@@ -47,13 +30,13 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
 
         read_keys(Path(settings.keys))
     settings = settings.model_copy(update={"port": find_port(settings)})
-    verified = _Verified(bundle, verify(bundle))
+    manifest = verify(bundle)
     if not (bundle / FOLDER / NAME).exists():
         from serving.operation import open_retriever
 
         open_retriever(bundle)
-    Seal.read(bundle / FOLDER, verified)
-    _say_what_to_try(bundle, settings, verified.version)
+    Seal.read(bundle / FOLDER, manifest)
+    _say_what_to_try(bundle, settings, manifest.version)
     become_server(bundle, settings)
 
 

@@ -80,7 +80,7 @@ def report_clusters(bundle: Path, num_clusters: int | None, output: Path) -> Non
     clusters = make_clusters(retriever.snapshot.index.vectors, num_clusters)
     titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
     names = _names(retriever, clusters, titles)
-    ids = pa.array(retriever.snapshot.catalog.item_ids.tolist())
+    ids = pa.array(retriever.items.ids)
     name_of_item = pa.array(names).take(pa.array(clusters.of_item))
     columns = {ITEM_ID: ids, "cluster": clusters.of_item, "name": name_of_item, "score": clusters.scores}
     _write(output, pa.table(columns))
@@ -96,7 +96,7 @@ def _groups_table(retriever: Retriever, found: Duplicates) -> pa.Table:
     rows = rows[np.lexsort((rows, -had[rows], found.group_of[rows]))]
     groups = found.group_of[rows]
     nearest, scores = _nearest(found)
-    ids = pa.array(retriever.snapshot.catalog.item_ids.tolist())
+    ids = pa.array(retriever.items.ids)
     return pa.table(
         {
             "group": groups,
@@ -121,7 +121,7 @@ def _nearest(found: Duplicates) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs_table(retriever: Retriever, found: Duplicates) -> pa.Table:
-    ids = pa.array(retriever.snapshot.catalog.item_ids.tolist())
+    ids = pa.array(retriever.items.ids)
     one, other = ids.take(pa.array(found.rows)), ids.take(pa.array(found.others))
     return pa.table({ITEM_ID: one, "other_id": other, "score": found.scores})
 

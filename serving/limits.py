@@ -109,10 +109,10 @@ class Rates:
         self._file = None if folder is None else _shared_file(folder / _RATES)
         num_bytes = _KEY_BYTES + 8 * _NUM_CLIENTS
         memory = mmap.mmap(-1 if self._file is None else self._file, num_bytes)
-        if self._file is not None:
-            weakref.finalize(self, os.close, self._file)
         if self._file is None:
             memory[:_KEY_BYTES] = secrets.token_bytes(_KEY_BYTES)
+        else:
+            weakref.finalize(self, os.close, self._file)
         self._key = bytes(memory[:_KEY_BYTES])
         self._moments = memoryview(memory)[_KEY_BYTES:].cast("d")
 

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float32
 
 from features.errors import DataError
-from features.rows import fitting_cells, typed_rows
+from features.rows import fitting_rows
 from features.schema import ITEM_ID
 from features.tables import Catalog
 from serving.filters import Filters
@@ -49,11 +49,6 @@ class Live:
         self._position = 0 if folded is None else folded.position
         self._held_until = 0.0 if folded is not None else seal.events_until
         self._retriever = base.overlaid(self._overlay())
-
-    @property
-    def store(self) -> Store:
-        """The log."""
-        return self._store
 
     @property
     def latest(self) -> Retriever:
@@ -109,12 +104,8 @@ class Live:
 
     def _frame(self, records: Sequence[Record]) -> pd.DataFrame:
         """Return items as rows of the catalogue; cells written for another table that do not fit are missing."""
-        like = self._base.snapshot.catalog.frame
-        cells = [{**record.body["cells"], ITEM_ID: self._item_id(record)} for record in records]
-        try:
-            return typed_rows(like, cells)
-        except DataError:
-            return typed_rows(like, [fitting_cells(like, row) for row in cells])
+        rows = [{**record.body["cells"], ITEM_ID: self._item_id(record)} for record in records]
+        return fitting_rows(self._base.snapshot.catalog.frame, rows)
 
     def _item_id(self, record: Record) -> ExternalId:
         return self._base.items.parse(record.body[ITEM_ID])

@@ -75,7 +75,7 @@ class Family:
 def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
     """Return what is counted for an application of these routes."""
     routes = [*routes, UNMATCHED]
-    routed = tuple((route,) for route in routes)
+    routed = tuple(product(routes))
     statuses = [*map(str, STATUSES), "other"]
     return [
         Family(
@@ -91,21 +91,21 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
             "towers_stage_seconds",
             "Stages of requests that had them.",
             ("stage",),
-            tuple((stage,) for stage in STAGES),
+            tuple(product(STAGES)),
         ),
         Family(
             "counter",
             "towers_fallbacks_total",
             "Answers that something gave in the model's place.",
             ("fallback",),
-            tuple((fallback,) for fallback in fallbacks),
+            tuple(product(fallbacks)),
         ),
         Family(
             "counter",
             "towers_refused_total",
             "Requests refused: too many in hand, too many of one client, no key for it.",
             ("reason",),
-            tuple((reason,) for reason in REFUSALS),
+            tuple(product(REFUSALS)),
         ),
         Family("gauge", "towers_requests_in_hand", "Requests being answered or waiting for their turn."),
     ]

@@ -55,7 +55,7 @@ def document(contract: Contract, retriever: Retriever) -> Schema:
     paths = {
         "/recommendations/{user_id}": {
             "get": {
-                **_operation("recommend", "What to recommend to a user", [RecommendedOne], 422, 503),
+                **_operation("recommend", "What to recommend to a user", [RecommendedOne], 422),
                 "parameters": for_user,
             }
         },
@@ -65,19 +65,19 @@ def document(contract: Contract, retriever: Retriever) -> Schema:
                     "recommend_described",
                     "What to recommend to someone who is described, or to several users",
                     [RecommendedOne, RecommendedMany],
-                    *(400, 413, 415, 422, 503),
+                    *(400, 413, 415, 422),
                 ),
                 "requestBody": body,
             }
         },
         "/items/{item_id}/similar": {
             "get": {
-                **_operation("similar", "The items most like one", [Similar], 404, 422, 503),
+                **_operation("similar", "The items most like one", [Similar], 404, 422),
                 "parameters": for_item,
             }
         },
-        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive], 503)},
-        "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Ready], 503)},
+        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive])},
+        "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Ready])},
     }
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
     schemas = _schemas(contract, columns, retriever)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Int64
 from features.config import FeatureSettings
 from features.errors import DataError
 from features.sequences import UNKNOWN_TIME, Sequences, offsets_of, ragged_arange
+from serving.filters import DATES
 from serving.ids import ExternalId, IdMap
 from serving.wanted import Person
 
@@ -144,11 +145,10 @@ class Described:
 def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
     """Return the JSON schema of what may be said of someone, by attribute."""
     number = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
-    dates: list[dict[str, Any]] = [{"type": "string", "format": name} for name in ("date", "date-time")]
     name: dict[str, Any] = {"type": ["string", "number", "boolean"]}
     schemas: dict[str, list[dict[str, Any]]] = {
         "number": [number],
-        "time": [*dates, number],
+        "time": [*DATES, number],
         "vector": [{"type": "array", "items": number}],
         "categories": [name, {"type": "array", "items": name}],
     }

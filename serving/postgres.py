@@ -7,16 +7,13 @@ one later. After a loss of the connection the next request opens another.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import orjson
 
 from features.errors import DataError
 from serving import store
 from serving.errors import NotReady
-from serving.store import Appended, Record, Write
+from serving.store import Appended, Record, Write, records_of, rows_of
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -68,8 +65,7 @@ class PostgresStore:
 
     def append(self, writes: Sequence[Write]) -> Appended:
         """Remember writes, all or none of them."""
-        now = time.time()
-        rows = [(now, write.kind, orjson.dumps(write.body), write.key) for write in writes]
+        rows = rows_of(writes)
         return self._try(self._writer, lambda connection: _append(connection, rows), "written to")
 
     def since(self, position: int) -> list[Record]:
@@ -81,8 +77,7 @@ class PostgresStore:
         def read(connection: Connection[Any]) -> list[Any]:
             return list(connection.execute(question, (position, store.MOST_AT_ONCE)).fetchall())
 
-        rows = self._try(self._reader, read, "read")
-        return [Record(place, received, kind, orjson.loads(body)) for place, received, kind, body in rows]
+        return records_of(self._try(self._reader, read, "read"))
 
     def version(self) -> object:
         """Return the last position."""

@@ -36,7 +36,8 @@ from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from serving.stages import timed
 from serving.wanted import Person, Wanted
-from towers.bundle import BundleError, ModelBundle
+from towers.bundle import ModelBundle
+from towers.manifest import BundleError
 
 Fallback = Literal["popular"]
 

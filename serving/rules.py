@@ -12,7 +12,7 @@ The order of an answer is defined on the whole of what may be recommended, so th
    equal ones. This is maximal marginal relevance (Carbonell and Goldstein 1998).
 
 No rule brings back what a filter, an exclusion or having had it leaves out; and except for `at_most`, none makes an
-answer shorter. The searches go as deep as this needs and no deeper (`Arranger`).
+answer shorter. The searches go as deep as this needs and no deeper (`arrange`).
 """
 
 from __future__ import annotations
@@ -105,14 +105,10 @@ def _boosted(left: np.ndarray, rules: Rules, filters: Filters | LiveFilters) -> 
     parts = []
     for boost in rules.boosts:
         fits = left & filters.mask(boost.where)
-        parts.append(Part(Eligible(fits), boost.by))
+        parts.append((Eligible(fits), boost.by))
         left = left & ~fits
-    return _some([Part(Eligible(left), 0.0), *parts])
-
-
-def _some(parts: Sequence[Part]) -> list[Part]:
-    """Return the parts in which there is anything."""
-    return [part for part in parts if part.eligible is None or len(part.eligible)]
+    parts = [(Eligible(left), 0.0), *parts]
+    return [Part(eligible, by) for eligible, by in parts if len(eligible)]
 
 
 class Limit:

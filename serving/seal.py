@@ -30,11 +30,7 @@ _LIBRARIES = ("numpy", "pandas", "pyarrow", "safetensors", "torch")
 
 
 class Weights(Protocol):
-    """A bundle, opened or only verified."""
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
+    """A bundle, or only its manifest."""
 
     @property
     def weights_digest(self) -> str:
@@ -147,20 +143,20 @@ class Seal(StrictTable):
 
     @classmethod
     def read(cls, folder: Path, bundle: Weights) -> Seal:
-        """Return the seal of `folder` after proving that it belongs to `bundle` and that every file is intact.
+        """Return the seal of `folder`, which is in `bundle`, after proving that it belongs there and is intact.
 
         Raises:
             BundleError: Says what is wrong and how to make the index anew.
         """
-        seal = cls._parse(folder, bundle)
+        seal, remedy = cls._parse(folder), cls.remedy(folder.parent)
         if seal.weights_digest != bundle.weights_digest:
             raise BundleError(
                 f"{folder}: made from other weights (digest {seal.weights_digest[:12]}) than the model in "
-                f"{bundle.path} (digest {bundle.weights_digest[:12]}); {cls.remedy(bundle.path)}"
+                f"{folder.parent} (digest {bundle.weights_digest[:12]}); {remedy}"
             )
         broken = broken_seal(folder, seal.files)
         if broken:
-            raise BundleError(f"{folder}: {broken}; {cls.remedy(bundle.path)}")
+            raise BundleError(f"{folder}: {broken}; {remedy}")
         return seal
 
     @staticmethod
@@ -169,24 +165,23 @@ class Seal(StrictTable):
         return f"make the index anew with `towers index {bundle_path}`"
 
     @classmethod
-    def _parse(cls, folder: Path, bundle: Weights) -> Seal:
-        path = folder / NAME
+    def _parse(cls, folder: Path) -> Seal:
+        path, remedy = folder / NAME, cls.remedy(folder.parent)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise BundleError(f"{path}: no such file, so there is no index; {cls.remedy(bundle.path)}") from None
+            raise BundleError(f"{path}: no such file, so there is no index; {remedy}") from None
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot be read ({error}); {cls.remedy(bundle.path)}") from None
+            raise BundleError(f"{path}: cannot be read ({error}); {remedy}") from None
         found = content.get("format_version") if isinstance(content, dict) else None
         if isinstance(found, int) and found != FORMAT_VERSION:
             age, cure = ("a newer", "upgrade, or ") if found > FORMAT_VERSION else ("an older", "")
             raise BundleError(
-                f"{path}: format {found}, written by {age} two-towers (this one reads {FORMAT_VERSION}); "
-                f"{cure}{cls.remedy(bundle.path)}"
+                f"{path}: format {found}, written by {age} two-towers (this one reads {FORMAT_VERSION}); {cure}{remedy}"
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{path}: {where}: {first['msg'].lower()}; {cls.remedy(bundle.path)}") from None
+            raise BundleError(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None

@@ -43,7 +43,8 @@ from serving.seal import FOLDER as FOLDER
 from serving.seal import Folded, Seal
 from serving.stages import timed
 from serving.tuning import SAMPLE, Chooser, choose, sample_of
-from towers.bundle import BundleError, ModelBundle
+from towers.bundle import ModelBundle
+from towers.manifest import BundleError
 
 _ENCODE_BLOCK = 4096
 

@@ -23,7 +23,7 @@ from serving.seal import NAME
 from serving.snapshot import FOLDER
 from serving.store import Store
 from serving.wanted import Person
-from towers.bundle import MANIFEST, BundleError
+from towers.manifest import MANIFEST, BundleError
 
 MODEL_HEADER, INDEX_HEADER, LIVE_HEADER = "Towers-Model", "Towers-Index", "Towers-Live"
 

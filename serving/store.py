@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +105,17 @@ class Store(Protocol):
         """Let go of the log."""
 
 
+def rows_of(writes: Sequence[Write]) -> list[tuple[float, Kind, bytes, str | None]]:
+    """Return writes as the columns of a log, received now: `received`, `kind`, `body`, `key`."""
+    now = time.time()
+    return [(now, write.kind, orjson.dumps(write.body), write.key) for write in writes]
+
+
+def records_of(rows: Iterable[Sequence[Any]]) -> list[Record]:
+    """Return what the columns of a log say: `position`, `received`, `kind`, `body`."""
+    return [Record(position, received, kind, orjson.loads(body)) for position, received, kind, body in rows]
+
+
 def open_store(address: str) -> Store:
     """Return the log at an address: a file, `sqlite:///FILE` or `postgresql://…`; it is made if there is none.
 
@@ -150,8 +161,7 @@ class SqliteStore:
 
     def append(self, writes: Sequence[Write]) -> Appended:
         """Remember writes, all or none of them."""
-        now = time.time()
-        rows = [(now, write.kind, orjson.dumps(write.body), write.key) for write in writes]
+        rows = rows_of(writes)
         with self._writing:
             try:
                 return self._append(rows)
@@ -161,26 +171,24 @@ class SqliteStore:
     def since(self, position: int) -> list[Record]:
         """Return what stands after a position."""
         question = "SELECT position, received, kind, body FROM log WHERE position > ? ORDER BY position LIMIT ?"
-        with self._reading:
-            try:
-                rows = self._reader.execute(question, (position, MOST_AT_ONCE)).fetchall()
-            except sqlite3.Error as error:
-                raise NotReady(f"the log of live writes cannot be read ({error})") from None
-        return [Record(place, received, kind, orjson.loads(body)) for place, received, kind, body in rows]
+        return records_of(self._read(question, (position, MOST_AT_ONCE)))
 
     def version(self) -> object:
         """Return SQLite's own count of changes, which it keeps in memory that all processes share."""
-        with self._reading:
-            try:
-                return self._reader.execute("PRAGMA data_version").fetchone()[0]
-            except sqlite3.Error as error:
-                raise NotReady(f"the log of live writes cannot be read ({error})") from None
+        return self._read("PRAGMA data_version")[0][0]
 
     def close(self) -> None:
         """Close the file."""
         with self._writing, self._reading:
             self._writer.close()
             self._reader.close()
+
+    def _read(self, question: str, given: Sequence[Any] = ()) -> list[Any]:
+        with self._reading:
+            try:
+                return self._reader.execute(question, given).fetchall()
+            except sqlite3.Error as error:
+                raise NotReady(f"the log of live writes cannot be read ({error})") from None
 
     def _append(self, rows: Sequence[tuple[Any, ...]]) -> Appended:
         # One writer at a time: so positions rise in the order in which they become visible.

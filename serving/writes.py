@@ -10,7 +10,7 @@ import time
 from typing import Annotated, Any
 
 import orjson
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app
 from pydantic import Field
 
 from features.config import StrictTable, parse_settings
@@ -18,7 +18,7 @@ from features.errors import DataError
 from features.rows import typed_rows
 from features.schema import ITEM_ID, USER_ID
 from features.tables import SECONDS_PER_DAY
-from serving.api import current_retriever
+from serving.api import current_retriever, json_body
 from serving.ids import ExternalId, IdMap
 from serving.live import encoded
 from serving.problems import Problem, json_response
@@ -58,7 +58,7 @@ def put_item(item_id: str) -> Response:
     store, retriever = _store(), current_retriever()
     known = retriever.items.row(item_id) is not None
     own_id = _checked("item_id", retriever.items, item_id)
-    cells = _json()
+    cells = json_body()
     if not isinstance(cells, dict):
         raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
     if retriever.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
@@ -84,7 +84,7 @@ def post_events() -> Response:
     """Append to what users had; whoever is new is known from then on."""
     store, retriever = _store(), current_retriever()
     try:
-        body = parse_settings(Events, _json(), "body")
+        body = parse_settings(Events, json_body(), "body")
     except DataError as error:
         raise Problem(422, str(error)) from None
     now = int(time.time())
@@ -139,12 +139,3 @@ def _store() -> Store:
     if store is None:
         raise Problem(403, "this service takes no writes; it would if it were started with --live FILE")
     return store
-
-
-def _json() -> Any:
-    if request.mimetype != "application/json":
-        raise Problem(415, f"expected Content-Type application/json, found {request.mimetype or 'none'}")
-    try:
-        return orjson.loads(request.get_data(cache=False))
-    except orjson.JSONDecodeError as error:
-        raise Problem(400, f"the body is not valid JSON: {error}") from None

@@ -35,10 +35,7 @@ from features.files import atomic_folder, sha256
 from features.sequences import offsets_of, ragged_arange
 from features.tables import Catalog
 from towers.config import TowersConfig
-from towers.manifest import FORMAT_VERSION, WEIGHTS, Manifest, seal, verify
-from towers.manifest import MANIFEST as MANIFEST
-from towers.manifest import BundleError as BundleError
-from towers.manifest import broken_seal as broken_seal
+from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, BundleError, Manifest, seal, verify
 from towers.two_tower import TwoTower
 
 BLOCK = 4096

@@ -285,10 +285,12 @@ class Layout:
 
     Attributes:
         groups: The groups, the longest sequences first.
-        cell_of_token: Where each token is among the cells of all groups, one group after another, `[tokens]`.
+        token_of_cell: Where each cell of all groups, one group after another, comes from, `[cells]`.
+        cell_of_token: Where each token is among those cells, `[tokens]`.
     """
 
     groups: list[LengthGroup]
+    token_of_cell: Int[Tensor, cells]
     cell_of_token: Int[Tensor, tokens]
 
     @classmethod
@@ -305,7 +307,8 @@ class Layout:
             first_cells[members] = num_cells + torch.arange(len(members), device=offsets.device) * longest
             num_cells += len(members) * longest
         shift = torch.repeat_interleave(first_cells - starts, lengths)
-        return cls(groups, shift + torch.arange(len(shift), device=offsets.device))
+        token_of_cell = torch.cat([group.tokens.flatten() for group in groups])
+        return cls(groups, token_of_cell, shift + torch.arange(len(shift), device=offsets.device))
 
     def timed(self, moments: Moments | None) -> Layout:
         """Return the layout with the time spans between the tokens of each group."""
@@ -318,8 +321,8 @@ class Layout:
 
         What it makes of padding is left out, and padding must have no say in what it makes of tokens.
         """
-        cells = torch.cat([group.tokens.flatten() for group in self.groups])
-        blocks = _Pad.apply(values, cells, self.cell_of_token).split([group.tokens.numel() for group in self.groups])
+        cells = _Pad.apply(values, self.token_of_cell, self.cell_of_token)
+        blocks = cells.split([group.tokens.numel() for group in self.groups])
         results = [
             function(block.view(*group.tokens.shape, -1), group).flatten(0, 1)
             for block, group in zip(blocks, self.groups, strict=True)

@@ -50,17 +50,17 @@ class FeatureTower(nn.Module):
         self.width = width
         self.id_dropout = id_dropout
         self.embeddings = FeatureEmbeddings(sizes.tables, width, learning_rate=learning_rate) if sizes.tables else None
-        self.num_numbers = [sizes.dense, *sizes.fixed]
+        self.dense_sizes = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None
         kinds = {feature.name: feature.kind for feature in features}
         is_id = torch.tensor([kinds[name] == "id" for name in sizes.tables], dtype=torch.bool)
         self.is_id: Tensor
         self.register_buffer("is_id", is_id, persistent=False)
-        self.has_other_features = sum(self.num_numbers) > 0 or not bool(is_id.all())
+        self.has_other_features = sum(self.dense_sizes) > 0 or not bool(is_id.all())
 
     def forward(self, features: EntityFeatures) -> Float[Tensor, "entities width"]:
         """Return one vector per entity, of any length."""
-        numbers, *places = features.dense.split(self.num_numbers, dim=1)
+        numbers, *places = features.dense.split(self.dense_sizes, dim=1)
         parts: list[Tensor] = [
             functional.pad(FIXED_LENGTH * place, (0, self.width - place.shape[1])) for place in places
         ]

@@ -118,7 +118,7 @@ def column_facets(
         column = frame[name].reset_index(drop=True)
         chosen = settings.get(name) or as_feature(name, column, who).settings
         if name != f"{who}_id" and chosen is not None:
-            facets += _of_column(Feature(name, chosen.kind, chosen.separator), column)
+            facets.append(_of_column(Feature(name, chosen.kind, chosen.separator), column))
     return [facet for facet in facets if len(facet.labels) > 1]
 
 
@@ -196,17 +196,17 @@ def _is_empty(column: pd.Series) -> Bool[np.ndarray, "rows"]:
     return np.array([is_missing(cell) or (isinstance(cell, str) and not cell.strip()) for cell in column], dtype=bool)
 
 
-def _of_column(feature: Feature, column: pd.Series) -> list[Facet]:
+def _of_column(feature: Feature, column: pd.Series) -> Facet:
     match feature.kind:
         case "id" | "category" | "categories":
-            return [_by_value(feature, column)]
+            return _by_value(feature, column)
         case "number" | "time":
-            return [_by_quarter(feature, column)]
+            return _by_quarter(feature, column)
         case "text":
-            return [_by_value(feature, column) if _comes_again(column) else _by_length(feature.name, column)]
+            return _by_value(feature, column) if _comes_again(column) else _by_length(feature.name, column)
         case "vector":
             known = np.array([not is_missing(cell) for cell in column], dtype=np.int64)
-            return [Facet.single(feature.name, [MISSING, "known"], known).without_empty()]
+            return Facet.single(feature.name, [MISSING, "known"], known).without_empty()
 
 
 def _by_value(feature: Feature, column: pd.Series) -> Facet:

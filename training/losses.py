@@ -26,7 +26,6 @@ ROUND = 64
 """Rows of a block are a multiple of it."""
 BLOCK_COLUMNS = 16_384
 """Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
-
 PREFIX_WEIGHT = 1.0
 """What the loss of a prefix counts beside that of the whole vectors."""
 
@@ -154,26 +153,26 @@ class _Softmax(torch.autograd.Function):
         d_users, d_items = torch.zeros_like(users), torch.zeros_like(items)
         log_sums = positive_logits.clone()
         columns = _slices(len(items), BLOCK_COLUMNS)
-        shared = [_rounded(items[column], fast) for column in columns]
+        blocks = [_rounded(items[column], fast) for column in columns]
         rows = _slices(len(users), _rows_at_once(min(len(items), BLOCK_COLUMNS)))
         for row, cells in zip(rows, _cells_of(rows, negatives.forbidden), strict=True):
             scaled = _rounded(users[row] * (scale * BITS), fast)
             num_rows = row.stop - row.start
-            for column, block in zip(columns, shared, strict=True):
+            for column, block in zip(columns, blocks, strict=True):
                 bits = _bits(scaled, block, negatives, row, column, cells, users.dtype)
                 shift = bits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(users.dtype).min)
                 weights = bits.sub_(shift).exp2_()
                 log_sum = (shift + weights.sum(dim=1, keepdim=True).log2())[:num_rows, 0] / BITS
                 log_sums[row] = torch.logaddexp(log_sums[row], log_sum)
-            for column, block in zip(columns, shared, strict=True):
+            for column, block in zip(columns, blocks, strict=True):
                 if len(columns) > 1:
                     shift = _padded(log_sums[row, None] * BITS, len(scaled))
                     weights = _bits(scaled, block, negatives, row, column, cells, users.dtype).sub_(shift).exp2_()
                 rounded = weights.to(fast)
                 share = (shift[:num_rows] - log_sums[row, None] * BITS).exp2()
-                shared_out = scaled * _padded(share / BITS, len(scaled)).to(fast)
+                weighted = scaled * _padded(share / BITS, len(scaled)).to(fast)
                 d_users[row] += (rounded @ block)[:num_rows] * share
-                d_items[column] += (rounded.T @ shared_out)[: column.stop - column.start]
+                d_items[column] += (rounded.T @ weighted)[: column.stop - column.start]
         d_positive_logits = (positive_logits - log_sums).exp() - 1
         d_users += d_positive_logits[:, None] * positives
         d_scale = (users * d_users).sum()

@@ -8,9 +8,10 @@ over the questions could have been from where it is, had other users been asked.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm
 
 NEVER = np.iinfo(np.int64).max
 """The rank of an answer that is not in the ranking at all."""
@@ -153,7 +154,7 @@ def wilson_interval(
         >>> low.round(3).tolist(), high.round(3).tolist()
         ([0.0, 0.237, 0.469], [0.278, 0.763, 0.531])
     """
-    z = norm.ppf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (shares + z**2 / (2 * counts)) / (1 + z**2 / counts)
     side = z * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2)) / (1 + z**2 / counts)
     return np.maximum(centre - side, 0), np.minimum(centre + side, 1)

@@ -483,15 +483,27 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
         batches: The training data as it is dealt.
         num_items: Items in the catalogue.
     """
-    sequences, history = batches.sequences, batches.history
+    sequences = batches.sequences
     is_target = np.ones(sequences.num_events, dtype=bool) if batches.recommend_seen else sequences.first_visits()
-    if not batches.is_shuffled:
+    if batches.is_shuffled:
+        times_asked = np.repeat(_times_shuffled(batches), sequences.lengths)[is_target]
+    else:
         lengths = np.repeat(sequences.lengths, sequences.lengths)
         from_end = np.repeat(sequences.offsets[1:], sequences.lengths) - np.arange(sequences.num_events)
-        is_target &= (from_end <= history) | (lengths == history + 1)
-    times_asked = _times_drawn(sequences.event_users[is_target]) if batches.is_future else None
+        is_target &= (from_end <= batches.history) | (lengths == batches.history + 1)
+        users = sequences.event_users[is_target]
+        times_asked = _times_drawn(users) if batches.is_future else np.ones(len(users))
     counts = np.bincount(sequences.item_rows[is_target], times_asked, minlength=num_items)
     return torch.from_numpy(counts / max(counts.sum(), 1)).double()
+
+
+def _times_shuffled(batches: TrainingBatches) -> Float[np.ndarray, "users"]:
+    """Return how often each item of a user is expected to be a target when they are shuffled, if none repeats."""
+    lengths = batches.sequences.lengths
+    read = np.minimum(lengths, batches.history + 1)
+    first = np.maximum((read * batches.shown).astype(np.int64), lengths > read)
+    times: np.ndarray = (read - first) / np.maximum(lengths, 1)
+    return times
 
 
 def _times_drawn(users: Int[np.ndarray, "targets"]) -> Float[np.ndarray, "targets"]:

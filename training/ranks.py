@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from features.config import StrictTable
 from features.errors import DataError
@@ -141,12 +140,6 @@ class Ranks:
         """Who was judged, the one in question first."""
         return [str(name) for name in self.answers["recommender"].unique()]
 
-    @property
-    def cutoffs(self) -> tuple[int, ...]:
-        """For which k it is known what was shown among the first k."""
-        names = [name for name in self.items.columns if name.startswith("shown_at_")]
-        return tuple(int(name.removeprefix("shown_at_")) for name in names)
-
     def of(self, recommender: str) -> Ranks:
         """Return the part of one recommender.
 
@@ -221,15 +214,16 @@ def _plain(kind: pa.DataType) -> Any:
 def _read_about(path: Path, output: Path) -> About:
     remedy = f"`towers evaluate run.toml --output {output}` writes it"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
         found = content["format"] if isinstance(content, dict) else None
         if found != FORMAT:
             raise DataError(f"{path}: expected format {FORMAT}, found {found!r}; evaluate again")
-        return About.model_validate_json(path.read_text(encoding="utf-8"))
+        return About.model_validate_json(text)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{output}: no ranks of an evaluation in it; {remedy}") from None
-    except (ValidationError, ValueError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (ValueError, KeyError) as error:  # not JSON, or not of this form
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: not as `towers evaluate` writes it ({said}); evaluate again") from None

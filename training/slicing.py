@@ -63,9 +63,7 @@ class _Asked:
 
     def num_questions(self, facet: Facet) -> Int[np.ndarray, "labels"]:
         """Return how many questions have an answer in each slice."""
-        width = int(self.questions.max()) + 1
-        pairs = np.unique(facet.codes * width + self.questions[facet.entities])
-        return np.bincount(pairs // width, minlength=len(facet.labels))
+        return _num_different(self.questions, facet)
 
     def judged(self, facet: Facet) -> pd.DataFrame:
         """Return size and recall of each slice, a row each; no number where nothing was asked."""
@@ -76,7 +74,7 @@ class _Asked:
         )
         of_pair = pairs // width
         questions = np.bincount(of_pair, minlength=num_slices)
-        people = self._num_users(facet)
+        people = _num_different(self.users, facet)  # with several seeds somebody asks more than once
         columns = {
             "facet": facet.name,
             "value": list(facet.labels),
@@ -91,12 +89,6 @@ class _Asked:
             low, high = wilson_interval(recall, np.where(people > 0, people, np.nan))
             columns |= {f"recall_at_{k}": recall, f"recall_at_{k}_low": low, f"recall_at_{k}_high": high}
         return pd.DataFrame(columns)
-
-    def _num_users(self, facet: Facet) -> Int[np.ndarray, "labels"]:
-        """Return how many people asked in each slice: with several seeds somebody asks more than once."""
-        width = int(self.users.max()) + 1
-        pairs = np.unique(facet.codes * width + self.users[facet.entities])
-        return np.bincount(pairs // width, minlength=len(facet.labels))
 
 
 def sliced(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: int) -> pd.DataFrame:
@@ -240,6 +232,13 @@ def _positions(items: pd.DataFrame, answers: pd.DataFrame) -> Int[np.ndarray, "a
     positions = keys[0].get_indexer(keys[1])
     assert (positions >= 0).all(), "every answer is a candidate"
     return np.asarray(positions, dtype=np.int64)
+
+
+def _num_different(numbers: Int[np.ndarray, "answers"], facet: Facet) -> Int[np.ndarray, "labels"]:
+    """Return how many different numbers the answers of each slice have."""
+    width = int(numbers.max()) + 1
+    pairs = np.unique(facet.codes * width + numbers[facet.entities])
+    return np.bincount(pairs // width, minlength=len(facet.labels))
 
 
 def _codes(frame: pd.DataFrame, columns: list[str]) -> Int[np.ndarray, "rows"]:

@@ -17,7 +17,7 @@ from serving.retriever import Retriever
 from serving.snapshot import Snapshot
 from serving.wanted import Person
 from tests.serving.doubles import FakeBundle, country, make_features, make_retriever, make_tables
-from towers.bundle import BundleError
+from towers.manifest import BundleError
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +30,7 @@ from serving.store import SqliteStore, Write
 from serving.tuning import Chosen
 from serving.wanted import Person, Wanted
 from tests.serving.doubles import FakeBundle, country, make_features, make_tables, unit, vector_of
+from towers.bundle import ModelBundle
 
 ITEMS = [f"item-{number:03d}" for number in range(30)]
 NEW = ["new-1", "new-2", "new-3"]
@@ -317,13 +320,11 @@ def test_events_that_the_tables_are_new_enough_to_hold_are_not_counted_twice(sto
 
 
 def make_timed(tables, times):
-    from dataclasses import replace
-
     interactions = replace(tables.interactions, frame=tables.interactions.frame.assign(timestamp=times))
     return replace(tables, interactions=interactions)
 
 
-def test_ids_that_cannot_be_ids_here_are_left_out(store, caplog):
+def test_ids_that_cannot_be_ids_here_are_left_out(store):
     """A log outlives the tables: another catalogue may know items by other ids and columns."""
     live = Live(base_of(shop()), store)
     store.append([event("Ann", ITEMS[0]), event("101", ITEMS[0])])
@@ -333,6 +334,21 @@ def test_ids_that_cannot_be_ids_here_are_left_out(store, caplog):
     assert content_of_history(now, 101)[0] == ITEMS[0]
     row = now.items.row("new-1")
     assert now.titles[row] == "new-1"
+
+
+def test_an_item_that_the_model_cannot_place_is_left_out_and_those_beside_it_are_not(store, monkeypatch, caplog):
+    live = Live(base_of(shop()), store)
+    place = TitledBundle.encode_items
+
+    def lost(bundle, catalog):
+        return np.where((catalog.frame["title"] == "Nowhere").to_numpy()[:, None], np.nan, place(bundle, catalog))
+
+    monkeypatch.setattr(TitledBundle, "encode_items", lost)
+    store.append([put("new-1", "Lamp"), put("new-2", "Nowhere"), put("new-3", "Chair")])
+    now = live.current()
+    assert [now.items.row(item_id) is not None for item_id in NEW] == [True, False, True]
+    assert {*NEW} & {item.item_id for item in now.recommend(106, 40).items} == {"new-1", "new-3"}
+    assert "item 'new-2' of the log is left out: the model cannot place this item" in caplog.text
 
 
 def test_writes_during_searches_never_give_a_wrong_answer(store):
@@ -370,7 +386,7 @@ def test_an_item_of_the_table_that_is_put_as_it_is_has_the_very_same_features_an
     from_table = real_bundle.featurizer.item_features(catalog)
     one_by_one = [real_bundle.featurizer.items.encode(typed_rows(catalog.frame, [row])) for row in rows[:20]]
     for number, features in enumerate(one_by_one):
-        taken = from_table.take(np_tensor([number]))
+        taken = from_table.take(torch.tensor([number]))
         assert features.dense.equal(taken.dense)
         assert features.sparse.to_dict()["title"].values().equal(taken.sparse.to_dict()["title"].values())
     whole = real_bundle.encode_items(catalog)
@@ -378,17 +394,9 @@ def test_an_item_of_the_table_that_is_put_as_it_is_has_the_very_same_features_an
     np.testing.assert_allclose(single, whole, atol=1e-6)
 
 
-def np_tensor(values):
-    import torch
-
-    return torch.tensor(values)
-
-
 @pytest.mark.parametrize("name", ["model", "timed"])
 def test_a_real_model_answers_as_one_whose_index_was_made_anew(pristine, store, name):
     """Also one that looks at the clock, whose events have times and whose users' vectors are made when they ask."""
-    from towers.bundle import ModelBundle
-
     bundle = ModelBundle.open(pristine / "runs" / name)
     tables = read_tables(bundle.config.features, bundle.tables_folder)
     clock = lambda: 1_700_200_000.0  # noqa: E731

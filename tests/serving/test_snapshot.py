@@ -12,7 +12,7 @@ from serving.retriever import Retriever
 from serving.seal import FORMAT_VERSION, Seal
 from serving.snapshot import Snapshot
 from tests.serving.doubles import FakeBundle, country, make_features, make_retriever, make_tables
-from towers.bundle import BundleError
+from towers.manifest import BundleError
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from serving.config import ServingConfig
 from serving.operation import build_index, roll_back, swap_bundle
 from serving.source import Source, identity_of
 from tests.serving.conftest import SETTINGS, write_untrained
-from towers.bundle import BundleError, ModelBundle
+from towers.bundle import ModelBundle
+from towers.manifest import BundleError
 
 SECONDS = 30
 

@@ -302,6 +302,18 @@ def test_shares_are_those_of_the_targets_of_an_epoch(lengths: list[int], recomme
     torch.testing.assert_close(target_shares(batches, 6), expected)
 
 
+@pytest.mark.parametrize("shown", [0.0, 0.5])
+def test_shares_of_shuffled_data_are_those_of_many_epochs(shown: float) -> None:
+    offsets = np.array([0, 1, 4, 13])
+    rows = np.array([0, 0, 1, 2, *range(9)])
+    sequences = Sequences(np.arange(3), offsets, rows, None, is_ordered=False)
+    batches = TrainingBatches(sequences, history=5, batch_events=9, recommend_seen=False, seed=0, shown=shown)
+    asked = torch.cat([Targets.of(batch).rows for epoch in range(1500) for batch in batches.epoch(epoch)])
+    torch.testing.assert_close(
+        target_shares(batches, 9), torch.bincount(asked, minlength=9).double() / len(asked), atol=0.01, rtol=0
+    )
+
+
 def test_shares_of_what_is_yet_to_come_are_those_of_many_epochs() -> None:
     rows = np.random.default_rng(0).integers(5, size=12)
     sequences = Sequences(np.arange(3), np.array([0, 2, 3, 12]), rows, None, is_ordered=True)
