@@ -7,6 +7,7 @@
 - `split`: the protocols of evaluation.
 - `schema`, `inference`: which features exist, and what `towers init` proposes.
 - `vocabulary`, `text`: ids and words to rows.
+- `encoders`: texts to the vectors of pretrained models.
 - `cells`: what stands in a column, as values, numbers or texts.
 - `featurizer`, `batches`: fitted once, the same in training and in the server; jagged batches.
 - `rows`, `additions`: rows as JSON has them to a table like another; tables with what came after them.

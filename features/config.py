@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,13 +29,62 @@ class FeatureSettings(StrictTable):
     """For `categories` in text cells: what stands between the values."""
     fixed: int | None = Field(None, ge=4, le=4096)
     """For `text`: the TF-IDF of its words as so many numbers, at most `towers.width`, of which none is trained: what is
-    written alike stays near, so that new items are found as well as known ones. None: the vectors of words are trained,
-    which is better where items are known."""
+    written alike stays near, so that new items are found as well as known ones. With an `encoder`: so many numbers of
+    its vectors, the most telling. None: the vectors of words are trained, which is better where items are known."""
+    encoder: str | None = None
+    """For `text`: the pretrained model that reads it, a name below `[features.encoders]`. Without `fixed` a projection
+    of its vectors is trained. None: its words and their parts are read, which needs no model."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
-        if self.fixed is not None and self.kind != "text":
-            raise ValueError(f'fixed is for kind = "text", found kind = {self.kind!r}; leave it out')
+        for name, value in (("fixed", self.fixed), ("encoder", self.encoder)):
+            if value is not None and self.kind != "text":
+                raise ValueError(f'{name} is for kind = "text", found kind = {self.kind!r}; leave it out')
+        return self
+
+
+class EncoderSettings(StrictTable):
+    """A pretrained model of texts: one of sentence-transformers that runs here, or one behind an address."""
+
+    model: str
+    """A folder in sentence-transformers' format, relative to that of run.toml; or a name on the Hugging Face hub
+    (without a slash one of `sentence-transformers/`); with `url`, the name that the service knows."""
+    revision: str | None = None
+    """Of a name on the hub: commit, tag or branch. None: the newest."""
+    pooling: Literal["model", "mean", "cls", "last"] = "model"
+    """How the vectors of tokens become that of the text: as the `model` says of itself, their `mean`, or that of the
+    first (`cls`) or `last` token."""
+    query_prompt: str | None = None
+    """What is put before each text of a user. None: what the model says of itself, mostly nothing."""
+    document_prompt: str | None = None
+    """What is put before each text of an item. None: what the model says of itself, mostly nothing."""
+    max_tokens: int | None = Field(None, ge=8)
+    """Of longer texts the beginning is read. None: as many as the model can."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation. `bfloat16` is faster on processors that compute in it, and changes vectors by a cosine of
+    about 0.0001."""
+    bundled: bool = True
+    """Whether the bundle holds the model's files. Otherwise it names their digest, and whoever opens it needs them."""
+    url: str | None = None
+    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here."""
+    protocol: Literal["openai", "cohere"] = "openai"
+    """What the service speaks: OpenAI's `POST /embeddings`, as most do, or Cohere's `POST /embed`."""
+    key_variable: str | None = None
+    """Environment variable with the service's key. None: it asks for none."""
+    dimensions: int | None = Field(None, ge=1)
+    """How many numbers the service is asked for. None: as many as its model has."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EncoderSettings:
+        here = {"revision", "pooling", "max_tokens", "precision", "bundled"}
+        there = {"protocol", "key_variable", "dimensions"}
+        fields = type(self).model_fields
+        set_in_vain = [
+            name for name in sorted(there if self.url is None else here) if getattr(self, name) != fields[name].default
+        ]
+        if set_in_vain:
+            what = "a service, and there is no url" if self.url is None else "a model here, and there is a url"
+            raise ValueError(f"{', '.join(set_in_vain)}: for {what}; leave it out")
         return self
 
 
@@ -86,6 +135,20 @@ class FeaturesConfig(StrictTable):
     """Features of the request: `time` (hour, weekday, season of the request)."""
     history: int = Field(200, ge=1, le=10_000)
     """How many of a user's newest interactions are read."""
+    encoders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], EncoderSettings] = Field(
+        default_factory=dict
+    )
+    """Pretrained models of texts, by names of your own. Columns that name the same one share it, users' and items'."""
+
+    @model_validator(mode="after")
+    def _encoders_are_there(self) -> FeaturesConfig:
+        for column, settings in (*self.item.items(), *self.user.items()):
+            if settings.encoder is not None and settings.encoder not in self.encoders:
+                raise ValueError(
+                    f"column {column!r} is to be read by encoder {settings.encoder!r}, and there is no "
+                    f"[features.encoders.{settings.encoder}]; write it, with a model"
+                )
+        return self
 
 
 Table = TypeVar("Table", bound=BaseModel)

@@ -8,7 +8,7 @@ vector it would be part of: an empty bag, or zeros.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from torchrec import KeyedJaggedTensor
 
 from features.batches import EntityFeatures
 from features.cells import is_missing, numbers_of, texts_of, values_of
+from features.encoders.encoder import PretrainedText, save_encoders
+from features.encoders.model import Role
 from features.errors import DataError
 from features.schema import ITEM_ID, USER_ID, Feature, Schema
 from features.sequences import Sequences
@@ -33,6 +35,7 @@ from features.vocabulary import UNKNOWN, Vocabulary
 NUM_QUANTILES = 16
 SECONDS_A_DAY = 86_400
 CONTEXT_WIDTH = 6
+SIDES = ("item", "user", "context")
 
 Bags = tuple[Int[np.ndarray, "entities"], Int[np.ndarray, "values"]]
 
@@ -165,6 +168,24 @@ class FixedTextEncoder:
 
 
 @dataclass(frozen=True)
+class PretrainedColumn:
+    """Text: the vectors of a pretrained model, which may read other columns, too."""
+
+    pretrained: PretrainedText
+    role: Role
+    feature: Feature
+
+    @property
+    def width(self) -> int:
+        """How many of its numbers are read."""
+        return self.pretrained.width if self.feature.fixed is None else self.feature.fixed
+
+    def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
+        """Return the beginning of each text's vector; zeros where there is none."""
+        return self.pretrained.numbers(texts_of(column), self.role, self.width)
+
+
+@dataclass(frozen=True)
 class NumberEncoder:
     """Numbers and times: how far the value has come through each of its quantiles, 0 to 1 in each.
 
@@ -271,16 +292,46 @@ class SideEncoders:
     dense: dict[str, DenseEncoder]
 
     @classmethod
-    def fit(cls, features: Iterable[Feature], frame: pd.DataFrame) -> SideEncoders:
-        """Return encoders fitted on the rows of `frame`."""
-        encoders = {feature.name: _encoder(feature).fit(feature, frame[feature.name]) for feature in features}
+    def fit(
+        cls,
+        features: Iterable[Feature],
+        frame: pd.DataFrame,
+        pretrained: Mapping[str, PretrainedText] | None = None,
+        role: Role = "document",
+    ) -> SideEncoders:
+        """Return encoders fitted on the rows of `frame`.
+
+        Args:
+            features: What is read.
+            frame: The rows.
+            pretrained: The pretrained models that the features name.
+            role: What the texts of this side are to these.
+
+        Raises:
+            DataError: More numbers are wanted of a pretrained model than it has, or vectors differ in length.
+        """
+        encoders = {
+            feature.name: _pretrained(feature, pretrained or {}, role)
+            if feature.encoder is not None
+            else _encoder(feature).fit(feature, frame[feature.name])
+            for feature in features
+        }
         return cls._sorted(features, encoders)
 
     @classmethod
-    def load(cls, features: Iterable[Feature], folder: Path, side: str) -> SideEncoders:
-        """Read what `save` wrote."""
+    def load(
+        cls,
+        features: Iterable[Feature],
+        folder: Path,
+        side: str,
+        pretrained: Mapping[str, PretrainedText] | None = None,
+        role: Role = "document",
+    ) -> SideEncoders:
+        """Read what `save` wrote, beside the pretrained models that were saved elsewhere."""
         encoders = {
-            feature.name: _encoder(feature).load(feature, _file(folder, side, place))
+            feature.name: _pretrained(feature, pretrained or {}, role)
+            if feature.encoder is not None
+            else _encoder(feature).load(feature, _file(folder, side, place))
             for place, feature in enumerate(features)
         }
         return cls._sorted(features, encoders)
@@ -297,8 +348,10 @@ class SideEncoders:
         )
 
     def save(self, features: Iterable[Feature], folder: Path, side: str) -> None:
-        """Write one Parquet file per feature into `folder`."""
+        """Write one Parquet file per feature into `folder`, but for those that pretrained models read."""
         for place, feature in enumerate(features):
+            if feature.encoder is not None:
+                continue
             encoder = self.sparse[feature.name] if feature.is_sparse else self.dense[feature.name]
             encoder.save(_file(folder, side, place))
 
@@ -306,7 +359,7 @@ class SideEncoders:
     def sizes(self) -> FeatureSizes:
         """What the tower of this side must be built for."""
         tables = {name: encoder.num_rows for name, encoder in self.sparse.items()}
-        fixed = tuple(one.width for one in self.dense.values() if isinstance(one, FixedTextEncoder))
+        fixed = tuple(one.width for one in self.dense.values() if _is_fixed(one))
         return FeatureSizes(tables, sum(encoder.width for encoder in self.dense.values()) - sum(fixed), fixed)
 
     def encode(self, frame: pd.DataFrame) -> EntityFeatures:
@@ -332,10 +385,17 @@ class SideEncoders:
 class Featurizer:
     """Everything that was learned from the training tables before the model: vocabularies, weights, quantiles."""
 
-    def __init__(self, schema: Schema, items: SideEncoders, users: SideEncoders) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        items: SideEncoders,
+        users: SideEncoders,
+        pretrained: Mapping[str, PretrainedText] | None = None,
+    ) -> None:
         self.schema = schema
         self.items = items
         self.users = users
+        self.pretrained = dict(pretrained or {})
 
     @classmethod
     def fit(cls, schema: Schema, catalog: Catalog, users: Users | None, train: Sequences) -> Featurizer:
@@ -349,7 +409,13 @@ class Featurizer:
         active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
         people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
         people = people[people[USER_ID].isin(active[USER_ID].tolist())]
-        return cls(schema, SideEncoders.fit(schema.item, items), SideEncoders.fit(schema.user, people))
+        pretrained = _fit_pretrained(schema, items, people)
+        return cls(
+            schema,
+            SideEncoders.fit(schema.item, items, pretrained),
+            SideEncoders.fit(schema.user, people, pretrained, "query"),
+            pretrained,
+        )
 
     def item_features(self, catalog: Catalog) -> EntityFeatures:
         """Return the features of every item of a catalogue, also of items that training did not know."""
@@ -377,23 +443,29 @@ class Featurizer:
         return self.users.encode(pd.DataFrame({USER_ID: [None]}))
 
     def save(self, folder: Path) -> None:
-        """Write `schema.json` and `vocabularies/*.parquet` into `folder`."""
-        (folder / "schema.json").write_text(json.dumps(asdict(self.schema), indent=1), encoding="utf-8")
+        """Write `schema.json`, `vocabularies/*.parquet` and `encoders/` into `folder`."""
+        sides = {side: [asdict(feature) for feature in getattr(self.schema, side)] for side in SIDES}
+        (folder / "schema.json").write_text(json.dumps(sides, indent=1), encoding="utf-8")
+        save_encoders(self.pretrained, folder / "encoders")
         vocabularies = folder / "vocabularies"
         vocabularies.mkdir()
         self.items.save(self.schema.item, vocabularies, "item")
         self.users.save(self.schema.user, vocabularies, "user")
 
     @classmethod
-    def load(cls, folder: Path) -> Featurizer:
-        """Read what `save` wrote."""
+    def load(cls, folder: Path, pretrained: Mapping[str, PretrainedText]) -> Featurizer:
+        """Read what `save` wrote, beside the pretrained models, which `load_encoders` reads."""
         sides = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
-        schema = Schema(**{side: tuple(Feature(**feature) for feature in sides[side]) for side in sides})
+        schema = Schema(
+            **{side: tuple(Feature(**feature) for feature in sides[side]) for side in SIDES},
+            encoders={name: encoder.settings for name, encoder in pretrained.items()},
+        )
         vocabularies = folder / "vocabularies"
         return cls(
             schema,
-            SideEncoders.load(schema.item, vocabularies, "item"),
-            SideEncoders.load(schema.user, vocabularies, "user"),
+            SideEncoders.load(schema.item, vocabularies, "item", pretrained),
+            SideEncoders.load(schema.user, vocabularies, "user", pretrained, "query"),
+            pretrained,
         )
 
 
@@ -417,6 +489,33 @@ _ENCODERS: dict[str, Any] = {
 
 def _encoder(feature: Feature) -> Any:
     return _ENCODERS[feature.kind] if feature.fixed is None else FixedTextEncoder
+
+
+def _pretrained(feature: Feature, pretrained: Mapping[str, PretrainedText], role: Role) -> PretrainedColumn:
+    assert feature.encoder is not None, "the schema says which texts are read by a pretrained model"
+    encoder = pretrained[feature.encoder]
+    if feature.fixed is not None and feature.fixed > encoder.width:
+        raise DataError(
+            f"fixed = {feature.fixed} of {feature.name!r} is more than the {encoder.width} numbers of encoder "
+            f"{feature.encoder!r}; make it {encoder.width} or less"
+        )
+    return PretrainedColumn(encoder, role, feature)
+
+
+def _fit_pretrained(schema: Schema, items: pd.DataFrame, people: pd.DataFrame) -> dict[str, PretrainedText]:
+    """Return the pretrained models, each turned to the texts that it will read: the items', if it reads any."""
+    fitted = {}
+    for name, settings in schema.encoders.items():
+        documents = [text for one in schema.item if one.encoder == name for text in texts_of(items[one.name])]
+        queries = [text for one in schema.user if one.encoder == name for text in texts_of(people[one.name])]
+        fitted[name] = PretrainedText.fit(settings, documents or queries, "document" if documents else "query")
+    return fitted
+
+
+def _is_fixed(encoder: DenseEncoder) -> bool:
+    if isinstance(encoder, PretrainedColumn):
+        return encoder.feature.fixed is not None
+    return isinstance(encoder, FixedTextEncoder)
 
 
 def _file(folder: Path, side: str, place: int) -> Path:

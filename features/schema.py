@@ -7,9 +7,9 @@ the training data; the towers make one embedding table or one projection of each
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from features.config import FeaturesConfig, FeatureSettings, Kind
+from features.config import EncoderSettings, FeaturesConfig, FeatureSettings, Kind
 
 ITEM_ID = "item_id"
 USER_ID = "user_id"
@@ -26,34 +26,50 @@ class Feature:
         kind: See `features.config.FeatureSettings`.
         separator: For `categories` in text cells: what stands between the values. None: the cells are lists.
         fixed: Of a text: how many numbers it becomes, of which none is trained. None: a table.
+        encoder: Of a text: the name of the pretrained model that reads it. None: its words are read.
     """
 
     name: str
     kind: Kind
     separator: str | None = None
     fixed: int | None = None
+    encoder: str | None = None
 
     @property
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table (as against projected from numbers)."""
-        return self.kind in SPARSE_KINDS and self.fixed is None
+        return self.kind in SPARSE_KINDS and self.fixed is None and self.encoder is None
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The features of items, of users and of requests, in the order in which the model reads them."""
+    """The features of items, of users and of requests, in the order in which the model reads them.
+
+    Attributes:
+        item: Of an item.
+        user: Of a user.
+        context: Of a request.
+        encoders: The pretrained models that texts among them are read by, by name.
+    """
 
     item: tuple[Feature, ...]
     user: tuple[Feature, ...] = ()
     context: tuple[Feature, ...] = ()
+    encoders: Mapping[str, EncoderSettings] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: FeaturesConfig) -> Schema:
         """Return the schema that `[features]` declares; items are known by their id where nothing is declared."""
         item = _features(config.item) or (Feature(ITEM_ID, "id"),)
         context = _features({str(name): setting for name, setting in config.context.items()})
-        return cls(item=item, user=_features(config.user), context=context)
+        user = _features(config.user)
+        used = {feature.encoder for feature in (*item, *user)}
+        encoders = {name: settings for name, settings in config.encoders.items() if name in used}
+        return cls(item=item, user=user, context=context, encoders=encoders)
 
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
-    return tuple(Feature(name, setting.kind, setting.separator, setting.fixed) for name, setting in settings.items())
+    return tuple(
+        Feature(name, setting.kind, setting.separator, setting.fixed, setting.encoder)
+        for name, setting in settings.items()
+    )

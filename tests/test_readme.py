@@ -20,7 +20,7 @@ import click
 import pytest
 from pydantic_core import PydanticUndefined
 
-from features.config import ColumnSettings, FeaturesConfig, FeatureSettings, StrictTable
+from features.config import ColumnSettings, EncoderSettings, FeaturesConfig, FeatureSettings, StrictTable
 from serving.config import ServingConfig
 from towers import cli
 from towers.config import TowersConfig
@@ -35,6 +35,7 @@ TABLES: dict[str, tuple[type[StrictTable], str]] = {
         FeatureSettings,
         'one line per column that is read, such as `brand = { kind = "category" }`',
     ),
+    "[features.encoders.<name>]": (EncoderSettings, "a pretrained model of texts, by a name of your own"),
     "[towers]": (TowersConfig, "the shape of the two towers"),
     "[training]": (TrainingConfig, "how they learn"),
     "serving.toml": (ServingConfig, "or `TOWERS_<KEY>` in the environment"),
@@ -72,7 +73,7 @@ def settings_tables() -> str:
 
 
 def _is_shown_apart(table: type[StrictTable], name: str) -> bool:
-    return table is FeaturesConfig and name in ("columns", "item", "user")
+    return table is FeaturesConfig and name in ("columns", "item", "user", "encoders")
 
 
 def _row(table: type[StrictTable], name: str) -> str:

@@ -1,6 +1,7 @@
 """What is shipped: a folder with the towers, everything they need to read tables, and a seal on each file.
 
     manifest.json  run.toml  schema.json  vocabularies/  model.safetensors  report.json  report.html  README.md
+    encoders/      where texts are read by pretrained models
 
 Training writes it, serving reads it; it is the only thing they share. It appears under its name complete or not at
 all, holds no pickle, and is verified, every byte of it, each time it is opened.
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from features.config import FeaturesConfig, parse_settings, read_toml
+from features.encoders.encoder import load_encoders
 from features.errors import DataError
 from features.featurizer import Featurizer
 from features.files import atomic_folder, sha256
@@ -87,8 +89,12 @@ class ModelBundle:
         """
         manifest = verify(path)
         try:
+            pretrained = load_encoders(path / "encoders")
+        except DataError as error:
+            raise BundleError(f"{path}: {error}") from None
+        try:
             config = parse_settings(BundleConfig, read_toml(path / "run.toml"), str(path / "run.toml"))
-            featurizer = Featurizer.load(path)
+            featurizer = Featurizer.load(path, pretrained)
             report = json.loads((path / "report.json").read_text(encoding="utf-8"))
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)

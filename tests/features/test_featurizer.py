@@ -104,7 +104,7 @@ def test_nothing_is_learned_from_users_and_items_outside_the_training_data(featu
 
 def test_a_saved_featurizer_gives_the_same_features(featurizer: Featurizer, tmp_path: Path) -> None:
     featurizer.save(tmp_path)
-    loaded = Featurizer.load(tmp_path)
+    loaded = Featurizer.load(tmp_path, {})
     assert loaded.schema == featurizer.schema
     before, after = featurizer.item_features(Catalog(ITEMS)), loaded.item_features(Catalog(ITEMS))
     assert torch.equal(before.dense, after.dense)

@@ -1,0 +1,175 @@
+"""A sentence-transformers model on this machine, and how texts go through it fast.
+
+A batch holds texts of about one length and as many as fit a number of tokens: padding is hardly computed, and what a
+layer reads and writes stays in the processor's caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int
+
+from features.config import EncoderSettings
+from features.encoders.model import Encoded, Role
+from features.errors import DataError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
+"""Padding included. On a CPU more is slower, because it no longer fits the caches."""
+TEXTS_AT_ONCE = 8192
+"""Texts that are sorted by length together."""
+POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+"""Our names, and those of sentence-transformers."""
+
+
+class LocalModel:
+    """A model in a folder; loaded when it is first needed.
+
+    Args:
+        folder: The folder.
+        settings: How it is used.
+        digest: Of the folder's files.
+        width: How many numbers its vectors have. None: whoever asks has the model loaded.
+    """
+
+    def __init__(self, folder: Path, settings: EncoderSettings, digest: str, width: int | None = None) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.digest = digest
+        self._width = width
+
+    @property
+    def fingerprint(self) -> str:
+        """The files, and the settings that decide the vectors."""
+        settings = self.settings
+        deciding = [settings.pooling, settings.precision, settings.max_tokens, self.prompt("query")]
+        return hashlib.sha256(json.dumps([self.digest, *deciding, self.prompt("document")]).encode()).hexdigest()[:24]
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        if self._width is None:
+            self._width = int(self.model.get_embedding_dimension() or 0)
+        return self._width
+
+    def prompt(self, role: Role) -> str:
+        """Return what stands before each text: the setting, else what the model says of itself."""
+        own = self.settings.query_prompt if role == "query" else self.settings.document_prompt
+        return self._prompts.get(role) or "" if own is None else own
+
+    def encode(self, texts: Sequence[str], role: Role) -> Iterator[Encoded]:
+        """Yield batches of vectors, texts of about one length together."""
+        prompt = self.prompt(role)
+        for begin in range(0, len(texts), TEXTS_AT_ONCE):
+            tokens = self.tokens([prompt + text for text in texts[begin : begin + TEXTS_AT_ONCE]])
+            lengths = np.array([len(one) for one in tokens], dtype=np.int64)
+            for places in budget_batches(lengths, TOKENS_A_BATCH[self.device.type]):
+                yield begin + places, self._vectors([tokens[place] for place in places])
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text, cut off where the model ends to read."""
+        longest = self.model.max_seq_length or 512
+        longest = min(longest, self.settings.max_tokens or longest)
+        encoded = self.model.tokenizer(
+            list(texts), truncation=True, max_length=longest, return_attention_mask=False, return_token_type_ids=False
+        )
+        tokens: list[list[int]] = encoded["input_ids"]
+        return tokens
+
+    def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "batch width"]:
+        ids, mask = padded(tokens, int(self.model.tokenizer.pad_token_id or 0))
+        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        with torch.inference_mode():
+            vectors = self.model(given)["sentence_embedding"].float()
+            found: np.ndarray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+        return found
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The model of sentence-transformers, in evaluation mode."""
+        model = load_model(self.folder, self.settings).to(self.device)
+        return model.to(torch.bfloat16) if self.settings.precision == "bfloat16" else model
+
+    @cached_property
+    def _prompts(self) -> dict[str, str]:
+        path = self.folder / "config_sentence_transformers.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content.get("prompts") or {}
+
+
+def load_model(folder: Path, settings: EncoderSettings) -> SentenceTransformer:
+    """Return the model in a folder with the pooling that the settings ask for, in evaluation mode, on the CPU.
+
+    Raises:
+        DataError: It cannot be loaded, or the library for it is not there.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling
+        from transformers.utils import logging
+    except ImportError:
+        raise DataError(
+            "pretrained models of texts need more libraries; type: pip install 'two-towers[text]'"
+        ) from None
+    had_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise DataError(f"{folder}: not a model that sentence-transformers can load ({said})") from None
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    if settings.pooling in POOLINGS:
+        places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
+        if not places:
+            raise DataError(
+                f'{folder}: has no pooling that could be replaced; leave out pooling = "{settings.pooling}"'
+            )
+        width = model[places[0]].embedding_dimension
+        model[places[0]] = Pooling(width, pooling_mode=POOLINGS[settings.pooling])
+    return model.eval()
+
+
+def budget_batches(lengths: Int[np.ndarray, "texts"], budget: int) -> Iterator[Int[np.ndarray, "batch"]]:
+    """Yield places of texts, the longest first, so many together that they have at most `budget` tokens when padded.
+
+    Example:
+        >>> [batch.tolist() for batch in budget_batches(np.array([2, 5, 3, 2]), 6)]
+        [[1], [2, 0], [3]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends, begin = [0], 0
+    while begin < len(order):
+        begin += max(1, budget // max(1, int(lengths[order[begin]])))
+        ends.append(min(begin, len(order)))
+    for first, last in pairwise(ends):
+        yield order[first:last]
+
+
+def padded(tokens: Sequence[Sequence[int]], filling: int) -> tuple[Int[torch.Tensor, "texts length"], ...]:
+    """Return tokens as a rectangle, and a mask that is 1 where they are."""
+    lengths = torch.tensor([len(one) for one in tokens])
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+    ids = torch.full(mask.shape, filling)
+    ids[mask.bool()] = torch.tensor([token for one in tokens for token in one])
+    return ids, mask

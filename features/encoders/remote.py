@@ -1,0 +1,179 @@
+"""Embeddings services behind an address: OpenAI's protocol, which most servers of models speak, and Cohere's.
+
+What fails for a while is asked again, at growing intervals; what the service says is checked before it counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from features.config import EncoderSettings
+from features.encoders.model import Encoded, Role
+from features.errors import DataError
+
+if TYPE_CHECKING:
+    import requests
+
+TEXTS_A_REQUEST = 64
+ATTEMPTS = 6
+LONGEST_WAIT_SECONDS = 30.0
+TIMEOUT_SECONDS = (10, 120)
+"""To reach the service, and to wait for what it says."""
+INPUT_TYPES = {"query": "search_query", "document": "search_document"}
+"""What Cohere calls our roles."""
+
+
+class _PassingError(Exception):
+    """A failure that may be over soon.
+
+    Args:
+        said: What went wrong.
+        wait_seconds: How long the service asks to wait. None: it does not say.
+    """
+
+    def __init__(self, said: str, wait_seconds: float | None = None) -> None:
+        super().__init__(said)
+        self.wait_seconds = wait_seconds
+
+
+class RemoteModel:
+    """A model behind an address.
+
+    Args:
+        settings: The address, the protocol, and the model's name there.
+        width: How many numbers its vectors have. None: it is asked.
+    """
+
+    def __init__(self, settings: EncoderSettings, width: int | None = None) -> None:
+        self.settings = settings
+        self._width = width
+
+    @property
+    def fingerprint(self) -> str:
+        """The address, the name, and what else is sent; what the service does behind them cannot be seen from here."""
+        settings = self.settings
+        deciding = [settings.url, settings.protocol, settings.model, settings.dimensions]
+        prompts = [settings.query_prompt, settings.document_prompt]
+        return hashlib.sha256(json.dumps([*deciding, *prompts]).encode()).hexdigest()[:24]
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        if self._width is None:
+            self._width = len(self._ask(["width"], "document")[0])
+        return self._width
+
+    def encode(self, texts: Sequence[str], role: Role) -> Iterator[Encoded]:
+        """Yield the vectors of a request's texts at a time."""
+        prompt = (self.settings.query_prompt if role == "query" else self.settings.document_prompt) or ""
+        for begin in range(0, len(texts), TEXTS_A_REQUEST):
+            vectors = self._ask([prompt + text for text in texts[begin : begin + TEXTS_A_REQUEST]], role)
+            yield np.arange(begin, begin + len(vectors)), vectors
+
+    def _ask(self, texts: list[str], role: Role) -> Float32[np.ndarray, "texts width"]:
+        import stamina
+
+        vectors = np.zeros((0, 0), dtype=np.float32)
+        try:
+            for attempt in stamina.retry_context(
+                on=_wait, attempts=ATTEMPTS, timeout=None, wait_max=LONGEST_WAIT_SECONDS
+            ):
+                with attempt:
+                    vectors = self._ask_once(texts, role)
+        except _PassingError as error:
+            raise DataError(f"{self.settings.url}: {error}, {ATTEMPTS} times; try again later") from None
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+        return unit.astype(np.float32, copy=False)
+
+    def _ask_once(self, texts: list[str], role: Role) -> Float32[np.ndarray, "texts width"]:
+        import requests
+
+        try:
+            answer = self._session.post(self._address, json=self._body(texts, role), timeout=TIMEOUT_SECONDS)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise _PassingError(f"no answer ({type(error).__name__})") from None
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise _PassingError(
+                f"answers with status {answer.status_code}", _seconds(answer.headers.get("Retry-After"))
+            )
+        if answer.status_code != 200:
+            said = " ".join(answer.text.split())[:160]
+            raise DataError(f"{self._address}: answers with status {answer.status_code} ({said}){self._hint(answer)}")
+        try:
+            vectors = np.array(self._vectors(answer.json()), dtype=np.float32)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _PassingError(f"answers with what is not {self.settings.protocol}'s protocol ({error!r})") from None
+        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+            raise _PassingError(f"answers with vectors of shape {vectors.shape} to {len(texts)} texts")
+        if self._width is not None and vectors.shape[1] != self._width:
+            raise DataError(
+                f"{self._address}: expected vectors of {self._width} numbers, found {vectors.shape[1]}; it has "
+                "another model now: train again"
+            )
+        return vectors
+
+    @property
+    def _address(self) -> str:
+        path = "embeddings" if self.settings.protocol == "openai" else "embed"
+        address = str(self.settings.url).rstrip("/")
+        return address if address.endswith(f"/{path}") else f"{address}/{path}"
+
+    def _body(self, texts: list[str], role: Role) -> dict[str, Any]:
+        settings = self.settings
+        if settings.protocol == "cohere":
+            body = {
+                "model": settings.model,
+                "texts": texts,
+                "input_type": INPUT_TYPES[role],
+                "embedding_types": ["float"],
+            }
+            return body | ({"output_dimension": settings.dimensions} if settings.dimensions else {})
+        body = {"model": settings.model, "input": texts, "encoding_format": "float"}
+        return body | ({"dimensions": settings.dimensions} if settings.dimensions else {})
+
+    def _vectors(self, content: Any) -> list[list[float]]:
+        if self.settings.protocol == "cohere":
+            embeddings: list[list[float]] = content["embeddings"]["float"]
+            return embeddings
+        return [one["embedding"] for one in sorted(content["data"], key=lambda one: int(one["index"]))]
+
+    def _hint(self, answer: requests.Response) -> str:
+        if answer.status_code not in (401, 403):
+            return ""
+        name = self.settings.key_variable
+        return f"; put the service's key into the environment variable {name}" if name else "; name a key_variable"
+
+    @cached_property
+    def _session(self) -> requests.Session:
+        import requests
+
+        session = requests.Session()
+        if name := self.settings.key_variable:
+            key = os.environ.get(name)
+            if not key:
+                raise DataError(f"{self.settings.url}: its key is expected in the environment variable {name}; set it")
+            session.headers["Authorization"] = f"Bearer {key}"
+        return session
+
+
+def _wait(error: Exception) -> bool | float:
+    """Tell stamina whether to try again, and when, where the service has said so."""
+    if not isinstance(error, _PassingError):
+        return False
+    return True if error.wait_seconds is None else min(error.wait_seconds, LONGEST_WAIT_SECONDS)
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return None if header is None else max(0.0, float(header))
+    except ValueError:
+        return None

@@ -1,0 +1,207 @@
+"""Embeddings services: a real server on this machine that speaks both protocols, and fails in the ways they do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import features.encoders.remote as remote
+from features.config import EncoderSettings
+from features.encoders.encoder import PretrainedText
+from features.encoders.remote import ATTEMPTS, TEXTS_A_REQUEST, RemoteModel
+from features.errors import DataError
+
+WIDTH = 6
+
+
+@dataclass
+class Service:
+    """What the server was asked, and what it is to do wrong."""
+
+    address: str = ""
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    failures: list[Callable[[BaseHTTPRequestHandler, list[str]], bool]] = field(default_factory=list)
+    salt: str = ""
+
+    def vector(self, text: str) -> list[float]:
+        digits = hashlib.sha256(f"{self.salt}{text}".encode()).digest()[:WIDTH]
+        return [(digit - 127) / 10 for digit in digits]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
+    monkeypatch.setenv("TOWERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "LONGEST_WAIT_SECONDS", 0.01)
+    own = Service()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            own.asked.append(body | {"path": self.path})
+            own.keys.append(self.headers.get("Authorization"))
+            texts = body.get("input") or body.get("texts")
+            if own.failures and own.failures.pop(0)(self, texts):
+                return
+            vectors = [own.vector(text) for text in texts]
+            if self.path.endswith("/embed"):
+                assert body["embedding_types"] == ["float"]
+                answer(self, 200, {"embeddings": {"float": vectors}})
+            else:
+                assert body["encoding_format"] == "float"
+                data = [{"index": place, "embedding": vector} for place, vector in enumerate(vectors)]
+                answer(self, 200, {"data": data[::-1]})  # in any order, says the protocol
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        own.address = f"http://127.0.0.1:{server.server_port}/v1"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield own
+        server.shutdown()
+        thread.join()
+
+
+def answer(handler: BaseHTTPRequestHandler, status: int, content: Any, **headers: str) -> None:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler, list[str]], bool]:
+    def fail(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+        answer(handler, code, {"error": "as asked"}, **headers)
+        return True
+
+    return fail
+
+
+def says(content: Any) -> Callable[[BaseHTTPRequestHandler, list[str]], bool]:
+    def fail(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+        answer(handler, 200, content)
+        return True
+
+    return fail
+
+
+def hangs_up(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+    handler.close_connection = True
+    handler.connection.close()
+    return True
+
+
+def too_few(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+    answer(handler, 200, {"data": [{"index": 0, "embedding": [0.0] * WIDTH}] * (len(texts) - 1)})
+    return True
+
+
+def unit(service: Service, texts: list[str]) -> np.ndarray:
+    vectors = np.array([service.vector(text) for text in texts], dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def encoded(model: RemoteModel, texts: list[str], role: Any = "document") -> np.ndarray:
+    found = np.zeros((len(texts), WIDTH), dtype=np.float32)
+    for rows, vectors in model.encode(texts, role):
+        found[rows] = vectors
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["openai", "cohere"])
+def test_vectors_come_in_the_order_of_the_texts_many_to_a_request(service, protocol) -> None:
+    texts = [f"text {number}" for number in range(TEXTS_A_REQUEST * 2 + 5)]
+    model = RemoteModel(EncoderSettings(model="m", url=service.address, protocol=protocol, dimensions=WIDTH))
+    np.testing.assert_allclose(encoded(model, texts), unit(service, texts), rtol=1e-5)
+    assert [len(body.get("input") or body["texts"]) for body in service.asked] == [64, 64, 5]
+    assert service.asked[0]["model"] == "m"
+    assert service.asked[0]["dimensions" if protocol == "openai" else "output_dimension"] == WIDTH
+    assert service.keys[0] is None
+
+
+def test_cohere_is_told_what_a_text_is_and_others_read_a_prompt(service) -> None:
+    cohere = RemoteModel(EncoderSettings(model="m", url=service.address, protocol="cohere"))
+    encoded(cohere, ["a"], "query"), encoded(cohere, ["a"], "document")
+    assert [body["input_type"] for body in service.asked] == ["search_query", "search_document"]
+    other = RemoteModel(EncoderSettings(model="m", url=service.address, query_prompt="query: "))
+    encoded(other, ["a"], "query"), encoded(other, ["a"], "document")
+    assert [body["input"] for body in service.asked[2:]] == [["query: a"], ["a"]]
+    assert other.fingerprint != cohere.fingerprint
+
+
+FAILURES = {
+    "too many requests": status(429, Retry_After="0"),
+    "too many requests, a date": status(429, Retry_After="Fri, 20 Nov 2026 19:00:00 GMT"),
+    "server error": status(500),
+    "unavailable": status(503),
+    "hangs up": hangs_up,
+    "fewer vectors than texts": too_few,
+    "no JSON": says(b"<html>"),
+    "another shape": says({"answer": 42}),
+    "numbers that are none": says({"data": [{"index": 0, "embedding": [float("nan")] * WIDTH}] * 2}),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_fails_for_a_while_is_asked_again(service, failure) -> None:
+    service.failures = [FAILURES[failure]] * (ATTEMPTS - 1)
+    model = RemoteModel(EncoderSettings(model="m", url=service.address))
+    np.testing.assert_allclose(encoded(model, ["a", "b"]), unit(service, ["a", "b"]), rtol=1e-5)
+    assert len(service.asked) == ATTEMPTS
+
+
+def test_what_fails_for_good_is_told_in_one_line(service) -> None:
+    model = RemoteModel(EncoderSettings(model="m", url=service.address))
+    service.failures = [status(500)] * ATTEMPTS
+    with pytest.raises(DataError, match=rf"answers with status 500, {ATTEMPTS} times; try again later"):
+        encoded(model, ["a"])
+    service.failures = [too_few] * ATTEMPTS
+    with pytest.raises(DataError, match=r"answers with vectors of shape \(1, 6\) to 2 texts"):
+        encoded(model, ["a", "b"])
+    asked = len(service.asked)
+    service.failures = [status(400)]
+    with pytest.raises(DataError, match=r"answers with status 400 \(.*as asked.*\)$"):
+        encoded(model, ["a"])
+    assert len(service.asked) == asked + 1  # to ask again would not help
+
+
+def test_the_key_is_read_from_the_environment_and_sent(service, monkeypatch) -> None:
+    settings = EncoderSettings(model="m", url=service.address, key_variable="SOME_KEY")
+    with pytest.raises(DataError, match="its key is expected in the environment variable SOME_KEY; set it"):
+        encoded(RemoteModel(settings), ["a"])
+    monkeypatch.setenv("SOME_KEY", "secret")
+    encoded(RemoteModel(settings), ["a"])
+    assert service.keys == ["Bearer secret"]
+    service.failures = [status(401)]
+    with pytest.raises(DataError, match="put the service's key into the environment variable SOME_KEY"):
+        encoded(RemoteModel(settings), ["a"])
+
+
+def test_texts_are_sent_once_and_a_service_of_another_model_is_noticed(service, tmp_path) -> None:
+    texts = [f"text {number}" for number in range(100)]
+    settings = EncoderSettings(model="m", url=service.address)
+    fitted = PretrainedText.fit(settings, texts)
+    expected = fitted.numbers(texts, "document")
+    sent = [text for body in service.asked for text in body["input"]]
+    assert sorted(text for text in sent if text in texts) == sorted(texts)
+    np.testing.assert_allclose(expected @ expected.T, unit(service, texts) @ unit(service, texts).T, atol=1e-5)
+    fitted.save(tmp_path / "encoder")
+    read = PretrainedText.load(tmp_path / "encoder")
+    np.testing.assert_array_equal(read.numbers(["text 3"], "document"), expected[3:4])
+    service.salt = "another model"
+    with pytest.raises(DataError, match=r"'m' is not what it was in training \(.* a cosine of .*\); train again"):
+        PretrainedText.load(tmp_path / "encoder").numbers(["text 3"], "document")
