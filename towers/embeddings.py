@@ -53,7 +53,7 @@ class FeatureEmbeddings(nn.Module):
                 is_weighted=False,
                 device=torch.get_default_device(),
             )
-        self.num_features = len(tables)
+        self.names = list(tables)
         self.width = width
         self._initialize()
 
@@ -62,6 +62,11 @@ class FeatureEmbeddings(nn.Module):
         for weight in self.collection.state_dict().values():
             with torch.no_grad():
                 weight.normal_(0, self.width**-0.5)
+
+    def rows(self, feature: str) -> Float[Tensor, "rows width"]:
+        """Return the table of a feature, whose rows may be overwritten."""
+        weights: list[Tensor] = list(self.collection.state_dict().values())
+        return weights[self.names.index(feature)]
 
     @property
     def fused_optimizer(self) -> KeyedOptimizer | None:
@@ -72,7 +77,7 @@ class FeatureEmbeddings(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> Float[Tensor, "entities features width"]:
         """Return the pooled vector of each feature of each entity."""
-        sums = self.collection(features).values().view(-1, self.num_features, self.width)
-        sizes = features.lengths().view(self.num_features, -1).T
+        sums = self.collection(features).values().view(-1, len(self.names), self.width)
+        sizes = features.lengths().view(len(self.names), -1).T
         pooled: Tensor = sums * sizes.clamp(min=1).rsqrt()[..., None]
         return pooled

@@ -2,6 +2,7 @@
 
 - `config`: `TrainingConfig`.
 - `negatives`, `losses`: what the model is asked to tell apart; `mining`: which items are hardest to.
+- `spectral`: where items begin, if not at random.
 - `trainer`, `checkpoint`: the loop, to be read in one sitting; exact resume. `averaging`: the weights that are kept;
   `caching`: large batches in little memory.
 - `metrics`, `evaluation`, `scoring`, `baselines`, `report`: how good it is, and beside what.

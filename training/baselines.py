@@ -150,7 +150,7 @@ class ItemCosine:
             neighbours: How many similar items of each recommended item count. None: all of them, which takes memory of
                 the order of the square of the catalogue.
         """
-        had = _binary(train, num_items)
+        had = interaction_matrix(train, num_items)
         norms = np.sqrt(np.bincount(had.indices, minlength=num_items))
         had.data /= norms[had.indices].astype(np.float32)
         by_item = sp.csr_array(had.T)
@@ -163,7 +163,7 @@ class ItemCosine:
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the summed similarity of each item with the items of the history."""
-        return (_binary(queries.history, self._similarity.shape[0]) @ self._similarity).toarray()
+        return (interaction_matrix(queries.history, self._similarity.shape[0]) @ self._similarity).toarray()
 
 
 class Ease:
@@ -204,7 +204,7 @@ class Ease:
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the summed weights of the history's items for each item."""
-        had = _binary(queries.history, self._num_items)[:, self._item_rows]
+        had = interaction_matrix(queries.history, self._num_items)[:, self._item_rows]
         scores = np.zeros((len(queries), self._num_items), dtype=np.float32)
         scores[:, self._item_rows] = had @ self._weights
         return scores
@@ -261,12 +261,12 @@ class Ials:
                 alpha=settings.confidence,
                 random_state=seed,
             )
-            model.fit(sp.csr_matrix(_binary(train, num_items)), show_progress=False)
+            model.fit(sp.csr_matrix(interaction_matrix(train, num_items)), show_progress=False)
         return cls(model, num_items, settings)
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the product of each item's vector with the vector that the history makes."""
-        had = sp.csr_matrix(_binary(queries.history, self._num_items))
+        had = sp.csr_matrix(interaction_matrix(queries.history, self._num_items))
         with _one_blas_thread():
             users = self._model.recalculate_user(np.arange(len(queries)), had)
         scores: np.ndarray = users @ self._model.item_factors.T
@@ -401,7 +401,7 @@ def _text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -
     return sp.csr_array(vectorizer.transform(texts))
 
 
-def _binary(sequences: Sequences, num_items: int) -> sp.csr_array[np.float32]:
+def interaction_matrix(sequences: Sequences, num_items: int) -> sp.csr_array[np.float32]:
     """Return who had what, `[users, items]`, as ones."""
     first = sequences.first_visits()
     offsets = offsets_of(np.bincount(sequences.event_users[first], minlength=len(sequences)))
@@ -423,7 +423,7 @@ def _nearest(similarity: sp.csr_array[np.float32], first_row: int, count: int | 
 
 def _gram(train: Sequences, num_items: int) -> tuple[Int[np.ndarray, "known"], Float32[np.ndarray, "known known"]]:
     """Return the catalogue rows of the items that occur, and how many users had each two of them."""
-    had = _binary(train, num_items)
+    had = interaction_matrix(train, num_items)
     item_rows = np.unique(had.indices).astype(np.int64)
     if len(item_rows) > MAX_EASE_ITEMS:
         raise ValueError(f"EASE takes at most {MAX_EASE_ITEMS:,} items, found {len(item_rows):,}; leave it out")

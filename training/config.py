@@ -19,6 +19,13 @@ class TrainingConfig(StrictTable):
 
     seed: int = Field(0, ge=0)
     """Decides every draw: initial weights, order, negatives, dropout. Same seed, same weights, bit for bit on a CPU."""
+    start: Literal["random", "spectral"] = "random"
+    """Where items begin: at `random`, or where a decomposition of who had what and of the items' attributes puts them
+    (`spectral`), for data of few users without order, with low learning rates."""
+    start_regularisation: float = Field(300.0, gt=0)
+    """Spectral start: the more, the less rare co-occurrences count."""
+    start_attributes: float = Field(4.0, ge=0)
+    """Spectral start: how many users an attribute of an item counts for."""
     epochs: int = Field(100, ge=1)
     """The most passes over the training data; early stopping usually ends before."""
     patience: int = Field(2, ge=1)

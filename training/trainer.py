@@ -35,6 +35,7 @@ from training.config import RunConfig
 from training.losses import nested_softmax_loss
 from training.mining import mine
 from training.negatives import AllItems, Negatives, Targets, choose_negatives, to_device
+from training.spectral import begin
 
 GRADIENT_NORM = 1.0
 FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
@@ -185,11 +186,23 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C; the checkpoint is written.
         """
+        if self.progress.step == 0:
+            self._begin()
         with _stop_requests() as stop:
             while not self.progress.finished:
                 self._epoch(stop)
         self.model.load_state_dict(self.best_weights or self.average.tensors)
         return self.model.eval()
+
+    def _begin(self) -> None:
+        """Let items begin where the settings say; a beginning that is more than chance can already be the best."""
+        if self.settings.start == "random":
+            return
+        begin(self.model, self.train, self.item_features, self.settings)
+        self.average = WeightAverage(self.model)
+        if self.validate is not None:
+            self._judge()
+        self.progress.finished = self._out_of_steps()
 
     def _epoch(self, stop: list[bool]) -> None:
         progress = self.progress

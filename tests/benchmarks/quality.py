@@ -52,16 +52,20 @@ COLD = (
 )
 # Asked is for all that somebody will have, not for what comes within the hour.
 TIME = ("training.targets=future", "training.epochs=8")
-# Few people, so that little is learned by heart: tags stay where they are, what is learned is learned slowly.
+# Few people: where items belong is decomposed rather than learned, and what is learned is learned very slowly.
 BOOKS = (
-    'features.item.tags={kind = "text", fixed = 256}',
+    'features.item.tags={kind = "categories", separator = "|"}',
     "features.history=1000",
     "towers.history=mean",
-    "towers.width=256",
-    "towers.dropout=0.4",
-    "training.batch_events=8192",
-    "training.table_learning_rate=0.05",
-    "training.epochs=7",
+    "towers.width=1024",
+    "towers.dropout=0.0",
+    "towers.id_dropout=0.0",
+    "training.start=spectral",
+    "training.start_attributes=5",
+    "training.batch_events=16384",
+    "training.learning_rate=0.000003",
+    "training.table_learning_rate=0.00001",
+    "training.epochs=1",
 )
 UNREAD = ("position", "title = { kind", "original_title", "original_publication_year", "language_code")
 
