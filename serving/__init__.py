@@ -18,8 +18,8 @@
 - `live`: `Live`, a retriever that keeps up with it; `overlay`: `Overlay`, what arrived; `live_index`: `LiveIndex`.
 - `offline`: candidates for everyone as a table.
 - `source`: `Source`, the retriever of an application, exchanged when there is another.
-- `app`: `create_app`; `api`: the JSON API; `writes`: items and events over HTTP; `page`: the page for people;
-  `problems`: the one shape of errors.
+- `app`: `create_app`; `api`: the JSON API; `answers`: what it answers; `short_way`: the same, mostly without Flask;
+  `writes`: items and events over HTTP; `page`: the page for people; `problems`: the one shape of errors.
 - `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
 - `headers`: what browsers are told with every answer.
 - `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.

@@ -15,17 +15,20 @@ from pathlib import Path
 import torch
 from flask import Flask
 
+from serving.answers import Answers
 from serving.api import IdConverter, api
 from serving.config import ServingConfig
 from serving.contract import Contract
-from serving.door import add_door
+from serving.door import add_door, guards_of, metrics_of
 from serving.errors import NotReady
 from serving.index import set_num_threads
+from serving.keys import register_guards
 from serving.metrics import Metrics
 from serving.page import page
 from serving.probes import probes
 from serving.problems import register_problems
 from serving.retriever import Retriever
+from serving.short_way import ShortWay
 from serving.source import Source, identity_of, register_versions
 from serving.store import open_store
 from serving.writes import writes
@@ -53,15 +56,21 @@ def create_app(
     app.url_map.converters["id"] = IdConverter
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["towers"] = settings
-    app.extensions["towers_contract"] = Contract.of(settings)
     register_problems(app)
     register_versions(app)
     app.register_blueprint(api)
     app.register_blueprint(writes)
     app.register_blueprint(page)
     app.register_blueprint(probes)
-    metrics = add_door(app, settings, shared)
-    app.extensions["towers_source"] = _source(source, settings, partial(_tell, metrics))
+    metrics = metrics_of(app, shared)
+    guards = guards_of(settings, metrics, shared)
+    register_guards(app, guards)
+    answers = Answers(Contract.of(settings), partial(metrics.count, "towers_fallbacks_total"))
+    opened = _source(source, settings, partial(_tell, metrics))
+    app.extensions |= {"towers_source": opened, "towers_answers": answers}
+    short_way = ShortWay(app.wsgi_app, opened, answers, guards, settings.max_body_bytes)
+    app.wsgi_app = short_way  # type: ignore[method-assign]
+    add_door(app, settings, metrics)
     return app
 
 

@@ -14,18 +14,19 @@ from time import perf_counter
 from typing import Any, get_args
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from flask import Flask, request
+from flask import Flask
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from serving import stages
 from serving.config import ServingConfig
 from serving.headers import add_headers
-from serving.keys import Keys, register_keys, scope_needed
+from serving.keys import Guard, Keys, Scope, key_guard
 from serving.limits import Rates, Turns, seconds_to_say
 from serving.logs import RequestIds, current
 from serving.metrics import UNMATCHED, Metrics
 from serving.problems import http_problem
 from serving.retriever import Fallback
+from serving.short_way import ROUTE
 
 PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
 """Paths that take no turn: an operator can ask when nobody else can."""
@@ -111,32 +112,46 @@ class Door:
                 return False
 
 
-def add_door(app: Flask, settings: ServingConfig, shared: Path | None = None) -> Metrics:
-    """Put the door before an application that has all its routes, and return where its requests are counted.
+def metrics_of(app: Flask, shared: Path | None = None) -> Metrics:
+    """Return where the requests of an application are counted that has all its routes.
 
     Args:
         app: The application.
+        shared: Where the workers of one server meet. None: there is one worker.
+    """
+    return Metrics(sorted({rule.rule for rule in app.url_map.iter_rules()}), get_args(Fallback), shared)
+
+
+def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = None) -> list[Guard]:
+    """Return who keeps requests away: who has no key for them, where keys are asked for, and who asks too often.
+
+    Args:
         settings: What the operator decides.
+        metrics: Where refusals are counted.
         shared: Where the workers of one server meet. None: there is one worker.
 
     Raises:
         DataError: The file of keys cannot be read.
     """
-    routes = sorted({rule.rule for rule in app.url_map.iter_rules()})
-    metrics = Metrics(routes, get_args(Fallback), shared)
-    in_hand = partial(metrics.hold, "towers_requests_in_hand")
-    turns = Turns(settings.threads, settings.waiting, in_hand)
-    app.extensions |= {"towers_metrics": metrics, "towers_turns": turns}
+    guards = []
     if settings.keys is not None:
-        register_keys(app, Keys(Path(settings.keys)), partial(metrics.count, "towers_refused_total", "key"))
+        guards.append(key_guard(Keys(Path(settings.keys)), partial(metrics.count, "towers_refused_total", "key")))
     if settings.rate is not None:
         refused = partial(metrics.count, "towers_refused_total", "rate")
-        register_rates(app, Rates(settings.rate, settings.burst, shared), settings.trusted_proxies, refused)
+        guards.append(rate_guard(Rates(settings.rate, settings.burst, shared), settings.trusted_proxies, refused))
+    return guards
+
+
+def add_door(app: Flask, settings: ServingConfig, metrics: Metrics) -> None:
+    """Put the door before an application."""
+    turns = Turns(settings.threads, settings.waiting, partial(metrics.hold, "towers_requests_in_hand"))
+    app.extensions |= {"towers_metrics": metrics, "towers_turns": turns}
     app.wsgi_app = Door(app.wsgi_app, settings, metrics, turns)  # type: ignore[method-assign]
-    return metrics
 
 
 def _route(environ: WSGIEnvironment) -> str:
+    if ROUTE in environ:
+        return str(environ[ROUTE])
     rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
     return UNMATCHED if rule is None else str(rule.rule)
 
@@ -161,18 +176,18 @@ def _client_of(environ: WSGIEnvironment, trusted_proxies: int) -> str:
     return environ.get("towers.client") or client_address(environ, trusted_proxies)
 
 
-def register_rates(app: Flask, rates: Rates, trusted_proxies: int, on_refusal: Callable[[], None]) -> None:
-    """Let `app` refuse the requests of a client that are too many; the client is the key, where keys are asked for."""
+def rate_guard(rates: Rates, trusted_proxies: int, on_refusal: Callable[[], None]) -> Guard:
+    """Return a guard that refuses the requests of a client that are too many; with keys, the client is the key."""
 
-    def check() -> None:
-        if scope_needed() == "none":
+    def check(environ: WSGIEnvironment, needed: Scope) -> None:
+        if needed == "none":
             return
-        seconds = rates.wait(_client_of(request.environ, trusted_proxies))
+        seconds = rates.wait(_client_of(environ, trusted_proxies))
         if seconds:
             on_refusal()
             raise TooManyRequests("too many requests; try again later", retry_after=seconds_to_say(seconds))
 
-    app.before_request(check)
+    return check
 
 
 def _drain(environ: WSGIEnvironment) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +71,12 @@ class IdMap:
             else:
                 found.append(row)
         return found, list(unknown)
+
+    def places(self, external_ids: Sequence[ExternalId]) -> np.ndarray:
+        """Return the row of each id, in order, -1 for those that are unknown, `[ids]`."""
+        parsed = [one if type(one) is int and self.is_integer else self.parse(one) for one in external_ids]
+        found = map(self._rows.get, parsed)
+        return np.array([-1 if row is None else row for row in found], dtype=np.int64)
 
     def parse(self, external_id: ExternalId) -> ExternalId:
         """Return an id in the type of this map where its spelling allows that, and as it is where not.

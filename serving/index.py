@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,18 +273,18 @@ class ItemIndex:
         fetch = needed + len(excluded) + SLACK
         if not needed or fetch > min(_MOST_FETCHED, len(self) // 2):
             return None
-        found_scores, found_rows = self._fetch(np.ascontiguousarray(queries, dtype=np.float32), fetch)
-        scores, rows = found_scores[0].tolist(), found_rows[0].tolist()
-        kept = [place for place, row in enumerate(rows) if row >= 0 and row not in excluded]
-        kept.sort(key=scores.__getitem__, reverse=True)
-        if len(kept) < needed:
+        scores, rows = self._candidates(np.ascontiguousarray(queries, dtype=np.float32), fetch)
+        order = scores[0].argsort()[::-1]
+        eligible = (row for row in rows[0][order].tolist() if row not in excluded and row >= 0)
+        best = list(islice(eligible, needed + SLACK))
+        if len(best) < needed:
             return None
-        best = kept[: needed + SLACK]
-        candidates = np.array([rows[place] for place in best])
-        ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], candidates)
-        worst = scores[best[-1]] if len(best) < len(kept) else min(scores)
-        if self.is_exact and ranked_scores[needed - 1] <= worst + ROUNDING:
-            return None
+        ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], np.array(best))
+        if self.is_exact:
+            # What was passed over scores no more than the worst of the best, or, if they are all, of what was found.
+            worst = min(ranked_scores) if len(best) == needed + SLACK else scores[0, order[-1]]
+            if ranked_scores[needed - 1] <= worst + ROUNDING:
+                return None
         return ranked_rows[:needed], ranked_scores[:needed]
 
     def _compares_all(self, eligible: Eligible | None) -> bool:
@@ -341,6 +342,10 @@ class ItemIndex:
 
         In any order; -1 where FAISS runs dry.
         """
+        return _highest(*self._candidates(queries, wanted), wanted)
+
+    def _candidates(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `_fetch` chooses from: as many rows for each that is wanted as the plan scores again."""
         fetch = min(wanted * self.plan.rescored, len(self), _MOST_FETCHED if self._on_gpu else len(self))
         effort = self._efforts.get(wanted)
         if effort is None:
@@ -350,7 +355,7 @@ class ItemIndex:
         if self.plan.is_rescored:
             scores = inner_products(queries, self.vectors, rows)
             scores[rows < 0] = -np.inf
-        return _highest(scores, rows, wanted)
+        return scores, rows
 
     def _from_regions(self, asked: _Asked, user: int) -> Found:
         assert asked.eligible is not None, "only filtered searches look into regions"

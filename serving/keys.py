@@ -12,16 +12,17 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypeVar
+from wsgiref.types import WSGIEnvironment
 
 import tomli_w
 from flask import Flask, current_app, request
 from pydantic import Field
-from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.datastructures import Authorization, WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 from features.config import StrictTable, parse_settings, read_toml
@@ -34,6 +35,9 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _RANKS: dict[Scope, int] = {"none": 0, "read": 1, "write": 2}
 _CHALLENGES = (WWWAuthenticate("bearer", {"realm": "Two Towers"}), WWWAuthenticate("basic", {"realm": "Two Towers"}))
 _log = logging.getLogger(__name__)
+
+Guard = Callable[[WSGIEnvironment, Scope], None]
+"""Raises a problem where a request must not be answered, given the scope that it needs."""
 
 View = TypeVar("View", bound=Callable[..., object])
 
@@ -155,35 +159,45 @@ class Keys:
         return status.st_mtime_ns, status.st_ino
 
 
-def register_keys(app: Flask, keys: Keys, on_refusal: Callable[[], None] = lambda: None) -> None:
-    """Let `app` answer those only who present a key that is good for what they ask."""
+def key_guard(keys: Keys, on_refusal: Callable[[], None] = lambda: None) -> Guard:
+    """Return a guard that lets those pass only who present a key that is good for what they ask."""
 
-    def check() -> None:
-        needed = scope_needed()
+    def check(environ: WSGIEnvironment, needed: Scope) -> None:
         if needed == "none":
             return
-        key = _presented(keys)
+        key = _presented(keys, environ)
         if key is None:
             on_refusal()
             raise Unauthorized("expected a key: `Authorization: Bearer <key>`", www_authenticate=_CHALLENGES)
         if _RANKS[key.scope] < _RANKS[needed]:
             on_refusal()
             raise Forbidden(f"the key {key.name!r} may read only; this needs one that may write")
-        request.environ["towers.client"] = key.name
+        environ["towers.client"] = key.name
 
-    app.before_request(check)
+    return check
 
 
-def scope_needed() -> Scope:
+def register_guards(app: Flask, guards: Sequence[Guard]) -> None:
+    """Let every request of `app` pass guards first."""
+
+    def check() -> None:
+        for guard in guards:
+            guard(request.environ, _scope_needed())
+
+    if guards:
+        app.before_request(check)
+
+
+def _scope_needed() -> Scope:
     """Return which scope the request in hand needs."""
     view = current_app.view_functions.get(request.endpoint or "")
     marked: Scope | None = getattr(view, "scope", None)
     return marked or ("read" if request.method in ("GET", "HEAD", "OPTIONS") else "write")
 
 
-def _presented(keys: Keys) -> Key | None:
-    """Return the key that came with the request: as a bearer's token, or as the password that a browser asks for."""
-    given = request.authorization
+def _presented(keys: Keys, environ: WSGIEnvironment) -> Key | None:
+    """Return the key that came with a request: as a bearer's token, or as the password that a browser asks for."""
+    given = Authorization.from_header(environ.get("HTTP_AUTHORIZATION"))
     if given is None:
         return None
     secret = given.token if given.type == "bearer" else given.password if given.type == "basic" else None

@@ -123,7 +123,7 @@ class Described:
             DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
                 not as many as the history.
         """
-        rows = [np.array([-1 if row is None else row for row in map(items.row, one.history)], int) for one in people]
+        rows = [items.places(one.history) for one in people]
         given = [_cells(one.attributes, kinds) for one in people]
         unknown = [_unknown(one, mine) for one, mine in zip(people, rows, strict=True)]
         is_known = [bool(cells) or bool((mine >= 0).any()) for cells, mine in zip(given, rows, strict=True)]

@@ -90,20 +90,34 @@ class ProblemContent(TypedDict):
     """The mistakes one by one; empty where `detail` says it all."""
 
 
+def json_bytes(content: Any) -> bytes:
+    """Return an answer's content in JSON."""
+    with timed("serialise"):
+        return orjson.dumps(content)
+
+
 def json_response(content: Any, status: int = 200) -> Response:
     """Return an answer in JSON."""
-    with timed("serialise"):
-        body = orjson.dumps(content)
     # Passed on as it is, a list of one part, the body goes out in one piece and not through an iterator.
-    return Response(body, status, mimetype="application/json", direct_passthrough=True)
+    return Response(json_bytes(content), status, mimetype="application/json", direct_passthrough=True)
 
 
 def register_problems(app: Flask) -> None:
     """Let every error of `app` have the one shape."""
-    app.register_error_handler(Problem, lambda problem: _response(problem.status, problem.detail, problem.errors))
-    app.register_error_handler(NotReady, _not_ready)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, _unexpected)
+    for kind in (HTTPException, Exception):
+        app.register_error_handler(kind, problem_of)
+
+
+def problem_of(error: Exception) -> Response:
+    """Return the answer for an error."""
+    match error:
+        case Problem():
+            return _response(error.status, error.detail, error.errors)
+        case NotReady():
+            return _not_ready(error)
+        case HTTPException():
+            return http_problem(error)
+    return _unexpected(error)
 
 
 def _response(status: int, detail: str, errors: Sequence[Mistake] = ()) -> Response:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,9 +62,8 @@ class Reason:
     title: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendation:
-    """One item of an answer.
+class Recommendation(NamedTuple):
+    """One item of an answer; a tuple, because it is what a service makes most of.
 
     Attributes:
         item_id: The item, as the catalogue calls it.
@@ -357,7 +356,7 @@ class Retriever:
         """Return someone's recommendations with what of their history spoke most for each."""
         history, attributes = self._evidence(who)
         if not (is_known and history.num_events and items):
-            return [replace(item, because=()) for item in items]
+            return [item._replace(because=()) for item in items]
 
         def encode(histories: Sequences) -> np.ndarray:
             same = None if attributes is None else attributes.iloc[np.zeros(len(histories), int)].reset_index(drop=True)
@@ -368,7 +367,7 @@ class Retriever:
             tuple(self._reason(int(had[place]), float(one[place])) for place in most(one, num_reasons))
             for one in contributed.T
         ]
-        return [replace(item, because=because) for item, because in zip(items, reasons, strict=True)]
+        return [item._replace(because=because) for item, because in zip(items, reasons, strict=True)]
 
     def _reason(self, row: int, contribution: float) -> Reason:
         return Reason(self.items.ids[row], contribution, None if self.titles is None else self.titles[row])

@@ -200,18 +200,18 @@ def encode_users(
     recent = histories.last(bundle.config.features.history)
     vectors = np.zeros((len(histories), index.width), dtype=np.float32)
     for start in range(0, len(histories), _ENCODE_BLOCK):
-        users = np.arange(start, min(start + _ENCODE_BLOCK, len(histories)))
-        block = recent.take(users)
+        users = slice(start, min(start + _ENCODE_BLOCK, len(histories)))
+        block = recent if len(recent) <= _ENCODE_BLOCK else recent.take(np.arange(users.start, users.stop))
         with timed("encode"):
             vectors[users] = bundle.encode_users(
                 index.vectors[block.item_rows],
                 block.offsets,
                 attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
                 user_ids=block.user_ids,
-                request_times=None if now is None else np.full(len(users), now, dtype=np.int64),
+                request_times=None if now is None else np.full(len(block), now, dtype=np.int64),
                 event_times=block.times,
             )
-        progress(int(users[-1]) + 1, len(histories))
+        progress(users.stop, len(histories))
     return vectors
 
 

@@ -165,13 +165,18 @@ def register_versions(app: Flask) -> None:
     def say(response: Response) -> Response:
         retriever: Retriever | None = g.get("retriever")
         if retriever is not None:
-            response.headers[MODEL_HEADER] = retriever.model
-            response.headers[INDEX_HEADER] = retriever.index_version
-            if retriever.position is not None:
-                response.headers[LIVE_HEADER] = str(retriever.position)
+            response.headers.extend(version_headers(retriever))
         return response
 
     app.after_request(say)
+
+
+def version_headers(retriever: Retriever) -> list[tuple[str, str]]:
+    """Return the headers that say which model, which index and what of the log produced an answer."""
+    headers = [(MODEL_HEADER, retriever.model), (INDEX_HEADER, retriever.index_version)]
+    if retriever.position is not None:
+        headers.append((LIVE_HEADER, str(retriever.position)))
+    return headers
 
 
 def _stamp(path: Path) -> object:

@@ -4,6 +4,7 @@
 - `embeddings`: torchrec collections from a `Schema`.
 - `history`, `dropout`: the encoders of a user's past, and a part of them.
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
+- `one_user`: the user tower for one user at a time, without torch.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
 - `cli`: the command `towers`.
 - `process`, `quiet`: what is set before the heavy libraries start.

@@ -15,6 +15,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from features.sequences import offsets_of, ragged_arange
 from features.tables import Catalog
 from towers.config import TowersConfig
 from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, BundleError, Manifest, seal, verify
+from towers.one_user import OneUser
 from towers.two_tower import TwoTower
 
 BLOCK = 4096
@@ -157,6 +159,11 @@ class ModelBundle:
         """
         num_users = len(history_offsets) - 1
         ids = [None] * num_users if user_ids is None else user_ids
+        if num_users == 1 and self._one_user is not None and self.featurizer.are_strangers(ids, attributes):
+            newest = slice(-self.config.features.history, None)
+            times = None if event_times is None else event_times[newest]
+            at = None if request_times is None else int(request_times[0])
+            return self._one_user(history_vectors[newest], at, times)[None]
         features = self.featurizer.user_features(ids, attributes)
         lengths = np.minimum(np.diff(history_offsets), self.config.features.history)
         vectors = []
@@ -173,6 +180,12 @@ class ModelBundle:
                 )
             vectors.append(encoded.float().cpu().numpy())
         return np.concatenate([np.zeros((0, self.config.towers.width), dtype=np.float32), *vectors])
+
+    @cached_property
+    def _one_user(self) -> OneUser | None:
+        """The user tower for one user at a time; None where it is faster asked as it is."""
+        tower = self.model.user_tower
+        return OneUser(tower, self.featurizer.stranger) if OneUser.can_be(tower) else None
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device)

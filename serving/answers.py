@@ -1,0 +1,145 @@
+"""From what is asked over HTTP to what is answered: the content of each answer, whoever carries it.
+
+Flask's views (`serving.api`) and the short way around them (`serving.short_way`) both ask `Answers`, so that they
+cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from features.errors import DataError
+from serving.contract import (
+    Asked,
+    AskedForMany,
+    Because,
+    Contract,
+    Item,
+    Recommended,
+    RecommendedMany,
+    RecommendedOne,
+    Similar,
+    parameters,
+    wrong,
+)
+from serving.ids import ExternalId
+from serving.problems import Problem
+from serving.retriever import Answer, Reason, Recommendation, Retriever
+from serving.wanted import Person, Wanted
+
+_Given = Mapping[str, Sequence[str]]
+
+
+class Answers:
+    """What a service answers; safe to use from several threads.
+
+    Attributes:
+        contract: What can be asked.
+    """
+
+    def __init__(self, contract: Contract, on_fallback: Callable[[str], None] = lambda fallback: None) -> None:
+        """Take what can be asked.
+
+        Args:
+            contract: That.
+            on_fallback: Called with the name of each fallback that answered in the model's place.
+        """
+        self.contract = contract
+        self._on_fallback = on_fallback
+
+    def about_user(self, retriever: Retriever, user_id: str, wanted: Wanted) -> RecommendedOne:
+        """Return what to recommend to someone."""
+        answer = retriever.recommend(user_id, wanted)
+        return {**self._recommended(retriever.users.parse(user_id), answer), "model": retriever.model}
+
+    def about_body(self, retriever: Retriever, content: Any) -> RecommendedOne | RecommendedMany:
+        """Return what to recommend to someone who is described, or to several.
+
+        Raises:
+            Problem: The body asks for what cannot be; says what and where.
+        """
+        asked = self.contract.body(content)
+        wanted = self.contract.wanted(asked, retriever.filters)
+        try:
+            if isinstance(asked, AskedForMany):
+                whom = asked.whom()
+                answers = zip(whom, retriever.recommend_many(whom, wanted), strict=True)
+                each = [self._about(retriever, who, answer) for who, answer in answers]
+                return RecommendedMany(answers=each, model=retriever.model)
+            person = asked.person()
+            return {**self._about(retriever, person, retriever.recommend(person, wanted)), "model": retriever.model}
+        except DataError as error:
+            raise wrong(error) from None
+
+    def about_item(self, retriever: Retriever, item_id: str, wanted: Wanted) -> Similar:
+        """Return which items are most like one.
+
+        Raises:
+            Problem: There is no such item.
+        """
+        answer = retriever.similar(item_id, wanted)
+        if answer is None:
+            raise Problem(404, f"no item {item_id!r} in the catalogue")
+        items = [_item(item) for item in answer.items]
+        return Similar(item_id=retriever.items.parse(item_id), items=items, fallback=None, model=retriever.model)
+
+    def wanted(self, kind: type[Asked], retriever: Retriever, given: _Given) -> Wanted:
+        """Return what the parameters of a query want of the answer.
+
+        Args:
+            kind: What they may ask.
+            retriever: Whose columns the others may speak of.
+            given: The parameters, each with all its values.
+
+        Raises:
+            Problem: They ask for what cannot be; says what and where.
+        """
+        asked = parameters(kind, {name: texts for name, texts in given.items() if name in kind.model_fields})
+        try:
+            conditions = retriever.filters.from_query(
+                {name: texts for name, texts in given.items() if name not in kind.model_fields}
+            )
+        except DataError as error:
+            raise wrong(error) from None
+        return self.contract.wanted(asked, retriever.filters, conditions)
+
+    def _about(self, retriever: Retriever, who: ExternalId | Person, answer: Answer) -> Recommended:
+        if not isinstance(who, Person):
+            return self._recommended(retriever.users.parse(who), answer)
+        return {**self._recommended(None, answer), "unknown_items": list(answer.unknown_items)}
+
+    def _recommended(self, user_id: ExternalId | None, answer: Answer) -> Recommended:
+        if answer.fallback is not None:
+            self._on_fallback(answer.fallback)
+        return Recommended(user_id=user_id, items=[_item(item) for item in answer.items], fallback=answer.fallback)
+
+
+def parsed_json(body: bytes) -> Any:
+    """Return what a body says.
+
+    Raises:
+        Problem: It is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"the body is not valid JSON: {error}") from None
+
+
+def _item(item: Recommendation) -> Item:
+    content = Item(item_id=item.item_id, score=item.score, rank=item.rank)
+    if item.title is not None:
+        content["title"] = item.title
+    if item.because is not None:
+        content["because"] = [_because(reason) for reason in item.because]
+    return content
+
+
+def _because(reason: Reason) -> Because:
+    content = Because(item_id=reason.item_id, contribution=reason.contribution)
+    if reason.title is not None:
+        content["title"] = reason.title
+    return content

@@ -1,0 +1,117 @@
+"""Plain requests for recommendations, answered without Flask around them.
+
+Nearly all that a service is asked is `GET /recommendations/<id>` and `POST /recommendations`, and Flask's way to a view
+and back takes longer than the search. So those are recognised before it, pass the same guards, and are answered by the
+same `Answers` with the same headers and the same problems. Whatever is unusual about a request, be it only a letter
+that is not ASCII, is left to Flask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from werkzeug.exceptions import ClientDisconnected
+from werkzeug.wrappers import Request
+
+from serving.answers import Answers, parsed_json
+from serving.keys import Guard
+from serving.problems import json_bytes, problem_of
+from serving.retriever import Retriever
+from serving.source import Source, version_headers
+from serving.wanted import Wanted
+
+ROUTE = "towers.route"
+"""Where a request's environment says its route, if Flask has not seen it."""
+
+_PATH = "/recommendations"
+_KNOWN, _DESCRIBED = "/recommendations/<id:user_id>", "/recommendations"
+_MOST_REMEMBERED = 256
+_Content = Callable[[WSGIEnvironment, Retriever], Any]
+
+
+class ShortWay:
+    """An application with a short way through it.
+
+    Args:
+        inner: The application.
+        source: What answers.
+        answers: What is answered.
+        guards: Who may ask, and how often.
+        max_body_bytes: The largest body that is read.
+    """
+
+    def __init__(
+        self,
+        inner: WSGIApplication,
+        source: Source,
+        answers: Answers,
+        guards: Sequence[Guard],
+        max_body_bytes: int,
+    ) -> None:
+        self._inner = inner
+        self._source = source
+        self._answers = answers
+        self._guards = guards
+        self._max_body_bytes = max_body_bytes
+        self._plain: dict[str, Wanted] = {}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path.startswith(_PATH) and not environ.get("SCRIPT_NAME"):
+            if method == "GET" and len(path) > len(_DESCRIBED) + 1 and path[len(_PATH)] == "/" and path.isascii():
+                return self._answer(environ, start_response, _KNOWN, self._about_user)
+            if method == "POST" and path == _DESCRIBED and self._is_plain_body(environ):
+                return self._answer(environ, start_response, _DESCRIBED, self._about_body)
+        return self._inner(environ, start_response)
+
+    def _answer(
+        self, environ: WSGIEnvironment, start_response: StartResponse, route: str, content: _Content
+    ) -> Iterable[bytes]:
+        environ[ROUTE] = route
+        versions: list[tuple[str, str]] = []
+        try:
+            for guard in self._guards:
+                guard(environ, "read")
+            retriever = self._source.get()
+            versions = version_headers(retriever)
+            body = json_bytes(content(environ, retriever))
+        except Exception as error:
+            problem = problem_of(error)
+            problem.headers.extend(versions)
+            return problem(environ, start_response)
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *versions])
+        return [body]
+
+    def _about_user(self, environ: WSGIEnvironment, retriever: Retriever) -> Any:
+        query = environ.get("QUERY_STRING", "")
+        wanted = self._plain.get(query) or self._wanted(environ, query, retriever)
+        return self._answers.about_user(retriever, environ["PATH_INFO"][len(_PATH) + 1 :], wanted)
+
+    def _wanted(self, environ: WSGIEnvironment, query: str, retriever: Retriever) -> Wanted:
+        """Return what a query string wants; remembered where that is the same for whatever catalogue."""
+        given = dict(Request(environ, populate_request=False).args.lists())
+        wanted = self._answers.wanted(self._answers.contract.query_for_user, retriever, given)
+        is_plain = wanted == Wanted(wanted.k, wanted.offset, reasons=wanted.reasons, exclude=wanted.exclude[:0])
+        if is_plain and len(self._plain) < _MOST_REMEMBERED:
+            self._plain[query] = wanted
+        return wanted
+
+    def _is_plain_body(self, environ: WSGIEnvironment) -> bool:
+        length = environ.get("CONTENT_LENGTH") or ""
+        return (
+            environ.get("CONTENT_TYPE") == "application/json"
+            and "HTTP_TRANSFER_ENCODING" not in environ
+            and length.isascii()
+            and length.isdecimal()
+            and int(length) <= self._max_body_bytes
+        )
+
+    def _about_body(self, environ: WSGIEnvironment, retriever: Retriever) -> Any:
+        length = int(environ["CONTENT_LENGTH"])
+        body = environ["wsgi.input"].read(length)
+        if len(body) < length:
+            raise ClientDisconnected
+        return self._answers.about_body(retriever, parsed_json(body))
