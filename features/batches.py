@@ -27,10 +27,12 @@ class EntityFeatures:
     Attributes:
         sparse: One key per sparse feature, a bag of rows per entity. None without sparse features.
         dense: Numbers, times and ready-made vectors side by side, scaled, `[entities, dense]`.
+        tokens: Of texts whose encoder is trained, a key for each. None without such texts.
     """
 
     sparse: KeyedJaggedTensor | None
     dense: Float[Tensor, "entities dense"]
+    tokens: KeyedJaggedTensor | None = None
 
     def __len__(self) -> int:
         """Return the number of entities."""
@@ -39,11 +41,13 @@ class EntityFeatures:
     def take(self, rows: Int[Tensor, chosen]) -> EntityFeatures:
         """Return the entities at `rows`, in that order."""
         sparse = None if self.sparse is None else take_jagged(self.sparse, rows)
-        return EntityFeatures(sparse, self.dense[rows])
+        tokens = None if self.tokens is None else take_jagged(self.tokens, rows)
+        return EntityFeatures(sparse, self.dense[rows], tokens)
 
     def to(self, device: torch.device) -> EntityFeatures:
         """Return the same features on `device`."""
-        return EntityFeatures(None if self.sparse is None else self.sparse.to(device), self.dense.to(device))
+        sparse, tokens = (None if one is None else one.to(device) for one in (self.sparse, self.tokens))
+        return EntityFeatures(sparse, self.dense.to(device), tokens)
 
 
 def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> KeyedJaggedTensor:

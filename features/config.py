@@ -51,9 +51,9 @@ class EncoderSettings(StrictTable):
     (without a slash one of `sentence-transformers/`); with `url`, the name that the service knows."""
     revision: str | None = None
     """Of a name on the hub: commit, tag or branch. None: the newest."""
-    pooling: Literal["model", "mean", "cls", "last"] = "model"
-    """How the vectors of tokens become that of the text: as the `model` says of itself, their `mean`, or that of the
-    first (`cls`) or `last` token."""
+    pooling: Literal["model", "mean", "cls", "last", "attention"] = "model"
+    """How the vectors of tokens become that of the text: as the `model` says of itself, their `mean`, that of the
+    first (`cls`) or `last` token, or, where layers are trained, a mean with weights that are learned (`attention`)."""
     query_prompt: str | None = None
     """What is put before each text of a user. None: what the model says of itself, mostly nothing."""
     document_prompt: str | None = None
@@ -63,6 +63,12 @@ class EncoderSettings(StrictTable):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the computation. `bfloat16` is faster on processors that compute in it, and changes vectors by a cosine of
     about 0.0001."""
+    trained_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """How many of the model's layers are trained with the towers, from the last; or `all`, and the vectors of words.
+    0: none, and each text is encoded once. Otherwise the texts of a step are encoded in that step."""
+    lora_rank: int = Field(0, ge=0, le=1024)
+    """Train low-rank corrections of these layers in the place of their weights (LoRA), of so many numbers a side: far
+    less memory and smaller bundles. 0: the weights themselves."""
     bundled: bool = True
     """Whether the bundle holds the model's files. Otherwise it names their digest, and whoever opens it needs them."""
     url: str | None = None
@@ -76,7 +82,7 @@ class EncoderSettings(StrictTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> EncoderSettings:
-        here = {"revision", "pooling", "max_tokens", "precision", "bundled"}
+        here = {"revision", "pooling", "max_tokens", "precision", "bundled", "trained_layers", "lora_rank"}
         there = {"protocol", "key_variable", "dimensions"}
         fields = type(self).model_fields
         set_in_vain = [
@@ -85,7 +91,14 @@ class EncoderSettings(StrictTable):
         if set_in_vain:
             what = "a service, and there is no url" if self.url is None else "a model here, and there is a url"
             raise ValueError(f"{', '.join(set_in_vain)}: for {what}; leave it out")
+        if not self.is_trained and (self.lora_rank or self.pooling == "attention"):
+            raise ValueError('lora_rank and pooling = "attention" are trained, and trained_layers is 0; raise it')
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model is trained with the towers."""
+        return self.trained_layers != 0
 
 
 class ColumnSettings(StrictTable):

@@ -8,7 +8,7 @@ vector it would be part of: an empty bag, or zeros.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,8 +181,21 @@ class PretrainedColumn:
         return self.pretrained.width if self.feature.fixed is None else self.feature.fixed
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
-        """Return the beginning of each text's vector; zeros where there is none."""
+        """Return the beginning of each text's vector, zeros where there is none; nothing of one that is trained."""
+        if self.is_trained:
+            return np.zeros((len(column), 0), dtype=np.float32)
         return self.pretrained.numbers(texts_of(column), self.role, self.width)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the towers make the vectors, of tokens."""
+        return self.pretrained.settings.is_trained
+
+    def tokens(self, column: pd.Series) -> Bags:
+        """Return how many tokens each text has, and all of them one after another."""
+        tokens = self.pretrained.tokens(texts_of(column), self.role)
+        lengths = np.array([len(one) for one in tokens], dtype=np.int64)
+        return lengths, np.array([token for one in tokens for token in one], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -270,6 +283,23 @@ class VectorEncoder:
 
 
 @dataclass(frozen=True)
+class TrainedText:
+    """A text whose encoder is trained, and where its numbers belong among the dense ones.
+
+    Attributes:
+        name: The column.
+        encoder: The name of its encoder.
+        begin: The place of its first number.
+        width: How many numbers it has.
+    """
+
+    name: str
+    encoder: str
+    begin: int
+    width: int
+
+
+@dataclass(frozen=True)
 class FeatureSizes:
     """What a tower must be built for.
 
@@ -277,11 +307,13 @@ class FeatureSizes:
         tables: Rows of each sparse feature's table.
         dense: How many dense numbers there are to be projected.
         fixed: How many numbers each fixed text has; they come after the others.
+        trained: The texts among all of these that are to be encoded first.
     """
 
     tables: dict[str, int]
     dense: int
     fixed: tuple[int, ...] = ()
+    trained: tuple[TrainedText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -360,7 +392,16 @@ class SideEncoders:
         """What the tower of this side must be built for."""
         tables = {name: encoder.num_rows for name, encoder in self.sparse.items()}
         fixed = tuple(one.width for one in self.dense.values() if _is_fixed(one))
-        return FeatureSizes(tables, sum(encoder.width for encoder in self.dense.values()) - sum(fixed), fixed)
+        dense = sum(encoder.width for encoder in self.dense.values()) - sum(fixed)
+        return FeatureSizes(tables, dense, fixed, tuple(self._trained_texts()))
+
+    def _trained_texts(self) -> Iterator[TrainedText]:
+        begin = 0
+        for name, encoder in self.dense.items():
+            if isinstance(encoder, PretrainedColumn) and encoder.is_trained:
+                assert encoder.feature.encoder is not None, "the schema says what reads a text"
+                yield TrainedText(name, encoder.feature.encoder, begin, encoder.width)
+            begin += encoder.width
 
     def encode(self, frame: pd.DataFrame) -> EntityFeatures:
         """Return the features of the rows of `frame`; a column it lacks is unknown everywhere."""
@@ -368,18 +409,13 @@ class SideEncoders:
         columns = {name: frame.get(name, absent) for name in (*self.sparse, *self.dense)}
         numbers = [encoder.numbers(columns[name]) for name, encoder in self.dense.items()]
         dense = np.hstack(numbers) if numbers else np.zeros((len(frame), 0), dtype=np.float32)
-        return EntityFeatures(self._jagged(columns), torch.from_numpy(dense))
-
-    def _jagged(self, columns: dict[str, pd.Series]) -> KeyedJaggedTensor | None:
-        if not self.sparse:
-            return None
-        bags = [encoder.bags(columns[name]) for name, encoder in self.sparse.items()]
-        lengths, values = (np.concatenate(parts) for parts in zip(*bags, strict=True))
-        return KeyedJaggedTensor(
-            keys=list(self.sparse),
-            values=torch.from_numpy(values.astype(np.int64)),
-            lengths=torch.from_numpy(lengths.astype(np.int32)),
-        )
+        bags = {name: encoder.bags(columns[name]) for name, encoder in self.sparse.items()}
+        tokens = {
+            name: encoder.tokens(columns[name])
+            for name, encoder in self.dense.items()
+            if isinstance(encoder, PretrainedColumn) and encoder.is_trained
+        }
+        return EntityFeatures(_jagged(bags), torch.from_numpy(dense), _jagged(tokens))
 
 
 class Featurizer:
@@ -489,6 +525,18 @@ _ENCODERS: dict[str, Any] = {
     "time": NumberEncoder,
     "vector": VectorEncoder,
 }
+
+
+def _jagged(bags: Mapping[str, Bags]) -> KeyedJaggedTensor | None:
+    """Return bags of rows, or tokens, by feature; None where there is no feature."""
+    if not bags:
+        return None
+    lengths, values = (np.concatenate(parts) for parts in zip(*bags.values(), strict=True))
+    return KeyedJaggedTensor(
+        keys=list(bags),
+        values=torch.from_numpy(values.astype(np.int64)),
+        lengths=torch.from_numpy(lengths.astype(np.int32)),
+    )
 
 
 def _encoder(feature: Feature) -> Any:

@@ -3,6 +3,7 @@
 - `config`: `TowersConfig`.
 - `embeddings`: torchrec collections from a `Schema`.
 - `history`, `dropout`: the encoders of a user's past, and a part of them.
+- `text_encoder`: pretrained models of texts that are trained with the towers.
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
 - `one_user`: the user tower for one user at a time, without torch.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -14,6 +15,7 @@ from features.batches import EntityFeatures
 from features.featurizer import FeatureSizes
 from features.schema import Feature
 from towers.embeddings import FeatureEmbeddings
+from towers.text_encoder import with_texts
 
 SHORTEST = 1e-12
 """The length that a shorter vector is taken to have, so that it can be divided by."""
@@ -35,6 +37,7 @@ class FeatureTower(nn.Module):
         width: Numbers in the result.
         id_dropout: Share of the ids that are hidden in training.
         learning_rate: Of the embedding tables; None: not trained.
+        encoders: Models of texts that are trained, by name; the towers share them, and neither owns them.
     """
 
     def __init__(
@@ -45,9 +48,12 @@ class FeatureTower(nn.Module):
         *,
         id_dropout: float = 0.0,
         learning_rate: float | None = None,
+        encoders: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.width = width
+        self._trained_texts = sizes.trained
+        self._encoders = dict(encoders or {})
         self.id_dropout = id_dropout
         self.embeddings = FeatureEmbeddings(sizes.tables, width, learning_rate=learning_rate) if sizes.tables else None
         self.dense_sizes = [sizes.dense, *sizes.fixed]
@@ -60,7 +66,8 @@ class FeatureTower(nn.Module):
 
     def forward(self, features: EntityFeatures) -> Float[Tensor, "entities width"]:
         """Return one vector per entity, of any length."""
-        numbers, *places = features.dense.split(self.dense_sizes, dim=1)
+        dense = with_texts(features, self._trained_texts, self._encoders)
+        numbers, *places = dense.split(self.dense_sizes, dim=1)
         parts: list[Tensor] = [
             functional.pad(FIXED_LENGTH * place, (0, self.width - place.shape[1])) for place in places
         ]

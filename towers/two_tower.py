@@ -8,6 +8,7 @@ part of a history, and at request time the user tower needs no item features, on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from features.featurizer import CONTEXT_WIDTH, Featurizer, request_features
 from features.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
 from towers.history import CausalAttention, CausalMean, CausalPool, Moments
+from towers.text_encoder import trained_encoders
 from towers.tower import FeatureTower, unit
 
 INITIAL_TEMPERATURE = 0.05
@@ -33,10 +35,17 @@ class UserTower(nn.Module):
         featurizer: Says which user and request features there are.
         length: How many events of a history are read.
         learning_rate: Of the embedding tables; None: not trained.
+        encoders: Models of texts that are trained, by name; shared with the item tower.
     """
 
     def __init__(
-        self, config: TowersConfig, featurizer: Featurizer, length: int, *, learning_rate: float | None
+        self,
+        config: TowersConfig,
+        featurizer: Featurizer,
+        length: int,
+        *,
+        learning_rate: float | None,
+        encoders: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         width = config.width
@@ -48,7 +57,14 @@ class UserTower(nn.Module):
         self.history = _history_encoder(config, length + 1)
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (
-            FeatureTower(schema.user, sizes, width, id_dropout=config.id_dropout, learning_rate=learning_rate)
+            FeatureTower(
+                schema.user,
+                sizes,
+                width,
+                id_dropout=config.id_dropout,
+                learning_rate=learning_rate,
+                encoders=encoders,
+            )
             if schema.user
             else None
         )
@@ -121,14 +137,17 @@ class TwoTower(nn.Module):
         self, config: TowersConfig, featurizer: Featurizer, length: int, *, learning_rate: float | None = None
     ) -> None:
         super().__init__()
+        self.encoders = trained_encoders(featurizer.pretrained)
+        encoders = dict(self.encoders.items())
         self.item_tower = FeatureTower(
             featurizer.schema.item,
             featurizer.items.sizes,
             config.width,
             id_dropout=config.id_dropout,
             learning_rate=learning_rate,
+            encoders=encoders,
         )
-        self.user_tower = UserTower(config, featurizer, length, learning_rate=learning_rate)
+        self.user_tower = UserTower(config, featurizer, length, learning_rate=learning_rate, encoders=encoders)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
         self.prefixes = config.prefixes
         self.prefix_log_scales = (

@@ -44,7 +44,8 @@ class TrainingConfig(StrictTable):
     has most of his past with him."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
-    30,000 items, unless hard or remembered ones are asked for."""
+    30,000 items, unless hard or remembered ones are asked for; where items' texts go through a model that is trained,
+    the others of the batch."""
     uniform_negatives: int = Field(1024, ge=0)
     """Sampled softmax: items drawn uniformly from the catalogue, shared by the batch."""
     in_batch_negatives: int = Field(1024, ge=0)
@@ -73,6 +74,11 @@ class TrainingConfig(StrictTable):
     """Of AdamW, for everything but the embedding tables."""
     table_learning_rate: float = Field(0.1, gt=0)
     """Of row-wise Adagrad, for the embedding tables."""
+    encoder_learning_rate: float = Field(5e-5, gt=0)
+    """Of AdamW, for pretrained models of texts that are trained."""
+    recompute_texts: bool = False
+    """Whether these models compute what lies between words and vector again for the gradient rather than keep it, so
+    that a large batch fits into memory. A step takes a third longer."""
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW."""
     warmup_steps: int = Field(100, ge=0)
@@ -145,7 +151,18 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     values = read_toml(path)
     for override in overrides:
         _apply(values, override)
-    return parse_settings(RunConfig, values, str(path))
+    return _with_places(parse_settings(RunConfig, values, str(path)), path.parent)
+
+
+def _with_places(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the settings with the folders of pretrained models in full, wherever the bundle is read later."""
+    encoders = {
+        name: settings.model_copy(update={"model": str((folder / settings.model).resolve())})
+        if settings.url is None and (folder / settings.model).is_dir()
+        else settings
+        for name, settings in config.features.encoders.items()
+    }
+    return config.model_copy(update={"features": config.features.model_copy(update={"encoders": encoders})})
 
 
 def _apply(values: dict[str, object], override: str) -> None:

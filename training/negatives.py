@@ -448,6 +448,7 @@ def choose_negatives(
     *,
     width: int,
     device: torch.device,
+    dear: bool = False,
 ) -> AllItems | Sample:
     """Return what the settings ask for, or, with `auto`, what the catalogue does.
 
@@ -457,7 +458,14 @@ def choose_negatives(
         num_items: Items in the catalogue.
         width: Numbers in a vector.
         device: Where remembered vectors are kept.
+        dear: Whether to make an item's vector is much work, as where its text goes through a model that is trained:
+            then `auto` is those that the batch makes anyway.
     """
+    if dear and settings.negatives == "auto":
+        draws = settings.in_batch_negatives or settings.uniform_negatives
+        settings = settings.model_copy(
+            update={"negatives": "sampled", "uniform_negatives": 0, "in_batch_negatives": draws}
+        )
     asks_for_sample = settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.memory_negatives > 0
     if settings.negatives == "all" or (not asks_for_sample and num_items <= FULL_SOFTMAX_ITEMS):
         return AllItems(num_items)

@@ -27,6 +27,7 @@ from features.featurizer import Featurizer
 from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
+from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.averaging import WeightAverage
 from training.caching import user_states
@@ -172,7 +173,17 @@ class Trainer:
         self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)
         num_items = len(self.item_features)
-        self.negatives = choose_negatives(settings, self.batches, num_items, width=config.towers.width, device=device)
+        self.negatives = choose_negatives(
+            settings,
+            self.batches,
+            num_items,
+            width=config.towers.width,
+            device=device,
+            dear=bool(data.featurizer.items.sizes.trained),
+        )
+        for encoder in self.model.encoders.values():
+            assert isinstance(encoder, TextEncoder), "the towers hold no others there"
+            encoder.recomputes = settings.recompute_texts
         self.precision = loss_precision(settings.precision, device)
         self.progress = Progress(cut_steps=list(cut_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
@@ -387,20 +398,23 @@ class Trainer:
         return [p for name, p in self.model.named_parameters() if ".collection." not in name]
 
     def _dense_optimizer(self) -> torch.optim.AdamW:
-        matrices = [p for p in self._dense_parameters() if p.dim() > 1]
-        others = [p for p in self._dense_parameters() if p.dim() <= 1]
+        settings, pretrained = self.settings, {*self.model.encoders.parameters()}
         groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in parameters if (p.dim() > 1) == is_matrix], "weight_decay": decay, "rate": rate}
+            for parameters, rate in (
+                ([p for p in self._dense_parameters() if p not in pretrained], settings.learning_rate),
+                ([p for p in self._dense_parameters() if p in pretrained], settings.encoder_learning_rate),
+            )
+            for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0))
         ]
-        return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.98))
+        return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
 
     def _set_learning_rates(self) -> None:
         step = self.progress.step
         cuts = sum(step >= cut for cut in self.progress.cut_steps)
         share = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * RATE_CUT**cuts
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * share
+            group["lr"] = group["rate"] * share
         for tables in self.tables:
             if tables is not None:
                 for group in tables.param_groups:

@@ -88,6 +88,13 @@ class PretrainedText:
         turned: np.ndarray = _vectors(self.model, texts, role) @ self.rotation[:, :width]
         return turned
 
+    def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
+        """Return the tokens of each text, for a model that is trained here; none where nothing is written."""
+        assert isinstance(self.model, LocalModel), "a model behind an address is not trained"
+        prompt = self.model.prompt(role)
+        tokens = self.model.tokens([prompt + text for text in texts])
+        return [one if text else [] for one, text in zip(tokens, texts, strict=True)]
+
     def save(self, folder: Path) -> None:
         """Write what `load` reads into a folder: the settings, the rotation, and the model itself if it is bundled."""
         folder.mkdir(parents=True)
