@@ -43,12 +43,12 @@ BEAUTY = ("features.history=50", "training.epochs=20")
 # What is written of an item stays where it is, and little else is learned: a new product is nothing but its title.
 COLD = (
     "features.history=50",
-    "features.item.title.fixed=256",
-    "towers.width=256",
+    "features.item.title.fixed=512",
+    "towers.width=512",
     "towers.id_dropout=0.0",
     "training.learning_rate=0.0002",
     "training.table_learning_rate=0.02",
-    "training.epochs=3",
+    "training.epochs=1",
 )
 # Asked is for all that somebody will have, not for what comes within the hour.
 TIME = ("training.targets=future", "training.epochs=8")
