@@ -60,9 +60,9 @@ class EncoderSettings(StrictTable):
     """What is put before each text of an item. None: what the model says of itself, mostly nothing."""
     max_tokens: int | None = Field(None, ge=8)
     """Of longer texts the beginning is read. None: as many as the model can."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation. `bfloat16` is faster on processors that compute in it, and changes vectors by a cosine of
-    about 0.0001."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the computation. `bfloat16` is faster on processors that compute in it, and its vectors have cosines of 0.9999
+    to those of float32; `int8` (an ONNX graph in whole numbers, on the CPU) is faster still, with cosines of 0.99."""
     trained_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """How many of the model's layers are trained with the towers, from the last; or `all`, and the vectors of words.
     0: none, and each text is encoded once. Otherwise the texts of a step are encoded in that step."""
@@ -93,6 +93,8 @@ class EncoderSettings(StrictTable):
             raise ValueError(f"{', '.join(set_in_vain)}: for {what}; leave it out")
         if not self.is_trained and (self.lora_rank or self.pooling == "attention"):
             raise ValueError('lora_rank and pooling = "attention" are trained, and trained_layers is 0; raise it')
+        if self.is_trained and self.precision == "int8":
+            raise ValueError('precision = "int8" cannot be trained; set "bfloat16" or trained_layers = 0')
         return self
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import duplicates, evenness, speed
+from tests.benchmarks import duplicates, encoding, evenness, speed
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.evaluation import TableRecommender
@@ -186,3 +186,19 @@ def test_near_copies_are_as_near_as_they_should_be():
     nearest = (changed[moved] @ vectors.T).max(axis=1)
     assert nearest.min() >= 0.9 - 1e-5
     assert np.mean(nearest) == pytest.approx(0.95, abs=0.01)
+
+
+def test_texts_a_second_are_those_of_the_median_round_and_ratios_those_of_neighbours() -> None:
+    vectors = {encoding.PLAIN: np.eye(2), "ours": np.array([[0.8, 0.6], [0.0, 1.0]])}
+    lines = encoding.table({encoding.PLAIN: [4.0, 6.0, 9.0], "ours": [2.0, 2.0, 3.0]}, vectors, 60)
+    assert lines[1].split() == [
+        "SentenceTransformer.encode",
+        "10.0",
+        "1.00",
+        "(1.00,",
+        "1.00,",
+        "1.00)",
+        *["1.00000", "1.0000", "1.0000"],
+    ]
+    # Cosines 0.8 and 1: their mean is 0.9, and one in a hundred lies a hundredth of the way from the lowest.
+    assert lines[2].split() == ["ours", "30.0", "3.00", "(2.00,", "3.00,", "3.00)", "0.90000", "0.8020", "0.8000"]

@@ -5,5 +5,6 @@
 - `model`: what such a model must be able to do.
 - `local`, `folder`: sentence-transformers models, in folders of plain files.
 - `remote`: embeddings services that speak OpenAI's or Cohere's protocol.
+- `graph`: a model in whole numbers of eight bits.
 - `cache`: vectors that were made before.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ class PretrainedText:
             described["digest"] = self.model.digest
             if self.settings.bundled:
                 copy_model(self.model.folder, folder / "model")
+            if self.settings.precision == "int8":
+                shutil.copyfile(self.model.graph_path, folder / "graph.onnx")
         else:
             described["probe"] = None if self._probe is None else self._probe.tolist()
         (folder / "encoder.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
@@ -129,7 +132,8 @@ class PretrainedText:
                 f"model {settings.model!r} in {place}: expected the files of digest {described['digest'][:12]}, with "
                 f"which the towers were trained, found {digest[:12]}; bring the model of then, or train again"
             )
-        return cls(settings, LocalModel(place, settings, digest, width), rotation)
+        graph = folder / "graph.onnx" if settings.precision == "int8" else None
+        return cls(settings, LocalModel(place, settings, digest, width, graph), rotation)
 
     def _check_service(self) -> None:
         """Ask a service once in the life of this object whether it has the model of then."""

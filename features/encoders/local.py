@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float32, Int
 
 from features.config import EncoderSettings
+from features.encoders.cache import cache_folder
+from features.encoders.graph import Graph, export_graph
 from features.encoders.model import Encoded, Role
 from features.errors import DataError
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 """Padding included. On a CPU more is slower, because it no longer fits the caches."""
+TOKENS_A_ROUNDED_BATCH = 512
+"""In whole numbers, where what flows is rounded for each batch."""
 TEXTS_AT_ONCE = 8192
 """Texts that are sorted by length together."""
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
@@ -41,13 +45,17 @@ class LocalModel:
         settings: How it is used.
         digest: Of the folder's files.
         width: How many numbers its vectors have. None: whoever asks has the model loaded.
+        graph: Where its graph is kept, for those that compute in whole numbers; made if it is not there.
     """
 
-    def __init__(self, folder: Path, settings: EncoderSettings, digest: str, width: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: EncoderSettings, digest: str, width: int | None = None, graph: Path | None = None
+    ) -> None:
         self.folder = folder
         self.settings = settings
         self.digest = digest
         self._width = width
+        self._graph = graph
 
     @property
     def fingerprint(self) -> str:
@@ -74,7 +82,7 @@ class LocalModel:
         for begin in range(0, len(texts), TEXTS_AT_ONCE):
             tokens = self.tokens([prompt + text for text in texts[begin : begin + TEXTS_AT_ONCE]])
             lengths = np.array([len(one) for one in tokens], dtype=np.int64)
-            for places in budget_batches(lengths, TOKENS_A_BATCH[self.device.type]):
+            for places in budget_batches(lengths, self._tokens_a_batch):
                 yield begin + places, self._vectors([tokens[place] for place in places])
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
@@ -89,6 +97,10 @@ class LocalModel:
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "batch width"]:
         ids, mask = padded(tokens, int(self.model.tokenizer.pad_token_id or 0))
+        if self.settings.precision == "int8":
+            rounded = torch.from_numpy(self.graph(ids, mask))
+            unit: np.ndarray = torch.nn.functional.normalize(rounded, dim=-1).numpy()
+            return unit
         given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         with torch.inference_mode():
             vectors = self.model(given)["sentence_embedding"].float()
@@ -98,7 +110,25 @@ class LocalModel:
     @cached_property
     def device(self) -> torch.device:
         """Where the model is."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        is_there = torch.cuda.is_available() and self.settings.precision != "int8"
+        return torch.device("cuda" if is_there else "cpu")
+
+    @property
+    def _tokens_a_batch(self) -> int:
+        return TOKENS_A_ROUNDED_BATCH if self.settings.precision == "int8" else TOKENS_A_BATCH[self.device.type]
+
+    @property
+    def graph_path(self) -> Path:
+        """Where the graph of a model that computes in whole numbers is, made if need be."""
+        path = self._graph or cache_folder() / "graphs" / f"{self.fingerprint}.onnx"
+        if not path.is_file():
+            export_graph(load_model(self.folder, self.settings, attention="eager"), path, rounded=True)
+        return path
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The model in whole numbers."""
+        return Graph(self.graph_path)
 
     @cached_property
     def model(self) -> SentenceTransformer:
@@ -113,8 +143,13 @@ class LocalModel:
         return content.get("prompts") or {}
 
 
-def load_model(folder: Path, settings: EncoderSettings) -> SentenceTransformer:
+def load_model(folder: Path, settings: EncoderSettings, attention: str | None = None) -> SentenceTransformer:
     """Return the model in a folder with the pooling that the settings ask for, in evaluation mode, on the CPU.
+
+    Args:
+        folder: The folder.
+        settings: How it is used.
+        attention: How attention is computed, as transformers call it. None: the fastest.
 
     Raises:
         DataError: It cannot be loaded, or the library for it is not there.
@@ -130,9 +165,8 @@ def load_model(folder: Path, settings: EncoderSettings) -> SentenceTransformer:
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
+        chosen = {"use_safetensors": True} | ({"attn_implementation": attention} if attention else {})
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=chosen)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{folder}: not a model that sentence-transformers can load ({said})") from None

@@ -1,0 +1,118 @@
+"""A pretrained model as an ONNX graph, in whole numbers of eight bits: what a plain processor does fast.
+
+Weights are rounded for each row of a matrix by itself, what flows between them for each batch. Attention and what
+stands around it are fused, which counts as much as the rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int
+from torch import Tensor, nn
+
+from features.errors import DataError
+from features.files import atomic_file
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+OPSET = 17
+INPUTS = ["input_ids", "attention_mask"]
+OUTPUT = "sentence_embedding"
+ROUNDED = ["MatMul", "Attention"]
+
+
+class Graph:
+    """A graph that is ready to run.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session: InferenceSession = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(
+        self, ids: Int[Tensor, "texts length"], mask: Int[Tensor, "texts length"]
+    ) -> Float32[np.ndarray, "texts width"]:
+        """Return the vectors of texts."""
+        given = dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True))
+        vectors: np.ndarray = np.asarray(self._session.run(None, given)[0])
+        return vectors
+
+
+def export_graph(model: nn.Module, path: Path, *, rounded: bool) -> None:
+    """Write a model of sentence-transformers as an ONNX graph from `input_ids` and `attention_mask` to vectors.
+
+    Args:
+        model: With plain attention (`attn_implementation="eager"`), which alone is recognised and fused.
+        path: The file; it appears complete or not at all.
+        rounded: Whether weights become whole numbers of eight bits.
+
+    Raises:
+        DataError: The libraries for it are not there.
+    """
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.transformers import optimizer
+    except ImportError:
+        raise DataError("graphs need more libraries; type: pip install 'two-towers[text]'") from None
+    example = torch.ones(2, 8, dtype=torch.int64)
+    with tempfile.TemporaryDirectory() as folder, atomic_file(path) as temporary, _quiet():
+        whole, fused = Path(folder) / "whole.onnx", Path(folder) / "fused.onnx"
+        torch.onnx.export(
+            _Vectors(model),
+            (example, example),
+            str(whole),
+            input_names=INPUTS,
+            output_names=[OUTPUT],
+            dynamic_axes={name: {0: "texts", 1: "length"} for name in INPUTS},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        optimizer.optimize_model(str(whole), model_type="bert", opt_level=0).save_model_to_file(str(fused))
+        if not rounded:
+            temporary.write_bytes(fused.read_bytes())
+            return
+        quantize_dynamic(
+            fused, temporary, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=ROUNDED,
+            extra_options={"DefaultTensorType": 1},  # float, where fused parts hide what they return
+        )  # fmt: skip
+
+
+class _Vectors(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        vectors: Tensor = self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+        return vectors
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's and the optimizer's advice to their developers from the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
