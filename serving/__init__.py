@@ -11,6 +11,7 @@
 - `filters`: `Filters`, which items a request allows, by the columns of the catalogue.
 - `wanted`: who is asked about (a `Person`) and what an answer must be (`Wanted`); `people`: them in the model's terms.
 - `rules`: `Rules`, how an answer is arranged: variety, pins, boosts, limits; `reasons`: what spoke for an item.
+- `reranking`: `Reranking`, the first of what was found in a better order, while there is time.
 - `known`: `KnownUsers`, histories and vectors; `popularity`: `Popularity`, what those get of whom nothing is known.
 - `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
 - `duplicates`: `find_duplicates`, what is nearly the same; `clusters`: `Clusters`, the catalogue in named groups.

@@ -114,7 +114,10 @@ class Answers:
     def _recommended(self, user_id: ExternalId | None, answer: Answer) -> Recommended:
         if answer.fallback is not None:
             self._on_fallback(answer.fallback)
-        return Recommended(user_id=user_id, items=[_item(item) for item in answer.items], fallback=answer.fallback)
+        content = Recommended(user_id=user_id, items=[_item(item) for item in answer.items], fallback=answer.fallback)
+        if answer.reranked is not None:
+            content["reranked"] = answer.reranked
+        return content
 
 
 def parsed_json(body: bytes) -> Any:

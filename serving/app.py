@@ -27,11 +27,14 @@ from serving.metrics import Metrics
 from serving.page import page
 from serving.probes import probes
 from serving.problems import register_problems
+from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.short_way import ShortWay
+from serving.snapshot import Snapshot
 from serving.source import Source, identity_of, register_versions
 from serving.store import open_store
 from serving.writes import writes
+from towers.bundle import ModelBundle
 
 _log = logging.getLogger(__name__)
 
@@ -107,6 +110,13 @@ def _open(path: Path, settings: ServingConfig) -> Retriever:
         device=settings.device,
         recommend_seen=settings.recommend_seen,
         filter_columns=settings.filter_columns,
+        rerank=partial(_reranking, settings),
     )
     retriever.work_together(settings.threads, settings.batching)
     return retriever
+
+
+def _reranking(settings: ServingConfig, bundle: ModelBundle, snapshot: Snapshot) -> Reranking | None:
+    if not settings.rerank:
+        return None
+    return Reranking.open(bundle, snapshot, settings.rerank_candidates, settings.rerank_budget_ms / 1000)

@@ -81,6 +81,13 @@ class ServingConfig(StrictTable):
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
     """Columns of the catalogue that requests may filter by; in the environment with commas between them. None: all of
     them. Whoever may filter by a column can find out what it holds."""
+    rerank: bool = True
+    """Whether the first items are put into a better order, where the bundle has a ranker (`towers train-ranker`)."""
+    rerank_candidates: int = Field(default=200, ge=10, le=1000)
+    """How many of the first items are put into a better order."""
+    rerank_budget_ms: float = Field(default=20.0, gt=0, le=60_000)
+    """How long that may take for all users of a request together, in milliseconds; whoever's turn has not come by then
+    gets the items in the order in which they were found."""
     live: str | None = None
     """Where items and events that arrive are kept: a file (SQLite) for the workers of one machine, or
     postgresql://USER@HOST/DATABASE for several. None: the service takes none."""

@@ -163,6 +163,8 @@ class Recommended(TypedDict):
     """Best first."""
     fallback: Literal["popular"] | None
     """What answered in the model's place, because it knows nothing of them; null where the model did."""
+    reranked: NotRequired[bool]
+    """Whether the first items were put into a better order in time, where the service has what does that."""
     unknown_items: NotRequired[list[int | str]]
     """What they were said to have had that is not in the catalogue, and so was not heard."""
 

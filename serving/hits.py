@@ -64,6 +64,12 @@ class Hits:
             return self
         return Hits.join([(rows[offset:], scores[offset:]) for rows, scores in map(self.of, range(len(self)))])
 
+    def first(self, most: int) -> Hits:
+        """Return each user's best `most` results."""
+        if np.diff(self.offsets).max(initial=0) <= most:
+            return self
+        return Hits.join([(rows[:most], scores[:most]) for rows, scores in map(self.of, range(len(self)))])
+
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.offsets) - 1

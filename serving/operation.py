@@ -15,10 +15,12 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.files import move_link
 from features.tables import read_tables
+from serving.config import ServingConfig
 from serving.filters import Filter
 from serving.folding import fold
 from serving.kinds import Kind
 from serving.offline import Audience, write_candidates
+from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.seal import NAME
 from serving.snapshot import FOLDER, Snapshot
@@ -26,6 +28,9 @@ from serving.source import warm
 from serving.store import open_store
 from serving.tuning import Tuning, choose
 from towers.bundle import ModelBundle
+
+RERANKED: int = ServingConfig.model_fields["rerank_candidates"].default
+"""How many of the first items are put into a better order: as many as a service does that is not told otherwise."""
 
 # From so many items on, comparing each is worth a hint.
 _MANY_ITEMS = 100_000
@@ -75,7 +80,9 @@ def open_retriever(path: Path) -> Retriever:
     """
     bundle = ModelBundle.open(path)
     has_index = (path / FOLDER / NAME).exists()
-    return Retriever(bundle, Snapshot.open(bundle) if has_index else build_index(bundle, {}))
+    snapshot = Snapshot.open(bundle) if has_index else build_index(bundle, {})
+    # Nobody waits, so that it may take as long as it takes.
+    return Retriever(bundle, snapshot, reranking=Reranking.open(bundle, snapshot, RERANKED, budget_seconds=None))
 
 
 def swap_bundle(bundle: Path, link: Path) -> None:

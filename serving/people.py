@@ -61,13 +61,15 @@ class Asking:
 
     Attributes:
         vectors: Their unit vectors, `[users, width]`; anything where nothing is known.
-        had: What each had.
+        had: What each had, oldest first.
         is_known: Of whom the model knows anything, `[users]`.
+        times: When each of `had` was, in Unix seconds, `[barred]`; None where nobody knows.
     """
 
     vectors: Float32[np.ndarray, "users width"]
     had: Barred
     is_known: Bool[np.ndarray, " users"]
+    times: Int64[np.ndarray, " barred"] | None = None
 
     def __len__(self) -> int:
         """Return how many they are."""
@@ -81,7 +83,10 @@ class Asking:
 
     def take(self, users: np.ndarray) -> Asking:
         """Return those at the given positions, in that order."""
-        return Asking(self.vectors[users], self.had.take(users), self.is_known[users])
+        if self.times is None:
+            return Asking(self.vectors[users], self.had.take(users), self.is_known[users])
+        times = Barred(self.times, self.had.offsets).take(users).rows
+        return Asking(self.vectors[users], self.had.take(users), self.is_known[users], times)
 
     @classmethod
     def join(cls, one: Asking, other: Asking, order: Int64[np.ndarray, " users"]) -> Asking:
@@ -91,7 +96,15 @@ class Asking:
             np.concatenate([one.had.offsets, other.had.offsets[1:] + one.had.offsets[-1]]),
         )
         vectors = np.concatenate([one.vectors, other.vectors])
-        return cls(vectors, had, np.concatenate([one.is_known, other.is_known])).take(order)
+        times = None
+        if one.times is not None or other.times is not None:
+            times = np.concatenate([one.known_times, other.known_times])
+        return cls(vectors, had, np.concatenate([one.is_known, other.is_known]), times).take(order)
+
+    @property
+    def known_times(self) -> Int64[np.ndarray, " barred"]:
+        """When each of `had` was, as far as it is known."""
+        return np.full(len(self.had.rows), UNKNOWN_TIME) if self.times is None else self.times
 
 
 @dataclass(frozen=True)

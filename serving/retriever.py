@@ -32,6 +32,7 @@ from serving.people import Asking, Barred, Described
 from serving.popularity import Popularity
 from serving.reasons import contributions, most
 from serving.remembered import RememberedVectors
+from serving.reranking import Moved, Reranking
 from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from serving.stages import timed
@@ -88,11 +89,13 @@ class Answer:
         items: Best first.
         fallback: What answered in the model's place; None where the model did.
         unknown_items: Items of a given history that are not in the catalogue, and so were not heard.
+        reranked: Whether the first candidates were put into a better order in time; None where nothing does that.
     """
 
     items: list[Recommendation]
     fallback: Fallback | None = None
     unknown_items: tuple[ExternalId, ...] = ()
+    reranked: bool | None = None
 
 
 class Retriever:
@@ -112,6 +115,7 @@ class Retriever:
         popularity: The items by how often they were had.
         index_version: The version of the index.
         position: The last record of the log of live writes that is in the answers; None where there is no log.
+        reranking: What puts the first candidates into a better order; None where nothing does.
     """
 
     filters: Filters | LiveFilters
@@ -127,6 +131,7 @@ class Retriever:
         device: Device = "cpu",
         recommend_seen: bool | None = None,
         filter_columns: Sequence[str] | None = None,
+        reranking: Reranking | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bundle = bundle
@@ -134,7 +139,7 @@ class Retriever:
         features = bundle.config.features
         self.model = bundle.version
         self.recommend_seen = features.recommend_seen if recommend_seen is None else recommend_seen
-        self.items = IdMap(snapshot.catalog.item_ids)
+        self.items = self._base_items = IdMap(snapshot.catalog.item_ids)
         self.users = IdMap(snapshot.histories.user_ids)
         self.filters = Filters(snapshot.catalog, features.item, filter_columns)
         self.attributes = {column: features.user[column] for column in attribute_columns(bundle)}
@@ -146,6 +151,7 @@ class Retriever:
         self.popularity = Popularity(snapshot.interactions)
         self.index_version = snapshot.seal.version
         self.position: int | None = None
+        self.reranking = reranking
         self._clock = clock
         self._remembered = RememberedVectors(_REMEMBERED_USERS, _REMEMBERED_SECONDS, clock)
         self._together: Batcher[Sequences, np.ndarray] | None = None
@@ -158,8 +164,16 @@ class Retriever:
         device: Device = "cpu",
         recommend_seen: bool | None = None,
         filter_columns: Sequence[str] | None = None,
+        rerank: Callable[[ModelBundle, Snapshot], Reranking | None] = lambda bundle, snapshot: None,
     ) -> Retriever:
         """Return the retriever of a bundle and the index inside it.
+
+        Args:
+            path: The bundle.
+            device: Where the index searches.
+            recommend_seen: Whether items come back to people who had them. None: as the model was trained.
+            filter_columns: The columns of the catalogue that answers can be filtered by. None: all.
+            rerank: Opens what puts the first candidates into a better order. Nothing does, unless said otherwise.
 
         Raises:
             BundleError: One of them is missing or damaged, or they do not belong together.
@@ -168,7 +182,14 @@ class Retriever:
         bundle = ModelBundle.open(path)
         try:
             snapshot = Snapshot.open(bundle)
-            return cls(bundle, snapshot, device=device, recommend_seen=recommend_seen, filter_columns=filter_columns)
+            return cls(
+                bundle,
+                snapshot,
+                device=device,
+                recommend_seen=recommend_seen,
+                filter_columns=filter_columns,
+                reranking=rerank(bundle, snapshot),
+            )
         except ValueError as error:
             raise error if isinstance(error, BundleError | DataError) else BundleError(str(error)) from error
 
@@ -206,13 +227,14 @@ class Retriever:
         """
         wanted = Wanted.of(wanted)
         asking, unknown_items = self._asking(whom)
-        hits = self._found(asking, self._had(asking), wanted)
+        hits, moved = self._found(asking, self._had(asking), wanted, self.reranking)
         answers = []
         for user, is_known in enumerate(asking.is_known.tolist()):
             items = self._recommendations(*hits.of(user), wanted.offset + 1)
             if wanted.reasons:
                 items = self._with_reasons(whom[user], is_known, items, hits.of(user)[0], wanted.reasons)
-            answers.append(Answer(items, None if is_known else "popular", unknown_items[user]))
+            reranked = None if moved is None else moved.was(user)
+            answers.append(Answer(items, None if is_known else "popular", unknown_items[user], reranked))
         return answers
 
     def recommend_rows(
@@ -225,7 +247,7 @@ class Retriever:
             wanted: What each answer must be, or just how many items.
         """
         asking = self._known(user_rows)
-        return self._found(asking, self._had(asking), Wanted.of(wanted)), ~asking.is_known
+        return self._found(asking, self._had(asking), Wanted.of(wanted), self.reranking)[0], ~asking.is_known
 
     def similar(self, item_id: ExternalId, wanted: Wanted | int) -> Answer | None:
         """Return the items most like one, without itself; None if there is no such item."""
@@ -235,12 +257,13 @@ class Retriever:
         wanted = Wanted.of(wanted)
         itself = Barred(np.array([row]), np.array([0, 1]))
         asking = Asking(self.index.vectors[itself.rows], itself, np.array([True]))
-        return Answer(self._recommendations(*self._found(asking, itself, wanted).of(0), wanted.offset + 1))
+        hits, _ = self._found(asking, itself, wanted)
+        return Answer(self._recommendations(*hits.of(0), wanted.offset + 1))
 
     def popular(self, wanted: Wanted | int) -> Hits:
         """Return the items that were had most often, as the answer to someone unknown."""
         asking = Asking.nobody(1, self.index.width)
-        return self._found(asking, asking.had, Wanted.of(wanted))
+        return self._found(asking, asking.had, Wanted.of(wanted))[0]
 
     def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
         """Return the k newest items that someone had, newest first; None if there is no such user.
@@ -280,7 +303,7 @@ class Retriever:
         histories = self.known.histories(user_rows)
         vectors = self._vectors_of(user_rows, histories)
         had = Barred(histories.item_rows, histories.offsets)
-        return Asking(vectors, had, self.known.is_known(user_rows, histories))
+        return Asking(vectors, had, self.known.is_known(user_rows, histories), histories.times)
 
     def _described(self, described: Described) -> Asking:
         """Return described people as the search takes them."""
@@ -289,7 +312,7 @@ class Retriever:
             vectors = self._encoded(histories, described.attributes)
         else:
             vectors = np.zeros((len(histories), self.index.width), dtype=np.float32)
-        return Asking(vectors, Barred(histories.item_rows, histories.offsets), described.is_known)
+        return Asking(vectors, Barred(histories.item_rows, histories.offsets), described.is_known, histories.times)
 
     def _encoded(self, histories: Sequences, attributes: pd.DataFrame | None) -> Float32[np.ndarray, "users width"]:
         """Return the vectors of people who are described; of one alone together with those of other threads."""
@@ -385,20 +408,44 @@ class Retriever:
         """Return what each must not get because of having had it."""
         return Barred.nothing(len(asking)) if self.recommend_seen else asking.had
 
-    def _found(self, asking: Asking, barred: Barred, wanted: Wanted) -> Hits:
-        """Return what each gets, of all that is not barred."""
+    def _found(
+        self, asking: Asking, barred: Barred, wanted: Wanted, reranking: Reranking | None = None
+    ) -> tuple[Hits, Moved | None]:
+        """Return what each gets, of all that is not barred, and what of it a reranker moved."""
         if wanted.exclude:
             barred = barred.and_all(np.array(self.items.rows(wanted.exclude)[0], dtype=np.int64))
         if wanted.rules is not None:
-            return self._arranged(asking, barred, wanted, wanted.rules).after(wanted.offset)
-        hits = self._search(asking, barred, wanted.depth, self.filters.eligible(wanted.where))
-        return hits.after(wanted.offset)
+            moved = None
+            if reranking is not None:
+                shortlist = self._search(asking, barred, reranking.num_candidates, self.filters.eligible(wanted.where))
+                moved = self._moved(reranking, asking, shortlist)
+            return self._arranged(asking, barred, wanted, wanted.rules, moved).after(wanted.offset), moved
+        depth = wanted.depth if reranking is None else max(wanted.depth, reranking.num_candidates)
+        hits = self._search(asking, barred, depth, self.filters.eligible(wanted.where))
+        if reranking is None:
+            return hits.after(wanted.offset), None
+        moved = self._moved(reranking, asking, hits)
+        return moved.over(hits).first(wanted.depth).after(wanted.offset), moved
 
-    def _arranged(self, asking: Asking, barred: Barred, wanted: Wanted, rules: Rules) -> Hits:
+    def _moved(self, reranking: Reranking, asking: Asking, hits: Hits) -> Moved:
+        """Return the first of what was found in the order of a reranker."""
+        return reranking.move(asking, hits, self.index.vectors, self._rows_of_index, int(self._clock()))
+
+    def _rows_of_index(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        """Return what rows were when the index was made; -1 for items that came since."""
+        num_items = len(self.snapshot.catalog)
+        if rows.max(initial=0) < num_items:
+            return rows
+        before = [-1 if (at := self._base_items.row(self.items.ids[row])) is None else at for row in rows.tolist()]
+        return np.array(before, dtype=np.int64)
+
+    def _arranged(self, asking: Asking, barred: Barred, wanted: Wanted, rules: Rules, moved: Moved | None) -> Hits:
         """Return what each gets by the rules; the first searches are made for all at once."""
         tiers = parts_of(rules, wanted.where, self.filters)
         pinned, _ = self.items.rows(rules.pin)
         depth = depth_of(rules, wanted.depth)
+        if moved is not None:
+            depth = max(depth, moved.most)
         first = [self._search(asking, barred, depth, part.eligible) for part in tiers[0]]
         found = []
         for user in range(len(asking)):
@@ -408,16 +455,24 @@ class Retriever:
                 if any(part.allows(row) for tier in tiers for part in tier) and row not in own.rows:
                     places.pin(row)
             scale = 1.0 if asking.is_known[user] else 1 / (self.popularity.greatest_share or 1.0)
-            arrange(places, tiers, [hits.of(user) for hits in first], depth, partial(self._more, one, own), scale)
+            relevance = (lambda found: found) if moved is None else partial(moved.relevance, user)
+            more = partial(self._more, one, own, relevance)
+            arrange(places, tiers, [relevance(hits.of(user)) for hits in first], depth, more, scale)
             rows = np.array(places.rows, dtype=np.int64)
             found.append((rows, self._scores(one, rows)))
         return Hits.join(found)
 
     def _more(
-        self, one: Asking, barred: Barred, eligible: Eligible | None, depth: int, placed: Int64[np.ndarray, " placed"]
+        self,
+        one: Asking,
+        barred: Barred,
+        relevance: Callable[[Found], Found],
+        eligible: Eligible | None,
+        depth: int,
+        placed: Int64[np.ndarray, " placed"],
     ) -> Found:
         """Return more of the best for one user, without what was placed already."""
-        return self._search(one, barred.and_all(placed), depth, eligible).of(0)
+        return relevance(self._search(one, barred.and_all(placed), depth, eligible).of(0))
 
     def _scores(self, one: Asking, rows: Int64[np.ndarray, " items"]) -> Float32[np.ndarray, " items"]:
         """Return one user's scores of some items."""

@@ -12,6 +12,7 @@ index/
   items.faiss           the index; regions.safetensors where its filtered searches look, if it has such
   users.parquet         user_id, history (item ids, oldest first) and, for a model that looks at the clock, times
   attributes.parquet    what the model reads of the users beside that
+  facts.safetensors     what a ranker reads of the items, where the bundle has one
 ```
 """
 
@@ -44,7 +45,9 @@ from serving.seal import Folded, Seal
 from serving.stages import timed
 from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import ModelBundle
+from towers.item_facts import ItemFacts
 from towers.manifest import BundleError
+from towers.ranker import has_ranker
 
 _ENCODE_BLOCK = 4096
 
@@ -61,6 +64,7 @@ class Snapshot:
         user_vectors: The users' unit vectors, `[users, width]`; None where they depend on the time of asking.
         interactions: How often each item was had, `[items]`.
         seal: What is said of it on disk.
+        facts: What a ranker reads of the items; None where the bundle had none when this was made.
     """
 
     catalog: Catalog
@@ -70,6 +74,7 @@ class Snapshot:
     user_vectors: Float32[np.ndarray, "users width"] | None
     interactions: Int64[np.ndarray, " items"]
     seal: Seal
+    facts: ItemFacts | None = None
 
     @classmethod
     def build(
@@ -117,7 +122,8 @@ class Snapshot:
             live=live,
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
-        return cls(catalog, chosen.index, histories, attributes, vectors, interactions, seal)
+        facts = _facts(tables, bundle) if has_ranker(bundle.path) else None
+        return cls(catalog, chosen.index, histories, attributes, vectors, interactions, seal, facts)
 
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, in the place of one that is there, and return its path."""
@@ -130,6 +136,8 @@ class Snapshot:
             users = {} if self.user_vectors is None else {"users": self.user_vectors}
             save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
             self.index.save(folder / "items.faiss")
+            if self.facts is not None:
+                self.facts.save(folder / "facts.safetensors")
             self.seal.write(folder)
         return bundle_path / FOLDER
 
@@ -158,7 +166,10 @@ class Snapshot:
         histories = _histories(pq.read_table(folder / "users.parquet"), catalog)
         attributes = _frame(folder / "attributes.parquet") if "attributes.parquet" in seal.files else None
         interactions = pq.read_table(folder / "interactions.parquet")["interactions"].to_numpy()
+        facts = ItemFacts.load(folder / "facts.safetensors") if "facts.safetensors" in seal.files else None
         counts = {len(catalog), len(index), len(interactions), seal.num_items}
+        if facts is not None:
+            counts.add(len(facts))
         people = {
             len(histories),
             seal.num_users,
@@ -166,7 +177,7 @@ class Snapshot:
         }
         if len(counts) > 1 or len(people) > 1:
             raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
-        return cls(catalog, index, histories, attributes, vectors.get("users"), interactions, seal)
+        return cls(catalog, index, histories, attributes, vectors.get("users"), interactions, seal, facts)
 
     def _users_table(self) -> pa.Table:
         item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
@@ -233,6 +244,10 @@ def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFram
         return histories, None
     known = tables.users.frame.reindex(columns=columns)
     return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
+
+
+def _facts(tables: Tables, bundle: ModelBundle) -> ItemFacts:
+    return ItemFacts.of(tables.interactions.sequences(tables.catalog), tables.catalog, bundle.config.features.item)
 
 
 def _newest(interactions: Interactions) -> float | None:

@@ -24,6 +24,8 @@ from serving.snapshot import FOLDER
 from serving.store import Store
 from serving.wanted import Person
 from towers.manifest import MANIFEST, BundleError
+from towers.ranker import FOLDER as RANKER
+from towers.ranker import NAME as RANKER_SEAL
 
 MODEL_HEADER, INDEX_HEADER, LIVE_HEADER = "Towers-Model", "Towers-Index", "Towers-Live"
 
@@ -156,7 +158,7 @@ def warm(retriever: Retriever) -> None:
 def identity_of(path: Path) -> object:
     """Return something that is another value after a link was moved, or a bundle or its index written anew."""
     folder = path.resolve()
-    return folder, _stamp(folder / MANIFEST), _stamp(folder / FOLDER / NAME)
+    return folder, *(_stamp(folder / name) for name in (MANIFEST, f"{FOLDER}/{NAME}", f"{RANKER}/{RANKER_SEAL}"))
 
 
 def register_versions(app: Flask) -> None:

@@ -6,6 +6,8 @@
 - `text_encoder`: pretrained models of texts that are trained with the towers.
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
 - `one_user`: the user tower for one user at a time, without torch.
+- `reranking`: a `Shortlist`, a `Deadline`, and the protocol `Reranker`; `ranker`: the learned one.
+- `item_facts`, `rank_features`: what it reads of items, and of candidates.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
 - `cli`: the command `towers`.
 - `process`, `quiet`: what is set before the heavy libraries start.

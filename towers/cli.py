@@ -40,6 +40,9 @@ COMMANDS = {
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
+    "train-ranker": Entry(
+        "training.commands:train_ranker", "Teach a bundle to put what it finds into a better order.", computes=True
+    ),
     "evaluate": Entry("training.commands:evaluate", "Judge the settings of run.toml beside baselines.", computes=True),
     "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),

@@ -1,4 +1,4 @@
-"""The commands of this room: `towers init`, `towers train`, `towers evaluate` and `towers audit`."""
+"""The commands of this room: `towers init`, `train`, `train-ranker`, `evaluate` and `audit`."""
 
 from __future__ import annotations
 
@@ -167,3 +167,24 @@ def audit(evaluation: Path, gates: tuple[str, ...], least: int, recommender: str
 
     if not examine(evaluation, gates, recommender=recommender, least=least, show=show):
         raise click.exceptions.Exit(GATE_FAILED)
+
+
+@click.command("train-ranker")
+@click.argument("bundle", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--candidates",
+    "num_candidates",
+    type=click.IntRange(20, 1000),
+    default=200,
+    show_default=True,
+    help="How many of the items that retrieval finds are put into a better order.",
+)
+def train_ranker(bundle: Path, num_candidates: int) -> None:
+    """Train what puts the first items that retrieval finds into a better order.
+
+    DIR is a bundle, such as runs/latest. It learns from what was held out while the bundle was trained, reads the same
+    tables, and says what it gains. The service and `towers recommend` then use it, as soon as the index was made anew.
+    """
+    from training.ranking import train_bundle_ranker
+
+    train_bundle_ranker(bundle, num_candidates)

@@ -32,6 +32,7 @@ def test_each_setting_is_an_environment_variable():
         "keys": "keys.toml", "rate": "2.5", "burst": "3",
         "trusted_proxies": "1", "log_format": "json", "log_requests": "all", "slow_seconds": "0.5",
         "live": "live.db", "watch_seconds": "1.5",
+        "rerank": "false", "rerank_candidates": "150", "rerank_budget_ms": "7.5",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
@@ -44,6 +45,7 @@ def test_each_setting_is_an_environment_variable():
         "keys": "keys.toml", "rate": 2.5, "burst": 3,
         "trusted_proxies": 1, "log_format": "json", "log_requests": "all", "slow_seconds": 0.5,
         "live": "live.db", "watch_seconds": 1.5,
+        "rerank": False, "rerank_candidates": 150, "rerank_budget_ms": 7.5,
     }  # fmt: skip
 
 

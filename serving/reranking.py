@@ -1,0 +1,172 @@
+"""The second look of a service: the first candidates of an answer in the order of a `Reranker`, while there is time.
+
+It comes before the rules (`serving.rules`), so that what pins, boosts, limits and variety ask still holds: of the
+candidates, whoever comes to a place gets the relevance that the retriever's order had there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from serving.hits import Found, Hits
+from serving.live_index import Vectors
+from serving.people import Asking
+from serving.snapshot import Snapshot
+from serving.stages import timed
+from towers.bundle import ModelBundle
+from towers.ranker import LearnedRanker, has_ranker
+from towers.reranking import Deadline, OutOfTimeError, Reranker, Shortlist, order_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """A reranker, and how much it may do.
+
+    Attributes:
+        reranker: It.
+        num_candidates: How many of the first it puts into a better order.
+        budget_seconds: How long it may take for all users of a request together. None: as long as it takes.
+    """
+
+    reranker: Reranker
+    num_candidates: int
+    budget_seconds: float | None
+
+    @classmethod
+    def open(
+        cls, bundle: ModelBundle, snapshot: Snapshot, num_candidates: int, budget_seconds: float | None
+    ) -> Reranking | None:
+        """Return the re-ranking of a bundle; None where it has no ranker, or none that fits the index.
+
+        Raises:
+            BundleError: The ranker is damaged, or it was trained with other weights.
+        """
+        if not has_ranker(bundle.path):
+            return None
+        if snapshot.facts is None:
+            _log.warning("not re-ranked: the index is older than the ranker; type: towers index %s", bundle.path)
+            return None
+        return cls(LearnedRanker.open(bundle, snapshot.facts), num_candidates, budget_seconds)
+
+    def move(
+        self,
+        asking: Asking,
+        hits: Hits,
+        vectors: Float32[np.ndarray, "items width"] | Vectors,
+        known: Callable[[np.ndarray], np.ndarray],
+        now: int | None,
+    ) -> Moved:
+        """Put the first candidates of each user into a better order, as far as the time goes.
+
+        Whoever the model knows nothing of got what is popular, and keeps it as it is.
+
+        Args:
+            asking: Who asks.
+            hits: What was found for each.
+            vectors: The items' vectors by row.
+            known: Returns rows as the index was made with, -1 for items that came since.
+            now: When they ask, in Unix seconds.
+        """
+        deadline = Deadline(self.budget_seconds)
+        found = []
+        with timed("rerank"):
+            for user in range(len(asking)):
+                rows, scores = (part[: self.num_candidates] for part in hits.of(user))
+                moved = None
+                if asking.is_known[user] and len(rows):
+                    shortlist = _shortlist(asking, user, (rows, scores), vectors, known, now)
+                    moved = self._moved(shortlist, (rows, scores), deadline)
+                found.append(moved)
+        return Moved(found)
+
+    def _moved(self, shortlist: Shortlist, found: Found, deadline: Deadline) -> Found | None:
+        """Return what was found in a better order; None where there was no time for it."""
+        try:
+            deadline.check()
+            order = order_of(self.reranker.scores(shortlist, deadline))
+            deadline.check()
+        except OutOfTimeError:
+            return None
+        return found[0][order], found[1][order]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The candidates that were put into another order, for each of several users.
+
+    Attributes:
+        found: By user: the candidates in the new order, each with the retriever's score. None: the old one stands.
+    """
+
+    found: Sequence[Found | None]
+
+    def was(self, user: int) -> bool:
+        """Return whether a user's candidates are in the order of the reranker."""
+        return self.found[user] is not None
+
+    @property
+    def most(self) -> int:
+        """How many candidates were moved of any user, at most."""
+        return max((len(moved[0]) for moved in self.found if moved is not None), default=0)
+
+    def over(self, hits: Hits) -> Hits:
+        """Return search results with the candidates first, in their new order, and all others after them."""
+        return Hits.join([self._first(user, *hits.of(user)) for user in range(len(hits))])
+
+    def relevance(self, user: int, found: Found) -> Found:
+        """Return what one of the user's searches found, by the relevance that the new order gives."""
+        moved = self.found[user]
+        if moved is None:
+            return found
+        rows, scores = found
+        order = np.argsort(moved[0])
+        places = np.minimum(np.searchsorted(moved[0][order], rows), len(order) - 1)
+        is_moved = moved[0][order][places] == rows
+        falling = _falling(moved[1])
+        scores = np.where(is_moved, falling[order[places]], scores)
+        best = np.lexsort((rows, -scores))
+        return rows[best], scores[best]
+
+    def _first(self, user: int, rows: Int64[np.ndarray, " rows"], scores: Float32[np.ndarray, " rows"]) -> Found:
+        moved = self.found[user]
+        if moved is None:
+            return rows, scores
+        is_other = np.isin(rows, moved[0], invert=True)
+        return np.concatenate([moved[0], rows[is_other]]), np.concatenate([moved[1], scores[is_other]])
+
+
+def _falling(scores: Float32[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
+    """Return scores from the highest on, none like another: who was put before another is to stay there."""
+    falling = np.sort(scores)[::-1].copy()
+    for place in np.flatnonzero(falling[1:] == falling[:-1]) + 1:
+        falling[place] = min(falling[place], np.nextafter(falling[place - 1], np.float32(-np.inf)))
+    return falling
+
+
+def _shortlist(
+    asking: Asking,
+    user: int,
+    found: Found,
+    vectors: Float32[np.ndarray, "items width"] | Vectors,
+    known: Callable[[np.ndarray], np.ndarray],
+    now: int | None,
+) -> Shortlist:
+    had = asking.had.of(user)
+    mine = slice(asking.had.offsets[user], asking.had.offsets[user + 1])
+    return Shortlist(
+        user_vector=asking.vectors[user],
+        history_rows=known(had),
+        history_vectors=vectors[had],
+        history_times=None if asking.times is None else asking.times[mine],
+        now=now,
+        rows=known(found[0]),
+        vectors=vectors[found[0]],
+        scores=found[1],
+    )

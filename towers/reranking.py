@@ -1,0 +1,87 @@
+"""Re-ranking: a second, closer look at the few items that retrieval found.
+
+A retriever compares one vector with every item; a `Reranker` may look at what it likes, because it looks at a
+`Shortlist` of 50 to 200. It has a `Deadline`, and whoever asked keeps the retriever's order where that has passed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Someone who asks, and what the retriever found for them.
+
+    Attributes:
+        user_vector: Their unit vector, `[width]`.
+        history_rows: What they had, oldest first, as rows of the catalogue; -1 for an item that came after it was
+            read, `[events]`.
+        history_vectors: The unit vectors of those, `[events, width]`.
+        history_times: When, in Unix seconds, `[events]`; None where nobody knows.
+        now: When they ask, in Unix seconds; None where nobody knows.
+        rows: The candidates, best first, as rows of the catalogue or -1, `[candidates]`.
+        vectors: Their unit vectors, `[candidates, width]`.
+        scores: The retriever's, falling, `[candidates]`.
+    """
+
+    user_vector: Float32[np.ndarray, " width"]
+    history_rows: Int64[np.ndarray, " events"]
+    history_vectors: Float32[np.ndarray, "events width"]
+    history_times: Int64[np.ndarray, " events"] | None
+    now: int | None
+    rows: Int64[np.ndarray, " candidates"]
+    vectors: Float32[np.ndarray, "candidates width"]
+    scores: Float32[np.ndarray, " candidates"]
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.rows)
+
+
+class OutOfTimeError(Exception):
+    """The deadline passed before there was an order."""
+
+
+class Deadline:
+    """When an order must be there.
+
+    Args:
+        seconds: From now on. None: whenever it is.
+        clock: Seconds.
+    """
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._end = None if seconds is None else clock() + seconds
+
+    def check(self, needed: float = 0.0) -> None:
+        """Raise `OutOfTimeError` if fewer seconds are left than are needed."""
+        if self._end is not None and self._clock() + needed > self._end:
+            raise OutOfTimeError
+
+
+class Reranker(Protocol):
+    """Whatever can put a shortlist into a better order; safe to use from several threads."""
+
+    def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
+        """Return a score for each candidate, higher is better.
+
+        Args:
+            shortlist: Who asks, and the candidates.
+            deadline: It is checked between the steps that take time.
+
+        Raises:
+            OutOfTimeError: The deadline has passed.
+        """
+
+
+def order_of(scores: Float32[np.ndarray, " candidates"]) -> Int64[np.ndarray, " candidates"]:
+    """Return the places of the candidates, best first; equal ones stay in the retriever's order."""
+    return np.argsort(-scores, kind="stable")
