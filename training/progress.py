@@ -41,15 +41,17 @@ def start_tracking(
 
 
 def told_of_epochs(tracker: Tracker) -> OnEpoch:
-    """Return a listener that writes a line per epoch (the best one so far is marked) and records it."""
+    """Return a listener that writes a line per epoch (the best one so far is marked) and records it; 0 is the start."""
+    header = iter(["epoch    loss   validation N@10   events/s"])
 
     def tell(progress: Progress, measured: dict[str, float]) -> None:
-        if progress.epoch == 1:
-            tqdm.write("epoch    loss   validation N@10   events/s", file=sys.stderr)
+        for line in header:
+            tqdm.write(line, file=sys.stderr)
         quality = measured.get("validation_ndcg_at_10")
         shown = "" if quality is None else f"{quality:.4f}{' *' if progress.best_step == progress.step else '  '}"
-        line = f"{progress.epoch:5d} {measured['loss']:7.4f} {shown:>17} {measured['events_per_second']:10,.0f}"
-        tqdm.write(line, file=sys.stderr)
+        learned = f"{measured['loss']:7.4f}" if "loss" in measured else ""
+        speed = f"{measured['events_per_second']:10,.0f}" if "events_per_second" in measured else ""
+        tqdm.write(f"{progress.epoch:5d} {learned:>7} {shown:>17} {speed:>10}".rstrip(), file=sys.stderr)
         tracker.log_metrics({f"epoch/{name}": value for name, value in measured.items()}, step=progress.epoch)
 
     return tell

@@ -120,7 +120,8 @@ class Trainer:
         steps: Steps after which training ends in any case.
         cut_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
         on_step: Told the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
-        on_epoch: Told the progress and the validation N@10, after each epoch.
+        on_epoch: Told the progress and the validation N@10, after each epoch, and before the first where items do not
+            begin at random.
         quiet: No progress bar.
     """
 
@@ -212,7 +213,9 @@ class Trainer:
         begin(self.model, self.train, self.item_features, self.settings)
         self.average = WeightAverage(self.model)
         if self.validate is not None:
-            self._judge()
+            quality = self._judge()
+            if self.on_epoch is not None:
+                self.on_epoch(self.progress, {"validation_ndcg_at_10": quality})
         self.progress.finished = self._out_of_steps()
 
     def _epoch(self, stop: list[bool]) -> None:

@@ -116,8 +116,14 @@ def test_the_towers_begin_at_the_decomposition_whatever_else_is_known_of_an_item
 
 def test_training_goes_on_from_there_and_is_kept_where_it_is_better() -> None:
     qualities = iter([0.1, 0.5, 0.9])
-    trainer = trainer_of(WITH_COLOR, validate=lambda model: next(qualities))
+    told: list[tuple[int, float]] = []
+    trainer = trainer_of(
+        WITH_COLOR,
+        validate=lambda model: next(qualities),
+        on_epoch=lambda progress, measured: told.append((progress.epoch, measured["validation_ndcg_at_10"])),
+    )
     trainer.fit()
+    assert told == [(0, 0.1), (1, 0.5), (2, 0.9)]
     assert trainer.progress.best == 0.9
     assert trainer.progress.best_step == trainer.progress.step > 0
 
