@@ -1,6 +1,7 @@
 """From raw tables to batches: everything that is known about users, items and what they did.
 
 - `config`, `errors`: strict settings; `DataError`, what the user can mend.
+- `documents`: a folder of texts as a table of passages.
 - `table_files`, `tables`: CSV and Parquet to `Interactions`, `Catalog` and `Users`, checked at the edge.
 - `datasets`, `shop`: public sets and the generated shop, as such tables.
 - `sequences`: `Sequences`, what each user did, in order, and `Queries`, what is asked about it.

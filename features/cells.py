@@ -49,10 +49,15 @@ def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"
 
 def item_texts(catalog: Catalog, features: Mapping[str, FeatureSettings]) -> list[str] | None:
     """Return what is written of each item: its columns of text and categories, joined; None without such columns."""
+    return texts_written(catalog.frame, features)
+
+
+def texts_written(frame: pd.DataFrame, features: Mapping[str, FeatureSettings]) -> list[str] | None:
+    """Return what is written in each row: its columns of text and categories, joined; None without such columns."""
     columns = [name for name, settings in features.items() if settings.kind in TEXT_KINDS]
     if not columns:
         return None
-    cells = zip(*(catalog.frame[name].astype(object) for name in columns), strict=True)
+    cells = zip(*(frame[name].astype(object) for name in columns), strict=True)
     return ["\n".join(text for cell in row if (text := _written(cell))) for row in cells]
 
 

@@ -34,12 +34,17 @@ class FeatureSettings(StrictTable):
     encoder: str | None = None
     """For `text`: the pretrained model that reads it, a name below `[features.encoders]`. Without `fixed` a projection
     of its vectors is trained. None: its words and their parts are read, which needs no model."""
+    corrected: bool = False
+    """With `fixed`: whether vectors of words are trained beside. They begin at nothing, so that the place decides until
+    training knows better, as in a search with few pairs to learn from."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
         for name, value in (("fixed", self.fixed), ("encoder", self.encoder)):
             if value is not None and self.kind != "text":
                 raise ValueError(f'{name} is for kind = "text", found kind = {self.kind!r}; leave it out')
+        if self.corrected and self.fixed is None:
+            raise ValueError("corrected is about a text that is fixed; set fixed as well, or leave it out")
         return self
 
 
@@ -126,12 +131,15 @@ class ColumnSettings(StrictTable):
 class FeaturesConfig(StrictTable):
     """`[features]`: the tables, and what is read from them."""
 
-    interactions: str
-    """Path of the interactions, CSV or Parquet; relative to the folder of run.toml."""
+    interactions: str | None = None
+    """Path of the interactions, CSV or Parquet; relative to the folder of run.toml. Of a search: which document answers
+    which query. None: nobody had anything yet, so nothing is learned, and items are found by their texts as they
+    are."""
     items: str | None = None
-    """Path of the catalogue. None: the items are those of the interactions, known by id alone."""
+    """Path of the catalogue, or a folder of documents (`.md`, `.txt`). None: the items are those of the interactions,
+    known by id alone."""
     users: str | None = None
-    """Path of the users' attributes. None: users are known by what they did."""
+    """Path of the users' attributes; of a search the queries. None: users are known by what they did."""
     columns: ColumnSettings = ColumnSettings()
     """What the columns are called."""
     min_rating: float | None = None
@@ -163,6 +171,12 @@ class FeaturesConfig(StrictTable):
                     f"column {column!r} is to be read by encoder {settings.encoder!r}, and there is no "
                     f"[features.encoders.{settings.encoder}]; write it, with a model"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_table(self) -> FeaturesConfig:
+        if self.interactions is None and self.items is None:
+            raise ValueError("interactions: missing; name the table of interactions, or of items alone")
         return self
 
 

@@ -8,7 +8,7 @@ vector it would be part of: an empty bag, or zeros.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,10 +142,10 @@ class FixedTextEncoder:
     projected: ProjectedText
 
     @classmethod
-    def fit(cls, feature: Feature, column: pd.Series) -> FixedTextEncoder:
-        """Return the encoder whose word weights come from the texts of `column`."""
+    def fit(cls, feature: Feature, column: pd.Series, *, unseen_words: bool = False) -> FixedTextEncoder:
+        """Return the encoder whose word weights come from the texts of `column`, and perhaps those of other words."""
         assert feature.fixed is not None, "the schema says which texts are fixed"
-        return cls(ProjectedText.fit(texts_of(column), feature.fixed))
+        return cls(ProjectedText.fit(texts_of(column), feature.fixed, unseen_words=unseen_words))
 
     @property
     def width(self) -> int:
@@ -308,12 +308,16 @@ class FeatureSizes:
         dense: How many dense numbers there are to be projected.
         fixed: How many numbers each fixed text has; they come after the others.
         trained: The texts among all of these that are to be encoded first.
+        texts: Which of the tables are of texts.
+        corrections: Which of these begin at nothing, because the text has a place as well.
     """
 
     tables: dict[str, int]
     dense: int
     fixed: tuple[int, ...] = ()
     trained: tuple[TrainedText, ...] = ()
+    texts: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -326,10 +330,13 @@ class SideEncoders:
     @classmethod
     def fit(
         cls,
-        features: Iterable[Feature],
+        features: Sequence[Feature],
         frame: pd.DataFrame,
         pretrained: Mapping[str, PretrainedText] | None = None,
         role: Role = "document",
+        texts: pd.Series | None = None,
+        *,
+        unseen_words: bool = False,
     ) -> SideEncoders:
         """Return encoders fitted on the rows of `frame`.
 
@@ -338,62 +345,67 @@ class SideEncoders:
             frame: The rows.
             pretrained: The pretrained models that the features name.
             role: What the texts of this side are to these.
+            texts: What the encoders of texts are fitted on. None: on the texts of the rows.
+            unseen_words: Whether words that none of these has count in fixed texts.
 
         Raises:
             DataError: More numbers are wanted of a pretrained model than it has, or vectors differ in length.
         """
-        encoders = {
-            feature.name: _pretrained(feature, pretrained or {}, role)
-            if feature.encoder is not None
-            else _encoder(feature).fit(feature, frame[feature.name])
+        columns = {
+            feature.name: frame[feature.name] if texts is None or feature.kind != "text" else texts
             for feature in features
         }
-        return cls._sorted(features, encoders)
+        return cls(
+            {one.name: _SPARSE[one.kind].fit(one, columns[one.name]) for one in features if one.is_sparse},
+            _dense_encoders(
+                features,
+                pretrained,
+                role,
+                lambda one: (
+                    FixedTextEncoder.fit(one, columns[one.name], unseen_words=unseen_words)
+                    if one.fixed is not None
+                    else _dense(one).fit(one, columns[one.name])
+                ),
+            ),
+        )
 
     @classmethod
     def load(
         cls,
-        features: Iterable[Feature],
+        features: Sequence[Feature],
         folder: Path,
         side: str,
         pretrained: Mapping[str, PretrainedText] | None = None,
         role: Role = "document",
     ) -> SideEncoders:
         """Read what `save` wrote, beside the pretrained models that were saved elsewhere."""
-        encoders = {
-            feature.name: _pretrained(feature, pretrained or {}, role)
-            if feature.encoder is not None
-            else _encoder(feature).load(feature, _file(folder, side, place))
-            for place, feature in enumerate(features)
-        }
-        return cls._sorted(features, encoders)
-
-    @classmethod
-    def _sorted(cls, features: Iterable[Feature], encoders: dict[str, Any]) -> SideEncoders:
+        files = _files(features, folder, side)
         return cls(
-            sparse={feature.name: encoders[feature.name] for feature in features if feature.is_sparse},
-            dense={
-                feature.name: encoders[feature.name]
-                for feature in sorted(features, key=lambda feature: feature.fixed is not None)
-                if not feature.is_sparse
-            },
+            {one.name: _SPARSE[one.kind].load(one, files[one.name]) for one in features if one.is_sparse},
+            _dense_encoders(features, pretrained, role, lambda one: _dense(one).load(one, _of_place(one, files))),
         )
 
-    def save(self, features: Iterable[Feature], folder: Path, side: str) -> None:
-        """Write one Parquet file per feature into `folder`, but for those that pretrained models read."""
-        for place, feature in enumerate(features):
-            if feature.encoder is not None:
-                continue
-            encoder = self.sparse[feature.name] if feature.is_sparse else self.dense[feature.name]
-            encoder.save(_file(folder, side, place))
+    def save(self, features: Sequence[Feature], folder: Path, side: str) -> None:
+        """Write one Parquet file per feature into `folder`, two of a fixed text that is corrected.
+
+        What pretrained models read has none.
+        """
+        files = _files(features, folder, side)
+        for feature in features:
+            if feature.is_sparse:
+                self.sparse[feature.name].save(files[feature.name])
+            if feature.is_dense and feature.encoder is None:
+                self.dense[feature.name].save(_of_place(feature, files))
 
     @property
     def sizes(self) -> FeatureSizes:
         """What the tower of this side must be built for."""
         tables = {name: encoder.num_rows for name, encoder in self.sparse.items()}
         fixed = tuple(one.width for one in self.dense.values() if _is_fixed(one))
+        texts = tuple(name for name, encoder in self.sparse.items() if isinstance(encoder, TextEncoder))
+        corrections = tuple(name for name in texts if name in self.dense)
         dense = sum(encoder.width for encoder in self.dense.values()) - sum(fixed)
-        return FeatureSizes(tables, dense, fixed, tuple(self._trained_texts()))
+        return FeatureSizes(tables, dense, fixed, tuple(self._trained_texts()), texts, corrections)
 
     def _trained_texts(self) -> Iterator[TrainedText]:
         begin = 0
@@ -406,7 +418,7 @@ class SideEncoders:
     def encode(self, frame: pd.DataFrame) -> EntityFeatures:
         """Return the features of the rows of `frame`; a column it lacks is unknown everywhere."""
         absent = pd.Series([None] * len(frame), dtype="object")
-        columns = {name: frame.get(name, absent) for name in (*self.sparse, *self.dense)}
+        columns = {name: frame.get(name, absent) for name in {**self.sparse, **self.dense}}
         numbers = [encoder.numbers(columns[name]) for name, encoder in self.dense.items()]
         dense = np.hstack(numbers) if numbers else np.zeros((len(frame), 0), dtype=np.float32)
         bags = {name: encoder.bags(columns[name]) for name, encoder in self.sparse.items()}
@@ -434,22 +446,42 @@ class Featurizer:
         self.pretrained = dict(pretrained or {})
 
     @classmethod
-    def fit(cls, schema: Schema, catalog: Catalog, users: Users | None, train: Sequences) -> Featurizer:
+    def fit(
+        cls,
+        schema: Schema,
+        catalog: Catalog,
+        users: Users | None,
+        train: Sequences,
+        *,
+        whole_catalog: bool = False,
+        shared_texts: bool = False,
+    ) -> Featurizer:
         """Return the featurizer of the items and users that the training sequences hold; nothing else is looked at.
+
+        Args:
+            schema: The features.
+            catalog: Where the items are.
+            users: Where the users' attributes are; None: nowhere.
+            train: The training data.
+            whole_catalog: Whether the other items are looked at as well, as where documents are known before queries;
+                words that none of them has then count as rare ones.
+            shared_texts: Whether what is written of users is read as what is written of items.
 
         Raises:
             DataError: A declared column does not exist.
         """
         known_items = np.bincount(train.item_rows, minlength=len(catalog)) > 0
-        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items]
+        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
         active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
         people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
         people = people[people[USER_ID].isin(active[USER_ID].tolist())]
         pretrained = _fit_pretrained(schema, items, people)
+        written = [items[feature.name] for feature in schema.item if feature.kind == "text"] if shared_texts else []
+        texts = pd.concat(written, ignore_index=True) if written else None
         return cls(
             schema,
-            SideEncoders.fit(schema.item, items, pretrained),
-            SideEncoders.fit(schema.user, people, pretrained, "query"),
+            SideEncoders.fit(schema.item, items, pretrained, "document", texts, unseen_words=whole_catalog),
+            SideEncoders.fit(schema.user, people, pretrained, "query", texts, unseen_words=whole_catalog),
             pretrained,
         )
 
@@ -516,14 +548,11 @@ def request_features(times: Int[Tensor, requests]) -> Float[Tensor, "requests 6"
     return torch.cat([turns.sin(), turns.cos()], dim=-1).float()
 
 
-_ENCODERS: dict[str, Any] = {
+_SPARSE: dict[str, Any] = {
     "id": ValueEncoder,
     "category": ValueEncoder,
     "categories": ValueEncoder,
     "text": TextEncoder,
-    "number": NumberEncoder,
-    "time": NumberEncoder,
-    "vector": VectorEncoder,
 }
 
 
@@ -539,8 +568,10 @@ def _jagged(bags: Mapping[str, Bags]) -> KeyedJaggedTensor | None:
     )
 
 
-def _encoder(feature: Feature) -> Any:
-    return _ENCODERS[feature.kind] if feature.fixed is None else FixedTextEncoder
+def _dense(feature: Feature) -> Any:
+    if feature.fixed is not None:
+        return FixedTextEncoder
+    return VectorEncoder if feature.kind == "vector" else NumberEncoder
 
 
 def _pretrained(feature: Feature, pretrained: Mapping[str, PretrainedText], role: Role) -> PretrainedColumn:
@@ -570,8 +601,27 @@ def _is_fixed(encoder: DenseEncoder) -> bool:
     return isinstance(encoder, FixedTextEncoder)
 
 
-def _file(folder: Path, side: str, place: int) -> Path:
-    return folder / f"{side}-{place:02d}.parquet"
+def _dense_encoders(
+    features: Sequence[Feature],
+    pretrained: Mapping[str, PretrainedText] | None,
+    role: Role,
+    ordinary: Callable[[Feature], Any],
+) -> dict[str, Any]:
+    """Return the dense encoders, those of fixed texts after those whose numbers are projected."""
+    dense = sorted((one for one in features if one.is_dense), key=lambda feature: feature.fixed is not None)
+    return {
+        one.name: ordinary(one) if one.encoder is None else _pretrained(one, pretrained or {}, role) for one in dense
+    }
+
+
+def _files(features: Sequence[Feature], folder: Path, side: str) -> dict[str, Path]:
+    return {feature.name: folder / f"{side}-{place:02d}.parquet" for place, feature in enumerate(features)}
+
+
+def _of_place(feature: Feature, files: Mapping[str, Path]) -> Path:
+    """Return where the numbers of a feature are kept, beside its table if it has one."""
+    path = files[feature.name]
+    return path.with_stem(f"{path.stem}-fixed") if feature.is_sparse else path
 
 
 def _declared(features: Sequence[Feature], frame: pd.DataFrame, table: str, own_id: str) -> pd.DataFrame:

@@ -79,6 +79,11 @@ def _share(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal; of a folder that of the names and digests in it."""
+    if path.is_dir():
+        lines = (
+            f"{one.relative_to(path).as_posix()} {sha256(one)}\n" for one in sorted(path.rglob("*")) if one.is_file()
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

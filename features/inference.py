@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,12 +30,13 @@ def _listed(names: str) -> tuple[str, ...]:
 USER_NAMES = _listed(
     "userid user uid customerid customer custid clientid client memberid member accountid account buyerid buyer "
     "shopperid shopper subscriberid reviewerid reviewer viewerid readerid listenerid playerid profileid personid "
-    "person visitorid visitor username deviceid cookieid sessionid session who"
+    "person visitorid visitor username deviceid cookieid sessionid session queryid qid questionid query who"
 )
 ITEM_NAMES = _listed(
     "itemid item iid productid product parentasin asin sku articleid article movieid movie filmid bookid book isbn "
     "trackid track songid song albumid artistid videoid video showid gameid game appid newsid documentid docid "
-    "postid listingid listing offerid adid recipeid courseid jobid businessid contentid variantid what"
+    "passageid corpusid postid listingid listing offerid adid recipeid courseid jobid businessid contentid variantid "
+    "document what"
 )
 TIME_NAMES = _listed(
     "timestamp ts time datetime unixtime unixreviewtime unix eventtime date day when createdat created reviewtime "
@@ -44,6 +45,7 @@ TIME_NAMES = _listed(
 CLOCK_NAMES = _listed("timestamp ts unixtime")
 POSITION_NAMES = _listed("position pos sequence seq step eventorder itemorder idx index")
 RATING_NAMES = _listed("rating ratings stars star score grade overall userrating")
+TEXT_NAMES = _listed("text query question body content passage document abstract description title")
 TITLE_NAMES = _listed("title name producttitle productname itemname itemtitle movietitle booktitle headline label")
 
 # Columns about how people behaved towards an item (or how much a user did) tell a model what it is to foresee.
@@ -73,6 +75,8 @@ USER_ID_IS_ON = False
 """Whether `init` turns the embedding of user ids on."""
 TIME_IS_ON = False
 """Whether `init` turns the time of the request on, where interactions have times."""
+SEARCH_WIDTH = 1024
+"""Numbers that a text of a search becomes: the more, the truer is what its words say."""
 FEW = 10
 SAMPLE = 20_000
 
@@ -125,6 +129,7 @@ class Inference:
         num_unknown: Interactions whose item is not in the items' table.
         num_repeats: Interactions with an item that the user had before.
         ratings: The least, middle and greatest rating, if there are ratings.
+        is_search: Whether users are queries and items are documents, known by what is written of them.
     """
 
     roles: tuple[Role, ...]
@@ -138,6 +143,7 @@ class Inference:
     num_unknown: int
     num_repeats: int
     ratings: tuple[float, float, float] | None
+    is_search: bool = False
 
     def column(self, setting: str) -> str | None:
         """Return the column that has a role, None where no column has."""
@@ -154,7 +160,7 @@ class Inference:
         leaks = [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
         if self.num_unknown:
             leaks.append(f"{_many(self.num_unknown, 'interaction')} of items that are not in the items' table")
-        if not self.is_ordered:
+        if not self.is_ordered and not self.is_search:
             leaks.append("no time and no position: what came first is not known")
         return tuple(leaks)
 
@@ -164,12 +170,12 @@ class Files:
     """Where the tables of an `Inference` are.
 
     Attributes:
-        interactions: The file of the interactions.
+        interactions: The file of the interactions; None of a search without pairs.
         items: The catalogue's file, if any.
         users: The file of the users' attributes, if any.
     """
 
-    interactions: Path
+    interactions: Path | None
     items: Path | None = None
     users: Path | None = None
 
@@ -207,6 +213,69 @@ def infer_features(
         num_repeats=int(interactions.duplicated([user_id, item_id]).sum()),
         ratings=roles.ratings(),
     )
+
+
+def infer_search(
+    documents: pd.DataFrame, queries: pd.DataFrame | None = None, pairs: pd.DataFrame | None = None
+) -> Inference:
+    """Propose settings for a search: documents, and perhaps queries with the pairs of both that belong together.
+
+    Raises:
+        DataError: It cannot be told which column is which, or nothing is written in one of the tables.
+    """
+    if (queries is None) != (pairs is None):
+        raise DataError("pairs need the queries that they name, and queries the pairs; give both, or documents alone")
+    if queries is not None and pairs is not None:
+        found = infer_features(pairs, documents, queries)
+        text = FeatureSettings(kind="text", fixed=SEARCH_WIDTH, corrected=True)
+        item, user = _texts_read(found.item, documents, text), _texts_read(found.user, queries, text)
+        return replace(found, item=item, user=user, is_search=True)
+    key = _document_key(documents)
+    item = _choices(documents, key, np.zeros(len(documents)), "item")
+    return Inference(
+        roles=(Role("item_id", key, "the document"),),
+        unread=(),
+        item=_texts_read(item, documents, FeatureSettings(kind="text", fixed=SEARCH_WIDTH)),
+        user=(),
+        title=_title(documents, item),
+        num_events=0,
+        num_users=0,
+        num_items=len(documents),
+        num_unknown=0,
+        num_repeats=0,
+        ratings=None,
+        is_search=True,
+    )
+
+
+def _document_key(documents: pd.DataFrame) -> str:
+    """Return the column that says which document it is: by its name, else the first that is different in every row."""
+    unique = _unique(documents)
+    named = [name for wanted in (*ITEM_NAMES, "id") for name in unique if _bare(name) == wanted]
+    if not unique:
+        raise DataError(
+            f"the documents have no column that tells them apart among {', '.join(documents.columns)}; add document_id"
+        )
+    return (named + unique)[0]
+
+
+def _texts_read(choices: tuple[Choice, ...], frame: pd.DataFrame, text: FeatureSettings) -> tuple[Choice, ...]:
+    """Return the choices of a search: of what is written, all is read as text, and what is no text is left out."""
+    read = tuple(_as_text(choice, frame[choice.column], text) for choice in choices)
+    if not any(choice.settings for choice in read):
+        raise DataError(
+            f"a search needs texts of documents and of queries, found none in the columns {', '.join(frame.columns)}; "
+            "call the column of texts text"
+        )
+    return read
+
+
+def _as_text(choice: Choice, column: pd.Series, text: FeatureSettings) -> Choice:
+    is_text = choice.settings is not None and choice.settings.kind == "text"
+    if is_text or (_is_words(column) and _bare(choice.column) in TEXT_NAMES and column.notna().any()):
+        return Choice(choice.column, text, choice.reason if is_text else "what is written")
+    said = "a search reads texts; others can be filtered by" if choice.settings is not None else choice.reason
+    return replace(choice, settings=None, reason=said)
 
 
 def _num_unknown(ids: pd.Series, key: pd.Series) -> int:
@@ -515,8 +584,8 @@ def render_run_toml(inference: Inference, files: Files, folder: Path) -> str:
         "# Written by `towers init` after a look at the tables. Every line may be changed.\n",
         _section("features", _table_lines(inference, files, folder)),
         _section("features.columns", [_role_line(role) for role in inference.roles] + _unread_lines(inference)),
-        _section("features.item", [_ITEM_ID_LINE, *map(_choice_line, _sorted(inference.item))]),
-        _section("features.user", [_USER_ID_LINE, *map(_choice_line, _sorted(inference.user))]),
+        _section("features.item", [*_own(_ITEM_ID_LINE, inference), *map(_choice_line, _sorted(inference.item))]),
+        _section("features.user", [*_own(_USER_ID_LINE, inference), *map(_choice_line, _sorted(inference.user))]),
     ]
     if inference.column("timestamp") is not None:
         parts.append(_section("features.context", [_TIME_LINE]))
@@ -549,6 +618,11 @@ _USER_ID_LINE = _Line(
 _TIME_LINE = _Line('time = { kind = "time" }', "hour, weekday and season of the request", TIME_IS_ON)
 
 
+def _own(line: _Line, inference: Inference) -> list[_Line]:
+    """Return the line about ids, which a search does without."""
+    return [] if inference.is_search else [line]
+
+
 def _section(name: str, lines: list[_Line]) -> str:
     """Return a table of TOML, the comments in one column unless a line is very long."""
     width = max((line.width for line in lines if line.width <= 56), default=0)
@@ -556,8 +630,11 @@ def _section(name: str, lines: list[_Line]) -> str:
 
 
 def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line]:
+    if inference.is_search:
+        return _search_table_lines(inference, files, folder)
     users, items = _many(inference.num_users, "user"), _many(inference.num_items, "item")
     events = f"{_many(inference.num_events, 'interaction')} of {users} with {items}"
+    assert files.interactions is not None, "only a search does without"
     lines = [_path_line("interactions", files.interactions, folder, events)]
     if files.items is not None:
         lines.append(_path_line("items", files.items, folder, "what there is; its new items are recommended too"))
@@ -574,6 +651,27 @@ def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line
     lines.append(_Line("recommend_seen = false", f"true where people have the same again ({repeats})"))
     lines.append(_Line("history = 200", "how many of a user's newest interactions are read"))
     return lines
+
+
+def _search_table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line]:
+    lines = []
+    if files.interactions is not None:
+        queries, documents = _queries(inference.num_users), _many(inference.num_items, "document")
+        said = f"pairs: {inference.num_events:,}, of {queries} with {documents}"
+        lines.append(_path_line("interactions", files.interactions, folder, said))
+    if files.items is not None:
+        lines.append(_path_line("items", files.items, folder, "documents; those that are new are found as well"))
+    if files.users is not None:
+        lines.append(_unknown_items_line(inference))
+        lines.append(_path_line("users", files.users, folder, "queries"))
+    if inference.title is not None:
+        lines.append(_Line(f"title = {_quoted(inference.title)}", "what a document is called when shown to a person"))
+    lines.append(_Line("recommend_seen = true", "a query is answered with its documents, however often it is asked"))
+    return lines
+
+
+def _queries(count: int) -> str:
+    return f"{count:,} quer{'y' if count == 1 else 'ies'}"
 
 
 def _unknown_items_line(inference: Inference) -> _Line:
@@ -596,7 +694,7 @@ def _role_line(role: Role) -> _Line:
 
 def _unread_lines(inference: Inference) -> list[_Line]:
     lines = []
-    if not inference.is_ordered:
+    if not inference.is_ordered and not inference.is_search:
         lines.append(_Line('timestamp = "..."', "no time and no position found: the order is not known", is_on=False))
     if inference.unread:
         lines.append(_Line(f"not read: {', '.join(inference.unread)}", "", is_on=False))
@@ -607,6 +705,10 @@ def _choice_line(choice: Choice) -> _Line:
     if choice.settings is None:
         return _Line(f"{_key(choice.column)}", f"left out: {choice.reason}", is_on=False)
     settings = f"kind = {_quoted(choice.settings.kind)}"
+    if choice.settings.fixed is not None:
+        settings += f", fixed = {choice.settings.fixed}"
+    if choice.settings.corrected:
+        settings += ", corrected = true"
     if choice.settings.separator is not None:
         settings += f", separator = {_quoted(choice.settings.separator)}"
     return _Line(f"{_key(choice.column)} = {{ {settings} }}", choice.reason)

@@ -27,6 +27,7 @@ class Feature:
         separator: For `categories` in text cells: what stands between the values. None: the cells are lists.
         fixed: Of a text: how many numbers it becomes, of which none is trained. None: a table.
         encoder: Of a text: the name of the pretrained model that reads it. None: its words are read.
+        corrected: Of a fixed text: whether it has a table as well.
     """
 
     name: str
@@ -34,11 +35,17 @@ class Feature:
     separator: str | None = None
     fixed: int | None = None
     encoder: str | None = None
+    corrected: bool = False
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the feature is looked up in an embedding table (as against projected from numbers)."""
-        return self.kind in SPARSE_KINDS and self.fixed is None and self.encoder is None
+        """Whether the feature is looked up in an embedding table."""
+        return self.kind in SPARSE_KINDS and (self.corrected or (self.fixed is None and self.encoder is None))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the feature is numbers: to be projected, or a place."""
+        return self.kind in DENSE_KINDS or self.fixed is not None or self.encoder is not None
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,6 @@ class Schema:
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
     return tuple(
-        Feature(name, setting.kind, setting.separator, setting.fixed, setting.encoder)
+        Feature(name, setting.kind, setting.separator, setting.fixed, setting.encoder, setting.corrected)
         for name, setting in settings.items()
     )

@@ -1,8 +1,8 @@
-"""The four ways of asking whether a recommender is any good: what it may learn from, and what it must then find.
+"""The ways of asking whether a recommender is any good: what it may learn from, and what it must then find.
 
-`leave_one_out` (a user's next item), `time_split` (one cut in time for everybody), `held_out_users` (people never seen)
-and `cold_items` (products never seen) each turn `Sequences` into a `Split`. Selection is done on `validation`;
-`test` is looked at once. What is true of all four:
+`leave_one_out` (a user's next item), `time_split` (one cut in time for everybody), `held_out_users` (people never
+seen), `held_out_queries` (the same, of whom nothing is shown) and `cold_items` (products never seen) each turn
+`Sequences` into a `Split`. Selection is done on `validation`; `test` is looked at once. What is true of all:
 
 - Nothing of a question, its answer or anything the same user did later, is in `train`.
 - An item that the user already had cannot be an answer unless items may be recommended again (`recommend_seen`),
@@ -157,6 +157,7 @@ def held_out_users(
     seed: int = 0,
     share: float = 0.1,
     history_share: float = 0.8,
+    least: int = MIN_ITEMS_TO_HOLD_OUT,
 ) -> Split:
     """Hold out whole people, show most of what each had, and ask for the rest (protocol S).
 
@@ -174,17 +175,18 @@ def held_out_users(
         seed: Chooses the users and their hidden items.
         share: Share of the users for each of test and validation.
         history_share: Share of a held-out user's items that is shown.
+        least: Different items of whoever may be held out.
 
     Raises:
-        DataError: Fewer than three users have five different items.
+        DataError: Fewer than three users have so many different items.
     """
     rng = np.random.default_rng(seed)
     first = sequences.first_visits()
-    able = np.flatnonzero(np.bincount(sequences.event_users[first], minlength=len(sequences)) >= MIN_ITEMS_TO_HOLD_OUT)
+    able = np.flatnonzero(np.bincount(sequences.event_users[first], minlength=len(sequences)) >= least)
     if len(able) < 3:
         raise DataError(
-            f"the users protocol needs at least 3 users with {MIN_ITEMS_TO_HOLD_OUT} different items, found "
-            f"{len(able)}; give more interactions or use another protocol"
+            f"this protocol needs at least 3 users with {least} different items, found {len(able)}; give more "
+            "interactions or use another protocol"
         )
     size = max(1, round(share * len(able)))
     chosen = rng.permutation(able)
@@ -198,6 +200,25 @@ def held_out_users(
         candidates=np.ones(num_items, dtype=bool),
         name="users",
     )
+
+
+def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True, seed: int = 0) -> Split:
+    """Hold out whole queries and ask for all their documents, by what is written in them alone (protocol Q).
+
+    A tenth of the queries is held out for the test and a tenth for validation. The whole catalogue is ranked, and what
+    answers one query may answer another.
+
+    Args:
+        sequences: Which documents answer which query.
+        num_items: How many documents there are.
+        test: Whether to hold out test queries at all.
+        seed: Chooses the queries.
+
+    Raises:
+        DataError: There are fewer than three queries.
+    """
+    split = held_out_users(sequences, num_items, test=test, seed=seed, history_share=0.0, least=1)
+    return replace(split, name="queries")
 
 
 def cold_items(

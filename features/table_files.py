@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from features.documents import read_documents
 from features.errors import DataError
 
 PARQUET_ENDINGS = (".parquet", ".pq")
@@ -32,17 +33,19 @@ _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """Return the rows of a CSV or Parquet file, its columns in pyarrow types.
+    """Return the rows of a CSV or Parquet file, or the passages of a folder's documents, in pyarrow types.
 
     Text is `large_string`, whole numbers keep their width (int64 from CSV), ISO dates become timestamps. Empty cells
     and `NA`, `NaN`, `null`, `None` are missing values. The separator of a CSV file is found in its first line.
 
     Args:
-        path: The file; its ending says what it is (.parquet, .pq; .csv, .tsv, .txt, also with .gz).
+        path: The file; its ending says what it is (.parquet, .pq; .csv, .tsv, .txt, also with .gz). Or the folder.
 
     Raises:
-        DataError: The file is missing, a folder, empty, of an unknown kind, not UTF-8, cut off or ragged.
+        DataError: The file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged; the folder has none.
     """
+    if path.is_dir():
+        return read_documents(path)
     table = _read_parquet(path) if is_parquet(path) else _read_csv(path)
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the column names; expected at least one")
@@ -57,8 +60,7 @@ def is_parquet(path: Path) -> bool:
         DataError: The file is missing, a folder, empty or of an unknown kind.
     """
     if path.is_dir():
-        inside = ", ".join(sorted(child.name for child in path.iterdir())[:3]) or "nothing"
-        raise DataError(f"{path}: a folder, expected a CSV or Parquet file; name a file in it (it holds {inside})")
+        raise DataError(f"{path}: a folder, expected a CSV or Parquet file; name a file in it")
     if not path.exists():
         raise DataError(f"{path}: no such file; check the path, which is relative to the folder of run.toml")
     name = path.name.lower()
@@ -71,6 +73,8 @@ def is_parquet(path: Path) -> bool:
 
 def place(path: Path, row: int) -> str:
     """Return where a person finds the row at 0-based position `row`: `line 7` of a CSV file, `row 6` of Parquet."""
+    if path.is_dir():
+        return f"passage {row + 1:,}"
     if path.name.lower().endswith(PARQUET_ENDINGS):
         return f"row {row + 1:,}"
     for index, (line, _) in enumerate(_records(_content(path))):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from features.config import FeaturesConfig
+from features.config import ColumnSettings, FeaturesConfig
 from features.errors import DataError
 from features.files import sha256
 from features.sequences import Sequences, offsets_of
@@ -172,7 +172,7 @@ def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
     """
     notes: list[str] = []
     names = config.columns
-    events = _Sheet.read(folder, config.interactions, notes)
+    events = _Sheet.read(folder, config.interactions, notes) if config.interactions else _Sheet.without_rows(names)
     items = _Sheet.read(folder, config.items, notes) if config.items else None
     users = _Sheet.read(folder, config.users, notes) if config.users else None
     user_ids = events.ids(names.user_id, "user_id")
@@ -208,6 +208,12 @@ class _Sheet:
     @classmethod
     def read(cls, folder: Path, name: str, notes: list[str]) -> _Sheet:
         return cls(folder / name, read_frame(folder / name), notes)
+
+    @classmethod
+    def without_rows(cls, names: ColumnSettings) -> _Sheet:
+        """Return interactions of which there are none."""
+        nothing = pd.Series([], dtype=pd.ArrowDtype(pa.large_string()))
+        return cls(Path(), pd.DataFrame({names.user_id: nothing, names.item_id: nothing}), [])
 
     def error(self, column: str, found: str, remedy: str, row: int | None = None) -> DataError:
         where = f", {place(self.path, row)}" if row is not None else ""
@@ -475,7 +481,7 @@ def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, 
 def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) -> None:
     """Refuse a users' table in which nobody of the interactions is found: most likely it is about another id."""
     seen = interactions.frame["user_id"].drop_duplicates()
-    if (people.rows_of(seen) < 0).all():
+    if len(seen) and (people.rows_of(seen) < 0).all():
         raise DataError(
             f"{users.path}: none of the users of the interactions is in it (expected ids such as {seen.iloc[0]!r}, "
             f"found {people.user_ids[0]!r}); set `users_user_id` under [features.columns], or leave out `users`"

@@ -85,7 +85,7 @@ class ProjectedText:
 
     The TF-IDF of a text's words and pairs of words, at unit length, times a fixed random matrix with few entries other
     than zero (Li et al. 2006, "Very sparse random projections"): inner products stay as they were but for noise of
-    about 1 / sqrt(width). Words that were not there in `fit` say nothing.
+    about 1 / sqrt(width). Words that were not there in `fit` say nothing, unless that was asked for.
 
     Args:
         inverse_document_frequency: The weight of each bucket, `[buckets]`, from `fit`.
@@ -98,10 +98,20 @@ class ProjectedText:
         self._directions = _directions(len(inverse_document_frequency), width)
 
     @classmethod
-    def fit(cls, texts: Sequence[str], width: int, num_buckets: int = 131_072) -> ProjectedText:
-        """Return an encoder whose weights come from `texts`, as those of `HashedText`, but 0 where no text had it."""
+    def fit(
+        cls, texts: Sequence[str], width: int, num_buckets: int = 131_072, *, unseen_words: bool = False
+    ) -> ProjectedText:
+        """Return an encoder whose weights come from `texts`, as those of `HashedText`.
+
+        Args:
+            texts: Those that are known.
+            width: How many numbers a text becomes.
+            num_buckets: Into how many words and pairs are hashed.
+            unseen_words: Whether words that none of the texts has weigh as the rarest do, so that texts that come later
+                are found by them; else they weigh nothing.
+        """
         weights, documents = _rarity(_counts(texts, num_buckets, words_and_pairs))
-        return cls(weights * (documents > 0), width)
+        return cls(weights if unseen_words else weights * (documents > 0), width)
 
     def numbers(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         """Return the place of each text, about of length 1; zeros where none of its words is known."""

@@ -13,6 +13,7 @@
 - `rules`: `Rules`, how an answer is arranged: variety, pins, boosts, limits; `reasons`: what spoke for an item.
 - `reranking`: `Reranking`, the first of what was found in a better order, while there is time.
 - `known`: `KnownUsers`, histories and vectors; `popularity`: `Popularity`, what those get of whom nothing is known.
+- `queries`: words to a vector among those of the items.
 - `retriever`: `Retriever`, who asks to `Answer` with its `Recommendation`s.
 - `duplicates`: `find_duplicates`, what is nearly the same; `clusters`: `Clusters`, the catalogue in named groups.
 - `store`: `Store`, the log of live writes; `postgres`: one for several machines.
@@ -28,5 +29,5 @@
   `probes`: alive, ready, and what was counted.
 - `batching`: `Batcher`, the work of several threads done together; `remembered`: users' vectors, for a while.
 - `launch`, `server`: what starts, and the production server; `errors`: `NotReady`.
-- `commands`: `towers index`, `recommend`, `serve`, `duplicates`, `clusters`; `operation`, `likeness`: what they do.
+- `commands`: `towers index`, `recommend`, `search`, `serve`, ...; `operation`, `likeness`: what they do.
 """

@@ -7,7 +7,7 @@ cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -21,6 +21,7 @@ from serving.contract import (
     Recommended,
     RecommendedMany,
     RecommendedOne,
+    Searched,
     Similar,
     parameters,
     wrong,
@@ -31,6 +32,7 @@ from serving.retriever import Answer, Reason, Recommendation, Retriever
 from serving.wanted import Person, Wanted
 
 _Given = Mapping[str, Sequence[str]]
+_Kind = TypeVar("_Kind", bound=Asked)
 
 
 class Answers:
@@ -83,8 +85,21 @@ class Answers:
         answer = retriever.similar(item_id, wanted)
         if answer is None:
             raise Problem(404, f"no item {item_id!r} in the catalogue")
-        items = [_item(item) for item in answer.items]
-        return Similar(item_id=retriever.items.parse(item_id), items=items, fallback=None, model=retriever.model)
+        item = retriever.items.parse(item_id)
+        return Similar(item_id=item, items=self._items(answer), fallback=None, model=retriever.model)
+
+    def about_words(self, retriever: Retriever, given: _Given) -> Searched:
+        """Return which items are nearest to what is written, as the parameters of a query say it.
+
+        Raises:
+            Problem: They ask for what cannot be, or the model reads no texts.
+        """
+        asked, wanted = self._asked(self.contract.query_in_words, retriever, given)
+        try:
+            answer = retriever.search(asked.q, wanted)
+        except DataError as error:
+            raise wrong(error) from None
+        return Searched(q=asked.q, items=self._items(answer), fallback=answer.fallback, model=retriever.model)
 
     def wanted(self, kind: type[Asked], retriever: Retriever, given: _Given) -> Wanted:
         """Return what the parameters of a query want of the answer.
@@ -97,6 +112,10 @@ class Answers:
         Raises:
             Problem: They ask for what cannot be; says what and where.
         """
+        return self._asked(kind, retriever, given)[1]
+
+    def _asked(self, kind: type[_Kind], retriever: Retriever, given: _Given) -> tuple[_Kind, Wanted]:
+        """Return what the parameters of a query ask, and what they want of the answer."""
         asked = parameters(kind, {name: texts for name, texts in given.items() if name in kind.model_fields})
         try:
             conditions = retriever.filters.from_query(
@@ -104,7 +123,7 @@ class Answers:
             )
         except DataError as error:
             raise wrong(error) from None
-        return self.contract.wanted(asked, retriever.filters, conditions)
+        return asked, self.contract.wanted(asked, retriever.filters, conditions)
 
     def _about(self, retriever: Retriever, who: ExternalId | Person, answer: Answer) -> Recommended:
         if not isinstance(who, Person):
@@ -112,12 +131,16 @@ class Answers:
         return {**self._recommended(None, answer), "unknown_items": list(answer.unknown_items)}
 
     def _recommended(self, user_id: ExternalId | None, answer: Answer) -> Recommended:
-        if answer.fallback is not None:
-            self._on_fallback(answer.fallback)
-        content = Recommended(user_id=user_id, items=[_item(item) for item in answer.items], fallback=answer.fallback)
+        content = Recommended(user_id=user_id, items=self._items(answer), fallback=answer.fallback)
         if answer.reranked is not None:
             content["reranked"] = answer.reranked
         return content
+
+    def _items(self, answer: Answer) -> list[Item]:
+        """Return the items of an answer; whatever answered in the model's place is told."""
+        if answer.fallback is not None:
+            self._on_fallback(answer.fallback)
+        return [_item(item) for item in answer.items]
 
 
 def parsed_json(body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""The JSON API: recommendations for someone known, for someone described, and items like another.
+"""The JSON API: recommendations for someone known or described, items like another, and items by words.
 
 Malformed JSON is 400; a well-formed request with a value that is not allowed is 422 and names each mistake.
 """
@@ -47,6 +47,12 @@ def similar(item_id: str) -> Response:
     """Answer which items are most like one."""
     retriever, answers = current_retriever(), _answers()
     return json_response(answers.about_item(retriever, item_id, _wanted(answers.contract.query)))
+
+
+@api.get("/search")
+def search() -> Response:
+    """Answer which items are nearest to what is written."""
+    return json_response(_answers().about_words(current_retriever(), dict(request.args.lists())))
 
 
 @api.get("/openapi.json")

@@ -81,6 +81,21 @@ def recommend(
 
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
+@click.argument("words")
+@click.option("--k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
+@click.option("--where", "conditions", metavar="NAME=VALUE", multiple=True, help="As of `towers recommend`.")
+def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...]) -> None:
+    """Show the items nearest to some words, as the service finds them: rank, score, id and title.
+
+    DIR is a bundle, such as runs/latest. Its index is made if there is none.
+    """
+    from serving.operation import show_search
+
+    show_search(bundle, words, k, conditions)
+
+
+@click.command()
+@click.argument("bundle", metavar="DIR", type=_file)
 @click.option("--host", metavar="HOST", help="The address to listen at. [default: 127.0.0.1]")
 @click.option("--port", metavar="PORT", type=int, help="The port; 0 for any that is free. [default: 8000]")
 @click.option("--workers", metavar="N", type=int, help="Processes that answer. [default: 1]")

@@ -33,6 +33,8 @@ from serving.wanted import Person, Wanted
 
 MOST_LIMITS = 4
 """How many columns a request may limit by `at_most`."""
+MOST_LETTERS = 10_000
+"""The longest text to search for."""
 MOST_OF_A_VALUE = 2**31 - 1
 """The highest such limit."""
 NAMED = "x-named"
@@ -78,6 +80,8 @@ class Asked(_Message):
     """Items that must not be among them."""
     diversity: float = Field(default=0.0, ge=0, le=1)
     """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
+    distinct: float | None = Field(default=None, gt=0, le=1)
+    """Of items with a cosine of at least so much only the first is given. Null: however alike they are."""
     pin: list[Id] = Field(default_factory=list, max_length=100)
     """Items that come first, in this order, as far as they may be recommended at all."""
     boost: list[AskedBoost] = Field(default_factory=list, max_length=8)
@@ -86,6 +90,13 @@ class Asked(_Message):
     """Items that fit any of these come after all others."""
     at_most: AtMost = Field(default_factory=dict, max_length=MOST_LIMITS)
     """How many items of each value of a column there may be, by column."""
+
+
+class AskedInWords(Asked):
+    """What a search may ask beside that."""
+
+    q: str = Field(min_length=1, max_length=MOST_LETTERS)
+    """The words to search for."""
 
 
 class Described(_Message):
@@ -202,6 +213,20 @@ class Similar(TypedDict):
 
 
 @_described
+class Searched(TypedDict):
+    """The items nearest to what is written."""
+
+    q: str
+    """What was searched for."""
+    items: list[Item]
+    """Best first."""
+    fallback: Literal["popular"] | None
+    """What answered in the model's place, because it knows none of the words; null where the model did."""
+    model: str
+    """The version of the model."""
+
+
+@_described
 class Alive(TypedDict):
     """The process is alive."""
 
@@ -250,6 +275,7 @@ class Contract:
     Attributes:
         query: Behind the `?` of any request, beside conditions on columns.
         query_for_user: The same about a user.
+        query_in_words: The same of a search.
         one: The body about one user.
         many: The body about several.
         settings: What the operator decided.
@@ -257,6 +283,7 @@ class Contract:
 
     query: type[Asked]
     query_for_user: type[AskedForUser]
+    query_in_words: type[AskedInWords]
     one: type[AskedForOne]
     many: type[AskedForMany]
     settings: ServingConfig
@@ -275,6 +302,7 @@ class Contract:
         return cls(
             query=_limited(Asked, **common),
             query_for_user=_limited(AskedForUser, **common),
+            query_in_words=_limited(AskedInWords, **common),
             one=_limited(AskedForOne, **common, history=history),
             many=_limited(AskedForMany, **common, users=users),
             settings=settings,
@@ -334,6 +362,8 @@ def _parameter(name: str, texts: Sequence[str]) -> Any:
         return texts
     if len(texts) > 1:
         raise Problem.invalid(Mistake(field=name, detail=f"expected once, found {len(texts)} times"))
+    if name in AS_WRITTEN:
+        return texts[0]
     try:
         return orjson.loads(texts[0])
     except orjson.JSONDecodeError:
@@ -342,15 +372,18 @@ def _parameter(name: str, texts: Sequence[str]) -> Any:
 
 REPEATED = frozenset(("exclude", "pin"))
 """Parameters of a query that may stand there several times."""
+AS_WRITTEN = frozenset(("q",))
+"""Those that are text, whatever it looks like."""
 
 
 def _rules(asked: Asked, filters: Filters | LiveFilters) -> Rules | None:
-    if not (asked.diversity or asked.pin or asked.boost or asked.bury or asked.at_most):
+    if not (asked.diversity or asked.distinct or asked.pin or asked.boost or asked.bury or asked.at_most):
         return None
     for column in asked.at_most:
         filters.groups(column, f"at_most.{column}")
     return Rules(
         diversity=asked.diversity,
+        distinct=asked.distinct,
         pin=asked.pin,
         boosts=[
             Boost(filters.of(boost.filter, f"boost.{place}.filter"), boost.by)

@@ -115,36 +115,6 @@ def find_duplicates(
     )
 
 
-def without_near_duplicates(
-    vectors: Float32[np.ndarray, "items width"],
-    rows: Int64[np.ndarray, " found"],
-    threshold: float,
-    k: int | None = None,
-) -> Int64[np.ndarray, " kept"]:
-    """Return which places of an answer stay when whatever is alike something better in it is left out.
-
-    Args:
-        vectors: Unit vectors by catalogue row.
-        rows: What was found, best first.
-        threshold: The cosine from which on two items are alike.
-        k: How many places are wanted, the first so many that stay. None: all of them.
-
-    Example:
-        >>> vectors = np.array([[1, 0], [0.98, 0.199], [0, 1]], np.float32)
-        >>> without_near_duplicates(vectors, np.array([1, 0, 2]), threshold=0.95).tolist()
-        [0, 2]
-    """
-    found = vectors[rows]
-    alike = found @ found.T >= threshold
-    kept: list[int] = []
-    for place in range(len(rows)):
-        if len(kept) == k:
-            break
-        if not alike[place, kept].any():
-            kept.append(place)
-    return np.array(kept, dtype=np.int64)
-
-
 class _Search:
     """Unit vectors in regions, and into how many of these each item looks for what is alike."""
 

@@ -97,11 +97,12 @@ class ItemIndex:
             regions: Of the same vectors, in as many parts as the plan says. None: they are made where they are needed.
 
         Raises:
-            ValueError: A vector is not of length 1, and the inner product would rank by length.
+            ValueError: A vector is not of length 1, and the inner product would rank by length. (Zeros, of items of
+                which the model knows nothing, are near to nothing.)
             DataError: The kind needs more items.
         """
         vectors = np.require(vectors, np.float32, ["C", "W"])
-        check_unit_length(vectors)
+        check_unit_length(vectors, or_zero=True)
         plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
         if regions is None and not plan.is_exact:
             regions = divide(vectors, plan.regions or num_regions(len(vectors)))
@@ -416,14 +417,14 @@ class _Asked:
         return barred
 
 
-def check_unit_length(vectors: Float32[np.ndarray, "rows width"]) -> None:
-    """Make sure that every vector has length 1.
+def check_unit_length(vectors: Float32[np.ndarray, "rows width"], *, or_zero: bool = False) -> None:
+    """Make sure that every vector has length 1, or perhaps is nothing but zeros.
 
     Raises:
         ValueError: Says which vector has not.
     """
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))
+    wrong = np.flatnonzero(~((np.abs(lengths - 1) <= _UNIT_TOLERANCE) | (or_zero & (lengths == 0))))
     if len(wrong):
         raise ValueError(f"expected vectors of length 1, found length {lengths[wrong[0]]:.4g} at row {wrong[0]}")
 

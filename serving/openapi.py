@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from serving.contract import (
+    AS_WRITTEN,
     MOST_LIMITS,
     MOST_OF_A_VALUE,
     NAMED,
@@ -23,6 +24,7 @@ from serving.contract import (
     Ready,
     RecommendedMany,
     RecommendedOne,
+    Searched,
     Similar,
 )
 from serving.filters import ColumnSchema
@@ -36,7 +38,7 @@ ANYWHERE = (401, 403, 429, 500, 503)
 """Problems that any request may have: no key or one that is not good for it, too many requests, a mistake of ours."""
 
 _REF = "#/components/schemas/{model}"
-_ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, ProblemContent)
+_ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, Searched, ProblemContent)
 
 
 class _Untitled(GenerateJsonSchema):
@@ -76,6 +78,12 @@ def document(contract: Contract, retriever: Retriever) -> Schema:
                 "parameters": for_item,
             }
         },
+        "/search": {
+            "get": {
+                **_operation("search", "The items nearest to what is written", [Searched], 422),
+                "parameters": _parameters(contract.query_in_words, columns),
+            }
+        },
         "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive])},
         "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Ready])},
     }
@@ -110,8 +118,9 @@ def _in_path(name: str, description: str) -> Schema:
 
 def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> list[Schema]:
     """Return what may stand behind the `?`: the fields of a query, and conditions on columns."""
-    fields = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))["properties"]
-    found = [_parameter(name, schema) for name, schema in fields.items()]
+    asked = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))
+    fields, needed = asked["properties"], asked.get("required", [])
+    found = [{**_parameter(name, schema), "required": name in needed} for name, schema in fields.items()]
     for name, column in columns.items():
         for test in column.tests:
             parameter = name if test == "any" else f"{name}_{test}"
@@ -123,7 +132,7 @@ def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> 
 
 def _parameter(name: str, schema: Schema) -> Schema:
     described = {"name": name, "in": "query", "description": schema.pop("description")}
-    if name in REPEATED or schema.get("type") in ("integer", "number"):
+    if name in REPEATED or name in AS_WRITTEN or schema.get("type") in ("integer", "number"):
         return {**described, "schema": schema}
     return {**described, "content": {"application/json": {"schema": schema}}}
 

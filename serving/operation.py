@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from serving.snapshot import FOLDER, Snapshot
 from serving.source import warm
 from serving.store import open_store
 from serving.tuning import Tuning, choose
+from serving.wanted import Wanted
 from towers.bundle import ModelBundle
 
 RERANKED: int = ServingConfig.model_fields["rerank_candidates"].default
@@ -69,6 +71,22 @@ def recommend_everyone(
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
     if audience.num_unknown:
         click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")
+
+
+def show_search(bundle: Path, words: str, k: int, conditions: Sequence[str] = ()) -> None:
+    """Show the k items nearest to some words.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: The model reads no texts, or a condition cannot hold.
+    """
+    retriever = open_retriever(bundle)
+    answer = retriever.search(words, Wanted(k, where=_filter(conditions, retriever)))
+    if answer.fallback is not None:
+        click.echo(f"none of the words is known; {answer.fallback} items in their place", err=True)
+    for item in answer.items:
+        title = "" if item.title is None else f"  {textwrap.shorten(item.title, 80, placeholder='...')}"
+        click.echo(f"{item.rank:4}  {item.score:.3f}  {item.item_id}{title}")
 
 
 def open_retriever(path: Path) -> Retriever:
@@ -198,11 +216,12 @@ def _say_what_was_tried(tuning: Tuning) -> None:
 def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesConfig:
     given = {key: str(path.absolute()) for key, path in tables.items() if path is not None}
     features = bundle.config.features.model_copy(update=given)
-    path = bundle.tables_folder / features.interactions
-    if not path.exists() and "interactions" not in given:
+    table = "items" if features.interactions is None else "interactions"
+    path = bundle.tables_folder / getattr(features, table)
+    if not path.exists() and table not in given:
         raise DataError(
             f"{path}: no such file, though the model was trained on it; say where today's tables are: "
-            f"towers index {bundle.path} --interactions FILE"
+            f"towers index {bundle.path} --{table} FILE"
         )
     return features
 

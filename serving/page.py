@@ -1,10 +1,12 @@
-"""A page for people: type a user's id, see what they had, what they would be recommended and why."""
+"""A page for people: a user's id shows what they had, what they would be recommended and why; words find items."""
 
 from __future__ import annotations
 
 from flask import Blueprint, render_template, request
 
 from serving.api import current_retriever
+from serving.contract import MOST_LETTERS
+from serving.queries import reads_texts
 from serving.wanted import Wanted
 
 page = Blueprint("page", __name__)
@@ -14,13 +16,18 @@ NUM_SHOWN = 12
 
 @page.get("/")
 def home() -> str:
-    """Answer the page, with the user of `?user=` if one was asked for."""
+    """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
     retriever = current_retriever()
     ids = retriever.users.ids
     user_id = request.args.get("user", "").strip()
+    q = request.args.get("q", "").strip()[:MOST_LETTERS]
+    searches = reads_texts(retriever.bundle)
     return render_template(
         "home.html",
         user_id=user_id,
+        q=q,
+        searches=searches,
+        found=retriever.search(q, NUM_SHOWN) if q and searches else None,
         answer=retriever.recommend(user_id, Wanted(NUM_SHOWN, reasons=1)) if user_id else None,
         history=retriever.history(user_id, NUM_SHOWN) if user_id else None,
         examples=ids[:: max(1, len(ids) // 5)][:5],

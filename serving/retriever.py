@@ -30,6 +30,7 @@ from serving.live_index import LiveIndex
 from serving.overlay import LiveFilters, LivePopularity, LiveUsers, Overlay
 from serving.people import Asking, Barred, Described
 from serving.popularity import Popularity
+from serving.queries import query_vector
 from serving.reasons import contributions, most
 from serving.remembered import RememberedVectors
 from serving.reranking import Moved, Reranking
@@ -260,6 +261,24 @@ class Retriever:
         hits, _ = self._found(asking, itself, wanted)
         return Answer(self._recommendations(*hits.of(0), wanted.offset + 1))
 
+    def search(self, text: str, wanted: Wanted | int) -> Answer:
+        """Return the items nearest to what is written; what is popular where the model knows none of the words.
+
+        Args:
+            text: Any words, whether an item has them or not.
+            wanted: What the answer must be, or just how many items.
+
+        Raises:
+            DataError: The model reads no texts.
+        """
+        wanted = Wanted.of(wanted)
+        with timed("encode"):
+            vector = query_vector(self.bundle, text)
+        asking = Asking(vector, Barred.nothing(1), np.array([vector.any()]))
+        hits, _ = self._found(asking, asking.had, wanted)
+        items = self._recommendations(*hits.of(0), wanted.offset + 1)
+        return Answer(items, None if asking.is_known[0] else "popular")
+
     def popular(self, wanted: Wanted | int) -> Hits:
         """Return the items that were had most often, as the answer to someone unknown."""
         asking = Asking.nobody(1, self.index.width)
@@ -303,7 +322,8 @@ class Retriever:
         histories = self.known.histories(user_rows)
         vectors = self._vectors_of(user_rows, histories)
         had = Barred(histories.item_rows, histories.offsets)
-        return Asking(vectors, had, self.known.is_known(user_rows, histories), histories.times)
+        is_known = self._is_known(self.known.is_known(user_rows, histories), vectors)
+        return Asking(vectors, had, is_known, histories.times)
 
     def _described(self, described: Described) -> Asking:
         """Return described people as the search takes them."""
@@ -312,7 +332,14 @@ class Retriever:
             vectors = self._encoded(histories, described.attributes)
         else:
             vectors = np.zeros((len(histories), self.index.width), dtype=np.float32)
-        return Asking(vectors, Barred(histories.item_rows, histories.offsets), described.is_known, histories.times)
+        had = Barred(histories.item_rows, histories.offsets)
+        return Asking(vectors, had, self._is_known(described.is_known, vectors), histories.times)
+
+    def _is_known(
+        self, is_known: Bool[np.ndarray, " users"], vectors: Float32[np.ndarray, "users width"]
+    ) -> Bool[np.ndarray, " users"]:
+        """Return of whom the model knows anything; one that reads no history may know nothing of somebody with one."""
+        return is_known if self.bundle.config.towers.reads_history else is_known & vectors.any(axis=1)
 
     def _encoded(self, histories: Sequences, attributes: pd.DataFrame | None) -> Float32[np.ndarray, "users width"]:
         """Return the vectors of people who are described; of one alone together with those of other threads."""
@@ -450,7 +477,8 @@ class Retriever:
         found = []
         for user in range(len(asking)):
             one, own = asking.take(np.array([user])), barred.take(np.array([user]))
-            places = Places(wanted.depth, rules.diversity, limits_of(rules, self.filters), self.index.vectors)
+            limits = limits_of(rules, self.filters, self.index.vectors)
+            places = Places(wanted.depth, rules.diversity, limits, self.index.vectors)
             for row in dict.fromkeys(pinned):
                 if any(part.allows(row) for tier in tiers for part in tier) and row not in own.rows:
                     places.pin(row)

@@ -6,13 +6,14 @@ The order of an answer is defined on the whole of what may be recommended, so th
    is the share of interactions over the greatest such share.) Items are ranked by falling relevance, equal ones in the
    order of the catalogue, and those that are buried come after all others.
 2. Pinned items that may be recommended take the first places, in the order given.
-3. Each further place goes to one of the first `WINDOW` of those left that stand in the same part (buried or not) and
-   of whose values, in the columns of `at_most`, fewer than so many were placed, pinned items counted: to the one with
-   the greatest (1 - diversity) x relevance - diversity x its cosine to the nearest item placed before, the first of
-   equal ones. This is maximal marginal relevance (Carbonell and Goldstein 1998).
+3. Each further place goes to one of the first `WINDOW` of those left that stand in the same part (buried or not), of
+   whose values, in the columns of `at_most`, fewer than so many were placed, pinned items counted, and whose cosine to
+   each item placed before is below `distinct`: to the one with the greatest (1 - diversity) x relevance - diversity x
+   its cosine to the nearest item placed before, the first of equal ones. This is maximal marginal relevance (Carbonell
+   and Goldstein 1998).
 
-No rule brings back what a filter, an exclusion or having had it leaves out; and except for `at_most`, none makes an
-answer shorter. The searches go as deep as this needs and no deeper (`arrange`).
+No rule brings back what a filter, an exclusion or having had it leaves out; and except for `at_most` and `distinct`,
+none makes an answer shorter. The searches go as deep as this needs and no deeper (`arrange`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ WINDOW = 100
 
 # How deep a search goes at most; what needs more is searched again without what was found to be of no use.
 _DEEPEST = 8192
+# How many items are compared with those placed at a time, so that memory stays small.
+_COMPARED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Rules:
         boosts: Of which the first that an item fits counts.
         bury: Items that fit any of these come last.
         at_most: How many items of each value of a column there may be, by column. An empty cell has no value.
+        distinct: Of items with a cosine of at least so much only the first is given. None: however alike they are.
     """
 
     diversity: float = 0.0
@@ -69,6 +73,7 @@ class Rules:
     boosts: Sequence[Boost] = ()
     bury: Sequence[Filter] = ()
     at_most: Sequence[tuple[str, int]] = ()
+    distinct: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,43 @@ class Limit:
         return self._groups.having([value for value, count in self._placed.items() if count >= self._most])
 
 
+class Distinct:
+    """Items that are nearly one that was placed may not be placed.
+
+    Args:
+        vectors: Of all items.
+        num_items: How many these are.
+        threshold: The cosine from which on two items are alike.
+    """
+
+    def __init__(self, vectors: Float32[np.ndarray, "items width"] | Vectors, num_items: int, threshold: float) -> None:
+        self._vectors = vectors
+        self._threshold = threshold
+        self._placed: list[int] = []
+        self._full: np.ndarray = np.zeros(num_items, dtype=bool)
+        self._num_full = 0
+
+    def allows(self, row: int) -> bool:
+        """Return whether an item is unlike all that were placed."""
+        return not self._placed or not bool(self._alike(np.array([row]), self._placed)[0])
+
+    def place(self, row: int) -> None:
+        """Note that an item was placed."""
+        self._placed.append(row)
+
+    def full(self) -> np.ndarray:
+        """Return which items are alike one that was placed, `[items]`."""
+        new, self._num_full = self._placed[self._num_full :], len(self._placed)
+        for start in range(0, len(self._full) if new else 0, _COMPARED):
+            rows = np.flatnonzero(~self._full[start : start + _COMPARED]) + start
+            self._full[rows] = self._alike(rows, new)
+        return self._full
+
+    def _alike(self, rows: np.ndarray, placed: Sequence[int]) -> np.ndarray:
+        each = cosines(self._vectors[rows][:, None], self._vectors[list(placed)][None])
+        return np.asarray(each.max(axis=1) >= self._threshold)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Candidates for the next places: the most relevant of those left that may be placed.
@@ -158,7 +200,7 @@ class Places:
         self,
         num_places: int,
         diversity: float,
-        limits: Sequence[Limit],
+        limits: Sequence[Limit | Distinct],
         vectors: Float32[np.ndarray, "items width"] | Vectors,
     ) -> None:
         self.rows: list[int] = []
@@ -251,14 +293,18 @@ Search = Callable[[Eligible | None, int, Int64[np.ndarray, " placed"]], Found]
 """Returns so many of the best items among the eligible ones, without those that were placed."""
 
 
-def limits_of(rules: Rules, filters: Filters | LiveFilters) -> list[Limit]:
+def limits_of(
+    rules: Rules, filters: Filters | LiveFilters, vectors: Float32[np.ndarray, "items width"] | Vectors
+) -> list[Limit | Distinct]:
     """Return the limits of an answer of which no place is filled yet."""
-    return [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
+    limits = [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
+    alike = [] if rules.distinct is None else [Distinct(vectors, filters.num_items, rules.distinct)]
+    return [*limits, *alike]
 
 
 def depth_of(rules: Rules, num_places: int) -> int:
     """Return how many candidates are looked for at first."""
-    return num_places + (WINDOW if rules.diversity or rules.at_most else 0)
+    return num_places + (WINDOW if rules.diversity or rules.at_most or rules.distinct else 0)
 
 
 def arrange(

@@ -17,10 +17,14 @@ class TowersConfig(StrictTable):
     prefixes: list[int] = Field(default_factory=list)
     """Lengths at which the beginning of a vector is trained to be a vector by itself (Matryoshka), such as `[16, 32]`:
     an index can then look there first, in less memory. Training takes longer with each."""
-    history: Literal["mean", "attention", "transformer", "hstu"] = "transformer"
+    history: Literal["mean", "attention", "transformer", "hstu", "none"] = "transformer"
     """How a user's past is read: `mean` of the items' vectors, `attention` (a mean in which items weigh differently;
-    in neither does the order matter), `transformer` (causal self-attention; the order and the newest items matter), or
-    `hstu` (the same with pointwise attention, which can count)."""
+    in neither does the order matter), `transformer` (causal self-attention; the order and the newest items matter),
+    `hstu` (the same with pointwise attention, which can count), or `none`: not at all, so that a user is nothing but
+    attributes, such as the text of a query."""
+    shared: bool = False
+    """Whether all texts, of items and of users, share their encoder (Siamese towers): what a query says and what a
+    document says then begin in the same place. For users who are described in the words of items."""
     blocks: int = Field(2, ge=1, le=32)
     """Layers of the transformer, or of HSTU."""
     heads: int = Field(2, ge=1, le=64)
@@ -36,6 +40,11 @@ class TowersConfig(StrictTable):
     id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the ids (items' and users') that are hidden in each training step, so that the other features learn
     to stand alone for items and users that are new."""
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether a user is what he did, and not only what is said of him."""
+        return self.history != "none"
 
     @model_validator(mode="after")
     def _fits_together(self) -> TowersConfig:

@@ -6,6 +6,8 @@ gradient is never stored); everywhere else they are torchrec's plain collection 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,9 +31,17 @@ class FeatureEmbeddings(nn.Module):
         tables: Rows of each feature's table, by feature.
         width: Numbers in a row.
         learning_rate: Of the fused row-wise Adagrad. None: the tables are not trained.
+        corrections: The features whose tables begin with zeros.
     """
 
-    def __init__(self, tables: dict[str, int], width: int, *, learning_rate: float | None = None) -> None:
+    def __init__(
+        self,
+        tables: dict[str, int],
+        width: int,
+        *,
+        learning_rate: float | None = None,
+        corrections: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         configs = [
             EmbeddingBagConfig(
@@ -55,13 +65,13 @@ class FeatureEmbeddings(nn.Module):
             )
         self.names = list(tables)
         self.width = width
-        self._initialize()
+        self._initialize([name in corrections for name in tables])
 
-    def _initialize(self) -> None:
-        """Draw rows of about unit length, so that every feature begins with an equal say."""
-        for weight in self.collection.state_dict().values():
+    def _initialize(self, is_correction: Sequence[bool]) -> None:
+        """Draw rows of about unit length, so that every feature begins with an equal say; corrections with none."""
+        for weight, is_silent in zip(self.collection.state_dict().values(), is_correction, strict=True):
             with torch.no_grad():
-                weight.normal_(0, self.width**-0.5)
+                weight.normal_(0, 0.0 if is_silent else self.width**-0.5)
 
     def rows(self, feature: str) -> Float[Tensor, "rows width"]:
         """Return the table of a feature, whose rows may be overwritten."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torchrec import KeyedJaggedTensor
 
 from features.batches import EntityFeatures
 from features.featurizer import FeatureSizes
@@ -19,6 +20,9 @@ from towers.text_encoder import with_texts
 
 SHORTEST = 1e-12
 """The length that a shorter vector is taken to have, so that it can be divided by."""
+
+TEXT = "text"
+"""What all texts are called in a table that they share."""
 
 FIXED_LENGTH = 0.5
 """Of a fixed text beside a trained id, which begins at length 1. Shorter than that, it takes little part in what is
@@ -38,6 +42,8 @@ class FeatureTower(nn.Module):
         id_dropout: Share of the ids that are hidden in training.
         learning_rate: Of the embedding tables; None: not trained.
         encoders: Models of texts that are trained, by name; the towers share them, and neither owns them.
+        texts: The table in which all texts are looked up, of both towers; it belongs to neither. None: each text has a
+            table of its own.
     """
 
     def __init__(
@@ -49,20 +55,27 @@ class FeatureTower(nn.Module):
         id_dropout: float = 0.0,
         learning_rate: float | None = None,
         encoders: Mapping[str, nn.Module] | None = None,
+        texts: FeatureEmbeddings | None = None,
     ) -> None:
         super().__init__()
         self.width = width
         self._trained_texts = sizes.trained
         self._encoders = dict(encoders or {})
         self.id_dropout = id_dropout
-        self.embeddings = FeatureEmbeddings(sizes.tables, width, learning_rate=learning_rate) if sizes.tables else None
+        self._texts = (texts,)  # in a tuple, so that what belongs to the pair is not saved with each tower
+        self._text_names = [] if texts is None else list(sizes.texts)
+        own = {name: rows for name, rows in sizes.tables.items() if name not in self._text_names}
+        self.embeddings = (
+            FeatureEmbeddings(own, width, learning_rate=learning_rate, corrections=sizes.corrections) if own else None
+        )
         self.dense_sizes = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None
         kinds = {feature.name: feature.kind for feature in features}
-        is_id = torch.tensor([kinds[name] == "id" for name in sizes.tables], dtype=torch.bool)
+        is_id = torch.tensor([kinds[name] == "id" for name in own], dtype=torch.bool)
         self.is_id: Tensor
         self.register_buffer("is_id", is_id, persistent=False)
-        self.has_other_features = sum(self.dense_sizes) > 0 or not bool(is_id.all())
+        self.has_other_features = sum(self.dense_sizes) > 0 or len(own) < len(sizes.tables)
+        self.has_other_features |= not bool(is_id.all())
 
     def forward(self, features: EntityFeatures) -> Float[Tensor, "entities width"]:
         """Return one vector per entity, of any length."""
@@ -71,18 +84,34 @@ class FeatureTower(nn.Module):
         parts: list[Tensor] = [
             functional.pad(FIXED_LENGTH * place, (0, self.width - place.shape[1])) for place in places
         ]
+        if self._text_names and features.sparse is not None:
+            parts.append(self._written(features.sparse))
         if self.embeddings is not None and features.sparse is not None:
-            pooled = self._hide_ids(self.embeddings(features.sparse))
+            pooled = self._hide_ids(self.embeddings(_but_for(features.sparse, self._text_names)))
             parts.append(pooled.sum(dim=1) if pooled.shape[1] > 1 else pooled[:, 0])
         if self.dense is not None:
             parts.append(self.dense(numbers))
         return reduce(torch.add, parts)
+
+    def _written(self, sparse: KeyedJaggedTensor) -> Float[Tensor, "entities width"]:
+        """Return the sum of what the texts say, each looked up in the table that all share."""
+        texts, names = self._texts[0], self._text_names
+        assert texts is not None, "there are names where there is a table"
+        chosen = sparse if sparse.keys() == names else sparse.permute([sparse.keys().index(name) for name in names])
+        bags = KeyedJaggedTensor(keys=[TEXT], values=chosen.values(), lengths=chosen.lengths())
+        summed: Tensor = texts(bags).view(len(names), -1, self.width).sum(dim=0)
+        return summed
 
     def _hide_ids(self, pooled: Float[Tensor, "entities features width"]) -> Float[Tensor, "entities features width"]:
         if not (self.training and self.id_dropout and self.has_other_features and bool(self.is_id.any())):
             return pooled
         hidden = torch.rand(pooled.shape[:2], device=pooled.device) < self.id_dropout
         return pooled.masked_fill((hidden & self.is_id)[..., None], 0.0)
+
+
+def _but_for(sparse: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJaggedTensor:
+    kept = [place for place, key in enumerate(sparse.keys()) if key not in names]
+    return sparse if len(kept) == len(sparse.keys()) else sparse.permute(kept)
 
 
 def unit(vectors: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:

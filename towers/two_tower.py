@@ -19,9 +19,10 @@ from features.batches import EntityFeatures
 from features.featurizer import CONTEXT_WIDTH, Featurizer, request_features
 from features.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
+from towers.embeddings import FeatureEmbeddings
 from towers.history import CausalAttention, CausalMean, CausalPool, Moments
 from towers.text_encoder import trained_encoders
-from towers.tower import FeatureTower, unit
+from towers.tower import TEXT, FeatureTower, unit
 
 INITIAL_TEMPERATURE = 0.05
 LOWEST_TEMPERATURE = 0.01
@@ -36,6 +37,7 @@ class UserTower(nn.Module):
         length: How many events of a history are read.
         learning_rate: Of the embedding tables; None: not trained.
         encoders: Models of texts that are trained, by name; shared with the item tower.
+        texts: The encoder of texts that is shared with the item tower. None: there is none.
     """
 
     def __init__(
@@ -46,14 +48,16 @@ class UserTower(nn.Module):
         *,
         learning_rate: float | None,
         encoders: Mapping[str, nn.Module] | None = None,
+        texts: FeatureEmbeddings | None = None,
     ) -> None:
         super().__init__()
         width = config.width
         self.width = width
         self.time_dropout = config.time_dropout
-        self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.read = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.read.weight)  # what was had is read as what can be recommended, until training knows better
+        if config.history != "none":
+            self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
+            self.read = nn.Linear(width, width, bias=False)
+            nn.init.eye_(self.read.weight)  # what was had is read as what can be recommended, until training knows more
         self.history = _history_encoder(config, length + 1)
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (
@@ -64,6 +68,7 @@ class UserTower(nn.Module):
                 id_dropout=config.id_dropout,
                 learning_rate=learning_rate,
                 encoders=encoders,
+                texts=texts,
             )
             if schema.user
             else None
@@ -93,12 +98,15 @@ class UserTower(nn.Module):
         user_of_token = torch.repeat_interleave(
             torch.arange(num_users, device=offsets.device), lengths, output_size=num_tokens
         )
-        token_offsets = offsets + torch.arange(num_users + 1, device=offsets.device)
-        source = torch.arange(num_tokens, device=offsets.device) - user_of_token
-        source[token_offsets[:-1]] = 0
-        scaled = torch.cat([self.beginning[None], self.read(event_vectors * self.width**0.5)])
-        moments = self._moments(request_times, event_times, source, token_offsets, user_of_token)
-        state = self.history(scaled[source], token_offsets, moments)
+        if self.history is None:
+            state = event_vectors.new_zeros(num_tokens, self.width)
+        else:
+            token_offsets = offsets + torch.arange(num_users + 1, device=offsets.device)
+            source = torch.arange(num_tokens, device=offsets.device) - user_of_token
+            source[token_offsets[:-1]] = 0
+            scaled = torch.cat([self.beginning[None], self.read(event_vectors * self.width**0.5)])
+            moments = self._moments(request_times, event_times, source, token_offsets, user_of_token)
+            state = self.history(scaled[source], token_offsets, moments)
         if self.attributes is not None:
             state = state + self.attributes(users)[user_of_token]
         if self.request is not None and request_times is not None:
@@ -139,6 +147,7 @@ class TwoTower(nn.Module):
         super().__init__()
         self.encoders = trained_encoders(featurizer.pretrained)
         encoders = dict(self.encoders.items())
+        self.texts = _shared_texts(config, featurizer, learning_rate) if config.shared else None
         self.item_tower = FeatureTower(
             featurizer.schema.item,
             featurizer.items.sizes,
@@ -146,8 +155,11 @@ class TwoTower(nn.Module):
             id_dropout=config.id_dropout,
             learning_rate=learning_rate,
             encoders=encoders,
+            texts=self.texts,
         )
-        self.user_tower = UserTower(config, featurizer, length, learning_rate=learning_rate, encoders=encoders)
+        self.user_tower = UserTower(
+            config, featurizer, length, learning_rate=learning_rate, encoders=encoders, texts=self.texts
+        )
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
         self.prefixes = config.prefixes
         self.prefix_log_scales = (
@@ -197,6 +209,19 @@ class TwoTower(nn.Module):
         return states[last]
 
 
+def _shared_texts(config: TowersConfig, featurizer: Featurizer, rate: float | None) -> FeatureEmbeddings | None:
+    """Return the one table in which both towers look up what is written; None where no text has a table."""
+    sizes = (featurizer.items.sizes, featurizer.users.sizes)
+    rows = {size.tables[name] for size in sizes for name in size.texts}
+    if not rows:
+        return None
+    assert len(rows) == 1, "shared texts are hashed into as many buckets, whatever their column"
+    is_correction = all(set(size.texts) <= set(size.corrections) for size in sizes)
+    return FeatureEmbeddings(
+        {TEXT: rows.pop()}, config.width, learning_rate=rate, corrections=[TEXT] if is_correction else []
+    )
+
+
 def _scale(log_scale: Tensor) -> Tensor:
     return log_scale.clamp(max=-math.log(LOWEST_TEMPERATURE)).exp()
 
@@ -216,8 +241,10 @@ def _token_requests(
     return tokens
 
 
-def _history_encoder(config: TowersConfig, length: int) -> nn.Module:
+def _history_encoder(config: TowersConfig, length: int) -> nn.Module | None:
     match config.history:
+        case "none":
+            return None
         case "mean":
             return CausalMean(config.width, dropout=config.dropout)
         case "attention":

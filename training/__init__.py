@@ -5,7 +5,7 @@
 - `spectral`: where items begin, if not at random.
 - `trainer`, `checkpoint`: the loop, to be read in one sitting; exact resume. `averaging`: the weights that are kept;
   `caching`: large batches in little memory.
-- `metrics`, `evaluation`, `scoring`, `baselines`, `report`: how good it is, and beside what.
+- `metrics`, `evaluation`, `scoring`, `baselines`, `lexical`, `report`: how good it is, and beside what.
 - `ranks`, `facets`, `slicing`, `gates`, `audit`: what an evaluation keeps, and where the recommender fails. `layout`:
   how reports look.
 - `learning`, `shipping`, `judging`: from a split to a trained model; what `towers train` and `towers evaluate` do;

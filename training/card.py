@@ -42,5 +42,24 @@ towers recommend . --output candidates.parquet
 """
 
 
+def unlearned_card(config: RunConfig, num_items: int) -> str:
+    """Return the card of a bundle for which nothing was learned, in Markdown."""
+    return f"""\
+# A search by words
+
+Texts stand in a space of {config.towers.width} dimensions where their words are, by Two Towers. The score of an item
+for a query is the dot product of their unit vectors. Nothing was learned: there were no pairs of query and item.
+
+- {num_items:,} items; what is read of them: {_listed(config.features.item)}.
+
+## Use
+
+```
+towers serve .
+towers search . "some words"
+```
+"""
+
+
 def _listed(features: dict[str, FeatureSettings]) -> str:
     return ", ".join(f"`{name}` ({setting.kind})" for name, setting in features.items())

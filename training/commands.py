@@ -10,41 +10,53 @@ import click
 
 from training.presets import PRESETS, Preset, preset_settings
 
-PROTOCOLS = ("leave-one-out", "time", "users", "cold-items")
+PROTOCOLS = ("leave-one-out", "time", "users", "queries", "cold-items")
 GATE_FAILED = 3
 """The exit status of an audit that found what must not be."""
 
 
 @click.command()
-@click.option("--interactions", type=click.Path(path_type=Path), required=True, help="Who had what: CSV or Parquet.")
+@click.option("--interactions", type=click.Path(path_type=Path), help="Who had what: CSV or Parquet.")
 @click.option("--items", type=click.Path(path_type=Path), help="What there is: the catalogue.")
 @click.option("--users", type=click.Path(path_type=Path), help="What is known of the users.")
+@click.option("--documents", type=click.Path(path_type=Path), help="Of a search: what there is, a table or a folder.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Of a search: what was asked.")
+@click.option("--pairs", type=click.Path(path_type=Path), help="Of a search: which documents answer which query.")
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("run.toml"), show_default=True, help="What is written."
 )
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-def init(interactions: Path, items: Path | None, users: Path | None, output: Path, force: bool) -> None:
-    """Look at the tables and write run.toml: settings that fit them, each with its reason."""
+def init(
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
+    documents: Path | None,
+    queries: Path | None,
+    pairs: Path | None,
+    output: Path,
+    force: bool,
+) -> None:
+    """Look at the tables and write run.toml: settings that fit them, each with its reason.
+
+    A recommender has --interactions, and perhaps --items and --users. A search has --documents, a table or a folder of
+    Markdown and text, and to learn from --queries and --pairs.
+    """
     from features.errors import DataError
     from features.files import atomic_file
-    from features.inference import Files, infer_features, render_run_toml
-    from features.tables import read_frame
-    from training.proposal import render_model_settings
+    from features.inference import render_run_toml
+    from training.proposal import propose, render_model_settings, said_of
 
     if output.exists() and not force:
         raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
-    inference = infer_features(
-        read_frame(interactions), read_frame(items) if items else None, read_frame(users) if users else None
+    inference, files = propose(
+        interactions=interactions, items=items, users=users, documents=documents, queries=queries, pairs=pairs
     )
-    text = render_run_toml(inference, Files(interactions, items, users), output.parent)
+    text = render_run_toml(inference, files, output.parent)
     with atomic_file(output) as temporary:
         temporary.write_text(f"{text}\n{render_model_settings(inference)}", encoding="utf-8")
     for warning in inference.warnings:
         click.echo(f"note: {warning}", err=True)
-    counts = (
-        f"{inference.num_events:,} interactions of {inference.num_users:,} users with {inference.num_items:,} items"
-    )
-    click.echo(f"{output}: written for {counts}\n\nNext:\n  towers train {shlex.quote(str(output))}")
+    click.echo(f"{output}: written for {said_of(inference)}\n\nNext:\n  towers train {shlex.quote(str(output))}")
 
 
 @click.command()
@@ -75,7 +87,11 @@ def train(
 
 @click.command()
 @click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
-@click.option("--protocol", type=click.Choice(PROTOCOLS), help="[default: leave-one-out with an order, else users]")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    help="[default: leave-one-out with an order, else users; queries of a search]",
+)
 @click.option(
     "--on",
     "part",
@@ -113,7 +129,7 @@ def evaluate(
     """Judge the settings: train on the protocol's training part, ask what was held out, baselines beside.
 
     leave-one-out: each user's last item. time: one cut in time for everybody. users: people never seen.
-    cold-items: products never seen.
+    queries: the same by what is said of them alone. cold-items: products never seen.
     """
     from training.config import read_run_config
     from training.judging import assess

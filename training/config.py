@@ -129,6 +129,11 @@ class RunConfig(StrictTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
+        if self.features.interactions is None and self.towers.reads_history:
+            raise ValueError(
+                'without interactions nobody has a history: set [towers] history = "none", or name them under '
+                "[features] interactions"
+            )
         if self.training.targets == "any" and self.towers.time_bias:
             raise ValueError(
                 'targets = "any" has no order and [towers] time_bias looks at times; set time_bias = false'

@@ -13,13 +13,14 @@ import torch
 from features.cells import item_texts
 from features.errors import DataError
 from features.sequences import Queries, Sequences
-from features.split import Split, cold_items, held_out_users, leave_one_out, time_split
+from features.split import Split, cold_items, held_out_queries, held_out_users, leave_one_out, time_split
 from features.table_files import read_frame
 from features.tables import Tables, read_tables
 from training.baselines import fit_baselines
 from training.config import RunConfig, read_run_config
 from training.evaluation import Evaluation, Recommender, TableRecommender, cutoffs_of, evaluate, slices
 from training.learning import choose_device, learn
+from training.lexical import fit_query_baselines
 from training.progress import describe, start_tracking, told_of_epochs
 from training.ranks import RanksWriter
 from training.report import EvaluationReport
@@ -48,7 +49,7 @@ def assess(
     Args:
         settings: Path of run.toml.
         overrides: `table.key=value` each.
-        protocol: As the command line calls it; None: leave-one-out where there is an order, else users.
+        protocol: As the command line calls it; None: see `usual_protocol`.
         seeds: How many trainings; the first has the seed of the settings.
         device: `auto`, `cpu` or `cuda`.
         part: Which of the questions held out are asked.
@@ -62,7 +63,7 @@ def assess(
     config = read_run_config(settings, tuple(overrides))
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
-    protocol = protocol or ("leave-one-out" if sequences.is_ordered else "users")
+    protocol = protocol or usual_protocol(config, sequences)
     given = [_table(text, tables) for text in (*beside, *bound)]
     describe(tables, sequences)
     runs: dict[int, list[Evaluation]] = {}
@@ -92,9 +93,16 @@ def assess(
     )
 
 
+def usual_protocol(config: RunConfig, sequences: Sequences) -> str:
+    """Return the protocol of whoever asks for none: queries where no history is read, else as there is an order."""
+    if not config.towers.reads_history:
+        return "queries"
+    return "leave-one-out" if sequences.is_ordered else "users"
+
+
 def is_drawn(protocol: str, sequences: Sequences) -> bool:
     """Whether the split of a protocol is drawn by lot, so that each seed has its own."""
-    return protocol in ("users", "cold-items") or (protocol == "leave-one-out" and not sequences.is_ordered)
+    return protocol in ("users", "queries", "cold-items") or (protocol == "leave-one-out" and not sequences.is_ordered)
 
 
 def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunConfig) -> Split:
@@ -107,6 +115,8 @@ def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunCon
             return time_split(sequences, num_items, recommend_seen=seen)
         case "users":
             return held_out_users(sequences, num_items, recommend_seen=seen, seed=seed)
+        case "queries":
+            return held_out_queries(sequences, num_items, seed=seed)
         case "cold-items":
             return cold_items(sequences, num_items, recommend_seen=seen, seed=seed)
     raise DataError(f"expected a protocol, found {protocol!r}; see towers evaluate --help")
@@ -137,8 +147,11 @@ class _Others:
         cls, split: Split, part: Part, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
     ) -> _Others:
         """Fit the baselines, and judge them and the tables that were given."""
-        texts = item_texts(tables.catalog, config.features.item)
-        baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)
+        if config.towers.reads_history:
+            texts = item_texts(tables.catalog, config.features.item)
+            baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)
+        else:
+            baselines, notes = fit_query_baselines(split, tables, config.features)
         return cls([_answers(recommender, split, part, config) for recommender in (*baselines, *given)], notes)
 
 

@@ -14,7 +14,7 @@ from features.errors import DataError
 from features.featurizer import Featurizer
 from features.schema import Schema
 from features.sequences import Queries, Sequences
-from features.split import Split, held_out_users, leave_one_out
+from features.split import Split, held_out_queries, held_out_users, leave_one_out
 from features.tables import Tables
 from towers.two_tower import TwoTower
 from training.config import RunConfig
@@ -52,7 +52,12 @@ class Learned:
 
 
 def shipping_split(config: RunConfig, sequences: Sequences, num_items: int) -> Split:
-    """Hold out validation data only: each user's last item, or, without an order, a part of some users' items."""
+    """Hold out validation data only: each user's last item, or, without an order, a part of some users' items.
+
+    Where no history is read, whole users are held out: queries.
+    """
+    if not config.towers.reads_history:
+        return held_out_queries(sequences, num_items, test=False, seed=config.training.seed)
     chosen = config.training.validation
     if chosen == "leave-one-out" or (chosen == "auto" and sequences.is_ordered):
         return leave_one_out(sequences, num_items, recommend_seen=config.features.recommend_seen, test=False)
@@ -97,7 +102,7 @@ def learn(
             "[features.columns] timestamp, or leave time_bias out"
         )
     began = time.monotonic()
-    featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
+    featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 
@@ -123,7 +128,7 @@ def learn(
 def relearn(config: RunConfig, tables: Tables, sequences: Sequences, first: Learned) -> Learned:
     """Train once more, on `sequences` and nothing held out: as many passes as were best, with the rates they had."""
     began = time.monotonic()
-    featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, sequences)
+    featurizer = fit_featurizer(config, tables, sequences)
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
     growth = sequences.num_events / first.data.train.num_events
     trainer = Trainer(
@@ -135,6 +140,18 @@ def relearn(config: RunConfig, tables: Tables, sequences: Sequences, first: Lear
     )
     model = trainer.fit()
     return Learned(model, data, trainer.progress, first.seconds + time.monotonic() - began)
+
+
+def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:
+    """Return the featurizer of the training data; where no history is read, the catalogue is known beforehand."""
+    return Featurizer.fit(
+        Schema.from_config(config.features),
+        tables.catalog,
+        tables.users,
+        train,
+        whole_catalog=not config.towers.reads_history,
+        shared_texts=config.towers.shared,
+    )
 
 
 def judge(

@@ -1,8 +1,14 @@
-"""What `towers init` writes into `[towers]` and `[training]`: what measurement found best for such tables."""
+"""What `towers init` proposes: which table plays which part, and settings of the model that suit such tables."""
 
 from __future__ import annotations
 
-from features.inference import Inference
+from pathlib import Path
+
+import pandas as pd
+
+from features.errors import DataError
+from features.inference import SEARCH_WIDTH, Files, Inference, infer_features, infer_search
+from features.tables import read_frame
 
 SPARSE = 20
 """Interactions per user below which little is known of anybody, and a model must be kept from learning it by heart."""
@@ -31,8 +37,67 @@ track = true             # record the run in MLflow
 """
 
 
+SEARCH_TRAINING = """\
+[training]
+seed = 0                    # same seed, same weights
+epochs = 100                # at most; it ends when held-out queries are answered no better, and keeps the best
+negatives = "sampled"       # other documents of the batch, and some drawn; to encode all of them takes long
+in_batch_negatives = 512    # how many of the first
+uniform_negatives = 512     # and of the second
+table_learning_rate = 0.02  # what is learned of a word is a correction, and begins small
+track = true                # record the run in MLflow
+"""
+SEARCH = f"""\
+[towers]
+width = {SEARCH_WIDTH}             # numbers in a vector; the more, the truer is what the words of a text say
+history = "none"         # a query is what is written in it
+shared = true            # queries and documents are read by the same encoder
+"""
+
+
+def propose(
+    *,
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
+    documents: Path | None,
+    queries: Path | None,
+    pairs: Path | None,
+) -> tuple[Inference, Files]:
+    """Return what is made of the tables of a recommender, or of a search, and where they are.
+
+    Raises:
+        DataError: The tables are not those of either, or cannot be made sense of.
+    """
+    if documents is None:
+        if interactions is None or queries is not None or pairs is not None:
+            raise DataError(
+                "name the tables: --interactions FILE (and --items, --users) of a recommender, or --documents FILE or "
+                "FOLDER (and --queries with --pairs) of a search"
+            )
+        frames = (read_frame(interactions), _frame(items), _frame(users))
+        return infer_features(*frames), Files(interactions, items, users)
+    if interactions is not None or items is not None or users is not None:
+        raise DataError("--documents are those of a search: give --queries and --pairs with them, and no other table")
+    return infer_search(read_frame(documents), _frame(queries), _frame(pairs)), Files(pairs, documents, queries)
+
+
+def said_of(inference: Inference) -> str:
+    """Return what the tables hold, in a few words."""
+    events, users, items = f"{inference.num_events:,}", f"{inference.num_users:,}", f"{inference.num_items:,}"
+    if not inference.is_search:
+        return f"{events} interactions of {users} users with {items} items"
+    return f"{events} pairs of {users} queries with {items} documents" if inference.num_events else f"{items} documents"
+
+
+def _frame(path: Path | None) -> pd.DataFrame | None:
+    return None if path is None else read_frame(path)
+
+
 def render_model_settings(inference: Inference) -> str:
     """Return the `[towers]` and `[training]` parts of run.toml, commented."""
+    if inference.is_search:
+        return f"{SEARCH}\n{SEARCH_TRAINING}" if inference.num_events else SEARCH
     per_user = inference.num_events / max(inference.num_users, 1)
     is_sparse = per_user < SPARSE
     few = f"{per_user:.0f} interactions per user {'are few' if is_sparse else 'are many'}"

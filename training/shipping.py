@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import torch
 
 from features.cells import item_texts
 from features.split import Split
 from features.tables import Tables, data_digests, read_tables
 from towers.bundle import write_bundle
+from towers.two_tower import TwoTower
 from training.baselines import fit_baselines
-from training.card import model_card
+from training.card import model_card, unlearned_card
 from training.config import RunConfig, read_run_config
 from training.evaluation import Evaluation, Recommender, cutoffs_of, evaluate
-from training.learning import Learned, choose_device, learn, relearn, shipping_split
+from training.learning import Learned, choose_device, fit_featurizer, learn, relearn, shipping_split
+from training.lexical import fit_query_baselines
 from training.progress import describe, start_tracking, told_of_epochs
 from training.report import PRIMARY_METRIC, EvaluationReport
 from training.runs import Run
@@ -39,6 +42,8 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
     config = read_run_config(settings, tuple(overrides))
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
+    if not sequences.num_events:
+        return _ship_unlearned(config, settings, tables, output)
     split = shipping_split(config, sequences, len(tables.catalog))
     digests = data_digests(config.features, settings.parent)
     find = Run.unfinished if resume else Run.begin
@@ -59,6 +64,30 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
     if tracker.how_to_look is not None:
         click.echo(f"recorded in MLflow; to look at it: {tracker.how_to_look}")
+    return run.folder
+
+
+def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
+    """Write a bundle whose texts stand where their words are: nobody asked anything yet that could be learned from."""
+    run = Run.begin(config, settings.stem, output)
+    for note in tables.notes:
+        click.echo(f"note: {note}", err=True)
+    featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
+    torch.manual_seed(config.training.seed)
+    model = TwoTower(config.towers, featurizer, config.features.history)
+    write_bundle(
+        run.folder,
+        settings=config.model_dump(mode="json"),
+        tables_folder=settings.parent,
+        data_digests=data_digests(config.features, settings.parent),
+        featurizer=featurizer,
+        weights=model.state_dict(),
+        report={},
+        pages={"README.md": unlearned_card(config, len(tables.catalog))},
+        primary_metric={},
+    )
+    run.finish()
+    click.echo(f"{run.folder}: bundle written; without pairs there was nothing to learn, texts stand as they are")
     return run.folder
 
 
@@ -90,8 +119,11 @@ def _learn(
 
 def _report(config: RunConfig, tables: Tables, split: Split, learned: Learned) -> EvaluationReport:
     seen = config.features.recommend_seen
-    texts = item_texts(tables.catalog, config.features.item)
-    baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
+    if config.towers.reads_history:
+        texts = item_texts(tables.catalog, config.features.item)
+        baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
+    else:
+        baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[Recommender] = [learned.recommender(config.features.history), *baselines]
 
     def answers(recommender: Recommender) -> Evaluation:

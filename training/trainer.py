@@ -151,6 +151,7 @@ class Trainer:
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.quiet = quiet
+        self.reads_history = config.towers.reads_history
         torch.manual_seed(settings.seed)
         with device:
             self.model = TwoTower(
@@ -169,7 +170,7 @@ class Trainer:
             recommend_seen=config.features.recommend_seen,
             seed=settings.seed,
             targets=settings.targets,
-            shown=settings.shown,
+            shown=settings.shown if self.reads_history else 0.0,
         )
         self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)
@@ -207,11 +208,15 @@ class Trainer:
         return self.model.eval()
 
     def _begin(self) -> None:
-        """Let items begin where the settings say; a beginning that is more than chance can already be the best."""
-        if self.settings.start == "random":
+        """Let items begin where the settings say; a beginning that is more than chance can already be the best.
+
+        So is that of a search, whose texts have places before anything is learned.
+        """
+        if self.settings.start == "spectral":
+            begin(self.model, self.train, self.item_features, self.settings)
+            self.average = WeightAverage(self.model)
+        elif self.reads_history:
             return
-        begin(self.model, self.train, self.item_features, self.settings)
-        self.average = WeightAverage(self.model)
         if self.validate is not None:
             quality = self._judge()
             if self.on_epoch is not None:

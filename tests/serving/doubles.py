@@ -18,6 +18,7 @@ from features.tables import Catalog, Interactions, Tables, Users
 from serving.retriever import Retriever
 from serving.snapshot import Snapshot
 from towers.bundle import ModelBundle
+from towers.config import TowersConfig
 
 WIDTH = 16
 
@@ -43,7 +44,9 @@ class FakeBundle(ModelBundle):
             "path": Path(path),
             "version": digest[:12],
             "weights_digest": digest,
-            "config": SimpleNamespace(features=features, reads_time=bool(features.context)),
+            "config": SimpleNamespace(
+                features=features, reads_time=bool(features.context), towers=TowersConfig(width=WIDTH)
+            ),
             "tables_folder": Path(path),
         }
         for name, value in content.items():

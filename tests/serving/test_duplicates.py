@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from features.errors import DataError
 from serving import duplicates
-from serving.duplicates import Duplicates, find_duplicates, without_near_duplicates
+from serving.duplicates import Duplicates, find_duplicates
 from serving.index import divide
 from tests.serving.vectors import clustered_vectors, unit_vectors
 
@@ -156,25 +154,6 @@ def test_one_item_is_alone():
     found = find_duplicates(unit_vectors(1), 0.9)
     assert found.group_of.tolist() == [-1]
     assert len(found.rows) == 0
-
-
-def by_hand(vectors, rows, threshold, k):
-    kept = []
-    for place, row in enumerate(rows):
-        if all(float(vectors[row] @ vectors[rows[other]]) < threshold for other in kept):
-            kept.append(place)
-    return kept if k is None else kept[:k]
-
-
-@given(
-    st.lists(st.integers(0, 59), max_size=30, unique=True),
-    st.sampled_from([0.3, 0.7, 0.9]),
-    st.one_of(st.none(), st.integers(0, 10)),
-)
-def test_an_answer_keeps_the_best_of_what_is_alike(rows, threshold, k):
-    vectors = clustered_vectors(60, width=6, num_clusters=8)
-    kept = without_near_duplicates(vectors, np.array(rows, dtype=np.int64), threshold, k)
-    assert kept.tolist() == by_hand(vectors, rows, threshold, k)
 
 
 def test_progress_ends_at_all_regions(regions_for_few):

@@ -355,6 +355,15 @@ def test_vectors_that_are_not_of_length_one_are_refused():
         check_unit_length(vectors)
 
 
+def test_an_item_of_which_nothing_is_known_is_near_to_nobody():
+    vectors = unit_vectors(10)
+    vectors[4] = 0
+    found = ItemIndex.build(vectors).search(unit_vectors(1, seed=3), 10)
+    assert found.scores[found.rows.tolist().index(4)] == 0
+    with pytest.raises(ValueError, match="found length 0 at row 4"):
+        check_unit_length(vectors)
+
+
 def test_declares_that_it_is_exact():
     index = ItemIndex.build(unit_vectors(10))
     assert (index.kind, index.is_exact, len(index), index.width) == ("exact", True, 10, 16)

@@ -49,7 +49,8 @@ def app():
     people = pd.DataFrame({"user_id": [1, 2, 3], **{name: [None] * 3 for name in kinds}})
     tables = make_tables({1: ITEMS[:4], 2: ITEMS[4:9]}, ITEMS, users=people)
     catalog = Catalog(tables.catalog.frame.assign(**columns))
-    features = make_features(user={name: FeatureSettings(kind=kind) for name, kind in kinds.items()})
+    item = {"brand": FeatureSettings(kind="text")}
+    features = make_features(item=item, user={name: FeatureSettings(kind=kind) for name, kind in kinds.items()})
     bundle = FakeBundle("bundle", features)
     snapshot = Snapshot.build(bundle, type(tables)(tables.interactions, catalog, tables.users, ()))
     return create_app(Retriever(bundle, snapshot), LIMITS)
@@ -64,6 +65,7 @@ OPERATIONS = [
     ("/recommendations/{user_id}", "get"),
     ("/recommendations", "post"),
     ("/items/{item_id}/similar", "get"),
+    ("/search", "get"),
     ("/healthz", "get"),
     ("/readyz", "get"),
 ]
@@ -95,6 +97,8 @@ def test_the_document_says_the_limits_and_columns_of_this_service(document):
     assert len(names) == len(set(names))
     assert {"price_min", "since_max", "brand_not", "k_min", "pin", "boost"} < set(names)
     assert not {"brand_min", "picture", "reasons"} & set(names)
+    needed = [one["name"] for one in document["paths"]["/search"]["get"]["parameters"] if one.get("required")]
+    assert needed == ["q"]
 
 
 def references(schema):

@@ -56,7 +56,7 @@ class Shelf:
 
 def quickly(shelf, rules, where, num_places):
     tiers = parts_of(rules, where, shelf.filters)
-    places = Places(num_places, rules.diversity, limits_of(rules, shelf.filters), shelf.vectors)
+    places = Places(num_places, rules.diversity, limits_of(rules, shelf.filters, shelf.vectors), shelf.vectors)
     for row in dict.fromkeys(IdMap(shelf.frame["item_id"].to_numpy(object)).rows(rules.pin)[0]):
         if any(part.allows(row) for tier in tiers for part in tier):
             places.pin(row)
@@ -66,7 +66,7 @@ def quickly(shelf, rules, where, num_places):
     return places.rows
 
 
-def slowly(shelf, num_places, *, diversity, pin, boosts, bury, at_most, only):
+def slowly(shelf, num_places, *, diversity, distinct, pin, boosts, bury, at_most, only):
     """The definition, word by word."""
 
     def relevance(row):
@@ -75,16 +75,20 @@ def slowly(shelf, num_places, *, diversity, pin, boosts, bury, at_most, only):
     def is_buried(row):
         return any(shelf.fits(row, condition) for condition in bury)
 
+    def likeness(row, other):
+        return float(shelf.vectors[row].astype(float) @ shelf.vectors[other].astype(float))
+
     def may_stand(row, placed):
-        return all(
+        is_new = distinct is None or all(likeness(row, other) < distinct for other in placed)
+        return is_new and all(
             sum(value in shelf.values[column][other] for other in placed) < most
             for column, most in at_most
             for value in shelf.values[column][row]
         )
 
     def worth(row, placed):
-        alike = [float(shelf.vectors[row].astype(float) @ shelf.vectors[other].astype(float)) for other in placed]
-        return (1 - diversity) * relevance(row) - diversity * max(alike, default=0.0)
+        alike = max((likeness(row, other) for other in placed), default=0.0)
+        return (1 - diversity) * relevance(row) - diversity * alike
 
     allowed = [row for row in range(len(shelf)) if only is None or shelf.fits(row, only)]
     ranked = sorted(allowed, key=lambda row: (is_buried(row), -relevance(row), row))
@@ -130,6 +134,7 @@ def narrow(monkeypatch):
     shelf=([*"aaaaaaaaaabc"], [[]] * 11 + [["x"]], [[1, 0, 0]] * 12, [8] * 10 + [7, 8]),
     num_places=2,
     diversity=0.0,
+    distinct=None,
     pin=[],
     boosts=[(("tags", "x"), -2.0)],
     bury=[],
@@ -140,6 +145,7 @@ def narrow(monkeypatch):
     shelf=shelves(),
     num_places=st.integers(1, 4) | st.integers(1, 30),
     diversity=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    distinct=st.sampled_from([None, None, 1.0, 4.0]),
     pin=st.lists(st.integers(0, 45), max_size=3),
     boosts=st.lists(st.tuples(conditions, st.integers(-16, 16).map(lambda by: by / 8)), max_size=3),
     bury=st.lists(conditions, max_size=2),
@@ -147,11 +153,12 @@ def narrow(monkeypatch):
     only=st.none() | conditions,
 )
 def test_an_answer_is_arranged_as_it_would_be_with_all_items_in_sight(
-    shelf, num_places, diversity, pin, boosts, bury, at_most, only
+    shelf, num_places, diversity, distinct, pin, boosts, bury, at_most, only
 ):
     shelf = Shelf(*shelf)
     rules = Rules(
         diversity=diversity,
+        distinct=distinct,
         pin=[f"i{row}" for row in pin],
         boosts=[Boost(shelf.where(condition), by) for condition, by in boosts],
         bury=[shelf.where(condition) for condition in bury],
@@ -162,6 +169,7 @@ def test_an_answer_is_arranged_as_it_would_be_with_all_items_in_sight(
         shelf,
         num_places,
         diversity=diversity,
+        distinct=distinct,
         pin=pin,
         boosts=boosts,
         bury=bury,
@@ -183,10 +191,29 @@ def test_few_values_in_a_large_catalogue_do_not_mean_that_all_of_it_is_searched(
         return shelf.search(eligible, depth, placed)
 
     rules = Rules(diversity=diversity, at_most=[("brand", 2)])
-    places = Places(10, diversity, limits_of(rules, shelf.filters), shelf.vectors)
+    places = Places(10, diversity, limits_of(rules, shelf.filters, shelf.vectors), shelf.vectors)
     depth = depth_of(rules, 10)
     arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
     assert len(places.rows) == 6
+    assert sum(asked) < 1000
+
+
+def test_copies_of_what_was_placed_are_not_searched_through_one_by_one():
+    size = 30_000
+    vectors = np.tile(np.array([1.0, 0, 0]), (size, 1))
+    vectors[-1] = [0, 1, 0]
+    shelf = Shelf(["a"] * size, [[]] * size, vectors, np.append(np.full(size - 1, 8), 0))
+    asked = []
+
+    def search(eligible, depth, placed):
+        asked.append(depth if eligible is None else min(depth, len(eligible)))
+        return shelf.search(eligible, depth, placed)
+
+    rules = Rules(distinct=0.95)
+    places = Places(2, 0.0, limits_of(rules, shelf.filters, shelf.vectors), shelf.vectors)
+    depth = depth_of(rules, 2)
+    arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
+    assert places.rows == [0, size - 1]
     assert sum(asked) < 1000
 
 

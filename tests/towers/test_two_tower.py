@@ -242,3 +242,58 @@ def test_a_bag_of_n_rows_is_their_sum_over_the_root_of_n() -> None:
     # The first has the tags 1 to 3, (1+3+5, 2+4+6) / sqrt(3), and brand 1; the second has nothing.
     expected = torch.tensor([[[9 / 3**0.5, 12 / 3**0.5], [7.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])
     torch.testing.assert_close(embeddings(jagged), expected)
+
+
+WRITTEN = Schema(item=(Feature("title", "text"), Feature("note", "text")), user=(Feature("words", "text"),))
+NOTES = ITEMS.assign(note=["", "warm", "quick", "quick"])
+ASKING = pd.DataFrame({"user_id": [1, 2], "words": ["red fox", "nothing of it"]})
+
+
+def siamese(schema: Schema, *, shared: bool = True, learning_rate: float | None = None) -> tuple[TwoTower, Featurizer]:
+    fitted = Featurizer.fit(schema, Catalog(NOTES), Users(ASKING), TRAIN, whole_catalog=True, shared_texts=shared)
+    torch.manual_seed(0)
+    model = TwoTower(TowersConfig(width=64, history="none", shared=shared), fitted, 20, learning_rate=learning_rate)
+    return model.eval(), fitted
+
+
+def asked(model: TwoTower, featurizer: Featurizer, words: list[str]) -> torch.Tensor:
+    features = featurizer.user_features([None] * len(words), pd.DataFrame({"words": words}))
+    offsets = torch.zeros(len(words) + 1, dtype=torch.int64)
+    return model.user_vectors(torch.zeros(0, 64), offsets, features).detach()
+
+
+def test_shared_texts_are_the_same_vector_whoever_says_them() -> None:
+    model, featurizer = siamese(WRITTEN)
+    assert {name.split(".")[0] for name in model.state_dict()} == {"texts", "log_scale"}
+    only_titles = NOTES.assign(note=None)
+    items = model.item_vectors(featurizer.item_features(Catalog(only_titles))).detach()
+    torch.testing.assert_close(asked(model, featurizer, ITEMS["title"].tolist()), items)
+    apart, apart_featurizer = siamese(WRITTEN, shared=False)
+    others = apart.item_vectors(apart_featurizer.item_features(Catalog(only_titles))).detach()
+    assert (asked(apart, apart_featurizer, ITEMS["title"].tolist()) * others).sum(dim=1).abs().max() < 0.6
+
+
+def test_without_a_history_what_somebody_had_changes_nothing() -> None:
+    model, featurizer = siamese(WRITTEN)
+    users = featurizer.user_features([1, 2], ASKING[["words"]])
+    had = model.user_vectors(functional.normalize(torch.randn(3, 64), dim=1), torch.tensor([0, 1, 3]), users).detach()
+    torch.testing.assert_close(had, asked(model, featurizer, ASKING["words"].tolist()))
+    assert not model.user_vectors(torch.zeros(0, 64), torch.tensor([0, 0]), featurizer.user_features([1], None)).any()
+
+
+def test_corrections_begin_at_nothing_and_one_step_moves_both_towers() -> None:
+    fixed = replace(WRITTEN.item[0], fixed=32)
+    corrected = replace(fixed, corrected=True)
+    plain, plain_featurizer = siamese(Schema(item=(fixed,), user=(replace(fixed, name="words"),)))
+    schema = Schema(item=(corrected,), user=(replace(corrected, name="words"),))
+    model, featurizer = siamese(schema, learning_rate=0.1)
+    catalog, before = Catalog(NOTES), plain.item_vectors(plain_featurizer.item_features(Catalog(NOTES))).detach()
+    torch.testing.assert_close(model.item_vectors(featurizer.item_features(catalog)).detach(), before)
+    torch.testing.assert_close(asked(model, featurizer, ["red fox"]), asked(plain, plain_featurizer, ["red fox"]))
+    words = featurizer.user_features([None], pd.DataFrame({"words": ["azure garment"]}))
+    item = model.item_vectors(featurizer.item_features(catalog))[1]
+    likeness = model.user_vectors(torch.zeros(0, 64), torch.tensor([0, 0]), words)[0] @ item
+    (1 - likeness).backward()
+    after = model.item_vectors(featurizer.item_features(catalog)).detach()
+    assert after[1] @ asked(model, featurizer, ["azure garment"])[0] > likeness.detach() + 0.05
+    torch.testing.assert_close(after[3], before[3], atol=1e-6, rtol=0)
