@@ -19,7 +19,8 @@
 - `store`: `Store`, the log of live writes; `postgres`: one for several machines.
 - `live`: `Live`, a retriever that keeps up with it; `overlay`: `Overlay`, what arrived; `live_index`: `LiveIndex`.
 - `offline`: candidates for everyone as a table.
-- `source`: `Source`, the retriever of an application, exchanged when there is another.
+- `source`: `Source`, the retriever of an application, exchanged when there is another; `registry`: `Alias`, a bundle
+  behind an alias of MLflow's model registry.
 - `app`: `create_app`; `api`: the JSON API; `answers`: what it answers; `short_way`: the same, mostly without Flask;
   `writes`: items and events over HTTP; `page`: the page for people; `problems`: the one shape of errors.
 - `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.

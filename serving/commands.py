@@ -112,7 +112,8 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...]) -> Non
 def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     """Answer over HTTP, until Ctrl-C.
 
-    DIR is a bundle, such as runs/latest. Its index is made if there is none.
+    DIR is a bundle, such as runs/latest, or an alias of MLflow's registry, such as models:/two-towers@champion, which
+    is followed. Its index is made if there is none.
     """
     from serving.launch import serve_bundle
 
@@ -218,7 +219,12 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
 
 
 _link = click.option(
-    "--link", metavar="LINK", type=_file, default=Path("runs/latest"), show_default=True, help="What is served."
+    "--link",
+    metavar="LINK",
+    type=_file,
+    default=Path("runs/latest"),
+    show_default=True,
+    help="What is served: a link, or an alias such as models:/two-towers@champion.",
 )
 
 
@@ -229,7 +235,8 @@ def swap(bundle: Path, link: Path) -> None:
     """Let a running service go over to another bundle, without a request failing.
 
     DIR is the bundle, such as runs/run-7. It is verified first, and its index made if there is none; then LINK, which
-    the service was started with, points to it, and every worker goes over by itself within seconds.
+    the service was started with, points to it, and every worker goes over by itself within seconds. Where LINK is an
+    alias, the bundle is registered in MLflow as a new version, and the services that follow the alias fetch it.
     """
     from serving.operation import swap_bundle
 

@@ -13,31 +13,34 @@ import click
 
 from features.schema import USER_ID
 from serving.config import ServingConfig
-from serving.seal import FOLDER, NAME, Seal
+from serving.registry import Alias, fetched
+from serving.seal import FOLDER, with_index
 from serving.server import address_of, become_server, find_port
-from towers.manifest import verify
 
 
 def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     """Say what to try, and become the server; does not return.
 
+    Args:
+        bundle: A bundle, a link to one, or an alias such as `models:/two-towers@champion`.
+        settings: What the operator decides.
+
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read, the port is taken, or the file of keys is not one.
+        DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one, or
+            the registry does not answer.
     """
     if settings.keys is not None:
         from serving.keys import read_keys
 
         read_keys(Path(settings.keys))
     settings = settings.model_copy(update={"port": find_port(settings)})
-    manifest = verify(bundle)
-    if not (bundle / FOLDER / NAME).exists():
-        from serving.operation import open_retriever
-
-        open_retriever(bundle)
-    Seal.read(bundle / FOLDER, manifest)
+    alias = Alias.parse(bundle)
+    if alias is not None:
+        bundle = fetched(alias)
+    manifest = with_index(bundle)
     _say_what_to_try(bundle, settings, manifest.version)
-    become_server(bundle, settings)
+    become_server(bundle, settings, alias)
 
 
 def _say_what_to_try(bundle: Path, settings: ServingConfig, version: str) -> None:

@@ -21,6 +21,7 @@ from serving.filters import Filter
 from serving.folding import fold
 from serving.kinds import Kind
 from serving.offline import Audience, write_candidates
+from serving.registry import Alias, point_back, promote
 from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.seal import NAME
@@ -104,12 +105,19 @@ def open_retriever(path: Path) -> Retriever:
 
 
 def swap_bundle(bundle: Path, link: Path) -> None:
-    """Verify a bundle, make its index if there is none, and let a link point to it.
+    """Verify a bundle, make its index if there is none, and let a link or an alias point to it.
 
     Raises:
         BundleError: The bundle or the index cannot be used; the link stays as it is.
-        DataError: What should be a link is something else, or there is no index and the tables cannot be read.
+        DataError: What should be a link is something else, there is no index and the tables cannot be read, or the
+            registry does not answer.
     """
+    alias = Alias.parse(link)
+    if alias is not None:
+        warm(open_retriever(bundle.resolve()))
+        version = promote(bundle, alias)
+        click.echo(f"{alias}: version {version}, from {bundle}; `towers rollback --link {alias}` goes back")
+        return
     if link.exists() and not link.is_symlink():
         raise DataError(f"{link}: expected a link to a bundle, found no link; serve one, such as runs/latest")
     before = link.resolve().name if link.is_symlink() else "nothing"
@@ -119,12 +127,16 @@ def swap_bundle(bundle: Path, link: Path) -> None:
 
 
 def roll_back(link: Path) -> None:
-    """Let a link point to what it pointed to before.
+    """Let a link or an alias point to what it pointed to before.
 
     Raises:
         BundleError: What it pointed to cannot be used any more; the link stays as it is.
         DataError: It is not known what it pointed to before.
     """
+    alias = Alias.parse(link)
+    if alias is not None:
+        click.echo(f"{alias}: version {point_back(alias)}")
+        return
     previous = _previous(link)
     if not previous.is_symlink():
         raise DataError(f"{previous}: no such link, so {link} never pointed elsewhere; name a bundle to `towers swap`")

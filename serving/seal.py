@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from features.config import StrictTable
 from serving.kinds import Plan
-from towers.manifest import BundleError, broken_seal
+from towers.manifest import BundleError, Manifest, broken_seal, verify
 from towers.manifest import seal as seal_files
 
 FORMAT_VERSION = 2
@@ -185,3 +185,19 @@ class Seal(StrictTable):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise BundleError(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None
+
+
+def with_index(bundle: Path) -> Manifest:
+    """Verify a bundle and its index, which is made first if there is none, and return the manifest of the bundle.
+
+    Raises:
+        BundleError: One of them cannot be used.
+        DataError: There is no index and the tables cannot be read.
+    """
+    manifest = verify(bundle)
+    if not (bundle / FOLDER / NAME).exists():
+        from serving.operation import open_retriever
+
+        open_retriever(bundle)
+    Seal.read(bundle / FOLDER, manifest)
+    return manifest

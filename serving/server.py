@@ -19,13 +19,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import DataError
 from serving import logs
 from serving.config import ServingConfig
+from serving.registry import Alias, followed
 from towers.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 APP = "serving.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
-"""Tells the workers what to serve: JSON with `bundle` and `settings`, and `shared`, the folder where they meet."""
+"""Tells the workers what to serve: JSON with `bundle` and `settings`, `alias` where the bundle is a link that
+follows one, and `shared`, the folder where they meet."""
 
 MASTER_VARIABLE = "TOWERS_MASTER"
 """Tells the workers which process must live for them to."""
@@ -77,9 +79,9 @@ def address_of(settings: ServingConfig) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def become_server(bundle: Path, settings: ServingConfig) -> NoReturn:
-    """Turn this process into the server of `bundle`."""
-    told = {"bundle": str(bundle.absolute()), "settings": settings.model_dump()}
+def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = None) -> NoReturn:
+    """Turn this process into the server of `bundle`, the link that is kept where `alias` points to."""
+    told = {"bundle": str(bundle.absolute()), "settings": settings.model_dump(), "alias": alias and str(alias)}
     environment = {**os.environ, **_ONE_THREAD, APP_VARIABLE: json.dumps(told)}
     sys.stdout.flush()
     sys.stderr.flush()
@@ -126,7 +128,10 @@ def main() -> None:
     settings = ServingConfig.model_validate(told["settings"])
     logging.config.dictConfig(logs.configuration(settings.log_format))
     os.environ[MASTER_VARIABLE] = str(os.getpid())
-    with _shared_folder() as shared:
+    alias = Alias.parse(told.get("alias") or "")
+    is_followed = alias is not None and settings.watch_seconds > 0
+    following = followed(alias, settings.watch_seconds, settings.log_format) if alias and is_followed else nullcontext()
+    with _shared_folder() as shared, following:
         os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared)})
         match settings.server:
             case "granian":

@@ -147,7 +147,8 @@ class _Block:
         weights = np.exp(logits, out=logits)
         attended = (weights @ value) / weights.sum(axis=-1, keepdims=True)
         tokens = tokens + attended.transpose(1, 0, 2).reshape(tokens.shape) @ self.out
-        gate, hidden = np.split(_normed(tokens) @ self.up, 2, axis=1)
+        gated = _normed(tokens) @ self.up
+        gate, hidden = gated[:, : len(self.down)], gated[:, len(self.down) :]
         return np.asarray(tokens + (gate / (1 + np.exp(-gate)) * hidden) @ self.down)
 
     def _heads(self, tokens: np.ndarray, parts: int) -> np.ndarray:

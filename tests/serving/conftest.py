@@ -12,6 +12,7 @@ from features.config import FeaturesConfig
 from features.featurizer import Featurizer
 from features.schema import Schema
 from features.tables import read_tables
+from serving.operation import build_index
 from tests.serving.doubles import country, make_retriever, make_tables
 from towers.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
@@ -122,3 +123,17 @@ def pristine(tmp_path_factory) -> Path:
 @pytest.fixture
 def real_bundle(pristine) -> ModelBundle:
     return ModelBundle.open(pristine / "runs" / "model")
+
+
+@pytest.fixture(scope="session")
+def two_models(pristine, tmp_path_factory):
+    """`runs/one` and `runs/two` with their indexes; not to be changed."""
+    folder = tmp_path_factory.mktemp("two") / "runs"
+    for seed, name in enumerate(("one", "two")):
+        write_untrained(folder / name, pristine / "data", SETTINGS, seed)
+        build_index(ModelBundle.open(folder / name), {})
+    return folder
+
+
+def model_of(runs, name):
+    return ModelBundle.open(runs / name).version

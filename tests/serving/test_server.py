@@ -28,11 +28,11 @@ SECONDS_TO_START = 90
 class Served:
     """A running `towers serve`."""
 
-    def __init__(self, folder: Path, *flags: str, **settings: str) -> None:
+    def __init__(self, folder: Path, *flags: str, bundle: str = "runs/latest", **settings: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "towers", "serve", "runs/latest", "--port", str(self.port), *flags]
+        command = [sys.executable, "-m", "towers", "serve", bundle, "--port", str(self.port), *flags]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TOWERS_")} | settings
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -14,21 +14,11 @@ from serving.app import create_app
 from serving.config import ServingConfig
 from serving.operation import build_index, roll_back, swap_bundle
 from serving.source import Source, identity_of
-from tests.serving.conftest import SETTINGS, write_untrained
+from tests.serving.conftest import model_of
 from towers.bundle import ModelBundle
 from towers.manifest import BundleError
 
 SECONDS = 30
-
-
-@pytest.fixture(scope="module")
-def two_models(pristine, tmp_path_factory):
-    """`runs/one` and `runs/two` with their indexes; not to be changed."""
-    folder = tmp_path_factory.mktemp("two") / "runs"
-    for seed, name in enumerate(("one", "two")):
-        write_untrained(folder / name, pristine / "data", SETTINGS, seed)
-        build_index(ModelBundle.open(folder / name), {})
-    return folder
 
 
 @pytest.fixture
@@ -38,10 +28,6 @@ def runs(two_models, tmp_path):
     shutil.copytree(two_models, runs)
     move_link(runs / "latest", runs / "one")
     return runs
-
-
-def model_of(runs, name):
-    return ModelBundle.open(runs / name).version
 
 
 def wait_for(client, model):
