@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import duplicates, encoding, evenness, speed
+from tests.benchmarks import duplicates, encoding, evenness, ranker, speed
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.evaluation import TableRecommender
@@ -202,3 +203,33 @@ def test_texts_a_second_are_those_of_the_median_round_and_ratios_those_of_neighb
     ]
     # Cosines 0.8 and 1: their mean is 0.9, and one in a hundred lies a hundredth of the way from the lowest.
     assert lines[2].split() == ["ours", "30.0", "3.00", "(2.00,", "3.00,", "3.00)", "0.90000", "0.8020", "0.8000"]
+
+
+def test_the_benchmark_of_the_ranker_compares_the_same_users_and_knows_its_bar():
+    before = np.tile([0.0, 0.5, 1.0], 100)
+    cost = np.linspace(0.001, 0.010, 300)
+    alone = ranker.Judged("retrieval alone", before, np.zeros(300), cost)
+    better = ranker.Judged("learned ranker, 200", np.tile([0.1, 0.5, 1.0], 100), cost, 2 * cost)
+    lines = ranker.table([alone, better])
+    assert lines[-2].split() == ["retrieval", "alone", "0.5000", "0.00", "0.00", "5.50", "9.91"]
+    # (0.1 + 0.5 + 1) / 3 over 0.5 is 1.0667; the difference is 0.1 for a third, 0 for others.
+    assert lines[-1].split()[:5] == ["learned", "ranker,", "200", "0.5333", "+6.7%"]
+    assert lines[-1].split()[-4:] == ["5.50", "9.91", "11.00", "19.82"]
+    assert ranker.holds([alone, better])
+    assert not ranker.holds([alone, replace(better, seconds=10 * cost)])
+    assert not ranker.holds([alone, replace(better, ndcg=before * 1.04)])
+
+
+def test_the_benchmark_of_the_ranker_hides_the_last_of_each_user(public: Path, tmp_path: Path):
+    data = public / "amazon-beauty"
+    events = pd.read_parquet(data / "interactions.parquet").assign(timestamp=5)
+    events.to_parquet(data / "interactions.parquet")
+    pd.DataFrame({"item_id": range(95)}).to_parquet(data / "items.parquet")
+    pd.DataFrame({"user_id": events["user_id"].unique()}).to_parquet(data / "users.parquet")
+    asked = ranker.hide_last(data, tmp_path / "bench")
+    rest = pd.read_parquet(tmp_path / "bench" / "data" / "interactions.parquet")
+    assert len(asked) == 60
+    assert len(rest) + 60 == len(events)
+    assert (rest.groupby("user_id")["position"].max() + 1 == asked.set_index("user_id")["position"]).all()
+    items = pd.read_parquet(tmp_path / "bench" / "data" / "items.parquet")["item_id"]
+    assert set(items) == set(events["item_id"])

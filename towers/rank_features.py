@@ -21,8 +21,10 @@ HALF = 5
 """After so many items, one of a history counts half."""
 SPANS = {"day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 
+PAST = 100
+"""How many of the newest items of a history are its past; older ones are not looked at."""
+
 _SECONDS_A_DAY = 86_400
-_SIMILAR = 50
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class RankFeatures:
         """What each column is called."""
         fixed = [
             "score", "score_below_best", "place",
-            "similar_last", "similar_before_last", "similar_newest_mean", "similar_newest_max", "similar_mean",
-            "follows_last", "follows_newest", "together_last", "together_newest", "together_all",
+            "similar_last", "similar_before_last", "similar_newest_mean", "similar_newest_max", "similar_past",
+            "follows_last", "follows_newest", "together_last", "together_newest", "together_past",
             "count", *(f"count_{span}" for span in SPANS), "rising", "age_days", "idle_days",
             "history", "idle_user_days", "mainstream", "beyond_mainstream",
         ]  # fmt: skip
@@ -62,8 +64,9 @@ class RankFeatures:
     def _of_rows(self, shortlist: Shortlist, rows: Int64[np.ndarray, " known"]) -> Iterator[np.ndarray]:
         """Yield what is known of the candidates that the facts are about."""
         had = shortlist.history_rows[shortlist.history_rows >= 0]
-        newest = had[::-1][:NEWEST]
-        yield from self._neighbours(had, newest, rows)
+        past = had[::-1][:PAST]
+        newest = past[:NEWEST]
+        yield from self._neighbours(past, rows)
         yield from self._popularity(shortlist, newest, rows)
         for values in self.facts.values.values():
             yield values.shared(newest[:1], rows) if len(newest) else _unknown(rows)
@@ -72,12 +75,14 @@ class RankFeatures:
             yield numbers[rows]
             yield numbers[rows] - _mean(numbers[newest])
 
-    def _neighbours(self, had: np.ndarray, newest: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    def _neighbours(self, past: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield how much the items come after and beside what was had, the newest of which comes first."""
+        newest = past[:NEWEST]
         one, fading = np.ones(1, np.float32), (0.5 ** (np.arange(len(newest)) / HALF)).astype(np.float32)
         for neighbours in (self.facts.follows, self.facts.together):
             yield neighbours.sums(newest[:1], one[: len(newest)], rows)
             yield neighbours.sums(newest, fading, rows)
-        yield self.facts.together.sums(had, np.full(len(had), 1 / max(1, len(had)), np.float32), rows)
+        yield self.facts.together.sums(past, np.full(len(past), 1 / max(1, len(past)), np.float32), rows)
 
     def _popularity(self, shortlist: Shortlist, newest: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Yield how much the items were had before now, and how that fits who asks."""
@@ -110,7 +115,7 @@ def _retrieval(shortlist: Shortlist) -> Iterator[np.ndarray]:
 
 def _similarity(shortlist: Shortlist) -> Iterator[np.ndarray]:
     """Yield how similar the candidates are to what was had."""
-    past = shortlist.history_vectors[::-1][:_SIMILAR]
+    past = shortlist.history_vectors[::-1][:PAST]
     if not len(past):
         yield from (_unknown(shortlist.rows) for _ in range(5))
         return

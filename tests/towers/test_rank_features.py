@@ -12,7 +12,7 @@ import pytest
 from features.sequences import Sequences
 from tests.towers.test_item_facts import COLUMNS, NUM_ITEMS, make_catalog, make_events, sequences_of
 from towers.item_facts import FOLLOWING, TOGETHER, ItemFacts
-from towers.rank_features import HALF, NEWEST, SPANS, RankFeatures
+from towers.rank_features import HALF, NEWEST, PAST, SPANS, RankFeatures
 from towers.reranking import Shortlist
 
 DAY = 86_400
@@ -46,13 +46,14 @@ def shortlist_of(frame: pd.DataFrame, user: int, now: int, rows: list[int]) -> S
 def obvious(frame: pd.DataFrame, shortlist: Shortlist) -> pd.DataFrame:
     """Every feature of every candidate, one after the other, as its name says it."""
     had, now = shortlist.history_rows.tolist(), shortlist.now
-    newest = had[::-1][:NEWEST]
-    past = frame[frame["time"] < now]
+    past = had[::-1][:PAST]
+    newest = past[:NEWEST]
+    earlier = frame[frame["time"] < now]
     catalog = make_catalog().frame
     tags = [set(filter(None, cell.split("|"))) for cell in catalog["tags"]]
     price = catalog["price"].to_numpy(float)
     price = (price - np.nanmean(price)) / np.nanstd(price)
-    times = {item: group["time"].to_numpy() for item, group in past.groupby("item")}
+    times = {item: group["time"].to_numpy() for item, group in earlier.groupby("item")}
     follows, together = pair_weights(frame)
 
     def count(item: int, seconds: float = math.inf) -> int:
@@ -60,7 +61,7 @@ def obvious(frame: pd.DataFrame, shortlist: Shortlist) -> pd.DataFrame:
 
     found = []
     for place, (row, score) in enumerate(zip(shortlist.rows.tolist(), shortlist.scores.tolist(), strict=True)):
-        similar = [float(VECTORS[row] @ VECTORS[item]) for item in had[::-1][:50]]
+        similar = [float(VECTORS[row] @ VECTORS[item]) for item in past]
         mainstream = np.mean([math.log1p(count(item)) for item in newest])
         prices = [price[item] for item in newest if not np.isnan(price[item])]
         share = [np.mean([tag in tags[item] for item in newest]) for tag in tags[row]]
@@ -74,14 +75,14 @@ def obvious(frame: pd.DataFrame, shortlist: Shortlist) -> pd.DataFrame:
                 "similar_before_last": similar[1],
                 "similar_newest_mean": np.mean(similar[:NEWEST]),
                 "similar_newest_max": max(similar[:NEWEST]),
-                "similar_mean": np.mean(similar),
+                "similar_past": np.mean(similar),
                 "follows_last": follows.get((newest[0], row), 0),
                 "follows_newest": sum(follows.get((item, row), 0) * 0.5 ** (n / HALF) for n, item in enumerate(newest)),
                 "together_last": together.get((newest[0], row), 0),
                 "together_newest": sum(
                     together.get((item, row), 0) * 0.5 ** (n / HALF) for n, item in enumerate(newest)
                 ),
-                "together_all": np.mean([together.get((item, row), 0) for item in had]),
+                "together_past": np.mean([together.get((item, row), 0) for item in past]),
                 "count": math.log1p(count(row)),
                 **{f"count_{name}": math.log1p(count(row, seconds)) for name, seconds in SPANS.items()},
                 "rising": math.log((1 + count(row, 7 * DAY)) / (1 + count(row, 30 * DAY))),
@@ -175,8 +176,8 @@ def test_somebody_without_a_past_has_features_all_the_same(features, events):
     assert not len(shortlist.history_rows)
     found = pd.DataFrame(features.of(shortlist), columns=features.names)
     unknown = found.columns[found.isna().all()]
-    assert set(unknown) >= {"similar_last", "similar_mean", "mainstream", "tags_newest", "idle_user_days"}
-    assert found[["score", "count", "follows_newest", "together_all"]].notna().all(axis=None)
+    assert set(unknown) >= {"similar_last", "similar_past", "mainstream", "tags_newest", "idle_user_days"}
+    assert found[["score", "count", "follows_newest", "together_past"]].notna().all(axis=None)
 
 
 def test_where_nobody_knows_times_features_of_time_are_unknown(events):
