@@ -7,6 +7,7 @@
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
 - `one_user`: the user tower for one user at a time, without torch.
 - `reranking`: a `Shortlist`, a `Deadline`, and the protocol `Reranker`; `ranker`: the learned one.
+- `text_rerankers`: a cross-encoder, and late interaction, behind the same protocol.
 - `item_facts`, `rank_features`: what it reads of items, and of candidates.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
 - `cli`: the command `towers`.

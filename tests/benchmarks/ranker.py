@@ -1,12 +1,16 @@
 """What a second look gains and what it costs, on MovieLens-1M: each user's next item, before and after re-ranking.
 
     python tests/benchmarks/ranker.py [--folder evaluation/ranker] [--set training.epochs=6 ...] [--users 1000]
+        [--late-interaction MODEL] [--cross-encoder MODEL] [--share 0.2]
 
 Each user's last interaction is hidden; of the rest `towers init`, `train`, `train-ranker` and `index` make a bundle, as
 anybody's would be made: the model stops early by the last item of that rest, and the ranker learns from it. Then a
 `Retriever` is asked what each user has next, at the time of the hidden interaction, once as retrieval finds it and once
 for each length of the shortlist. N@10 is over all items that anybody had; the interval is the paired bootstrap's over
 users. The milliseconds are those of one request in one thread, the making of features included.
+
+With the folder of a model of sentence-transformers the rerankers that read texts are asked as well, over 50 candidates;
+`--share` is how much they count beside the retriever. They take long: give fewer --users.
 
 A bundle that is in the folder already is judged as it is. Ends with status 1 if the bar is missed: with 200 candidates
 N@10 5 % above retrieval alone, 99 of 100 re-rankings in less than 20 ms. The tables are read from the folder that
@@ -27,6 +31,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from features.cells import item_texts
+from features.config import EncoderSettings
+from features.encoders.local import load_model
 from serving.index import set_num_threads
 from serving.reranking import Reranking
 from serving.retriever import Retriever
@@ -35,6 +42,8 @@ from serving.stages import begin, spent
 from tests.benchmarks.quality import towers
 from towers.bundle import ModelBundle
 from towers.quiet import quiet_imports
+from towers.reranking import Reranker
+from towers.text_rerankers import CrossEncoderRanker, LateInteractionRanker, TokenVectors, open_cross_encoder
 from training.metrics import bootstrap_interval
 
 LENGTHS = (50, 100, 200)
@@ -65,6 +74,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("evaluation/ranker"))
     parser.add_argument("--set", action="append", dest="overrides", default=[], metavar="table.key=value")
     parser.add_argument("--users", type=int, help="Ask so many users only.")
+    parser.add_argument("--late-interaction", type=Path, metavar="MODEL", help="Folder of a bi-encoder.")
+    parser.add_argument("--cross-encoder", type=Path, metavar="MODEL", help="Folder of a cross-encoder.")
+    parser.add_argument("--share", type=float, default=0.2, help="How much these count. [default: 0.2]")
     given = parser.parse_args()
     data = Path(os.environ.get("TOWERS_DATA") or Path(__file__).parents[3] / "shared" / "data") / "ml-1m"
     if not data.is_dir():
@@ -75,7 +87,7 @@ def main() -> None:
     asked = hide_last(data, given.folder)
     bundle = make_bundle(given.folder, given.overrides or ["training.epochs=6"])
     asked = asked.iloc[: given.users]
-    runs = judge_all(bundle, asked)
+    runs = judge_all(bundle, asked, given)
     print("\n".join(table(runs)))
     sys.exit(0 if holds(runs) else 1)
 
@@ -108,13 +120,27 @@ def make_bundle(folder: Path, overrides: list[str]) -> ModelBundle:
     return bundle
 
 
-def judge_all(bundle: ModelBundle, asked: pd.DataFrame) -> list[Judged]:
+def judge_all(bundle: ModelBundle, asked: pd.DataFrame, given: argparse.Namespace) -> list[Judged]:
     """Return how retrieval alone did, and each re-ranking."""
     snapshot = Snapshot.open(bundle)
     ways: dict[str, Reranking | None] = {"retrieval alone": None}
     for length in LENGTHS:
         ways[f"learned ranker, {length}"] = Reranking.open(bundle, snapshot, length, budget_seconds=None)
+    for name, reranker in text_rerankers(bundle, snapshot, given).items():
+        ways[f"{name}, {LENGTHS[0]}"] = Reranking(reranker, LENGTHS[0], budget_seconds=None)
     return [judge(name, bundle, snapshot, way, asked) for name, way in ways.items()]
+
+
+def text_rerankers(bundle: ModelBundle, snapshot: Snapshot, given: argparse.Namespace) -> dict[str, Reranker]:
+    """Return the rerankers that read texts, as far as models for them are given."""
+    texts = item_texts(snapshot.catalog, bundle.config.features.item) or []
+    found: dict[str, Reranker] = {}
+    if given.late_interaction is not None:
+        model = load_model(given.late_interaction, EncoderSettings(model=str(given.late_interaction)))
+        found["late interaction"] = LateInteractionRanker(TokenVectors.of(model, texts), share=given.share)
+    if given.cross_encoder is not None:
+        found["cross-encoder"] = CrossEncoderRanker(open_cross_encoder(given.cross_encoder), texts, share=given.share)
+    return found
 
 
 def judge(
