@@ -15,12 +15,14 @@ from features.sequences import Queries
 from features.tables import read_tables
 from serving.app import create_app
 from serving.config import ServingConfig
+from serving.live import Live
 from serving.offline import Audience, write_candidates
 from serving.operation import open_retriever
 from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.rules import Boost, Rules
 from serving.source import identity_of
+from serving.store import SqliteStore, Write
 from serving.wanted import Person, Wanted
 from tests.serving.doubles import country, make_retriever
 from towers.bundle import ModelBundle
@@ -170,6 +172,29 @@ def test_an_answer_says_whether_it_was_reranked(backwards, plain):
     assert [answer["reranked"] for answer in several["answers"]] == [True, True]
     assert 'towers_stage_seconds_count{stage="rerank"} 3' in client.get("/metrics").text
     assert "reranked" not in create_app(plain).test_client().get("/recommendations/100?k=3").json
+
+
+def test_what_arrives_while_serving_is_reranked_and_known_as_far_as_the_index_was(backwards, tmp_path):
+    store = SqliteStore(tmp_path / "live.db")
+    live = Live(backwards, store)
+    store.append(
+        [
+            Write("item", {"item_id": "new-1", "cells": {"title": "Lamp"}}),
+            Write("item", {"item_id": "item-004", "cells": {"title": "Other"}}),
+            Write("event", {"user_id": 100, "item_id": "new-1", "time": 5}),
+        ]
+    )
+    retriever = live.current()
+    answer = retriever.recommend(Person(history=["new-1", "item-004", "item-007"]), 100)
+    assert answer.reranked is True
+    shortlist = backwards.reranking.reranker.asked[-1]
+    assert shortlist.history_rows.tolist() == [-1, 4, 7]
+    index = retriever.index
+    rows = [retriever.items.row(item) for item in ("new-1", "item-004", "item-007")]
+    np.testing.assert_array_equal(shortlist.history_vectors, index.vectors[np.array(rows)])
+    retriever.recommend(100, 5)
+    assert backwards.reranking.reranker.asked[-1].history_rows[-1] == -1
+    assert not {"new-1", "item-004", "item-007"} & set(ids(answer))
 
 
 def test_the_nightly_file_is_in_the_order_of_the_service(backwards, tmp_path):
