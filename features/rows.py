@@ -15,6 +15,9 @@ import pyarrow as pa
 from features.errors import DataError
 
 _MOST_NAMED = 12
+# Of what a schema promises; more is taken, where the column can hold it.
+_MOST_NUMBER = 1e15
+_SOME_DATE = r"^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
 
 
 def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -31,6 +34,11 @@ def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.Data
         _refuse_strange(list(like.columns), row)
     columns = {name: _column(name, _kind(like[name]), [row.get(name) for row in rows]) for name in like.columns}
     return pd.DataFrame({name: pd.Series(cells, dtype=like[name].dtype) for name, cells in columns.items()})
+
+
+def cell_schemas(like: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the JSON schema of a cell of each column, as `typed_rows` takes it; null is what is missing."""
+    return {str(name): {"anyOf": [_schema(_kind(like[name])), {"type": "null"}]} for name in like.columns}
 
 
 def fitting_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -119,6 +127,27 @@ def _spoken(kind: pa.DataType) -> str:
         zone = "Z" if getattr(kind, "tz", None) else ""
         return "a date such as 2024-03-31" + ("" if pa.types.is_date(kind) else f"T18:00:00{zone}")
     return f"a list, each {_spoken(kind.value_type)}" if _is_list(kind) else str(kind)
+
+
+def _schema(kind: pa.DataType) -> dict[str, Any]:
+    """Return the JSON schema of what `_cell` and pyarrow take."""
+    if pa.types.is_boolean(kind):
+        return {"type": "boolean"}
+    if _is_whole(kind):
+        signed = 0 if pa.types.is_unsigned_integer(kind) else 1
+        most = 2 ** (kind.bit_width - signed) - 1
+        return {"type": "integer", "minimum": -signed * (most + 1), "maximum": most}
+    if pa.types.is_floating(kind):
+        return {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER}
+    if _is_text(kind):
+        return {"type": "string"}
+    if _is_moment(kind):
+        return {"type": "string", "format": "date", "pattern": _SOME_DATE}
+    if _is_list(kind):
+        inner = {"anyOf": [_schema(kind.value_type), {"type": "null"}]}
+        size = {"minItems": kind.list_size, "maxItems": kind.list_size} if pa.types.is_fixed_size_list(kind) else {}
+        return {"type": "array", "items": inner, **size}
+    return {}
 
 
 def _is_whole(kind: pa.DataType) -> bool:

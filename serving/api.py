@@ -58,7 +58,8 @@ def search() -> Response:
 @api.get("/openapi.json")
 def openapi() -> Response:
     """Answer what all of this is, as an OpenAPI document."""
-    return json_response(document(_answers().contract, current_retriever()))
+    takes_writes = current_app.extensions["towers_source"].store is not None
+    return json_response(document(_answers().contract, current_retriever(), takes_writes=takes_writes))
 
 
 def current_retriever() -> Retriever:

@@ -37,6 +37,8 @@ MOST_LETTERS = 10_000
 """The longest text to search for."""
 MOST_OF_A_VALUE = 2**31 - 1
 """The highest such limit."""
+MOST_EVENTS = 10_000
+"""Events of one request."""
 NAMED = "x-named"
 """In a JSON schema: the name of another that stands in its place."""
 
@@ -46,6 +48,9 @@ Time = Annotated[int, Field(ge=0, lt=2**40)]
 Conditions = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Filter"})]
 Attributes = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Attributes"})]
 AtMost = Annotated[dict[str, Annotated[int, Field(ge=1, le=MOST_OF_A_VALUE)]], WithJsonSchema({NAMED: "AtMost"})]
+
+UserId = Annotated[Id, WithJsonSchema({NAMED: "UserId"})]
+ItemId = Annotated[Id, WithJsonSchema({NAMED: "ItemId"})]
 
 _described = with_config(ConfigDict(use_attribute_docstrings=True))
 # What pydantic calls the members of a union, where it says in which of them a mistake is.
@@ -134,6 +139,49 @@ class AskedForMany(AskedForUser):
     def whom(self) -> list[int | str | Person]:
         """Return them as a `Retriever` takes them."""
         return [user.person() if isinstance(user, Described) else user for user in self.users]
+
+
+class Event(_Message):
+    """Someone had something."""
+
+    user_id: UserId
+    """Who, known or new."""
+    item_id: ItemId
+    """What; it must be in the catalogue."""
+    time: Annotated[int, Field(ge=0)] | None = None
+    """When, in Unix seconds; null: now."""
+    event_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """What the sender calls it: an event that is sent again under the same name is not counted again. Without a name,
+    an event of the same user, item and given time is the same."""
+
+
+class Events(_Message):
+    """What happened."""
+
+    events: Annotated[list[Event], Field(min_length=1, max_length=MOST_EVENTS)]
+    """Each, oldest first; all of it is taken or, if one of them is wrong, none."""
+
+
+@_described
+class Written(TypedDict):
+    """An item was put, or deleted."""
+
+    item_id: int | str
+    """The item, as the catalogue calls it."""
+    position: int
+    """Where that stands in the log of live writes."""
+
+
+@_described
+class Taken(TypedDict):
+    """Events were taken."""
+
+    accepted: int
+    """How many."""
+    repeated: int
+    """How many more had been taken before."""
+    position: int
+    """Where the last of them stands in the log of live writes."""
 
 
 @_described
@@ -315,7 +363,7 @@ class Contract:
             Problem: It asks for what cannot be; says what and where.
         """
         is_many = isinstance(content, dict) and "users" in content
-        return _read(self.many if is_many else self.one, content)
+        return read(self.many if is_many else self.one, content)
 
     def wanted(self, asked: Asked, filters: Filters | LiveFilters, conditions: Filter = ()) -> Wanted:
         """Return what a request wants of its answer.
@@ -354,7 +402,7 @@ def parameters(kind: type[Message], given: Mapping[str, Sequence[str]]) -> Messa
     Raises:
         Problem: They ask for what cannot be; says what and where.
     """
-    return _read(kind, {name: _parameter(name, texts) for name, texts in given.items()})
+    return read(kind, {name: _parameter(name, texts) for name, texts in given.items()})
 
 
 def _parameter(name: str, texts: Sequence[str]) -> Any:
@@ -417,7 +465,12 @@ def _limited(message: type[Message], **limits: _Limit) -> type[Message]:
     return create_model(message.__name__, __base__=message, __doc__=message.__doc__, **fields)
 
 
-def _read(kind: type[Message], content: Any) -> Message:
+def read(kind: type[Message], content: Any) -> Message:
+    """Return what a body or a query asks.
+
+    Raises:
+        Problem: It asks for what cannot be; says what and where.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -13,6 +13,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from features.rows import cell_schemas
+from features.schema import ITEM_ID
 from serving.contract import (
     AS_WRITTEN,
     MOST_LIMITS,
@@ -21,11 +23,14 @@ from serving.contract import (
     REPEATED,
     Alive,
     Contract,
+    Events,
     Ready,
     RecommendedMany,
     RecommendedOne,
     Searched,
     Similar,
+    Taken,
+    Written,
 )
 from serving.filters import ColumnSchema
 from serving.people import attribute_schema
@@ -39,6 +44,11 @@ ANYWHERE = (401, 403, 429, 500, 503)
 
 _REF = "#/components/schemas/{model}"
 _ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, Searched, ProblemContent)
+_OF_WRITES = (Events, Written, Taken)
+_WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+_DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
+# Without blanks around it, whatever is a blank.
+_TRIMMED = r"^\S([\s\S]*\S)?$"
 
 
 class _Untitled(GenerateJsonSchema):
@@ -48,7 +58,7 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def document(contract: Contract, retriever: Retriever) -> Schema:
+def document(contract: Contract, retriever: Retriever, *, takes_writes: bool = False) -> Schema:
     """Return the OpenAPI document of a service."""
     columns = retriever.filters.columns()
     for_user = [_in_path("user_id", "The user, as in the tables."), *_parameters(contract.query_for_user, columns)]
@@ -87,11 +97,55 @@ def document(contract: Contract, retriever: Retriever) -> Schema:
         "/healthz": {"get": _operation("alive", "Whether the process is alive", [Alive])},
         "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Ready])},
     }
+    if takes_writes:
+        paths |= _write_paths(retriever)
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
-    schemas = _schemas(contract, columns, retriever)
+    schemas = _schemas(contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
     key = {"type": "http", "scheme": "bearer", "description": "A key of this service, if it asks for keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
+
+
+def _write_paths(retriever: Retriever) -> Schema:
+    """Return the operations that change something."""
+    item = {"name": "item_id", "in": "path", "required": True, "description": "The item, known or new."}
+    of_item = [{**item, "schema": _path_id(retriever.items.is_integer)}]
+    put = _operation("put_item", "The item is in the catalogue", [Written], 400, 413, 415, 422)
+    put["responses"]["201"] = {
+        **put["responses"]["200"],
+        "description": "The item is new in the catalogue",
+    }
+    columns = {"required": True, "content": {"application/json": {"schema": _ref("Cells")}}}
+    posted = _operation("post_events", "The events are remembered", [Taken], 400, 413, 415, 422)
+    return {
+        "/items/{item_id}": {
+            "put": {**put, "parameters": of_item, "requestBody": columns},
+            "delete": {
+                **_operation("delete_item", "The item is no longer in the catalogue", [Written], 404),
+                "parameters": of_item,
+            },
+        },
+        "/events": {"post": {**posted, "requestBody": {"required": True, "content": _json(Events)}}},
+    }
+
+
+def _write_schemas(retriever: Retriever) -> Schema:
+    """Return what those operations speak of: ids as the tables have them, and the columns of an item."""
+    cells = cell_schemas(retriever.snapshot.catalog.frame)
+    return {
+        **_made(_OF_WRITES),
+        "UserId": _id(retriever.users.is_integer),
+        "ItemId": _id(retriever.items.is_integer),
+        "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
+    }
+
+
+def _path_id(is_integer: bool) -> Schema:
+    return {"type": "string", "pattern": _DIGITS if is_integer else _TRIMMED}
+
+
+def _id(is_integer: bool) -> Schema:
+    return {"anyOf": [_WHOLE_ID, _path_id(is_integer)]}
 
 
 def _operation(name: str, summary: str, answers: Sequence[type], *problems: int) -> Schema:
@@ -149,16 +203,21 @@ def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> 
 
 
 def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Retriever) -> Schema:
-    types: Sequence[Any] = (contract.one, contract.many, *_ANSWERS)
-    adapters = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
-    _, made = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=_Untitled)  # type: ignore[arg-type]
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
     return {
-        **_resolved(made["$defs"]),
+        **_made((contract.one, contract.many, *_ANSWERS)),
         "Filter": _table({name: _said_of(column) for name, column in columns.items()}),
         "Attributes": _table(attribute_schema(retriever.attributes)),
         "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
     }
+
+
+def _made(types: Sequence[Any]) -> Schema:
+    """Return the schemas of some types, and of those that they are made of, by name."""
+    adapters = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
+    _, made = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=_Untitled)  # type: ignore[arg-type]
+    schemas: Schema = _resolved(made["$defs"])
+    return schemas
 
 
 def _said_of(column: ColumnSchema) -> Schema:

@@ -7,18 +7,17 @@ and the next answer of any worker has it in it.
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
 from flask import Blueprint, Response, current_app
-from pydantic import Field
 
-from features.config import StrictTable, parse_settings
 from features.errors import DataError
 from features.rows import typed_rows
 from features.schema import ITEM_ID, USER_ID
 from features.tables import SECONDS_PER_DAY
 from serving.api import current_retriever, json_body
+from serving.contract import Event, Events, Taken, Written, read
 from serving.ids import ExternalId, IdMap
 from serving.live import encoded
 from serving.problems import Problem, json_response
@@ -26,30 +25,6 @@ from serving.retriever import Retriever
 from serving.store import Appended, Store, Write
 
 writes = Blueprint("writes", __name__)
-
-MOST_EVENTS = 10_000
-"""Events of one request."""
-
-
-class Event(StrictTable):
-    """Someone had something."""
-
-    user_id: int | str
-    """Who, known or new."""
-    item_id: int | str
-    """What."""
-    time: Annotated[int, Field(ge=0)] | None = None
-    """When, in Unix seconds; None: now."""
-    event_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """What the sender calls it: an event that is sent again under the same name is not counted again. Without a name,
-    an event of the same user, item and given time is the same."""
-
-
-class Events(StrictTable):
-    """The body of `POST /events`."""
-
-    events: Annotated[list[Event], Field(min_length=1, max_length=MOST_EVENTS)]
-    """What happened, oldest first; all of it is taken or, if one of them is wrong, none."""
 
 
 @writes.put("/items/<id:item_id>")
@@ -65,7 +40,7 @@ def put_item(item_id: str) -> Response:
         raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
     _try_item(retriever, own_id, cells)
     done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells})])
-    return json_response({"item_id": own_id, "position": done.position}, 200 if known else 201)
+    return json_response(Written(item_id=own_id, position=done.position), 200 if known else 201)
 
 
 @writes.delete("/items/<id:item_id>")
@@ -76,22 +51,19 @@ def delete_item(item_id: str) -> Response:
         raise Problem(404, f"no item {item_id!r} in the catalogue")
     own_id = retriever.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
-    return json_response({"item_id": own_id, "position": done.position})
+    return json_response(Written(item_id=own_id, position=done.position))
 
 
 @writes.post("/events")
 def post_events() -> Response:
     """Append to what users had; whoever is new is known from then on."""
     store, retriever = _store(), current_retriever()
-    try:
-        body = parse_settings(Events, json_body(), "body")
-    except DataError as error:
-        raise Problem(422, str(error)) from None
+    body = read(Events, json_body())
     now = int(time.time())
     found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
     done: Appended = store.append(found)
     accepted = len(found) - done.num_repeated
-    return json_response({"accepted": accepted, "repeated": done.num_repeated, "position": done.position})
+    return json_response(Taken(accepted=accepted, repeated=done.num_repeated, position=done.position))
 
 
 def _write(event: Event, where: str, retriever: Retriever, now: int) -> Write:

@@ -72,7 +72,7 @@ class FakeBundle(ModelBundle):
             vectors[user] = mine.sum(axis=0)
             for column in () if attributes is None else attributes:
                 value = attributes[column].iloc[user]
-                if value is not None and not pd.isna(value):
+                if isinstance(value, list) or not pd.isna(value):
                     vectors[user] += vector_of(f"{column}={value}")
             if request_times is not None:
                 vectors[user] += vector_of(f"hour={request_times[user] // 3600 % 24}")
