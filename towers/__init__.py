@@ -4,15 +4,17 @@
 - `embeddings`: torchrec collections from a `Schema`.
 - `history`, `dropout`: the encoders of a user's past, and a part of them.
 - `text_encoder`: pretrained models of texts that are trained with the towers.
+- `sentences`: a bundle as sentence-transformers has its models, to be judged by its evaluators.
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
 - `one_user`: the user tower for one user at a time, without torch.
 - `reranking`: a `Shortlist`, a `Deadline`, and the protocol `Reranker`; `ranker`: the learned one.
 - `text_rerankers`: a cross-encoder, and late interaction, behind the same protocol.
 - `item_facts`, `rank_features`: what it reads of items, and of candidates.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
+- `graphs`: such models of a bundle as ONNX graphs.
 - `cli`: the command `towers`.
 - `process`, `quiet`: what is set before the heavy libraries start.
-- `doctor`, `demo`: two commands of their own.
+- `doctor`, `demo`, `export`: commands of their own.
 
 Depends on `features` alone.
 """

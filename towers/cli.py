@@ -50,6 +50,7 @@ COMMANDS = {
     "clusters": Entry("serving.commands:clusters", "Divide the catalogue into groups, and name them.", computes=True),
     "recommend": Entry("serving.commands:recommend", "Write recommendations for all users to a table.", computes=True),
     "search": Entry("serving.commands:search", "Show the items nearest to some words.", computes=True),
+    "export": Entry("towers.export:export", "Write a pretrained model of a bundle as an ONNX graph.", computes=True),
     "serve": Entry("serving.commands:serve", "Answer over HTTP."),
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
     "swap": Entry("serving.commands:swap", "Let a running service go over to another bundle."),

@@ -90,6 +90,13 @@ class TextEncoder(nn.Module):
             vectors = self._model[0]({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
         return functional.normalize(vectors.float(), dim=-1)
 
+    def merged(self) -> nn.Module:
+        """Return the model of sentence-transformers with what was learned in its weights; this object is spent then."""
+        model = self._model[0]
+        for module in [one for one in model.modules() if parametrize.is_parametrized(one)]:
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        return model
+
     def train(self, mode: bool = True) -> TextEncoder:
         """Let the model's dropout work, or not."""
         self._model[0].train(mode)

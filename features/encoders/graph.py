@@ -29,6 +29,8 @@ OPSET = 17
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUT = "sentence_embedding"
 ROUNDED = ["MatMul", "Attention"]
+TRANSFORMER = "/model.0/"
+"""In the names of its nodes: the first module of the model."""
 
 
 class Graph:
@@ -90,9 +92,24 @@ def export_graph(model: nn.Module, path: Path, *, rounded: bool) -> None:
             temporary.write_bytes(fused.read_bytes())
             return
         quantize_dynamic(
-            fused, temporary, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=ROUNDED,
+            fused,
+            temporary,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=ROUNDED,
+            nodes_to_exclude=_after_the_transformer(fused),
             extra_options={"DefaultTensorType": 1},  # float, where fused parts hide what they return
-        )  # fmt: skip
+        )
+
+
+def _after_the_transformer(path: Path) -> list[str]:
+    """Return the products that are not the transformer's: pooling and rotation, where rounding gains nothing."""
+    import onnx
+
+    products = [node.name for node in onnx.load(path).graph.node if node.op_type == "MatMul"]
+    after = [name for name in products if TRANSFORMER not in name]
+    assert len(after) < len(products), f"the exporter names parts otherwise now: {products[:3]}"
+    return after
 
 
 class _Vectors(nn.Module):

@@ -87,16 +87,18 @@ class LocalModel:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, cut off where the model ends to read."""
-        longest = self.model.max_seq_length or 512
-        longest = min(longest, self.settings.max_tokens or longest)
         encoded = self.model.tokenizer(
-            list(texts), truncation=True, max_length=longest, return_attention_mask=False, return_token_type_ids=False
+            list(texts),
+            truncation=True,
+            max_length=self.longest,
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
         tokens: list[list[int]] = encoded["input_ids"]
         return tokens
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "batch width"]:
-        ids, mask = padded(tokens, int(self.model.tokenizer.pad_token_id or 0))
+        ids, mask = padded(tokens, self.padding)
         if self.settings.precision == "int8":
             rounded = torch.from_numpy(self.graph(ids, mask))
             unit: np.ndarray = torch.nn.functional.normalize(rounded, dim=-1).numpy()
@@ -106,6 +108,17 @@ class LocalModel:
             vectors = self.model(given)["sentence_embedding"].float()
             found: np.ndarray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
         return found
+
+    @property
+    def longest(self) -> int:
+        """How many tokens of a text are read."""
+        longest = self.model.max_seq_length or 512
+        return min(longest, self.settings.max_tokens or longest)
+
+    @property
+    def padding(self) -> int:
+        """What stands where a text has no more tokens; nothing reads it."""
+        return int(self.model.tokenizer.pad_token_id or 0)
 
     @cached_property
     def device(self) -> torch.device:
