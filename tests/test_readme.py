@@ -41,6 +41,7 @@ TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "serving.toml": (ServingConfig, "or `TOWERS_<KEY>` in the environment"),
 }
 BEGIN, END = "<!-- settings -->\n", "<!-- /settings -->"
+NOTES = ("tea", "coffee", "bread", "soup", "rice", "pasta", "beans", "cake")
 QUICK = "--set training.epochs=1"
 
 
@@ -153,7 +154,21 @@ def folder(tmp_path: Path) -> Path:
         f'exec {shlex.quote(sys.executable)} -m towers "$@"\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    write_notes(tmp_path)
     return tmp_path
+
+
+def write_notes(folder: Path) -> None:
+    """A folder of documents, and queries that they answer."""
+    notes = {name: f"# {name}\n{name} takes {minutes} minutes.\n" for minutes, name in enumerate(NOTES)}
+    (folder / "notes").mkdir()
+    for name, text in notes.items():
+        (folder / "notes" / f"{name}.md").write_text(text)
+    rows = range(4 * len(NOTES))
+    asked = [f"{row},how long for {NOTES[row % len(NOTES)]} number {row}" for row in rows]
+    answered = [f"{row},{NOTES[row % len(NOTES)]}.md#1" for row in rows]
+    (folder / "queries.csv").write_text("\n".join(["query_id,text", *asked]))
+    (folder / "pairs.csv").write_text("\n".join(["query_id,document_id", *answered]))
 
 
 def bash(folder: Path, line: str, **options: object) -> subprocess.Popen[str]:
