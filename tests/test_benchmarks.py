@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import duplicates, encoding, evenness, ranker, speed
+from tests.benchmarks import duplicates, encoding, evenness, quantisation, ranker, speed
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.evaluation import TableRecommender
@@ -233,3 +233,21 @@ def test_the_benchmark_of_the_ranker_hides_the_last_of_each_user(public: Path, t
     assert (rest.groupby("user_id")["position"].max() + 1 == asked.set_index("user_id")["position"]).all()
     items = pd.read_parquet(tmp_path / "bench" / "data" / "items.parquet")["item_id"]
     assert set(items) == set(events["item_id"])
+
+
+def test_the_fewer_bits_are_kept_the_more_is_lost_and_rescoring_brings_most_of_it_back():
+    drawn = np.random.default_rng(0).normal(size=(2100, 32))
+    vectors = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    lines = [line.split() for line in quantisation.measure(vectors[100:], vectors[:100], [])[1:]]
+    found = {(line[0], line[1]): [float(number) for number in line[3:]] for line in lines}
+    sizes = {name: numbers[0] for name, numbers in found.items()}
+    assert sizes == {
+        ("sq8", "bits=8"): 32,
+        ("sq4", "bits=4"): 16,
+        ("rabitq", "bits=4"): 16,
+        ("rabitq", "bits=2"): 8,
+        ("rabitq", "bits=1"): 4,
+    }
+    as_is = [found["rabitq", f"bits={bits}"][2] for bits in (4, 2, 1)]
+    assert as_is == sorted(as_is, reverse=True)
+    assert found["rabitq", "bits=1"][2] < 0.7 < 0.9 < found["rabitq", "bits=1"][4]
