@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import duplicates, encoding, evenness, quantisation, ranker, speed
+from tests.benchmarks import duplicates, encoding, evenness, quantisation, ranker, speed, text_search
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.evaluation import TableRecommender
@@ -251,3 +251,21 @@ def test_the_fewer_bits_are_kept_the_more_is_lost_and_rescoring_brings_most_of_i
     as_is = [found["rabitq", f"bits={bits}"][2] for bits in (4, 2, 1)]
     assert as_is == sorted(as_is, reverse=True)
     assert found["rabitq", "bits=1"][2] < 0.7 < 0.9 < found["rabitq", "bits=1"][4]
+
+
+def test_a_film_that_is_even_with_others_comes_after_half_of_them() -> None:
+    there = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [5.0, 9.0, 4.0, 6.0], [1.0, 1.0, 2.0, 1.0]])
+    ranks = text_search.ranks_of(there, there.T, np.array([0, 1, 2, 3]))
+    # First; even with three others; behind 9, 6 and 5; behind the 2 and even with two others.
+    assert ranks["title to abstract"].tolist() == [0, 1, 3, 2]
+    # Down the columns: behind the 5; even with none and behind 9, 1 and 1; first; behind the 6 and the 1.
+    assert text_search.ranks_of(there, there.T, np.array([0, 2]))["abstract to title"].tolist() == [1, 0]
+
+
+def test_a_lead_is_marked_only_where_the_intervals_are_apart() -> None:
+    bad, good = np.array([60, 0] * 200), np.array([0] * 399 + [60])
+    found = {name: {"title to abstract": ranks} for name, ranks in (("as it is", bad), ("after learning", good))}
+    *_, last = text_search.table(found)
+    assert last.count("*") == 3
+    found["as it is"]["title to abstract"] = np.array([0] * 398 + [60] * 2)
+    assert "*" not in text_search.table(found)[-1]
