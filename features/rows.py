@@ -15,8 +15,8 @@ import pyarrow as pa
 from features.errors import DataError
 
 _MOST_NAMED = 12
-# Of what a schema promises; more is taken, where the column can hold it.
 _MOST_NUMBER = 1e15
+# Of what a schema promises; more is taken, where the column can hold it.
 _SOME_DATE = r"^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
 
 
@@ -99,6 +99,8 @@ def _cell(name: str, kind: pa.DataType, value: Any) -> Any:
         return int(value)
     if not isinstance(value, _python_types(kind)) or (isinstance(value, bool) and not pa.types.is_boolean(kind)):
         raise DataError(f"{name}: expected {_spoken(kind)}, found {value!r:.80}")
+    if pa.types.is_floating(kind) and not abs(value) <= _MOST_NUMBER:
+        raise DataError(f"{name}: expected a number from -{_MOST_NUMBER:g} to {_MOST_NUMBER:g}, found {value!r:.80}")
     return value
 
 

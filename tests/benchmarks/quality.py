@@ -70,7 +70,9 @@ BOOKS = (
 UNREAD = ("position", "title = { kind", "original_title", "original_publication_year", "language_code")
 
 ROWS = {
-    "ml-1m-small": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, small", ("--preset", "small")),
+    "ml-1m-small": Row(
+        "ml-1m", "leave-one-out", "MovieLens-1M, next item, small", ("--preset", "small", "training.epochs=12")
+    ),
     "ml-1m-base": Row("ml-1m", "leave-one-out", "MovieLens-1M, next item, base", ("training.epochs=6",)),
     "ml-1m-large": Row(
         "ml-1m", "leave-one-out", "MovieLens-1M, next item, large", ("--preset", "large", "training.epochs=15")

@@ -54,6 +54,8 @@ def test_cells_have_the_types_of_the_table_and_what_is_not_named_is_missing():
         ({"made": "yesterday"}, "made: expected a date such as 2024-03-31, which this is not"),
         ({"made": 7}, "made: expected a date such as 2024-03-31, found 7"),
         ({"seen": 7}, "seen: expected a date such as 2024-03-31T18:00:00Z, found 7"),
+        ({"price": -1000000000000000.1}, "price: expected a number from -1e.15 to 1e.15, found -1000000000000000.1"),
+        ({"price": float("nan")}, "price: expected a number from -1e.15 to 1e.15, found nan"),
     ],
 )
 def test_a_cell_that_does_not_fit_is_one_line_and_can_be_left_out(cells, said):
