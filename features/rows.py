@@ -99,7 +99,7 @@ def _cell(name: str, kind: pa.DataType, value: Any) -> Any:
         return int(value)
     if not isinstance(value, _python_types(kind)) or (isinstance(value, bool) and not pa.types.is_boolean(kind)):
         raise DataError(f"{name}: expected {_spoken(kind)}, found {value!r:.80}")
-    if pa.types.is_floating(kind) and not abs(value) <= _MOST_NUMBER:
+    if isinstance(value, int | float) and pa.types.is_floating(kind) and not abs(value) <= _MOST_NUMBER:
         raise DataError(f"{name}: expected a number from -{_MOST_NUMBER:g} to {_MOST_NUMBER:g}, found {value!r:.80}")
     return value
 

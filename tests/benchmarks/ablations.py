@@ -61,7 +61,7 @@ def variants(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     if features.user:
         yield "without the users' attributes", _with(config, user={})
     if len(others) > 1:
-        yield "ids alone", _with(config, item=ids, user={})
+        yield "ids alone", _with(config, item={ITEM_ID: features.item[ITEM_ID]}, user={})
 
 
 def judge(config: RunConfig, tables: Tables, protocol: str, seed: int) -> dict[str, float]:
