@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import duplicates, encoding, evenness, quantisation, ranker, speed, text_search
+from tests.benchmarks import ablations, duplicates, encoding, evenness, quantisation, ranker, speed, text_search
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
+from training.config import RunConfig
 from training.evaluation import TableRecommender
 
 GIVEN = argparse.Namespace(threads=1, epochs=2, rounds=2)
@@ -269,3 +270,22 @@ def test_a_lead_is_marked_only_where_the_intervals_are_apart() -> None:
     assert last.count("*") == 3
     found["as it is"]["title to abstract"] = np.array([0] * 398 + [60] * 2)
     assert "*" not in text_search.table(found)[-1]
+
+
+def test_an_ablation_leaves_out_one_feature_at_a_time_and_then_all_but_the_id() -> None:
+    features = {
+        "interactions": "none.parquet",
+        "item": {"item_id": {"kind": "id"}, "title": {"kind": "text"}, "brand": {"kind": "category"}},
+        "user": {"country": {"kind": "category"}},
+    }
+    read_by = {
+        name: ([*variant.features.item], [*variant.features.user])
+        for name, variant in ablations.variants(RunConfig.model_validate({"features": features}))
+    }
+    assert read_by == {
+        "all": (["item_id", "title", "brand"], ["country"]),
+        "without item.title": (["item_id", "brand"], ["country"]),
+        "without item.brand": (["item_id", "title"], ["country"]),
+        "without the users' attributes": (["item_id", "title", "brand"], []),
+        "ids alone": (["item_id"], []),
+    }

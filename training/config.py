@@ -138,6 +138,11 @@ class RunConfig(StrictTable):
             raise ValueError(
                 'targets = "any" has no order and [towers] time_bias looks at times; set time_bias = false'
             )
+        if self.training.start == "spectral" and not self.towers.reads_history:
+            raise ValueError(
+                'start = "spectral" puts items where histories find them, and [towers] history = "none" reads none; '
+                'set start = "random"'
+            )
         width = self.towers.width
         for name, settings in {**self.features.item, **self.features.user}.items():
             if settings.fixed is not None and settings.fixed > width:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from pydantic import ValidationError
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from features.config import FeaturesConfig, FeatureSettings
@@ -138,3 +139,12 @@ def test_no_step_is_made_when_none_was_best() -> None:
 def test_items_without_ids_have_no_such_start() -> None:
     with pytest.raises(DataError, match="add item_id"):
         trainer_of({"color": FeatureSettings(kind="category")}).fit()
+
+
+def test_without_histories_there_is_no_such_start() -> None:
+    with pytest.raises(ValidationError, match='set start = "random"'):
+        RunConfig(
+            features=FeaturesConfig(interactions="none.parquet"),
+            towers=TowersConfig(history="none"),
+            training=TrainingConfig(start="spectral"),
+        )
