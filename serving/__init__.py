@@ -6,6 +6,7 @@
 - `tuning`: `tune`, which index suits a catalogue, by measurement.
 - `exact`: `Exact`, every item compared, on a CPU or a GPU; `regions`: `Regions`, for filtered searches.
 - `snapshot`: `Snapshot`, today's tables as the model sees them, in the bundle's folder `index/`; `seal`: its `Seal`.
+- `shortlists`: `Shortlists`, what each known user gets, found before anybody asks.
 - `folding`: the log of live writes into the tables.
 - `ids`: `IdMap`, external ids to rows and back.
 - `filters`: `Filters`, which items a request allows, by the columns of the catalogue.

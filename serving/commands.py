@@ -33,6 +33,13 @@ _tables = {
 )
 @click.option("--kind", type=click.Choice(KINDS), help="How to search; with --recall, the only kind that is tuned.")
 @click.option("--live", metavar="STORE", help="Fold in what a service has been written: its setting `live`.")
+@click.option(
+    "--shortlists",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="How many items of each user are found now, to be looked up later: 8 bytes each; 0 for none.  [default: 100, "
+    "where that takes minutes and no more than 1 GB]",
+)
 def index(
     bundle: Path,
     interactions: Path | None,
@@ -41,8 +48,9 @@ def index(
     recall: float | None,
     kind: Kind | None,
     live: str | None,
+    shortlists: int | None,
 ) -> None:
-    """Make the index of a bundle from today's tables: items, histories, popularity.
+    """Make the index of a bundle from today's tables: items, histories, popularity, what each user gets.
 
     DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, as they are now, and
     each search compares every item, which is right up to some hundred thousand.
@@ -51,7 +59,7 @@ def index(
     from towers.bundle import ModelBundle
 
     tables = {"interactions": interactions, "items": items, "users": users}
-    build_index(ModelBundle.open(bundle), tables, kind, recall, live)
+    build_index(ModelBundle.open(bundle), tables, kind, recall, live, shortlists)
 
 
 @click.command()

@@ -31,6 +31,10 @@ class KnownUsers:
         if snapshot.attributes is not None:
             self.has_attributes = np.asarray(snapshot.attributes.notna().to_numpy(dtype=bool).any(axis=1))
 
+    def is_as_indexed(self, row: int) -> bool:
+        """Return whether all that decides what a user gets is as it was when the index was made."""
+        return True
+
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
         """Return what users had."""
         return self.snapshot.histories.take(rows)

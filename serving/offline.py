@@ -1,4 +1,4 @@
-"""Candidates for everyone, as a table: what the service would answer to each user, written in one go.
+"""Candidates for everyone, as a table or as shortlists: what the service would answer to each user, found in one go.
 
 Columns `user_id`, `item_id` (of the type they came in), `score` (float32) and `rank` (from 1). The file appears when it
 is complete, and an interrupted run leaves none.
@@ -21,6 +21,7 @@ from features.tables import read_frame
 from serving.filters import Filter
 from serving.hits import Hits
 from serving.retriever import Retriever
+from serving.shortlists import Shortlists
 from serving.wanted import Wanted
 
 BLOCK = 1024
@@ -111,11 +112,30 @@ def write_candidates(
     return num_rows
 
 
+def make_shortlists(
+    retriever: Retriever, depth: int, progress: Callable[[int], object] = lambda num_users: None
+) -> Shortlists:
+    """Return what every known user gets, `depth` items each or all there are; nothing of whom nothing is known.
+
+    Args:
+        retriever: Who answers.
+        depth: How many items each.
+        progress: Called after each block with the number of users in it.
+    """
+    depth = min(depth, len(retriever.items))
+    shortlists = Shortlists.empty(len(retriever.users), depth, with_seen=retriever.recommend_seen)
+    for users in _blocks(len(retriever.users)):
+        hits, is_fallback = retriever.recommend_rows(users, depth)
+        shortlists.put(users, hits)
+        shortlists.rows[users[is_fallback]] = -1
+        progress(len(users))
+    return shortlists
+
+
 def _answers(retriever: Retriever, audience: Audience, wanted: Wanted) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
     """Yield blocks of the audience by position, with what they get and who got a fallback."""
     popular = retriever.popular(wanted).of(0)
-    for start in range(0, len(audience), BLOCK):
-        users = np.arange(start, min(start + BLOCK, len(audience)))
+    for users in _blocks(len(audience)):
         rows = audience.user_rows[users]
         known = rows >= 0
         hits, known_fallback = retriever.recommend_rows(rows[known], wanted)
@@ -125,6 +145,10 @@ def _answers(retriever: Retriever, audience: Audience, wanted: Wanted) -> Iterat
             answers = (hits.of(place) for place in range(int(known.sum())))
             hits = Hits.join([next(answers) if is_known else popular for is_known in known])
         yield users, hits, fallback
+
+
+def _blocks(num_users: int) -> Iterator[np.ndarray]:
+    return (np.arange(start, min(start + BLOCK, num_users)) for start in range(0, num_users, BLOCK))
 
 
 def _table(retriever: Retriever, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema) -> pa.Table:

@@ -20,23 +20,32 @@ from serving.config import ServingConfig
 from serving.filters import Filter
 from serving.folding import fold
 from serving.kinds import Kind
-from serving.offline import Audience, write_candidates
+from serving.offline import Audience, make_shortlists, write_candidates
 from serving.registry import Alias, point_back, promote
 from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.seal import NAME
+from serving.shortlists import BYTES_A_PLACE
 from serving.snapshot import FOLDER, Snapshot
 from serving.source import warm
 from serving.store import open_store
 from serving.tuning import Tuning, choose
 from serving.wanted import Wanted
 from towers.bundle import ModelBundle
+from towers.ranker import has_ranker
 
 RERANKED: int = ServingConfig.model_fields["rerank_candidates"].default
 """How many of the first items are put into a better order: as many as a service does that is not told otherwise."""
 
 # From so many items on, comparing each is worth a hint.
 _MANY_ITEMS = 100_000
+LISTED = 100
+"""How many items of each user are listed, unless told otherwise."""
+
+# That is, where they take no more room, and where every item is compared with every user no more comparisons: a minute
+# or two.
+_MOST_LISTED_BYTES = 1 << 30
+_MOST_COMPARED = 100_000_000_000
 
 
 def recommend_everyone(
@@ -157,6 +166,7 @@ def build_index(
     kind: Kind | None = None,
     recall: float | None = None,
     live: str | None = None,
+    shortlists: int | None = None,
 ) -> Snapshot:
     """Make the index of a bundle and say what it holds.
 
@@ -166,10 +176,17 @@ def build_index(
         kind: How the index searches. None: it compares every item, or as the recall is reached the fastest.
         recall: The share of the true best 100 of each user that the index is tuned to find. None: it is not tuned.
         live: The log of live writes to fold in. None: none is.
+        shortlists: How many items of each user are listed. None: as many as is usual, where that is soon done.
 
     Raises:
-        DataError: A table cannot be read, or there are too few items for the kind, or no prefixes.
+        DataError: A table cannot be read, there are too few items for the kind, or no prefixes, or nothing can be
+            listed because the model looks at the clock.
     """
+    if shortlists and bundle.config.reads_time:
+        raise DataError(
+            f"--shortlists {shortlists}: this model looks at the clock, so that what somebody gets is not known before "
+            "the request; leave the flag out"
+        )
     started = time.perf_counter()
     found, folded = read_tables(_features(bundle, tables), bundle.tables_folder), None
     if live is not None:
@@ -192,11 +209,13 @@ def build_index(
         snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=folded)
     for tuning in tried:
         _say_what_was_tried(tuning)
+    snapshot = _with_shortlists(bundle, snapshot, shortlists)
     folder = snapshot.save(bundle.path)
     seal = snapshot.seal
+    listed = "" if seal.shortlists is None else f", the best {seal.shortlists.depth} of each user listed"
     click.echo(
         f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
-        f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}), {time.perf_counter() - started:.1f} s"
+        f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}){listed}, {time.perf_counter() - started:.1f} s"
     )
     if recall is None and kind is None and seal.num_items > _MANY_ITEMS:
         click.echo(
@@ -204,6 +223,30 @@ def build_index(
             "faster index"
         )
     return snapshot
+
+
+def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
+    """Return a snapshot with the best items of each user listed, as far as they can be known before anybody asks."""
+    depth = _usual_depth(bundle, snapshot) if depth is None else depth
+    if not depth or snapshot.user_vectors is None:
+        return snapshot
+    with tqdm(total=len(snapshot.histories), unit=" users", desc="Listing", disable=None, leave=False) as bar:
+        return snapshot.with_shortlists(make_shortlists(Retriever(bundle, snapshot), depth, bar.update))
+
+
+def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
+    """Return how many items of each user are listed where nobody says: none where it takes long or is of no use."""
+    num_users, seal = len(snapshot.histories), snapshot.seal
+    if snapshot.user_vectors is None or has_ranker(bundle.path):
+        return 0
+    is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MOST_COMPARED
+    if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MOST_LISTED_BYTES:
+        return LISTED
+    click.echo(
+        f"note: no shortlists for so many users; `towers index {bundle.path} --shortlists {LISTED}` makes them, in "
+        f"{num_users * LISTED * BYTES_A_PLACE / 1e9:,.1f} GB"
+    )
+    return 0
 
 
 def _filter(conditions: Sequence[str], retriever: Retriever) -> Filter:

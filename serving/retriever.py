@@ -153,6 +153,9 @@ class Retriever:
         self.index_version = snapshot.seal.version
         self.position: int | None = None
         self.reranking = reranking
+        listed = snapshot.shortlists
+        is_answer = listed is not None and listed.with_seen == self.recommend_seen and reranking is None
+        self._shortlists = listed if is_answer else None
         self._clock = clock
         self._remembered = RememberedVectors(_REMEMBERED_USERS, _REMEMBERED_SECONDS, clock)
         self._together: Batcher[Sequences, np.ndarray] | None = None
@@ -217,7 +220,7 @@ class Retriever:
         return self.recommend_many([who], wanted)[0]
 
     def recommend_many(self, whom: Sequence[ExternalId | Person], wanted: Wanted | int) -> list[Answer]:
-        """Return what to recommend to each of several, found in one search.
+        """Return what to recommend to each of several, looked up or found in one search.
 
         Args:
             whom: Who they are, as for `recommend`.
@@ -227,6 +230,23 @@ class Retriever:
             DataError: As `recommend` does.
         """
         wanted = Wanted.of(wanted)
+        answers = [self._listed(who, wanted) for who in whom]
+        others = [who for who, answer in zip(whom, answers, strict=True) if answer is None]
+        searched = iter(self._searched(others, wanted) if others else ())
+        return [answer or next(searched) for answer in answers]
+
+    def _listed(self, who: ExternalId | Person, wanted: Wanted) -> Answer | None:
+        """Return someone's answer where it was found before and nothing has happened since that could change it."""
+        if self._shortlists is None or isinstance(who, Person) or not wanted.is_plain:
+            return None
+        row = self.users.row(who)
+        if row is None or not self.known.is_as_indexed(row):
+            return None
+        found = self._shortlists.page(row, wanted.offset, wanted.depth)
+        return None if found is None else Answer(self._recommendations(*found, wanted.offset + 1))
+
+    def _searched(self, whom: Sequence[ExternalId | Person], wanted: Wanted) -> list[Answer]:
+        """Return what to recommend to each of several, found in one search."""
         asking, unknown_items = self._asking(whom)
         hits, moved = self._found(asking, self._had(asking), wanted, self.reranking)
         answers = []

@@ -50,6 +50,15 @@ class Folded(StrictTable):
     """Its last record that is in them."""
 
 
+class Listed(StrictTable):
+    """What is listed of each user before anybody asks."""
+
+    depth: int
+    """Items for each."""
+    with_seen: bool
+    """Whether items that the user had may be among them."""
+
+
 class Seal(StrictTable):
     """What is said of an index on disk."""
 
@@ -81,6 +90,8 @@ class Seal(StrictTable):
     """When the newest of them was, in Unix seconds; None where the tables have no times."""
     live: Folded | None = None
     """What of the log of live writes is in it; None: nothing was folded in."""
+    shortlists: Listed | None = None
+    """The shortlists of users; None: there are none."""
     created: str
     """When, ISO 8601 in UTC."""
     libraries: dict[str, str]

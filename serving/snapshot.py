@@ -13,6 +13,7 @@ index/
   users.parquet         user_id, history (item ids, oldest first) and, for a model that looks at the clock, times
   attributes.parquet    what the model reads of the users beside that
   facts.safetensors     what a ranker reads of the items, where the bundle has one
+  shortlists.safetensors  the best items of each user, `rows` and `scores`, where they were asked for
 ```
 """
 
@@ -41,7 +42,9 @@ from features.tables import Catalog, Interactions, Tables, Users
 from serving.index import ItemIndex
 from serving.live_index import LiveIndex
 from serving.seal import FOLDER as FOLDER
-from serving.seal import Folded, Seal
+from serving.seal import Folded, Listed, Seal
+from serving.shortlists import FILE as SHORTLISTS
+from serving.shortlists import Shortlists
 from serving.stages import timed
 from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import ModelBundle
@@ -50,6 +53,7 @@ from towers.manifest import BundleError
 from towers.ranker import has_ranker
 
 _ENCODE_BLOCK = 4096
+_TYPES = {"F32": np.float32, "I32": np.int32}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Snapshot:
         interactions: How often each item was had, `[items]`.
         seal: What is said of it on disk.
         facts: What a ranker reads of the items; None where the bundle had none when this was made.
+        shortlists: What each user gets; None where that was not asked for.
     """
 
     catalog: Catalog
@@ -75,6 +80,7 @@ class Snapshot:
     interactions: Int64[np.ndarray, " items"]
     seal: Seal
     facts: ItemFacts | None = None
+    shortlists: Shortlists | None = None
 
     @classmethod
     def build(
@@ -125,6 +131,11 @@ class Snapshot:
         facts = _facts(tables, bundle) if has_ranker(bundle.path) else None
         return cls(catalog, chosen.index, histories, attributes, vectors, interactions, seal, facts)
 
+    def with_shortlists(self, shortlists: Shortlists) -> Snapshot:
+        """Return the same, with what each user gets."""
+        seal = self.seal.model_copy(update={"shortlists": shortlists.listed})
+        return replace(self, shortlists=shortlists, seal=seal)
+
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, in the place of one that is there, and return its path."""
         with atomic_folder(bundle_path / FOLDER) as folder:
@@ -138,6 +149,8 @@ class Snapshot:
             self.index.save(folder / "items.faiss")
             if self.facts is not None:
                 self.facts.save(folder / "facts.safetensors")
+            if self.shortlists is not None:
+                self.shortlists.save(folder)
             self.seal.write(folder)
         return bundle_path / FOLDER
 
@@ -167,17 +180,19 @@ class Snapshot:
         attributes = _frame(folder / "attributes.parquet") if "attributes.parquet" in seal.files else None
         interactions = pq.read_table(folder / "interactions.parquet")["interactions"].to_numpy()
         facts = ItemFacts.load(folder / "facts.safetensors") if "facts.safetensors" in seal.files else None
+        shortlists = None if seal.shortlists is None else _shortlists(folder, seal.shortlists)
         counts = {len(catalog), len(index), len(interactions), seal.num_items}
         if facts is not None:
             counts.add(len(facts))
         people = {
             len(histories),
             seal.num_users,
-            *(len(one) for one in (attributes, vectors.get("users")) if one is not None),
+            *(len(one) for one in (attributes, vectors.get("users"), shortlists) if one is not None),
         }
         if len(counts) > 1 or len(people) > 1:
             raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
-        return cls(catalog, index, histories, attributes, vectors.get("users"), interactions, seal, facts)
+        users = vectors.get("users")
+        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, shortlists)
 
     def _users_table(self) -> pa.Table:
         item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
@@ -342,10 +357,17 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     arrays = {}
     for name, entry in header.items():
         if name != "__metadata__":
-            if entry["dtype"] != "F32":
-                raise ValueError(f"{path.name}: {name} is of type {entry['dtype']}, expected F32")
-            start = 8 + num_bytes + entry["data_offsets"][0]
-            shape = tuple(entry["shape"])
-            mapped = np.memmap(path, np.float32, "c", start, shape) if np.prod(shape) else np.zeros(shape, np.float32)
+            if entry["dtype"] not in _TYPES:
+                raise ValueError(f"{path.name}: {name} is of type {entry['dtype']}, expected {' or '.join(_TYPES)}")
+            start, shape, kind = 8 + num_bytes + entry["data_offsets"][0], tuple(entry["shape"]), _TYPES[entry["dtype"]]
+            mapped = np.memmap(path, kind, "c", start, shape) if np.prod(shape) else np.zeros(shape, kind)
             arrays[name] = mapped.view(np.ndarray)
     return arrays
+
+
+def _shortlists(folder: Path, listed: Listed) -> Shortlists:
+    arrays = _mapped(folder / SHORTLISTS)
+    rows, scores = arrays["rows"], arrays["scores"]
+    if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape:
+        raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")
+    return Shortlists(rows, scores, listed.with_seen)

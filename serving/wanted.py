@@ -53,6 +53,11 @@ class Wanted:
         return wanted if isinstance(wanted, Wanted) else cls(wanted)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nothing is wanted but a page of the best."""
+        return not (self.where or self.exclude or self.rules is not None or self.reasons)
+
+    @property
     def depth(self) -> int:
         """How many of the best must be known."""
         return self.offset + self.k

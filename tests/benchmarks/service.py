@@ -9,7 +9,8 @@ served is a bundle on disk, by `towers serve` with one worker, on the first core
 a Flask route that returns a constant of the size of our answer, under the same server with the same settings, on the
 same core. Whatever is compared is asked in turns, and the best of the rounds counts: a disturbance only ever slows.
 
-    known      GET /recommendations/<user>?k=10, users drawn at random; bars 0.6 of bare, and 0.85
+    known      GET /recommendations/<user>?k=10, users drawn at random; bars 0.6 of bare, and 0.85. `listed` is what
+               `towers index --recall 0.99` makes; without shortlists `tuned` searches, and `exact` compares all items
     described  POST /recommendations with a history of 50, drawn at random; bars 0.3 and 0.6
     latency    known users at half of the highest rate, pauses drawn at random: p99 over the median; bars 4 and 2.5
     rival      the same vectors behind Sanic, Redis and FAISS (rivals/served_sanic.py); bars 3 and 10 times
@@ -47,6 +48,9 @@ from features.schema import Schema
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog
 from serving.config import ServingConfig
+from serving.offline import make_shortlists
+from serving.operation import LISTED
+from serving.retriever import Retriever
 from serving.seal import Seal
 from serving.server import APP_VARIABLE
 from serving.snapshot import Snapshot
@@ -95,7 +99,7 @@ class Asked:
 
 
 def write_bundles(folder: Path, items: int, users: int) -> None:
-    """Write two bundles of the same model and vectors: `exact`, and `tuned` to find 99 % of the best 100."""
+    """Write bundles of the same model and vectors: `exact`, `tuned` to find 99 % of the best 100, and that `listed`."""
     rng = np.random.default_rng(0)
     catalogue, tastes = made(items, users, WIDTH)
     lengths = np.clip(rng.lognormal(np.log(HISTORY), 0.5, size=users), 5, 200).astype(np.int64)
@@ -110,9 +114,10 @@ def write_bundles(folder: Path, items: int, users: int) -> None:
     frame = pd.DataFrame({"item_id": pd.array(np.arange(items), dtype=pd.ArrowDtype(pa.int64()))})
     frame["title"] = pd.Series(titles, dtype=pd.ArrowDtype(pa.large_string()))
     catalog = Catalog(frame)
-    for name, recall in (("exact", None), ("tuned", RECALL)):
+    for name, recall in (("exact", None), ("tuned", RECALL), ("listed", RECALL)):
         bundle = _write_model(folder / name, catalog, histories)
-        chosen = choose(catalogue, sample_of(tastes), recall=recall)
+        if name != "listed":
+            chosen = choose(catalogue, sample_of(tastes), recall=recall)
         seal = Seal.of(
             bundle,
             catalog_digest="made",
@@ -126,7 +131,10 @@ def write_bundles(folder: Path, items: int, users: int) -> None:
             width=WIDTH,
         )
         counts = np.bincount(histories.item_rows, minlength=items).astype(np.int64)
-        Snapshot(catalog, chosen.index, histories, None, tastes, counts, seal).save(bundle.path)
+        snapshot = Snapshot(catalog, chosen.index, histories, None, tastes, counts, seal)
+        if name == "listed":
+            snapshot = snapshot.with_shortlists(make_shortlists(Retriever(bundle, snapshot), LISTED))
+        snapshot.save(bundle.path)
         print(f"{name}: {seal.plan}, recall@100 {seal.recall_at_100:.4f}")
 
 
@@ -394,17 +402,17 @@ def main() -> None:
     print(processor())
     with tempfile.TemporaryDirectory() as own:
         folder = (given.folder or Path(own)).absolute()
-        if not (folder / "tuned" / "index").exists():
+        if not (folder / "listed" / "index").exists():
             write_bundles(folder, given.items, given.users)
         for part in given.only:
             match part:
                 case "known":
-                    for name in ("tuned", "exact"):
+                    for name in ("listed", "tuned", "exact"):
                         beside_bare("known", folder / name, known(given.users), "0.6 and 0.85", given)
                 case "described":
                     beside_bare("described", folder / "tuned", described(given.items), "0.3 and 0.6", given)
                 case "latency":
-                    latency(folder / "tuned", given)
+                    latency(folder / "listed", given)
                 case "rival":
                     rival(folder, given)
                 case "servers":

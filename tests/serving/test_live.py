@@ -23,6 +23,7 @@ from serving.folding import fold
 from serving.index import ItemIndex
 from serving.kinds import Plan
 from serving.live import Live, encoded
+from serving.offline import make_shortlists
 from serving.retriever import Retriever
 from serving.rules import Boost, Rules
 from serving.snapshot import Snapshot
@@ -72,7 +73,9 @@ def base_of(tables, plan=EXACT):
     def chosen(vectors, asking):
         return Chosen(ItemIndex.build(vectors, plan), 1.0, None, len(asking))
 
-    return Retriever(bundle, Snapshot.build(bundle, tables, choose=chosen))
+    snapshot = Snapshot.build(bundle, tables, choose=chosen)
+    # What nobody's writes have touched is looked up.
+    return Retriever(bundle, snapshot.with_shortlists(make_shortlists(Retriever(bundle, snapshot), 10)))
 
 
 def put(item_id, title="Chair"):
@@ -95,7 +98,7 @@ def answers(retriever):
     """Everything that can be asked, of everyone."""
     users = [*range(100, 110), "nobody"]
     found = {}
-    for k, where in ((40, ()), (5, retriever.filters.of({"title": {"not": ["Chair"]}}))):
+    for k, where in ((40, ()), (5, ()), (5, retriever.filters.of({"title": {"not": ["Chair"]}}))):
         found |= {(user, k, where): content(retriever.recommend(user, Wanted(k, where=where))) for user in users}
         found |= {
             (item, k, where): content(retriever.similar(item, Wanted(k, where=where)))
