@@ -1,14 +1,19 @@
-"""Files that appear complete or not at all: written under a temporary name, renamed at the end."""
+"""Files that appear complete or not at all: written under a temporary name, renamed at the end; and arrays in files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+
+_TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 
 
 @contextmanager
@@ -76,6 +81,34 @@ def _share(folder: Path) -> None:
     folder.chmod(0o777 & ~hidden)
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
+
+
+def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays of a safetensors file where they lie on disk, and what else it says.
+
+    They are read when needed, and all processes share them.
+
+    Args:
+        path: The file.
+        types: Those that arrays in it may have, as the format calls them: F32, I64, I32, I8.
+
+    Raises:
+        ValueError: An array is of a type that is not expected.
+    """
+    with path.open("rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+    about = header.pop("__metadata__", {})
+    arrays = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in types:
+            raise ValueError(f"{path.name}: {name} is of type {entry['dtype']}, expected {' or '.join(types)}")
+        kind = _TYPES[entry["dtype"]]
+        start = 8 + num_bytes + entry["data_offsets"][0]
+        shape = tuple(entry["shape"])
+        found = np.memmap(path, kind, "c", start, shape) if np.prod(shape) else np.zeros(shape, kind)
+        arrays[name] = found.view(np.ndarray)
+    return arrays, about
 
 
 def sha256(path: Path) -> str:

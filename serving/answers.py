@@ -42,15 +42,22 @@ class Answers:
         contract: What can be asked.
     """
 
-    def __init__(self, contract: Contract, on_fallback: Callable[[str], None] = lambda fallback: None) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        on_fallback: Callable[[str], None] = lambda fallback: None,
+        on_rerank: Callable[[str], None] = lambda outcome: None,
+    ) -> None:
         """Take what can be asked.
 
         Args:
             contract: That.
             on_fallback: Called with the name of each fallback that answered in the model's place.
+            on_rerank: Called with how each re-ranking ended: `done`, or `late`.
         """
         self.contract = contract
         self._on_fallback = on_fallback
+        self._on_rerank = on_rerank
 
     def about_user(self, retriever: Retriever, user_id: str, wanted: Wanted) -> RecommendedOne:
         """Return what to recommend to someone."""
@@ -99,7 +106,10 @@ class Answers:
             answer = retriever.search(asked.q, wanted)
         except DataError as error:
             raise wrong(error) from None
-        return Searched(q=asked.q, items=self._items(answer), fallback=answer.fallback, model=retriever.model)
+        content = Searched(q=asked.q, items=self._items(answer), fallback=answer.fallback, model=retriever.model)
+        if answer.reranked is not None:
+            content["reranked"] = answer.reranked
+        return content
 
     def wanted(self, kind: type[Asked], retriever: Retriever, given: _Given) -> Wanted:
         """Return what the parameters of a query want of the answer.
@@ -137,9 +147,11 @@ class Answers:
         return content
 
     def _items(self, answer: Answer) -> list[Item]:
-        """Return the items of an answer; whatever answered in the model's place is told."""
+        """Return the items of an answer; whatever answered in the model's place is told, and whether time was up."""
         if answer.fallback is not None:
             self._on_fallback(answer.fallback)
+        elif answer.reranked is not None:
+            self._on_rerank("done" if answer.reranked else "late")
         return [_item(item) for item in answer.items]
 
 

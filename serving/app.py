@@ -68,7 +68,8 @@ def create_app(
     metrics = metrics_of(app, shared)
     guards = guards_of(settings, metrics, shared)
     register_guards(app, guards)
-    answers = Answers(Contract.of(settings), partial(metrics.count, "towers_fallbacks_total"))
+    on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
+    answers = Answers(Contract.of(settings), on_fallback, on_rerank)
     opened = _source(source, settings, partial(_tell, metrics))
     app.extensions |= {"towers_source": opened, "towers_answers": answers}
     short_way = ShortWay(app.wsgi_app, opened, answers, guards, settings.max_body_bytes)

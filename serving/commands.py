@@ -13,6 +13,9 @@ from serving.kinds import KINDS, Kind
 SETTINGS_FILE = Path("serving.toml")
 
 _file = click.Path(path_type=Path)
+_config = click.option(
+    "--config", metavar="FILE", type=_file, help="Settings. [default: serving.toml, if there is one in this folder]"
+)
 _tables = {
     "interactions": "Who had what, in the place of the table that training read.",
     "items": "The catalogue, in the place of the one that training read.",
@@ -75,16 +78,25 @@ def index(
     help="Only items of which this holds: brand=Acme, price_max=50, ... as in a query to the service; may be repeated.",
 )
 @click.option("--with-fallback", is_flag=True, help="Add a column that says what answered in the model's place.")
+@_config
 def recommend(
-    bundle: Path, output: Path, k: int, users: Path | None, conditions: tuple[str, ...], with_fallback: bool
+    bundle: Path,
+    output: Path,
+    k: int,
+    users: Path | None,
+    conditions: tuple[str, ...],
+    with_fallback: bool,
+    config: Path | None,
 ) -> None:
     """Write recommendations for everyone: columns user_id, item_id, score, rank.
 
-    DIR is a bundle, such as runs/latest. The answers are those that the service gives.
+    DIR is a bundle, such as runs/latest. The answers are those that the service gives with the same settings, but that
+    a ranker has all the time it takes.
     """
     from serving.operation import recommend_everyone
 
-    recommend_everyone(bundle, output, k, users, conditions, with_fallback=with_fallback)
+    settings = _settings(config)
+    recommend_everyone(bundle, output, k, users, conditions, with_fallback=with_fallback, settings=settings)
 
 
 @click.command()
@@ -92,14 +104,15 @@ def recommend(
 @click.argument("words")
 @click.option("--k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
 @click.option("--where", "conditions", metavar="NAME=VALUE", multiple=True, help="As of `towers recommend`.")
-def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...]) -> None:
+@_config
+def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config: Path | None) -> None:
     """Show the items nearest to some words, as the service finds them: rank, score, id and title.
 
     DIR is a bundle, such as runs/latest. Its index is made if there is none.
     """
     from serving.operation import show_search
 
-    show_search(bundle, words, k, conditions)
+    show_search(bundle, words, k, conditions, _settings(config))
 
 
 @click.command()
@@ -114,9 +127,7 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...]) -> Non
     help="What runs them. [default: granian]",
 )
 @click.option("--live", metavar="STORE", help="Where live writes are kept: a file, or postgresql://... [default: none]")
-@click.option(
-    "--config", metavar="FILE", type=_file, help="Settings. [default: serving.toml, if there is one in this folder]"
-)
+@_config
 def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     """Answer over HTTP, until Ctrl-C.
 
@@ -125,7 +136,11 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     """
     from serving.launch import serve_bundle
 
-    serve_bundle(bundle, read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags))
+    serve_bundle(bundle, _settings(config, flags))
+
+
+def _settings(config: Path | None, flags: dict[str, Any] | None = None) -> ServingConfig:
+    return read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags)
 
 
 _keys = click.option(

@@ -83,8 +83,8 @@ class ServingConfig(StrictTable):
     them. Whoever may filter by a column can find out what it holds."""
     rerank: bool = True
     """Whether the first items are put into a better order, where the bundle has a ranker (`towers train-ranker`)."""
-    rerank_candidates: int = Field(default=200, ge=10, le=1000)
-    """How many of the first items are put into a better order."""
+    rerank_candidates: int | None = Field(default=None, ge=10, le=1000)
+    """How many of the first items are put into a better order. None: as many as the ranker was made for."""
     rerank_budget_ms: float = Field(default=20.0, gt=0, le=60_000)
     """How long that may take for all users of a request together, in milliseconds; whoever's turn has not come by then
     gets the items in the order in which they were found."""

@@ -270,6 +270,8 @@ class Searched(TypedDict):
     """Best first."""
     fallback: Literal["popular"] | None
     """What answered in the model's place, because it knows none of the words; null where the model did."""
+    reranked: NotRequired[bool]
+    """Whether the first items were put into a better order in time, where the service has what does that for words."""
     model: str
     """The version of the model."""
 

@@ -42,6 +42,7 @@ STATUSES = (200, 201, 202, 204, 301, 304, 308, 400, 401, 403, 404, 405, 408, 409
 UNMATCHED = "none"
 """The route of requests that match none."""
 REFUSALS = ("busy", "rate", "key")
+RERANKINGS = ("done", "late")
 
 # What a worker says of itself in words stands before its numbers.
 _ABOUT_BYTES = 1024
@@ -106,6 +107,13 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
             "Requests refused: too many in hand, too many of one client, no key for it.",
             ("reason",),
             tuple(product(REFUSALS)),
+        ),
+        Family(
+            "counter",
+            "towers_rerankings_total",
+            "Answers that were to be re-ranked; late ones are in the retriever's order, as the time was up.",
+            ("outcome",),
+            tuple(product(RERANKINGS)),
         ),
         Family("gauge", "towers_requests_in_hand", "Requests being answered or waiting for their turn."),
     ]

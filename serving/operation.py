@@ -34,9 +34,6 @@ from serving.wanted import Wanted
 from towers.bundle import ModelBundle
 from towers.ranker import has_ranker
 
-RERANKED: int = ServingConfig.model_fields["rerank_candidates"].default
-"""How many of the first items are put into a better order: as many as a service does that is not told otherwise."""
-
 # From so many items on, comparing each is worth a hint.
 _MANY_ITEMS = 100_000
 LISTED = 100
@@ -49,7 +46,14 @@ _MOST_COMPARED = 100_000_000_000
 
 
 def recommend_everyone(
-    bundle: Path, output: Path, k: int, users: Path | None, conditions: Sequence[str] = (), *, with_fallback: bool
+    bundle: Path,
+    output: Path,
+    k: int,
+    users: Path | None,
+    conditions: Sequence[str] = (),
+    *,
+    with_fallback: bool,
+    settings: ServingConfig | None = None,
 ) -> None:
     """Write k recommendations for everyone, or for the users in a table, and say how many.
 
@@ -60,6 +64,7 @@ def recommend_everyone(
         users: A table of those who are to be recommended something. None: everyone.
         conditions: What must hold of the items, such as `brand=Acme` and `price_max=50`.
         with_fallback: Whether to say what answered in the model's place.
+        settings: Those of the service whose answers these are. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
@@ -69,7 +74,7 @@ def recommend_everyone(
         raise DataError(
             f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
         )
-    retriever = open_retriever(bundle)
+    retriever = open_retriever(bundle, settings)
     where = _filter(conditions, retriever)
     audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
     started = time.perf_counter()
@@ -83,14 +88,16 @@ def recommend_everyone(
         click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")
 
 
-def show_search(bundle: Path, words: str, k: int, conditions: Sequence[str] = ()) -> None:
-    """Show the k items nearest to some words.
+def show_search(
+    bundle: Path, words: str, k: int, conditions: Sequence[str] = (), settings: ServingConfig | None = None
+) -> None:
+    """Show the k items nearest to some words, as a service of these settings finds them.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
         DataError: The model reads no texts, or a condition cannot hold.
     """
-    retriever = open_retriever(bundle)
+    retriever = open_retriever(bundle, settings)
     answer = retriever.search(words, Wanted(k, where=_filter(conditions, retriever)))
     if answer.fallback is not None:
         click.echo(f"none of the words is known; {answer.fallback} items in their place", err=True)
@@ -99,8 +106,12 @@ def show_search(bundle: Path, words: str, k: int, conditions: Sequence[str] = ()
         click.echo(f"{item.rank:4}  {item.score:.3f}  {item.item_id}{title}")
 
 
-def open_retriever(path: Path) -> Retriever:
+def open_retriever(path: Path, settings: ServingConfig | None = None) -> Retriever:
     """Return the retriever of a bundle, its index made first if there is none.
+
+    Args:
+        path: The bundle.
+        settings: Those of the service whose answers are wanted. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
@@ -109,8 +120,10 @@ def open_retriever(path: Path) -> Retriever:
     bundle = ModelBundle.open(path)
     has_index = (path / FOLDER / NAME).exists()
     snapshot = Snapshot.open(bundle) if has_index else build_index(bundle, {})
+    settings = settings or ServingConfig()
     # Nobody waits, so that it may take as long as it takes.
-    return Retriever(bundle, snapshot, reranking=Reranking.open(bundle, snapshot, RERANKED, budget_seconds=None))
+    reranking = Reranking.open(bundle, snapshot, settings.rerank_candidates, None) if settings.rerank else None
+    return Retriever(bundle, snapshot, recommend_seen=settings.recommend_seen, reranking=reranking)
 
 
 def swap_bundle(bundle: Path, link: Path) -> None:
@@ -217,6 +230,12 @@ def build_index(
         f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
         f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}){listed}, {time.perf_counter() - started:.1f} s"
     )
+    if snapshot.tokens is not None:
+        tokens = snapshot.tokens
+        click.echo(
+            f"{folder}: the vectors of {len(tokens.values):,} tokens of the items, a byte a number, "
+            f"{tokens.num_bytes / 1e6:,.1f} MB"
+        )
     if recall is None and kind is None and seal.num_items > _MANY_ITEMS:
         click.echo(
             f"note: each search compares {seal.num_items:,} items; `towers index {bundle.path} --recall 0.99` finds a "

@@ -64,12 +64,14 @@ class Asking:
         had: What each had, oldest first.
         is_known: Of whom the model knows anything, `[users]`.
         times: When each of `had` was, in Unix seconds, `[barred]`; None where nobody knows.
+        words: What each asks for in words; None where they ask by what they had.
     """
 
     vectors: Float32[np.ndarray, "users width"]
     had: Barred
     is_known: Bool[np.ndarray, " users"]
     times: Int64[np.ndarray, " barred"] | None = None
+    words: Sequence[str] | None = None
 
     def __len__(self) -> int:
         """Return how many they are."""
@@ -83,10 +85,9 @@ class Asking:
 
     def take(self, users: np.ndarray) -> Asking:
         """Return those at the given positions, in that order."""
-        if self.times is None:
-            return Asking(self.vectors[users], self.had.take(users), self.is_known[users])
-        times = Barred(self.times, self.had.offsets).take(users).rows
-        return Asking(self.vectors[users], self.had.take(users), self.is_known[users], times)
+        times = None if self.times is None else Barred(self.times, self.had.offsets).take(users).rows
+        words = None if self.words is None else [self.words[user] for user in users.tolist()]
+        return Asking(self.vectors[users], self.had.take(users), self.is_known[users], times, words)
 
     @classmethod
     def join(cls, one: Asking, other: Asking, order: Int64[np.ndarray, " users"]) -> Asking:
@@ -99,7 +100,10 @@ class Asking:
         times = None
         if one.times is not None or other.times is not None:
             times = np.concatenate([one.known_times, other.known_times])
-        return cls(vectors, had, np.concatenate([one.is_known, other.is_known]), times).take(order)
+        words = None
+        if one.words is not None or other.words is not None:
+            words = [text for part in (one, other) for text in part.words or [""] * len(part)]
+        return cls(vectors, had, np.concatenate([one.is_known, other.is_known]), times, words).take(order)
 
     @property
     def known_times(self) -> Int64[np.ndarray, " barred"]:

@@ -19,7 +19,7 @@ from towers.bundle import ModelBundle
 
 def reads_texts(bundle: ModelBundle) -> bool:
     """Return whether words lead anywhere."""
-    return bool(_asked_by(bundle) or _texts(bundle.config.features.item))
+    return bool(bundle.config.asked_by or _texts(bundle.config.features.item))
 
 
 def query_vector(bundle: ModelBundle, text: str) -> Float32[np.ndarray, "1 width"]:
@@ -30,16 +30,11 @@ def query_vector(bundle: ModelBundle, text: str) -> Float32[np.ndarray, "1 width
     """
     if not reads_texts(bundle):
         raise DataError("q: the model reads no texts, so that words lead nowhere; train one that does")
-    if columns := _asked_by(bundle):
+    if columns := bundle.config.asked_by:
         nothing, offsets = np.zeros((0, bundle.config.towers.width), np.float32), np.zeros(2, np.int64)
         return bundle.encode_users(nothing, offsets, pd.DataFrame({column: [text] for column in columns}))
     written = {column: [text] for column in _texts(bundle.config.features.item)}
     return bundle.encode_items(Catalog(pd.DataFrame({ITEM_ID: [None], **written})))
-
-
-def _asked_by(bundle: ModelBundle) -> list[str]:
-    """Return the columns of a query's text, where users are queries."""
-    return [] if bundle.config.towers.reads_history else _texts(bundle.config.features.user)
 
 
 def _texts(features: dict[str, FeatureSettings]) -> list[str]:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from features.cells import item_texts
 from serving.hits import Found, Hits
 from serving.live_index import Vectors
 from serving.people import Asking
 from serving.snapshot import Snapshot
 from serving.stages import timed
 from towers.bundle import ModelBundle
-from towers.ranker import LearnedRanker, has_ranker
+from towers.learned_ranker import LearnedRanker
+from towers.ranker import FOLDER, RankerSeal, has_ranker, read_seal
 from towers.reranking import Deadline, OutOfTimeError, Reranker, Shortlist, order_of
+from towers.text_rerankers import CrossEncoderRanker, LateInteractionRanker
 
 _log = logging.getLogger(__name__)
 
@@ -33,27 +36,40 @@ class Reranking:
         reranker: It.
         num_candidates: How many of the first it puts into a better order.
         budget_seconds: How long it may take for all users of a request together. None: as long as it takes.
+        reads_words: Whether what is found for words is put into a better order, too.
     """
 
     reranker: Reranker
     num_candidates: int
     budget_seconds: float | None
+    reads_words: bool = False
 
     @classmethod
     def open(
-        cls, bundle: ModelBundle, snapshot: Snapshot, num_candidates: int, budget_seconds: float | None
+        cls, bundle: ModelBundle, snapshot: Snapshot, num_candidates: int | None, budget_seconds: float | None
     ) -> Reranking | None:
         """Return the re-ranking of a bundle; None where it has no ranker, or none that fits the index.
 
+        Args:
+            bundle: The bundle.
+            snapshot: What it makes of today's tables.
+            num_candidates: How many of the first are put into a better order. None: as many as the ranker is made for.
+            budget_seconds: How long that may take for a request. None: as long as it takes.
+
         Raises:
             BundleError: The ranker is damaged, or it was trained with other weights.
+            DataError: The libraries that it needs are not there.
         """
         if not has_ranker(bundle.path):
             return None
-        if snapshot.facts is None:
+        sealed = read_seal(bundle)
+        reranker = _opened(bundle, snapshot, sealed)
+        if reranker is None:
             _log.warning("not re-ranked: the index is older than the ranker; type: towers index %s", bundle.path)
             return None
-        return cls(LearnedRanker.open(bundle, snapshot.facts), num_candidates, budget_seconds)
+        _warn_if_late(sealed, budget_seconds)
+        reads_words = sealed.reading is not None or bool(bundle.config.asked_by)
+        return cls(reranker, num_candidates or sealed.num_candidates, budget_seconds, reads_words)
 
     def move(
         self,
@@ -142,6 +158,34 @@ class Moved:
         return np.concatenate([moved[0], rows[is_other]]), np.concatenate([moved[1], scores[is_other]])
 
 
+def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerSeal) -> Reranker | None:
+    """Return the ranker of a bundle; None where the index has not what it reads of the items."""
+    folder, tokens = bundle.path / FOLDER, snapshot.tokens
+    if sealed.kind == "learned":
+        return None if snapshot.facts is None else LearnedRanker.open(bundle, snapshot.facts)
+    assert sealed.reading is not None, "the others read texts"
+    if sealed.kind == "cross-encoder":
+        texts = item_texts(snapshot.catalog, bundle.config.features.item) or [""] * len(snapshot.catalog)
+        return CrossEncoderRanker.open(folder, texts, sealed.reading)
+    is_of_it = tokens is not None and tokens.made_by == sealed.digest
+    return LateInteractionRanker.open(folder, tokens, sealed.reading) if tokens is not None and is_of_it else None
+
+
+def _warn_if_late(sealed: RankerSeal, budget_seconds: float | None) -> None:
+    """Say so where a ranker was too slow for the time that it has now."""
+    if sealed.judgement is None or budget_seconds is None:
+        return
+    taken, given = sealed.judgement.milliseconds, 1000 * budget_seconds
+    if taken > given:
+        _log.warning(
+            "most answers will not be re-ranked: the ranker takes %.0f ms for %d candidates, and rerank_budget_ms is "
+            "%g; raise it, or lower rerank_candidates",
+            taken,
+            sealed.num_candidates,
+            given,
+        )
+
+
 def _falling(scores: Float32[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
     """Return scores from the highest on, none like another: who was put before another is to stay there."""
     falling = np.sort(scores)[::-1].copy()
@@ -169,4 +213,5 @@ def _shortlist(
         rows=known(found[0]),
         vectors=vectors[found[0]],
         scores=found[1],
+        words="" if asking.words is None else asking.words[user],
     )

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
+from features.cells import texts_written
 from features.errors import DataError
 from features.sequences import Sequences, offsets_of
 from serving.batching import Batcher, Batching, is_wanted
@@ -294,10 +295,12 @@ class Retriever:
         wanted = Wanted.of(wanted)
         with timed("encode"):
             vector = query_vector(self.bundle, text)
-        asking = Asking(vector, Barred.nothing(1), np.array([vector.any()]))
-        hits, _ = self._found(asking, asking.had, wanted)
+        asking = Asking(vector, Barred.nothing(1), np.array([vector.any()]), words=[text])
+        reranking = self.reranking if self.reranking is not None and self.reranking.reads_words else None
+        hits, moved = self._found(asking, asking.had, wanted, reranking)
         items = self._recommendations(*hits.of(0), wanted.offset + 1)
-        return Answer(items, None if asking.is_known[0] else "popular")
+        reranked = None if moved is None else moved.was(0)
+        return Answer(items, None if asking.is_known[0] else "popular", reranked=reranked)
 
     def popular(self, wanted: Wanted | int) -> Hits:
         """Return the items that were had most often, as the answer to someone unknown."""
@@ -343,7 +346,8 @@ class Retriever:
         vectors = self._vectors_of(user_rows, histories)
         had = Barred(histories.item_rows, histories.offsets)
         is_known = self._is_known(self.known.is_known(user_rows, histories), vectors)
-        return Asking(vectors, had, is_known, histories.times)
+        words = self._words(self.known.attributes(user_rows)) if self.bundle.config.asked_by else None
+        return Asking(vectors, had, is_known, histories.times, words)
 
     def _described(self, described: Described) -> Asking:
         """Return described people as the search takes them."""
@@ -353,7 +357,15 @@ class Retriever:
         else:
             vectors = np.zeros((len(histories), self.index.width), dtype=np.float32)
         had = Barred(histories.item_rows, histories.offsets)
-        return Asking(vectors, had, self._is_known(described.is_known, vectors), histories.times)
+        is_known = self._is_known(described.is_known, vectors)
+        return Asking(vectors, had, is_known, histories.times, self._words(described.attributes))
+
+    def _words(self, attributes: pd.DataFrame | None) -> list[str] | None:
+        """Return what each of several queries asks in words; None where users are no queries, or say nothing."""
+        columns = [column for column in self.bundle.config.asked_by if attributes is not None and column in attributes]
+        if attributes is None or not columns:
+            return None
+        return texts_written(attributes, {column: self.bundle.config.features.user[column] for column in columns})
 
     def _is_known(
         self, is_known: Bool[np.ndarray, " users"], vectors: Float32[np.ndarray, "users width"]

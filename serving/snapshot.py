@@ -12,7 +12,8 @@ index/
   items.faiss           the index; regions.safetensors where its filtered searches look, if it has such
   users.parquet         user_id, history (item ids, oldest first) and, for a model that looks at the clock, times
   attributes.parquet    what the model reads of the users beside that
-  facts.safetensors     what a ranker reads of the items, where the bundle has one
+  facts.safetensors     what a learned ranker reads of the items, where the bundle has one
+  tokens.safetensors    what late interaction reads of them, where the bundle's ranker is that
   shortlists.safetensors  the best items of each user, `rows` and `scores`, where they were asked for
 ```
 """
@@ -20,7 +21,6 @@ index/
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,8 +34,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
-from features.files import atomic_folder
+from features.cells import item_texts
+from features.files import atomic_folder, mapped
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Interactions, Tables, Users
@@ -50,10 +52,11 @@ from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
 from towers.manifest import BundleError
-from towers.ranker import has_ranker
+from towers.ranker import FOLDER as RANKER
+from towers.ranker import MODEL, RankerSeal, has_ranker, read_seal
+from towers.token_vectors import TokenReader, TokenVectors
 
 _ENCODE_BLOCK = 4096
-_TYPES = {"F32": np.float32, "I32": np.int32}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Snapshot:
         user_vectors: The users' unit vectors, `[users, width]`; None where they depend on the time of asking.
         interactions: How often each item was had, `[items]`.
         seal: What is said of it on disk.
-        facts: What a ranker reads of the items; None where the bundle had none when this was made.
+        facts: What a learned ranker reads of the items; None where the bundle had none when this was made.
+        tokens: What late interaction reads of them; likewise.
         shortlists: What each user gets; None where that was not asked for.
     """
 
@@ -80,6 +84,7 @@ class Snapshot:
     interactions: Int64[np.ndarray, " items"]
     seal: Seal
     facts: ItemFacts | None = None
+    tokens: TokenVectors | None = None
     shortlists: Shortlists | None = None
 
     @classmethod
@@ -128,8 +133,19 @@ class Snapshot:
             live=live,
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
-        facts = _facts(tables, bundle) if has_ranker(bundle.path) else None
-        return cls(catalog, chosen.index, histories, attributes, vectors, interactions, seal, facts)
+        sealed = read_seal(bundle) if has_ranker(bundle.path) else None
+        kind = None if sealed is None else sealed.kind
+        return cls(
+            catalog,
+            chosen.index,
+            histories,
+            attributes,
+            vectors,
+            interactions,
+            seal,
+            facts=_facts(tables, bundle) if kind == "learned" else None,
+            tokens=_tokens(catalog, bundle, sealed) if sealed and kind == "late-interaction" else None,
+        )
 
     def with_shortlists(self, shortlists: Shortlists) -> Snapshot:
         """Return the same, with what each user gets."""
@@ -149,6 +165,8 @@ class Snapshot:
             self.index.save(folder / "items.faiss")
             if self.facts is not None:
                 self.facts.save(folder / "facts.safetensors")
+            if self.tokens is not None:
+                self.tokens.save(folder / "tokens.safetensors")
             if self.shortlists is not None:
                 self.shortlists.save(folder)
             self.seal.write(folder)
@@ -174,16 +192,16 @@ class Snapshot:
     @classmethod
     def _read(cls, folder: Path, seal: Seal) -> Snapshot:
         catalog = Catalog(_frame(folder / "items.parquet"))
-        vectors = _mapped(folder / "vectors.safetensors")
+        vectors, _ = mapped(folder / "vectors.safetensors", "F32")
         index = ItemIndex.load(folder / "items.faiss", vectors["items"], seal.plan)
         histories = _histories(pq.read_table(folder / "users.parquet"), catalog)
         attributes = _frame(folder / "attributes.parquet") if "attributes.parquet" in seal.files else None
         interactions = pq.read_table(folder / "interactions.parquet")["interactions"].to_numpy()
         facts = ItemFacts.load(folder / "facts.safetensors") if "facts.safetensors" in seal.files else None
+        tokens = TokenVectors.load(folder / "tokens.safetensors") if "tokens.safetensors" in seal.files else None
         shortlists = None if seal.shortlists is None else _shortlists(folder, seal.shortlists)
-        counts = {len(catalog), len(index), len(interactions), seal.num_items}
-        if facts is not None:
-            counts.add(len(facts))
+        read = [len(one) for one in (facts, tokens) if one is not None]
+        counts = {len(catalog), len(index), len(interactions), seal.num_items, *read}
         people = {
             len(histories),
             seal.num_users,
@@ -192,7 +210,7 @@ class Snapshot:
         if len(counts) > 1 or len(people) > 1:
             raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
         users = vectors.get("users")
-        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, shortlists)
+        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, tokens, shortlists)
 
     def _users_table(self) -> pa.Table:
         item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
@@ -263,6 +281,15 @@ def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFram
 
 def _facts(tables: Tables, bundle: ModelBundle) -> ItemFacts:
     return ItemFacts.of(tables.interactions.sequences(tables.catalog), tables.catalog, bundle.config.features.item)
+
+
+def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerSeal) -> TokenVectors:
+    """Return the vectors of the items' tokens, by the model of the bundle's ranker."""
+    assert sealed.reading is not None, "it reads texts"
+    reader = TokenReader.open(bundle.path / RANKER / MODEL, sealed.reading.max_tokens)
+    texts = item_texts(catalog, bundle.config.features.item) or []
+    with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
+        return TokenVectors.of(reader, texts, sealed.digest, bar.update)
 
 
 def _newest(interactions: Interactions) -> float | None:
@@ -349,24 +376,8 @@ def _frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file where they lie on disk: read when needed, shared by all processes."""
-    with path.open("rb") as file:
-        num_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(num_bytes))
-    arrays = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            if entry["dtype"] not in _TYPES:
-                raise ValueError(f"{path.name}: {name} is of type {entry['dtype']}, expected {' or '.join(_TYPES)}")
-            start, shape, kind = 8 + num_bytes + entry["data_offsets"][0], tuple(entry["shape"]), _TYPES[entry["dtype"]]
-            mapped = np.memmap(path, kind, "c", start, shape) if np.prod(shape) else np.zeros(shape, kind)
-            arrays[name] = mapped.view(np.ndarray)
-    return arrays
-
-
 def _shortlists(folder: Path, listed: Listed) -> Shortlists:
-    arrays = _mapped(folder / SHORTLISTS)
+    arrays, _ = mapped(folder / SHORTLISTS, "F32", "I32")
     rows, scores = arrays["rows"], arrays["scores"]
     if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape:
         raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")

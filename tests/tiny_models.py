@@ -41,3 +41,15 @@ def tiny_model(folder: Path, *, width: int = 16, layers: int = 2, seed: int = 0,
     model.save_pretrained(str(folder / "model"), create_model_card=False)
     assert json.loads((folder / "model" / "modules.json").read_text())
     return folder / "model"
+
+
+def tiny_cross_encoder(bi_encoder: Path, num_labels: int = 1) -> Path:
+    """Write a cross-encoder with random weights of the shape of a tiny model, and return where."""
+    from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
+
+    folder, bare = bi_encoder.parent / f"cross-{num_labels}", bi_encoder.parent / "bare"
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(bare, num_labels=num_labels)
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bare).save_pretrained(folder)
+    return folder

@@ -7,9 +7,9 @@
 - `sentences`: a bundle as sentence-transformers has its models, to be judged by its evaluators.
 - `tower`, `two_tower`: features to unit vectors; `TwoTower`, the pair with its temperature.
 - `one_user`: the user tower for one user at a time, without torch.
-- `reranking`: a `Shortlist`, a `Deadline`, and the protocol `Reranker`; `ranker`: the learned one.
-- `text_rerankers`: a cross-encoder, and late interaction, behind the same protocol.
-- `item_facts`, `rank_features`: what it reads of items, and of candidates.
+- `reranking`: a `Shortlist`, a `Deadline`, and the protocol `Reranker`; `ranker`: the folder of one in a bundle.
+- `learned_ranker`: a network; `item_facts`, `rank_features`: what it reads of items, and of candidates.
+- `text_rerankers`: a cross-encoder, and late interaction; `token_vectors`: what the latter compares.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
 - `graphs`: such models of a bundle as ONNX graphs.
 - `cli`: the command `towers`.

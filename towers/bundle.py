@@ -61,6 +61,12 @@ class BundleConfig(BaseModel):
         """Whether a user's vector depends on the time of the request."""
         return bool(self.features.context) or self.towers.time_bias
 
+    @property
+    def asked_by(self) -> list[str]:
+        """The columns of a query's text, where users are queries; none where they are known by what they had."""
+        texts = [column for column, settings in self.features.user.items() if settings.kind == "text"]
+        return [] if self.towers.reads_history else texts
+
 
 @dataclass(frozen=True)
 class ModelBundle:

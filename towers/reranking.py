@@ -14,6 +14,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float32, Int64
 
+MOST_CHARACTERS = 2000
+"""Of a text that a ranker reads; more is not read, as no model reads so many tokens."""
+
 
 @dataclass(frozen=True)
 class Shortlist:
@@ -29,6 +32,7 @@ class Shortlist:
         rows: The candidates, best first, as rows of the catalogue or -1, `[candidates]`.
         vectors: Their unit vectors, `[candidates, width]`.
         scores: The retriever's, falling, `[candidates]`.
+        words: What they ask for in words; empty where they ask by what they had.
     """
 
     user_vector: Float32[np.ndarray, " width"]
@@ -39,6 +43,7 @@ class Shortlist:
     rows: Int64[np.ndarray, " candidates"]
     vectors: Float32[np.ndarray, "candidates width"]
     scores: Float32[np.ndarray, " candidates"]
+    words: str = ""
 
     def __len__(self) -> int:
         """Return the number of candidates."""

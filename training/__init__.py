@@ -10,7 +10,8 @@
   how reports look.
 - `learning`, `shipping`, `judging`: from a split to a trained model; what `towers train` and `towers evaluate` do;
   `auditing`: what `towers audit` does.
-- `shortlists`, `ranking`: what retrieval finds for questions held out, and the ranker that learns from it.
+- `shortlists`, `lessons`: what retrieval finds for questions held out; `ranking`, `text_ranking`: how rankers come of
+  it; `reranking`: what `towers train-ranker` does.
 - `runs`, `card`, `progress`: where runs are kept, a bundle's README, and what a person sees meanwhile.
 - `tracking`: MLflow, only here.
 - `proposal`, `presets`, `commands`: run.toml with its reasons, sizes of the model; the commands.

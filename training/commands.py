@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -188,19 +188,59 @@ def audit(evaluation: Path, gates: tuple[str, ...], least: int, recommender: str
 @click.command("train-ranker")
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
+    "--kind",
+    type=click.Choice(("learned", "cross-encoder", "late-interaction")),
+    default="learned",
+    show_default=True,
+    help="What looks at the candidates: a small network at their features, or a model at their texts.",
+)
+@click.option("--model", metavar="NAME", help="Of kinds that read texts: a folder, or a name on the Hugging Face hub.")
+@click.option(
     "--candidates",
     "num_candidates",
-    type=click.IntRange(20, 1000),
-    default=200,
-    show_default=True,
-    help="How many of the items that retrieval finds are put into a better order.",
+    type=click.IntRange(10, 1000),
+    help="How many of the items that retrieval finds are put into a better order.  [default: 200 learned, 50 "
+    "cross-encoder, 100 late-interaction]",
 )
-def train_ranker(bundle: Path, num_candidates: int) -> None:
-    """Train what puts the first items that retrieval finds into a better order.
+@click.option(
+    "--questions",
+    "num_questions",
+    type=click.IntRange(min=1),
+    help="How many of the questions held out are asked, a sample.  [default: 10000, 500, 2000]",
+)
+@click.option(
+    "--learn",
+    "num_learned",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Cross-encoder: learn first from so many questions of the training; --model may then be any transformer.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    help="How much the opinion of one that reads texts counts beside the retriever's; written whatever it gains.  "
+    "[default: what is best on the questions]",
+)
+@click.option(
+    "--read", "num_read", type=click.IntRange(min=1), default=3, show_default=True, help="Newest items of a history."
+)
+@click.option(
+    "--tokens",
+    "max_tokens",
+    type=click.IntRange(min=4),
+    help="How many are read of a pair of texts, or of a text.  [default: 128 cross-encoder, 32 late-interaction]",
+)
+def train_ranker(bundle: Path, **chosen: Any) -> None:
+    """Make what puts the first items that retrieval finds into a better order.
 
-    DIR is a bundle, such as runs/latest. It learns from what was held out while the bundle was trained, reads the same
-    tables, and says what it gains. The service and `towers recommend` then use it, as soon as the index was made anew.
+    DIR is a bundle, such as runs/latest. What it gains and what a request costs is measured on what was held out while
+    the bundle was trained, and told; where it gains nothing, it is not written. The service, `towers recommend` and
+    `towers search` then use it, as soon as the index was made anew.
+
+    The learned kind reads popularity, neighbours and likeness, and learns from what was held out. A cross-encoder reads
+    the texts of what is asked, or was had, and of a candidate together: the closest look, and the dearest. Late
+    interaction compares the tokens of both, those of the items read beforehand; its --model is a bi-encoder.
     """
-    from training.ranking import train_bundle_ranker
+    from training.reranking import Choice, train_bundle_ranker
 
-    train_bundle_ranker(bundle, num_candidates)
+    train_bundle_ranker(bundle, Choice(**chosen))

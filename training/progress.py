@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -27,14 +28,18 @@ def describe(tables: Tables, sequences: Sequences) -> None:
 
 
 def start_tracking(
-    config: RunConfig, name: str, tags: Mapping[str, str] | None = None, run_id: str | None = None
+    config: RunConfig,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> Tracker:
-    """Begin the MLflow run of a training, or take it up again."""
+    """Begin the MLflow run of a training, or take it up again; its parameters are the settings, unless others are."""
     return Tracker.start(
         enabled=config.training.track,
         experiment=config.training.experiment,
         run_name=name,
-        params=config.model_dump(mode="json"),
+        params=config.model_dump(mode="json") if params is None else params,
         tags=tags,
         run_id=run_id,
     )

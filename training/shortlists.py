@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from features.cells import texts_written
 from features.sequences import Queries
 from features.tables import Tables
 from towers.bundle import ModelBundle
@@ -33,8 +35,19 @@ def shortlists(
         scores = people @ vectors.T
         if not bundle.config.features.recommend_seen:
             scores[block.history.event_users, block.history.item_rows] = -np.inf
+        words = _words(bundle, tables, block)
         for place in range(len(block)):
-            yield _shortlist(bundle, block, place, people[place], scores[place], vectors, num_candidates)
+            found = _shortlist(bundle, block, place, people[place], scores[place], vectors, num_candidates)
+            shortlist, is_answer = found
+            yield replace(shortlist, words=words[place]), is_answer
+
+
+def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]:
+    """Return what each question asks in words; nothing where users are no queries."""
+    columns = {column: bundle.config.features.user[column] for column in bundle.config.asked_by}
+    if tables.users is None or not columns:
+        return [""] * len(questions)
+    return texts_written(tables.users.attributes_of(questions.history.user_ids), columns) or [""] * len(questions)
 
 
 def _user_vectors(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -170,22 +172,17 @@ def load_model(folder: Path, settings: EncoderSettings, attention: str | None = 
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling
-        from transformers.utils import logging
     except ImportError:
         raise DataError(
             "pretrained models of texts need more libraries; type: pip install 'two-towers[text]'"
         ) from None
-    had_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         chosen = {"use_safetensors": True} | ({"attn_implementation": attention} if attention else {})
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=chosen)
+        with quiet_models():
+            model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=chosen)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{folder}: not a model that sentence-transformers can load ({said})") from None
-    finally:
-        if had_bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.pooling in POOLINGS:
         places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
         if not places:
@@ -195,6 +192,25 @@ def load_model(folder: Path, settings: EncoderSettings, attention: str | None = 
         width = model[places[0]].embedding_dimension
         model[places[0]] = Pooling(width, pooling_mode=POOLINGS[settings.pooling])
     return model.eval()
+
+
+@contextmanager
+def quiet_models() -> Iterator[None]:
+    """Keep progress bars and advice of the libraries from the user while models are read or written."""
+    from transformers.utils import logging as advice
+
+    known = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels, had_bars = [one.level for one in known], advice.is_progress_bar_enabled()
+    advice.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for one in known:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one, level in zip(known, levels, strict=True):
+            one.setLevel(level)
+        if had_bars:
+            advice.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def budget_batches(lengths: Int[np.ndarray, "texts"], budget: int) -> Iterator[Int[np.ndarray, "batch"]]:

@@ -45,7 +45,7 @@ class FakeBundle(ModelBundle):
             "version": digest[:12],
             "weights_digest": digest,
             "config": SimpleNamespace(
-                features=features, reads_time=bool(features.context), towers=TowersConfig(width=WIDTH)
+                features=features, reads_time=bool(features.context), towers=TowersConfig(width=WIDTH), asked_by=[]
             ),
             "tables_folder": Path(path),
         }

@@ -27,9 +27,10 @@ from serving.wanted import Person, Wanted
 from tests.serving.doubles import country, make_retriever
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
+from towers.learned_ranker import LearnedRanker, RankNetwork
 from towers.manifest import BundleError
 from towers.rank_features import RankFeatures
-from towers.ranker import FOLDER, LearnedRanker, RankNetwork, write_ranker
+from towers.ranker import FOLDER, write_ranker
 from towers.reranking import Deadline, Shortlist, order_of
 from training.shortlists import shortlists
 
@@ -211,15 +212,7 @@ def add_ranker(path: Path) -> None:
     sequences = tables.interactions.sequences(tables.catalog)
     names = RankFeatures(ItemFacts.of(sequences, tables.catalog, bundle.config.features.item)).names
     torch.manual_seed(0)
-    write_ranker(
-        bundle,
-        RankNetwork(len(names), 2),
-        names,
-        num_candidates=200,
-        num_questions=1,
-        ndcg_before=0.0,
-        ndcg_after=0.1,
-    )
+    write_ranker(bundle, "learned", RankNetwork(len(names), 2).save, num_candidates=200, features=names)
 
 
 @pytest.fixture(params=["model", "timed"])

@@ -16,14 +16,17 @@ from features.tables import read_tables
 from tests.serving.conftest import write_untrained
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
+from towers.learned_ranker import LearnedRanker
 from towers.manifest import BundleError
-from towers.ranker import FOLDER, NAME, LearnedRanker, read_seal
+from towers.ranker import FOLDER, NAME, read_seal
 from towers.reranking import Deadline, OutOfTimeError, order_of
 from training import ranking
 from training.config import RunConfig
 from training.learning import shipping_split
+from training.lessons import Lessons
 from training.metrics import ndcg_at
-from training.ranking import Lessons, teach, train_bundle_ranker
+from training.ranking import teach
+from training.reranking import Choice, train_bundle_ranker
 from training.shortlists import shortlists
 
 SETTINGS = {
@@ -35,6 +38,7 @@ SETTINGS = {
         "item": {"item_id": {"kind": "id"}, "colour": {"kind": "category"}},
     },
     "towers": {"width": 8, "blocks": 1, "heads": 1, "time_bias": True},
+    "training": {"track": False},
 }
 NUM_ITEMS, NUM_USERS = 60, 150
 
@@ -61,7 +65,7 @@ def trained(bundle_path: Path) -> Path:
     """The same with a ranker."""
     copy = bundle_path.with_name("trained")
     shutil.copytree(bundle_path, copy)
-    train_bundle_ranker(copy, 40)
+    train_bundle_ranker(copy, Choice(num_candidates=40))
     return copy
 
 
@@ -96,8 +100,11 @@ def test_a_shortlist_is_what_the_whole_order_begins_with_and_knows_nothing_of_th
 def test_a_ranker_learns_what_the_model_does_not_know(trained: Path, capsys: pytest.CaptureFixture[str]):
     bundle = ModelBundle.open(trained)
     sealed = read_seal(bundle)
-    assert sealed.ndcg_after > 2 * sealed.ndcg_before
-    assert (sealed.num_candidates, sealed.num_questions) == (40, NUM_USERS)
+    assert sealed.judgement is not None
+    assert sealed.judgement.ndcg_after > 2 * sealed.judgement.ndcg_before
+    assert 0 < sealed.judgement.gain_low < sealed.judgement.ndcg_after - sealed.judgement.ndcg_before
+    assert 0 < sealed.judgement.milliseconds <= sealed.judgement.milliseconds_p99
+    assert (sealed.kind, sealed.num_candidates, sealed.judgement.num_questions) == ("learned", 40, NUM_USERS)
     tables, split = questions_of(bundle)
     ranker = LearnedRanker.open(bundle, ItemFacts.of(split.train, tables.catalog, bundle.config.features.item))
     firsts = []
@@ -114,7 +121,7 @@ def test_it_says_what_it_gains_and_the_same_seed_teaches_the_same(
 ):
     again = bundle_path.with_name("again")
     shutil.copytree(bundle_path, again)
-    train_bundle_ranker(again, 40)
+    train_bundle_ranker(again, Choice(num_candidates=40))
     said = capsys.readouterr().out
     assert f"{NUM_USERS} questions, " in said
     assert "95 % interval +" in said
@@ -170,15 +177,15 @@ def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
 
 def test_a_bundle_that_has_seen_all_answers_is_refused(bundle_path: Path):
     copy = bundle_path.with_name("refitted")
-    write_untrained(copy, bundle_path.parents[1], {**SETTINGS, "training": {"refit": True}})
+    write_untrained(copy, bundle_path.parents[1], {**SETTINGS, "training": {"refit": True, "track": False}})
     with pytest.raises(DataError, match=r"trained with `refit`.*--set training.refit=false"):
-        train_bundle_ranker(copy, 40)
+        train_bundle_ranker(copy, Choice(num_candidates=40))
 
 
 def test_too_few_answers_to_learn_from_are_refused(bundle_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranking, "LEAST_QUESTIONS", 1000)
     with pytest.raises(DataError, match="expected at least 1000 questions with an answer among the candidates"):
-        train_bundle_ranker(bundle_path, 40)
+        train_bundle_ranker(bundle_path, Choice(num_candidates=40))
 
 
 def facts_of(bundle: ModelBundle) -> ItemFacts:
@@ -198,7 +205,7 @@ def damaged(trained: Path, tmp_path: Path, **changes: object) -> ModelBundle:
     ("changes", "message"),
     [
         ({"weights_digest": "0" * 64}, "trained with other weights"),
-        ({"format_version": 9}, "expected ranker format 1, found 9"),
+        ({"format_version": 9}, "expected ranker format 2, found 9"),
         ({"features": ["score"]}, "reads other features"),
         ({"kind": "oracle"}, "manifest.json is damaged"),
     ],
