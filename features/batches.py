@@ -78,6 +78,7 @@ class SequenceBatch:
         known_offsets: Where each user's known positives begin, `[users + 1]`.
         known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
         answer_rows: Catalogue row to be predicted at each target, `[events]`. None: its own.
+        request_times: Unix seconds at which each event is asked for, `[events]`. None: when it came, as in `times`.
     """
 
     users: Int[Tensor, users]
@@ -88,6 +89,7 @@ class SequenceBatch:
     known_offsets: Int[Tensor, users_plus_1]
     known_rows: Int[Tensor, known]
     answer_rows: Int[Tensor, events] | None = None
+    request_times: Int[Tensor, events] | None = None
 
     def to(self, device: torch.device) -> SequenceBatch:
         """Return the same batch on `device`."""
@@ -179,16 +181,21 @@ class TrainingBatches:
 
 
 def _with_answers_to_come(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
-    """Return the batch with each target's answer drawn from the user's targets from there on."""
+    """Return the batch with each target's answer drawn from the user's targets from there on, asked for when it came.
+
+    Asked for at once, it would teach that what comes within the hour is what comes at any time; a service asks at all
+    distances from what is known of somebody.
+    """
     places = batch.is_target.nonzero()[:, 0]
     users = torch.searchsorted(batch.offsets, places, right=True) - 1
     ends = torch.bincount(users, minlength=len(batch.users)).cumsum(0)[users]
     place = torch.arange(len(places))
     drawn = torch.from_numpy(np.random.default_rng(seed).random(len(places)))
     chosen = place + (drawn * (ends - place)).long()
-    answers = batch.item_rows.clone()
-    answers[places] = batch.item_rows[places[chosen]]
-    return replace(batch, answer_rows=answers)
+    source = torch.arange(len(batch.item_rows))
+    source[places] = places[chosen]
+    times = None if batch.times is None else batch.times[source]
+    return replace(batch, answer_rows=batch.item_rows[source], request_times=times)
 
 
 def _shuffled(sequences: Sequences, generator: np.random.Generator) -> Sequences:

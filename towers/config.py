@@ -35,6 +35,9 @@ class TowersConfig(StrictTable):
     time_dropout: float = Field(0.1, ge=0, lt=1)
     """With `time_bias`: share of the users whose times are hidden in each training step, so that histories without
     times are understood as well."""
+    bag: bool = False
+    """Whether the sum of a history's items goes past the layers of the transformer (or of HSTU) into the user's vector:
+    what was always liked, beside what came last. For questions of what somebody will have at any time."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of the numbers inside the history encoder that are set to zero in training."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
@@ -52,6 +55,7 @@ class TowersConfig(StrictTable):
             raise ValueError(f"prefixes = {self.prefixes} are to rise from above 0 to below width = {self.width}")
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} do not divide width = {self.width}; choose heads that do")
-        if self.time_bias and self.history not in ("transformer", "hstu"):
-            raise ValueError(f'time_bias is for history = "transformer" or "hstu", found {self.history!r}')
+        for name in ("time_bias", "bag"):
+            if getattr(self, name) and self.history not in ("transformer", "hstu"):
+                raise ValueError(f'{name} is for history = "transformer" or "hstu", found {self.history!r}')
         return self

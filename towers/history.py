@@ -112,6 +112,9 @@ class CausalAttention(nn.Module):
     summer" are then different pasts, whatever came between. Each token also has a vector of its own for how long
     before the request it was.
 
+    With `bag` the sum of all tokens so far, over the root of their number, is added through one matrix that begins at
+    zero: a linear way past the layers, as that of models of who had what (EASE, iALS), for what was always liked.
+
     Linear layers see real tokens only. Attention works on groups of sequences of nearly equal length, each group
     padded to its longest: a real token never looks at padding, because padding comes after it.
 
@@ -122,6 +125,7 @@ class CausalAttention(nn.Module):
         heads: Attention heads of each layer.
         length: The longest sequence, in tokens.
         time_bias: Whether the clock is looked at.
+        bag: Whether the sum of the tokens is added to the summary.
         dropout: Share of numbers set to zero after the input and after each half of a layer.
     """
 
@@ -134,9 +138,11 @@ class CausalAttention(nn.Module):
         heads: int,
         length: int,
         time_bias: bool = False,
+        bag: bool = False,
         dropout: float,
     ) -> None:
         super().__init__()
+        self.bag = _silent(nn.Linear(width, width, bias=False)) if bag else None
         self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
         self.by_span = nn.Parameter(torch.zeros(NUM_SPANS + 1, width)) if time_bias else None
         block = TransformerBlock if kind == "transformer" else HstuBlock
@@ -150,8 +156,9 @@ class CausalAttention(nn.Module):
         self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token; without `moments` every time span is unknown."""
-        layout = Layout.of(offsets)
-        tokens = tokens + self.positions[_place(offsets, len(tokens))]
+        layout, place = Layout.of(offsets), _place(offsets, len(tokens))
+        bag = None if self.bag is None else self.bag(_sum_over_root(tokens, offsets, place))
+        tokens = tokens + self.positions[place]
         if self.by_span is not None:
             layout = layout.timed(moments)
             tokens = tokens + self.by_span[_own_spans(len(tokens), moments, tokens.device)]
@@ -159,7 +166,7 @@ class CausalAttention(nn.Module):
         for block in self.blocks:
             x = block(x, layout)
         normed: Tensor = self.norm(x)
-        return normed
+        return normed if bag is None else normed + bag
 
 
 class TransformerBlock(nn.Module):
@@ -362,6 +369,14 @@ def time_spans(event: Int[Tensor, "*#pairs"], request: Int[Tensor, "*#pairs"]) -
     seconds = (request - event).clamp(min=0).float()
     spans = (seconds.log1p() * SPANS_A_TURN).long().clamp(max=NUM_SPANS - 1)
     return spans.masked_fill((event == UNKNOWN_TIME) | (request == UNKNOWN_TIME), UNKNOWN_SPAN)
+
+
+def _sum_over_root(
+    tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], place: Int[Tensor, tokens]
+) -> Float[Tensor, "tokens width"]:
+    """Return the sum of the tokens so far over the root of their number: unlike tokens add up to the length of one."""
+    total: Tensor = running_sum(tokens, offsets) / (place + 1)[:, None] ** 0.5
+    return total.to(tokens.dtype)
 
 
 def running_sum(

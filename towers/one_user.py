@@ -46,6 +46,7 @@ class OneUser:
         self._by_span = None if encoder.by_span is None else _array(encoder.by_span)
         self._blocks = [_Block.of(block) for block in encoder.blocks if isinstance(block, TransformerBlock)]
         self._scale = _array(encoder.norm.weight)
+        self._bag = None if encoder.bag is None else _matrix(encoder.bag)
         self._request = None if tower.request is None else _array(tower.request.weight).T
         with torch.inference_mode():
             self._attributes = 0.0 if tower.attributes is None else _array(tower.attributes(stranger))[0]
@@ -77,6 +78,7 @@ class OneUser:
         tokens = np.empty((len(event_vectors) + 1, self._width), dtype=np.float32)
         tokens[0] = self._beginning
         np.matmul(event_vectors, self._read, out=tokens[1:])
+        bag = 0.0 if self._bag is None else tokens.sum(axis=0) / np.sqrt(np.float32(len(tokens))) @ self._bag
         tokens += self._positions[: len(tokens)]
         spans = None
         if self._by_span is not None:
@@ -86,7 +88,7 @@ class OneUser:
             for block in self._blocks[:-1]:
                 tokens = block(tokens, spans, self._future[: len(tokens), : len(tokens)])
             tokens = self._blocks[-1](tokens, spans)
-        state = _normed(tokens)[0] * self._scale + self._attributes
+        state = _normed(tokens)[0] * self._scale + bag + self._attributes
         if self._request is not None and request_time is not None:
             state = state + (_array(request_features(torch.tensor([request_time]))) @ self._request)[0]
         return np.asarray(state / max(SHORTEST, np.sqrt(state @ state)), dtype=np.float32)

@@ -257,5 +257,6 @@ def _history_encoder(config: TowersConfig, length: int) -> nn.Module | None:
                 heads=config.heads,
                 length=length,
                 time_bias=config.time_bias,
+                bag=config.bag,
                 dropout=config.dropout,
             )

@@ -48,13 +48,16 @@ def user_states(
         to_device(batch.offsets - torch.arange(len(batch.offsets)), device),
         user_features.take(to_device(batch.users, device)),
     )
-    times = event_times = None
+    request_times = event_times = None
     if batch.times is not None:
-        times, event_times = to_device(batch.times, device), to_device(batch.times[is_input], device)
-    if chunk_events is not None:
-        return read_in_chunks(tower, *given, request_times=times, event_times=event_times, chunk_events=chunk_events)
-    states: Tensor = tower(*given, request_times=times, event_times=event_times)
-    return states
+        asked = batch.times if batch.request_times is None else batch.request_times
+        request_times, event_times = to_device(asked, device), to_device(batch.times[is_input], device)
+    if chunk_events is None:
+        states: Tensor = tower(*given, request_times=request_times, event_times=event_times)
+        return states
+    return read_in_chunks(
+        tower, *given, request_times=request_times, event_times=event_times, chunk_events=chunk_events
+    )
 
 
 def read_in_chunks(

@@ -37,8 +37,8 @@ class TrainingConfig(StrictTable):
     """Interactions per step, at most: small tables take smaller steps, so that an epoch has about fifty."""
     targets: Literal["next", "future", "any"] = "next"
     """What is predicted at each point of a history: the `next` interaction, what comes within the hour; one drawn from
-    all that are yet to come (`future`), what somebody will have at some time; or `any` of the others from a random part
-    of them, as always of data without an order."""
+    all that are yet to come (`future`), asked for when it came, what somebody will have at some time; or `any` of the
+    others from a random part of them, as always of data without an order."""
     shown: float = Field(0.5, ge=0, lt=1)
     """With targets `any`: share of a user's items that is read before the first is predicted. Whoever asks a service
     has most of his past with him."""

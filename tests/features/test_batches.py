@@ -76,12 +76,16 @@ def test_batches_are_as_full_as_allowed_and_no_fuller(histories: list[list[int]]
 def test_what_is_yet_to_come_is_drawn_from_the_targets_that_are_left() -> None:
     histories = [[0, 1, 0, 2, 3, 4], [7, 7, 8]]
     events = np.concatenate(histories)
-    sequences = Sequences(np.arange(2), offsets_of(np.array([6, 3])), events, np.arange(9), is_ordered=True)
+    times = np.arange(100, 109)
+    sequences = Sequences(np.arange(2), offsets_of(np.array([6, 3])), events, times, is_ordered=True)
     batches = TrainingBatches(sequences, history=5, batch_events=16, recommend_seen=False, seed=0, targets="future")
     seen: dict[tuple[int, int], set[int]] = {}
     for epoch in range(60):
         (batch,) = batches.epoch(epoch)
         assert batch.answer_rows is not None
+        assert batch.request_times is not None
+        assert np.array_equal(events[batch.request_times - 100], batch.answer_rows)
+        assert (batch.request_times >= batch.times).all()
         cuts = batch.offsets.tolist()
         for place, user in enumerate(batch.users.tolist()):
             here = slice(cuts[place], cuts[place + 1])

@@ -30,11 +30,8 @@ def speaking(encoder: nn.Module) -> nn.Module:
     return encoder.eval()
 
 
-def attention(
-    kind: str, *, time_bias: bool = False, width: int = WIDTH, blocks: int = 2, length: int = 64
-) -> nn.Module:
-    encoder = CausalAttention(width, kind=kind, blocks=blocks, heads=2, length=length, time_bias=time_bias, dropout=0.5)
-    return speaking(encoder)
+def attention(kind: str, *, width: int = WIDTH, blocks: int = 2, length: int = 64, **switches: bool) -> nn.Module:
+    return speaking(CausalAttention(width, kind=kind, blocks=blocks, heads=2, length=length, dropout=0.5, **switches))
 
 
 def encoders() -> dict[str, nn.Module]:
@@ -44,6 +41,7 @@ def encoders() -> dict[str, nn.Module]:
         "attention": speaking(CausalPool(WIDTH, heads=2, dropout=0.5)),
         "transformer": attention("transformer"),
         "transformer with time": attention("transformer", time_bias=True),
+        "transformer with a bag": attention("transformer", bag=True),
         "hstu": attention("hstu"),
         "hstu with time": attention("hstu", time_bias=True),
     }
@@ -91,6 +89,18 @@ def test_the_mean_is_the_mean_of_the_tokens_so_far() -> None:
     # User 1: 2, then (2 + 4) / 2 = 3; user 2: 10, then (10 + 0) / 2 = 5.
     expected = torch.tensor([[2.0, 0.0], [3.0, 1.0], [10.0, 10.0], [5.0, 7.0]])
     torch.testing.assert_close(encoder(tokens, offsets(2, 2)), expected)
+
+
+def test_a_bag_is_the_sum_of_the_tokens_so_far_over_the_root_of_their_number_added_to_the_summary() -> None:
+    torch.manual_seed(1)
+    encoder = attention("transformer", width=8, blocks=1, length=8, bag=True)
+    tokens = torch.randn(6, 8)
+    with_bag = encoder(tokens, offsets(2, 4))
+    matrix = encoder.bag.weight
+    encoder.bag = None
+    sums = torch.stack([tokens[0], tokens[:2].sum(0), *(tokens[2:end].sum(0) for end in (3, 4, 5, 6))])
+    roots = torch.tensor([1.0, 2.0, 1.0, 2.0, 3.0, 4.0]).sqrt()
+    torch.testing.assert_close(with_bag, encoder(tokens, offsets(2, 4)) + (sums / roots[:, None]) @ matrix.T)
 
 
 def test_the_transformer_is_the_textbook_one() -> None:

@@ -22,18 +22,18 @@ ITEMS = pd.DataFrame({"item_id": list("abcd")})
 PEOPLE = pd.DataFrame({"user_id": [1, 2], "country": ["de", "fr"]})
 TRAIN = Sequences(np.array([1, 2]), np.array([0, 2, 3]), np.array([0, 1, 2]), np.array([5, 6, 7]), is_ordered=True)
 LENGTH, NOW = 12, 1_700_000_000
-ARRANGEMENTS = list(product((1, 2, 3), (False, True), (False, True)))
+ARRANGEMENTS = list(product((1, 2, 3), (False, True), (False, True), (False, True)))
 MOMENTS = st.one_of(st.just(UNKNOWN_TIME), st.integers(NOW - 10**9, NOW + 10))
 
 
-def pair(blocks: int, time_bias: bool, has_features: bool) -> tuple[TwoTower, Featurizer]:
+def pair(blocks: int, time_bias: bool, has_features: bool, bag: bool = False) -> tuple[TwoTower, Featurizer]:
     """A model, its weights at random, and what makes features; `has_features`: of the user and of the request."""
     user = (Feature("user_id", "id"), Feature("country", "category")) if has_features else ()
     context = (Feature("time", "time"),) if has_features else ()
     schema = Schema(item=(Feature("item_id", "id"),), user=user, context=context)
     featurizer = Featurizer.fit(schema, Catalog(ITEMS), Users(PEOPLE), TRAIN)
     torch.manual_seed(blocks)
-    config = TowersConfig(width=16, blocks=blocks, heads=2, time_bias=time_bias)
+    config = TowersConfig(width=16, blocks=blocks, heads=2, time_bias=time_bias, bag=bag)
     model = TwoTower(config, featurizer, LENGTH).eval()
     with torch.no_grad():
         for parameter in model.user_tower.parameters():
@@ -80,7 +80,7 @@ def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
 
 @pytest.mark.parametrize("history", ["mean", "attention", "hstu"])
 def test_towers_that_are_no_transformers_are_left_as_they_are(history: str) -> None:
-    _, featurizer = MODELS[1, False, False]
+    _, featurizer = MODELS[1, False, False, False]
     tower = TwoTower(TowersConfig(width=16, history=history), featurizer, LENGTH).user_tower
     assert not OneUser.can_be(tower)
 

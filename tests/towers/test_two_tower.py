@@ -210,6 +210,8 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
         TowersConfig(heads=3)
     with pytest.raises(ValueError, match=r"time_bias is for history = .transformer. or .hstu., found 'mean'"):
         TowersConfig(history="mean", time_bias=True)
+    with pytest.raises(ValueError, match=r"bag is for history = .transformer. or .hstu., found 'none'"):
+        TowersConfig(history="none", bag=True)
 
 
 def test_a_model_for_training_and_one_for_inference_agree(featurizer: Featurizer) -> None:
