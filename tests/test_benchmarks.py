@@ -210,15 +210,18 @@ def test_the_benchmark_of_the_ranker_compares_the_same_users_and_knows_its_bar()
     before = np.tile([0.0, 0.5, 1.0], 100)
     cost = np.linspace(0.001, 0.010, 300)
     alone = ranker.Judged("retrieval alone", before, np.zeros(300), cost)
-    better = ranker.Judged("learned ranker, 200", np.tile([0.1, 0.5, 1.0], 100), cost, 2 * cost)
+    better = ranker.Judged("learned, 200", np.tile([0.1, 0.5, 1.0], 100), cost, 2 * cost)
     lines = ranker.table([alone, better])
-    assert lines[-2].split() == ["retrieval", "alone", "0.5000", "0.00", "0.00", "5.50", "9.91"]
+    assert lines[-2].split() == ["retrieval", "alone", "300", "0.5000", "0.5000", "0.00", "0.00", "5.50", "9.91"]
     # (0.1 + 0.5 + 1) / 3 over 0.5 is 1.0667; the difference is 0.1 for a third, 0 for others.
-    assert lines[-1].split()[:5] == ["learned", "ranker,", "200", "0.5333", "+6.7%"]
+    assert lines[-1].split()[:6] == ["learned,", "200", "300", "0.5333", "0.5000", "+6.7%"]
     assert lines[-1].split()[-4:] == ["5.50", "9.91", "11.00", "19.82"]
     assert ranker.holds([alone, better])
     assert not ranker.holds([alone, replace(better, seconds=10 * cost)])
     assert not ranker.holds([alone, replace(better, ndcg=before * 1.04)])
+    # Where only some were asked, they are compared with themselves: 1.1 of the first two beside 0.5.
+    few = ranker.table([alone, replace(better, ndcg=np.array([0.1, 1.0]), seconds=cost[:2])])[-1]
+    assert few.split()[2:6] == ["2", "0.5500", "0.2500", "+120.0%"]
 
 
 def test_the_benchmark_of_the_ranker_hides_the_last_of_each_user(public: Path, tmp_path: Path):
@@ -227,11 +230,14 @@ def test_the_benchmark_of_the_ranker_hides_the_last_of_each_user(public: Path, t
     events.to_parquet(data / "interactions.parquet")
     pd.DataFrame({"item_id": range(95)}).to_parquet(data / "items.parquet")
     pd.DataFrame({"user_id": events["user_id"].unique()}).to_parquet(data / "users.parquet")
-    asked = ranker.hide_last(data, tmp_path / "bench")
+    asked = ranker.hide_last(tmp_path / "bench", data)
     rest = pd.read_parquet(tmp_path / "bench" / "data" / "interactions.parquet")
     assert len(asked) == 60
     assert len(rest) + 60 == len(events)
-    assert (rest.groupby("user_id")["position"].max() + 1 == asked.set_index("user_id")["position"]).all()
+    last = events.set_index(["user_id", "position"])["item_id"]
+    newest = rest.groupby("user_id")["position"].max()
+    assert all(last[one.who, newest[one.who] + 1] == one.item for one in asked)
+    assert {one.time for one in asked} == {5.0}
     items = pd.read_parquet(tmp_path / "bench" / "data" / "items.parquet")["item_id"]
     assert set(items) == set(events["item_id"])
 

@@ -1,15 +1,15 @@
 """Does a pretrained model find more after a few thousand pairs, and beside BM25? Films by their titles, and back.
 
     TOWERS_DATA=folder python tests/benchmarks/text_search.py [--pairs 2000] [--epochs 3] [--hide] [--seeds 1]
-        [--layers all] [--lora 0] [--pooling model] [--rate 5e-5] [--model FOLDER]
+        [--layers all] [--lora 0] [--pooling model | mean cls last attention] [--rate 5e-5] [--model FOLDER]
 
 A query is the title of a film of MovieLens-1M, a document an abstract; and back. All films with an abstract are ranked;
 `--pairs` of them are learned from, the others are asked for, both ways. `--hide` takes the titles out of the abstracts,
 where most of them stand and words alone would find them.
 
-Beside the model as it is and as it is after learning stands BM25 as `bm25s` has it. The titles' side and the abstracts'
-side share their weights. After ± stands half the 95 % interval (bootstrap over the films asked for); `*` marks what is
-above the model as it is, and above BM25, with intervals apart.
+Beside the model as it is and as it is after learning, with each of the poolings, stands BM25 as `bm25s` has it. The
+titles' side and the abstracts' side share their weights. After ± stands half the 95 % interval (bootstrap over the films
+asked for); `*` marks what is above all models as they are, and above BM25, with intervals apart.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from training.metrics import bootstrap_interval
 from training.trainer import Trainer, TrainingData
 
 CUTOFFS = (1, 10, 50)
+LEARNED = "after learning"
 Ranks = dict[str, np.ndarray]
 """Of each film asked for, how many come before it, by direction."""
 
@@ -59,15 +60,18 @@ def main() -> None:
         asked = np.flatnonzero(~learned_from)
         print(f"seed {seed}: {learned_from.sum():,} pairs to learn from, {len(asked):,} of {len(titles):,} asked for")
         found = {"BM25": ranks_of(bm25(abstracts, titles), bm25(titles, abstracts), asked)}
-        trainer = trainer_of(given, titles, abstracts, learned_from, seed)
-        found["as it is"] = ranks_of(*both_ways(trainer.model, trainer.data, titles, abstracts), asked)
-        began = time.perf_counter()
-        model = trainer.fit()
-        seconds = time.perf_counter() - began
-        found["after learning"] = ranks_of(*both_ways(model, trainer.data, titles, abstracts), asked)
+        spent = []
+        for pooling in given.pooling:
+            of_it = f", {pooling}" if len(given.pooling) > 1 else ""
+            trainer = trainer_of(given, pooling, titles, abstracts, learned_from, seed)
+            found[f"as it is{of_it}"] = ranks_of(*both_ways(trainer.model, trainer.data, titles, abstracts), asked)
+            began = time.perf_counter()
+            model = trainer.fit()
+            spent.append(f"{time.perf_counter() - began:,.0f} seconds, {trainer.progress.step} steps")
+            found[f"{LEARNED}{of_it}"] = ranks_of(*both_ways(model, trainer.data, titles, abstracts), asked)
         for line in table(found):
             print(line)
-        print(f"learning took {seconds:,.0f} seconds, {trainer.progress.step} steps")
+        print(f"learning took {'; '.join(spent)}")
 
 
 def arguments() -> argparse.Namespace:
@@ -79,7 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hide", action="store_true")
     parser.add_argument("--layers", default="all")
     parser.add_argument("--lora", type=int, default=0)
-    parser.add_argument("--pooling", default="model")
+    parser.add_argument("--pooling", nargs="+", default=["model"])
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--model", type=Path)
@@ -87,14 +91,19 @@ def arguments() -> argparse.Namespace:
 
 
 def trainer_of(
-    given: argparse.Namespace, titles: list[str], abstracts: list[str], learned_from: np.ndarray, seed: int
+    given: argparse.Namespace,
+    pooling: str,
+    titles: list[str],
+    abstracts: list[str],
+    learned_from: np.ndarray,
+    seed: int,
 ) -> Trainer:
     """Return what learns from some of the pairs: both sides read by one model, and nothing else in the towers."""
     encoder = {
         "model": str(given.model or packaged_model()),
         "trained_layers": given.layers if given.layers == "all" else int(given.layers),
         "lora_rank": given.lora,
-        "pooling": given.pooling,
+        "pooling": pooling,
         "precision": "bfloat16",
     }
     width = 384
@@ -156,17 +165,17 @@ def ranks_of(there: np.ndarray, back: np.ndarray, asked: np.ndarray) -> Ranks:
 
 def table(found: dict[str, Ranks]) -> list[str]:
     """Return the lines that are printed: recall at each cutoff, both ways."""
-    lines = [f"{'':34}" + "".join(f"{f'R@{k}':>18}" for k in CUTOFFS)]
+    lines = [f"{'':44}" + "".join(f"{f'R@{k}':>18}" for k in CUTOFFS)]
     for direction in next(iter(found.values())):
-        others = [ranks[direction] for name, ranks in found.items() if name != "after learning"]
+        others = [ranks[direction] for name, ranks in found.items() if not name.startswith(LEARNED)]
         highest = {k: max(interval(ranks, k)[1] for ranks in others) for k in CUTOFFS}
         for name, ranks in found.items():
             cells = []
             for k in CUTOFFS:
                 low, high = interval(ranks[direction], k)
-                mark = "*" if name == "after learning" and low > highest[k] else " "
+                mark = "*" if name.startswith(LEARNED) and low > highest[k] else " "
                 cells.append(f"{(ranks[direction] < k).mean():.4f} ± {(high - low) / 2:.4f}{mark}")
-            lines.append(f"{direction:18} {name:15}" + "".join(f"{cell:>18}" for cell in cells))
+            lines.append(f"{direction:18} {name:25}" + "".join(f"{cell:>18}" for cell in cells))
     return lines
 
 
