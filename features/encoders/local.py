@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int
 
 from features.config import EncoderSettings
 from features.encoders.cache import cache_folder
-from features.encoders.graph import Graph, export_graph
+from features.encoders.graph import VERSION, Graph, Rectangle, export_graph
 from features.encoders.model import Encoded, Role
 from features.errors import DataError
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 """Padding included. On a CPU more is slower, because it no longer fits the caches."""
-TOKENS_A_ROUNDED_BATCH = 512
+TOKENS_A_ROUNDED_BATCH = 256
 """In whole numbers, where what flows is rounded for each batch."""
 TEXTS_AT_ONCE = 8192
 """Texts that are sorted by length together."""
@@ -84,8 +84,10 @@ class LocalModel:
         for begin in range(0, len(texts), TEXTS_AT_ONCE):
             tokens = self.tokens([prompt + text for text in texts[begin : begin + TEXTS_AT_ONCE]])
             lengths = np.array([len(one) for one in tokens], dtype=np.int64)
-            for places in budget_batches(lengths, self._tokens_a_batch):
-                yield begin + places, self._vectors([tokens[place] for place in places])
+            batches = [*budget_batches(lengths, self._tokens_a_batch)]
+            rectangles = (padded([tokens[place] for place in places], self.padding) for places in batches)
+            for places, vectors in zip(batches, self._vectors(rectangles), strict=True):
+                yield begin + places, torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, cut off where the model ends to read."""
@@ -99,17 +101,15 @@ class LocalModel:
         tokens: list[list[int]] = encoded["input_ids"]
         return tokens
 
-    def _vectors(self, tokens: Sequence[Sequence[int]]) -> Float32[np.ndarray, "batch width"]:
-        ids, mask = padded(tokens, self.padding)
+    def _vectors(self, batches: Iterable[Rectangle]) -> Iterator[Float32[torch.Tensor, "batch width"]]:
         if self.settings.precision == "int8":
-            rounded = torch.from_numpy(self.graph(ids, mask))
-            unit: np.ndarray = torch.nn.functional.normalize(rounded, dim=-1).numpy()
-            return unit
-        given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        with torch.inference_mode():
-            vectors = self.model(given)["sentence_embedding"].float()
-            found: np.ndarray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
-        return found
+            yield from map(torch.from_numpy, self.graph.each(batches))
+            return
+        for ids, mask in batches:
+            given = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+            with torch.inference_mode():
+                vectors = self.model(given)["sentence_embedding"].float().cpu()
+            yield vectors
 
     @property
     def longest(self) -> int:
@@ -135,7 +135,7 @@ class LocalModel:
     @property
     def graph_path(self) -> Path:
         """Where the graph of a model that computes in whole numbers is, made if need be."""
-        path = self._graph or cache_folder() / "graphs" / f"{self.fingerprint}.onnx"
+        path = self._graph or cache_folder() / "graphs" / f"{self.fingerprint}-{VERSION}.onnx"
         if not path.is_file():
             export_graph(load_model(self.folder, self.settings, attention="eager"), path, rounded=True)
         return path
@@ -229,7 +229,7 @@ def budget_batches(lengths: Int[np.ndarray, "texts"], budget: int) -> Iterator[I
         yield order[first:last]
 
 
-def padded(tokens: Sequence[Sequence[int]], filling: int) -> tuple[Int[torch.Tensor, "texts length"], ...]:
+def padded(tokens: Sequence[Sequence[int]], filling: int) -> Rectangle:
     """Return tokens as a rectangle, and a mask that is 1 where they are."""
     lengths = torch.tensor([len(one) for one in tokens])
     mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()

@@ -328,7 +328,7 @@ def test_a_bundle_holds_the_very_graph_that_made_the_vectors(model_folder, tmp_p
     np.testing.assert_array_equal(PretrainedText.load(tmp_path / "saved").numbers(["a red fox"], "document"), expected)
 
 
-def test_a_graph_says_what_its_model_says(model_folder, tmp_path) -> None:
+def test_a_graph_says_what_its_model_says(model_folder, tmp_path, monkeypatch) -> None:
     model = load_model(model_folder, EncoderSettings(model="tiny"), attention="eager")
     export_graph(model, tmp_path / "whole.onnx", rounded=False)
     texts = some_texts(20)
@@ -336,3 +336,10 @@ def test_a_graph_says_what_its_model_says(model_folder, tmp_path) -> None:
         given = model.preprocess(some)
         found = Graph(tmp_path / "whole.onnx")(given["input_ids"], given["attention_mask"])
         np.testing.assert_allclose(found, model.encode(some), atol=1e-5)
+    graph, given = Graph(tmp_path / "whole.onnx"), [model.preprocess(texts[: n % 7 + 1]) for n in range(20)]
+    batches = [(one["input_ids"], one["attention_mask"]) for one in given]
+    alone = [graph(*batch) for batch in batches]
+    for threads in (1, 3):
+        monkeypatch.setattr("features.encoders.graph.torch.get_num_threads", lambda threads=threads: threads)
+        for found, expected in zip(graph.each(batches), alone, strict=True):
+            np.testing.assert_array_equal(found, expected)
