@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
         model.requires_grad_(False)
         if settings.pooling == "attention":
             _pool_by_attention(model, pretrained.width)
-        _choose_trained(model, settings.trained_layers, settings.lora_rank)
+        self._trained = _choose_trained(model, settings.trained_layers, settings.lora_rank)
         self._model = (model.to(torch.get_default_device()),)  # in a tuple: what is not trained is no weight of ours
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -98,8 +98,10 @@ class TextEncoder(nn.Module):
         return model
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """Let the model's dropout work, or not."""
-        self._model[0].train(mode)
+        """Let dropout work, or not, in what is trained; nothing learns from what it would disturb below."""
+        self._model[0].eval()
+        for part in self._trained:
+            part.train(mode)
         return super().train(mode)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
@@ -177,8 +179,8 @@ def _pool_by_attention(model: nn.Sequential, width: int) -> None:
             model[place] = AttentionPooling(width)
 
 
-def _choose_trained(model: nn.Sequential, layers: int | str, lora_rank: int) -> None:
-    """Let gradients reach the last `layers` layers, or all that there is, or corrections of theirs."""
+def _choose_trained(model: nn.Sequential, layers: int | str, lora_rank: int) -> tuple[nn.Module, ...]:
+    """Let gradients reach the last `layers` layers, or all that there is, or corrections of theirs; return them."""
     stack = max((one for one in model.modules() if isinstance(one, nn.ModuleList)), key=len, default=nn.ModuleList())
     if layers != "all" and int(layers) > len(stack):
         raise DataError(
@@ -191,8 +193,10 @@ def _choose_trained(model: nn.Sequential, layers: int | str, lora_rank: int) -> 
             parametrize.register_parametrization(linear, "weight", correction)
     else:
         (model if layers == "all" else last).requires_grad_(True)
-    for pooling in [one for one in model.modules() if isinstance(one, AttentionPooling)]:
+    poolings = [one for one in model.modules() if isinstance(one, AttentionPooling)]
+    for pooling in poolings:
         pooling.requires_grad_(True)
+    return (model,) if layers == "all" else (last, *poolings)
 
 
 def _rectangle(

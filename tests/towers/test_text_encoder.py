@@ -93,6 +93,18 @@ def test_computing_again_changes_no_gradient(model_folder) -> None:
         torch.testing.assert_close(gradient, gradients[1][name], msg=name)
 
 
+@pytest.mark.parametrize("layers", [1, "all"])
+def test_in_training_dropout_disturbs_what_is_trained_and_nothing_below(model_folder, layers) -> None:
+    encoder = TextEncoder(fitted(model_folder, trained_layers=layers)).train()
+    disturbed = {name for name, one in encoder._model[0].named_modules() if "dropout" in name and one.training}
+    kept = {name for name, one in encoder._model[0].named_modules() if "dropout" in name and not one.training}
+    assert any("layer.1" in name for name in disturbed)
+    assert any("layer.0" in name for name in (kept if layers == 1 else disturbed))
+    assert bool(kept) == (layers == 1)
+    encoder.eval()
+    assert not any(one.training for one in encoder._model[0].modules())
+
+
 def test_attention_pooling_is_a_softmax_over_the_tokens_that_are_there() -> None:
     pooling = AttentionPooling(3)
     with torch.no_grad():
