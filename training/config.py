@@ -65,6 +65,9 @@ class TrainingConfig(StrictTable):
     log_q: Literal["negatives", "all", "none"] = "negatives"
     """Sampled softmax: what is corrected for how often items are drawn: the `negatives`, the positive as well (`all`,
     the classic form), or nothing."""
+    symmetric: bool = False
+    """Whether the item, too, has to find who chose it, among all who choose in the batch. For searches by texts: a pair
+    teaches more, and queries are found by documents as well."""
     chunk_events: int | None = Field(None, ge=1)
     """Histories are read in chunks of so many interactions, so that a large batch fits into memory. A step takes a
     third longer, and more where a chunk is a few histories only. None: at once."""

@@ -441,6 +441,33 @@ class Sample:
         return torch.stack([source.expected(rows) for source in self.sources])
 
 
+def reversed_negatives(targets: Targets, num_predictions: int) -> Negatives:
+    """Return whom the user of each prediction competes with where the item has to find him: those of the batch.
+
+    **What it does.** The predictions of a batch are a sample of all that there are to learn from, and each of their
+    users stands for as many. Who is known to like the item is no negative of it.
+
+    **When to use it.** Where users are found by items as well, and where the pairs are few: each is learned from twice,
+    and users move apart, not only items. **Cost:** one more matrix product. **Relations:** with `InBatch` negatives the
+    symmetric loss of CLIP (Radford et al. 2021, arXiv 2103.00020) and MultipleNegativesSymmetricRanking.
+
+    Args:
+        targets: What a batch asks for.
+        num_predictions: How many there are to learn from.
+
+    Returns:
+        Negatives whose rows are places among the batch's predictions.
+    """
+    users, items = targets.known
+    base = int(items.max()) + 1
+    is_known = torch.isin(targets.users * base + targets.rows[:, None], users * base + items)
+    positives, negatives = is_known.nonzero().unbind(1)
+    forbidden = Forbidden(positives, negatives, functional.pad(is_known.sum(1).cumsum(0), (1, 0)))
+    rows = torch.arange(len(targets.rows))
+    share = len(rows) / num_predictions
+    return Negatives(rows, forbidden, torch.full((1, len(rows)), share), torch.ones(len(rows), 1))
+
+
 def choose_negatives(
     settings: TrainingConfig,
     batches: TrainingBatches,

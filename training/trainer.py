@@ -35,7 +35,7 @@ from training.checkpoint import Checkpoint
 from training.config import RunConfig
 from training.losses import nested_softmax_loss
 from training.mining import mine
-from training.negatives import AllItems, Negatives, Targets, choose_negatives, to_device
+from training.negatives import AllItems, Negatives, Targets, choose_negatives, reversed_negatives, to_device
 from training.spectral import begin
 
 GRADIENT_NORM = 1.0
@@ -379,10 +379,18 @@ class Trainer:
             negative_vectors = torch.cat([negative_vectors, self.negatives.memory.recall(negatives)])
             if self.progress.step >= self.settings.warmup_steps:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
+        asking = states[to_device(targets.places, self.device)]
+        loss = self._loss_of(asking, positive_vectors, negative_vectors, negatives)
+        if self.settings.symmetric:
+            others = reversed_negatives(targets, self.train.num_events)
+            loss = (loss + self._loss_of(positive_vectors, asking, asking, others)) / 2
+        return loss
+
+    def _loss_of(self, asking: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
         return nested_softmax_loss(
-            states[to_device(targets.places, self.device)],
-            positive_vectors,
-            negative_vectors,
+            asking,
+            answers,
+            others,
             self.model.scale,
             negatives.to(self.device),
             prefix_scales=self.model.prefix_scales,

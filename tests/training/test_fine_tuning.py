@@ -20,7 +20,8 @@ from tests.tiny_models import WORDS, tiny_model
 from towers.config import TowersConfig
 from towers.two_tower import TwoTower
 from training.config import RunConfig, TrainingConfig
-from training.negatives import AllItems, Sample
+from training.losses import softmax_loss
+from training.negatives import AllItems, Sample, Targets, reversed_negatives
 from training.trainer import Trainer, TrainingData
 
 NUM = len(WORDS) // 2
@@ -69,6 +70,20 @@ def test_what_a_word_means_here_is_learned(model_folder, encoder) -> None:
     trainer = trainer_of(model_folder, steps=200, encoder=encoder)
     assert hits(trainer.model, trainer.data) < 0.3
     assert hits(trainer.fit(), trainer.data) > 0.7
+
+
+def test_a_symmetric_loss_is_the_mean_of_both_ways(model_folder) -> None:
+    trainer, one_way = (
+        trainer_of(model_folder, steps=1, precision="float32", symmetric=symmetric) for symmetric in (True, False)
+    )
+    batch = next(iter(trainer.batches.epoch(0)))
+    targets, model = Targets.of(batch), trainer.model.eval()
+    one_way.model.eval()
+    items = model.item_vectors(trainer.item_features.take(targets.rows))
+    nobody = torch.zeros(len(targets.rows) + 1, dtype=torch.int64)  # of a history of one nothing is read
+    users = model.user_vectors(items[:0], nobody, trainer.user_features.take(batch.users))
+    back = softmax_loss(items, users, users, model.scale, reversed_negatives(targets, NUM * 4))
+    torch.testing.assert_close(trainer.loss(batch), (one_way.loss(batch) + back) / 2)
 
 
 def test_items_whose_text_is_dear_compete_with_those_of_the_batch_unless_others_are_asked_for(model_folder) -> None:

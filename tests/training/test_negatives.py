@@ -25,6 +25,7 @@ from training.negatives import (
     Sample,
     Targets,
     Uniform,
+    reversed_negatives,
     target_shares,
 )
 
@@ -92,6 +93,24 @@ def test_exactly_the_known_positives_of_the_user_are_forbidden(known: list[list[
     counts = torch.bincount(found.positives, minlength=len(of_positive))
     assert found.positives.tolist() == sorted(found.positives.tolist())
     assert found.starts.tolist() == [0, *counts.cumsum(0).tolist()]
+
+
+@given(known_items)
+def test_an_item_has_to_find_its_user_among_those_who_are_not_known_to_like_it(known: list[list[int]]) -> None:
+    targets = Targets.of(batch_of(known))
+    negatives = reversed_negatives(targets, num_predictions=1_000)
+    predictions = [(user, row) for user, rows in enumerate(known) for row in rows]
+    generator = torch.Generator().manual_seed(0)
+    users, items = torch.randn(2, len(predictions), 4, generator=generator, dtype=torch.double)
+    losses = []
+    for place, (_, row) in enumerate(predictions):
+        logits = 3 * users @ items[place]
+        others = [logits[other].exp() for other, (user, _) in enumerate(predictions) if row not in known[user]]
+        # Of 1,000 predictions the batch has a few, so each of these stands for many.
+        among = logits[place].exp() + sum(others) * 1_000 / len(predictions)
+        losses.append(among.log() - logits[place])
+    found = softmax_loss(items, users, users, torch.tensor(3.0, dtype=torch.double), negatives)
+    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("log_q", ["negatives", "all", "none"])
