@@ -260,22 +260,57 @@ def test_the_fewer_bits_are_kept_the_more_is_lost_and_rescoring_brings_most_of_i
     assert found["rabitq", "bits=1"][2] < 0.7 < 0.9 < found["rabitq", "bits=1"][4]
 
 
-def test_a_film_that_is_even_with_others_comes_after_half_of_them() -> None:
+def search_of(answered: list[int], queries: int) -> text_search.Search:
+    documents = ["a document"] * len(answered)
+    return text_search.Search(["a query"] * queries, documents, np.array(answered), ("there", "back"))
+
+
+def test_what_is_even_with_others_comes_after_half_of_them() -> None:
     there = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [5.0, 9.0, 4.0, 6.0], [1.0, 1.0, 2.0, 1.0]])
-    ranks = text_search.ranks_of(there, there.T, np.array([0, 1, 2, 3]))
+    search = search_of([0, 1, 2, 3], 4)
+    ranks = text_search.ranks_of(search, there, there.T, np.array([0, 1, 2, 3]))
     # First; even with three others; behind 9, 6 and 5; behind the 2 and even with two others.
-    assert ranks["title to abstract"].tolist() == [0, 1, 3, 2]
+    assert ranks["there"].tolist() == [0, 1, 3, 2]
     # Down the columns: behind the 5; even with none and behind 9, 1 and 1; first; behind the 6 and the 1.
-    assert text_search.ranks_of(there, there.T, np.array([0, 2]))["abstract to title"].tolist() == [1, 0]
+    assert text_search.ranks_of(search, there, there.T, np.array([0, 2]))["back"].tolist() == [1, 0]
+
+
+def test_any_document_of_a_query_is_right_and_those_of_no_query_only_stand_before_it() -> None:
+    scores = np.array([[1.0, 4.0, 3.0, 2.0, 5.0], [9.0, 0.0, 0.0, 0.0, 8.0]])
+    ranks = text_search.ranks_of(search_of([1, 0, 1, 0, -1], 2), scores, scores.T, np.array([0, 1]))
+    # The first query is answered by 4 and 2, behind the 5 of none; the second by 9 and 0, of which the 9 is first.
+    assert ranks["there"].tolist() == [1, 0]
+    # The first documents of the two queries are the ones with 4 against 0, and with 9 against 1.
+    assert ranks["back"].tolist() == [0, 0]
+
+
+def test_no_seed_asks_for_what_settings_are_chosen_by() -> None:
+    by_seed = [text_search.divided(1_000, 600, seed, validate=False) for seed in (0, 1)]
+    assert [(len(learned), len(asked)) for learned, asked in by_seed] == [(600, 400), (600, 400)]
+    assert len({*by_seed[0][1], *by_seed[1][1]}) == 600  # all but those that settings are chosen by
+    first, chosen_by = text_search.divided(1_000, 600, 0, validate=True)
+    assert (len(first), len(chosen_by)) == (200, text_search.FOR_VALIDATION)
+    for learned, asked in (*by_seed, (first, chosen_by)):
+        assert not set(learned) & set(asked)
+    assert all(set(chosen_by) <= set(learned) for learned, _ in by_seed)
 
 
 def test_a_lead_is_marked_only_where_the_intervals_are_apart() -> None:
     bad, good = np.array([60, 0] * 200), np.array([0] * 399 + [60])
-    found = {name: {"title to abstract": ranks} for name, ranks in (("as it is", bad), ("after learning", good))}
-    *_, last = text_search.table(found)
-    assert last.count("*") == 3
-    found["as it is"]["title to abstract"] = np.array([0] * 398 + [60] * 2)
-    assert "*" not in text_search.table(found)[-1]
+    found = {name: {"there": ranks} for name, ranks in ((text_search.AS_IT_IS, bad), (text_search.LEARNED, good))}
+    *_, marked, difference = text_search.table(found, np.arange(400))
+    assert marked.count("*") == 3
+    # 399 of 400 are found instead of 200.
+    assert difference.split()[5].startswith("+0.497")
+    found[text_search.AS_IT_IS]["there"] = np.array([0] * 398 + [60] * 2)
+    assert "*" not in text_search.table(found, np.arange(400))[-2]
+
+
+def test_a_query_that_several_seeds_ask_for_counts_once() -> None:
+    ranks = {"there": np.array([0, 0, 99, 0])}
+    found = {text_search.AS_IT_IS: ranks, text_search.LEARNED: ranks}
+    # Of the four ranks the first three are of one query: 2/3 of it and the whole of the other, 5/6 on average.
+    assert "0.8333" in text_search.table(found, np.array([4, 4, 4, 7]))[1]
 
 
 def test_an_ablation_leaves_out_one_feature_at_a_time_and_then_all_but_the_id() -> None:

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    texts = sample_of(films(), given.texts)
+    texts = sample_of(public_items("ml-1m"), given.texts)
     contestants = contestants_of(given.model or packaged_model())
     print(
         f"{len(texts):,} texts of {np.mean([len(text.split()) for text in texts]):.0f} words, {given.threads} threads"
@@ -92,9 +92,9 @@ def _encode(model: TextModel) -> Encode:
     return encode
 
 
-def films() -> pd.DataFrame:
-    """Return the films of MovieLens-1M; end with a word where they are not there."""
-    folder = Path(os.environ.get("TOWERS_DATA") or Path(__file__).parents[3] / "shared" / "data") / "ml-1m"
+def public_items(name: str) -> pd.DataFrame:
+    """Return the items of a public data set; end with a word where they are not there."""
+    folder = Path(os.environ.get("TOWERS_DATA") or Path(__file__).parents[3] / "shared" / "data") / name
     if not folder.is_dir():
         sys.exit(f"{folder}: no such folder; set TOWERS_DATA to the folder of the public data sets")
     return pd.read_parquet(folder / "items.parquet")

@@ -40,7 +40,7 @@ from serving.reranking import Reranking
 from serving.retriever import Answer, Retriever
 from serving.snapshot import Snapshot
 from serving.stages import begin, spent
-from tests.benchmarks.encoding import films, packaged_model
+from tests.benchmarks.encoding import packaged_model, public_items
 from tests.benchmarks.quality import towers
 from tests.benchmarks.text_search import without
 from towers.bundle import ModelBundle
@@ -144,7 +144,7 @@ def hide_last(folder: Path, data: Path | None = None) -> list[Question]:
 
 def hide_titles(folder: Path) -> list[Question]:
     """Write abstracts, titles and which belongs to which into a folder, and return the titles left out."""
-    frame = films().dropna(subset=["abstract"]).reset_index(drop=True)
+    frame = public_items("ml-1m").dropna(subset=["abstract"]).reset_index(drop=True)
     pairs = list(zip(frame["title"].astype(str), frame["abstract"].astype(str), strict=True))
     ids = frame["item_id"].tolist()
     texts = [without(title, abstract) for title, abstract in pairs]
