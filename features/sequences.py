@@ -99,7 +99,7 @@ class Sequences:
 
     def last(self, length: int) -> Sequences:
         """Return every user's newest `length` events."""
-        if self.lengths.max(initial=0) <= length:
+        if self.num_events <= length or self.lengths.max(initial=0) <= length:
             return self
         position_from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(self.num_events)
         return self.keep(position_from_end <= length)
@@ -147,7 +147,9 @@ class Queries:
 
 def offsets_of(lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, rows_plus_1]:
     """Return the running sum of `lengths` with a 0 before it: where each jagged row begins."""
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def ragged_arange(starts: Int[np.ndarray, rows], lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, total]:

@@ -223,6 +223,10 @@ class ItemIndex:
                     return Hits.join([answer])
             return self._of_many(_Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self)))
 
+    def confirms(self, query: np.ndarray, rows: np.ndarray, least: np.float32) -> bool:
+        """Return whether what this index found is still what it finds; see `LiveIndex.confirms`."""
+        return True
+
     def search_together(self, most: int, batching: Batching) -> None:
         """Let searches that several threads make for one user each, unfiltered, be made together where that pays.
 

@@ -32,7 +32,7 @@ class KnownUsers:
             self.has_attributes = np.asarray(snapshot.attributes.notna().to_numpy(dtype=bool).any(axis=1))
 
     def is_as_indexed(self, row: int) -> bool:
-        """Return whether all that decides what a user gets is as it was when the index was made."""
+        """Return whether a user's history and vector are what they were when the index was made."""
         return True
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:

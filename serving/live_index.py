@@ -12,11 +12,11 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from features.sequences import offsets_of
 from serving.exact import Exact
-from serving.hits import Eligible, Excluded, Hits
+from serving.hits import ROUNDING, Eligible, Excluded, Hits
 from serving.index import ItemIndex
 
 Heads = MutableMapping[Eligible, Eligible]
@@ -102,6 +102,20 @@ class LiveIndex:
             return head
         tail_rows, tail_offsets = _of_each(excluded_rows - len(self.base), excluded_offsets, is_new)
         return self._merged(head, self._compared(queries, k, tail_rows, tail_offsets, Eligible(may)), k)
+
+    def confirms(
+        self, query: Float32[np.ndarray, " width"], rows: Int32[np.ndarray, " best"], least: np.float32
+    ) -> bool:
+        """Return whether rows of the index are still a user's best: all hold, and nothing new comes near the last.
+
+        Args:
+            query: The user's unit vector.
+            rows: What the index found for it, best first.
+            least: The score of the last.
+        """
+        if (self.buried is not None and not self.buried.mask[rows].all()) or np.isin(rows, self.gone).any():
+            return False
+        return not np.any(self.holds & (self.tail @ query >= least - ROUNDING))
 
     def _head(self, eligible: Eligible | None) -> Eligible | None:
         if eligible is None:

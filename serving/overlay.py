@@ -184,11 +184,10 @@ class LiveUsers:
         self._position = position
         self.numbering = items.numbering
         """Which numbering of items' rows the histories have; see `KnownUsers`."""
-        self._has_new_items = bool(len(items.useless) or len(items.index.tail))
 
     def is_as_indexed(self, row: int) -> bool:
-        """Return whether what a user had and the catalogue are as they were when the index was made."""
-        return not self._has_new_items and not self._is_touched(row)
+        """Return whether a user's history and vector are what they were when the index was made."""
+        return not self._is_changed(row)
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
         """Return what users had, as far as it is in the catalogue."""

@@ -243,8 +243,12 @@ class Retriever:
         row = self.users.row(who)
         if row is None or not self.known.is_as_indexed(row):
             return None
-        found = self._shortlists.page(row, wanted.offset, wanted.depth)
-        return None if found is None else Answer(self._recommendations(*found, wanted.offset + 1))
+        best = self._shortlists.best(row, wanted.depth)
+        assert self.snapshot.user_vectors is not None, "lists are made with them"
+        if best is None or not self.index.confirms(self.snapshot.user_vectors[row], best[0], best[1][-1]):
+            return None
+        rows, scores = best
+        return Answer(self._recommendations(rows[wanted.offset :], scores[wanted.offset :], wanted.offset + 1))
 
     def _searched(self, whom: Sequence[ExternalId | Person], wanted: Wanted) -> list[Answer]:
         """Return what to recommend to each of several, found in one search."""

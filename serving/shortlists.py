@@ -54,13 +54,13 @@ class Shortlists:
         """What their seal says of them."""
         return Listed(depth=self.rows.shape[1], with_seen=self.with_seen)
 
-    def page(
-        self, user_row: int, offset: int, depth: int
-    ) -> tuple[Int32[np.ndarray, " items"], Float32[np.ndarray, " items"]] | None:
-        """Return the items of a user from place `offset` up to place `depth`; None where not all of them are listed."""
-        if not offset < depth <= self.rows.shape[1] or self.rows[user_row, depth - 1] < 0:
+    def best(
+        self, user_row: int, depth: int
+    ) -> tuple[Int32[np.ndarray, " depth"], Float32[np.ndarray, " depth"]] | None:
+        """Return the first `depth` items of a user, with their scores; None where not so many are listed."""
+        if not 0 < depth <= self.rows.shape[1] or self.rows[user_row, depth - 1] < 0:
             return None
-        return self.rows[user_row, offset:depth], self.scores[user_row, offset:depth]
+        return self.rows[user_row, :depth], self.scores[user_row, :depth]
 
     def __len__(self) -> int:
         """Return the number of users."""

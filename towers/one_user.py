@@ -25,6 +25,8 @@ from towers.two_tower import UserTower
 
 _EPSILON = np.float32(torch.finfo(torch.float32).eps)
 """What `nn.RMSNorm` adds to the mean square, unless told otherwise."""
+_WIDEST = 80.0
+"""So far below the greatest a logit may lie for its exponential to be a number like any other."""
 
 
 class OneUser:
@@ -41,16 +43,16 @@ class OneUser:
         assert isinstance(encoder, CausalAttention)
         self._width = tower.width
         self._beginning = _array(tower.beginning)
-        self._read = _array(tower.read.weight).T * np.float32(tower.width**0.5)
+        self._read = _array(tower.read.weight).T * _root(tower.width)
         self._positions = _array(encoder.positions)
         self._by_span = None if encoder.by_span is None else _array(encoder.by_span)
         self._blocks = [_Block.of(block) for block in encoder.blocks if isinstance(block, TransformerBlock)]
-        self._scale = _array(encoder.norm.weight)
+        self._scale = _array(encoder.norm.weight) * _root(tower.width)
         self._bag = None if encoder.bag is None else _matrix(encoder.bag)
         self._request = None if tower.request is None else _array(tower.request.weight).T
         with torch.inference_mode():
             self._attributes = 0.0 if tower.attributes is None else _array(tower.attributes(stranger))[0]
-        self._future = np.triu(np.full((len(self._positions),) * 2, -np.inf, dtype=np.float32), 1)
+        self._past = np.tril(np.ones((len(self._positions),) * 2, dtype=np.float32))
 
     @staticmethod
     def can_be(tower: UserTower) -> bool:
@@ -86,7 +88,7 @@ class OneUser:
             tokens += self._by_span[spans.diagonal()]
         with np.errstate(over="ignore"):  # the gate of a very negative number is 0, as it should be
             for block in self._blocks[:-1]:
-                tokens = block(tokens, spans, self._future[: len(tokens), : len(tokens)])
+                tokens = block(tokens, spans, self._past[: len(tokens), : len(tokens)])
             tokens = self._blocks[-1](tokens, spans)
         state = _normed(tokens)[0] * self._scale + bag + self._attributes
         if self._request is not None and request_time is not None:
@@ -99,69 +101,108 @@ class _Block:
     """The weights of a `TransformerBlock`, the scales of its norms multiplied in; matrices take rows to rows.
 
     Attributes:
-        query: To the queries, scaled, `[width, width]`.
-        key_value: To keys and values, `[width, 2 * width]`.
+        qkv: To queries, scaled, keys and values, `[width, 3 * width]`.
+        query: To the queries alone, `[width, width]`.
+        key_value: To keys and values alone, `[width, 2 * width]`.
         bias: What each head adds for each span of time, `[heads, spans]`; None where nobody looks at the clock.
         out: From what was attended to, `[width, width]`.
-        up: To gates and values of the feed-forward layer, `[width, 2 * hidden]`.
-        down: From there, `[hidden, width]`.
+        closing: To how far the gates of the feed-forward layer are closed, `[width, hidden]`.
+        hidden: To what they let through, `[width, hidden]`.
+        down: From there, the other way round because gates close, `[hidden, width]`.
         heads: Attention heads.
     """
 
+    qkv: np.ndarray
     query: np.ndarray
     key_value: np.ndarray
     bias: np.ndarray | None
     out: np.ndarray
-    up: np.ndarray
+    closing: np.ndarray
+    hidden: np.ndarray
     down: np.ndarray
     heads: int
 
     @classmethod
     def of(cls, block: TransformerBlock) -> _Block:
-        qkv = _array(block.attention_norm.weight)[:, None] * _matrix(block.qkv)
+        qkv = _after(block.attention_norm) * _matrix(block.qkv)
         width = len(qkv)
+        qkv[:, :width] /= _root(width // block.heads)
+        gates, hidden = np.split(_after(block.mix_norm) * _matrix(block.mix.up), 2, axis=1)
         return cls(
-            query=np.ascontiguousarray(qkv[:, :width]) / np.float32((width // block.heads) ** 0.5),
+            qkv=qkv,
+            query=np.ascontiguousarray(qkv[:, :width]),
             key_value=np.ascontiguousarray(qkv[:, width:]),
             bias=None if block.bias is None or block.bias.by_span is None else _array(block.bias.by_span),
             out=_matrix(block.out),
-            up=_array(block.mix_norm.weight)[:, None] * _matrix(block.mix.up),
-            down=_matrix(block.mix.down),
+            closing=np.ascontiguousarray(-gates),
+            hidden=np.ascontiguousarray(hidden),
+            down=-_matrix(block.mix.down),
             heads=block.heads,
         )
 
-    def __call__(self, tokens: np.ndarray, spans: np.ndarray | None, future: np.ndarray | None = None) -> np.ndarray:
-        """Return the tokens after the layer; of the last alone, unless `future` says what each must not look at."""
+    def __call__(self, tokens: np.ndarray, spans: np.ndarray | None, past: np.ndarray | None = None) -> np.ndarray:
+        """Return the tokens after the layer; of the last alone, unless `past` says what each may look at."""
         normed = _normed(tokens)
-        if future is None:
-            tokens, asking = tokens[-1:], normed[-1:]
+        if past is None:
+            tokens, (query,) = tokens[-1:], self._heads(normed[-1:] @ self.query, 1)
+            key, value = self._heads(normed @ self.key_value, 2)
             spans = None if spans is None else spans[-1:]
         else:
-            asking = normed
-        query = self._heads(asking @ self.query, 1)[0]
-        key, value = self._heads(normed @ self.key_value, 2)
+            query, key, value = self._heads(normed @ self.qkv, 3)
         logits = query @ key.transpose(0, 2, 1)
         if self.bias is not None:
             logits += self.bias[:, spans]
-        if future is not None:
-            logits += future
-        logits -= logits.max(axis=-1, keepdims=True)
-        weights = np.exp(logits, out=logits)
-        attended = (weights @ value) / weights.sum(axis=-1, keepdims=True)
+        weights = _powers(logits, past)
+        attended = weights @ value
+        attended /= weights.sum(axis=-1, keepdims=True)
         tokens = tokens + attended.transpose(1, 0, 2).reshape(tokens.shape) @ self.out
-        gated = _normed(tokens) @ self.up
-        gate, hidden = gated[:, : len(self.down)], gated[:, len(self.down) :]
-        return np.asarray(tokens + (gate / (1 + np.exp(-gate)) * hidden) @ self.down)
+        return np.asarray(tokens + self._mixed(_normed(tokens)) @ self.down)
 
     def _heads(self, tokens: np.ndarray, parts: int) -> np.ndarray:
         """Return each part of some tokens as `[parts, heads, tokens, head width]`."""
         return tokens.reshape(len(tokens), parts, self.heads, -1).transpose(1, 2, 0, 3)
 
+    def _mixed(self, normed: np.ndarray) -> np.ndarray:
+        """Return what the gates let through, with the other sign: -x / (1 + exp(-x)) times what is hidden, in place."""
+        closed, mixed = normed @ self.closing, normed @ self.hidden
+        mixed *= closed
+        np.exp(closed, out=closed)
+        closed += 1
+        mixed /= closed
+        return np.asarray(mixed)
+
+
+def _powers(logits: np.ndarray, past: np.ndarray | None) -> np.ndarray:
+    """Return the exponentials of logits up to a factor for each row, in place; of what is not in the past zeros.
+
+    One factor does for all rows, unless the logits lie so far apart that a row would be lost.
+    """
+    greatest = logits.max()
+    if greatest - logits.min() > _WIDEST:
+        logits = logits if past is None else np.where(past > 0, logits, -np.inf)
+        greatest = logits.max(axis=-1, keepdims=True)
+    logits -= greatest
+    np.exp(logits, out=logits)
+    if past is not None:
+        logits *= past
+    return logits
+
 
 def _normed(tokens: np.ndarray) -> np.ndarray:
-    """Return the tokens at a root mean square of one."""
-    squares = np.vecdot(tokens, tokens) / np.float32(tokens.shape[1])
-    return np.asarray(tokens / np.sqrt(squares + _EPSILON)[:, None])
+    """Return the tokens at length 1; what comes after multiplies by the root of their width (`_after`)."""
+    squares = np.vecdot(tokens, tokens)
+    squares += tokens.shape[1] * _EPSILON
+    return np.asarray(tokens / np.sqrt(squares, out=squares)[:, None])
+
+
+def _after(norm: nn.RMSNorm) -> np.ndarray:
+    """Return what a norm multiplies each number of a token by beyond making its length 1, `[width, 1]`."""
+    scale = _array(norm.weight)[:, None]
+    return scale * _root(len(scale))
+
+
+def _root(width: int) -> np.float32:
+    return np.float32(width**0.5)
 
 
 def _pair_spans(

@@ -246,6 +246,37 @@ def test_an_event_counts_in_the_next_answer(store):
     assert after.items[0].score == pytest.approx(float(expected @ live.current().index.vectors[np.array([row])][0]))
 
 
+def test_what_writes_do_not_touch_is_looked_up_and_nothing_else(store, monkeypatch):
+    searched = []
+    search = ItemIndex.search
+    monkeypatch.setattr(ItemIndex, "search", lambda self, *asked: searched.append(1) or search(self, *asked))
+    base = base_of(shop())
+    live = Live(base, store)
+    third, *_, far = base.recommend(101, 10).items[2:]
+    taste = base.snapshot.user_vectors[base.users.row(101)]
+    names = [f"new-{number}" for number in range(500)]
+    new = {float(unit(2 * vector_of(name)) @ taste): name for name in names}
+    assert min(new) < third.score - 0.1 < third.score + 0.1 < max(new)
+
+    def first_three():
+        searched.clear()
+        return [item.item_id for item in live.current().recommend(101, 3).items], bool(searched)
+
+    before = first_three()
+    assert before == ([item.item_id for item in base.recommend(101, 3).items], False)
+    store.append([event(100, ITEMS[1]), event(999, ITEMS[2]), deletion(far.item_id), put(new[min(new)], new[min(new)])])
+    assert first_three() == before
+    assert live.current().recommend(100, 3) != base.recommend(100, 3)
+    store.append([put(new[max(new)], new[max(new)])])
+    now, was_searched = first_three()
+    assert (new[max(new)] in now, was_searched) == (True, True)
+    store.append([deletion(new[max(new)])])
+    assert first_three() == before
+    store.append([deletion(third.item_id)])
+    now, was_searched = first_three()
+    assert (third.item_id in now, was_searched) == (False, True)
+
+
 def test_a_new_user_is_known_from_his_first_event(store):
     live = Live(base_of(shop()), store)
     assert live.current().recommend(999, 3).fallback == "popular"

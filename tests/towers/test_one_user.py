@@ -70,6 +70,23 @@ def test_it_is_the_tower_up_to_rounding(arrangement, length, moments, now, seed)
     np.testing.assert_allclose(found, expected[0].numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_it_is_the_tower_where_attention_looks_at_one_token_alone(blocks) -> None:
+    """The logits then lie too far apart for exponentials that share a factor."""
+    model, featurizer = pair(blocks, False, False)
+    with torch.no_grad():
+        for block in model.user_tower.history.blocks:
+            block.qkv.weight[:32].mul_(6)
+    one = OneUser(model.user_tower, featurizer.stranger)
+    for seed in range(5):
+        events = np.random.default_rng(seed).normal(size=(LENGTH, 16)).astype(np.float32)
+        with torch.inference_mode():
+            expected = model.user_vectors(
+                torch.from_numpy(events), torch.tensor([0, LENGTH]), featurizer.user_features([None], None)
+            )
+        np.testing.assert_allclose(one(events), expected[0].numpy(), atol=2e-4)
+
+
 def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
     model, featurizer = pair(1, False, False)
     with torch.no_grad():
