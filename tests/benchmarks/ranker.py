@@ -209,7 +209,9 @@ def _words(kind: str, given: argparse.Namespace) -> list[str]:
     if kind == "learned":
         return []
     model = ["--model", str((given.model or packaged_model()).resolve())]
-    return [*model, "--learn", str(given.learn)] if kind == "cross-encoder" and given.learn else model
+    if kind == "late-interaction":
+        return [*model, "--tokens", "128"]  # the beginning of an abstract says what all of them say
+    return [*model, "--learn", str(given.learn)] if given.learn else model
 
 
 def judge(name: str, retriever: Retriever, questions: Sequence[Question]) -> Judged:
