@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks import ablations, duplicates, encoding, evenness, quantisation, ranker, speed, text_search
+from tests.benchmarks import ablations, duplicates, encoding, evenness, leads, quantisation, ranker, speed, text_search
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.config import RunConfig
@@ -330,3 +330,20 @@ def test_an_ablation_leaves_out_one_feature_at_a_time_and_then_all_but_the_id() 
         "without the users' attributes": (["item_id", "title", "brand"], []),
         "ids alone": (["item_id"], []),
     }
+
+
+def test_a_lead_is_that_on_the_same_questions_in_the_mean_over_seeds() -> None:
+    # Two questions, the first with two answers; ranks of ours with seeds 0 and 1, and of another, which has no seeds.
+    ranks = {("ours", 0): [1, 2, 1], ("ours", 1): [1, 2, 3], ("other", 0): [1, 9, 9], ("other", 1): [1, 9, 9]}
+    answers = pd.DataFrame(
+        {"recommender": name, "seed": seed, "question": question, "rank": rank}
+        for (name, seed), found in ranks.items()
+        for question, rank in zip([0, 0, 1], found, strict=True)
+    )
+    found = leads.by_question(answers, 3)
+    ideal = 1 + 1 / np.log2(3)
+    assert found["ours"].tolist() == pytest.approx([1, (1 + 1 / 2) / 2])
+    assert found["other"].tolist() == pytest.approx([1 / ideal, 0])
+    first, second = leads.leads(found, "ours")
+    assert "0.8750" in first
+    assert f"lead {0.875 - 0.5 / ideal:+.4f}" in second
