@@ -171,6 +171,12 @@ class AttentionPooling(nn.Module):
         return features
 
 
+def pretrained_parameters(encoders: nn.Module) -> set[Tensor]:
+    """Return the parameters that come with models or correct them; a new pooling is to learn as fast as towers."""
+    poolings = [one for one in encoders.modules() if isinstance(one, AttentionPooling)]
+    return {*encoders.parameters()} - {parameter for pooling in poolings for parameter in pooling.parameters()}
+
+
 def _pool_by_attention(model: nn.Sequential, width: int) -> None:
     from sentence_transformers.sentence_transformer.modules import Pooling
 

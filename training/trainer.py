@@ -27,7 +27,7 @@ from features.featurizer import Featurizer
 from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
-from towers.text_encoder import TextEncoder
+from towers.text_encoder import TextEncoder, pretrained_parameters
 from towers.two_tower import TwoTower
 from training.averaging import WeightAverage
 from training.caching import user_states
@@ -414,7 +414,7 @@ class Trainer:
         return [p for name, p in self.model.named_parameters() if ".collection." not in name]
 
     def _dense_optimizer(self) -> torch.optim.AdamW:
-        settings, pretrained = self.settings, {*self.model.encoders.parameters()}
+        settings, pretrained = self.settings, pretrained_parameters(self.model.encoders)
         groups = [
             {"params": [p for p in parameters if (p.dim() > 1) == is_matrix], "weight_decay": decay, "rate": rate}
             for parameters, rate in (
