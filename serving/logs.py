@@ -108,5 +108,7 @@ def configuration(form: Format) -> dict[str, Any]:
             }
         },
         "root": {"level": "WARNING", "handlers": ["stderr"]},
-        "loggers": {name: {"handlers": [], "propagate": True} for name in own} | {"serving": {"level": "INFO"}},
+        # Gunicorn would write a line for each request, granian does not.
+        "loggers": {name: {"handlers": [], "propagate": True, "level": "WARNING"} for name in own}
+        | {"serving": {"level": "INFO"}},
     }

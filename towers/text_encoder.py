@@ -55,6 +55,12 @@ class TextEncoder(nn.Module):
         self.rotation: Tensor
         self.register_buffer("rotation", torch.tensor(pretrained.rotation), persistent=False)
 
+    @property
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """What comes with the model, or corrects that; a pooling is new, and is to learn as fast as the towers."""
+        new = {id(one) for part in self._model[0] if isinstance(part, AttentionPooling) for one in part.parameters()}
+        return [one for one in self.parameters() if id(one) not in new]
+
     def forward(
         self, tokens: Int[Tensor, "tokens"], lengths: Int[Tensor, "texts"], width: int
     ) -> Float[Tensor, "texts width"]:
@@ -169,12 +175,6 @@ class AttentionPooling(nn.Module):
         scores = (vectors @ self.direction.to(vectors.dtype)).masked_fill(mask == 0, -torch.inf)
         features["sentence_embedding"] = (scores.softmax(dim=1)[:, None] @ vectors)[:, 0]
         return features
-
-
-def pretrained_parameters(encoders: nn.Module) -> set[Tensor]:
-    """Return the parameters that come with models or correct them; a new pooling is to learn as fast as towers."""
-    poolings = [one for one in encoders.modules() if isinstance(one, AttentionPooling)]
-    return {*encoders.parameters()} - {parameter for pooling in poolings for parameter in pooling.parameters()}
 
 
 def _pool_by_attention(model: nn.Sequential, width: int) -> None:

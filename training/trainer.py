@@ -27,7 +27,7 @@ from features.featurizer import Featurizer
 from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
-from towers.text_encoder import TextEncoder, pretrained_parameters
+from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.averaging import WeightAverage
 from training.caching import user_states
@@ -414,7 +414,8 @@ class Trainer:
         return [p for name, p in self.model.named_parameters() if ".collection." not in name]
 
     def _dense_optimizer(self) -> torch.optim.AdamW:
-        settings, pretrained = self.settings, pretrained_parameters(self.model.encoders)
+        settings, encoders = self.settings, self.model.encoders.children()
+        pretrained = {one for part in encoders if isinstance(part, TextEncoder) for one in part.pretrained_parameters}
         groups = [
             {"params": [p for p in parameters if (p.dim() > 1) == is_matrix], "weight_decay": decay, "rate": rate}
             for parameters, rate in (

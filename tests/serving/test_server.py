@@ -184,6 +184,7 @@ def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_be
     assert code == 0, output
     assert "Traceback" not in output
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert not [line for line in lines if line["logger"].endswith(".access")]
     described = [line for line in lines if line.get("route") == "/recommendations" and line["status"] == 200]
     assert len(described) == 2
     assert all(line["request_id"] and line["stages"]["encode"] for line in described)

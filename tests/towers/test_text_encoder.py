@@ -19,7 +19,7 @@ from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.tiny_models import tiny_model
 from towers.bundle import ModelBundle
 from towers.config import TowersConfig
-from towers.text_encoder import AttentionPooling, TextEncoder, pretrained_parameters
+from towers.text_encoder import AttentionPooling, TextEncoder
 from towers.two_tower import TwoTower
 
 TEXTS = ["a red fox runs", "", "wooden chair", "the blue whale runs a small steel lamp", "cup"]
@@ -107,7 +107,7 @@ def test_in_training_dropout_disturbs_what_is_trained_and_nothing_below(model_fo
 
 def test_a_pooling_that_is_new_is_not_taken_for_pretrained(model_folder) -> None:
     encoder = TextEncoder(fitted(model_folder, trained_layers=1, pooling="attention"))
-    pretrained = pretrained_parameters(encoder)
+    pretrained = {*encoder.pretrained_parameters}
     assert {name for name, one in encoder.named_parameters() if one not in pretrained} == {"1/direction"}
 
 
