@@ -134,7 +134,8 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
 
 
 class Slow:
-    """A request that is begun, and ends when it is told to."""
+    """A request that is begun, and ends when it is told to. Which of several has its turn first is the server's choice:
+    end all of them before the answer to any is awaited."""
 
     BODY = b'{"history": ["p1"], "k": 3}'
 
@@ -145,6 +146,8 @@ class Slow:
 
     def end(self):
         self.connection.sendall(self.BODY[5:])
+
+    def answer(self):
         response = http.client.HTTPResponse(self.connection)
         response.begin()
         try:
@@ -177,7 +180,9 @@ def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_be
         served.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         for one in slow:
-            status, content = one.end()
+            one.end()
+        for one in slow:
+            status, content = one.answer()
             assert (status, len(content["items"])) == (200, 3)
     finally:
         code, output = served.stop(signal.SIGTERM)
