@@ -25,6 +25,7 @@ from features.errors import DataError
 from features.sequences import Queries, Sequences
 from features.tables import Tables
 from towers.bundle import ModelBundle
+from towers.precision import fastest_precision
 from towers.ranker import MODEL, Reading
 from towers.reranking import MOST_CHARACTERS, Deadline, Shortlist
 from towers.text_rerankers import (
@@ -39,7 +40,6 @@ from towers.token_vectors import TokenReader, TokenVectors
 from training.lessons import Lessons
 from training.ranking import FOLDS, dealt
 from training.shortlists import shortlists
-from training.trainer import loss_precision
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -179,7 +179,7 @@ def learn_to_compare(model: CrossEncoder, comparisons: Sequence[Comparison], see
     steps = np.array_split(order, -(-len(comparisons) // QUESTIONS_A_STEP))
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, len(steps)))
-    precision = loss_precision("auto", torch.device("cpu"))
+    precision = fastest_precision(torch.device("cpu"))
     model.train()
     for chosen in tqdm(steps, desc="Learning", disable=None, leave=False):
         some = [comparisons[place] for place in chosen]

@@ -27,6 +27,7 @@ from features.featurizer import Featurizer
 from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
+from towers.precision import fastest_precision
 from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.averaging import WeightAverage
@@ -496,11 +497,7 @@ class Trainer:
 def loss_precision(setting: str, device: torch.device) -> torch.dtype:
     """Return the precision that `auto`, `float32` or `bfloat16` stands for on this device."""
     if setting == "auto":
-        if device.type == "cuda":
-            is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            is_fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-        return torch.bfloat16 if is_fast else torch.float32
+        return fastest_precision(device)
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
 
 

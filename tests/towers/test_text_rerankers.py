@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from features.errors import DataError
 from tests.tiny_models import WORDS, tiny_cross_encoder, tiny_model
@@ -150,17 +151,16 @@ def test_items_without_a_text_have_no_tokens(reader: TokenReader):
     assert (len(none), none.values.shape) == (0, (0, 16))
 
 
-def test_the_cross_encoder_reads_the_newest_texts_and_each_candidate(cross_encoder: Path):
-    import torch
-
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_the_cross_encoder_reads_the_newest_texts_and_each_candidate(cross_encoder: Path, precision, tolerance):
     model = open_cross_encoder(cross_encoder, max_tokens=48)
-    ranker = CrossEncoderRanker(model, TEXTS, reading(share=1.0, num_read=2), batch=3)
+    ranker = CrossEncoderRanker(model, TEXTS, reading(share=1.0, num_read=2), batch=3, precision=precision)
     for words, asked in (("", f"{TEXTS[6]}; {TEXTS[5]}"), ("red lamp", "red lamp")):
         shortlist = make_shortlist([4, 9, 2, 20, 11, 13, 1], [7, 3, 5, 6], words)
         found = ranker.scores(shortlist, Deadline(None))
         pairs = [(asked, TEXTS[row]) for row in shortlist.rows]
         raw = np.array([float(model.predict([pair], activation_fn=torch.nn.Identity())[0]) for pair in pairs])
-        np.testing.assert_allclose(found, in_spreads(raw.tolist()), atol=1e-3)
+        np.testing.assert_allclose(found, in_spreads(raw.tolist()), atol=tolerance)
         assert raw.std() > 1e-3, "or there is nothing to compare"
 
 
