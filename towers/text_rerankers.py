@@ -97,11 +97,12 @@ class CrossEncoderRanker:
         places = sorted(np.flatnonzero(has_opinion).tolist(), key=lambda place: -len(candidates[place]))
         deadline.check(self._fastest * len(places))
         longest, began = 0.0, perf_counter()
-        for start in range(0, len(places), self._batch):
-            deadline.check(longest)
-            some, begun = places[start : start + self._batch], perf_counter()
-            opinions[some] = self._logits([(asked, candidates[place][:MOST_CHARACTERS]) for place in some])
-            longest = max(longest, perf_counter() - begun)
+        with torch.autocast("cpu", self._precision, enabled=self._precision != torch.float32):
+            for start in range(0, len(places), self._batch):
+                deadline.check(longest)
+                some, begun = places[start : start + self._batch], perf_counter()
+                opinions[some] = self._logits([(asked, candidates[place][:MOST_CHARACTERS]) for place in some])
+                longest = max(longest, perf_counter() - begun)
         if len(places) > self._batch:
             pace = (perf_counter() - began) / len(places)
             self._fastest = min(self._fastest or pace, pace)
@@ -109,14 +110,13 @@ class CrossEncoderRanker:
         return opinions, has_opinion
 
     def _logits(self, pairs: list[tuple[str, str]]) -> Float32[np.ndarray, " pairs"]:
-        with torch.autocast("cpu", self._precision, enabled=self._precision != torch.float32):
-            found = self._model.predict(
-                pairs,
-                batch_size=len(pairs),
-                show_progress_bar=False,
-                activation_fn=torch.nn.Identity(),
-                convert_to_tensor=True,
-            )
+        found = self._model.predict(
+            pairs,
+            batch_size=len(pairs),
+            show_progress_bar=False,
+            activation_fn=torch.nn.Identity(),
+            convert_to_tensor=True,
+        )
         return np.asarray(found.float().numpy()).reshape(len(pairs))
 
 

@@ -18,10 +18,11 @@ from jaxtyping import Float32, Int8, Int64
 from safetensors.numpy import save_file
 
 from features.config import EncoderSettings
-from features.encoders.local import load_model
+from features.encoders.local import TOKENS_A_BATCH, load_model
 from features.encoders.model import Role
 from features.files import mapped
 from features.sequences import offsets_of, ragged_arange
+from towers.precision import fastest_precision
 from towers.reranking import MOST_CHARACTERS
 
 if TYPE_CHECKING:
@@ -42,17 +43,19 @@ class TokenReader:
     model: SentenceTransformer
 
     @classmethod
-    def open(cls, folder: Path, max_tokens: int) -> TokenReader:
+    def open(cls, folder: Path, max_tokens: int, precision: torch.dtype | None = None) -> TokenReader:
         """Return the reader whose model is in a folder, on the CPU.
 
         Args:
             folder: As sentence-transformers writes it, with safetensors.
             max_tokens: How many tokens of a text are read, from the first.
+            precision: Of the computation. None: the fastest of this processor.
 
         Raises:
             DataError: It cannot be loaded, or the library for it is not there.
         """
         model = load_model(folder, EncoderSettings(model=str(folder)))
+        model.to(precision or fastest_precision(torch.device("cpu")))
         model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
         return cls(model)
 
@@ -62,6 +65,7 @@ class TokenReader:
         found = self.model.encode(
             [text[:MOST_CHARACTERS] or " " for text in texts],
             prompt_name=prompt,
+            batch_size=max(1, TOKENS_A_BATCH["cpu"] // (self.model.max_seq_length or 1)),
             output_value="token_embeddings",
             show_progress_bar=False,
             convert_to_numpy=False,
