@@ -148,7 +148,7 @@ def test_the_processors_fastest_numbers_make_nearly_the_same_vectors(bi_encoder:
     quick = TokenVectors.of(TokenReader.open(bi_encoder, max_tokens=8, precision=torch.bfloat16), TEXTS)
     rows = np.arange(NUM_ITEMS)
     cosines = (quick.take(rows)[1] * tokens.take(rows)[1]).sum(axis=1)
-    assert cosines.min() > 0.999
+    assert cosines.min() > 0.99
 
 
 def test_items_without_a_text_have_no_tokens(reader: TokenReader):
