@@ -7,7 +7,10 @@ import io
 import itertools
 import json
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ from flask.testing import FlaskClient
 from serving.app import create_app
 from serving.config import ServingConfig
 from tests.serving.conftest import write_untrained
+from tests.serving.test_server import Served
 from tests.tiny_models import tiny_cross_encoder, tiny_model
 from towers.bundle import ModelBundle
 from towers.cli import main
@@ -79,6 +83,17 @@ def late(folder: Path) -> Path:
     said = towers(folder, "index", "runs/late")
     assert f"{len(TEXTS) * 6:,} tokens of the items, a byte a number, 0.0 MB" in said
     return folder / "runs" / "late"
+
+
+@pytest.fixture(scope="module")
+def cross(folder: Path) -> Path:
+    """The same with a cross-encoder of random opinions."""
+    shutil.copytree(folder / "runs" / "plain", folder / "runs" / "cross")
+    model = kind("cross-encoder", "tiny/cross-1")
+    said = towers(folder, "train-ranker", "runs/cross", *model, "--share", "0.9", "--candidates", "20")
+    assert "its opinion counts for 0.9" in said
+    towers(folder, "index", "runs/cross")
+    return folder / "runs" / "cross"
 
 
 def kind(name: str, model: str) -> list[str]:
@@ -182,20 +197,35 @@ def test_commands_re_rank_what_serving_toml_says(late: Path, folder: Path):
         assert sorted(more[:10]) != sorted(plain[:10])
 
 
-def test_a_cross_encoder_is_made_and_served_the_same_way(folder: Path):
-    shutil.copytree(folder / "runs" / "plain", folder / "runs" / "cross")
-    model = kind("cross-encoder", "tiny/cross-1")
-    said = towers(folder, "train-ranker", "runs/cross", *model, "--share", "0.9", "--candidates", "20")
-    assert "its opinion counts for 0.9" in said
-    bundle = folder / "runs" / "cross"
-    sealed = read_seal(ModelBundle.open(bundle))
+def test_a_cross_encoder_is_served_the_same_way(cross: Path):
+    sealed = read_seal(ModelBundle.open(cross))
     assert (sealed.kind, sealed.num_candidates) == ("cross-encoder", 20)
-    towers(folder, "index", "runs/cross")
-    answer, plain = (found(client_of(bundle, rerank=on, rerank_budget_ms=60_000), "red lamp") for on in (True, False))
+    answer, plain = (found(client_of(cross, rerank=on, rerank_budget_ms=60_000), "red lamp") for on in (True, False))
     assert answer["reranked"] is True
     assert sorted(ids(answer)[:20]) == sorted(ids(plain)[:20])
     assert ids(answer)[:20] != ids(plain)[:20]
     assert ids(answer)[20:] == ids(plain)[20:]
+
+
+@pytest.mark.parametrize("bundle", ["late", "cross"])
+def test_a_real_server_with_two_workers_answers_many_at_a_time_as_one_process_does(
+    folder: Path, request: pytest.FixtureRequest, bundle: str
+):
+    path = request.getfixturevalue(bundle)
+    asked = ["red lamp", "wooden blue chair", "steel cup", "small green table"]
+    expected = {words: found(client_of(path, rerank_budget_ms=60_000), words) for words in asked}
+    served = Served(folder, "--workers", "2", bundle=str(path), TOWERS_RERANK_BUDGET_MS="60000")
+    try:
+        served.wait_until_ready(workers=2)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda words: served.ask(f"/search?q={quote(words)}&k=60"), asked * 6))
+    finally:
+        code, output = served.stop(signal.SIGTERM)
+    assert code == 0, output
+    for words, (status, answer) in zip(asked * 6, answers, strict=True):
+        assert status == 200
+        assert answer["reranked"] is True
+        assert ids(answer) == ids(expected[words])
 
 
 def test_a_model_that_is_no_cross_encoder_becomes_one_by_learning(folder: Path, monkeypatch: pytest.MonkeyPatch):
