@@ -193,17 +193,19 @@ def test_near_copies_are_as_near_as_they_should_be():
 def test_texts_a_second_are_those_of_the_median_round_and_ratios_those_of_neighbours() -> None:
     vectors = {encoding.PLAIN: np.eye(2), "ours": np.array([[0.8, 0.6], [0.0, 1.0]])}
     lines = encoding.table({encoding.PLAIN: [4.0, 6.0, 9.0], "ours": [2.0, 2.0, 3.0]}, vectors, 60)
-    assert lines[1].split() == [
-        "SentenceTransformer.encode",
-        "10.0",
-        "1.00",
-        "(1.00,",
-        "1.00,",
-        "1.00)",
-        *["1.00000", "1.0000", "1.0000"],
-    ]
+    plain = ["SentenceTransformer.encode", "10.0", "1.00", "(1.00", "to", "1.00)", "1.00000", "1.0000", "1.0000"]
+    assert lines[1].split() == plain
     # Cosines 0.8 and 1: their mean is 0.9, and one in a hundred lies a hundredth of the way from the lowest.
-    assert lines[2].split() == ["ours", "30.0", "3.00", "(2.00,", "3.00,", "3.00)", "0.90000", "0.8020", "0.8000"]
+    assert lines[2].split() == ["ours", "30.0", "3.00", "(2.00", "to", "3.00)", "0.90000", "0.8020", "0.8000"]
+
+
+def test_rounds_in_which_threads_shared_a_core_stand_apart() -> None:
+    seconds = {encoding.PLAIN: [4.0, 6.0, 9.0, 8.0], "ours": [2.0, 2.0, 2.0, 4.0]}
+    assert encoding.by_cores(seconds, np.array([1.4, 1.7, 1.9, 1.5]), 2) == [
+        "2 rounds with whole cores (2 threads encode 1.70 to 1.90 times what one does): ours 3.75",
+        "2 rounds with shared cores (2 threads encode 1.40 to 1.50 times what one does): ours 2.00",
+    ]
+    assert len(encoding.by_cores(seconds, np.full(4, 0.99), 1)) == 1
 
 
 def test_the_benchmark_of_the_ranker_compares_the_same_users_and_knows_its_bar():

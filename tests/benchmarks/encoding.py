@@ -7,8 +7,8 @@ made before. Everybody encodes the same texts in turn, and each round compares n
 the test packages bring, unless another is named.
 
 Virtual cores may be two threads of one real core, and some hosts move them while they run. Whole numbers keep a core's
-units busy by themselves, so that a second thread of the same core adds little to them and much to the plain way: each
-round says how much more all threads encode than one.
+units busy by themselves, so that a second thread of the same core adds little to them and much to the plain way. After
+each round it is measured how much more all threads encode than one, and rounds with whole cores stand apart below.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from features.encoders.model import TextModel
 Encode = Callable[[Sequence[str]], np.ndarray]
 PLAIN = "SentenceTransformer.encode"
 BUSIEST = "ours, int8"
+WHOLE = 0.85
+"""What a thread with a core to itself does at least of what one thread does alone."""
 
 
 def main() -> None:
@@ -56,9 +58,8 @@ def main() -> None:
             vectors[name], took = timed(encode, texts)
             seconds[name].append(took)
         gains.append(gain_of_threads(contestants[BUSIEST], texts[:200], given.threads))
-    for line in table(seconds, vectors, len(texts)):
+    for line in [*table(seconds, vectors, len(texts)), *by_cores(seconds, np.array(gains), given.threads)]:
         print(line)
-    print(f"{BUSIEST}: {given.threads} threads encode {', '.join(f'{gain:.2f}' for gain in gains)} times what one does")
 
 
 def timed(encode: Encode, texts: Sequence[str]) -> tuple[np.ndarray, float]:
@@ -80,15 +81,36 @@ def gain_of_threads(encode: Encode, texts: Sequence[str], num_threads: int) -> f
 def table(seconds: dict[str, list[float]], vectors: dict[str, np.ndarray], num_texts: int) -> list[str]:
     """Return the lines that are printed."""
     plain = np.array(seconds[PLAIN])
-    lines = [f"{'':28}  texts/s  ratio (of each round)        cosine: mean     1 %  lowest"]
+    lines = [f"{'':28}  texts/s  ratio (of the rounds)        cosine: mean     1 %  lowest"]
     for name, took in seconds.items():
         ratios = plain / np.array(took)
         cosines = (vectors[name] * vectors[PLAIN]).sum(axis=1)
         lines.append(
             f"{name:28}  {num_texts / np.median(took):7.1f}  {np.median(ratios):5.2f} "
-            f"({', '.join(f'{ratio:.2f}' for ratio in ratios)})".ljust(66)
+            f"({ratios.min():.2f} to {ratios.max():.2f})".ljust(30)
             + f"  {cosines.mean():.5f}  {np.quantile(cosines, 0.01):.4f}  {cosines.min():.4f}"
         )
+    return lines
+
+
+def by_cores(seconds: dict[str, list[float]], gains: np.ndarray, num_threads: int) -> list[str]:
+    """Return a line for the rounds in which each thread had a core to itself, and one for the others.
+
+    Args:
+        seconds: By contestant and round.
+        gains: How many times as fast as one thread all of them were, by round.
+        num_threads: How many they are.
+    """
+    ratios = {name: np.array(seconds[PLAIN]) / np.array(took) for name, took in seconds.items() if name != PLAIN}
+    lines = []
+    for what, chosen in (("whole", gains >= WHOLE * num_threads), ("shared", gains < WHOLE * num_threads)):
+        if chosen.any():
+            said = "; ".join(f"{name} {np.median(of[chosen]):.2f}" for name, of in ratios.items())
+            some = gains[chosen]
+            lines.append(
+                f"{len(some)} rounds with {what} cores ({num_threads} threads encode {some.min():.2f} to "
+                f"{some.max():.2f} times what one does): {said}"
+            )
     return lines
 
 
