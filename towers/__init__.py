@@ -10,6 +10,7 @@
 - `reranking`: a `Shortlist`, a `Deadline`, and the protocol `Reranker`; `ranker`: the folder of one in a bundle.
 - `learned_ranker`: a network; `item_facts`, `rank_features`: what it reads of items, and of candidates.
 - `text_rerankers`: a cross-encoder, and late interaction; `token_vectors`: what the latter compares.
+- `precision`: in which numbers a device computes fastest.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
 - `graphs`: such models of a bundle as ONNX graphs.
 - `cli`: the command `towers`.
