@@ -150,10 +150,7 @@ class Slow:
     def answer(self):
         response = http.client.HTTPResponse(self.connection)
         response.begin()
-        try:
-            return response.status, json.loads(response.read())
-        finally:
-            self.connection.close()
+        return response.status, json.loads(response.read())
 
 
 @pytest.mark.parametrize("server", ["granian", "gunicorn"])
@@ -163,9 +160,10 @@ def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_be
     served = Served(
         copy(pristine, tmp_path), "--server", server, "--threads", "1", TOWERS_WAITING="1", TOWERS_LOG_REQUESTS="all"
     )
+    slow = []
     try:
         served.wait_until_ready()
-        slow = [Slow(served), Slow(served)]
+        slow += [Slow(served), Slow(served)]
         deadline = time.monotonic() + 20
         while served.metric("towers_requests_in_hand") < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -185,6 +183,8 @@ def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_be
             status, content = one.answer()
             assert (status, len(content["items"])) == (200, 3)
     finally:
+        for one in slow:
+            one.connection.close()
         code, output = served.stop(signal.SIGTERM)
     assert code == 0, output
     assert "Traceback" not in output

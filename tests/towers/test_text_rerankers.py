@@ -149,6 +149,7 @@ def test_the_processors_fastest_numbers_make_nearly_the_same_vectors(bi_encoder:
     rows = np.arange(NUM_ITEMS)
     cosines = (quick.take(rows)[1] * tokens.take(rows)[1]).sum(axis=1)
     assert cosines.min() > 0.99
+    assert not np.array_equal(quick.values, tokens.values), "or they were made in the same numbers"
 
 
 def test_items_without_a_text_have_no_tokens(reader: TokenReader):
@@ -169,6 +170,15 @@ def test_the_cross_encoder_reads_the_newest_texts_and_each_candidate(cross_encod
         raw = np.array([float(model.predict([pair], activation_fn=torch.nn.Identity())[0]) for pair in pairs])
         np.testing.assert_allclose(found, in_spreads(raw.tolist()), atol=tolerance)
         assert raw.std() > 1e-3, "or there is nothing to compare"
+
+
+def test_the_cross_encoder_computes_in_the_numbers_that_it_is_told(cross_encoder: Path):
+    model, shortlist = open_cross_encoder(cross_encoder, max_tokens=48), make_shortlist([4, 9, 2, 20], [7, 3])
+    exact, quick = (
+        CrossEncoderRanker(model, TEXTS, reading(), precision=precision).opinions(shortlist, Deadline(None))[0]
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    assert not np.array_equal(exact, quick)
 
 
 def test_texts_that_are_too_long_are_cut(cross_encoder: Path):
