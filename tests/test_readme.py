@@ -11,7 +11,6 @@ import re
 import shlex
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,21 +140,24 @@ def test_a_command_that_needs_more_than_this_machine_has_is_at_least_understood(
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a `towers` that is the real one, but makes a tiny shop and trains for one epoch."""
+    from tests.warm import warm_towers
+
     program = tmp_path / "bin" / "towers"
     program.parent.mkdir()
-    program.write_text(
-        "#!/bin/bash\n"
-        'case "$1" in\n'
-        '  dataset) set -- "$@" --size tiny ;;\n'
-        f'  train | evaluate) set -- "$@" {QUICK} ;;\n'
-        "esac\n"
-        f'exec {shlex.quote(sys.executable)} -m towers "$@"\n'
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
     write_notes(tmp_path)
-    return tmp_path
+    with warm_towers(tmp_path_factory.mktemp("warm")) as loaded:
+        program.write_text(
+            "#!/bin/bash\n"
+            'case "$1" in\n'
+            '  dataset) set -- "$@" --size tiny ;;\n'
+            f'  train | evaluate) set -- "$@" {QUICK} ;;\n'
+            "esac\n"
+            f'exec {shlex.quote(str(loaded))} "$@"\n'
+        )
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        yield tmp_path
 
 
 def write_notes(folder: Path) -> None:

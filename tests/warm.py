@@ -1,0 +1,132 @@
+"""`towers` without the seconds that its libraries take to load: a host loads them once and forks for each command.
+
+A test that runs forty commands as a person would spends most of its time on imports. The command still runs in a
+process of its own, in its own folder, with its own environment and streams; it only starts loaded.
+
+    python -m tests.warm host SOCKET           # loads the libraries, then serves until its standard input closes
+    python -m tests.warm run SOCKET WORDS...   # what a `towers WORDS...` would do, with its exit status
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = ("torch", "torchrec", "pandas", "pyarrow.parquet", "sklearn.metrics", "faiss", "mlflow", "flask", "tqdm")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+SECONDS_TO_LOAD = 120
+STREAMS = 3
+
+
+@contextmanager
+def warm_towers(folder: Path) -> Iterator[Path]:
+    """Yield a program `towers` that runs loaded commands while the block lasts."""
+    from towers.process import prepared_environment
+
+    address, program = folder / "warm.socket", folder / "towers"
+    program.write_text(f'#!/bin/bash\nexec {sys.executable} {__file__} run {address} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    environment = {**prepared_environment(os.environ), **ONE_THREAD}
+    command = [sys.executable, "-m", "tests.warm", "host", str(address)]
+    host = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + SECONDS_TO_LOAD
+        while not address.exists():
+            assert host.poll() is None, "the libraries could not be loaded"
+            assert time.monotonic() < deadline, "the libraries took too long to load"
+            time.sleep(0.05)
+        yield program
+    finally:
+        host.communicate(timeout=60)
+
+
+def host(address: str) -> None:
+    """Load the libraries, then fork for each command that comes, until standard input closes."""
+    from towers.quiet import quiet_imports
+
+    quiet_imports()
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    assert threading.active_count() == 1, "a thread would not survive a fork"
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever serves a command is not waited for
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(f"{address}.new")
+    listener.listen()
+    Path(f"{address}.new").rename(address)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            content, streams, _, _ = socket.recv_fds(connection, 1 << 20, STREAMS)
+            if os.fork() == 0:
+                listener.close()
+                _serve(connection, json.loads(content), streams)
+            for stream in streams:
+                os.close(stream)
+
+
+def _serve(connection: socket.socket, told: dict[str, Any], streams: list[int]) -> None:
+    """Fork the command, tell its number, wait for it and tell its status; never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        os._exit(_run(told, streams))
+    connection.sendall(f"{child}\n".encode())
+    for stream in streams:
+        os.close(stream)
+    _, status = os.waitpid(child, 0)
+    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def _run(told: dict[str, Any], streams: list[int]) -> int:
+    """Become the command: its folder, its environment, its streams."""
+    for stream, number in zip(streams, range(STREAMS), strict=True):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(told["folder"])
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    sys.argv = ["towers", *told["words"]]
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    from towers.cli import main
+
+    try:
+        return main(told["words"])
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    finally:
+        sys.stdout.flush()
+
+
+def run(address: str, words: list[str]) -> int:
+    """Have a command run by the host, pass signals on to it, and return its exit status."""
+    told = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(address)
+        socket.send_fds(connection, [json.dumps(told).encode()], list(range(STREAMS)))
+        with connection.makefile() as answers:
+            child = int(answers.readline())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, frame: os.kill(child, number))
+            status = int(answers.readline())
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    task, where, *rest = sys.argv[1:]
+    sys.exit(host(where) if task == "host" else run(where, rest))
