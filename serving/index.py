@@ -109,8 +109,20 @@ class ItemIndex:
         return cls(vectors, _built(vectors, plan, regions), plan, regions)
 
     @classmethod
-    def load(cls, path: Path, vectors: Float32[np.ndarray, "items width"], plan: Plan | Kind = "exact") -> ItemIndex:
+    def load(
+        cls,
+        path: Path,
+        vectors: Float32[np.ndarray, "items width"],
+        plan: Plan | Kind = "exact",
+        regions: Regions | None = None,
+    ) -> ItemIndex:
         """Return the index that `save` wrote to `path`, over the same `vectors`; processes share its memory.
+
+        Args:
+            path: The file.
+            vectors: The items' vectors.
+            plan: How it searches.
+            regions: Those that it was built with; they have a file of their own.
 
         Raises:
             ValueError: The file is not FAISS's, or holds other vectors or another similarity.
@@ -125,16 +137,13 @@ class ItemIndex:
             raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {expected}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
-        regions = Regions.load(_regions_path(path)) if _regions_path(path).exists() else None
         if regions is not None and len(regions.of_item) != len(vectors):
             raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
         return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
 
     def save(self, path: Path) -> None:
-        """Write the index to `path` in FAISS's own format, and its regions, if any, beside it."""
+        """Write the index to `path` in FAISS's own format, without its regions."""
         faiss.write_index(self._index, str(path))
-        if self.regions is not None:
-            self.regions.save(_regions_path(path))
 
     def to(self, device: Device) -> ItemIndex:
         """Return this index on a device; `auto` is a GPU where FAISS finds one and can hold this kind.
@@ -577,10 +586,6 @@ def _effort(plan: Plan, wanted: int) -> dict[str, Any]:
         probes = min(plan.regions, int(np.ceil(plan.probes * more)))
         return {"params": faiss.SearchParametersIVF(nprobe=probes)}
     return {}
-
-
-def _regions_path(path: Path) -> Path:
-    return path.with_name("regions.safetensors")
 
 
 def _highest(scores: np.ndarray, rows: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from features.sequences import offsets_of, ragged_arange
 from serving.hits import SLACK, Eligible
 
+FILE = "regions.safetensors"
 # Regions that say how much is eligible near a user.
 _NEAR = 16
 # Eligible items looked at before the first question whether that was enough.

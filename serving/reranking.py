@@ -21,8 +21,9 @@ from serving.snapshot import Snapshot
 from serving.stages import timed
 from towers.bundle import ModelBundle
 from towers.learned_ranker import LearnedRanker
-from towers.ranker import FOLDER, RankerSeal, has_ranker, read_seal
+from towers.ranker import MODEL, RankerSeal, has_ranker, open_ranker, remedy_of
 from towers.reranking import Deadline, OutOfTimeError, Reranker, Shortlist, order_of
+from towers.sealed_folder import BundleError, SealedFolder, reading
 from towers.text_rerankers import CrossEncoderRanker, LateInteractionRanker
 
 _log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Reranking:
         """
         if not has_ranker(bundle.path):
             return None
-        sealed = read_seal(bundle)
-        reranker = _opened(bundle, snapshot, sealed)
+        sealed, folder = open_ranker(bundle)
+        reranker = _opened(bundle, snapshot, sealed, folder)
         if reranker is None:
             _log.warning("not re-ranked: the index is older than the ranker; type: towers index %s", bundle.path)
             return None
@@ -158,17 +159,21 @@ class Moved:
         return np.concatenate([moved[0], rows[is_other]]), np.concatenate([moved[1], scores[is_other]])
 
 
-def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerSeal) -> Reranker | None:
+def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerSeal, folder: SealedFolder) -> Reranker | None:
     """Return the ranker of a bundle; None where the index has not what it reads of the items."""
-    folder, tokens = bundle.path / FOLDER, snapshot.tokens
+    tokens = snapshot.tokens
     if sealed.kind == "learned":
         return None if snapshot.facts is None else LearnedRanker.open(bundle, snapshot.facts)
-    assert sealed.reading is not None, "the others read texts"
+    remedy = remedy_of(bundle.path)
+    if sealed.reading is None:
+        raise BundleError(f"{folder.path}: does not say how it reads texts; {remedy}")
+    with reading(folder.path, remedy):
+        model = folder.folder(MODEL)
     if sealed.kind == "cross-encoder":
         texts = item_texts(snapshot.catalog, bundle.config.features.item) or [""] * len(snapshot.catalog)
-        return CrossEncoderRanker.open(folder, texts, sealed.reading)
+        return CrossEncoderRanker.open(model, texts, sealed.reading)
     is_of_it = tokens is not None and tokens.made_by == sealed.digest
-    return LateInteractionRanker.open(folder, tokens, sealed.reading) if tokens is not None and is_of_it else None
+    return LateInteractionRanker.open(model, tokens, sealed.reading) if tokens is not None and is_of_it else None
 
 
 def _warn_if_late(sealed: RankerSeal, budget_seconds: float | None) -> None:

@@ -8,7 +8,6 @@ written.
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +17,9 @@ from pydantic import Field, ValidationError
 
 from features.config import StrictTable
 from serving.kinds import Plan
-from towers.manifest import BundleError, Manifest, broken_seal, verify
-from towers.manifest import seal as seal_files
+from towers.manifest import Manifest, verify
+from towers.sealed_folder import BundleError, SealedFolder, read_manifest, said_of
+from towers.sealed_folder import seal as seal_files
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"
@@ -159,16 +159,25 @@ class Seal(StrictTable):
         Raises:
             BundleError: Says what is wrong and how to make the index anew.
         """
+        return cls.open(folder, bundle)[0]
+
+    @classmethod
+    def open(cls, folder: Path, bundle: Weights) -> tuple[Seal, SealedFolder]:
+        """Return the seal of `folder` and its files, after proving that they belong there and are intact.
+
+        Raises:
+            BundleError: Says what is wrong and how to make the index anew.
+        """
         seal, remedy = cls._parse(folder), cls.remedy(folder.parent)
         if seal.weights_digest != bundle.weights_digest:
             raise BundleError(
                 f"{folder}: made from other weights (digest {seal.weights_digest[:12]}) than the model in "
                 f"{folder.parent} (digest {bundle.weights_digest[:12]}); {remedy}"
             )
-        broken = broken_seal(folder, seal.files)
-        if broken:
-            raise BundleError(f"{folder}: {broken}; {remedy}")
-        return seal
+        try:
+            return seal, SealedFolder.open(folder, seal.files)
+        except ValueError as error:
+            raise BundleError(f"{folder}: {error}; {remedy}") from None
 
     @staticmethod
     def remedy(bundle_path: Path) -> str:
@@ -179,12 +188,12 @@ class Seal(StrictTable):
     def _parse(cls, folder: Path) -> Seal:
         path, remedy = folder / NAME, cls.remedy(folder.parent)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_manifest(folder)
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{path}: no such file, so there is no index; {remedy}") from None
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot be read ({error}); {remedy}") from None
-        found = content.get("format_version") if isinstance(content, dict) else None
+            raise BundleError(f"{path}: cannot be read ({said_of(error)}); {remedy}") from None
+        found = content.get("format_version")
         if isinstance(found, int) and found != FORMAT_VERSION:
             age, cure = ("a newer", "upgrade, or ") if found > FORMAT_VERSION else ("an older", "")
             raise BundleError(

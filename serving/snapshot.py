@@ -43,6 +43,8 @@ from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Interactions, Tables, Users
 from serving.index import ItemIndex
 from serving.live_index import LiveIndex
+from serving.regions import FILE as REGIONS
+from serving.regions import Regions
 from serving.seal import FOLDER as FOLDER
 from serving.seal import Folded, Listed, Seal
 from serving.shortlists import FILE as SHORTLISTS
@@ -51,9 +53,8 @@ from serving.stages import timed
 from serving.tuning import SAMPLE, Chooser, choose, sample_of
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
-from towers.manifest import BundleError
-from towers.ranker import FOLDER as RANKER
-from towers.ranker import MODEL, RankerSeal, has_ranker, read_seal
+from towers.ranker import MODEL, RankerSeal, has_ranker, open_ranker
+from towers.sealed_folder import BundleError, SealedFolder, reading
 from towers.token_vectors import TokenReader, TokenVectors
 
 _ENCODE_BLOCK = 4096
@@ -133,8 +134,8 @@ class Snapshot:
             live=live,
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
-        sealed = read_seal(bundle) if has_ranker(bundle.path) else None
-        kind = None if sealed is None else sealed.kind
+        ranker = open_ranker(bundle) if has_ranker(bundle.path) else None
+        kind = None if ranker is None else ranker[0].kind
         return cls(
             catalog,
             chosen.index,
@@ -144,7 +145,7 @@ class Snapshot:
             interactions,
             seal,
             facts=_facts(tables, bundle) if kind == "learned" else None,
-            tokens=_tokens(catalog, bundle, sealed) if sealed and kind == "late-interaction" else None,
+            tokens=_tokens(catalog, bundle, *ranker) if ranker and kind == "late-interaction" else None,
         )
 
     def with_shortlists(self, shortlists: Shortlists) -> Snapshot:
@@ -163,6 +164,8 @@ class Snapshot:
             users = {} if self.user_vectors is None else {"users": self.user_vectors}
             save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
             self.index.save(folder / "items.faiss")
+            if self.index.regions is not None:
+                self.index.regions.save(folder / REGIONS)
             if self.facts is not None:
                 self.facts.save(folder / "facts.safetensors")
             if self.tokens is not None:
@@ -179,27 +182,22 @@ class Snapshot:
         Raises:
             BundleError: There is none, it is damaged or of a newer format, or other weights made it.
         """
-        folder = bundle.path / FOLDER
-        seal = Seal.read(folder, bundle)
-        try:
+        seal, folder = Seal.open(bundle.path / FOLDER, bundle)
+        with reading(folder.path, seal.remedy(bundle.path), "its files do not fit together"):
             return cls._read(folder, seal)
-        except (OSError, ValueError, KeyError, AssertionError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise BundleError(
-                f"{folder}: its files do not fit together ({said}); {seal.remedy(bundle.path)}"
-            ) from error
 
     @classmethod
-    def _read(cls, folder: Path, seal: Seal) -> Snapshot:
-        catalog = Catalog(_frame(folder / "items.parquet"))
-        vectors, _ = mapped(folder / "vectors.safetensors", "F32")
-        index = ItemIndex.load(folder / "items.faiss", vectors["items"], seal.plan)
-        histories = _histories(pq.read_table(folder / "users.parquet"), catalog)
-        attributes = _frame(folder / "attributes.parquet") if "attributes.parquet" in seal.files else None
-        interactions = pq.read_table(folder / "interactions.parquet")["interactions"].to_numpy()
-        facts = ItemFacts.load(folder / "facts.safetensors") if "facts.safetensors" in seal.files else None
-        tokens = TokenVectors.load(folder / "tokens.safetensors") if "tokens.safetensors" in seal.files else None
-        shortlists = None if seal.shortlists is None else _shortlists(folder, seal.shortlists)
+    def _read(cls, folder: SealedFolder, seal: Seal) -> Snapshot:
+        catalog = Catalog(_frame(folder.file("items.parquet")))
+        vectors, _ = mapped(folder.file("vectors.safetensors"), "F32")
+        regions = Regions.load(folder.file(REGIONS)) if REGIONS in folder else None
+        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], seal.plan, regions)
+        histories = _histories(pq.read_table(folder.file("users.parquet")), catalog)
+        attributes = _frame(folder.file("attributes.parquet")) if "attributes.parquet" in folder else None
+        interactions = pq.read_table(folder.file("interactions.parquet"))["interactions"].to_numpy()
+        facts = ItemFacts.load(folder.file("facts.safetensors")) if "facts.safetensors" in folder else None
+        tokens = TokenVectors.load(folder.file("tokens.safetensors")) if "tokens.safetensors" in folder else None
+        shortlists = None if seal.shortlists is None else _shortlists(folder.file(SHORTLISTS), seal.shortlists)
         read = [len(one) for one in (facts, tokens) if one is not None]
         counts = {len(catalog), len(index), len(interactions), seal.num_items, *read}
         people = {
@@ -283,10 +281,10 @@ def _facts(tables: Tables, bundle: ModelBundle) -> ItemFacts:
     return ItemFacts.of(tables.interactions.sequences(tables.catalog), tables.catalog, bundle.config.features.item)
 
 
-def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerSeal) -> TokenVectors:
+def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerSeal, folder: SealedFolder) -> TokenVectors:
     """Return the vectors of the items' tokens, by the model of the bundle's ranker."""
     assert sealed.reading is not None, "it reads texts"
-    reader = TokenReader.open(bundle.path / RANKER / MODEL, sealed.reading.max_tokens)
+    reader = TokenReader.open(folder.folder(MODEL), sealed.reading.max_tokens)
     texts = item_texts(catalog, bundle.config.features.item) or []
     with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
         return TokenVectors.of(reader, texts, sealed.digest, bar.update)
@@ -376,8 +374,8 @@ def _frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _shortlists(folder: Path, listed: Listed) -> Shortlists:
-    arrays, _ = mapped(folder / SHORTLISTS, "F32", "I32")
+def _shortlists(path: Path, listed: Listed) -> Shortlists:
+    arrays, _ = mapped(path, "F32", "I32")
     rows, scores = arrays["rows"], arrays["scores"]
     if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape:
         raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")

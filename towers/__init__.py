@@ -11,7 +11,8 @@
 - `learned_ranker`: a network; `item_facts`, `rank_features`: what it reads of items, and of candidates.
 - `text_rerankers`: a cross-encoder, and late interaction; `token_vectors`: what the latter compares.
 - `precision`: in which numbers a device computes fastest.
-- `bundle`: `ModelBundle`, the folder opened; `manifest`: its seal, and `BundleError`.
+- `bundle`: `ModelBundle`, the folder opened; `manifest`: what its manifest says.
+- `sealed_folder`: `SealedFolder`, a folder whose manifest names every file, verified; `BundleError`.
 - `graphs`: such models of a bundle as ONNX graphs.
 - `cli`: the command `towers`.
 - `process`, `quiet`: what is set before the heavy libraries start.

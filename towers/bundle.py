@@ -26,7 +26,6 @@ import tomli_w
 import torch
 from jaxtyping import Float32, Int
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,8 +37,9 @@ from features.files import atomic_folder, sha256
 from features.sequences import offsets_of, ragged_arange
 from features.tables import Catalog
 from towers.config import TowersConfig
-from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, BundleError, Manifest, seal, verify
+from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bundle
 from towers.one_user import OneUser
+from towers.sealed_folder import BundleError, SealedFolder, reading, seal
 from towers.two_tower import TwoTower
 
 BLOCK = 4096
@@ -75,6 +75,7 @@ class ModelBundle:
     Attributes:
         path: The folder.
         manifest: Its seal.
+        folder: Its files, verified.
         config: `[features]` and `[towers]`.
         featurizer: Columns to numbers.
         model: The towers, in evaluation mode.
@@ -83,6 +84,7 @@ class ModelBundle:
 
     path: Path
     manifest: Manifest
+    folder: SealedFolder
     config: BundleConfig
     featurizer: Featurizer
     model: TwoTower
@@ -95,25 +97,21 @@ class ModelBundle:
         Raises:
             BundleError: It is missing, incomplete, changed, or of another version.
         """
-        manifest = verify(path)
-        try:
-            pretrained = load_encoders(path / "encoders")
-        except DataError as error:
-            raise BundleError(f"{path}: {error}") from None
-        try:
-            config = parse_settings(BundleConfig, read_toml(path / "run.toml"), str(path / "run.toml"))
-            featurizer = Featurizer.load(path, pretrained)
-            report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        manifest, folder = open_bundle(path)
+        remedy = f"train again, or install two-towers {manifest.made_with}"
+        with reading(path, remedy, "sealed, yet it cannot be read with this version of towers"):
+            try:
+                pretrained = load_encoders(folder.folder("encoders"), folder.names("encoders"))
+            except DataError as error:
+                raise BundleError(f"{path}: {error}") from None
+            settings = folder.file("run.toml")
+            config = parse_settings(BundleConfig, read_toml(settings), str(settings))
+            featurizer = Featurizer.load(folder.root, pretrained)
+            report = json.loads(folder.file("report.json").read_text(encoding="utf-8"))
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)
-            model.load_state_dict(load_file(path / WEIGHTS, device=device))
-        except (DataError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise BundleError(
-                f"{path}: sealed, yet it cannot be read with this version of towers ({reason}); train again, or "
-                f"install two-towers {manifest.libraries.get('two-towers', 'of its time')}"
-            ) from None
-        return cls(path, manifest, config, featurizer, model.eval(), report)
+            model.load_state_dict(load_file(folder.file(WEIGHTS), device=device))
+        return cls(path, manifest, folder, config, featurizer, model.eval(), report)
 
     @property
     def weights_digest(self) -> str:

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
-from towers.manifest import BundleError
 from towers.rank_features import RankFeatures
-from towers.ranker import FOLDER, read_seal, remedy_of
+from towers.ranker import open_ranker, remedy_of
 from towers.reranking import Deadline, Shortlist
+from towers.sealed_folder import BundleError, reading
 
 HIDDEN = 64
 DROPOUT = 0.1
@@ -94,20 +93,19 @@ class LearnedRanker:
         Raises:
             BundleError: It is damaged, or was trained with other weights or to read other features.
         """
-        folder, remedy = bundle.path / FOLDER, remedy_of(bundle.path)
-        sealed = read_seal(bundle)
+        sealed, folder = open_ranker(bundle)
+        remedy = remedy_of(bundle.path)
         names = RankFeatures(facts).names
         if sealed.features != names:
             different = sorted(set(sealed.features) ^ set(names)) or ["their order"]
-            raise BundleError(f"{folder}: reads other features than there are ({different[0]}); {remedy}")
-        try:
-            weights = load_file(folder / _WEIGHTS)
+            raise BundleError(f"{folder.path}: reads other features than there are ({different[0]}); {remedy}")
+        with reading(folder.path, remedy):
+            weights = load_file(folder.file(_WEIGHTS))
             num_members = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("members."))
+            if num_members > len(weights):
+                raise ValueError(f"{num_members} networks with {len(weights)} tensors")
             network = RankNetwork(len(names), num_members)
             network.load_state_dict(weights)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise BundleError(f"{folder}: cannot be read ({reason}); {remedy}") from None
         return cls(network.eval(), facts)
 
 

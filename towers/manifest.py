@@ -5,21 +5,18 @@ It is read and verified without the libraries that read the rest, so that a serv
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.files import sha256
+from towers.sealed_folder import MANIFEST as MANIFEST
+from towers.sealed_folder import BundleError as BundleError
+from towers.sealed_folder import SealedFolder, read_manifest, said_of
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-
-
-class BundleError(ValueError):
-    """A bundle or an index cannot be used as it is; the message says why, where and what to do, in one line."""
+_KINDS = {"tables_folder": str, "libraries": dict, "digests": dict, "primary_metric": dict, "files": dict}
+_MOST_VERSION = 40
 
 
 @dataclass(frozen=True)
@@ -54,26 +51,10 @@ class Manifest:
         """A short name of the weights: the first 12 digits of their digest."""
         return self.weights_digest[:12]
 
-
-def seal(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return bytes and SHA-256 of every file below `folder`, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
-    }
-
-
-def broken_seal(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return what is wrong with the first file that is not as it was sealed; None if all are."""
-    for name, sealed in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != sealed["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes, expected {sealed['bytes']:,}"
-        if sha256(path) != sealed["sha256"]:
-            return f"{name} was changed after it was written"
-    return None
+    @property
+    def made_with(self) -> str:
+        """The version of two-towers that wrote it, or words that stand for it."""
+        return _version_in(self.libraries)
 
 
 def verify(path: Path) -> Manifest:
@@ -82,28 +63,59 @@ def verify(path: Path) -> Manifest:
     Raises:
         BundleError: It is not.
     """
+    return open_bundle(path)[0]
+
+
+def open_bundle(path: Path) -> tuple[Manifest, SealedFolder]:
+    """Return the manifest of a bundle, and its folder, whose every file is as it was written.
+
+    Raises:
+        BundleError: It is not.
+    """
     remedy = "train again, or copy the whole folder again from where it was made"
-    if not path.exists():
-        raise BundleError(f"{path}: no such bundle; `towers train run.toml` writes one")
-    if not path.is_dir():
-        raise BundleError(f"{path}: expected the folder that `towers train` writes, found a file; give the folder")
-    if not (path / MANIFEST).is_file():
-        raise BundleError(f"{path}: not a bundle, it has no {MANIFEST}; give a folder that `towers train` wrote")
     try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found = content["format_version"]
-        if found != FORMAT_VERSION:
-            raise BundleError(
-                f"{path}: expected bundle format {FORMAT_VERSION}, found {found}; train again with this version of "
-                f"towers, or install two-towers {content.get('libraries', {}).get('two-towers', 'of its time')}"
-            )
-        manifest = Manifest(**content)
-        broken = broken_seal(path, manifest.files)
+        manifest = _parsed(path, read_manifest(path))
     except BundleError:
         raise
+    except FileNotFoundError:
+        if not path.exists():
+            raise BundleError(f"{path}: no such bundle; `towers train run.toml` writes one") from None
+        raise BundleError(
+            f"{path}: not a bundle, it has no {MANIFEST}; give a folder that `towers train` wrote"
+        ) from None
+    except NotADirectoryError:
+        raise BundleError(
+            f"{path}: expected the folder that `towers train` writes, found a file; give the folder"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: {MANIFEST} is damaged ({error}); {remedy}") from None
+        raise BundleError(f"{path}: {MANIFEST} is damaged ({said_of(error)}); {remedy}") from None
     needed = {"run.toml", "schema.json", WEIGHTS, "report.json"} - manifest.files.keys()
-    if broken or needed:
-        raise BundleError(f"{path}: {broken or f'{min(needed)} is not in {MANIFEST}'}; {remedy}")
+    if needed:
+        raise BundleError(f"{path}: {min(needed)} is not in {MANIFEST}; {remedy}")
+    try:
+        return manifest, SealedFolder.open(path, manifest.files)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}; {remedy}") from None
+
+
+def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
+    found = content["format_version"]
+    if found != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: expected bundle format {FORMAT_VERSION}, found {str(found)[:40]}; train again with this version "
+            f"of towers, or install two-towers {_version_in(content.get('libraries'))}"
+        )
+    manifest = Manifest(**content)
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise ValueError(f"{name}: expected {kind.__name__}, found {type(getattr(manifest, name)).__name__}")
+    if not isinstance(manifest.digests.get("weights"), str):
+        raise ValueError("digests: there is none of the weights")
     return manifest
+
+
+def _version_in(libraries: object) -> str:
+    found = libraries.get("two-towers") if isinstance(libraries, dict) else None
+    return found if isinstance(found, str) and len(found) < _MOST_VERSION and found.isprintable() else "of its time"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from pydantic import ValidationError
 from features.config import StrictTable
 from features.files import atomic_folder
 from towers.bundle import ModelBundle
-from towers.manifest import BundleError, broken_seal, seal
+from towers.sealed_folder import BundleError, SealedFolder, read_manifest, said_of, seal
 
 FOLDER = "ranker"
 """Where it is in a bundle."""
@@ -98,7 +99,7 @@ class RankerSeal(StrictTable):
 
 def has_ranker(bundle_path: Path) -> bool:
     """Return whether there is a ranker in a bundle, whatever state it is in."""
-    return (bundle_path / FOLDER / NAME).exists()
+    return os.path.lexists(bundle_path / FOLDER)
 
 
 def write_ranker(
@@ -145,28 +146,37 @@ def read_seal(bundle: ModelBundle) -> RankerSeal:
     Raises:
         BundleError: Says what is wrong and how to train it anew.
     """
-    folder, remedy = bundle.path / FOLDER, remedy_of(bundle.path)
+    return open_ranker(bundle)[0]
+
+
+def open_ranker(bundle: ModelBundle) -> tuple[RankerSeal, SealedFolder]:
+    """Return the seal of a bundle's ranker and its folder, after proving that it belongs there and is intact.
+
+    Raises:
+        BundleError: Says what is wrong and how to train it anew.
+    """
+    path, remedy = bundle.path / FOLDER, remedy_of(bundle.path)
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = read_manifest(path)
         found = content.get("format_version")
         if found != FORMAT_VERSION:
-            raise BundleError(f"{folder}: expected ranker format {FORMAT_VERSION}, found {found}; {remedy}")
+            raise BundleError(f"{path}: expected ranker format {FORMAT_VERSION}, found {str(found)[:40]}; {remedy}")
         sealed = RankerSeal.model_validate(content)
     except ValidationError as error:
-        raise BundleError(f"{folder}: {NAME} is damaged ({error.errors()[0]['msg'].lower()}); {remedy}") from None
+        raise BundleError(f"{path}: {NAME} is damaged ({error.errors()[0]['msg'].lower()}); {remedy}") from None
     except BundleError:
         raise
-    except (OSError, ValueError, AttributeError) as error:
-        raise BundleError(f"{folder}: {NAME} cannot be read ({error}); {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: {NAME} cannot be read ({said_of(error)}); {remedy}") from None
     if sealed.weights_digest != bundle.weights_digest:
         raise BundleError(
-            f"{folder}: trained with other weights (digest {sealed.weights_digest[:12]}) than the model in "
+            f"{path}: trained with other weights (digest {sealed.weights_digest[:12]}) than the model in "
             f"{bundle.path} (digest {bundle.weights_digest[:12]}); {remedy}"
         )
-    broken = broken_seal(folder, sealed.files)
-    if broken:
-        raise BundleError(f"{folder}: {broken}; {remedy}")
-    return sealed
+    try:
+        return sealed, SealedFolder.open(path, sealed.files)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}; {remedy}") from None
 
 
 def remedy_of(bundle_path: Path) -> str:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float32
 from features.encoders.local import quiet_models
 from features.errors import DataError
 from towers.precision import fastest_precision
-from towers.ranker import MODEL, Reading
+from towers.ranker import Reading
 from towers.reranking import MOST_CHARACTERS, Deadline, Shortlist
 from towers.token_vectors import TokenReader, TokenVectors
 
@@ -78,7 +78,7 @@ class CrossEncoderRanker:
     @classmethod
     def open(cls, folder: Path, texts: Sequence[str], reading: Reading) -> CrossEncoderRanker:
         """Return the ranker whose model is in a folder; raises as `open_cross_encoder` does."""
-        return cls(open_cross_encoder(folder / MODEL, reading.max_tokens), texts, reading)
+        return cls(open_cross_encoder(folder, reading.max_tokens), texts, reading)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
@@ -139,7 +139,7 @@ class LateInteractionRanker:
     @classmethod
     def open(cls, folder: Path, tokens: TokenVectors, reading: Reading) -> LateInteractionRanker:
         """Return the ranker whose model is in a folder; raises as `TokenReader.open` does."""
-        return cls(tokens, TokenReader.open(folder / MODEL, reading.max_tokens), reading)
+        return cls(tokens, TokenReader.open(folder, reading.max_tokens), reading)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
@@ -194,7 +194,7 @@ def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = F
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the files may say anything
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{folder}: not a cross-encoder that sentence-transformers can load ({said})") from None
     if model.num_labels != 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,9 @@ def open_model(settings: EncoderSettings) -> TextModel:
     return LocalModel(folder, settings, model_digest(folder))
 
 
-def load_encoders(folder: Path) -> dict[str, PretrainedText]:
-    """Return the encoders that were saved in the folders below one, by name."""
-    return {path.name: PretrainedText.load(path) for path in sorted(folder.glob("*")) if path.is_dir()}
+def load_encoders(folder: Path, names: Iterable[str]) -> dict[str, PretrainedText]:
+    """Return the encoders of the given names that were saved in folders below one."""
+    return {name: PretrainedText.load(folder / name) for name in names}
 
 
 def save_encoders(encoders: Mapping[str, PretrainedText], folder: Path) -> None:

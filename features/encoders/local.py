@@ -180,7 +180,7 @@ def load_model(folder: Path, settings: EncoderSettings, attention: str | None = 
         chosen = {"use_safetensors": True} | ({"attn_implementation": attention} if attention else {})
         with quiet_models():
             model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=chosen)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the files may say anything
         said = " ".join(str(error).split())[:160]
         raise DataError(f"{folder}: not a model that sentence-transformers can load ({said})") from None
     if settings.pooling in POOLINGS:

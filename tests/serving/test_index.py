@@ -237,7 +237,7 @@ def test_the_same_vectors_give_the_same_index(kind, tmp_path):
 def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions):
     (vectors, queries), index = SPACES["clustered"], built(kind)
     index.save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan)
+    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan, index.regions)
     assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, kind == "exact", index.num_bytes)
     for eligible in (None, some_eligible(ITEMS, 0.1), some_eligible(ITEMS, 0.6)):
         for asked in (queries, queries[:1]):
@@ -250,6 +250,8 @@ def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions)
 def test_an_index_says_what_memory_it_takes_beside_the_vectors(kind, tmp_path):
     index = built(kind)
     index.save(tmp_path / "items.faiss")
+    if index.regions is not None:
+        index.regions.save(tmp_path / "regions.safetensors")
     on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
     order_of_regions = 0 if index.is_exact else 4 * ITEMS
     assert index.num_bytes == pytest.approx(on_disk + order_of_regions, rel=0.01)
@@ -340,9 +342,9 @@ def test_processes_share_the_memory_of_a_loaded_index(tmp_path):
 
 def test_a_loaded_index_whose_regions_are_of_another_catalogue_is_refused(tmp_path):
     built("ivf").save(tmp_path / "items.faiss")
-    divide(unit_vectors(1500), 4).save(tmp_path / "regions.safetensors")
+    regions = divide(unit_vectors(1500), 4)
     with pytest.raises(ValueError, match="its regions hold 1500 items, the catalogue 4000"):
-        ItemIndex.load(tmp_path / "items.faiss", SPACES["clustered"][0], built("ivf").plan)
+        ItemIndex.load(tmp_path / "items.faiss", SPACES["clustered"][0], built("ivf").plan, regions)
 
 
 def test_vectors_that_are_not_of_length_one_are_refused():

@@ -1,0 +1,249 @@
+"""A folder whose manifest names each of its files, with size and digest: a bundle, its index, its ranker.
+
+Nothing but what the manifest names is ever opened, and nothing is read before it has proved to be what was sealed. A
+name leads nowhere but into the folder, links, pipes and devices are refused, and sizes are compared before a byte is
+hashed, so that a file of any size, made by anybody, is refused at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from features.files import sha256
+
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 16 << 20
+MOST_FILES = 10_000
+_MOST_NAME = 1024
+_MOST_SAID = 300
+# A file that says it has so many bytes and takes up less than this share of them on the disk is holes, not data.
+_LARGE = 1 << 30
+_LEAST_STORED = 1 / 64
+
+
+class BundleError(ValueError):
+    """A bundle or an index cannot be used as it is; the message says why, where and what to do, in one line."""
+
+
+class SealedFile(NamedTuple):
+    """What a manifest says of a file.
+
+    Attributes:
+        num_bytes: Its size.
+        digest: SHA-256 of its bytes, in hexadecimal.
+    """
+
+    num_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class SealedFolder:
+    """A folder that was verified.
+
+    Attributes:
+        path: Where it was found; messages name it.
+        root: Where its files are read.
+        files: The files that its manifest names, by their path in the folder.
+    """
+
+    path: Path
+    root: Path
+    files: Mapping[str, SealedFile]
+
+    @classmethod
+    def open(cls, path: Path, listed: object) -> SealedFolder:
+        """Verify a folder.
+
+        Args:
+            path: The folder.
+            listed: What its manifest says under `files`: `{"bytes": ..., "sha256": ...}` by path in the folder.
+
+        Raises:
+            ValueError: Says what is wrong with the list, or with the first file that is not as it was sealed.
+        """
+        files = _listed(listed)
+        for name, sealed in files.items():
+            with _opened(path, name, sealed) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sealed.digest:
+                    raise ValueError(f"{name} was changed after it was written")
+        return cls(path, path, files)
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the manifest names a file."""
+        return name in self.files
+
+    def file(self, name: str) -> Path:
+        """Return where a file is read.
+
+        Raises:
+            ValueError: The manifest does not name it.
+        """
+        if name not in self.files:
+            raise ValueError(f"{name} is not in {MANIFEST}")
+        return self.root / name
+
+    def folder(self, name: str) -> Path:
+        """Return where a folder is, for a library that reads all it finds there.
+
+        Raises:
+            ValueError: There is a file in it that the manifest does not name.
+        """
+        folder = self.root / name
+        for path in folder.rglob("*"):
+            found = path.relative_to(self.root).as_posix()
+            if found not in self.files and (path.is_symlink() or not path.is_dir()):
+                raise ValueError(f"{found} is not in {MANIFEST}; remove it")
+        return folder
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of the folders with files in them that are in a folder, in order."""
+        parts = (PurePosixPath(file).parts for file in self.files)
+        return sorted({found[1] for found in parts if len(found) > 2 and found[0] == name})
+
+
+def seal(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return bytes and SHA-256 of every file below `folder`, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of a folder says: a JSON object of at most `MOST_MANIFEST_BYTES`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It cannot be read.
+        ValueError: It is something else.
+    """
+    with open_plain(folder, MANIFEST) as file:
+        content = file.read(MOST_MANIFEST_BYTES + 1)
+    if len(content) > MOST_MANIFEST_BYTES:
+        raise ValueError(f"{MANIFEST} has more than {MOST_MANIFEST_BYTES:,} bytes")
+    try:
+        found = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, found {type(found).__name__}")
+    return found
+
+
+def open_plain(folder: Path, name: str) -> BufferedReader:
+    """Open a file of a folder for reading, where no link leads to it and it is a file like any other.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It cannot be opened.
+        ValueError: It, or a folder on the way, is a link, a pipe, a device or something else.
+    """
+    *folders, last = PurePosixPath(name).parts
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in folders:
+            inside = _open_at(at, part, name, os.O_DIRECTORY)
+            os.close(at)
+            at = inside
+        # Looked at before it is opened: to open a pipe or a device may wait, or have effects.
+        if not stat.S_ISREG(os.stat(last, dir_fd=at, follow_symlinks=False).st_mode):
+            raise ValueError(f"{name} is a link, a folder or a device, expected a plain file")
+        return os.fdopen(_open_at(at, last, name, os.O_NONBLOCK), "rb")
+    finally:
+        os.close(at)
+
+
+@contextmanager
+def reading(path: Path, remedy: str, what: str = "cannot be read") -> Iterator[None]:
+    """Turn whatever a library says of a file that it cannot read into one line.
+
+    The content of a file may be anything, and what a reader makes of that may be any exception: none of them is a
+    fault of the program, and all of them end in the same way.
+
+    Args:
+        path: What is read.
+        remedy: What to do about it.
+        what: What is wrong with it.
+
+    Raises:
+        BundleError: The block did not end well.
+    """
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError(f"{path}: {what} ({said_of(error)}); {remedy}") from error
+
+
+def said_of(error: BaseException) -> str:
+    """Return what an error says, in one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}..."
+
+
+@contextmanager
+def _opened(folder: Path, name: str, sealed: SealedFile) -> Iterator[BufferedReader]:
+    """Yield a file of the size that it was sealed with."""
+    try:
+        file = open_plain(folder, name)
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be opened ({error.strerror})") from None
+    with file:
+        found = os.fstat(file.fileno())
+        if found.st_size != sealed.num_bytes:
+            raise ValueError(f"{name} has {found.st_size:,} bytes, expected {sealed.num_bytes:,}")
+        if found.st_size > _LARGE and found.st_blocks * 512 < found.st_size * _LEAST_STORED:
+            raise ValueError(f"{name} says it has {found.st_size:,} bytes and is nearly all holes")
+        try:
+            yield file
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror})") from None
+
+
+def _open_at(folder: int, part: str, name: str, flags: int) -> int:
+    try:
+        return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise ValueError(f"{name} lies behind a link, expected a plain file") from None
+        raise
+
+
+def _listed(files: object) -> dict[str, SealedFile]:
+    if not isinstance(files, Mapping):
+        raise ValueError(f"files: expected an object, found {type(files).__name__}")
+    if len(files) > MOST_FILES:
+        raise ValueError(f"files: expected at most {MOST_FILES:,}, found {len(files):,}")
+    for name in files:
+        if not _is_plain(name):
+            raise ValueError(f"files: {str(name)[:80]!r} is not the path of a file in the folder")
+    return {name: _sealed(name, said) for name, said in files.items()}
+
+
+def _is_plain(name: object) -> bool:
+    """Return whether a name is a path in the folder, written in the one way it can be."""
+    if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME or "\\" in name or not name.isprintable():
+        return False
+    path = PurePosixPath(name)
+    return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and name != MANIFEST
+
+
+def _sealed(name: str, said: object) -> SealedFile:
+    size, digest = (said.get("bytes"), said.get("sha256")) if isinstance(said, Mapping) else (None, None)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0 or not isinstance(digest, str):
+        raise ValueError(f"files: {name}: expected its bytes and sha256, found {str(said)[:80]}")
+    return SealedFile(size, digest)
