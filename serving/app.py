@@ -32,7 +32,7 @@ from serving.retriever import Retriever
 from serving.short_way import ShortWay
 from serving.snapshot import Snapshot
 from serving.source import Source, identity_of, register_versions
-from serving.store import open_store
+from serving.store import Store, open_store
 from serving.writes import writes
 from towers.bundle import ModelBundle
 
@@ -70,7 +70,8 @@ def create_app(
     register_guards(app, guards)
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
     answers = Answers(Contract.of(settings), on_fallback, on_rerank)
-    opened = _source(source, settings, partial(_tell, metrics))
+    store = None if settings.live is None else open_store(settings.live, create=shared is None)
+    opened = _source(source, settings, partial(_tell, metrics), store)
     app.extensions |= {"towers_source": opened, "towers_answers": answers}
     short_way = ShortWay(app.wsgi_app, opened, answers, guards, settings.max_body_bytes)
     app.wsgi_app = short_way  # type: ignore[method-assign]
@@ -84,8 +85,9 @@ def _tell(metrics: Metrics, retriever: Retriever) -> None:
     metrics.tell(model=retriever.model, index=retriever.snapshot.seal.created, created=created.timestamp())
 
 
-def _source(source: Retriever | Path | str, settings: ServingConfig, on_open: Callable[[Retriever], None]) -> Source:
-    store = None if settings.live is None else open_store(settings.live)
+def _source(
+    source: Retriever | Path | str, settings: ServingConfig, on_open: Callable[[Retriever], None], store: Store | None
+) -> Source:
     if isinstance(source, Retriever):
         opened = Source(lambda: source, on_open, store)
         opened.get()

@@ -9,7 +9,7 @@ from features.schema import ITEM_ID, USER_ID
 from features.tables import Tables
 from serving.ids import ExternalId, IdMap
 from serving.seal import Folded
-from serving.store import Store
+from serving.store import Store, readable
 
 
 def fold(tables: Tables, store: Store) -> tuple[Tables, Folded]:
@@ -26,9 +26,9 @@ def fold(tables: Tables, store: Store) -> tuple[Tables, Folded]:
     users = IdMap(tables.interactions.sequences(tables.catalog).user_ids)
     put: dict[ExternalId, dict[str, Any] | None] = {}
     events: list[Event] = []
-    position = 0
+    log_id, position = store.state().log_id, 0
     while records := store.since(position):
-        for record in records:
+        for record in readable(records):
             item_id = items.parse(record.body[ITEM_ID])
             if record.kind != "event":
                 put.pop(item_id, None)
@@ -38,4 +38,4 @@ def fold(tables: Tables, store: Store) -> tuple[Tables, Folded]:
         position = records[-1].position
     put = {item_id: cells for item_id, cells in put.items() if items.fits(item_id)}
     events = [event for event in dict.fromkeys(events) if users.fits(event[0]) and items.fits(event[1])]
-    return with_additions(tables, put, events), Folded(log_id=store.log_id, position=position)
+    return with_additions(tables, put, events), Folded(log_id=log_id, position=position)

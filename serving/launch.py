@@ -16,6 +16,7 @@ from serving.config import ServingConfig
 from serving.registry import Alias, fetched
 from serving.seal import FOLDER, with_index
 from serving.server import address_of, become_server, find_port
+from serving.store import open_store
 
 
 def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
@@ -27,8 +28,8 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one, or
-            the registry does not answer.
+        DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one,
+            there can be no log of live writes, or the registry does not answer.
     """
     if settings.keys is not None:
         from serving.keys import read_keys
@@ -39,6 +40,9 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     if alias is not None:
         bundle = fetched(alias)
     manifest = with_index(bundle)
+    if settings.live is not None:
+        # Here and not by the workers: one that is started again would begin another log where one was lost.
+        open_store(settings.live).close()
     _say_what_to_try(bundle, settings, manifest.version)
     become_server(bundle, settings, alias)
 

@@ -25,7 +25,7 @@ from serving.known import KnownUsers
 from serving.overlay import Events, Ground, Items, LiveFilters, LivePopularity, LiveUsers, Overlay
 from serving.popularity import Popularity
 from serving.retriever import Retriever
-from serving.store import Record, Store
+from serving.store import Record, State, Store, readable
 from towers.bundle import ModelBundle
 
 # Rows that no longer hold and lie after the index are removed when they are most, and at least so many.
@@ -42,13 +42,16 @@ class Live:
         self._version: object = None
         self._turn = threading.Lock()
         self._ground = _ground(base)
-        self._items = Items(self._ground)
-        self._events = Events(self._ground)
-        seal = base.snapshot.seal
-        folded = seal.live if seal.live is not None and seal.live.log_id == store.log_id else None
-        self._position = 0 if folded is None else folded.position
-        self._held_until = 0.0 if folded is not None else seal.events_until
+        # Whatever the clock says: what is written while an index is served is not in its tables.
+        store.clock.pass_over(base.snapshot.seal.events_until)
+        self._begin()
         self._retriever = base.overlaid(self._overlay())
+
+    def _begin(self) -> None:
+        """Begin with the index alone, as if nothing of a log had been seen."""
+        self._state: State | None = None
+        self._position, self._held_until = 0, self._base.snapshot.seal.events_until
+        self._items, self._events = Items(self._ground), Events(self._ground)
 
     @property
     def latest(self) -> Retriever:
@@ -69,14 +72,40 @@ class Live:
             return self._retriever
 
     def _catch_up(self) -> None:
+        state = self._store.state()
+        if self._is_another(state):
+            self._begin_with(state)
         while records := self._store.since(self._position):
             self._take_in(records)
             self._position = records[-1].position
             if self._items.num_useless > max(_WORTH_REMOVING, self._items.num_new // 2):
                 self._items = self._items.without_useless(self._position)
-            self._retriever = self._base.overlaid(self._overlay())
+        self._retriever = self._base.overlaid(self._overlay())
+
+    def _is_another(self, state: State) -> bool:
+        """Return whether the log is not the one that was read until now, gone on."""
+        before = self._state
+        if before is None:
+            return True
+        return (before.log_id, before.opening) != (state.log_id, state.opening) or state.end < self._position
+
+    def _begin_with(self, state: State) -> None:
+        """Begin with the index and with a log of which nothing was read yet."""
+        before, folded = self._state, self._base.snapshot.seal.live
+        if folded is not None and folded.log_id == state.log_id and state.end < folded.position:
+            # It was put back to what it was before, and what is written next has positions that the index knows.
+            _log.error("the log of live writes ends before what is in the index: it counts as another from now on")
+            self._store.rename(state.log_id)
+            state, folded = self._store.state(), None
+        if before is not None:
+            _log.warning("the log of live writes is another, or was put back; all of it is read again")
+            self._begin()
+        if folded is not None and folded.log_id == state.log_id:
+            self._position, self._held_until = folded.position, 0.0
+        self._state = state
 
     def _take_in(self, records: Sequence[Record]) -> None:
+        records = readable(records)
         newest = {self._base.items.parse(record.body[ITEM_ID]): record for record in records if record.kind != "event"}
         gone = {item_id: record for item_id, record in newest.items() if record.kind == "deletion"}
         for item_id, record in gone.items():
@@ -93,9 +122,10 @@ class Live:
         try:
             frame = self._frame(records)
             vectors = encoded(self._base.bundle, frame)
-        except DataError as error:
+        except Exception as error:  # one item must not keep the others away, whatever is wrong with it
             if len(records) == 1:
-                _log.error("item %r of the log is left out: %s", self._item_id(records[0]), error)
+                place = records[0].position
+                _log.error("item %r of the log, record %d, is left out: %s", self._item_id(records[0]), place, error)
                 return
             for record in records:
                 self._put([record])

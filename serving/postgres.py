@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from features.errors import DataError
 from serving import store
 from serving.errors import NotReady
-from serving.store import Appended, Record, Write, records_of, rows_of
+from serving.store import Appended, Record, RisingClock, State, Write, not_before, records_of, rows_of
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -41,11 +41,15 @@ class PostgresStore:
     """A log in a database; see `serving.store.Store`.
 
     Attributes:
-        log_id: Which log this is.
+        clock: When writes are received.
     """
 
-    def __init__(self, address: str) -> None:
-        """Open the log, and make its tables if there are none.
+    def __init__(self, address: str, *, create: bool = True) -> None:
+        """Open the log.
+
+        Args:
+            address: Of the database.
+            create: Whether the tables are made if there are none. If not, they are looked for when they are needed.
 
         Raises:
             DataError: psycopg is not installed, or the database cannot be used.
@@ -56,17 +60,20 @@ class PostgresStore:
             raise DataError("live: PostgreSQL needs psycopg; type: pip install 'psycopg[binary]'") from None
         self._address = address
         self._error = psycopg.Error
+        self.clock = RisingClock()
         self._writer, self._reader = _Line(self._connect), _Line(self._connect)
+        if not create:
+            return
         try:
-            self.log_id = self._writer.do(self._begin)
+            self._writer.do(_make_log)
         except psycopg.Error as error:
             said = " ".join(str(error).split())
             raise DataError(f"live: the database cannot be used ({said}); see that it runs, and the address") from None
 
     def append(self, writes: Sequence[Write]) -> Appended:
         """Remember writes, all or none of them."""
-        rows = rows_of(writes)
-        return self._try(self._writer, lambda connection: _append(connection, rows), "written to")
+        rows = rows_of(writes, self.clock.now())
+        return self._try(self._writer, lambda connection: _append(connection, rows, self.clock), "written to")
 
     def since(self, position: int) -> list[Record]:
         """Return what stands after a position."""
@@ -80,12 +87,21 @@ class PostgresStore:
         return records_of(self._try(self._reader, read, "read"))
 
     def version(self) -> object:
-        """Return the last position."""
+        """Return which log it is, and its end."""
+        return self.state()
 
-        def read(connection: Connection[Any]) -> Any:
-            return connection.execute("SELECT max(position) FROM towers_log").fetchone()
+    def state(self) -> State:
+        """Return which log it is now, and its end."""
+        question = "SELECT (SELECT log_id FROM towers_about), (SELECT coalesce(max(position), 0) FROM towers_log)"
+        log_id, end = self._try(self._reader, lambda connection: _one(connection, question), "read")
+        if log_id is None:
+            raise NotReady("the log of live writes cannot be read (its tables are empty)")
+        return State(log_id, end)
 
-        return self._try(self._reader, read, "read")
+    def rename(self, log_id: str) -> None:
+        """Give the log another id if it still has this one."""
+        question = "UPDATE towers_about SET log_id = gen_random_uuid()::text WHERE log_id = %s"
+        self._try(self._writer, lambda connection: connection.execute(question, (log_id,)), "written to")
 
     def close(self) -> None:
         """Close the connections."""
@@ -111,15 +127,6 @@ class PostgresStore:
             options=f"-c synchronous_commit=on -c statement_timeout={_SECONDS_TO_WAIT}s",
         )
 
-    @staticmethod
-    def _begin(connection: Connection[Any]) -> str:
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            connection.execute(_SCHEMA)
-            found = connection.execute("SELECT log_id FROM towers_about").fetchone()
-        assert found is not None, "it was put there"
-        return str(found[0])
-
 
 class _Line:
     """One connection, for one thread at a time; opened when it is needed, and again after it broke."""
@@ -132,7 +139,7 @@ class _Line:
 
     def do(self, action: Callable[[Connection[Any]], Result]) -> Result:
         """Return what an action on the connection does."""
-        from psycopg import OperationalError
+        from psycopg import Error, OperationalError
 
         with self._turn:
             if self._is_closed:
@@ -141,8 +148,9 @@ class _Line:
                 self._connection = self._connect()
             try:
                 return action(self._connection)
-            except OperationalError:
-                # The next one begins anew; whether this one was done nobody knows, so it is not tried again.
+            except Error:
+                # The next one begins anew, perhaps with a server that takes writes where this one was made to take
+                # none; whether this one was done nobody knows, so it is not tried again.
                 self._connection.close()
                 raise
 
@@ -154,13 +162,26 @@ class _Line:
                 self._connection.close()
 
 
-def _append(connection: Connection[Any], rows: Sequence[tuple[Any, ...]]) -> Appended:
+def _make_log(connection: Connection[Any]) -> None:
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(_SCHEMA)
+
+
+def _append(connection: Connection[Any], rows: Sequence[tuple[Any, ...]], clock: RisingClock) -> Appended:
     question = "INSERT INTO towers_log (received, kind, body, key) VALUES (%s, %s, %s, %s) ON CONFLICT (key) DO NOTHING"
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        last = connection.execute("SELECT received FROM towers_log ORDER BY position DESC LIMIT 1").fetchone()
+        rows = not_before(rows, None if last is None else last[0], clock)
         with connection.cursor() as cursor:
             cursor.executemany(question, rows)
             num_new = cursor.rowcount
-        found = connection.execute("SELECT coalesce(max(position), 0) FROM towers_log").fetchone()
-    assert found is not None, "an aggregate has one row"
-    return Appended(found[0], len(rows) - num_new)
+        (position,) = _one(connection, "SELECT coalesce(max(position), 0) FROM towers_log")
+    return Appended(position, len(rows) - num_new)
+
+
+def _one(connection: Connection[Any], question: str) -> tuple[Any, ...]:
+    found = connection.execute(question.encode()).fetchone()
+    assert found is not None, "what has no table has one row"
+    return tuple(found)

@@ -73,7 +73,8 @@ class RememberedVectors:
 
     def _fresh(self, row: int, past: Hashable) -> np.ndarray | None:
         known = self._known.get(row)
-        if known is None or known[1] != past or self._clock() - known[0] >= self._seconds:
+        # Of a clock that was set back nobody knows how long ago that was.
+        if known is None or known[1] != past or not 0 <= self._clock() - known[0] < self._seconds:
             return None
         self._known.move_to_end(row)
         return known[2]

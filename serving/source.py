@@ -31,6 +31,7 @@ MODEL_HEADER, INDEX_HEADER, LIVE_HEADER = "Towers-Model", "Towers-Index", "Tower
 
 _SECONDS_BETWEEN_TRIES = 5.0
 _MOST_SECONDS_BETWEEN_TRIES = 60.0
+_SECONDS_BETWEEN_LOOKS = 0.5
 _NUM_WARMED = 10
 _log = logging.getLogger(__name__)
 
@@ -135,12 +136,16 @@ class _KeptUp:
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._next_word = 0.0
+        self._next_word = self._next_look = 0.0
 
     def __call__(self) -> Retriever:
+        if time.monotonic() < self._next_look:
+            return self._live.latest
         try:
             return self._live.current()
         except NotReady as error:
+            # Not with each request: one that waits for a file that is locked keeps the others waiting.
+            self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
             if time.monotonic() >= self._next_word:
                 self._next_word = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 _log.error("answers are without the newest live writes: %s", error)

@@ -6,7 +6,6 @@ and the next answer of any worker has it in it.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import orjson
@@ -59,7 +58,7 @@ def post_events() -> Response:
     """Append to what users had; whoever is new is known from then on."""
     store, retriever = _store(), current_retriever()
     body = read(Events, json_body())
-    now = int(time.time())
+    now = int(store.clock.now())
     found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
     done: Appended = store.append(found)
     accepted = len(found) - done.num_repeated

@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from serving.live import Live
 from serving.operation import build_index
 from serving.retriever import Retriever
 from serving.snapshot import Snapshot
-from serving.store import Record, SqliteStore, Write
+from serving.store import Record, SqliteStore, State, Write
 from tests import running
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from towers.bundle import ModelBundle
@@ -288,10 +288,18 @@ class Until:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-        self.log_id = store.log_id
+        self.clock = store.clock
         self.position = 0
 
     def append(self, writes: list[Write]) -> Any:
+        """Refuse to write."""
+        raise AssertionError("it is only read")
+
+    def state(self) -> State:
+        """Return which log it is, and where it ends."""
+        return replace(self._store.state(), end=self.position)
+
+    def rename(self, log_id: str) -> None:
         """Refuse to write."""
         raise AssertionError("it is only read")
 

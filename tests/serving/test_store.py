@@ -129,7 +129,7 @@ def test_a_key_counts_once(opened):
 
 def test_the_version_changes_with_every_write_of_anyone_and_not_without(opened):
     store, other = opened(), opened()
-    assert store.log_id == other.log_id
+    assert store.state() == other.state()
     seen = store.version()
     assert store.version() == seen
     for writer in (store, other, store):
@@ -203,8 +203,9 @@ def test_what_was_acknowledged_survives_kill_9(opened, address):
 
 def test_sqlite_keeps_its_log_on_the_disk_before_it_says_so(tmp_path):
     store = SqliteStore(tmp_path / "live.db")
-    assert store._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,), "2 is FULL"
+    writer = store._file().writer
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,), "2 is FULL"
     store.close()
 
 
