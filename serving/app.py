@@ -35,12 +35,16 @@ from serving.source import Source, identity_of, register_versions
 from serving.store import Store, open_store
 from serving.writes import writes
 from towers.bundle import ModelBundle
+from towers.private_copies import PrivateCopies
 
 _log = logging.getLogger(__name__)
 
 
 def create_app(
-    source: Retriever | Path | str, settings: ServingConfig | None = None, shared: Path | None = None
+    source: Retriever | Path | str,
+    settings: ServingConfig | None = None,
+    shared: Path | None = None,
+    copies: Path | None = None,
 ) -> Flask:
     """Return the application.
 
@@ -49,6 +53,8 @@ def create_app(
             a server's worker does, after the fork.
         settings: What the operator decides. None: the defaults.
         shared: A folder in memory where the workers of one server meet. None: there is one worker.
+        copies: A folder for copies of what is served, where nobody else may write. None: files are read where they
+            lie, and one that is cut off there ends this process.
 
     Raises:
         DataError: The file of keys cannot be read.
@@ -71,7 +77,8 @@ def create_app(
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
     answers = Answers(Contract.of(settings), on_fallback, on_rerank)
     store = None if settings.live is None else open_store(settings.live, create=shared is None)
-    opened = _source(source, settings, partial(_tell, metrics), store)
+    kept = None if copies is None else PrivateCopies(copies)
+    opened = _source(source, settings, partial(_tell, metrics), store, kept)
     app.extensions |= {"towers_source": opened, "towers_answers": answers}
     short_way = ShortWay(app.wsgi_app, opened, answers, guards, settings.max_body_bytes)
     app.wsgi_app = short_way  # type: ignore[method-assign]
@@ -86,7 +93,11 @@ def _tell(metrics: Metrics, retriever: Retriever) -> None:
 
 
 def _source(
-    source: Retriever | Path | str, settings: ServingConfig, on_open: Callable[[Retriever], None], store: Store | None
+    source: Retriever | Path | str,
+    settings: ServingConfig,
+    on_open: Callable[[Retriever], None],
+    store: Store | None,
+    copies: PrivateCopies | None,
 ) -> Source:
     if isinstance(source, Retriever):
         opened = Source(lambda: source, on_open, store)
@@ -96,7 +107,7 @@ def _source(
     # The workers share the cores already, and a library's threads do not survive a fork.
     torch.set_num_threads(1)
     set_num_threads(1)
-    opened = Source(lambda: _open(path, settings), on_open, store, lambda: identity_of(path))
+    opened = Source(lambda: _open(path, settings, copies), on_open, store, lambda: identity_of(path))
     try:
         opened.get()
     except NotReady:
@@ -106,7 +117,7 @@ def _source(
     return opened
 
 
-def _open(path: Path, settings: ServingConfig) -> Retriever:
+def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> Retriever:
     # Resolved, so that a link that moves meanwhile cannot mix two bundles.
     retriever = Retriever.open(
         path.resolve(),
@@ -114,6 +125,7 @@ def _open(path: Path, settings: ServingConfig) -> Retriever:
         recommend_seen=settings.recommend_seen,
         filter_columns=settings.filter_columns,
         rerank=partial(_reranking, settings),
+        copies=copies,
     )
     retriever.work_together(settings.threads, settings.batching)
     return retriever

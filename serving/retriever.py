@@ -41,6 +41,7 @@ from serving.stages import timed
 from serving.wanted import Person, Wanted
 from towers.bundle import ModelBundle
 from towers.manifest import BundleError
+from towers.private_copies import PrivateCopies
 
 Fallback = Literal["popular"]
 
@@ -170,6 +171,7 @@ class Retriever:
         recommend_seen: bool | None = None,
         filter_columns: Sequence[str] | None = None,
         rerank: Callable[[ModelBundle, Snapshot], Reranking | None] = lambda bundle, snapshot: None,
+        copies: PrivateCopies | None = None,
     ) -> Retriever:
         """Return the retriever of a bundle and the index inside it.
 
@@ -179,12 +181,14 @@ class Retriever:
             recommend_seen: Whether items come back to people who had them. None: as the model was trained.
             filter_columns: The columns of the catalogue that answers can be filtered by. None: all.
             rerank: Opens what puts the first candidates into a better order. Nothing does, unless said otherwise.
+            copies: Where all files are copied to, and read from then on. None: they are read where they lie, and must
+                not be written to while they are used.
 
         Raises:
             BundleError: One of them is missing or damaged, or they do not belong together.
             DataError: The catalogue has no column that is to be filtered by.
         """
-        bundle = ModelBundle.open(path)
+        bundle = ModelBundle.open(path, copies=copies)
         try:
             snapshot = Snapshot.open(bundle)
             return cls(

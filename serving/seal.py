@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from features.config import StrictTable
 from serving.kinds import Plan
 from towers.manifest import Manifest, verify
+from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, SealedFolder, read_manifest, said_of
 from towers.sealed_folder import seal as seal_files
 
@@ -162,8 +163,13 @@ class Seal(StrictTable):
         return cls.open(folder, bundle)[0]
 
     @classmethod
-    def open(cls, folder: Path, bundle: Weights) -> tuple[Seal, SealedFolder]:
+    def open(cls, folder: Path, bundle: Weights, copies: PrivateCopies | None = None) -> tuple[Seal, SealedFolder]:
         """Return the seal of `folder` and its files, after proving that they belong there and are intact.
+
+        Args:
+            folder: The index.
+            bundle: What it is in.
+            copies: Where its files are copied to, and read from then on. None: they are read where they lie.
 
         Raises:
             BundleError: Says what is wrong and how to make the index anew.
@@ -175,7 +181,7 @@ class Seal(StrictTable):
                 f"{folder.parent} (digest {bundle.weights_digest[:12]}); {remedy}"
             )
         try:
-            return seal, SealedFolder.open(folder, seal.files)
+            return seal, SealedFolder.open(folder, seal.files, copies)
         except ValueError as error:
             raise BundleError(f"{folder}: {error}; {remedy}") from None
 

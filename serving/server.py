@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 APP = "serving.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
 """Tells the workers what to serve: JSON with `bundle` and `settings`, `alias` where the bundle is a link that
-follows one, and `shared`, the folder where they meet."""
+follows one, `shared`, the folder where they meet, and `copies`, that for copies of what is served."""
 
 MASTER_VARIABLE = "TOWERS_MASTER"
 """Tells the workers which process must live for them to."""
@@ -97,7 +97,8 @@ def create_worker_app() -> Flask:
     with _stoppable():
         from serving.app import create_app
 
-        return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), Path(told["shared"]))
+        shared, copies = Path(told["shared"]), Path(told["copies"])
+        return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), shared, copies)
 
 
 def _end_with_master() -> None:
@@ -131,8 +132,10 @@ def main() -> None:
     alias = Alias.parse(told.get("alias") or "")
     is_followed = alias is not None and settings.watch_seconds > 0
     following = followed(alias, settings.watch_seconds, settings.log_format) if alias and is_followed else nullcontext()
-    with _shared_folder() as shared, following:
-        os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared)})
+    # Copies of an index may be large: they lie on a disk, and the kernel keeps in memory what is used of them.
+    on_disk = Path(tempfile.gettempdir())
+    with _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies, following:
+        os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared), "copies": str(copies)})
         match settings.server:
             case "granian":
                 _run_granian(settings)
@@ -140,13 +143,17 @@ def main() -> None:
                 _run_gunicorn(settings)
 
 
+def _memory() -> Path:
+    """Return a folder in memory; where there is no such file system, one on a disk."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+
+
 @contextmanager
-def _shared_folder() -> Iterator[Path]:
-    """Make the folder where the workers meet, in memory where there is such a file system; remove it in the end.
+def _shared_folder(where: Path) -> Iterator[Path]:
+    """Make a folder for the workers of this server; remove it in the end.
 
     It is locked as long as this process or a worker lives, so that what a server left behind that was killed is known.
     """
-    where = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     for left in where.glob(f"{_SHARED}*"):
         _remove_if_left(left)
     folder = Path(tempfile.mkdtemp(prefix=_SHARED, dir=where))

@@ -75,6 +75,7 @@ class Snapshot:
         facts: What a learned ranker reads of the items; None where the bundle had none when this was made.
         tokens: What late interaction reads of them; likewise.
         shortlists: What each user gets; None where that was not asked for.
+        folder: Where it was read; None where it was made now.
     """
 
     catalog: Catalog
@@ -87,6 +88,7 @@ class Snapshot:
     facts: ItemFacts | None = None
     tokens: TokenVectors | None = None
     shortlists: Shortlists | None = None
+    folder: SealedFolder | None = None
 
     @classmethod
     def build(
@@ -182,7 +184,7 @@ class Snapshot:
         Raises:
             BundleError: There is none, it is damaged or of a newer format, or other weights made it.
         """
-        seal, folder = Seal.open(bundle.path / FOLDER, bundle)
+        seal, folder = Seal.open(bundle.path / FOLDER, bundle, bundle.copies)
         with reading(folder.path, seal.remedy(bundle.path), "its files do not fit together"):
             return cls._read(folder, seal)
 
@@ -208,7 +210,7 @@ class Snapshot:
         if len(counts) > 1 or len(people) > 1:
             raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
         users = vectors.get("users")
-        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, tokens, shortlists)
+        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, tokens, shortlists, folder)
 
     def _users_table(self) -> pa.Table:
         item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()

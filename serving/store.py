@@ -340,12 +340,12 @@ class SqliteStore:
 
     def _file(self) -> _Opened:
         opened = self._opened
-        if opened is not None and opened.is_at(self._path):
+        if opened is not None and opened.is_current():
             return opened
         with self._opening:
             if self._is_closed:
                 raise sqlite3.ProgrammingError("it was closed")
-            if self._opened is None or not self._opened.is_at(self._path):
+            if self._opened is None or not self._opened.is_current():
                 self._num_opened += 1
                 self._opened = None
                 self._opened = _Opened(self._path, self._num_opened)
@@ -368,7 +368,8 @@ class _Opened:
 
     def __init__(self, path: Path, number: int) -> None:
         self.number = number
-        self._identity = _identity(path)
+        self._name = str(path)
+        self._identity = _identity(self._name)
         self.writer = _connect(path, _SECONDS_TO_WAIT)
         # Another connection than the writer's: SQLite tells a connection of other's changes only.
         self._reader = _connect(path, _SECONDS_TO_READ)
@@ -383,12 +384,12 @@ class _Opened:
         with self._reading:
             return self._reader.execute(question, given).fetchall()
 
-    def is_at(self, path: Path) -> bool:
-        """Return whether the path still names this file."""
-        return _identity(path) == self._identity
+    def is_current(self) -> bool:
+        """Return whether its path still names this file."""
+        return _identity(self._name) == self._identity
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: str) -> tuple[int, int]:
     """Return what tells the file that a path names from any other.
 
     Raises:
@@ -396,7 +397,7 @@ def _identity(path: Path) -> tuple[int, int]:
     """
     found = os.stat(path)  # noqa: PTH116 (asked with every request)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path.name} is not a plain file")
+        raise OSError(f"{path} is not a plain file")
     return found.st_dev, found.st_ino
 
 
@@ -419,7 +420,7 @@ def _connect(path: Path, seconds: float) -> sqlite3.Connection:
 def _make_log(path: Path) -> None:
     """Make a log where there is none."""
     if path.exists():
-        _identity(path)
+        _identity(str(path))
     else:
         path.touch()
     with closing(_connect(path, _SECONDS_TO_WAIT)) as connection:

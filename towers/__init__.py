@@ -13,6 +13,7 @@
 - `precision`: in which numbers a device computes fastest.
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: what its manifest says.
 - `sealed_folder`: `SealedFolder`, a folder whose manifest names every file, verified; `BundleError`.
+- `private_copies`: `PrivateCopies`, what a server reads in the place of files that others may write to.
 - `graphs`: such models of a bundle as ONNX graphs.
 - `cli`: the command `towers`.
 - `process`, `quiet`: what is set before the heavy libraries start.

@@ -39,6 +39,7 @@ from features.tables import Catalog
 from towers.config import TowersConfig
 from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bundle
 from towers.one_user import OneUser
+from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, SealedFolder, reading, seal
 from towers.two_tower import TwoTower
 
@@ -80,6 +81,7 @@ class ModelBundle:
         featurizer: Columns to numbers.
         model: The towers, in evaluation mode.
         report: What the evaluation found.
+        copies: Where its files were copied to. None: they are read where they lie.
     """
 
     path: Path
@@ -89,15 +91,22 @@ class ModelBundle:
     featurizer: Featurizer
     model: TwoTower
     report: dict[str, Any]
+    copies: PrivateCopies | None = None
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu") -> ModelBundle:
+    def open(cls, path: Path, device: str = "cpu", copies: PrivateCopies | None = None) -> ModelBundle:
         """Verify a bundle and load it.
+
+        Args:
+            path: The folder.
+            device: Where the model computes.
+            copies: Where its files, those of its index and of its ranker are copied to, and read from then on. None:
+                they are read where they lie, and must not be written to while they are used.
 
         Raises:
             BundleError: It is missing, incomplete, changed, or of another version.
         """
-        manifest, folder = open_bundle(path)
+        manifest, folder = open_bundle(path, copies)
         remedy = f"train again, or install two-towers {manifest.made_with}"
         with reading(path, remedy, "sealed, yet it cannot be read with this version of towers"):
             try:
@@ -111,7 +120,7 @@ class ModelBundle:
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)
             model.load_state_dict(load_file(folder.file(WEIGHTS), device=device))
-        return cls(path, manifest, folder, config, featurizer, model.eval(), report)
+        return cls(path, manifest, folder, config, featurizer, model.eval(), report, copies)
 
     @property
     def weights_digest(self) -> str:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from towers.sealed_folder import MANIFEST as MANIFEST
 from towers.sealed_folder import BundleError as BundleError
 from towers.sealed_folder import SealedFolder, read_manifest, said_of
+
+if TYPE_CHECKING:
+    from towers.private_copies import PrivateCopies
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -66,8 +69,12 @@ def verify(path: Path) -> Manifest:
     return open_bundle(path)[0]
 
 
-def open_bundle(path: Path) -> tuple[Manifest, SealedFolder]:
+def open_bundle(path: Path, copies: PrivateCopies | None = None) -> tuple[Manifest, SealedFolder]:
     """Return the manifest of a bundle, and its folder, whose every file is as it was written.
+
+    Args:
+        path: The bundle.
+        copies: Where its files are copied to, and read from then on. None: they are read where they lie.
 
     Raises:
         BundleError: It is not.
@@ -95,7 +102,7 @@ def open_bundle(path: Path) -> tuple[Manifest, SealedFolder]:
     if needed:
         raise BundleError(f"{path}: {min(needed)} is not in {MANIFEST}; {remedy}")
     try:
-        return manifest, SealedFolder.open(path, manifest.files)
+        return manifest, SealedFolder.open(path, manifest.files, copies)
     except ValueError as error:
         raise BundleError(f"{path}: {error}; {remedy}") from None
 

@@ -174,7 +174,7 @@ def open_ranker(bundle: ModelBundle) -> tuple[RankerSeal, SealedFolder]:
             f"{bundle.path} (digest {bundle.weights_digest[:12]}); {remedy}"
         )
     try:
-        return sealed, SealedFolder.open(path, sealed.files)
+        return sealed, SealedFolder.open(path, sealed.files, bundle.copies)
     except ValueError as error:
         raise BundleError(f"{path}: {error}; {remedy}") from None
 

@@ -15,11 +15,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedRandom, BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from features.files import sha256
+
+if TYPE_CHECKING:
+    from towers.private_copies import PrivateCopies, PrivateCopy
 
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 16 << 20
@@ -53,30 +56,35 @@ class SealedFolder:
 
     Attributes:
         path: Where it was found; messages name it.
-        root: Where its files are read.
+        root: Where its files are read: there, or in a copy.
         files: The files that its manifest names, by their path in the folder.
+        copy: The copy; it stays as long as something refers to it. None: there is none.
     """
 
     path: Path
     root: Path
     files: Mapping[str, SealedFile]
+    copy: PrivateCopy | None = None
 
     @classmethod
-    def open(cls, path: Path, listed: object) -> SealedFolder:
+    def open(cls, path: Path, listed: object, copies: PrivateCopies | None = None) -> SealedFolder:
         """Verify a folder.
 
         Args:
             path: The folder.
             listed: What its manifest says under `files`: `{"bytes": ..., "sha256": ...}` by path in the folder.
+            copies: Where its files are copied to, and read from then on. None: they are read where they lie.
 
         Raises:
             ValueError: Says what is wrong with the list, or with the first file that is not as it was sealed.
         """
         files = _listed(listed)
+        copy = None if copies is None else copies.of(path, files)
+        if copy is not None:
+            return cls(path, copy.path, files, copy)
         for name, sealed in files.items():
-            with _opened(path, name, sealed) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sealed.digest:
-                    raise ValueError(f"{name} was changed after it was written")
+            with opened_as_sealed(path, name, sealed) as file:
+                check_digest(file, name, sealed)
         return cls(path, path, files)
 
     def __contains__(self, name: str) -> bool:
@@ -165,6 +173,41 @@ def open_plain(folder: Path, name: str) -> BufferedReader:
 
 
 @contextmanager
+def opened_as_sealed(folder: Path, name: str, sealed: SealedFile) -> Iterator[BufferedReader]:
+    """Yield a file of the size that it was sealed with.
+
+    Raises:
+        ValueError: It is missing, something else, or of another size, or it cannot be read.
+    """
+    try:
+        file = open_plain(folder, name)
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be opened ({error.strerror})") from None
+    with file:
+        found = os.fstat(file.fileno())
+        if found.st_size != sealed.num_bytes:
+            raise ValueError(f"{name} has {found.st_size:,} bytes, expected {sealed.num_bytes:,}")
+        if found.st_size > _LARGE and found.st_blocks * 512 < found.st_size * _LEAST_STORED:
+            raise ValueError(f"{name} says it has {found.st_size:,} bytes and is nearly all holes")
+        try:
+            yield file
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror})") from None
+
+
+def check_digest(file: BufferedReader | BufferedRandom, name: str, sealed: SealedFile) -> None:
+    """Make sure that the rest of a file is what was sealed under a name.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if hashlib.file_digest(file, "sha256").hexdigest() != sealed.digest:
+        raise ValueError(f"{name} was changed after it was written")
+
+
+@contextmanager
 def reading(path: Path, remedy: str, what: str = "cannot be read") -> Iterator[None]:
     """Turn whatever a library says of a file that it cannot read into one line.
 
@@ -191,27 +234,6 @@ def said_of(error: BaseException) -> str:
     """Return what an error says, in one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}..."
-
-
-@contextmanager
-def _opened(folder: Path, name: str, sealed: SealedFile) -> Iterator[BufferedReader]:
-    """Yield a file of the size that it was sealed with."""
-    try:
-        file = open_plain(folder, name)
-    except FileNotFoundError:
-        raise ValueError(f"{name} is missing") from None
-    except OSError as error:
-        raise ValueError(f"{name} cannot be opened ({error.strerror})") from None
-    with file:
-        found = os.fstat(file.fileno())
-        if found.st_size != sealed.num_bytes:
-            raise ValueError(f"{name} has {found.st_size:,} bytes, expected {sealed.num_bytes:,}")
-        if found.st_size > _LARGE and found.st_blocks * 512 < found.st_size * _LEAST_STORED:
-            raise ValueError(f"{name} says it has {found.st_size:,} bytes and is nearly all holes")
-        try:
-            yield file
-        except OSError as error:
-            raise ValueError(f"{name} cannot be read ({error.strerror})") from None
 
 
 def _open_at(folder: int, part: str, name: str, flags: int) -> int:

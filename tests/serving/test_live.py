@@ -382,7 +382,7 @@ def test_an_item_that_the_model_cannot_place_is_left_out_and_those_beside_it_are
     now = live.current()
     assert [now.items.row(item_id) is not None for item_id in NEW] == [True, False, True]
     assert {*NEW} & {item.item_id for item in now.recommend(106, 40).items} == {"new-1", "new-3"}
-    assert "item 'new-2' of the log is left out: the model cannot place this item" in caplog.text
+    assert "item 'new-2' of the log, record 2, is left out: the model cannot place this item" in caplog.text
 
 
 def test_writes_during_searches_never_give_a_wrong_answer(store):
