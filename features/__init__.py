@@ -2,6 +2,7 @@
 
 - `config`, `errors`: strict settings; `DataError`, what the user can mend.
 - `documents`: a folder of texts as a table of passages.
+- `distinct`, `numbers`, `times`, `lists`, `readings`: what text cells say, decided by the column and kept.
 - `table_files`, `tables`: CSV and Parquet to `Interactions`, `Catalog` and `Users`, checked at the edge.
 - `datasets`, `shop`: public sets and the generated shop, as such tables.
 - `sequences`: `Sequences`, what each user did, in order, and `Queries`, what is asked about it.

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from features.config import FeatureSettings
+from features.distinct import first
+from features.errors import CellError, DataError
+from features.readings import numbers_in, times_in
 from features.schema import Feature
-from features.tables import Catalog
+from features.times import MISSING
+
+MAX_CELL_CHARACTERS = 65_536
+"""The longest text of one cell, in characters. A cell that holds a list counts the texts in it together."""
 
 TEXT_KINDS = ("text", "category", "categories")
 """Kinds of columns in which something is written."""
+
+
+class Table(Protocol):
+    """Anything with rows, such as a `Catalog`; `features.tables` is not imported here, because it needs the limits."""
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows."""
 
 
 def is_missing(value: object) -> bool:
@@ -39,15 +54,30 @@ def values_of(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cel
 
 
 def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"]:
-    """Return every cell as a number, times as Unix seconds, NaN where it is empty or neither."""
-    if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
-        moments = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
-        return moments.astype("datetime64[s, UTC]").astype("int64").where(moments.notna()).to_numpy(np.float64)
-    numbers = pd.to_numeric(column, errors="coerce")
-    return numbers.astype("float64").to_numpy(np.float64, na_value=np.nan)
+    """Return every cell as a number, times as Unix seconds, NaN where it is empty.
+
+    Raises:
+        DataError: Some cell is neither empty nor a number; or no time, where times are wanted.
+    """
+    try:
+        cells = pa.array(column, from_pandas=True)
+        cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+        if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
+            micros, _, _ = times_in(cells, feature.time_format)
+            return np.where(micros == MISSING, np.nan, micros // 10**6)
+        return numbers_in(cells, decimal=feature.decimal)[0]
+    except CellError as error:
+        raise DataError(f"column {feature.name!r}, {error}") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        is_number = np.array([is_missing(cell) or isinstance(cell, int | float) for cell in column], dtype=bool)
+        row = first(~is_number)
+        raise DataError(
+            f"column {feature.name!r}, row {row + 1:,}: expected a number, found {column.iloc[row]!r:.60}; "
+            "correct the cell or leave it empty"
+        ) from None
 
 
-def item_texts(catalog: Catalog, features: Mapping[str, FeatureSettings]) -> list[str] | None:
+def item_texts(catalog: Table, features: Mapping[str, FeatureSettings]) -> list[str] | None:
     """Return what is written of each item: its columns of text and categories, joined; None without such columns."""
     return texts_written(catalog.frame, features)
 

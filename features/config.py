@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from features.errors import DataError
 
 Kind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
+TimeFormatName = Annotated[
+    str, Field(pattern=r"^(iso|dmy|mdy|digits|seconds|milliseconds|microseconds|nanoseconds|excel|.*%.*)$")
+]
 
 
 class StrictTable(BaseModel):
@@ -38,11 +41,20 @@ class FeatureSettings(StrictTable):
     """With `fixed`: whether vectors of words are trained beside. They begin at nothing, so that the place decides until
     training knows better, as in a search with few pairs to learn from."""
 
+    decimal: Literal[".", ","] | None = None
+    """For `number` in text cells such as `19,99 €`: the decimal separator. None: decided by all cells of the column;
+    an error asks for it where they leave it open (`1,234`)."""
+    time_format: TimeFormatName | None = None
+    """For `time`: how times are written: `iso`, `dmy` (14.11.2023, 14/11/2023), `mdy` (11/14/2023), `digits`
+    (20231114), `seconds`, `milliseconds`, `microseconds` or `nanoseconds` since 1970, `excel` (days), or a pattern
+    such as `%d %b %y`. None: decided by all cells of the column; an error asks for it where they leave it open."""
+
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
-        for name, value in (("fixed", self.fixed), ("encoder", self.encoder)):
-            if value is not None and self.kind != "text":
-                raise ValueError(f'{name} is for kind = "text", found kind = {self.kind!r}; leave it out')
+        only = (("fixed", "text"), ("encoder", "text"), ("decimal", "number"), ("time_format", "time"))
+        for name, kind in only:
+            if getattr(self, name) is not None and self.kind != kind:
+                raise ValueError(f'{name} is for kind = "{kind}", found kind = {self.kind!r}; leave it out')
         if self.corrected and self.fixed is None:
             raise ValueError("corrected is about a text that is fixed; set fixed as well, or leave it out")
         return self
@@ -121,6 +133,10 @@ class ColumnSettings(StrictTable):
     """Who, in the users' table. None: the same as in the interactions."""
     timestamp: str | None = None
     """When: a date or Unix seconds. None: no times."""
+    time_format: TimeFormatName | None = None
+    """How the times are written: `iso`, `dmy`, `mdy`, `digits`, `seconds`, `milliseconds`, `microseconds`,
+    `nanoseconds`, `excel`, or a pattern such as `%d %b %y`, as for features of kind `time`. None: decided by all cells
+    of the column; an error asks for it where they leave it open (02/03/2024)."""
     position: str | None = None
     """The place in the user's own order, from 0. It decides the order before the timestamp does; rows where it is
     empty are left out. None: order by timestamp."""
@@ -146,6 +162,9 @@ class FeaturesConfig(StrictTable):
     """Leave out interactions rated lower. None: every interaction counts."""
     unknown_items: Literal["error", "drop"] = "error"
     """What to do with interactions whose item is not in the catalogue."""
+    missing_ids: Literal["error", "drop"] = "error"
+    """What to do with rows that have no id, such as orders of guests: refuse the table, or leave the rows out and count
+    them in a note."""
     recommend_seen: bool = False
     """Whether an item may be recommended to someone who had it before (shops where people buy again)."""
     title: str | None = None

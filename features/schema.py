@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from features.config import EncoderSettings, FeaturesConfig, FeatureSettings, Kind
 
@@ -28,6 +29,8 @@ class Feature:
         fixed: Of a text: how many numbers it becomes, of which none is trained. None: a table.
         encoder: Of a text: the name of the pretrained model that reads it. None: its words are read.
         corrected: Of a fixed text: whether it has a table as well.
+        decimal: Of numbers that are text: the decimal separator. None: decided by the column.
+        time_format: Of times: how they are written. None: decided by the column.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Feature:
     fixed: int | None = None
     encoder: str | None = None
     corrected: bool = False
+    decimal: Literal[".", ","] | None = None
+    time_format: str | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -77,6 +82,15 @@ class Schema:
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
     return tuple(
-        Feature(name, setting.kind, setting.separator, setting.fixed, setting.encoder, setting.corrected)
+        Feature(
+            name,
+            setting.kind,
+            setting.separator,
+            setting.fixed,
+            setting.encoder,
+            setting.corrected,
+            setting.decimal,
+            setting.time_format,
+        )
         for name, setting in settings.items()
     )

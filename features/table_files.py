@@ -1,7 +1,8 @@
 """One file to one frame: CSV or Parquet, with pyarrow types, and every way a file can be broken told in one line.
 
-CSV is read as text first and typed afterwards, so that `007` stays `007`: a column becomes numbers only if writing
-the numbers out again gives back what was read. What the columns mean is the matter of `features.tables`.
+CSV is read as text first and typed afterwards, so that `007` stays `007`: a column becomes numbers only if that loses
+nothing, and a column of codes only if writing the numbers out again gives back what was read. What the columns mean is
+the matter of `features.tables`.
 """
 
 from __future__ import annotations
@@ -9,48 +10,85 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from features.cells import MAX_CELL_CHARACTERS
+from features.distinct import many
 from features.documents import read_documents
 from features.errors import DataError
 
 PARQUET_ENDINGS = (".parquet", ".pq")
 CSV_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "\\N"]
+EMPTY_WORDS = ["NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "\\N"]
+EMPTY_CELLS = ["", *EMPTY_WORDS]
 TEXT = pa.large_string()
+_MOST_BYTES = 2**31 - 1
 _BOM = b"\xef\xbb\xbf"
 # 12e4 is no number: it is as likely to be a code. 1.2e4 and 1e+20 are what programs write.
 _NUMBER = r"^-?(0|[1-9][0-9]*)?(\.[0-9]*([eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_TRUTH = r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$"
+# 1.234 is a number in New York and in a file with commas; in one with semicolons it may be 1234.
+_THOUSANDS = r"^-?([1-9][0-9]{0,2}(\.[0-9]{3})+|[0-9]{1,3})$"
+# In a header, what no one calls a column: a fraction, a date, five digits or more.
+_DATA = re.compile(r"-?[0-9]+[.,][0-9]+|[0-9]{5,}|[0-9]{1,4}[-./][0-9]{1,2}[-./][0-9]{1,4}\b.*")
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """A table as its file has it.
+
+    Attributes:
+        frame: The rows, in pyarrow types.
+        notes: One line for each column in which words such as `NA` became empty cells.
+    """
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
 
 def read_frame(path: Path) -> pd.DataFrame:
+    """Return the rows that `read_table` returns."""
+    return read_table(path).frame
+
+
+def read_table(path: Path, codes: Collection[str] = ()) -> RawTable:
     """Return the rows of a CSV or Parquet file, or the passages of a folder's documents, in pyarrow types.
 
-    Text is `large_string`, whole numbers keep their width (int64 from CSV), ISO dates become timestamps. Empty cells
-    and `NA`, `NaN`, `null`, `None` are missing values. The separator of a CSV file is found in its first line.
+    Text is `large_string`, whole numbers keep their width (int64 from CSV), ISO dates become timestamps, true and false
+    booleans. Empty cells are missing values, as are NaN in Parquet and, in CSV and without quotes, `NA`, `NaN`, `null`
+    and `None`; with quotes these are text, except in a column of nothing but numbers, dates or booleans otherwise. The
+    separator of a CSV file is found in its first line.
 
     Args:
         path: The file; its ending says what it is (.parquet, .pq; .csv, .tsv, .txt, also with .gz). Or the folder.
+        codes: Columns whose spelling must be kept: there 1.10 and 1.1 are two values.
 
     Raises:
-        DataError: The file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged; the folder has none.
+        DataError: The file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged, it has no header, or a
+            cell is too long; the folder has no documents.
     """
     if path.is_dir():
-        return read_documents(path)
-    table = _read_parquet(path) if is_parquet(path) else _read_csv(path)
+        return RawTable(read_documents(path))
+    table, notes = (_read_parquet(path), []) if is_parquet(path) else _read_csv(path, codes)
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the column names; expected at least one")
+    _refuse_long_cells(path, table)
     frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
-    return frame
+    return RawTable(frame, tuple(notes))
 
 
 def is_parquet(path: Path) -> bool:
@@ -73,14 +111,40 @@ def is_parquet(path: Path) -> bool:
 
 def place(path: Path, row: int) -> str:
     """Return where a person finds the row at 0-based position `row`: `line 7` of a CSV file, `row 6` of Parquet."""
+    return places(path, [row])[0]
+
+
+def places(path: Path, rows: Collection[int]) -> list[str]:
+    """Return the place of each of several rows, reading the file once."""
     if path.is_dir():
-        return f"passage {row + 1:,}"
+        return [f"passage {row + 1:,}" for row in rows]
     if path.name.lower().endswith(PARQUET_ENDINGS):
-        return f"row {row + 1:,}"
-    for index, (line, _) in enumerate(_records(_content(path))):
-        if index == row + 1:
-            return f"line {line:,}"
-    raise AssertionError(f"row {row} beyond the end of {path}")
+        return [f"row {row + 1:,}" for row in rows]
+    last, wanted = max(rows, default=-1), set(rows)
+    records = islice(_records(_content(path)), last + 2)
+    lines = {index - 1: line for index, (line, _) in enumerate(records) if index - 1 in wanted}
+    assert len(lines) == len(wanted), f"a row beyond the end of {path}"
+    return [f"line {lines[row]:,}" for row in rows]
+
+
+def _refuse_long_cells(path: Path, table: pa.Table) -> None:
+    for name in table.column_names:
+        column = table[name]
+        if not pa.types.is_large_string(column.type) or (pc.max(pc.binary_length(column)).as_py() or 0) <= (
+            MAX_CELL_CHARACTERS
+        ):
+            continue
+        lengths = pc.fill_null(pc.utf8_length(column), 0).to_numpy()
+        too_long = np.flatnonzero(lengths > MAX_CELL_CHARACTERS)
+        if len(too_long):
+            raise _too_long(path, name, place(path, int(too_long[0])), int(lengths[too_long[0]]))
+
+
+def _too_long(path: Path, name: str, where: str, length: int) -> DataError:
+    return DataError(
+        f"{path}: column {name!r}, {where}: expected at most {MAX_CELL_CHARACTERS:,} characters in a cell, found "
+        f"{length:,}; shorten it, or leave the column out of the file"
+    )
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -96,12 +160,18 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column in one of few types: text as `large_string`, decimals as numbers. Bytes stay if not UTF-8."""
+    """Return a column in one of few types: text as `large_string`, decimals as numbers. Bytes stay if not UTF-8.
+
+    NaN is how some programs (polars, Spark, DuckDB) write a missing number, and becomes null.
+    """
     kind = column.type
+    if pa.types.is_floating(kind) and not pa.types.is_float16(kind):
+        is_nan = pc.is_nan(column)
+        return pc.if_else(is_nan, pa.scalar(None, kind), column) if pc.any(is_nan).as_py() else column
     if pa.types.is_dictionary(kind):
         return _plain(column.cast(kind.value_type))
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
-        return column.cast(pa.int64() if _casts(column, pa.int64()) else pa.float64())
+        return _plain(column.cast(pa.int64() if _casts(column, pa.int64()) else pa.float64()))
     is_text = pa.types.is_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
     if is_text or (_is_bytes(kind) and _casts(column, TEXT)):
         return column.cast(TEXT)
@@ -112,7 +182,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path, codes: Collection[str]) -> tuple[pa.Table, list[str]]:
     data = _content(path)
     if not data.strip():
         raise DataError(f"{path}: the file holds only blank lines; write the table again")
@@ -120,20 +190,57 @@ def _read_csv(path: Path) -> pa.Table:
     if not body.strip():
         raise DataError(f"{path}: no rows below the column names {', '.join(names)}; expected at least one")
     if body.count(b'"') % 2:
-        _diagnose(path, data, separator, len(names))
+        _diagnose(path, data, separator, names)
     try:
-        table = pacsv.read_csv(
-            pa.BufferReader(body),
-            read_options=pacsv.ReadOptions(column_names=names, block_size=1 << 24),
-            parse_options=pacsv.ParseOptions(delimiter=separator, newlines_in_values=b'"' in body),
-            convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(names, TEXT), null_values=EMPTY_CELLS, strings_can_be_null=True
-            ),
-        )
+        cells = _cells(body, names, separator, EMPTY_CELLS)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        _diagnose(path, data, separator, len(names))
+        _diagnose(path, data, separator, names)
         raise DataError(f"{path}: not a CSV file that can be read ({_one_line(error)}); write it again") from None
-    return pa.table({name: _typed(table[name]) for name in names})
+    if b'""' in body:
+        cells = {name: pc.if_else(pc.equal(column, ""), None, column) for name, column in cells.items()}
+    notes = _notes_on_empty(path, body, cells, separator)
+    typed = {name: _typed(cells[name], separator, is_code=name in codes) for name in names}
+    return pa.table(typed), notes
+
+
+def _cells(
+    body: bytes, names: list[str], separator: str, empty: list[str], columns: list[str] | None = None
+) -> dict[str, pa.ChunkedArray]:
+    """Return the columns as text; what stands in quotes is text, too, even if it is a word for an empty cell."""
+    table = pacsv.read_csv(
+        pa.BufferReader(body),
+        read_options=pacsv.ReadOptions(column_names=names, block_size=1 << 24),
+        parse_options=pacsv.ParseOptions(delimiter=separator, newlines_in_values=b'"' in body),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, TEXT),
+            null_values=empty,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            include_columns=columns,
+        ),
+    )
+    return {name: table[name] for name in table.column_names}
+
+
+def _notes_on_empty(path: Path, body: bytes, cells: dict[str, pa.ChunkedArray], separator: str) -> list[str]:
+    """Return a note for each column in which words became empty cells."""
+    if not any(word.encode() in body for word in EMPTY_WORDS):
+        return []
+    suspects = [name for name, column in cells.items() if column.null_count]
+    if not suspects:
+        return []
+    firsts: dict[str, int] = {}
+    found: dict[str, tuple[int, str]] = {}
+    for name, column in _cells(body, list(cells), separator, [""], suspects).items():
+        is_word = pc.and_(pc.is_null(cells[name]), pc.is_in(column, value_set=pa.array(EMPTY_WORDS, TEXT)))
+        if count := pc.sum(is_word).as_py():
+            firsts[name] = pc.index(is_word, True).as_py()
+            found[name] = count, column[firsts[name]].as_py()
+    return [
+        f"{path.name}: column {name!r}: {many(count, 'cell')} such as {word} ({where}) read as empty; put it in quotes "
+        "where it is a value"
+        for (name, (count, word)), where in zip(found.items(), places(path, firsts.values()), strict=True)
+    ]
 
 
 def _content(path: Path) -> bytes:
@@ -162,10 +269,25 @@ def _header(path: Path, data: bytes) -> tuple[list[str], str, bytes]:
     except UnicodeDecodeError:
         raise _wrong_encoding(path, data) from None
     separator = _separator(text)
-    names = [name.strip() for name in next(csv.reader([text], delimiter=separator))]
+    names = [name.strip() for name in next(_reader([text], separator))]
+    _refuse_data(path, names, body, separator)
     names = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
     _check_names(path, names)
     return names, separator, body
+
+
+def _refuse_data(path: Path, names: list[str], body: bytes, separator: str) -> None:
+    """Refuse a first line that is like the next one: a table without a line of column names."""
+    line = body.lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8", errors="replace").rstrip("\r")
+    below: list[str] = next(_reader([line], separator), [])
+    data = [name for name, cell in zip(names, below, strict=False) if _DATA.fullmatch(name) and _DATA.fullmatch(cell)]
+    numbers = [int(name) for name in names if name.isdecimal()]
+    counts_on = len(numbers) > 1 and all(after == before + 1 for before, after in pairwise(numbers))
+    if data and not counts_on:
+        raise DataError(
+            f"{path}: the first line holds data, such as {data[0]!r}, and no column names; put a line of names before "
+            "it, such as user_id,item_id,timestamp"
+        )
 
 
 def _separator(header: str) -> str:
@@ -180,18 +302,39 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise DataError(f"{path}: the column name {twice[0]!r} occurs twice; rename or remove one of them")
 
 
-def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return text cells as int64, double or timestamps where that loses nothing, else as they are."""
+def _typed(column: pa.ChunkedArray, separator: str, *, is_code: bool) -> pa.ChunkedArray:
+    """Return text cells as int64, double, timestamps or booleans where that loses nothing, else as they are."""
     filled = column.drop_null()
     if not len(filled):
         return column
+    kind = _type_of(filled, separator, is_code=is_code)
+    if kind is None and pc.any(pc.is_in(filled[:100], value_set=pa.array(EMPTY_WORDS, TEXT))).as_py():
+        # Words in quotes among nothing but numbers are empty cells of a program that puts everything in quotes.
+        is_word = pc.is_in(column, value_set=pa.array(EMPTY_WORDS, TEXT))
+        column = pc.if_else(is_word, None, column)
+        kind = _type_of(column.drop_null(), separator, is_code=is_code) if column.null_count < len(column) else None
+    return column if kind is None else column.cast(kind)
+
+
+def _type_of(filled: pa.ChunkedArray, separator: str, *, is_code: bool) -> pa.DataType | None:
+    """Return the type that the cells of a column have, all of them, None where they are text."""
     if _matches(filled[:100], _NUMBER) and (kind := _number_type(filled)) is not None:
-        return column.cast(kind)
-    if _matches(filled[:100], _DATE):
-        for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-            if _casts(filled, kind):
-                return column.cast(kind)
-    return column
+        if pa.types.is_integer(kind):
+            return kind
+        if is_code:
+            return kind if _is_shortest(filled) else None
+        return None if separator == ";" and _matches(filled, _THOUSANDS) else kind
+    if _matches(filled[:100], _DATE) and not is_code:
+        return next((kind for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")) if _casts(filled, kind)), None)
+    return pa.bool_() if _matches(filled[:100], _TRUTH) and _matches(filled, _TRUTH) else None
+
+
+def _is_shortest(cells: pa.ChunkedArray) -> bool:
+    """Return whether fractions are spelled as they would be written again, so that none is lost as a number."""
+    spelled = pc.unique(cells)
+    return all(
+        repr(number) == text for number, text in zip(spelled.cast(pa.float64()).tolist(), spelled.tolist(), strict=True)
+    )
 
 
 def _number_type(cells: pa.ChunkedArray) -> pa.DataType | None:
@@ -216,41 +359,50 @@ def _matches(cells: pa.ChunkedArray, pattern: str) -> bool:
     return bool(pc.all(pc.match_substring_regex(cells, pattern)).as_py())
 
 
-def _records(data: bytes) -> Iterator[tuple[int, list[str]]]:
+def _reader(lines: Iterable[str], separator: str, *, strict: bool = False) -> Any:
+    """Return a reader of records that takes cells of any length: those that are too long are told by us."""
+    csv.field_size_limit(_MOST_BYTES)
+    return csv.reader(lines, delimiter=separator, strict=strict)
+
+
+def _records(data: bytes, separator: str | None = None, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each record that is not blank, the header first."""
-    text = data.decode("utf-8", errors="replace")
+    text = data.decode("utf-8", errors="strict" if strict else "replace")
     header = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(header))
+    source = io.StringIO(text, newline="")
+    reader = _reader(source, separator or _separator(header), strict=strict)
     line = 1
-    for cells in reader:
-        if cells:
-            yield line, cells
-        line = reader.line_num + 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error:
+        raise csv.Error(line) from None
 
 
-def _diagnose(path: Path, data: bytes, separator: str, num_columns: int) -> None:
+def _diagnose(path: Path, data: bytes, separator: str, names: list[str]) -> None:
     """Read a CSV file slowly to find the first line that is wrong.
 
     Raises:
         DataError: Names the line, if one is found.
     """
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _wrong_encoding(path, data) from None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            if cells and len(cells) != num_columns:
+        for line, cells in _records(data, separator, strict=True):
+            if len(cells) != len(names):
                 raise DataError(
-                    f"{path}: line {line:,} has {len(cells)} values, the header {num_columns}; "
+                    f"{path}: line {line:,} has {len(cells)} values, the header {len(names)}; "
                     f"put quotes round cells that hold {_SPOKEN[separator]}, or mend the line"
                 )
-            line = reader.line_num + 1
-    except csv.Error:
+            for name, cell in zip(names, cells, strict=True):
+                if len(cell) > MAX_CELL_CHARACTERS:
+                    raise _too_long(path, name, f"line {line:,}", len(cell))
+    except UnicodeDecodeError:
+        raise _wrong_encoding(path, data) from None
+    except csv.Error as error:
         raise DataError(
-            f'{path}: a quote opened on line {line:,} is never closed; close it, or write "" for a quote in a cell'
+            f"{path}: a quote opened on line {error.args[0]:,} is never closed; "
+            'close it, or write "" for a quote in a cell'
         ) from None
 
 

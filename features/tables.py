@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from features.config import ColumnSettings, FeaturesConfig
-from features.errors import DataError
+from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
+from features.distinct import first, many
+from features.errors import CellError, DataError
 from features.files import sha256
+from features.numbers import NumberFormat
+from features.readings import Reading, numbers_in, read_column, times_in
 from features.sequences import Sequences, offsets_of
-from features.table_files import place
+from features.table_files import place, read_table
 from features.table_files import read_frame as read_frame
+from features.times import MISSING, TimeFormat
 
 INT_ID = pd.ArrowDtype(pa.int64())
 TEXT_ID = pd.ArrowDtype(pa.string())
 SECONDS = MICROSECONDS = POSITION = pd.ArrowDtype(pa.int64())
 SECONDS_PER_DAY = 86_400
-_A_TIME = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds"
 _EXACT_FLOATS = 2**53
-_FAR = 9e18
-_UNITS = ((1e17, 10**9, "nanoseconds"), (1e14, 10**6, "microseconds"), (1e11, 10**3, "milliseconds"))
+_SPELLED = ("id", "category", "categories", "text")
+
+Readings = Mapping[str, Reading]
+"""How the cells of columns are read, by column; columns whose cells have a type already are not in it."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,10 @@ class Interactions:
         item_rows = catalog.rows_of(self.frame["item_id"])
         assert (item_rows >= 0).all(), "read_tables lets no unknown item through"
         user_ids = _plain_ids(self.frame["user_id"])
-        first = np.flatnonzero(np.append(True, user_ids[1:] != user_ids[:-1])) if len(user_ids) else np.zeros(0, int)
+        begin = np.flatnonzero(np.append(True, user_ids[1:] != user_ids[:-1])) if len(user_ids) else np.zeros(0, int)
         times = self.frame["timestamp"].to_numpy(np.int64) if "timestamp" in self.frame else None
-        lengths = np.diff(np.append(first, len(user_ids)))
-        return Sequences(user_ids[first], offsets_of(lengths), item_rows, times, self.is_ordered)
+        lengths = np.diff(np.append(begin, len(user_ids)))
+        return Sequences(user_ids[begin], offsets_of(lengths), item_rows, times, self.is_ordered)
 
 
 @dataclass(frozen=True)
@@ -148,15 +153,18 @@ class Tables:
         catalog: What there is. Without an items file, the distinct items of the interactions, sorted by id.
         users: The people's attributes; None without a users' file.
         notes: One line for each repair: `1,204 duplicate interactions merged`.
+        readings: What was decided of columns whose cells can be read in several ways, by table (`interactions`,
+            `items`, `users`).
     """
 
     interactions: Interactions
     catalog: Catalog
     users: Users | None
     notes: tuple[str, ...]
+    readings: Mapping[str, Readings] = field(default_factory=dict)
 
 
-def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
+def read_tables(config: FeaturesConfig, folder: Path, readings: Mapping[str, Readings] | None = None) -> Tables:
     """Read, check and clean the tables that a configuration names.
 
     Blanks around ids are removed; ids that are whole numbers in one table and their text in another are brought to
@@ -166,15 +174,26 @@ def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
     Args:
         config: The `[features]` table.
         folder: What the paths in it are relative to.
+        readings: What was decided of the same columns before, as `Tables.readings` has it: they are read in that way.
+            None: decide now.
 
     Raises:
         DataError: Something in the tables cannot be right, or nothing is left.
     """
     notes: list[str] = []
     names = config.columns
-    events = _Sheet.read(folder, config.interactions, notes) if config.interactions else _Sheet.without_rows(names)
-    items = _Sheet.read(folder, config.items, notes) if config.items else None
-    users = _Sheet.read(folder, config.users, notes) if config.users else None
+    earlier = readings or {}
+    events = _Sheet.without_rows(names)
+    items = users = None
+    if config.interactions:
+        events = _Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"))
+        events = events.with_ids(names.user_id, "user_id", config).with_ids(names.item_id, "item_id", config)
+    if config.items:
+        items = _Sheet.read(folder, config.items, notes, config.item, earlier.get("items"))
+        items = items.with_ids(names.items_item_id or names.item_id, "items_item_id", config)
+    if config.users:
+        users = _Sheet.read(folder, config.users, notes, config.user, earlier.get("users"))
+        users = users.with_ids(names.users_user_id or names.user_id, "users_user_id", config)
     user_ids = events.ids(names.user_id, "user_id")
     item_ids = events.ids(names.item_id, "item_id")
     catalog = people = None
@@ -188,7 +207,10 @@ def read_tables(config: FeaturesConfig, folder: Path) -> Tables:
     interactions = _ordered(_filter(events, config, frame, catalog), notes)
     if users and people is not None:
         _refuse_strangers(users, people, interactions)
-    return Tables(interactions, catalog if catalog is not None else _catalog_of(interactions), people, tuple(notes))
+    sheets = {"interactions": events, "items": items, "users": users}
+    decided = {name: dict(sheet.readings) for name, sheet in sheets.items() if sheet is not None}
+    catalog = catalog if catalog is not None else _catalog_of(interactions)
+    return Tables(interactions, catalog, people, tuple(notes), decided)
 
 
 def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
@@ -199,15 +221,57 @@ def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A frame with the file it came from, so that errors can name the place."""
+    """A frame with the file it came from, so that errors can name the place.
+
+    Attributes:
+        path: The file.
+        frame: The rows; its index is the row in the file.
+        notes: Where to say what was repaired.
+        readings: What was decided of its columns.
+    """
 
     path: Path
     frame: pd.DataFrame
     notes: list[str] = field(repr=False)
+    readings: dict[str, Reading] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path, name: str, notes: list[str]) -> _Sheet:
-        return cls(folder / name, read_frame(folder / name), notes)
+    def read(
+        cls,
+        folder: Path,
+        name: str,
+        notes: list[str],
+        features: Mapping[str, FeatureSettings] | None = None,
+        earlier: Readings | None = None,
+    ) -> _Sheet:
+        """Read a file, and the columns that are features as their kinds."""
+        settings = features or {}
+        codes = [column for column, one in settings.items() if one.kind in _SPELLED]
+        raw = read_table(folder / name, codes)
+        notes.extend(raw.notes)
+        sheet = cls(folder / name, raw.frame, notes, dict(earlier or {}))
+        columns = {column: sheet.feature(column, one) for column, one in settings.items() if column in raw.frame}
+        return replace(sheet, frame=raw.frame.assign(**columns))
+
+    def feature(self, name: str, settings: FeatureSettings) -> pd.Series:
+        """Return a column read as its kind."""
+        cells = _array(self.frame[name])
+        try:
+            read = read_column(cells, settings, self.readings.get(name))
+        except CellError as error:
+            raise self._located(name, error) from None
+        self._remember(name, read.reading, read.notes)
+        if read.cells is cells:
+            return self.frame[name]
+        return pd.Series(read.cells, index=self.frame.index, dtype=pd.ArrowDtype(read.cells.type))
+
+    def _remember(self, name: str, reading: Reading | None, notes: Sequence[str]) -> None:
+        if reading is not None:
+            self.readings[name] = reading
+        self.notes.extend(f"{self.path.name}: column {name!r}: {note}" for note in notes)
+
+    def _located(self, name: str, error: CellError) -> DataError:
+        return self.error(name, error.found, error.remedy, error.row)
 
     @classmethod
     def without_rows(cls, names: ColumnSettings) -> _Sheet:
@@ -215,8 +279,19 @@ class _Sheet:
         nothing = pd.Series([], dtype=pd.ArrowDtype(pa.large_string()))
         return cls(Path(), pd.DataFrame({names.user_id: nothing, names.item_id: nothing}), [])
 
+    def with_ids(self, name: str, setting: str, config: FeaturesConfig) -> _Sheet:
+        """Return the rows that have an id; the settings say whether others are a mistake."""
+        has_id = _has_id(self.column(name, setting))
+        if has_id.all() or config.missing_ids == "error":
+            return self
+        if not has_id.any():
+            raise self.error(name, "no row has an id", "name another column under [features.columns]")
+        self.notes.append(f"{self.path.name}: {many(int((~has_id).sum()), 'row')} without an id in {name!r} left out")
+        return replace(self, frame=self.frame[has_id])
+
     def error(self, column: str, found: str, remedy: str, row: int | None = None) -> DataError:
-        where = f", {place(self.path, row)}" if row is not None else ""
+        """Return the error about a column, and about the row at a position of the frame."""
+        where = f", {place(self.path, int(self.frame.index[row]))}" if row is not None else ""
         return DataError(f"{self.path}: column {column!r}{where}: {found}; {remedy}")
 
     def column(self, name: str, setting: str) -> pd.Series:
@@ -231,8 +306,7 @@ class _Sheet:
         )
 
     def ids(self, name: str, setting: str) -> _Ids:
-        column = pa.array(self.column(name, setting))
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        column = _array(self.column(name, setting))
         if pa.types.is_floating(column.type):
             column = self._whole_ids(name, column)
         elif pa.types.is_integer(column.type):
@@ -262,7 +336,7 @@ class _Sheet:
         trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed).cast(pa.string())
         if not changed:
             return trimmed
-        self.notes.append(f"{self.path.name}: blanks around {_many(changed, 'id')} in {name!r} removed")
+        self.notes.append(f"{self.path.name}: blanks around {many(changed, 'id')} in {name!r} removed")
         return _as_numbers(trimmed) or trimmed
 
     def _refuse_empty(self, name: str, column: pa.Array) -> None:
@@ -270,11 +344,12 @@ class _Sheet:
             return
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         found = f"no id ({column.null_count:,} of {len(column):,} rows have none)"
-        raise self.error(name, found, "give every row an id or remove the row", row)
+        remedy = 'give every row an id, or set `missing_ids = "drop"` under [features] to leave these rows out'
+        raise self.error(name, found, remedy, row)
 
     def keyed(self, ids: _Ids, target: str) -> pd.DataFrame:
         """Return the frame with the ids as its first column `target`, each once."""
-        others = self.frame.drop(columns=[ids.name])
+        others = self.frame.drop(columns=[ids.name]).reset_index(drop=True)
         if target in others:
             self.notes.append(f"{self.path.name}: column {target!r} left out, as {ids.name!r} is the id")
             others = others.drop(columns=[target])
@@ -282,7 +357,7 @@ class _Sheet:
         repeated = values.duplicated()
         if repeated.any():
             self._refuse_different(ids, values, others)
-            self.notes.append(f"{self.path.name}: {_many(int(repeated.sum()), 'repeated row')} merged")
+            self.notes.append(f"{self.path.name}: {many(int(repeated.sum()), 'repeated row')} merged")
             values, others = values[~repeated], others[~repeated]
         return pd.concat([values.rename(target), others], axis=1).reset_index(drop=True)
 
@@ -293,24 +368,23 @@ class _Sheet:
         if not len(second):
             return
         row = int(second[0])
-        first = int(np.flatnonzero(np.asarray(values == values.iloc[row], dtype=bool))[0])
+        earlier = first(np.asarray(values == values.iloc[row], dtype=bool))
         count = int(values.duplicated().sum())
-        found = f"the id {values.iloc[row]!r} stood in {place(self.path, first)} already ({_many(count, 'such row')})"
+        stood = place(self.path, int(self.frame.index[earlier]))
+        found = f"the id {values.iloc[row]!r} stood in {stood} already ({many(count, 'such row')})"
         raise self.error(ids.name, found, "keep one row per id", row)
 
-    def numbers(self, name: str, setting: str, expected: str = "a number") -> pd.Series:
+    def numbers(self, name: str, setting: str) -> pd.Series:
         """Return a column as nullable doubles."""
-        column = self.column(name, setting)
-        if pa.types.is_large_string(_arrow_type(column)):
-            numbers = pd.to_numeric(column.astype(object).where(column.notna(), None), errors="coerce")
-            self._refuse_unread(column, numbers, name, expected)
-            return numbers.astype(pd.ArrowDtype(pa.float64()))
+        earlier = self.readings.get(name)
         try:
-            numbers = column.astype(pd.ArrowDtype(pa.float64()))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError):
-            found = f"expected numbers, found {_arrow_type(column)}"
-            raise self.error(name, found, "save them as numbers") from None
-        return numbers.mask(numbers != numbers)
+            values, reading, notes = numbers_in(
+                _array(self.column(name, setting)), earlier if isinstance(earlier, NumberFormat) else None
+            )
+        except CellError as error:
+            raise self._located(name, error) from None
+        self._remember(name, reading, notes)
+        return pd.Series(pa.array(values, from_pandas=True), dtype=pd.ArrowDtype(pa.float64()), index=self.frame.index)
 
     def whole_numbers(self, name: str, setting: str) -> pd.Series:
         """Return a column as nullable int64."""
@@ -322,42 +396,20 @@ class _Sheet:
             raise self.error(name, found, "correct the cells or leave them empty", int(broken[0]))
         return numbers.astype(POSITION)
 
-    def _refuse_unread(self, column: pd.Series, parsed: pd.Series, name: str, expected: str) -> None:
-        unread = np.flatnonzero(parsed.isna() & column.notna())
-        if len(unread):
-            found = f"expected {expected}, found {column.iloc[unread[0]]!r} ({_many(len(unread), 'such row')})"
-            raise self.error(name, found, "correct the cells or leave them empty", int(unread[0]))
-
-    def times(self, name: str) -> pd.Series:
-        """Return a column of dates or Unix times as nullable microseconds: finer than we keep, to sort by."""
+    def times(self, name: str, time_format: str | None) -> pd.Series:
+        """Return a column of times as nullable microseconds: finer than we keep, to sort by."""
         column = self.column(name, "timestamp")
-        kind = _arrow_type(column)
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            exact = pa.array(column).cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
-            micros = pd.Series(exact.cast(pa.int64()), dtype=MICROSECONDS)
-        elif pa.types.is_large_string(kind) and not _looks_numeric(column):
-            micros = self._parsed_dates(column, name)
-        else:
-            micros = self._unix_times(self.numbers(name, "timestamp", _A_TIME), name)
+        earlier = self.readings.get(name)
+        try:
+            values, reading, notes = times_in(
+                _array(column), time_format, earlier if isinstance(earlier, TimeFormat) else None
+            )
+        except CellError as error:
+            raise self._located(name, error) from None
+        self._remember(name, reading, notes)
+        micros = pd.Series(pa.array(values, mask=values == MISSING), dtype=MICROSECONDS, index=self.frame.index)
         self._refuse_impossible(micros, column, name)
         return micros
-
-    def _parsed_dates(self, column: pd.Series, name: str) -> pd.Series:
-        parsed = pd.to_datetime(column.astype(object), format="ISO8601", utc=True, errors="coerce")
-        self._refuse_unread(column, parsed, name, _A_TIME)
-        exact = parsed.dt.tz_convert(None).dt.as_unit("us").to_numpy()
-        return pd.Series(pa.array(exact, from_pandas=True).cast(pa.int64()), dtype=MICROSECONDS)
-
-    def _unix_times(self, numbers: pd.Series, name: str) -> pd.Series:
-        filled = numbers.dropna().to_numpy(np.float64)
-        middle = float(np.median(filled)) if len(filled) else 0.0
-        for least, divisor, unit in _UNITS:
-            if middle > least:
-                self.notes.append(f"{self.path.name}: times in {name!r} read as {unit}")
-                numbers = numbers / divisor
-                break
-        micros = (numbers * 1e6).clip(-_FAR, _FAR)
-        return pd.Series(pc.floor(pa.array(micros)).cast(pa.int64()), dtype=MICROSECONDS)
 
     def _refuse_impossible(self, micros: pd.Series, column: pd.Series, name: str) -> None:
         if micros.isna().all():
@@ -370,7 +422,7 @@ class _Sheet:
             rows = np.flatnonzero(wrong)
             if len(rows):
                 value = _said(column.iloc[rows[0]])
-                found = f"expected a time in the past, found {value}, {said} ({_many(len(rows), 'such row')})"
+                found = f"expected a time in the past, found {value}, {said} ({many(len(rows), 'such row')})"
                 raise self.error(name, found, "correct or remove these rows", int(rows[0]))
 
 
@@ -427,9 +479,9 @@ def _as_numbers(text: pa.Array) -> pa.Array | None:
 def _columns(events: _Sheet, config: FeaturesConfig, user_ids: pd.Series, item_ids: pd.Series) -> pd.DataFrame:
     """Return the interactions under our own names; the index is the row in the file."""
     names = config.columns
-    columns = {"user_id": user_ids, "item_id": item_ids}
+    columns = {"user_id": user_ids.set_axis(events.frame.index), "item_id": item_ids.set_axis(events.frame.index)}
     if names.timestamp is not None:
-        columns["timestamp"] = events.times(names.timestamp)
+        columns["timestamp"] = events.times(names.timestamp, names.time_format)
     if names.position is not None:
         columns["position"] = events.whole_numbers(names.position, "position")
     if names.rating is not None:
@@ -465,17 +517,17 @@ def _keep(frame: pd.DataFrame, kept: pd.Series | np.ndarray, what: str, events: 
         raise DataError(
             f"{events.path}: no interactions left after leaving out those {what}; check the settings of [features]"
         )
-    events.notes.append(f"{_many(int((~kept).sum()), 'interaction')} {what} left out")
+    events.notes.append(f"{many(int((~kept).sum()), 'interaction')} {what} left out")
     return frame[kept]
 
 
 def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, known: np.ndarray) -> DataError:
     strange = frame["item_id"][~known]
     examples = ", ".join(repr(item_id) for item_id in strange.unique()[:3])
-    counts = f"{_many(len(strange), 'interaction')} with {_many(strange.nunique(), 'item')}"
+    counts = f"{many(len(strange), 'interaction')} with {many(strange.nunique(), 'item')}"
     found = f"{counts} that are not in {config.items}, such as {examples}"
     remedy = 'add them there, or set `unknown_items = "drop"` under [features]'
-    return events.error(config.columns.item_id, found, remedy, int(strange.index[0]))
+    return events.error(config.columns.item_id, found, remedy, first(events.frame.index == strange.index[0]))
 
 
 def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) -> None:
@@ -504,7 +556,7 @@ def _ordered(frame: pd.DataFrame, notes: list[str]) -> Interactions:
         same["order"] = frame[key[0]].to_numpy(np.int64)
     repeated = pd.DataFrame(same).duplicated().to_numpy()
     if repeated.any():
-        notes.append(f"{_many(int(repeated.sum()), 'duplicate interaction')} merged")
+        notes.append(f"{many(int(repeated.sum()), 'duplicate interaction')} merged")
         frame = frame[~repeated]
     return Interactions(frame.reset_index(drop=True), is_ordered=bool(order))
 
@@ -519,11 +571,11 @@ def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str]) -> pd.
     filled = filled.fillna(filled.groupby(users).bfill())
     lost = int(filled.isna().sum())
     if missing > lost:
-        notes.append(f"{_many(missing - lost, 'missing time')} taken from the neighbouring interaction")
+        notes.append(f"{many(missing - lost, 'missing time')} taken from the neighbouring interaction")
     if lost:
         middle = int(np.median(filled.dropna().to_numpy(np.int64)))
         filled = filled.fillna(middle)
-        notes.append(f"{_many(lost, 'interaction')} of users without any time given the median time")
+        notes.append(f"{many(lost, 'interaction')} of users without any time given the median time")
     return frame.assign(timestamp=filled)
 
 
@@ -555,20 +607,20 @@ def _plain_ids(ids: pd.Series) -> np.ndarray:
     return ids.to_numpy(np.int64) if ids.dtype == INT_ID else ids.to_numpy(object)
 
 
-def _arrow_type(column: pd.Series) -> pa.DataType:
-    assert isinstance(column.dtype, pd.ArrowDtype)
-    return column.dtype.pyarrow_dtype
+def _array(column: pd.Series) -> pa.Array:
+    cells = pa.array(column)
+    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
 
 
-def _looks_numeric(column: pd.Series) -> bool:
-    """Return whether most of the first cells are numbers, so that the others are mistakes and not dates."""
-    filled = column.dropna().head(100).astype(object)
-    return len(filled) > 0 and float(np.mean(pd.to_numeric(filled, errors="coerce").notna())) > 0.5
+def _has_id(column: pd.Series) -> np.ndarray:
+    """Return which cells hold an id; blanks are none."""
+    cells = _array(column)
+    has_id = cells.is_valid()
+    if pa.types.is_large_string(cells.type):
+        has_id = pc.and_(has_id, pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(cells), ""), False))
+    found: np.ndarray = has_id.to_numpy(zero_copy_only=False)
+    return found
 
 
 def _said(value: Any) -> str:
     return str(value) if isinstance(value, pd.Timestamp) else repr(value)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

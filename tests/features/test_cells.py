@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from features.cells import item_texts, numbers_of, values_of
 from features.config import FeatureSettings
+from features.errors import DataError
 from features.schema import Feature
 from features.tables import Catalog
 
@@ -34,8 +36,12 @@ def test_a_cell_of_categories_holds_each_value_once_without_blanks():
     assert values == ["a", "b", "c"]
 
 
-def test_dates_become_seconds_and_what_is_no_number_nothing():
-    times = numbers_of(Feature("date", "time"), pd.Series(["1970-01-02", "soon", None]))
-    np.testing.assert_array_equal(times, [86_400, np.nan, np.nan])
-    numbers = numbers_of(Feature("price", "number"), pd.Series([1.5, None, "x"], dtype=object))
-    np.testing.assert_array_equal(numbers, [1.5, np.nan, np.nan])
+def test_dates_become_seconds_and_what_is_no_number_is_told_with_its_row():
+    times = numbers_of(Feature("date", "time"), pd.Series(["1970-01-02", None]))
+    np.testing.assert_array_equal(times, [86_400, np.nan])
+    numbers = numbers_of(Feature("price", "number"), pd.Series([1.5, None], dtype=object))
+    np.testing.assert_array_equal(numbers, [1.5, np.nan])
+    with pytest.raises(DataError, match=r"column 'date', row 2: expected a date such as .*found 'soon'"):
+        numbers_of(Feature("date", "time"), pd.Series(["1970-01-02", "soon"]))
+    with pytest.raises(DataError, match=r"column 'price', row 2: expected a number, found 'x'"):
+        numbers_of(Feature("price", "number"), pd.Series([1.5, "x"], dtype=object))

@@ -120,7 +120,7 @@ def test_events_within_one_second_keep_their_finer_order(tmp_path):
     tables = read(tmp_path, text, columns={"timestamp": "timestamp"})
     assert tables.interactions.frame["item_id"].tolist() == ["y", "z", "x"]
     assert tables.interactions.frame["timestamp"].tolist() == [1700000000] * 3
-    assert tables.notes == ("i.csv: times in 'timestamp' read as milliseconds",)
+    assert tables.notes == ("i.csv: column 'timestamp': times read as milliseconds",)
 
 
 def test_missing_times_come_from_the_neighbours_when_positions_give_the_order(tmp_path):

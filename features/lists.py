@@ -1,0 +1,261 @@
+"""Lists that are written as text, as programs write them into CSV files, decided by the column as a whole.
+
+| written by | looks like |
+|---|---|
+| Python, pandas | `['Comedy', 'Drama']`, `('a', 'b')` |
+| JSON | `["Comedy", "Drama"]`, `[0.12, -0.3]` |
+| numpy | `[0.12 -0.3]`, `['Comedy' 'Drama']` |
+| PostgreSQL | `{Comedy,"Science Fiction",NULL}` |
+| Java, Spark | `[Comedy, Drama]` |
+| TMDB, JSON | `[{'id': 18, 'name': 'Drama'}]`: a list of records, of each its name |
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from features.distinct import Distinct, many, shown
+from features.errors import CellError
+
+Style = Literal["json", "python", "numpy", "postgresql", "bare"]
+MOSTLY = 0.9
+"""Share of cells in brackets from which a column is taken for one of lists, and the other cells for mistakes."""
+_LABELS = ("name", "title", "label", "value", "id")
+_ENDS = {"[": "]", "{": "}", "(": ")"}
+_REMEDY = 'write all of them as JSON, such as ["a", "b"], or leave the column out'
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_NUMPY_ITEM = re.compile(rf"\s*(?:({_QUOTED})|([^\s'\",\[\]{{}}]+))", re.DOTALL)
+_POSTGRESQL_ITEM = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^",{}\s](?:[^",{}]*[^",{}\s])?))\s*(,|$)', re.DOTALL)
+_BARE = re.compile(r"[^\[\]{}()\"']*(?:(?<=\w)'(?=\w)[^\[\]{}()\"']*)*")
+
+Items = list[Any]
+
+
+@dataclass(frozen=True)
+class ListFormat:
+    """How the text cells of one column are read as lists.
+
+    Attributes:
+        style: Who writes lists in this way.
+        key: Of lists of records: the field that is read; None where the lists hold values.
+    """
+
+    style: Style
+    key: str | None = None
+
+    @classmethod
+    def decide(cls, cells: pa.Array) -> ListFormat:
+        """Return the one way in which all cells are lists.
+
+        Raises:
+            CellError: There is none, or the lists hold something that has no values to read.
+        """
+        found = Distinct.of(cells)
+        best: tuple[int, np.ndarray] | None = None
+        for style in _READERS:
+            parsed = [_items(style, value) for value in found.values]
+            wrong = np.array([items is None for items in parsed], dtype=bool)
+            if not wrong.any():
+                return cls(style, _key(found, [items for items in parsed if items is not None]))
+            best = min(best or (len(wrong) + 1, wrong), (int(wrong.sum()), wrong), key=lambda pair: pair[0])
+        assert best is not None, "there are ways of writing"
+        raise found.error(best[1], f"a list as in other cells ({shown(_good(found, best[1]), str)})", _REMEDY)
+
+    def read(self, cells: pa.Array) -> tuple[pa.Array, list[str]]:
+        """Return text cells as lists of doubles, of whole numbers or of texts, null where they are empty.
+
+        Raises:
+            CellError: Some cell is no list written in this way, or its records lack the field.
+        """
+        found = Distinct.of(cells)
+        parsed = [self._values(value) for value in found.values]
+        wrong = np.array([values is None for values in parsed], dtype=bool)
+        if wrong.any():
+            what = f"a list of records with {self.key!r}" if self.key else f"a list as {_SPOKEN[self.style]} writes it"
+            raise found.error(wrong, what, _REMEDY)
+        lists = _typed([values for values in parsed if values is not None])
+        read = lists.take(pa.array(found.codes, mask=found.codes < 0))
+        said = f", of each record its {self.key!r}" if self.key else ""
+        notes = [f"lists as {_SPOKEN[self.style]} writes them read{said}"]
+        if found.num_words:
+            notes.append(f"{many(found.num_words, 'cell')} such as NULL read as empty")
+        return read, notes
+
+    def _values(self, value: str) -> Items | None:
+        items = _items(self.style, value)
+        if self.key is None or items is None:
+            return None if items is None or any(isinstance(item, dict) for item in items) else items
+        if not all(isinstance(item, dict) and self.key in item for item in items):
+            return None
+        values = [item[self.key] for item in items]
+        return values if all(map(_is_value, values)) else None
+
+
+def looks_like_lists(cells: pa.Array) -> bool:
+    """Return whether (nearly) all text cells are in brackets."""
+    values = Distinct.of(cells).values
+    return bool(values) and sum(map(_is_enclosed, values)) >= MOSTLY * len(values)
+
+
+def _is_enclosed(value: str) -> bool:
+    return len(value) > 1 and _ENDS.get(value[0]) == value[-1]
+
+
+def _items(style: Style, value: str) -> Items | None:
+    """Return what a cell lists, None where it is no list in this way of writing; empty items are left out."""
+    if not _is_enclosed(value):
+        return None
+    items = _READERS[style](value)
+    if items is None:
+        return None
+    kept = [item for item in items if item is not None and item != ""]
+    return kept if all(_is_value(item) or isinstance(item, dict) for item in kept) else None
+
+
+def _is_value(item: Any) -> bool:
+    return isinstance(item, str | int | float)
+
+
+def _json(value: str) -> Items | None:
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return read if isinstance(read, list) else None
+
+
+def _python(value: str) -> Items | None:
+    if _joins_neighbours(value):
+        return None
+    try:
+        read = ast.literal_eval(re.sub(r"\bnan\b", "None", value) if "nan" in value and "'" not in value else value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None
+    return list(read) if isinstance(read, list | tuple) else sorted(read, key=str) if isinstance(read, set) else None
+
+
+def _joins_neighbours(value: str) -> bool:
+    """Return whether two texts stand side by side, as numpy writes them: Python would make one text of both."""
+    return bool(re.search(r"['\"]\s+['\"]", re.sub(r"\\.", "", value)))
+
+
+def _numpy(value: str) -> Items | None:
+    inside, items, at = value[1:-1].strip(), [], 0
+    if value[0] != "[":
+        return None
+    while at < len(inside):
+        match = _NUMPY_ITEM.match(inside, at)
+        item = None if match is None else _numpy_item(*match.groups())
+        if match is None or item is None:
+            return None
+        items.append(item)
+        at = match.end()
+    return items
+
+
+def _numpy_item(quoted: str | None, bare: str | None) -> str | float | None:
+    if quoted is not None:
+        return str(ast.literal_eval(quoted)) if "\n" not in quoted else quoted[1:-1]
+    try:
+        return float(bare or "")
+    except ValueError:
+        return None
+
+
+def _postgresql(value: str) -> Items | None:
+    if value[0] != "{":
+        return None
+    inside, items, at = value[1:-1].strip(), [], 0
+    while at < len(inside):
+        match = _POSTGRESQL_ITEM.match(inside, at)
+        if match is None or (match.end() == len(inside) and match[3] == ","):
+            return None
+        items.append(_postgresql_item(match[1], match[2]))
+        at = match.end()
+    return items
+
+
+def _postgresql_item(quoted: str | None, bare: str | None) -> str | int | float | None:
+    if bare is None:
+        return re.sub(r"\\(.)", r"\1", quoted or "", flags=re.DOTALL)
+    if bare.upper() == "NULL":
+        return None
+    if re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", bare):
+        return int(bare)
+    return float(bare) if re.fullmatch(r"-?[0-9]+\.[0-9]+([eE][+-]?[0-9]+)?|NaN", bare) else bare
+
+
+def _bare(value: str) -> Items | None:
+    inside = value[1:-1].strip()
+    if value[0] != "[" or not _BARE.fullmatch(inside):
+        return None
+    return [part.strip() for part in inside.split(",")]
+
+
+_READERS: dict[Style, Callable[[str], Items | None]] = {
+    "json": _json,
+    "python": _python,
+    "numpy": _numpy,
+    "postgresql": _postgresql,
+    "bare": _bare,
+}
+_SPOKEN: dict[Style, str] = {
+    "json": "JSON",
+    "python": "Python",
+    "numpy": "numpy",
+    "postgresql": "PostgreSQL",
+    "bare": "Java",
+}
+
+
+def _key(found: Distinct, lists: Sequence[Items]) -> str | None:
+    """Return the field that names a record, None where the lists hold values.
+
+    Raises:
+        CellError: They hold both, or records without a field that all of them have.
+    """
+    records = [item for items in lists for item in items if isinstance(item, dict)]
+    if not records:
+        return None
+    if len(records) < sum(map(len, lists)):
+        mixed = np.array([any(not isinstance(item, dict) for item in items) for items in lists])
+        raise found.error(mixed, "a list of records as in other cells", _REMEDY)
+    shared = set.intersection(*(set(record) for record in records))
+    texts = [name for name in records[0] if name in shared and all(isinstance(one[name], str) for one in records)]
+    key = next((name for name in _LABELS if name in shared and all(_is_value(one[name]) for one in records)), None)
+    key = key or (texts[0] if len(texts) == 1 else None)
+    if key is None:
+        names = ", ".join(map(repr, list(records[0])[:6])) or "no fields"
+        raise CellError(
+            f"lists of records with {names}, none of which ({', '.join(_LABELS)}) names a record",
+            "keep one value of each, or leave the column out",
+        )
+    return key
+
+
+def _typed(lists: Sequence[Items]) -> pa.Array:
+    items = [item for values in lists for item in values]
+    if items and all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
+        is_whole = all(isinstance(item, int) and abs(item) < 2**63 for item in items)
+        kind = pa.int64() if is_whole else pa.float64()
+        return pa.array([[_number(item, kind) for item in values] for values in lists], pa.list_(kind))
+    return pa.array([[str(item) for item in values] for values in lists], pa.list_(pa.large_string()))
+
+
+def _number(item: float, kind: pa.DataType) -> float:
+    if pa.types.is_integer(kind):
+        return item
+    return float(item) if abs(item) < 1e308 or not math.isfinite(item) else math.copysign(1e308, item)
+
+
+def _good(found: Distinct, wrong: np.ndarray) -> str:
+    return next((value for value, is_wrong in zip(found.values, wrong, strict=True) if not is_wrong), "none found")
