@@ -151,7 +151,8 @@ def _format_of_numbers(numbers: Float64[np.ndarray, " cells"]) -> str:
 
 def _band(numbers: np.ndarray) -> np.ndarray:
     """Return which unit numbers have by their size: 0 seconds, to 3 nanoseconds."""
-    return 0 + np.searchsorted(np.array([1e11, 1e14, 1e17]), np.abs(numbers))
+    bands: np.ndarray = np.searchsorted(np.array([1e11, 1e14, 1e17]), np.abs(numbers))
+    return bands
 
 
 def _refuse_mix(numbers: Float64[np.ndarray, " cells"], unit: str) -> None:
