@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from features.config import FeatureSettings
-from features.distinct import first
+from features.distinct import column_cells, first
 from features.errors import CellError, DataError
 from features.readings import numbers_in, times_in
 from features.schema import Feature
@@ -60,8 +60,7 @@ def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"
         DataError: Some cell is neither empty nor a number; or no time, where times are wanted.
     """
     try:
-        cells = pa.array(column, from_pandas=True)
-        cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+        cells = column_cells(column)
         if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
             micros, _, _ = times_in(cells, feature.time_format)
             return np.where(micros == MISSING, np.nan, micros // 10**6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from features.errors import CellError
 
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "\\n", "-", "\u2013", "\u2014"})
 """Lower-case spellings of an empty cell in a column of numbers, times or lists, where no such word can be a value."""
+MOSTLY = 0.9
+"""Share of cells written in one way from which a column is taken for one of such cells, and the others for mistakes."""
 _MOST_SHOWN = 60
 
 
@@ -50,6 +52,11 @@ class Distinct:
         spread: np.ndarray = np.append(of_values, np.array([lowest], of_values.dtype))[self.codes]
         return spread
 
+    def share(self, is_such: Sequence[bool]) -> float:
+        """Return the share of the cells that are not empty with one of the values that are such; 0 of none."""
+        such = np.array([*is_such, False])[self.codes]
+        return float(such.sum() / max(int((self.codes >= 0).sum()), 1))
+
     def error(self, is_wrong: Bool[np.ndarray, " values"], expected: str, remedy: str) -> CellError:
         """Return the error that names the first cell with one of the values that are wrong, and counts them."""
         wrong = np.append(is_wrong, [False])[self.codes]
@@ -58,14 +65,18 @@ class Distinct:
         return CellError(f"expected {expected}, found {found} ({many(int(wrong.sum()), 'such row')})", remedy, row)
 
 
-def text_cells(column: pd.Series | pa.Array | pa.ChunkedArray) -> pa.Array | None:
-    """Return a column of text as one array, None where it holds anything else."""
-    if isinstance(column, pd.Series):
-        try:
-            column = pa.array(column, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return None
-    cells = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def column_cells(column: pd.Series) -> pa.Array:
+    """Return the cells of a column as one array.
+
+    Raises:
+        pa.ArrowInvalid, pa.ArrowTypeError: They are of several types.
+    """
+    cells = pa.array(column, from_pandas=True)
+    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+
+
+def text_cells(cells: pa.Array) -> pa.Array | None:
+    """Return cells of text as `large_string`, None where they are anything else."""
     kind = cells.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     return cells.cast(pa.large_string()) if is_text or pa.types.is_null(kind) else None

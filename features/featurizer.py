@@ -269,7 +269,14 @@ class VectorEncoder:
                         f"found {len(value)}; make it as long as in training"
                     )
                 vectors[row] = value
-        unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        wrong = np.flatnonzero(~np.isfinite(norms))
+        if len(wrong):
+            raise DataError(
+                f"column {self.feature.name!r}, row {wrong[0] + 1:,}: expected a vector of numbers, found one with a "
+                "number that is missing or too large; correct it or leave the cell empty"
+            )
+        unit: np.ndarray = vectors / np.maximum(norms, 1e-12)
         return unit
 
     def save(self, path: Path) -> None:

@@ -20,7 +20,13 @@ import pyarrow as pa
 from scipy.stats import spearmanr
 
 from features.config import FeatureSettings
-from features.errors import DataError
+from features.distinct import column_cells, many
+from features.errors import CellError, DataError
+from features.lists import ListFormat, looks_like_lists
+from features.numbers import is_written_as_number
+from features.readings import numbers_in, times_in
+from features.tables import has_ids
+from features.times import MISSING, TimeFormat, looks_like_dates, said_of_format
 
 
 def _listed(names: str) -> tuple[str, ...]:
@@ -89,7 +95,8 @@ class Choice:
         column: Its name in the file.
         settings: How it is read; None where it is left out.
         reason: Why, in a few words.
-        is_warning: Whether a person should be told, not only the reader of the file: a leak.
+        is_warning: Whether a person should be told, not only the reader of the file: a leak, or cells that cannot be
+            read.
     """
 
     column: str
@@ -130,6 +137,10 @@ class Inference:
         num_repeats: Interactions with an item that the user had before.
         ratings: The least, middle and greatest rating, if there are ratings.
         is_search: Whether users are queries and items are documents, known by what is written of them.
+        time_format: How the times of the interactions are written, where the setting must say it.
+        not_times: Columns of the interactions that look like times by their names, each with why it was not taken.
+        missing_ids: Rows without an id that are left out, one line for each table.
+        notes: What became empty when the files were read.
     """
 
     roles: tuple[Role, ...]
@@ -144,6 +155,10 @@ class Inference:
     num_repeats: int
     ratings: tuple[float, float, float] | None
     is_search: bool = False
+    time_format: str | None = None
+    not_times: tuple[Choice, ...] = ()
+    missing_ids: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def column(self, setting: str) -> str | None:
         """Return the column that has a role, None where no column has."""
@@ -159,7 +174,9 @@ class Inference:
         """What a person should be told at once, one line each."""
         leaks = [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
         if self.num_unknown:
-            leaks.append(f"{_many(self.num_unknown, 'interaction')} of items that are not in the items' table")
+            leaks.append(f"{many(self.num_unknown, 'interaction')} of items that are not in the items' table")
+        leaks += [*self.notes, *self.missing_ids]
+        leaks += [f"{one.column} not taken for the time: {one.reason}" for one in self.not_times]
         if not self.is_ordered and not self.is_search:
             leaks.append("no time and no position: what came first is not known")
         return tuple(leaks)
@@ -192,6 +209,9 @@ def infer_features(
     found = roles.find()
     item_id, user_id = roles.column("item_id"), roles.column("user_id")
     item_key, user_key = roles.key(items, "item"), roles.key(users, "user")
+    kept = [_with_ids(interactions, user_id, item_id), _with_ids(items, item_key), _with_ids(users, user_key)]
+    missing = _missing_ids(zip(("interactions", "items", "users"), (interactions, items, users), kept, strict=True))
+    interactions, items, users = kept[0] if kept[0] is not None else interactions, kept[1], kept[2]
     unknown = 0
     item: tuple[Choice, ...] = ()
     user: tuple[Choice, ...] = ()
@@ -212,6 +232,28 @@ def infer_features(
         num_unknown=unknown,
         num_repeats=int(interactions.duplicated([user_id, item_id]).sum()),
         ratings=roles.ratings(),
+        time_format=roles.time_format,
+        not_times=roles.not_times(),
+        missing_ids=missing,
+    )
+
+
+def _with_ids(frame: pd.DataFrame | None, *keys: str | None) -> pd.DataFrame | None:
+    """Return the rows that have all of the ids."""
+    if frame is None:
+        return None
+    has_id = np.all([has_ids(frame[key]) for key in keys if key is not None], axis=0)
+    if not has_id.any():
+        raise DataError(f"no row has all of the ids ({', '.join(map(str, keys))}); name other columns of ids")
+    return frame if has_id.all() else frame[has_id].reset_index(drop=True)
+
+
+def _missing_ids(tables: Iterable[tuple[str, pd.DataFrame | None, pd.DataFrame | None]]) -> tuple[str, ...]:
+    """Return a line for each table that loses rows, from its name and its rows before and after."""
+    return tuple(
+        f"{many(len(before) - len(after), 'row')} of the {name} without an id left out"
+        for name, before, after in tables
+        if before is not None and after is not None and len(after) < len(before)
     )
 
 
@@ -296,6 +338,7 @@ class _Roles:
     def __init__(self, events: pd.DataFrame, items: pd.DataFrame | None, users: pd.DataFrame | None) -> None:
         self.events, self.items, self.users = events, items, users
         self.taken: dict[str, Role] = {}
+        self.time_format: str | None = None
 
     def find(self) -> tuple[Role, ...]:
         """Return the roles in the order of `ColumnSettings`."""
@@ -305,6 +348,8 @@ class _Roles:
             "timestamp",
             self._by_name(TIME_NAMES, _is_large_time) or self._by_name(CLOCK_NAMES, _is_time) or self._time_by_ending(),
         )
+        if "timestamp" in self.taken:
+            self.time_format = _written_time_format(self.events[self.column("timestamp")])
         self._take("position", self._by_name(POSITION_NAMES, self._is_position))
         self._take("rating", self._by_name(RATING_NAMES, _is_number))
         self._fall_back()
@@ -353,10 +398,15 @@ class _Roles:
 
     def _time_by_ending(self) -> str | None:
         """Return a column such as `watched_at`."""
-        named = [
-            name for name in self._free() if _words(name)[-1:] and _words(name)[-1] in ("at", "date", "time", "ts")
-        ]
+        named = [name for name in self._free() if _ends_like_a_time(name)]
         return next((name for name in named if _is_large_time(self.events[name])), None)
+
+    def not_times(self) -> tuple[Choice, ...]:
+        """Return the columns with a name like that of a time, where none was taken, and why each was not."""
+        if "timestamp" in self.taken:
+            return ()
+        named = [name for name in self._free() if _bare(name) in TIME_NAMES or _ends_like_a_time(name)]
+        return tuple(_left_out(name, _why_no_time(self.events[name])) for name in named)
 
     def _is_position(self, column: pd.Series) -> bool:
         """Whether whole numbers from 0 or 1 tell the events of most users apart."""
@@ -424,13 +474,82 @@ def _choices(frame: pd.DataFrame, key: str, counts: np.ndarray, who: Literal["it
 
 def _choose(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> Choice:
     """Decide about one column of the items' or users' table."""
-    if column.notna().any() and (leak := _leak(name, column, counts, who)):
+    if column.notna().any() and (leak := _leak(name, _understood(column).column, counts, who)):
         return Choice(name, None, leak, is_warning=True)
     return as_feature(name, column, who)
 
 
 def as_feature(name: str, column: pd.Series, who: Literal["item", "user"]) -> Choice:
     """Decide how one column is best read, whatever it may know of the future."""
+    understood = _understood(column)
+    choice = _as_feature(name, understood.column, who) if understood.problem is None else None
+    if choice is None:
+        return Choice(name, None, f"{understood.problem}", is_warning=True)
+    return understood.told(choice)
+
+
+@dataclass(frozen=True)
+class _Understood:
+    """A column whose text cells were found to be numbers, times or lists, in that type.
+
+    Attributes:
+        column: The cells.
+        written: How they are written, for the reason; empty where they had a type already.
+        kind: The kind that they must be declared as, so that they are read in this way; None: any.
+        time_format: The setting of that name.
+        decimal: The setting of that name.
+        problem: Why the cells cannot be read, though they look like one of these; None where they can.
+    """
+
+    column: pd.Series
+    written: str = ""
+    kind: str | None = None
+    time_format: str | None = None
+    decimal: Literal[".", ","] | None = None
+    problem: str | None = None
+
+    def told(self, choice: Choice) -> Choice:
+        """Return a choice about the typed column as one about the text that the file has."""
+        if choice.settings is None or self.kind is None:
+            return choice
+        reason = f"{choice.reason}; {self.written}" if self.written else choice.reason
+        if choice.settings.kind not in ("number", "time", "vector", "categories"):
+            return replace(choice, reason=choice.reason)
+        setting = {"time_format": self.time_format} if choice.settings.kind == "time" else {}
+        setting |= {"decimal": self.decimal} if choice.settings.kind == "number" else {}
+        return replace(choice, settings=choice.settings.model_copy(update=setting), reason=reason)
+
+
+def _understood(column: pd.Series) -> _Understood:
+    """Return a column of text with its cells typed, if all of them are numbers, times or lists that are written out."""
+    if not _is_words(column) or not column.notna().any():
+        return _Understood(column)
+    cells = column_cells(column)
+    try:
+        if looks_like_lists(cells):
+            read = ListFormat.decide(cells).read(cells)
+            return _Understood(_series(read[0], column), read[1][0], "categories")
+        if is_written_as_number(cells):
+            numbers, reading, notes = numbers_in(cells)
+            assert reading is not None, "text is decided about"
+            decimal = reading.decimal if reading.decimal == "," else None
+            typed = pa.array(numbers, pa.float64(), from_pandas=True)
+            return _Understood(_series(typed, column), ", ".join(notes), "number", decimal=decimal)
+        if looks_like_dates(cells):
+            time_format = _written_time_format(column)
+            micros, _, notes = times_in(cells)
+            typed = pa.array(micros, mask=micros == MISSING).cast(pa.timestamp("us"))
+            return _Understood(_series(typed, column), ", ".join(notes), "time", time_format)
+    except CellError as error:
+        return _Understood(column, problem=str(error))
+    return _Understood(column)
+
+
+def _series(cells: pa.Array, column: pd.Series) -> pd.Series:
+    return pd.Series(cells, dtype=pd.ArrowDtype(cells.type), index=column.index, name=column.name)
+
+
+def _as_feature(name: str, column: pd.Series, who: Literal["item", "user"]) -> Choice:
     filled = column.dropna()
     kind = _type(column)
     if not len(filled):
@@ -461,10 +580,10 @@ def _nested(name: str, filled: pd.Series, kind: pa.DataType) -> Choice:
             return _feature(name, "vector", f"{lengths.pop()} numbers in every cell")
         return _left_out(name, "lists of numbers that differ in length")
     if pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner):
-        pieces = Counter(piece for cell in filled.head(SAMPLE) for piece in cell)
-        if pieces and np.mean([len(str(piece).split()) for piece in pieces]) > 5:
+        pieces = Counter(str(piece) for cell in filled.head(SAMPLE) for piece in cell)
+        if pieces and np.mean([len(piece.split()) for piece in pieces]) > 5:
             return _left_out(name, "lists of sentences; join each into one text to have them read")
-        return _feature(name, "categories", f"lists of {_many(len(pieces), 'value')}{_examples(pieces)}")
+        return _feature(name, "categories", f"lists of {many(len(pieces), 'value')}{_examples(pieces)}")
     return _left_out(name, f"lists of {inner}, which are not read")
 
 
@@ -472,11 +591,15 @@ def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
     values = filled.to_numpy(np.float64)
     is_whole = bool(np.all(values == np.floor(values)))
     words = _words(name)
-    if is_whole and _is_clock(words, values):
-        return _feature(name, "time", "Unix times by name and size")
+    if _is_clock(words, values):
+        try:
+            written = TimeFormat.decide(pa.array(values)).name
+        except CellError as error:
+            return Choice(name, None, str(error), is_warning=True)
+        return _feature(name, "time", f"times by name and size: {said_of_format(written)}")
     if is_whole and words and words[-1] in LOOKS_LIKE_CODE:
         if distinct <= len(filled) / 2:
-            return _feature(name, "category", f"{_many(distinct, 'code')}; numbers that only name things")
+            return _feature(name, "category", f"{many(distinct, 'code')}; numbers that only name things")
         return _left_out(name, f"a code that is nearly different in every row ({distinct:,} of {len(filled):,})")
     if is_whole and distinct == len(filled) and distinct > FEW and bool(np.all(np.diff(np.sort(values)) == 1)):
         return _left_out(name, "it only counts the rows")
@@ -486,7 +609,18 @@ def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
 
 
 def _is_clock(words: list[str], values: np.ndarray) -> bool:
-    return bool({"time", "timestamp", "date", "at", "ts", "unix"} & set(words)) and float(np.median(values)) > 1e8
+    if not {"time", "timestamp", "date", "at", "ts", "unix"} & set(words):
+        return False
+    return float(np.median(values)) > 1e8 or _is_written_date(words, values)
+
+
+def _is_written_date(words: list[str], values: np.ndarray) -> bool:
+    """Whether numbers are digits of dates (20240331), or days as Excel counts them, where the name speaks of dates."""
+    try:
+        written = TimeFormat.decide(pa.array(values, pa.float64())).name
+    except CellError:
+        return False
+    return written == "digits" or (written == "excel" and bool({"date", "day", "at"} & set(words)))
 
 
 def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", "user"]) -> Choice:
@@ -499,13 +633,11 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
     is_person = who == "user" and (bool(PERSONAL & {*words, "".join(words)}) or words == ["name"])
     if is_person or sample.str.contains(r"^\S+@\S+\.\w+$").mean() > 0.5:
         return _left_out(name, "it says who someone is, not what they like")
-    if sample.str.match(r"\d{4}-\d{2}-\d{2}").mean() > 0.95:
-        return _feature(name, "time", f"dates such as {sample.iloc[0][:10]}")
     cells = sample.drop_duplicates()
     is_title = _bare(name) in TITLE_NAMES
     if not is_title and (found := _separator(cells, share_distinct)):
         separator, pieces = found
-        said = f"{_many(len(pieces), 'value')}{_examples(pieces)}"
+        said = f"{many(len(pieces), 'value')}{_examples(pieces)}"
         return _feature(name, "categories", said, separator)
     mean_words = float(cells.str.count(r"\S+").mean())
     if is_title or mean_words >= 4 or (share_distinct > 0.5 and mean_words >= 1.5):
@@ -514,7 +646,7 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
         )
     if distinct > FEW and share_distinct > (0.25 if words and words[-1] in LOOKS_LIKE_CODE else 0.5):
         return _left_out(name, f"a code that is nearly different in every row ({distinct:,} of {len(filled):,})")
-    return _feature(name, "category", f"{_many(distinct, 'value')}{_examples(Counter(sample))}")
+    return _feature(name, "category", f"{many(distinct, 'value')}{_examples(Counter(sample))}")
 
 
 def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[str]] | None:
@@ -583,7 +715,7 @@ def render_run_toml(inference: Inference, files: Files, folder: Path) -> str:
     parts = [
         "# Written by `towers init` after a look at the tables. Every line may be changed.\n",
         _section("features", _table_lines(inference, files, folder)),
-        _section("features.columns", [_role_line(role) for role in inference.roles] + _unread_lines(inference)),
+        _section("features.columns", _column_lines(inference)),
         _section("features.item", [*_own(_ITEM_ID_LINE, inference), *map(_choice_line, _sorted(inference.item))]),
         _section("features.user", [*_own(_USER_ID_LINE, inference), *map(_choice_line, _sorted(inference.user))]),
     ]
@@ -632,8 +764,8 @@ def _section(name: str, lines: list[_Line]) -> str:
 def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line]:
     if inference.is_search:
         return _search_table_lines(inference, files, folder)
-    users, items = _many(inference.num_users, "user"), _many(inference.num_items, "item")
-    events = f"{_many(inference.num_events, 'interaction')} of {users} with {items}"
+    users, items = many(inference.num_users, "user"), many(inference.num_items, "item")
+    events = f"{many(inference.num_events, 'interaction')} of {users} with {items}"
     assert files.interactions is not None, "only a search does without"
     lines = [_path_line("interactions", files.interactions, folder, events)]
     if files.items is not None:
@@ -641,6 +773,8 @@ def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line
         lines.append(_unknown_items_line(inference))
     if files.users is not None:
         lines.append(_path_line("users", files.users, folder, "people's attributes; not everyone needs a row"))
+    if inference.missing_ids:
+        lines.append(_Line('missing_ids = "drop"', "; ".join(inference.missing_ids)))
     if inference.title is not None:
         lines.append(_Line(f"title = {_quoted(inference.title)}", "what an item is called when shown to a person"))
     if inference.ratings is not None:
@@ -656,7 +790,7 @@ def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line
 def _search_table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line]:
     lines = []
     if files.interactions is not None:
-        queries, documents = _queries(inference.num_users), _many(inference.num_items, "document")
+        queries, documents = _queries(inference.num_users), many(inference.num_items, "document")
         said = f"pairs: {inference.num_events:,}, of {queries} with {documents}"
         lines.append(_path_line("interactions", files.interactions, folder, said))
     if files.items is not None:
@@ -676,7 +810,7 @@ def _queries(count: int) -> str:
 
 def _unknown_items_line(inference: Inference) -> _Line:
     if inference.num_unknown:
-        said = f"{_many(inference.num_unknown, 'interaction')} of items that are not in the catalogue: left out"
+        said = f"{many(inference.num_unknown, 'interaction')} of items that are not in the catalogue: left out"
         return _Line('unknown_items = "drop"', said)
     return _Line('unknown_items = "error"', 'every interaction\'s item is in the catalogue; or "drop"')
 
@@ -692,8 +826,18 @@ def _role_line(role: Role) -> _Line:
     return _Line(f"{role.setting} = {_quoted(role.column)}", role.reason)
 
 
+def _column_lines(inference: Inference) -> list[_Line]:
+    lines = [_role_line(role) for role in inference.roles]
+    if inference.time_format is not None:
+        lines.append(_Line(f"time_format = {_quoted(inference.time_format)}", "how the times are written"))
+    return lines + _unread_lines(inference)
+
+
 def _unread_lines(inference: Inference) -> list[_Line]:
-    lines = []
+    lines = [
+        _Line(f"timestamp = {_quoted(one.column)}", f"not taken: {one.reason}", is_on=False)
+        for one in inference.not_times
+    ]
     if not inference.is_ordered and not inference.is_search:
         lines.append(_Line('timestamp = "..."', "no time and no position found: the order is not known", is_on=False))
     if inference.unread:
@@ -709,6 +853,10 @@ def _choice_line(choice: Choice) -> _Line:
         settings += f", fixed = {choice.settings.fixed}"
     if choice.settings.corrected:
         settings += ", corrected = true"
+    if choice.settings.decimal is not None:
+        settings += f", decimal = {_quoted(choice.settings.decimal)}"
+    if choice.settings.time_format is not None:
+        settings += f", time_format = {_quoted(choice.settings.time_format)}"
     if choice.settings.separator is not None:
         settings += f", separator = {_quoted(choice.settings.separator)}"
     return _Line(f"{_key(choice.column)} = {{ {settings} }}", choice.reason)
@@ -777,13 +925,51 @@ def _is_id(column: pd.Series) -> bool:
 
 def _is_time(column: pd.Series) -> bool:
     if _is_words(column):
-        return bool(column.dropna().head(100).astype(str).str.match(r"\d{4}-\d{2}-\d{2}|\d{9,19}(\.\d*)?$").all())
+        return bool(column.notna().any()) and not isinstance(_time_format(column), CellError)
     return _is_number(column) or bool(pa.types.is_timestamp(_type(column)) or pa.types.is_date(_type(column)))
+
+
+def looks_like_code(name: str) -> bool:
+    """Return whether a column's name says that its numbers only name things, so that their spelling counts."""
+    return bool(_words(name)) and _words(name)[-1] in LOOKS_LIKE_CODE | {"version", "release", "model"}
 
 
 def _is_large_time(column: pd.Series) -> bool:
     """Whether cells are dates, or as large as Unix times of this century: hours of the day are not."""
-    return _is_time(column) and not (_is_number(column) and not float(column.median()) > 1e8)
+    if not _is_number(column) or not column.notna().any():
+        return _is_time(column)
+    values = column.dropna().to_numpy(np.float64)
+    return float(np.median(values)) > 1e8 or _is_written_date(_words(str(column.name)), values)
+
+
+def _ends_like_a_time(name: str) -> bool:
+    return bool(_words(name)) and _words(name)[-1] in ("at", "date", "time", "ts")
+
+
+def _time_format(column: pd.Series) -> TimeFormat | CellError:
+    """Return how the cells of a column are times, or why they are none."""
+    try:
+        _, reading, _ = times_in(column_cells(column))
+    except CellError as error:
+        return error
+    return reading
+
+
+def _written_time_format(column: pd.Series) -> str | None:
+    """Return the format that run.toml must say: that of dates which in another file may be read in two ways."""
+    if not _is_words(column):
+        return None
+    reading = _time_format(column)
+    return reading.name if isinstance(reading, TimeFormat) and reading.name in ("dmy", "mdy") else None
+
+
+def _why_no_time(column: pd.Series) -> str:
+    if not column.notna().any():
+        return "it is empty"
+    reading = _time_format(column)
+    if isinstance(reading, CellError):
+        return str(reading)
+    return f"numbers such as {_short(column.dropna().iloc[0])} are too small for Unix times"
 
 
 def _text(ids: pd.Series) -> pd.Series:
@@ -807,7 +993,3 @@ def _counts(ids: pd.Series, key: pd.Series) -> np.ndarray:
     counts = ids.value_counts()
     by_text = pd.Series(counts.to_numpy(np.float64), index=_text(counts.index.to_series()).to_numpy())
     return _text(key).map(by_text[~by_text.index.duplicated()]).fillna(0).to_numpy(np.float64)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

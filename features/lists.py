@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,18 +22,17 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from features.distinct import Distinct, many, shown
+from features.distinct import MOSTLY, Distinct, many, shown
 from features.errors import CellError
 
+Holds = Literal["texts", "whole numbers", "numbers"]
 Style = Literal["json", "python", "numpy", "postgresql", "bare"]
-MOSTLY = 0.9
-"""Share of cells in brackets from which a column is taken for one of lists, and the other cells for mistakes."""
 _LABELS = ("name", "title", "label", "value", "id")
 _ENDS = {"[": "]", "{": "}", "(": ")"}
 _REMEDY = 'write all of them as JSON, such as ["a", "b"], or leave the column out'
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _NUMPY_ITEM = re.compile(rf"\s*(?:({_QUOTED})|([^\s'\",\[\]{{}}]+))", re.DOTALL)
-_POSTGRESQL_ITEM = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^",{}\s](?:[^",{}]*[^",{}\s])?))\s*(,|$)', re.DOTALL)
+_POSTGRESQL_ITEM = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\"',{}\s](?:[^\",{}]*[^\",{}\s])?))\s*(,|$)", re.DOTALL)
 _BARE = re.compile(r"[^\[\]{}()\"']*(?:(?<=\w)'(?=\w)[^\[\]{}()\"']*)*")
 
 Items = list[Any]
@@ -47,10 +45,12 @@ class ListFormat:
     Attributes:
         style: Who writes lists in this way.
         key: Of lists of records: the field that is read; None where the lists hold values.
+        holds: What the values are.
     """
 
     style: Style
     key: str | None = None
+    holds: Holds = "texts"
 
     @classmethod
     def decide(cls, cells: pa.Array) -> ListFormat:
@@ -65,10 +65,14 @@ class ListFormat:
             parsed = [_items(style, value) for value in found.values]
             wrong = np.array([items is None for items in parsed], dtype=bool)
             if not wrong.any():
-                return cls(style, _key(found, [items for items in parsed if items is not None]))
+                lists = [items for items in parsed if items is not None]
+                key = _key(found, lists)
+                return cls(style, key, _holds([item if key is None else item[key] for one in lists for item in one]))
             best = min(best or (len(wrong) + 1, wrong), (int(wrong.sum()), wrong), key=lambda pair: pair[0])
         assert best is not None, "there are ways of writing"
-        raise found.error(best[1], f"a list as in other cells ({shown(_good(found, best[1]), str)})", _REMEDY)
+        good = next((value for value, wrong in zip(found.values, best[1], strict=True) if not wrong), None)
+        others = "" if good is None else f" as in other cells ({shown(good, str)})"
+        raise found.error(best[1], f"a list{others}", _REMEDY)
 
     def read(self, cells: pa.Array) -> tuple[pa.Array, list[str]]:
         """Return text cells as lists of doubles, of whole numbers or of texts, null where they are empty.
@@ -80,10 +84,9 @@ class ListFormat:
         parsed = [self._values(value) for value in found.values]
         wrong = np.array([values is None for values in parsed], dtype=bool)
         if wrong.any():
-            what = f"a list of records with {self.key!r}" if self.key else f"a list as {_SPOKEN[self.style]} writes it"
-            raise found.error(wrong, what, _REMEDY)
-        lists = _typed([values for values in parsed if values is not None])
-        read = lists.take(pa.array(found.codes, mask=found.codes < 0))
+            what = f"records with {self.key!r}" if self.key else self.holds
+            raise found.error(wrong, f"a list of {what} as {_SPOKEN[self.style]} writes it", _REMEDY)
+        read = pa.array(parsed, pa.list_(_TYPES[self.holds])).take(pa.array(found.codes, mask=found.codes < 0))
         said = f", of each record its {self.key!r}" if self.key else ""
         notes = [f"lists as {_SPOKEN[self.style]} writes them read{said}"]
         if found.num_words:
@@ -92,18 +95,21 @@ class ListFormat:
 
     def _values(self, value: str) -> Items | None:
         items = _items(self.style, value)
-        if self.key is None or items is None:
-            return None if items is None or any(isinstance(item, dict) for item in items) else items
-        if not all(isinstance(item, dict) and self.key in item for item in items):
+        if items is None or any(isinstance(item, dict) != (self.key is not None) for item in items):
             return None
-        values = [item[self.key] for item in items]
-        return values if all(map(_is_value, values)) else None
+        if self.key is not None:
+            items = [item.get(self.key) for item in items]
+        if self.holds == "texts":
+            return [str(item) for item in items] if all(map(_is_value, items)) else None
+        if self.holds == "whole numbers":
+            return items if _holds(items) == "whole numbers" or not items else None
+        return [float(item) for item in items] if _holds(items) != "texts" or not items else None
 
 
 def looks_like_lists(cells: pa.Array) -> bool:
     """Return whether (nearly) all text cells are in brackets."""
-    values = Distinct.of(cells).values
-    return bool(values) and sum(map(_is_enclosed, values)) >= MOSTLY * len(values)
+    found = Distinct.of(cells)
+    return found.share([_is_enclosed(value) for value in found.values]) >= MOSTLY
 
 
 def _is_enclosed(value: str) -> bool:
@@ -196,18 +202,24 @@ def _postgresql_item(quoted: str | None, bare: str | None) -> str | int | float 
 
 def _bare(value: str) -> Items | None:
     inside = value[1:-1].strip()
-    if value[0] != "[" or not _BARE.fullmatch(inside):
-        return None
+    if value[0] != "[" or "..." in inside or not _BARE.fullmatch(inside):
+        return None  # numpy leaves out the middle of long vectors
     return [part.strip() for part in inside.split(",")]
 
 
 _READERS: dict[Style, Callable[[str], Items | None]] = {
     "json": _json,
+    "postgresql": _postgresql,  # before Python, whose sets have no order
     "python": _python,
     "numpy": _numpy,
-    "postgresql": _postgresql,
     "bare": _bare,
 }
+_TYPES: dict[Holds, pa.DataType] = {
+    "texts": pa.large_string(),
+    "whole numbers": pa.int64(),
+    "numbers": pa.float64(),
+}
+_MOST_FLOAT = 1e308
 _SPOKEN: dict[Style, str] = {
     "json": "JSON",
     "python": "Python",
@@ -242,20 +254,9 @@ def _key(found: Distinct, lists: Sequence[Items]) -> str | None:
     return key
 
 
-def _typed(lists: Sequence[Items]) -> pa.Array:
-    items = [item for values in lists for item in values]
-    if items and all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
-        is_whole = all(isinstance(item, int) and abs(item) < 2**63 for item in items)
-        kind = pa.int64() if is_whole else pa.float64()
-        return pa.array([[_number(item, kind) for item in values] for values in lists], pa.list_(kind))
-    return pa.array([[str(item) for item in values] for values in lists], pa.list_(pa.large_string()))
-
-
-def _number(item: float, kind: pa.DataType) -> float:
-    if pa.types.is_integer(kind):
-        return item
-    return float(item) if abs(item) < 1e308 or not math.isfinite(item) else math.copysign(1e308, item)
-
-
-def _good(found: Distinct, wrong: np.ndarray) -> str:
-    return next((value for value, is_wrong in zip(found.values, wrong, strict=True) if not is_wrong), "none found")
+def _holds(items: Sequence[Any]) -> Holds:
+    if not items or not all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
+        return "texts"
+    if all(isinstance(item, int) and abs(item) < 2**63 for item in items):
+        return "whole numbers"
+    return "numbers" if all(abs(item) < _MOST_FLOAT for item in items if isinstance(item, int)) else "texts"

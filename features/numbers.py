@@ -137,7 +137,7 @@ def bounded(numbers: Float64[np.ndarray, " cells"]) -> tuple[Float64[np.ndarray,
 def is_written_as_number(cells: pa.Array) -> bool:
     """Return whether something about text cells says that they are quantities: a unit, a fraction, grouped thousands.
 
-    Whole numbers that were saved as text are codes as likely as not, as are two spellings of one number (1.1, 1.10).
+    Whole numbers that were saved as text are codes as likely as not.
     """
     found = Distinct.of(cells)
     parts = [_parts(value) for value in found.values]
@@ -149,15 +149,12 @@ def is_written_as_number(cells: pa.Array) -> bool:
     units = {part.unit for part in known if part.unit}
     if units:
         return len(units) == 1 or all(unit.upper() in CURRENCY_CODES or not unit.isalnum() for unit in units)
-    try:
-        style = NumberFormat.decide(cells)
-    except CellError:
-        return True
-    values = _values(parts, style.decimal)
-    fractions = {len(part.body.rpartition(style.decimal)[2]) for part in known if style.decimal in part.body}
-    if style.decimal == "," and len(fractions) > 1:
-        return False  # 12,5 and 7,10: lists of codes as likely as numbers
-    return any(re.search(r"[^0-9]", part.body) for part in known) and len(np.unique(values)) == len(values)
+    possible = [sign for sign in _BODY if not np.isnan(_values(parts, sign)).any()]
+    if not possible or not any(re.search(r"[^0-9]", part.body) for part in known):
+        return False
+    fractions = [part.body.rpartition(",")[2] for part in known if "," in part.body] if possible == [","] else []
+    # 12,5 and 7,10 may be lists of codes: a program writes a fraction in one length, or without the zeros at its end.
+    return len({len(fraction) for fraction in fractions}) < 2 or not any(one.endswith("0") for one in fractions)
 
 
 @dataclass(frozen=True)

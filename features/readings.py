@@ -152,7 +152,10 @@ def _read_vector(cells: pa.Array, earlier: ListFormat | None) -> ReadColumn:
         raise CellError(f"expected lists of numbers, found {cells.type}", "save each vector as a list")
     inner = cells.type.value_type
     if not (pa.types.is_floating(inner) or pa.types.is_integer(inner)) and len(cells.flatten()):
-        raise CellError(f"expected lists of numbers, found lists of {inner}", "save each vector as a list of numbers")
+        found = f"expected lists of numbers, found {shown(cells.flatten()[0].as_py())} in one"
+        raise CellError(
+            found, "save each vector as a list of all its numbers", int(pc.list_parent_indices(cells)[0].as_py())
+        )
     _check_vectors(cells)
     return ReadColumn(cells, reading, tuple(notes))
 
@@ -165,7 +168,7 @@ def _check_vectors(cells: pa.Array) -> None:
         usual = int(known[0][np.argmax(known[1])])
         row = first((lengths >= 0) & (lengths != usual))
         raise CellError(
-            f"expected vectors of one length, {usual} numbers as in most cells, found {lengths[row]}",
+            f"expected vectors of one length ({usual} as in most cells), found {lengths[row]} numbers",
             "make them equally long, or leave the cell empty",
             row,
         )

@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow as pa
 
 from features.errors import DataError
+from features.numbers import MOST_NUMBER
 
 _MOST_NAMED = 12
-_MOST_NUMBER = 1e15
 # Of what a schema promises; more is taken, where the column can hold it.
 _SOME_DATE = r"^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
 
@@ -99,8 +99,8 @@ def _cell(name: str, kind: pa.DataType, value: Any) -> Any:
         return int(value)
     if not isinstance(value, _python_types(kind)) or (isinstance(value, bool) and not pa.types.is_boolean(kind)):
         raise DataError(f"{name}: expected {_spoken(kind)}, found {value!r:.80}")
-    if isinstance(value, int | float) and pa.types.is_floating(kind) and not abs(value) <= _MOST_NUMBER:
-        raise DataError(f"{name}: expected a number from -{_MOST_NUMBER:g} to {_MOST_NUMBER:g}, found {value!r:.80}")
+    if isinstance(value, int | float) and pa.types.is_floating(kind) and not abs(value) <= MOST_NUMBER:
+        raise DataError(f"{name}: expected a number from -{MOST_NUMBER:g} to {MOST_NUMBER:g}, found {value!r:.80}")
     return value
 
 
@@ -140,7 +140,7 @@ def _schema(kind: pa.DataType) -> dict[str, Any]:
         most = 2 ** (kind.bit_width - signed) - 1
         return {"type": "integer", "minimum": -signed * (most + 1), "maximum": most}
     if pa.types.is_floating(kind):
-        return {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER}
+        return {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
     if _is_text(kind):
         return {"type": "string"}
     if _is_moment(kind):

@@ -12,7 +12,7 @@ import gzip
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -65,7 +65,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     return read_table(path).frame
 
 
-def read_table(path: Path, codes: Collection[str] = ()) -> RawTable:
+def read_table(path: Path, is_code: Callable[[str], bool] = lambda name: False) -> RawTable:
     """Return the rows of a CSV or Parquet file, or the passages of a folder's documents, in pyarrow types.
 
     Text is `large_string`, whole numbers keep their width (int64 from CSV), ISO dates become timestamps, true and false
@@ -75,7 +75,7 @@ def read_table(path: Path, codes: Collection[str] = ()) -> RawTable:
 
     Args:
         path: The file; its ending says what it is (.parquet, .pq; .csv, .tsv, .txt, also with .gz). Or the folder.
-        codes: Columns whose spelling must be kept: there 1.10 and 1.1 are two values.
+        is_code: Says of a column's name whether the spelling must be kept: there 1.10 and 1.1 are two values.
 
     Raises:
         DataError: The file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged, it has no header, or a
@@ -83,7 +83,7 @@ def read_table(path: Path, codes: Collection[str] = ()) -> RawTable:
     """
     if path.is_dir():
         return RawTable(read_documents(path))
-    table, notes = (_read_parquet(path), []) if is_parquet(path) else _read_csv(path, codes)
+    table, notes = (_read_parquet(path), []) if is_parquet(path) else _read_csv(path, is_code)
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the column names; expected at least one")
     _refuse_long_cells(path, table)
@@ -182,7 +182,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read_csv(path: Path, codes: Collection[str]) -> tuple[pa.Table, list[str]]:
+def _read_csv(path: Path, is_code: Callable[[str], bool]) -> tuple[pa.Table, list[str]]:
     data = _content(path)
     if not data.strip():
         raise DataError(f"{path}: the file holds only blank lines; write the table again")
@@ -199,7 +199,7 @@ def _read_csv(path: Path, codes: Collection[str]) -> tuple[pa.Table, list[str]]:
     if b'""' in body:
         cells = {name: pc.if_else(pc.equal(column, ""), None, column) for name, column in cells.items()}
     notes = _notes_on_empty(path, body, cells, separator)
-    typed = {name: _typed(cells[name], separator, is_code=name in codes) for name in names}
+    typed = {name: _typed(cells[name], separator, is_code=is_code(name)) for name in names}
     return pa.table(typed), notes
 
 
@@ -310,8 +310,9 @@ def _typed(column: pa.ChunkedArray, separator: str, *, is_code: bool) -> pa.Chun
     if kind is None and pc.any(pc.is_in(filled[:100], value_set=pa.array(EMPTY_WORDS, TEXT))).as_py():
         # Words in quotes among nothing but numbers are empty cells of a program that puts everything in quotes.
         is_word = pc.is_in(column, value_set=pa.array(EMPTY_WORDS, TEXT))
-        column = pc.if_else(is_word, None, column)
-        kind = _type_of(column.drop_null(), separator, is_code=is_code) if column.null_count < len(column) else None
+        without = pc.if_else(is_word, None, column)
+        kind = _type_of(without.drop_null(), separator, is_code=is_code) if without.null_count < len(column) else None
+        column = column if kind is None else without
     return column if kind is None else column.cast(kind)
 
 

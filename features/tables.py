@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
-from features.distinct import first, many
+from features.distinct import column_cells, first, many
 from features.errors import CellError, DataError
 from features.files import sha256
 from features.numbers import NumberFormat
@@ -246,8 +246,7 @@ class _Sheet:
     ) -> _Sheet:
         """Read a file, and the columns that are features as their kinds."""
         settings = features or {}
-        codes = [column for column, one in settings.items() if one.kind in _SPELLED]
-        raw = read_table(folder / name, codes)
+        raw = read_table(folder / name, lambda column: column in settings and settings[column].kind in _SPELLED)
         notes.extend(raw.notes)
         sheet = cls(folder / name, raw.frame, notes, dict(earlier or {}))
         columns = {column: sheet.feature(column, one) for column, one in settings.items() if column in raw.frame}
@@ -255,7 +254,7 @@ class _Sheet:
 
     def feature(self, name: str, settings: FeatureSettings) -> pd.Series:
         """Return a column read as its kind."""
-        cells = _array(self.frame[name])
+        cells = column_cells(self.frame[name])
         try:
             read = read_column(cells, settings, self.readings.get(name))
         except CellError as error:
@@ -281,7 +280,7 @@ class _Sheet:
 
     def with_ids(self, name: str, setting: str, config: FeaturesConfig) -> _Sheet:
         """Return the rows that have an id; the settings say whether others are a mistake."""
-        has_id = _has_id(self.column(name, setting))
+        has_id = has_ids(self.column(name, setting))
         if has_id.all() or config.missing_ids == "error":
             return self
         if not has_id.any():
@@ -306,7 +305,7 @@ class _Sheet:
         )
 
     def ids(self, name: str, setting: str) -> _Ids:
-        column = _array(self.column(name, setting))
+        column = column_cells(self.column(name, setting))
         if pa.types.is_floating(column.type):
             column = self._whole_ids(name, column)
         elif pa.types.is_integer(column.type):
@@ -379,7 +378,7 @@ class _Sheet:
         earlier = self.readings.get(name)
         try:
             values, reading, notes = numbers_in(
-                _array(self.column(name, setting)), earlier if isinstance(earlier, NumberFormat) else None
+                column_cells(self.column(name, setting)), earlier if isinstance(earlier, NumberFormat) else None
             )
         except CellError as error:
             raise self._located(name, error) from None
@@ -402,7 +401,7 @@ class _Sheet:
         earlier = self.readings.get(name)
         try:
             values, reading, notes = times_in(
-                _array(column), time_format, earlier if isinstance(earlier, TimeFormat) else None
+                column_cells(column), time_format, earlier if isinstance(earlier, TimeFormat) else None
             )
         except CellError as error:
             raise self._located(name, error) from None
@@ -607,14 +606,9 @@ def _plain_ids(ids: pd.Series) -> np.ndarray:
     return ids.to_numpy(np.int64) if ids.dtype == INT_ID else ids.to_numpy(object)
 
 
-def _array(column: pd.Series) -> pa.Array:
-    cells = pa.array(column)
-    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-
-
-def _has_id(column: pd.Series) -> np.ndarray:
+def has_ids(column: pd.Series) -> np.ndarray:
     """Return which cells hold an id; blanks are none."""
-    cells = _array(column)
+    cells = column_cells(column)
     has_id = cells.is_valid()
     if pa.types.is_large_string(cells.type):
         has_id = pc.and_(has_id, pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(cells), ""), False))

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 
-from features.distinct import Distinct, first, many, shown
+from features.distinct import MOSTLY, Distinct, first, many, shown
 from features.errors import CellError
 
 A_TIME = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds"
@@ -75,7 +75,7 @@ class TimeFormat:
         if time_format is not None:
             return cls(time_format)
         if not pa.types.is_large_string(cells.type):
-            return cls(_format_of_numbers(cells.cast(pa.float64()).to_numpy(zero_copy_only=False)))
+            return cls(_format_of_numbers(cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)))
         numbers = _numbers_in(cells)
         return cls(_format_of_texts(cells)) if numbers is None else cls(_format_of_numbers(numbers))
 
@@ -85,21 +85,24 @@ class TimeFormat:
         Raises:
             CellError: Some cell is not written in this way.
         """
-        notes = []
+        notes: list[str] = []
         if pa.types.is_large_string(cells.type):
             numbers = _numbers_in(cells) if self.name in (*UNITS, "excel") else None
             micros = self._read_texts(cells) if numbers is None else self._read_numbers(numbers, cells)
             if num_words := Distinct.of(cells).num_words:
                 notes.append(f"{many(num_words, 'cell')} such as NULL read as empty")
         else:
-            micros = self._read_numbers(cells.cast(pa.float64()).to_numpy(zero_copy_only=False), cells)
-        return micros, [*([f"times read as {_said(self.name)}"] if self.name not in ("iso", "seconds") else []), *notes]
+            micros = self._read_numbers(cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), cells)
+        return micros, [
+            *([f"times read as {said_of_format(self.name)}"] if self.name not in ("iso", "seconds") else []),
+            *notes,
+        ]
 
     def _read_texts(self, cells: pa.Array) -> Int64[np.ndarray, " cells"]:
         found = Distinct.of(cells)
         micros = _parsed(found.values, self.name)
         if (micros == MISSING).any():
-            expected = A_TIME if self.name == "iso" else f"times as {_said(self.name)}"
+            expected = A_TIME if self.name == "iso" else f"times as {said_of_format(self.name)}"
             raise found.error(micros == MISSING, expected, REMEDY)
         spread: np.ndarray = found.spread(micros)
         return spread
@@ -113,14 +116,25 @@ class TimeFormat:
                 raise _wrong(cells, wrong, "a date such as 20240331 or 20240331180000")
             return micros
         if self.name == "excel":
-            seconds = (numbers - _EXCEL_OF_1970) * SECONDS_PER_DAY
+            seconds = np.round((numbers - _EXCEL_OF_1970) * SECONDS_PER_DAY, 3)  # as exact as Excel is
         elif self.name in UNITS:
             _refuse_mix(numbers, self.name)
             seconds = numbers / UNITS[self.name]
         else:
-            raise _wrong(cells, is_known, _said(self.name))
+            raise _wrong(cells, is_known, said_of_format(self.name))
         micros = np.floor(np.clip(np.where(is_known, seconds, 0) * 1e6, -_FAR, _FAR)).astype(np.int64)
         return np.where(is_known, micros, MISSING)
+
+
+def looks_like_dates(cells: pa.Array) -> bool:
+    """Return whether (nearly) all text cells have the parts of a date, a year of four digits among them."""
+    found = Distinct.of(cells)
+    return found.share([_is_date(value) for value in found.values]) >= MOSTLY
+
+
+def _is_date(value: str) -> bool:
+    match = _PARTS.fullmatch(value)
+    return match is not None and 4 in (len(match["first"]), len(match["third"]))
 
 
 def seconds_of(value: str) -> float | None:
@@ -282,7 +296,8 @@ def _wrong(cells: pa.Array, wrong: np.ndarray, expected: str) -> CellError:
     return CellError(f"expected {expected}, found {shown(value)} ({many(int(wrong.sum()), 'such row')})", REMEDY, row)
 
 
-def _said(name: str) -> str:
+def said_of_format(name: str) -> str:
+    """Return what a format is called in a message."""
     return {
         "iso": "ISO 8601",
         "dmy": "day, month, year",

@@ -12,13 +12,12 @@ from jaxtyping import Bool, Float32, Int64
 
 from features.config import FeatureSettings
 from features.errors import DataError
+from features.numbers import MOST_NUMBER
 from features.sequences import UNKNOWN_TIME, Sequences, offsets_of, ragged_arange
+from features.times import seconds_of
 from serving.filters import DATES
 from serving.ids import ExternalId, IdMap
 from serving.wanted import Person
-
-MOST_NUMBER = 1e15
-"""The greatest number that an attribute may be, or the negative of the least."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +243,5 @@ def _is_number(value: Any) -> bool:
 def _seconds(value: Any) -> float | None:
     """Return a date, in the spellings that tables have, as Unix seconds; None where it is neither."""
     if isinstance(value, str):
-        moment = pd.to_datetime(value, utc=True, errors="coerce")
-        return None if pd.isna(moment) else float(moment.timestamp())
+        return seconds_of(value)
     return float(value) if _is_number(value) else None

@@ -16,7 +16,9 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int
 from tqdm import tqdm
 
-from features.errors import DataError
+from features.distinct import column_cells
+from features.errors import CellError, DataError
+from features.readings import numbers_in
 from features.sequences import Queries, offsets_of, ragged_arange
 from training.metrics import NEVER, bootstrap_interval, coverage, metrics_per_question
 
@@ -202,7 +204,8 @@ class TableRecommender:
             item_ids: The catalogue's ids, in its order.
 
         Raises:
-            DataError: A column is missing, an item is not in the catalogue, or a user has an item twice.
+            DataError: A column is missing, a rank or score is no number, an item is not in the catalogue, or a user
+                has an item twice.
         """
         missing = {"user_id", "item_id"} - set(table.columns)
         if missing or not {"rank", "score"} & set(table.columns):
@@ -222,7 +225,7 @@ class TableRecommender:
         pairs = users.astype(np.int64) * self._num_items + rows
         if len(np.unique(pairs)) < len(pairs):
             raise DataError(f"{name}: a user has the same item twice; keep one row for each")
-        scores = -table["rank"].to_numpy() if "rank" in table else table["score"].to_numpy()
+        scores = -_numbers(name, table, "rank") if "rank" in table else _numbers(name, table, "score")
         self._item_rows = rows[order]
         self._scores = scores[order].astype(np.float32)
         self._offsets = offsets_of(np.bincount(users, minlength=len(self._users)))
@@ -236,6 +239,17 @@ class TableRecommender:
         scores = np.full((len(queries), self._num_items), -np.inf, dtype=np.float32)
         scores[np.repeat(known, lengths), self._item_rows[events]] = self._scores[events]
         return scores
+
+
+def _numbers(name: str, table: pd.DataFrame, column: str) -> Float[np.ndarray, " rows"]:
+    try:
+        numbers, _, _ = numbers_in(column_cells(table[column]))
+    except CellError as error:
+        raise DataError(f"{name}: column {column!r}, {error}") from None
+    if np.isnan(numbers).any():
+        row = int(np.flatnonzero(np.isnan(numbers))[0])
+        raise DataError(f"{name}: column {column!r}, row {row + 1:,}: expected a number, found none; remove the row")
+    return numbers
 
 
 class _Lots:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from features.errors import DataError
-from features.inference import SEARCH_WIDTH, Files, Inference, infer_features, infer_search
-from features.tables import read_frame
+from features.inference import SEARCH_WIDTH, Files, Inference, infer_features, infer_search, looks_like_code
+from features.table_files import RawTable, read_table
 
 SPARSE = 20
 """Interactions per user below which little is known of anybody, and a model must be kept from learning it by heart."""
@@ -75,11 +75,17 @@ def propose(
                 "name the tables: --interactions FILE (and --items, --users) of a recommender, or --documents FILE or "
                 "FOLDER (and --queries with --pairs) of a search"
             )
-        frames = (read_frame(interactions), _frame(items), _frame(users))
-        return infer_features(*frames), Files(interactions, items, users)
+        tables = [_read(path) for path in (interactions, items, users)]
+        frames = [None if table is None else table.frame for table in tables]
+        assert frames[0] is not None, "the interactions are named"
+        inference = infer_features(frames[0], *frames[1:])
+        return replace(inference, notes=_notes(tables)), Files(interactions, items, users)
     if interactions is not None or items is not None or users is not None:
         raise DataError("--documents are those of a search: give --queries and --pairs with them, and no other table")
-    return infer_search(read_frame(documents), _frame(queries), _frame(pairs)), Files(pairs, documents, queries)
+    tables = [_read(path) for path in (documents, queries, pairs)]
+    frames = [None if table is None else table.frame for table in tables]
+    assert frames[0] is not None, "the documents are named"
+    return replace(infer_search(frames[0], *frames[1:]), notes=_notes(tables)), Files(pairs, documents, queries)
 
 
 def said_of(inference: Inference) -> str:
@@ -90,8 +96,12 @@ def said_of(inference: Inference) -> str:
     return f"{events} pairs of {users} queries with {items} documents" if inference.num_events else f"{items} documents"
 
 
-def _frame(path: Path | None) -> pd.DataFrame | None:
-    return None if path is None else read_frame(path)
+def _read(path: Path | None) -> RawTable | None:
+    return None if path is None else read_table(path, looks_like_code)
+
+
+def _notes(tables: Sequence[RawTable | None]) -> tuple[str, ...]:
+    return tuple(note for table in tables if table is not None for note in table.notes)
 
 
 def render_model_settings(inference: Inference) -> str:

@@ -283,6 +283,11 @@ def test_a_table_may_hold_arrow_types():
             r"served: expected the columns .* rank or score, found user_id, item_id",
         ),
         (lambda frame: frame.replace({"f": "z"}), r"served: item 'z' is not in the catalogue; use the catalogue"),
+        (
+            lambda frame: frame.assign(rank=[1, None, 2, 1]),
+            r"served: column 'rank', row 2: expected a number",
+        ),
+        (lambda frame: frame.assign(rank=[1, 2**63, 2, 1]), r"served: column 'rank', row 2: expected numbers from"),
         (lambda frame: pd.concat([frame, frame]), r"served: a user has the same item twice; keep one"),
     ],
 )
