@@ -25,6 +25,8 @@ LOCK := .locks/$(DEVICE).lock
 STAMP := .venv/installed-$(DEVICE)
 # The builds of torch without CUDA, a tenth of the size. Where this address does not answer, torch comes as usual.
 TORCH_INDEX := $(if $(filter cpu,$(DEVICE)),--extra-index-url https://download.pytorch.org/whl/cpu)
+# `==` also takes the build for a CPU, 2.13.0+cpu, where an index has that beside the one for CUDA; `===` does not.
+TORCH = torch$(if $(filter gpu,$(DEVICE)),===$(shell sed -n 's/^torch==//p' $(LOCK)))
 
 help: ## show these lines
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target line; do \
@@ -61,19 +63,20 @@ clean: ## remove .venv, .rivals and caches (runs and data stay)
 	rm -rf .venv .rivals dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find features towers training serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Three steps. torch by itself, so that it brings what its build needs; the rest exactly as locked, without asking what
-# each demands (torchrec demands CUDA's fbgemm); at last the project, linked to this folder.
+# Four steps. torch by itself, so that it brings what its build needs; the rest exactly as locked, without asking what
+# each demands (torchrec demands CUDA's fbgemm); the project, linked to this folder; and a look whether all of it loads.
 $(STAMP): $(LOCK) pyproject.toml $(BIN)/python
 	@if ls .venv/installed-* 2>/dev/null | grep -qv -- '-$(DEVICE)$$'; then \
 		$(PIP) uninstall --quiet --yes torch faiss-cpu faiss-gpu fbgemm-gpu fbgemm-gpu-cpu; fi  # the other set's
 	@rm -f .venv/installed-*
 	@echo "Installing into .venv what runs on a $(DEVICE): one to three minutes, once."
 	@echo "  torch ..."
-	@$(PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $(LOCK) torch \
-		|| $(PIP) install --quiet --constraint $(LOCK) torch
+	@$(PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $(LOCK) $(TORCH) \
+		|| $(PIP) install --quiet --constraint $(LOCK) $(TORCH)
 	@echo "  $$(grep -c '^[a-z]' $(LOCK)) packages from $(LOCK) ..."
 	@$(PIP) install --quiet --no-deps --requirement $(LOCK)
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/towers doctor --installation
 	@touch $@
 	@echo "Installed. $(BIN)/towers doctor says what was found; make demo shows it at work."
 

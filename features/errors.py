@@ -1,6 +1,13 @@
-"""The one exception for what the user can put right in a table or a setting."""
+"""The one exception for what a user can put right: in a table, in a setting, or in what is installed."""
 
 from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
 
 
 class DataError(ValueError):
@@ -25,3 +32,47 @@ class CellError(DataError):
         self.found = found
         self.remedy = remedy
         self.row = row
+
+
+@contextmanager
+def needing(what: str) -> Iterator[None]:
+    """Import optional libraries inside this block: one that is missing becomes a `DataError` that says what to type.
+
+    Args:
+        what: What needs them, in the plural, such as "cross-encoders".
+
+    Raises:
+        DataError: A library cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        packages = _missing_with((error.name or "").partition(".")[0])
+        if packages:
+            remedy = f"type: pip install {shlex.join(packages)}"
+        else:
+            remedy = f"one cannot be loaded ({error}); type: towers doctor"
+        raise DataError(f"{what} need more libraries; {remedy}") from None
+
+
+def _missing_with(module: str) -> list[str]:
+    """Return what pip has to install so that `module` and the rest of its extra are there, `[name and versions]`."""
+    try:
+        wanted = [Requirement(line) for line in requires("two-towers") or []]
+    except PackageNotFoundError:
+        return [module.replace("_", "-")] if module else []
+    named = [one for one in wanted if one.name.replace("-", "_") == module]
+    together = [one for one in wanted if named and str(one.marker) == str(named[0].marker)]
+    return [_as_typed(one) for one in together if not _is_installed(one.name)]
+
+
+def _as_typed(wanted: Requirement) -> str:
+    extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
+    return f"{wanted.name}{extras}{wanted.specifier}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from features.errors import DataError
+from features.errors import DataError, needing
 from serving import store
 from serving.errors import NotReady
 from serving.store import Appended, Record, RisingClock, State, Write, not_before, records_of, rows_of
@@ -54,10 +54,8 @@ class PostgresStore:
         Raises:
             DataError: psycopg is not installed, or the database cannot be used.
         """
-        try:
+        with needing("live writes in PostgreSQL"):
             import psycopg
-        except ImportError:
-            raise DataError("live: PostgreSQL needs psycopg; type: pip install 'psycopg[binary]'") from None
         self._address = address
         self._error = psycopg.Error
         self.clock = RisingClock()

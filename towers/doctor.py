@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, requires, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,12 +28,17 @@ import click
 
 from towers.process import ALLOCATOR, available_cores, group_files, uses_glibc
 
-REINSTALL = "make clean install"
+CHECKOUT = Path(__file__).parents[1]
+"""Where `make` installs from, if there is a Makefile; what a wheel brought has none."""
 PROBE_SECONDS = 120.0
 """How long a library may take to load, on a slow disk and a busy machine."""
 ONE_FOLDER = (("fbgemm-gpu", "fbgemm-gpu-cpu"), ("faiss-cpu", "faiss-gpu"))
 """Distributions that own the same folder: of each pair exactly one may be installed."""
-REPLACED_BY = {"faiss-cpu": "faiss-gpu"}
+REPLACED_BY = {"faiss-cpu": "faiss-gpu", "fbgemm-gpu": "fbgemm-gpu-cpu"}
+PROBED = {"torch", "torchrec", "mlflow", "pandas", "pyarrow", "flask", "granian", "gunicorn"}.union(*ONE_FOLDER)
+"""Distributions that `PROBES` look at."""
+DRIVER = re.compile(r"lib(?:nvidia-ml|cuda)\.so(?:\.\d+)?")
+"""Libraries that no package brings: they come with NVIDIA's driver."""
 
 PROBES = {
     "torch": """
@@ -94,20 +100,23 @@ class Probe:
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--installation", is_flag=True, help="Only import every library, and name those that cannot be imported.")
+def doctor(installation: bool) -> None:
     """Show what is installed and found, and what to type for each thing amiss.
 
     Exit status: 0 when every command can do its work, 1 when something is amiss. Notes do not count.
     """
     amiss = 0
-    for finding in examine():
+    for finding in examine_installation() if installation else examine():
         click.echo(f"{finding.state:<5}  {finding.name:<9}  {finding.text}")
         if finding.remedy:
             click.echo(f"{'':<5}  {'':<9}  -> {finding.remedy}")
         amiss += finding.state == "amiss"
-    click.echo(f"\n{amiss} {'thing is' if amiss == 1 else 'things are'} amiss." if amiss else "\nAll is well.")
     if amiss:
+        click.echo(f"\n{amiss} {'thing is' if amiss == 1 else 'things are'} amiss.")
         raise click.exceptions.Exit(1)
+    if not installation:
+        click.echo("\nAll is well.")
 
 
 def examine() -> Iterator[Finding]:
@@ -128,6 +137,79 @@ def examine() -> Iterator[Finding]:
         ("data", _data),
     ):
         yield from _examined(name, examination)
+
+
+def examine_installation() -> Iterator[Finding]:
+    """Yield what is wrong with the installation alone: packages, and libraries that cannot be imported.
+
+    A library that only lacks NVIDIA's driver is a note: it will load on the machine that has one.
+    """
+    with ThreadPoolExecutor(max_workers=available_cores()) as workers:
+        programs = PROBES | _imports()
+        looking = {name: workers.submit(probe, program) for name, program in programs.items()}
+        yield from (found for found in _examined("packages", _packages) if found.state == "amiss")
+        failures = {name: failure for name, seen in looking.items() if (failure := seen.result().failure)}
+    waiting = {name: found[0] for name, failure in failures.items() if (found := DRIVER.search(failure))}
+    if waiting:
+        text = f"{' and '.join(waiting)} cannot be imported without {', '.join(sorted({*waiting.values()}))}"
+        yield Finding("driver", text, "note", "install NVIDIA's driver, which brings it, or use a machine that has it")
+    for name, failure in failures.items():
+        if name not in waiting:
+            yield Finding(name, failure, "amiss", reinstall())
+
+
+def _imports() -> dict[str, str]:
+    """Return programs that import what `PROBES` leave out: what two-towers needs, and each of its extras."""
+    from packaging.requirements import Requirement
+
+    modules: dict[str, list[str]] = {}
+    for module, owners in packages_distributions().items():
+        for owner in owners if module.isidentifier() and not module.startswith("_") else ():
+            modules.setdefault(_normal(owner), []).append(module)
+    programs: dict[str, list[str]] = {}
+    for wanted in map(Requirement, _required()):
+        name = _normal(wanted.name)
+        if name not in PROBED:
+            extra = "libraries" if wanted.marker is None else str(wanted.marker).split('"')[1]
+            programs.setdefault(extra, []).extend(modules.get(name, ()))
+    return {name: f"import {', '.join(found)}; found = {{}}" for name, found in programs.items() if found}
+
+
+def reinstall(device: Literal["", "cpu", "gpu"] = "") -> str:
+    """Return what to type so that the libraries are as they should be, for a CPU or a GPU where that is the question."""
+    if (CHECKOUT / "Makefile").is_file():
+        return f"make clean install DEVICE={device}" if device else "make clean install"
+    pins = {name: f"{name}{specifier}" for name, specifier in _pins()}
+    fbgemm = pins.get("fbgemm-gpu", "fbgemm-gpu")
+    if device == "cpu":
+        wanted = fbgemm.replace("fbgemm-gpu", "fbgemm-gpu-cpu")
+        return f"pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu, then: pip install {wanted}"
+    if device == "gpu":
+        torch = pins.get("torch", "torch").replace("==", "===")
+        faiss = pins.get("faiss-cpu", "faiss-cpu").replace("faiss-cpu", "faiss-gpu")
+        return (
+            "pip uninstall --yes torch fbgemm-gpu fbgemm-gpu-cpu faiss-cpu, then: "
+            f"pip install {shlex.join([torch, fbgemm, faiss])}"
+        )
+    return "install two-towers once more, into an empty environment"
+
+
+def _pins() -> list[tuple[str, str]]:
+    from packaging.requirements import Requirement
+
+    return [(wanted.name, str(wanted.specifier)) for wanted in map(Requirement, _required())]
+
+
+def _required() -> list[str]:
+    """Return what two-towers asks for, its extras included; nothing where it is not installed."""
+    try:
+        return requires("two-towers") or []
+    except PackageNotFoundError:
+        return []
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def probe(program: str) -> Probe:
@@ -177,13 +259,13 @@ def _examined(name: str, examination: Callable[[], list[Finding]]) -> list[Findi
     try:
         return examination()
     except Exception as error:  # the doctor shows what is amiss with itself, too
-        return [Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "amiss", REINSTALL)]
+        return [Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "amiss", reinstall())]
 
 
 def _python() -> list[Finding]:
     text = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
-        return [Finding("python", text, "amiss", "install Python 3.11, 3.12 or 3.13, then: make clean install")]
+        return [Finding("python", text, "amiss", f"install Python 3.11, 3.12 or 3.13, then: {reinstall()}")]
     if platform.system() != "Linux":
         return [Finding("python", text, "amiss", "torchrec is published for Linux only: use Linux, or a container")]
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
@@ -196,18 +278,20 @@ def _packages() -> list[Finding]:
     """Whether what pyproject.toml asks for is there, and no two packages own one folder."""
     from packaging.requirements import Requirement
 
-    installed = {name.lower().replace("_", "-") for known in distributions() if (name := known.metadata["Name"])}
+    installed = {_normal(name) for known in distributions() if (name := known.metadata["Name"])}
     clashes = [pair for pair in ONE_FOLDER if installed.issuperset(pair)]
     if clashes:
         text = "; ".join(f"{one} and {other} overwrite each other" for one, other in clashes)
-        return [Finding("packages", text, "amiss", REINSTALL)]
+        return [Finding("packages", text, "amiss", reinstall("gpu" if gpus() else "cpu"))]
     try:
-        wanted = [Requirement(line) for line in requires("two-towers") or []]
+        asked = [Requirement(line) for line in requires("two-towers") or []]
     except PackageNotFoundError:
         return [Finding("packages", "two-towers itself is not installed", "amiss", "make install")]
+    # Of an extra only what is there: not everybody needs it.
+    wanted = [one for one in asked if one.marker is None or _normal(one.name) in installed]
     faults = [fault for requirement in wanted if (fault := _fault(requirement, installed))]
     if faults:
-        return [Finding("packages", "; ".join(faults), "amiss", REINSTALL)]
+        return [Finding("packages", "; ".join(faults), "amiss", reinstall())]
     return [Finding("packages", f"two-towers {version('two-towers')}, and all {len(wanted)} packages it asks for")]
 
 
@@ -225,7 +309,7 @@ def _library(name: str, looking: Future[Probe]) -> list[Finding]:
     seen = looking.result()
     if seen.failure:
         needs_gpu = name in ("fbgemm", "torchrec") and _is_installed("fbgemm-gpu") and not gpus()
-        return [Finding(name, seen.failure, "amiss", f"{REINSTALL} DEVICE=cpu" if needs_gpu else REINSTALL)]
+        return [Finding(name, seen.failure, "amiss", reinstall("cpu" if needs_gpu else ""))]
     return [Finding(name, f"{seen.found['version']}{_build(name, seen.found)}")]
 
 
@@ -256,13 +340,13 @@ def _gpu(torch: Probe, faiss: Probe, found: list[str]) -> list[Finding]:
     if torch.failure:
         return [Finding("GPU", text)]
     if not torch.found.get("built_for_cuda"):
-        return [Finding("GPU", f"{text}; not used by this torch", "note", "make clean install DEVICE=gpu")]
+        return [Finding("GPU", f"{text}; not used by this torch", "note", reinstall("gpu"))]
     if not torch.found.get("cuda"):
-        remedy = f"update NVIDIA's driver, or: {REINSTALL} DEVICE=cpu"
+        remedy = f"update NVIDIA's driver, or: {reinstall('cpu')}"
         text = f"{text}; torch's CUDA {torch.found['built_for_cuda']} does not start on it"
         return [Finding("GPU", text, "amiss", remedy)]
     if not faiss.failure and not faiss.found.get("gpus"):
-        return [Finding("GPU", f"{text}; used by torch, not by faiss", "note", "make clean install DEVICE=gpu")]
+        return [Finding("GPU", f"{text}; used by torch, not by faiss", "note", reinstall("gpu"))]
     return [Finding("GPU", f"{text}; used by torch and faiss")]
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float32
 
 from features.encoders.local import quiet_models
-from features.errors import DataError
+from features.errors import DataError, needing
 from towers.precision import fastest_precision
 from towers.ranker import Reading
 from towers.reranking import MOST_CHARACTERS, Deadline, Shortlist
@@ -180,10 +180,8 @@ def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = F
     Raises:
         DataError: It cannot be loaded, has more than one output, or the library for it is not there.
     """
-    try:
+    with needing("cross-encoders"):
         from sentence_transformers import CrossEncoder
-    except ImportError:
-        raise DataError("cross-encoders need more libraries; type: pip install 'two-towers[text]'") from None
     try:
         with quiet_models():
             model: CrossEncoder = CrossEncoder(

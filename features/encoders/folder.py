@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from features.errors import DataError
+from features.errors import DataError, needing
 from features.files import sha256
 
 PARTS = (".json", ".txt", ".safetensors", ".model")
@@ -58,7 +58,8 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    with needing("models of the Hugging Face hub"):
+        from huggingface_hub import snapshot_download
 
     patterns = [f"*{suffix}" for suffix in PARTS]
     try:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
-from features.errors import DataError
+from features.errors import needing
 from features.files import atomic_file
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Graph:
     """
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
+        with needing("ONNX graphs"):
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -87,12 +88,10 @@ def export_graph(model: nn.Module, path: Path, *, rounded: bool) -> None:
     Raises:
         DataError: The libraries for it are not there.
     """
-    try:
+    with needing("ONNX graphs"):
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
-    except ImportError:
-        raise DataError("graphs need more libraries; type: pip install 'two-towers[text]'") from None
     example = torch.ones(2, 8, dtype=torch.int64)
     fusion = FusionOptions("bert")
     fusion.enable_skip_layer_norm = False  # on a CPU the fused kernel takes several times as long as its parts

@@ -24,7 +24,7 @@ from features.config import EncoderSettings
 from features.encoders.cache import cache_folder
 from features.encoders.graph import VERSION, Graph, Rectangle, export_graph
 from features.encoders.model import Encoded, Role
-from features.errors import DataError
+from features.errors import DataError, needing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -169,13 +169,9 @@ def load_model(folder: Path, settings: EncoderSettings, attention: str | None = 
     Raises:
         DataError: It cannot be loaded, or the library for it is not there.
     """
-    try:
+    with needing("pretrained models of texts"):
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling
-    except ImportError:
-        raise DataError(
-            "pretrained models of texts need more libraries; type: pip install 'two-towers[text]'"
-        ) from None
     try:
         chosen = {"use_safetensors": True} | ({"attn_implementation": attention} if attention else {})
         with quiet_models():

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from features.config import EncoderSettings
 from features.encoders.model import Encoded, Role
-from features.errors import DataError
+from features.errors import DataError, needing
 
 if TYPE_CHECKING:
     import requests
@@ -79,7 +79,8 @@ class RemoteModel:
             yield np.arange(begin, begin + len(vectors)), vectors
 
     def _ask(self, texts: list[str], role: Role) -> Float32[np.ndarray, "texts width"]:
-        import stamina
+        with needing("embeddings services"):
+            import stamina
 
         vectors = np.zeros((0, 0), dtype=np.float32)
         try:
