@@ -2,7 +2,7 @@
 
 A command's room is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
 status: 0 done; 2 something the user can mend, in one line on stderr; 3 a gate of an audit failed; 130 interrupted;
-1 a bug of ours.
+143 terminated; 1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import errno
 import importlib
 import os
 import select
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
+
+from towers.process import Stopped, ended_by_signals
 
 ROOMS = ("features", "towers", "training", "serving")
 MISTAKES = ("DataError", "BundleError", "NotReady")
@@ -130,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from towers.process import restart_prepared
 
             restart_prepared()
-        with towers.make_context("towers", given) as context:
+        with ended_by_signals(), towers.make_context("towers", given) as context:
             towers.invoke(context)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -158,8 +161,10 @@ def _end(error: BaseException) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        click.echo("\ninterrupted" if sys.stderr.isatty() else "interrupted", err=True)
-        return 130
+        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        said = "interrupted" if number == signal.SIGINT else "terminated"
+        click.echo(f"\n{said}" if sys.stderr.isatty() else said, err=True)
+        return 128 + number
     message, status = _message(error)
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return status

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,7 +54,7 @@ def demo(seed: int, size: str, keep: Path | None) -> None:
     Makes a shop, trains, evaluates, serves and asks, printing each command before it runs.
     """
     began = time.monotonic()
-    with _ended_by_signals(), _working_folder(keep) as folder:
+    with _working_folder(keep) as folder:
         click.echo(
             "Two Towers: from two tables to recommendations.\n"
             "A line that begins with $ is a command; you can type the same, and what it says stands below it.\n"
@@ -289,20 +289,6 @@ def _working_folder(keep: Path | None) -> Iterator[Path]:
         raise DataError(f"{keep}: expected an empty or new folder, found files in it; name another with --keep")
     keep.mkdir(parents=True, exist_ok=True)
     yield keep
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let the signals that end a program be exceptions, so that what was started is stopped on the way out."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    with ExitStack() as stack:
-        for number in numbers:
-            stack.callback(signal.signal, number, signal.signal(number, end))
-        yield
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

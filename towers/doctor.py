@@ -176,7 +176,7 @@ def _imports() -> dict[str, str]:
 
 
 def reinstall(device: Literal["", "cpu", "gpu"] = "") -> str:
-    """Return what to type so that the libraries are as they should be, for a CPU or a GPU where that is the question."""
+    """Return what to type so that the libraries are as they should be, on a CPU or a GPU where that is the question."""
     if (CHECKOUT / "Makefile").is_file():
         return f"make clean install DEVICE={device}" if device else "make clean install"
     pins = {name: f"{name}{specifier}" for name, specifier in _pins()}

@@ -1,18 +1,25 @@
-"""What has to be right before the heavy libraries start: the C library's allocator, and the number of threads.
+"""What a command needs of its process: signals that end it in order, and an environment for heavy libraries.
 
 glibc hands each large block back to the kernel and asks for it again a moment later, which costs a training step up to
 2.6 times its time. The cure is read from the environment when a process starts, so the command line starts itself once
-more. Used by `cli` and `doctor`.
+more. Used by `cli`, `doctor` and training.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from math import ceil
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a command to end, besides Ctrl-C (SIGINT)."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 """Keep large blocks in the process: memory stays at its peak, and is never cleared twice."""
 THREADS = {"GOMP_SPINCOUNT": "2000"}
@@ -20,6 +27,51 @@ THREADS = {"GOMP_SPINCOUNT": "2000"}
 cores and makes a step several times as long when another process wants them."""
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 """Where Linux shows what containers are granted."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end. What handles Ctrl-C handles it.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+    def __str__(self) -> str:
+        """Return the name of the signal."""
+        return signal.Signals(self.signal).name
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise `Stopped` in this block, so that nothing half-written is left behind.
+
+    A signal that is ignored stays ignored, as under `nohup`. Outside of the main thread nothing changes.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    with handled(ENDING, end):
+        yield
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Let a function handle signals in this block, those excepted that are ignored.
+
+    Args:
+        numbers: The signals.
+        handler: Called with the number and the frame, in the main thread. Outside of that thread none is called.
+    """
+    with ExitStack() as stack:
+        for number in numbers if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield
 
 
 def restart_prepared() -> None:

@@ -61,6 +61,7 @@ def assess(
         DataError: Something in the settings, the tables or the files is wrong.
     """
     config = read_run_config(settings, tuple(overrides))
+    where = choose_device(device)
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
     protocol = protocol or usual_protocol(config, sequences)
@@ -69,7 +70,6 @@ def assess(
     runs: dict[int, list[Evaluation]] = {}
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
     notes: dict[int, list[str]] = {}
-    where = choose_device(device)
     others: _Others | None = None
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})

@@ -169,7 +169,16 @@ def judge(
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` stands for here."""
+    """Return the device that `auto`, `cpu` or `cuda` stands for here.
+
+    Raises:
+        DataError: It is `cuda`, and torch cannot use a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        found = f"built for CUDA {torch.version.cuda}, but finds no GPU" if torch.version.cuda else "built for a CPU"
+        raise DataError(
+            f"--device cuda: torch {torch.__version__} is {found}; leave --device out, or see `towers doctor`"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

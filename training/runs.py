@@ -88,9 +88,13 @@ class Run:
             f"{where}: no unfinished run with these settings and a checkpoint; train without --resume to begin one"
         )
 
+    def abandon(self) -> None:
+        """Remove what was kept for resuming."""
+        shutil.rmtree(self.workspace, ignore_errors=True)
+
     def finish(self) -> None:
         """Remove what was kept for resuming; in a folder `runs`, point `latest` here."""
-        shutil.rmtree(self.workspace, ignore_errors=True)
+        self.abandon()
         if self.folder.resolve().parent.name != RUNS.name:
             return
         link = self.folder.parent / LATEST

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -22,8 +23,6 @@ from training.lexical import fit_query_baselines
 from training.progress import describe, start_tracking, told_of_epochs
 from training.report import PRIMARY_METRIC, EvaluationReport
 from training.runs import Run
-from training.tracking import Tracker
-from training.trainer import Interrupted
 
 
 def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resume: bool, device: str) -> Path:
@@ -38,8 +37,10 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
 
     Raises:
         DataError: Something in the settings or the tables is wrong, or there is nothing to resume.
+        Stopped: A signal ended the training; it can be resumed from the checkpoint that was written.
     """
     config = read_run_config(settings, tuple(overrides))
+    where = choose_device(device)
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
     if not sequences.num_events:
@@ -49,9 +50,18 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
     find = Run.unfinished if resume else Run.begin
     run = find(config, settings.stem, output)
     describe(tables, sequences)
-    with start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
+    with _resumable(run), start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
         run.tracked_as = tracker.run_id
-        learned = _learn(config, tables, split, run, resume=resume, device=device, tracker=tracker)
+        learned = learn(
+            config,
+            tables,
+            split,
+            device=where,
+            checkpoint=run.checkpoint,
+            resume=resume,
+            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
+            on_epoch=told_of_epochs(tracker),
+        )
         report = _report(config, tables, split, learned)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
@@ -70,50 +80,38 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
 def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
     """Write a bundle whose texts stand where their words are: nobody asked anything yet that could be learned from."""
     run = Run.begin(config, settings.stem, output)
-    for note in tables.notes:
-        click.echo(f"note: {note}", err=True)
-    featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
-    torch.manual_seed(config.training.seed)
-    model = TwoTower(config.towers, featurizer, config.features.history)
-    write_bundle(
-        run.folder,
-        settings=config.model_dump(mode="json"),
-        tables_folder=settings.parent,
-        data_digests=data_digests(config.features, settings.parent),
-        featurizer=featurizer,
-        weights=model.state_dict(),
-        report={},
-        pages={"README.md": unlearned_card(config, len(tables.catalog))},
-        primary_metric={},
-    )
+    with _resumable(run):
+        for note in tables.notes:
+            click.echo(f"note: {note}", err=True)
+        featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
+        torch.manual_seed(config.training.seed)
+        model = TwoTower(config.towers, featurizer, config.features.history)
+        write_bundle(
+            run.folder,
+            settings=config.model_dump(mode="json"),
+            tables_folder=settings.parent,
+            data_digests=data_digests(config.features, settings.parent),
+            featurizer=featurizer,
+            weights=model.state_dict(),
+            report={},
+            pages={"README.md": unlearned_card(config, len(tables.catalog))},
+            primary_metric={},
+        )
     run.finish()
     click.echo(f"{run.folder}: bundle written; without pairs there was nothing to learn, texts stand as they are")
     return run.folder
 
 
-def _learn(
-    config: RunConfig,
-    tables: Tables,
-    split: Split,
-    run: Run,
-    *,
-    resume: bool,
-    device: str,
-    tracker: Tracker,
-) -> Learned:
+@contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """Say how a run that is stopped goes on; of one that ends before its first checkpoint nothing is left."""
     try:
-        return learn(
-            config,
-            tables,
-            split,
-            device=choose_device(device),
-            checkpoint=run.checkpoint,
-            resume=resume,
-            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
-            on_epoch=told_of_epochs(tracker),
-        )
-    except Interrupted:
-        click.echo("\nstopped; the same command with --resume goes on from here", err=True)
+        yield
+    except BaseException as error:
+        if not run.checkpoint.is_file():
+            run.abandon()
+        elif isinstance(error, KeyboardInterrupt):
+            click.echo("\nstopped; the same command with --resume goes on from here", err=True)
         raise
 
 

@@ -7,6 +7,7 @@ store does not answer, one line says so and training goes on. Values are collect
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -14,18 +15,19 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from features.files import create_once
 from towers.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 WRITE_SECONDS = 5.0
@@ -50,6 +52,8 @@ PARAMS_BATCH = 100
 """Most parameters in one request; MLflow's own limit."""
 MAX_PARAM_CHARACTERS = 6_000
 """Longest parameter; MLflow's own limit."""
+MAX_NAME_CHARACTERS = 250
+"""Longest name of a parameter or a metric; MLflow's own limit."""
 LIBRARIES = ("two-towers", "torch", "torchrec", "mlflow")
 SYSTEM_SECONDS = 10
 """Time between two readings of processor, memory, disk and network."""
@@ -62,7 +66,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(AbstractContextManager["Tracker"]):
     """One run in MLflow, or nothing at all where tracking is off or out of reach.
 
-    As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C).
+    As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C, SIGTERM). No error of the
+    store ever reaches whoever trains.
 
     Example:
         >>> with Tracker.start(enabled=False, experiment="demo", run_name="first", params={}) as tracker:
@@ -78,7 +83,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._client: MlflowClient | None = None
         self._waiting: list[Metric] = []
         self._next_write = 0.0
-        self._has_warned = False
+        self._told: set[str] = set()
         self._monitor: SystemMetricsMonitor | None = None
         self._limits = [name for name in SERVER_LIMITS if name not in os.environ]
 
@@ -111,7 +116,12 @@ class Tracker(AbstractContextManager["Tracker"]):
                 os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder or Path.cwd()).resolve()}/mlflow.db"
             )
             tracker._wait_at_most(ANSWER_SECONDS)
-            if not tracker._try(lambda: tracker._begin(experiment, run_name, params, dict(tags or {}), run_id)):
+            try:
+                tracker._try(lambda: tracker._begin(experiment, run_name, params, dict(tags or {}), run_id))
+            except BaseException:
+                tracker.close("KILLED")
+                raise
+            if tracker._client is None:
                 tracker._forget_limits()
         return tracker
 
@@ -159,8 +169,8 @@ class Tracker(AbstractContextManager["Tracker"]):
             return
         if self._monitor is not None:
             self._try(self._monitor.finish)
-        if self._write():
-            self._try(lambda: client.set_terminated(run_id, status))
+        self._write()
+        self._try(lambda: client.set_terminated(run_id, status))
         self._client = None
         self._forget_limits()
 
@@ -182,25 +192,51 @@ class Tracker(AbstractContextManager["Tracker"]):
         if run is None:
             experiment_id = _experiment_id(client, experiment, self.uri)
             run = str(client.create_run(experiment_id, tags=_tags(tags), run_name=run_name).info.run_id)
-            _log_params(client, run, params)
+        # From here on `close` ends the run, whatever else goes wrong.
+        self._client, self.run_id = client, run
+        if run != run_id:
+            for batch in _params(params):
+                self._send(params=batch)
+        self._try(lambda: self._watch_machine(run, is_resumed=run == run_id))
+
+    def _watch_machine(self, run: str, *, is_resumed: bool) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(run, SYSTEM_SECONDS, resume_logging=run == run_id, tracking_uri=self.uri)
+        monitor = SystemMetricsMonitor(run, SYSTEM_SECONDS, resume_logging=is_resumed, tracking_uri=self.uri)
         monitor.start()
-        self._client, self.run_id, self._monitor = client, run, monitor
+        self._monitor = monitor
 
     def _write(self) -> bool:
         """Send the waiting values; return whether the store took them."""
-        client, run_id = self._client, self.run_id
-        assert client is not None
-        assert run_id is not None
         self._next_write = time.monotonic() + WRITE_SECONDS
         while self._waiting:
             batch = self._waiting[:BATCH]
-            if not self._try(lambda batch=batch: client.log_batch(run_id, metrics=batch)):  # type: ignore[misc]
+            if not self._send(metrics=batch):
                 self._next_write = time.monotonic() + PAUSE_SECONDS
                 return False
             del self._waiting[: len(batch)]
+        return True
+
+    def _send(self, **batch: Sequence[Metric | Param]) -> bool:
+        """Send `metrics` or `params`, and return whether the store answered.
+
+        What it refuses is left out, and told: a batch that is refused is halved until what is refused is alone.
+        """
+        client, run_id = self._client, self.run_id
+        assert client is not None
+        assert run_id is not None
+        ((kind, entities),) = batch.items()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                client.log_batch(run_id, **batch)  # type: ignore[arg-type]
+        except Exception as error:
+            if not _is_refusal(error):
+                self._warn(error)
+                return False
+            if len(entities) > 1:
+                middle = len(entities) // 2
+                return self._send(**{kind: entities[:middle]}) and self._send(**{kind: entities[middle:]})
+            self._warn(error, refused=entities[0].key)
         return True
 
     def _wait_at_most(self, seconds: int) -> None:
@@ -213,19 +249,24 @@ class Tracker(AbstractContextManager["Tracker"]):
         for name in self._limits:
             os.environ.pop(name, None)
 
-    def _try(self, action: Callable[[], object]) -> bool:
-        """Do something with the store; whatever goes wrong there is said once and is no reason to stop training."""
+    def _try(self, action: Callable[[], object]) -> None:
+        """Do something with the store; whatever goes wrong there is told and is no reason to stop training."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 action()
         except Exception as error:
-            if not self._has_warned:
-                reason = " ".join(str(error).split())[:200]
-                logger.warning("MLflow at %s does not record this run; training goes on (%s)", self.uri, reason)
-            self._has_warned = True
-            return False
-        return True
+            self._warn(error)
+
+    def _warn(self, error: Exception, refused: str | None = None) -> None:
+        """Tell once that the store fails, and once what it refuses first."""
+        if refused is not None:
+            kind, what = "refusal", f"refuses {refused!r}, and records the rest"
+        else:
+            kind, what = "failure", f"does not record {'this run' if self.run_id is None else 'all of this run'}"
+        if kind not in self._told:
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("MLflow at %s %s; training goes on (%s)", self.uri, what, reason)
+        self._told.add(kind)
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -245,8 +286,25 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _name(name: str) -> str:
-    """Return a name that MLflow takes; it refuses `@` among others."""
-    return re.sub(r"[^\w\-. /:]", "_", name.replace("@", "_at_"))
+    """Return a name that MLflow takes: without characters such as `@`, a path that is written plainly, and not long.
+
+    Example:
+        >>> _name("slice/Home//Kitchen/ndcg@10"), _name("../x")
+        ('slice/Home/_/Kitchen/ndcg_at_10', '_/x')
+    """
+    plain = re.sub(r"[^\w\-. /:]", "_", name.replace("@", "_at_"))
+    path = "/".join("_" if part in ("", ".", "..") else part for part in plain.split("/"))
+    if len(path) <= MAX_NAME_CHARACTERS:
+        return path
+    digest = hashlib.sha256(path.encode()).hexdigest()[:8]  # names that begin alike stay apart
+    return f"{path[: MAX_NAME_CHARACTERS - len(digest) - 1]}-{digest}"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a store took offence at what was sent, so that sending it once more would not help."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.get_http_status_code() == 400
 
 
 def _client(uri: str) -> MlflowClient:
@@ -258,7 +316,17 @@ def _client(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     from mlflow import MlflowClient
 
+    place = uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else ""
+    if place not in ("", ":memory:"):
+        create_once(Path(place), _make_store)
     return MlflowClient(uri)
+
+
+def _make_store(path: Path) -> None:
+    """Make an empty SQLite store. To make one takes dozens of migrations, which spoil each other if two run at once."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{path.resolve()}", "./mlruns").engine.dispose()
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
@@ -269,7 +337,15 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     location = None
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-    return client.create_experiment(name, artifact_location=location)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        made_meanwhile = client.get_experiment_by_name(name)
+        if made_meanwhile is None:
+            raise
+        return str(made_meanwhile.experiment_id)
 
 
 def _resumed(client: MlflowClient, run_id: str | None) -> str | None:
@@ -300,10 +376,11 @@ def _tags(tags: dict[str, str]) -> dict[str, str]:
     return {"mlflow.source.name": "towers", "mlflow.source.type": "LOCAL", **tags}
 
 
-def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+def _params(values: Mapping[str, Any]) -> Iterator[list[Param]]:
+    """Yield the settings as parameters, as many at a time as a request takes."""
     from mlflow.entities import Param
 
-    flat = {_name(name): value[:MAX_PARAM_CHARACTERS] for name, value in flattened(params).items()}
-    all_params = [Param(name, value) for name, value in flat.items()]
-    for start in range(0, len(all_params), PARAMS_BATCH):
-        client.log_batch(run_id, params=all_params[start : start + PARAMS_BATCH])
+    flat = {_name(name): value[:MAX_PARAM_CHARACTERS] for name, value in flattened(values).items()}
+    params = [Param(name, value) for name, value in flat.items()]
+    for start in range(0, len(params), PARAMS_BATCH):
+        yield params[start : start + PARAMS_BATCH]

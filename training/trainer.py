@@ -28,6 +28,7 @@ from features.sequences import Sequences
 from features.tables import Catalog, Users
 from towers.embeddings import FeatureEmbeddings
 from towers.precision import fastest_precision
+from towers.process import ENDING, Stopped, handled
 from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.averaging import WeightAverage
@@ -100,10 +101,6 @@ class Progress:
     waited: int = 0
     cut_steps: list[int] = field(default_factory=list)
     finished: bool = False
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after the checkpoint was written."""
 
 
 class Trainer:
@@ -198,13 +195,15 @@ class Trainer:
         """Train until the validation N@10 has stopped rising, and return the model with its best averaged weights.
 
         Raises:
-            Interrupted: Ctrl-C; the checkpoint is written.
+            Stopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint is written.
         """
         if self.progress.step == 0:
             self._begin()
         with _stop_requests() as stop:
             while not self.progress.finished:
                 self._epoch(stop)
+                if stop:  # while the epoch was being judged, after which its checkpoint was written
+                    raise Stopped(stop[0])
         self.model.load_state_dict(self.best_weights or self.average.tensors)
         return self.model.eval()
 
@@ -224,7 +223,7 @@ class Trainer:
                 self.on_epoch(self.progress, {"validation_ndcg_at_10": quality})
         self.progress.finished = self._out_of_steps()
 
-    def _epoch(self, stop: list[bool]) -> None:
+    def _epoch(self, stop: list[int]) -> None:
         progress = self.progress
         total = self.batches.num_batches(progress.epoch)
         if progress.batch == 0:
@@ -334,15 +333,12 @@ class Trainer:
     def _out_of_steps(self) -> bool:
         return self.steps is not None and self.progress.step >= self.steps
 
-    def _between_steps(self, stop: list[bool]) -> None:
-        if self.checkpoint is None:
-            if stop:
-                raise Interrupted
-            return
-        if stop or time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds:
+    def _between_steps(self, stop: list[int]) -> None:
+        is_due = bool(stop) or time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
+        if self.checkpoint is not None and is_due:
             self.save()
         if stop:
-            raise Interrupted
+            raise Stopped(stop[0])
 
     def step(self, batch: SequenceBatch) -> Tensor:
         """Learn from one batch and return its loss, which need not be there yet on a GPU."""
@@ -511,20 +507,14 @@ def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[bool]]:
-    """Yield a list that is no longer empty once Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
-    asked: list[bool] = []
+def _stop_requests() -> Iterator[list[int]]:
+    """Yield a list that gets the number of a signal that asks for an end; a second signal ends the program at once."""
+    asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(True)
-        signal.signal(signal.SIGINT, previous)
+        if asked:
+            raise Stopped(number)
+        asked.append(number)
 
-    try:
-        previous = signal.signal(signal.SIGINT, ask)
-    except ValueError:
+    with handled((signal.SIGINT, *ENDING), ask):
         yield asked
-        return
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
