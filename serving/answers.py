@@ -62,7 +62,7 @@ class Answers:
     def about_user(self, retriever: Retriever, user_id: str, wanted: Wanted) -> RecommendedOne:
         """Return what to recommend to someone."""
         answer = retriever.recommend(user_id, wanted)
-        return {**self._recommended(retriever.users.parse(user_id), answer), "model": retriever.model}
+        return {**self._known(retriever, user_id, answer), "model": retriever.model}
 
     def about_body(self, retriever: Retriever, content: Any) -> RecommendedOne | RecommendedMany:
         """Return what to recommend to someone who is described, or to several.
@@ -92,8 +92,8 @@ class Answers:
         answer = retriever.similar(item_id, wanted)
         if answer is None:
             raise Problem(404, f"no item {item_id!r} in the catalogue")
-        item = retriever.items.parse(item_id)
-        return Similar(item_id=item, items=self._items(answer), fallback=None, model=retriever.model)
+        item = retriever.items.said(retriever.items.parse(item_id))
+        return Similar(item_id=item, items=self._items(retriever, answer), fallback=None, model=retriever.model)
 
     def about_words(self, retriever: Retriever, given: _Given) -> Searched:
         """Return which items are nearest to what is written, as the parameters of a query say it.
@@ -106,7 +106,8 @@ class Answers:
             answer = retriever.search(asked.q, wanted)
         except DataError as error:
             raise wrong(error) from None
-        content = Searched(q=asked.q, items=self._items(answer), fallback=answer.fallback, model=retriever.model)
+        items = self._items(retriever, answer)
+        content = Searched(q=asked.q, items=items, fallback=answer.fallback, model=retriever.model)
         if answer.reranked is not None:
             content["reranked"] = answer.reranked
         return content
@@ -137,22 +138,31 @@ class Answers:
 
     def _about(self, retriever: Retriever, who: ExternalId | Person, answer: Answer) -> Recommended:
         if not isinstance(who, Person):
-            return self._recommended(retriever.users.parse(who), answer)
-        return {**self._recommended(None, answer), "unknown_items": list(answer.unknown_items)}
+            return self._known(retriever, who, answer)
+        unknown = [retriever.items.said(item_id) for item_id in answer.unknown_items]
+        return {**self._recommended(retriever, None, answer), "unknown_items": unknown}
 
-    def _recommended(self, user_id: ExternalId | None, answer: Answer) -> Recommended:
-        content = Recommended(user_id=user_id, items=self._items(answer), fallback=answer.fallback)
+    def _known(self, retriever: Retriever, user_id: ExternalId, answer: Answer) -> Recommended:
+        return self._recommended(retriever, retriever.users.said(retriever.users.parse(user_id)), answer)
+
+    def _recommended(self, retriever: Retriever, user_id: ExternalId | None, answer: Answer) -> Recommended:
+        content = Recommended(user_id=user_id, items=self._items(retriever, answer), fallback=answer.fallback)
         if answer.reranked is not None:
             content["reranked"] = answer.reranked
         return content
 
-    def _items(self, answer: Answer) -> list[Item]:
+    def _items(self, retriever: Retriever, answer: Answer) -> list[Item]:
         """Return the items of an answer; whatever answered in the model's place is told, and whether time was up."""
         if answer.fallback is not None:
             self._on_fallback(answer.fallback)
         elif answer.reranked is not None:
             self._on_rerank("done" if answer.reranked else "late")
-        return [_item(item) for item in answer.items]
+        items = [_item(item) for item in answer.items]
+        if not retriever.items.is_said_as_is:
+            said = retriever.items.said
+            for one in (*items, *(reason for item in items for reason in item.get("because", ()))):
+                one["item_id"] = said(one["item_id"])
+        return items
 
 
 def parsed_json(body: bytes) -> Any:

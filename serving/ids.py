@@ -1,7 +1,8 @@
 """External ids to rows and back, without ever changing an id's type.
 
 A shop's ids are integers or text. A path holds text only (`/recommendations/42`), JSON holds both, and a table has one
-type: `IdMap` is the one place where an id in any of these spellings finds its row.
+type: `IdMap` is the one place where an id in any of these spellings finds its row. In answers, ids that JavaScript would
+round are text: it has no whole numbers beyond 2^53, and would read 9007199254740993 as another item.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 ExternalId = int | str
+LARGEST_EXACT = 2**53 - 1
+"""The largest whole number that JavaScript, and whatever reads JSON numbers as doubles, does not round."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -25,8 +28,19 @@ class Rows(Protocol):
         """Return the row of an id in the type of the map; None where there is no such id."""
 
 
+def fits_json(number: Any) -> bool:
+    """Return whether every reader of JSON has this whole number as it is."""
+    return bool(-LARGEST_EXACT <= number <= LARGEST_EXACT)
+
+
 class IdMap:
     """The rows of a list of distinct ids.
+
+    Attributes:
+        is_integer: Whether they are whole numbers; else they are text.
+        is_wide: Whether one of them does not fit into a JSON number, so that answers say all of them as text.
+        is_said_as_is: Whether `said` returns every id of the map as it is, and need not be called.
+        ids: The ids by row.
 
     Example:
         >>> users = IdMap(np.array([7, 42]))
@@ -37,6 +51,8 @@ class IdMap:
     def __init__(self, ids: np.ndarray) -> None:
         self.is_integer = bool(np.issubdtype(ids.dtype, np.integer))
         self.ids: list[ExternalId] = ids.tolist()
+        self.is_wide = self.is_integer and bool(len(ids)) and not (fits_json(ids.min()) and fits_json(ids.max()))
+        self.is_said_as_is = not self.is_wide
         rows = {external_id: row for row, external_id in enumerate(self.ids)}
         assert len(rows) == len(self.ids), f"{len(self.ids) - len(rows)} ids occur twice"
         self._rows: Rows = rows
@@ -50,6 +66,7 @@ class IdMap:
         """
         other = copy.copy(self)
         other.ids, other._rows = ids, rows
+        other.is_said_as_is = not self.is_integer
         return other
 
     def __len__(self) -> int:
@@ -87,6 +104,17 @@ class IdMap:
             is_number = isinstance(external_id, str) and _INTEGER.fullmatch(external_id)
             return int(external_id) if is_number else external_id
         return str(external_id)
+
+    def said(self, external_id: ExternalId) -> ExternalId:
+        """Return an id as an answer says it: text where this map has ids that do not fit, or where this one does not.
+
+        Example:
+            >>> IdMap(np.array([7, 42])).said(42), IdMap(np.array([7, 2**53])).said(7)
+            (42, '7')
+        """
+        if type(external_id) is int and (self.is_wide or not -LARGEST_EXACT <= external_id <= LARGEST_EXACT):
+            return str(external_id)
+        return external_id
 
     def fits(self, external_id: ExternalId) -> bool:
         """Return whether an id, as `parse` returned it, could be one of this map, though it may not be yet."""

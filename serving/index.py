@@ -53,6 +53,16 @@ _WALK_WHILE_BUILDING = 100
 _ON_GPU: tuple[Kind, ...] = ("exact", "flat", "ivf", "ivf-sq8")
 
 
+def check_device(device: Device) -> None:
+    """Make sure that an index can search on a device.
+
+    Raises:
+        DataError: It is `cuda`, and FAISS finds no GPU.
+    """
+    if device == "cuda" and faiss.get_num_gpus() == 0:
+        raise DataError('device = "cuda": FAISS finds no GPU; choose "cpu" or "auto", or see `towers doctor`')
+
+
 class ItemIndex:
     """The items' vectors, ready to be searched, from several threads too.
 
@@ -149,14 +159,13 @@ class ItemIndex:
         """Return this index on a device; `auto` is a GPU where FAISS finds one and can hold this kind.
 
         Raises:
-            ValueError: `cuda` was asked for, and FAISS finds no GPU or has no such kind there.
+            DataError: `cuda` was asked for, and FAISS finds no GPU or has no such kind there.
         """
+        check_device(device)
         # Without a GPU, FAISS's own function for this returns an empty index without a word.
         num_gpus = 0 if device == "cpu" else faiss.get_num_gpus()
-        if device == "cuda" and num_gpus == 0:
-            raise ValueError("device cuda: FAISS finds no GPU; choose the device cpu, or see `towers doctor`")
         if device == "cuda" and self.kind not in _ON_GPU:
-            raise ValueError(
+            raise DataError(
                 f"device cuda: an index of kind {self.kind} searches on a CPU only; choose the device cpu, or make "
                 f"the index anew with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
             )

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import click
 
-from features.schema import USER_ID
+from features.schema import ITEM_ID, USER_ID
 from serving.config import ServingConfig
+from serving.ids import fits_json
 from serving.registry import Alias, fetched
 from serving.seal import FOLDER, with_index
 from serving.server import address_of, become_server, find_port
@@ -29,12 +30,16 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     Raises:
         BundleError: The bundle or the index cannot be used.
         DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one,
-            there can be no log of live writes, or the registry does not answer.
+            there can be no log of live writes, there is no GPU to search on, or the registry does not answer.
     """
     if settings.keys is not None:
         from serving.keys import read_keys
 
         read_keys(Path(settings.keys))
+    if settings.device == "cuda":
+        from serving.index import check_device
+
+        check_device(settings.device)
     settings = settings.model_copy(update={"port": find_port(settings)})
     alias = Alias.parse(bundle)
     if alias is not None:
@@ -54,6 +59,27 @@ def _say_what_to_try(bundle: Path, settings: ServingConfig, version: str) -> Non
     click.echo(f"  {address}/   in a browser")
     click.echo(f"  curl '{address}/recommendations/{quote(str(_somebody(bundle)), safe='')}?k=10'")
     click.echo("Ctrl-C stops it.")
+    for name, column in (("users", USER_ID), ("items", ITEM_ID)):
+        wide = _too_wide(bundle / FOLDER / f"{name}.parquet", column)
+        if wide is not None:
+            click.echo(
+                f"note: ids of {name} are text in answers, because JavaScript rounds numbers beyond 2^53, such as "
+                f"{wide}; send them as text, too"
+            )
+
+
+def _too_wide(path: Path, column: str) -> int | None:
+    """Return an id that does not fit into a JSON number, from the statistics of a Parquet file; None if all do."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for found in map(group.column, range(group.num_columns)):
+            if found.path_in_schema == column and found.statistics is not None and found.statistics.has_min_max:
+                for number in (found.statistics.min, found.statistics.max):
+                    if isinstance(number, int) and not fits_json(number):
+                        return number
+    return None
 
 
 def _somebody(bundle: Path) -> Any:

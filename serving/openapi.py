@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from features.rows import cell_schemas
-from features.schema import ITEM_ID
+from features.schema import ITEM_ID, USER_ID
 from serving.contract import (
     AS_WRITTEN,
     MOST_LIMITS,
@@ -33,6 +33,7 @@ from serving.contract import (
     Written,
 )
 from serving.filters import ColumnSchema
+from serving.ids import LARGEST_EXACT, IdMap
 from serving.people import attribute_schema
 from serving.problems import CODES, PROBLEM_TYPE, ProblemContent
 from serving.retriever import Retriever
@@ -45,6 +46,7 @@ ANYWHERE = (401, 403, 429, 500, 503)
 _REF = "#/components/schemas/{model}"
 _ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, Searched, ProblemContent)
 _OF_WRITES = (Events, Written, Taken)
+_IN_ANSWERS = {"Item", "Because", "Similar", "Recommended", "RecommendedOne", "Written"}
 _WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
 # Without blanks around it, whatever is a blank.
@@ -101,6 +103,7 @@ def document(contract: Contract, retriever: Retriever, *, takes_writes: bool = F
         paths |= _write_paths(retriever)
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
     schemas = _schemas(contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
+    _say_ids(schemas, retriever)
     key = {"type": "http", "scheme": "bearer", "description": "A key of this service, if it asks for keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
@@ -210,6 +213,25 @@ def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever:
         "Attributes": _table(attribute_schema(retriever.attributes)),
         "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
     }
+
+
+def _say_ids(schemas: Schema, retriever: Retriever) -> None:
+    """Let the schemas of answers say the ids of this service: a whole number that does not fit is text, see `IdMap`."""
+    said = {USER_ID: _said_id(retriever.users), ITEM_ID: _said_id(retriever.items)}
+    for name in _IN_ANSWERS & schemas.keys():
+        for field, schema in schemas[name]["properties"].items():
+            if field in said:
+                kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
+                schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
+            elif field == "unknown_items":
+                schema["items"] = said[ITEM_ID]
+
+
+def _said_id(ids: IdMap) -> Schema:
+    if ids.is_wide or not ids.is_integer:
+        return {"type": "string"}
+    whole = {"type": "integer", "minimum": -LARGEST_EXACT, "maximum": LARGEST_EXACT}
+    return {"anyOf": [whole, {"type": "string"}]}  # text: an unknown user, or an id that came later and does not fit
 
 
 def _made(types: Sequence[Any]) -> Schema:

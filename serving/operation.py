@@ -19,6 +19,7 @@ from features.tables import read_tables
 from serving.config import ServingConfig
 from serving.filters import Filter
 from serving.folding import fold
+from serving.index import check_device
 from serving.kinds import Kind
 from serving.offline import Audience, make_shortlists, write_candidates
 from serving.registry import Alias, point_back, promote
@@ -115,15 +116,18 @@ def open_retriever(path: Path, settings: ServingConfig | None = None) -> Retriev
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read.
+        DataError: There is no index and the tables cannot be read, or there is no GPU to search on.
     """
+    settings = settings or ServingConfig()
+    check_device(settings.device)
     bundle = ModelBundle.open(path)
     has_index = (path / FOLDER / NAME).exists()
     snapshot = Snapshot.open(bundle) if has_index else build_index(bundle, {})
-    settings = settings or ServingConfig()
     # Nobody waits, so that it may take as long as it takes.
     reranking = Reranking.open(bundle, snapshot, settings.rerank_candidates, None) if settings.rerank else None
-    return Retriever(bundle, snapshot, recommend_seen=settings.recommend_seen, reranking=reranking)
+    return Retriever(
+        bundle, snapshot, device=settings.device, recommend_seen=settings.recommend_seen, reranking=reranking
+    )
 
 
 def swap_bundle(bundle: Path, link: Path) -> None:

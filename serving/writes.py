@@ -39,7 +39,8 @@ def put_item(item_id: str) -> Response:
         raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
     _try_item(retriever, own_id, cells)
     done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells})])
-    return json_response(Written(item_id=own_id, position=done.position), 200 if known else 201)
+    said = retriever.items.said(own_id)
+    return json_response(Written(item_id=said, position=done.position), 200 if known else 201)
 
 
 @writes.delete("/items/<id:item_id>")
@@ -50,7 +51,7 @@ def delete_item(item_id: str) -> Response:
         raise Problem(404, f"no item {item_id!r} in the catalogue")
     own_id = retriever.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
-    return json_response(Written(item_id=own_id, position=done.position))
+    return json_response(Written(item_id=retriever.items.said(own_id), position=done.position))
 
 
 @writes.post("/events")
