@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+LATEST = "latest"
+"""The link to the newest bundle that a training wrote, in the folder of the bundles."""
 _TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 
 

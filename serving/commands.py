@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from serving.config import ServingConfig, read_settings
+from serving.config import PRODUCTION, ServingConfig, read_settings
 from serving.kinds import KINDS, Kind
 
 SETTINGS_FILE = Path("serving.toml")
@@ -131,8 +131,8 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
 def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     """Answer over HTTP, until Ctrl-C.
 
-    DIR is a bundle, such as runs/latest, or an alias of MLflow's registry, such as models:/two-towers@champion, which
-    is followed. Its index is made if there is none.
+    DIR is a bundle, such as runs/run-1; or a link that `towers swap` moves, such as runs/production, or an alias of
+    MLflow's registry, such as models:/two-towers@champion, which are followed. The index is made if there is none.
     """
     from serving.launch import serve_bundle
 
@@ -245,7 +245,7 @@ _link = click.option(
     "--link",
     metavar="LINK",
     type=_file,
-    default=Path("runs/latest"),
+    default=PRODUCTION,
     show_default=True,
     help="What is served: a link, or an alias such as models:/two-towers@champion.",
 )
@@ -271,7 +271,7 @@ def swap(bundle: Path, link: Path) -> None:
 def rollback(link: Path) -> None:
     """Let a running service go back to the bundle that it served before.
 
-    Whether `towers swap` or a training moved LINK away from it; a second rollback goes forward again.
+    A second rollback goes forward again.
     """
     from serving.operation import roll_back
 

@@ -18,6 +18,8 @@ from serving.batching import Batching
 from serving.logs import Format
 
 ENVIRONMENT_PREFIX = "TOWERS_"
+PRODUCTION = Path("runs/production")
+"""The link that a service in production is started with. Only `towers swap` and `towers rollback` move it."""
 
 
 def _split(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """External ids to rows and back, without ever changing an id's type.
 
 A shop's ids are integers or text. A path holds text only (`/recommendations/42`), JSON holds both, and a table has one
-type: `IdMap` is the one place where an id in any of these spellings finds its row. In answers, ids that JavaScript would
-round are text: it has no whole numbers beyond 2^53, and would read 9007199254740993 as another item.
+type: `IdMap` is the one place where an id in any of these spellings finds its row. In answers, ids that JavaScript
+would round are text: it has no whole numbers beyond 2^53, and would read 9007199254740993 as another item.
 """
 
 from __future__ import annotations

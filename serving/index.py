@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
+from features.errors import DataError
 from features.sequences import offsets_of
 from serving.batching import Batcher, Batching, is_wanted
 from serving.exact import Exact

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import click
 
+from features.files import LATEST
 from features.schema import ITEM_ID, USER_ID
-from serving.config import ServingConfig
+from serving.config import PRODUCTION, ServingConfig
 from serving.ids import fits_json
 from serving.registry import Alias, fetched
 from serving.seal import FOLDER, with_index
@@ -44,6 +45,12 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     alias = Alias.parse(bundle)
     if alias is not None:
         bundle = fetched(alias)
+    elif bundle.name == LATEST and bundle.is_symlink():
+        newest, bundle = bundle, bundle.parent / bundle.readlink()
+        click.echo(
+            f"note: {newest} is {bundle}, which is served until the next start, whatever is trained meanwhile; in "
+            f"production serve {PRODUCTION}, which only `towers swap` moves"
+        )
     manifest = with_index(bundle)
     if settings.live is not None:
         # Here and not by the workers: one that is started again would begin another log where one was lost.

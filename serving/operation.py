@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from features.config import FeaturesConfig
 from features.errors import DataError
-from features.files import move_link
+from features.files import LATEST, move_link
 from features.tables import read_tables
-from serving.config import ServingConfig
+from serving.config import PRODUCTION, ServingConfig
 from serving.filters import Filter
 from serving.folding import fold
 from serving.index import check_device
@@ -145,10 +145,14 @@ def swap_bundle(bundle: Path, link: Path) -> None:
         click.echo(f"{alias}: version {version}, from {bundle}; `towers rollback --link {alias}` goes back")
         return
     if link.exists() and not link.is_symlink():
-        raise DataError(f"{link}: expected a link to a bundle, found no link; serve one, such as runs/latest")
+        raise DataError(f"{link}: expected a link to a bundle, found no link; serve one, such as {PRODUCTION}")
+    if link.name == LATEST:
+        raise DataError(
+            f"{link}: the newest training's; it is moved by trainings. Swap another link, such as {PRODUCTION}"
+        )
     before = link.resolve().name if link.is_symlink() else "nothing"
     warm(open_retriever(bundle.resolve()))
-    move_link(link, bundle, _previous(link))
+    move_link(link, bundle.resolve(), _previous(link))  # to the bundle, and not to a link that moves
     click.echo(f"{link}: {before} -> {bundle.resolve().name}; `towers rollback{_said(link)}` goes back")
 
 
@@ -170,11 +174,11 @@ def roll_back(link: Path) -> None:
 
 
 def _previous(link: Path) -> Path:
-    return link.with_name("previous" if link.name == "latest" else f"{link.name}.previous")
+    return link.with_name(f"{link.name}.previous")
 
 
 def _said(link: Path) -> str:
-    return "" if link == Path("runs/latest") else f" --link {link}"
+    return "" if link == PRODUCTION else f" --link {link}"
 
 
 def build_index(

@@ -73,7 +73,8 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
     for name in ("run.toml", "runs/latest/report.html", "candidates.parquet", "mlflow.db", "evaluation/report.json"):
         assert (kept / name).exists()
     assert f"sqlite:///{kept}/mlflow.db" in said
-    assert re.search(r"init --interactions FILE .*\n.*train run.toml\n.*serve runs/latest\n$", said)
+    next_steps = r"init --interactions FILE .*\n.*train run.toml\n.*swap runs/latest\n.*serve runs/production\n$"
+    assert re.search(next_steps, said)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def towers() -> None:
     \b
     Start here:  towers init --interactions FILE --items FILE
                  towers train run.toml
-                 towers serve runs/latest
+                 towers serve runs/run-1
     """  # noqa: D301 (click wants the character itself)
 
 

@@ -162,12 +162,17 @@ def train(terminal: Terminal, seed: int) -> None:
 
 
 def serve(terminal: Terminal) -> None:
-    """Build the index, start the service, ask it, write everybody's candidates meanwhile, and stop it."""
-    _head("5. The index", "Every item's vector, every user's history, and what is popular, from today's tables.")
-    terminal.run("towers", "index", "runs/latest")
+    """Choose what is served, start the service, ask it, write everybody's candidates meanwhile, and stop it."""
+    _head(
+        "5. What is served",
+        "A training changes nothing that is served; `towers swap` does. It verifies the bundle, makes its index from\n"
+        "today's tables (every item's vector, every user's history, what is popular), and points runs/production at\n"
+        "it. `towers index runs/production` makes the index anew, each night for one, without a training.",
+    )
+    terminal.run("towers", "swap", "runs/latest")
     _head("6. The service", "It runs in the background here; by itself it would run until Ctrl-C.")
     port = _free_port()
-    words = ("towers", "serve", "runs/latest", "--port", str(port))
+    words = ("towers", "serve", "runs/production", "--port", str(port))
     with terminal.start(*words) as process:
         service = Service(terminal, f"http://127.0.0.1:{port}")
         if not service.is_ready_in_time(process):
@@ -256,7 +261,7 @@ def ask(service: Service) -> None:
 def write_candidates(terminal: Terminal) -> None:
     """Write the recommendations of everybody and show the first."""
     _head("7. The nightly file", "The same answers for everybody at once, for whatever comes next in your system.")
-    terminal.run("towers", "recommend", "runs/latest", "--output", "candidates.parquet")
+    terminal.run("towers", "recommend", "runs/production", "--output", "candidates.parquet")
     click.echo(f"\n{_indented(terminal.table('candidates.parquet').head(SHOWN).to_string(index=False))}")
 
 
@@ -275,7 +280,7 @@ def say_what_next(keep: Path | None, seconds: float) -> None:
         click.echo(f"  mlflow ui --backend-store-uri {shlex.quote(store)}    every training, in a browser")
     click.echo("\nNext, with your own tables (CSV or Parquet; users are optional):")
     click.echo(f"  {program} init --interactions FILE --items FILE --users FILE")
-    click.echo(f"  {program} train run.toml\n  {program} serve runs/latest")
+    click.echo(f"  {program} train run.toml\n  {program} swap runs/latest\n  {program} serve runs/production")
 
 
 @contextmanager

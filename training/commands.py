@@ -76,13 +76,18 @@ def train(
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
 
-    Ctrl-C stops after the current step; the same command with --resume goes on exactly from there.
+    Ctrl-C, or SIGTERM, stops after the current step; the same command with --resume goes on exactly from there. Nothing
+    that is served changes: runs/latest points to the newest bundle, and `towers swap` moves what a service follows.
     """
     from training.shipping import ship
 
     overrides = (*preset_settings(preset), *overrides)
     bundle = ship(settings, overrides, output=output, resume=resume, device=device)
-    click.echo(f"\nNext:\n  towers serve {shlex.quote(str(bundle))}")
+    name = shlex.quote(str(bundle))
+    click.echo(
+        f"\nNext, to try it:\n  towers serve {name}\n"
+        f"or, to let runs/production be this one, which a service in production follows:\n  towers swap {name}"
+    )
 
 
 @click.command()

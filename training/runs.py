@@ -1,6 +1,7 @@
 """Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them.
 
-`runs/previous` points to what `runs/latest` did before, so that a service can be rolled back to it.
+A training moves nothing that is served: `runs/latest` is for whoever looks at the newest model, and a bundle that
+another link points to, such as `runs/production`, which `towers swap` moves, is not replaced.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import DataError
-from features.files import move_link
+from features.files import LATEST, move_link
 from training.config import RunConfig
 
 RUNS = Path("runs")
-LATEST = "latest"
-PREVIOUS = "previous"
 
 
 @dataclass
@@ -57,9 +56,12 @@ class Run:
         """Return a new run; what is left of an unfinished one of the same name is removed.
 
         Raises:
-            DataError: The output exists and is no bundle, so that replacing it could lose something.
+            DataError: The output exists and is no bundle, so that replacing it could lose something; or a link other
+                than `latest` points to it, so that it may be served.
         """
         folder = output or _free_name(stem)
+        if (link := _link_to(folder)) is not None:
+            raise DataError(f"{folder}: {link} points to it, so it may be served; name another --output, or remove it")
         if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
             raise DataError(f"{folder}: exists and is not a bundle; name another --output, or remove it")
         run = cls(folder)
@@ -99,7 +101,15 @@ class Run:
             return
         link = self.folder.parent / LATEST
         if link.is_symlink() or not link.exists():
-            move_link(link, self.folder, self.folder.parent / PREVIOUS)
+            move_link(link, self.folder)
+
+
+def _link_to(folder: Path) -> Path | None:
+    """Return a link beside a bundle that points to it, the one to the newest excepted; None if there is none."""
+    if not folder.is_dir():
+        return None
+    links = (path for path in sorted(folder.parent.iterdir()) if path.is_symlink() and path.name != LATEST)
+    return next((link for link in links if link.resolve() == folder.resolve()), None)
 
 
 def _free_name(stem: str) -> Path:

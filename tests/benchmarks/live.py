@@ -6,8 +6,8 @@
 Both run `towers serve` as it is, with real models that were not trained, and end with status 1 if a bar is missed.
 
 `swaps`: clients write (events, items put, changed and deleted) and after each write ask, over new connections, so that
-any worker may answer, while `runs/latest` goes to and fro between two bundles, each time until every worker has gone
-over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item is in
+any worker may answer, while `runs/production` goes to and fro between two bundles, each time until every worker has
+gone over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item is in
 it that the user had or that was deleted, if it is not full, or not in order. A part of the answers is afterwards
 compared with what a retriever of the same model answers at the same position of the log, and the last ones with those
 of an index made anew from tables that the log was folded into.
@@ -92,7 +92,7 @@ class Service:
 
     def __init__(self, folder: Path, workers: int, server: str) -> None:
         self.port = running.free_port()
-        self._words = ["serve", "runs/latest", "--port", str(self.port), "--workers", str(workers)]
+        self._words = ["serve", "runs/production", "--port", str(self.port), "--workers", str(workers)]
         self._words += ["--server", server, "--live", "live.db"]
         self._folder = folder
         self._is_wanted = True
@@ -316,7 +316,7 @@ class Until:
 
 
 def make_runs(folder: Path) -> dict[str, Path]:
-    """Write tables and two bundles with indexes, `runs/latest` the first of them; return the bundles by version."""
+    """Write tables and two bundles with indexes, `runs/production` the first of them; return the bundles by version."""
     write_shop(folder / "data")
     bundles = {}
     for seed, name in enumerate(("one", "two")):
@@ -324,7 +324,7 @@ def make_runs(folder: Path) -> dict[str, Path]:
         bundle = ModelBundle.open(folder / "runs" / name)
         build_index(bundle, {})
         bundles[bundle.version] = bundle.path
-    move_link(folder / "runs" / "latest", folder / "runs" / "one")
+    move_link(folder / "runs" / "production", folder / "runs" / "one")
     return bundles
 
 
@@ -409,7 +409,7 @@ def kills(folder: Path, given: argparse.Namespace) -> list[str]:
 def _swap(service: Service, folder: Path, target: Path, num_workers: int) -> None:
     """Move the link, and wait until every worker went over."""
     expected = service.num_exchanged + num_workers
-    move_link(folder / "runs" / "latest", target)
+    move_link(folder / "runs" / "production", target)
     deadline = time.monotonic() + _SECONDS_TO_ANSWER
     while service.num_exchanged < expected:
         if time.monotonic() > deadline:

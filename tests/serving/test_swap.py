@@ -23,10 +23,10 @@ SECONDS = 30
 
 @pytest.fixture
 def runs(two_models, tmp_path):
-    """The same, with `runs/latest`, to be changed."""
+    """The same, with `runs/production`, to be changed."""
     runs = tmp_path / "runs"
     shutil.copytree(two_models, runs)
-    move_link(runs / "latest", runs / "one")
+    move_link(runs / "production", runs / "one")
     return runs
 
 
@@ -38,7 +38,7 @@ def wait_for(client, model):
 
 
 def test_a_link_that_moves_is_followed_and_no_request_fails(runs):
-    app = create_app(runs / "latest", ServingConfig(watch_seconds=0.05))
+    app = create_app(runs / "production", ServingConfig(watch_seconds=0.05))
     one, two = model_of(runs, "one"), model_of(runs, "two")
     expected = {
         version: create_app(runs / name).test_client().get("/recommendations/1001").json
@@ -59,7 +59,7 @@ def test_a_link_that_moves_is_followed_and_no_request_fails(runs):
         thread.start()
     client = app.test_client()
     for name, version in (("two", two), ("one", one)) * 2:
-        swap_bundle(runs / name, runs / "latest")
+        swap_bundle(runs / name, runs / "production")
         wait_for(client, version)
     done.set()
     for thread in threads:
@@ -68,7 +68,7 @@ def test_a_link_that_moves_is_followed_and_no_request_fails(runs):
 
 
 def test_an_index_made_anew_is_taken_over(runs):
-    app = create_app(runs / "latest", ServingConfig(watch_seconds=0.05))
+    app = create_app(runs / "production", ServingConfig(watch_seconds=0.05))
     client = app.test_client()
     before = client.get("/recommendations/1001").headers["Towers-Index"]
     build_index(ModelBundle.open(runs / "one"), {})
@@ -79,7 +79,7 @@ def test_an_index_made_anew_is_taken_over(runs):
 
 
 def test_what_cannot_be_used_is_left_alone_and_the_old_one_goes_on(runs, caplog):
-    path = runs / "latest"
+    path = runs / "production"
     source = Source(opener(path), identify=lambda: identity_of(path))
     first = source.get()
     weights = runs / "two" / "model.safetensors"
@@ -101,11 +101,11 @@ def opener(path):
 
 def test_live_writes_go_over_to_the_next_model(runs, tmp_path):
     settings = ServingConfig(watch_seconds=0.05, live=str(tmp_path / "live.db"))
-    client = create_app(runs / "latest", settings).test_client()
+    client = create_app(runs / "production", settings).test_client()
     assert client.put("/items/new", json={"title": "steel lamp"}).status_code == 201
     events = [{"user_id": user_id, "item_id": "new"} for user_id in (1001, 5000)]
     assert client.post("/events", json={"events": events}).status_code == 200
-    swap_bundle(runs / "two", runs / "latest")
+    swap_bundle(runs / "two", runs / "production")
     wait_for(client, model_of(runs, "two"))
     assert client.get("/items/new/similar?k=3").status_code == 200
     assert client.get("/recommendations/5000").json["fallback"] is None
@@ -134,29 +134,31 @@ def test_an_index_that_the_log_was_folded_into_answers_as_the_service_did(runs, 
 
 
 def test_rollback_goes_back_and_again_forward(runs, capsys):
-    link = runs / "latest"
+    link = runs / "production"
     swap_bundle(runs / "two", link)
     assert capsys.readouterr().out.startswith(f"{link}: one -> two; `towers rollback --link {link}` goes back")
-    assert (link.resolve().name, (runs / "previous").resolve().name) == ("two", "one")
+    assert (link.resolve().name, (runs / "production.previous").resolve().name) == ("two", "one")
     roll_back(link)
-    assert (link.resolve().name, (runs / "previous").resolve().name) == ("one", "two")
+    assert (link.resolve().name, (runs / "production.previous").resolve().name) == ("one", "two")
     roll_back(link)
     assert link.resolve().name == "two"
 
 
 def test_there_is_no_way_back_before_the_first_swap(runs):
-    with pytest.raises(DataError, match=r"previous: no such link, so .*latest never pointed elsewhere; name a bundle"):
-        roll_back(runs / "latest")
+    with pytest.raises(
+        DataError, match=r"production.previous: no such link, so .*production never pointed elsewhere; name a bundle"
+    ):
+        roll_back(runs / "production")
 
 
 def test_a_bundle_that_cannot_be_used_is_not_swapped_in(runs):
     weights = runs / "two" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError, match="was changed after it was written"):
-        swap_bundle(runs / "two", runs / "latest")
+        swap_bundle(runs / "two", runs / "production")
     with pytest.raises(BundleError, match="no such bundle"):
-        swap_bundle(runs / "three", runs / "latest")
-    assert (runs / "latest").resolve().name == "one"
+        swap_bundle(runs / "three", runs / "production")
+    assert (runs / "production").resolve().name == "one"
 
 
 def test_a_folder_is_not_replaced_by_a_link(runs):
@@ -166,7 +168,16 @@ def test_a_folder_is_not_replaced_by_a_link(runs):
 
 def test_a_link_can_point_to_another_folder(runs, tmp_path):
     shutil.copytree(runs / "two", tmp_path / "elsewhere")
-    swap_bundle(tmp_path / "elsewhere", runs / "latest")
-    assert (runs / "latest").resolve() == tmp_path / "elsewhere"
-    roll_back(runs / "latest")
-    assert (runs / "latest").resolve().name == "one"
+    swap_bundle(tmp_path / "elsewhere", runs / "production")
+    assert (runs / "production").resolve() == tmp_path / "elsewhere"
+    roll_back(runs / "production")
+    assert (runs / "production").resolve().name == "one"
+
+
+def test_what_is_served_is_a_bundle_and_never_a_link_that_a_training_moves(runs):
+    (runs / "latest").symlink_to("two")
+    swap_bundle(runs / "latest", runs / "production")
+    move_link(runs / "latest", runs / "one")
+    assert (runs / "production").resolve().name == "two"
+    with pytest.raises(DataError, match=r"latest: .*moved by trainings. Swap another link, such as runs/production"):
+        swap_bundle(runs / "two", runs / "latest")

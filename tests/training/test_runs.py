@@ -35,6 +35,18 @@ def test_runs_are_numbered_and_latest_points_to_the_newest() -> None:
         assert not run.workspace.exists()
 
 
+def test_a_training_moves_nothing_that_is_served_and_writes_over_nothing_that_is() -> None:
+    finish(Run.begin(config_of(), "run", None))
+    Path("runs/production").symlink_to("run-1")
+    finish(Run.begin(config_of(), "run", Path("runs/experiment")))
+    assert Path("runs/latest").resolve().name == "experiment"
+    assert Path("runs/production").resolve().name == "run-1"
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["experiment", "latest", "production", "run-1"]
+    with pytest.raises(DataError, match="runs/run-1: runs/production points to it, so it may be served; name another"):
+        Run.begin(config_of(), "run", Path("runs/run-1"))
+    Run.begin(config_of(), "run", Path("runs/experiment")).abandon()
+
+
 def test_an_unfinished_run_is_found_by_its_settings() -> None:
     first, other = Run.begin(config_of(), "run", None), Run.begin(config_of(seed=1), "run", None)
     assert first.folder != other.folder
