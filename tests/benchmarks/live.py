@@ -7,8 +7,8 @@ Both run `towers serve` as it is, with real models that were not trained, and en
 
 `swaps`: clients write (events, items put, changed and deleted) and after each write ask, over new connections, so that
 any worker may answer, while `runs/production` goes to and fro between two bundles, each time until every worker has
-gone over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item is in
-it that the user had or that was deleted, if it is not full, or not in order. A part of the answers is afterwards
+gone over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item
+is in it that the user had or that was deleted, if it is not full, or not in order. A part of the answers is afterwards
 compared with what a retriever of the same model answers at the same position of the log, and the last ones with those
 of an index made anew from tables that the log was folded into.
 

@@ -1,0 +1,89 @@
+"""What pip would install with our wheel, held against the lock files that everything is tested with."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.metadata.spec import get_core_metadata_constructors
+from hatchling.plugin.manager import PluginManager
+from packaging.metadata import parse_email
+from packaging.requirements import Requirement
+
+from features.errors import DataError, needing
+from tests.test_house import imported
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("features", "towers", "training", "serving")
+NOT_IMPORTED = {
+    "fbgemm-gpu": "torchrec's, pinned to the one that fits torch",
+    "psutil": "MLflow's, which reads the machine with it and does not ask for it",
+}
+REPLACED = {"cpu": {"fbgemm-gpu": "fbgemm-gpu-cpu"}, "gpu": {"faiss-cpu": "faiss-gpu"}}
+REPLACED_IN_LOCKS = {own: name for pairs in REPLACED.values() for name, own in pairs.items()}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[Requirement]:
+    """What the wheel asks for, as hatchling writes it into the wheel."""
+    project = ProjectMetadata(str(ROOT), PluginManager())
+    raw, _ = parse_email(get_core_metadata_constructors()["2.4"](project))
+    return [Requirement(line) for line in raw["requires_dist"]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_wheel_asks_for_what_the_lock_has(wanted, device):
+    lines = (ROOT / ".locks" / f"{device}.lock").read_text().splitlines()
+    locked = dict(re.match(r"([\w.-]+)==([\w.+]+)", line).groups() for line in lines if re.match(r"\w", line))
+    for one in wanted:
+        name = REPLACED[device].get(normal(one.name), normal(one.name))
+        assert name in locked, f"{one} is not in {device}.lock"
+        assert one.specifier.contains(locked[name]), f"{one}, and {device}.lock has {locked[name]}"
+
+
+def test_torch_and_what_is_compiled_for_it_are_pinned(wanted):
+    exact = {normal(one.name) for one in wanted if re.fullmatch(r"==[\d.]+", str(one.specifier))}
+    assert {"torch", "torchrec", "fbgemm-gpu"} <= exact
+
+
+def test_what_is_asked_for_is_imported_and_what_is_imported_is_asked_for(wanted):
+    modules = {module for room in ROOMS for path in (ROOT / room).rglob("*.py") for module in imported(path)}
+    owners = packages_distributions()
+    used = [{REPLACED_IN_LOCKS.get(normal(owner), normal(owner)) for owner in owners.get(one, ())} for one in modules]
+    asked = {normal(one.name) for one in wanted}
+    assert [sorted(owned) for owned in used if owned and not owned & {*asked, "two-towers"}] == []
+    assert asked - set().union(*used) == {*NOT_IMPORTED}
+
+
+def test_no_message_names_a_package_that_no_index_has():
+    told = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "two-towers[" in path.read_text()]
+    assert told == []
+    assert "two-towers[" not in (ROOT / "README.md").read_text()
+
+
+def test_every_room_says_that_it_has_types():
+    assert [room for room in ROOMS if not (ROOT / room / "py.typed").is_file()] == []
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"] == {
+        "packages": [*ROOMS]
+    }
+
+
+def test_a_library_that_is_missing_is_told_with_the_rest_of_its_kind(monkeypatch):
+    lines = ['not-there[fast]>=2,<3 ; extra == "text"', 'numpy>=1 ; extra == "text"', 'nor-this ; extra == "text"']
+    monkeypatch.setattr("features.errors.requires", lambda name: [*lines, 'other ; extra == "more"'])
+    with pytest.raises(DataError) as told, needing("graphs"):
+        import not_there  # noqa: F401
+    assert str(told.value) == "graphs need more libraries; type: pip install 'not-there[fast]<3,>=2' nor-this"
+
+
+def test_a_library_that_is_there_and_does_not_load_leads_to_the_doctor():
+    with pytest.raises(DataError, match=r"one cannot be loaded \(no\); type: towers doctor"), needing("graphs"):
+        raise ImportError("no", name="numpy")
