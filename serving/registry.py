@@ -196,7 +196,11 @@ def _version(alias: Alias) -> str:
 
 def _register(client: MlflowClient, bundle: Path, alias: Alias) -> str:
     run = client.create_run(_experiment_id(client, alias.name), run_name=bundle.name)
-    client.log_artifacts(run.info.run_id, str(bundle), "bundle")
+    try:
+        client.log_artifacts(run.info.run_id, str(bundle), "bundle")
+    except BaseException:
+        client.set_terminated(run.info.run_id, "FAILED")
+        raise
     client.set_terminated(run.info.run_id)
     if not client.search_registered_models(f"name = '{alias.name}'"):
         client.create_registered_model(alias.name)

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,25 +184,35 @@ def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(tra
     assert sorted(path.name for path in (beside / "runs").iterdir()) == ["latest", "run-1"]
 
 
-def test_ctrl_c_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
-    process = start(beside, "train", "run.toml", "--set", "training.track=false", *EVERY_STEP)
+def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
+    process = start(beside, "train", "run.toml", *EVERY_STEP)
     in_the_second_epoch(beside, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.split("\n")[-3:] == ["stopped; the same command with --resume goes on from here", "interrupted", ""]
+    assert process.returncode == 143
+    assert said.split("\n")[-3:] == ["stopped; the same command with --resume goes on from here", "terminated", ""]
+    assert [run.info.status for run in recorded(beside)] == ["KILLED"]
 
-    ended = towers(beside, "train", "run.toml", "--resume", "--set", "training.track=false")
+    ended = towers(beside, "train", "run.toml", "--resume")
     assert ended.returncode == 0, ended.stderr
     assert weights_of(beside) == weights_of(trained)
+    assert [run.info.status for run in recorded(beside)] == ["FINISHED"]
+
+
+def recorded(folder: Path) -> Sequence[Any]:
+    """The runs in a folder's store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = (found for found in client.search_experiments() if found.name == "two-towers")
+    return client.search_runs([experiment.experiment_id])
 
 
 def test_mlflow_has_the_run_with_settings_measures_and_the_bundle(trained):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
-    (experiment,) = (found for found in client.search_experiments() if found.name == "two-towers")
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = recorded(trained)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run-1")
     assert (run.data.params["training.epochs"], run.data.params["towers.width"]) == ("4", "32")
     assert run.data.tags["interactions"] == sha256(trained / "data" / "interactions.parquet")
@@ -237,6 +248,18 @@ def test_a_setting_that_is_wrong_is_one_line_and_nothing_is_begun(beside, monkey
     assert error.count("\n") == 1
     assert words in error
     assert sorted(path.name for path in beside.iterdir()) == ["data", "run.toml"]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_gpu_that_is_not_there_is_refused_before_the_tables_are_read(beside, monkeypatch, capsys, command):
+    monkeypatch.chdir(beside)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (beside / "data").unlink()
+    assert main([command, "run.toml", "--device", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --device cuda: torch 2.")
+    assert error.endswith("; leave --device out, or see `towers doctor`\n")
+    assert sorted(path.name for path in beside.iterdir()) == ["run.toml"]
 
 
 def test_there_is_nothing_to_resume_where_nothing_was_stopped(beside, monkeypatch, capsys):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from features.files import atomic_file, atomic_folder, sha256
+from features.files import atomic_file, atomic_folder, create_once, sha256
 
 
 def test_a_file_appears_when_its_block_ends_well(tmp_path: Path) -> None:
@@ -50,6 +50,46 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> 
         fail()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["stale"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_signal_between_two_moves_leaves_a_whole_folder(tmp_path: Path, monkeypatch, which: int, when: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "whole").write_text("old")
+    replace, moves = Path.replace, []
+
+    def interrupted(path: Path, target: Path) -> None:
+        moves.append(path)
+        if len(moves) == which and when == "before":
+            raise KeyboardInterrupt
+        replace(path, target)
+        if len(moves) == which:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "whole").write_text("new")
+    is_new = (which, when) == (2, "after")
+    assert (tmp_path / "out" / "whole").read_text() == ("new" if is_new else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_several_make_at_once_is_that_of_the_first(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "new" / "store"
+
+    def slowly(made: Path) -> None:
+        made.write_text("slow")
+        create_once(path, lambda other: other.write_text("quick"))
+
+    create_once(path, slowly)
+    create_once(path, lambda made: made.write_text("late"))
+    assert path.read_text() == "quick"
+    path.unlink()
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("not supported")))
+    create_once(path, lambda made: made.write_text("without links"))
+    assert path.read_text() == "without links"
+    assert [path.name for path in path.parent.iterdir()] == ["store"]
 
 
 def test_what_a_writer_keeps_to_itself_becomes_readable_like_any_new_file(tmp_path: Path) -> None:

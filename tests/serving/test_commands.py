@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
+import time
 
 import numpy as np
 import pandas as pd
@@ -136,15 +139,16 @@ def test_a_recall_that_cannot_be_is_one_line(folder, capsys, recall):
     assert_one_line(capsys, "--recall")
 
 
-def test_ctrl_c_while_tuning_leaves_the_old_index(folder, many_items, capsys, monkeypatch):
+def test_sigterm_while_tuning_leaves_the_old_index(folder, many_items, capsys, monkeypatch):
     assert run("index", "runs/latest") == 0
     before = manifest(folder)
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
 
-    monkeypatch.setattr("serving.tuning.searches_per_second", interrupt)
-    assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 130
+    monkeypatch.setattr("serving.tuning.searches_per_second", terminate)
+    assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 143
     assert manifest(folder) == before
     assert [path.name for path in (folder / "runs/model").iterdir() if "partial" in path.name] == []
 
@@ -256,6 +260,14 @@ def test_settings_of_the_folder_are_read_and_their_mistakes_told(folder, capsys)
     (folder / "serving.toml").write_text("prot = 1\n")
     assert run("serve", "runs/latest") == 2
     assert_one_line(capsys, "serving.toml: prot: no such setting")
+
+
+@pytest.mark.parametrize("command", [("serve",), ("recommend", "--output", "c.parquet"), ("search", "red lamp")])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(folder, monkeypatch, capsys, command):
+    monkeypatch.setattr("serving.index.faiss.get_num_gpus", lambda: 0)
+    (folder / "serving.toml").write_text('device = "cuda"\n')
+    assert run(command[0], "runs/gone", *command[1:]) == 2
+    assert_one_line(capsys, 'device = "cuda": FAISS finds no GPU; choose "cpu" or "auto", or see `towers doctor`')
 
 
 def test_ctrl_c_in_the_middle_leaves_no_file(folder, monkeypatch, capsys):

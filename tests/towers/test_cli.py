@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from features.errors import DataError
+from features.files import atomic_folder
 from towers import cli
 
 TOWERS = Path(sys.executable).with_name("towers")
@@ -147,6 +149,35 @@ def test_the_traceback_is_shown_when_asked_for(command_that_raises, capsys, monk
 def test_an_interruption_ends_with_130_and_one_line(command_that_raises, capsys, error) -> None:
     assert command_that_raises(error) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_in_order(monkeypatch, capsys, tmp_path, number) -> None:
+    @click.command()
+    def train() -> None:
+        with atomic_folder(tmp_path / "out"):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "load", lambda entry: train)
+    assert cli.main(["train"]) == 128 + number
+    assert capsys.readouterr().err == "terminated\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch) -> None:
+    @click.command()
+    def train() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(cli, "load", lambda entry: train)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert cli.main(["train"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_full_disk_is_not_our_bug(command_that_raises, capsys) -> None:

@@ -206,3 +206,53 @@ def test_the_folder_of_public_data_is_shown(monkeypatch: pytest.MonkeyPatch, tmp
     assert clinic._data()[0].text == f"{tmp_path}: ml-1m"
     monkeypatch.setenv("TOWERS_DATA", str(tmp_path / "gone"))
     assert clinic._data()[0].state == "note"
+
+
+def programs(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:
+    monkeypatch.setattr(clinic, "PROBES", found)
+    monkeypatch.setattr(clinic, "_imports", dict)
+
+
+def test_an_installation_that_loads_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs(monkeypatch, torch="found = {}")
+    ended = CliRunner().invoke(doctor, ["--installation"])
+    assert (ended.output, ended.exit_code) == ("", 0)
+
+
+def test_an_installation_without_a_driver_names_what_is_missing_and_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = "raise OSError('libnvidia-ml.so.1: cannot open shared object file')"
+    programs(monkeypatch, torch="found = {}", fbgemm=missing, torchrec=missing)
+    ended = CliRunner().invoke(doctor, ["--installation"])
+    assert ended.exit_code == 0
+    assert ended.output.splitlines()[0].endswith("fbgemm and torchrec cannot be imported without libnvidia-ml.so.1")
+    assert ended.output.count("\n") == 2
+
+
+def test_an_installation_that_does_not_load_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs(monkeypatch, torch="found = {}", fbgemm="raise OSError('undefined symbol: _ZN3c10')")
+    ended = CliRunner().invoke(doctor, ["--installation"])
+    assert ended.exit_code == 1
+    assert "amiss  fbgemm     OSError: undefined symbol: _ZN3c10\n" in ended.output
+
+
+def test_every_package_that_is_asked_for_is_imported_by_a_program() -> None:
+    found = clinic._imports()
+    assert {"libraries", "text", "postgres", "baselines"} == found.keys()
+    assert "sentence_transformers" in found["text"]
+    assert all(name in found["libraries"] for name in ("sklearn", "orjson", "prometheus_client"))
+
+
+def test_what_a_wheel_brought_is_mended_with_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(clinic, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(clinic, "requires", lambda name: ["torch==2.1", "fbgemm-gpu==1.8.0", "faiss-cpu<2"])
+    remedy = "pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu, then: pip install fbgemm-gpu-cpu==1.8.0"
+    assert clinic.reinstall("cpu") == remedy
+    assert clinic.reinstall("gpu").endswith("pip install torch===2.1 fbgemm-gpu==1.8.0 'faiss-gpu<2'")
+    assert clinic.reinstall() == "install two-towers once more, into an empty environment"
+
+
+def test_an_extra_that_is_not_installed_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clinic, "requires", lambda name: ["click>=8", 'not-there>=2 ; extra == "text"'])
+    assert clinic._packages()[0].state == "ok"

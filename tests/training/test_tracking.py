@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
@@ -178,6 +179,51 @@ def test_more_than_one_request_takes_is_cut_into_requests(start: Callable[..., T
     assert len(run.data.params) == 251
     assert run.data.params["a_at_b"] == "x" * 6_000
     assert len(client(folder).get_metric_history(tracker.run_id, "loss")) == 2_500
+
+
+ODD = {"a//b": 1, "../c": 2, "/d": 3, "n" * 300: 4, "n" * 299 + "m": 5, "über/ö@1": 6}
+
+
+def test_names_that_mlflow_would_refuse_are_recorded_under_others(start, folder: Path, caplog):
+    with start(params={"item": ODD}) as tracker:
+        tracker.log_metrics({f"slice/{name}": value for name, value in ODD.items()}, step=1)
+    run = client(folder).get_run(tracker.run_id)
+    assert sorted(run.data.params.values()) == ["1", "2", "3", "4", "5", "6"]
+    own = {name: value for name, value in run.data.metrics.items() if name.startswith("slice/")}
+    assert sorted(own.values()) == [1, 2, 3, 4, 5, 6]
+    assert caplog.records == []
+
+
+def test_what_the_store_refuses_is_left_out_and_told_and_the_run_goes_on(
+    start: Callable[..., Tracker], folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(tracking, "_name", lambda name: name)
+    with start(params={"fine": 1, "../bad": 2, "good": 3}) as tracker:
+        tracker.log_metrics({"loss": 1, "../worse": 2, "speed": 3}, step=1)
+    run = client(folder).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"fine": "1", "good": "3"}
+    assert {"loss": 1.0, "speed": 3.0}.items() <= run.data.metrics.items()
+    (line,) = warnings_of(caplog)
+    assert "refuses '../bad', and records the rest; training goes on (" in line
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FINISHED"), (KeyboardInterrupt, "KILLED")])
+def test_no_run_is_left_running_by_what_goes_wrong_at_its_start(
+    start: Callable[..., Tracker],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    status: str,
+):
+    def fail(self: object, *_: object, **__: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_batch", fail)
+    with suppress(KeyboardInterrupt), start():
+        pass
+    (run,) = client(folder).search_runs([client(folder).get_experiment_by_name("shop").experiment_id])
+    assert run.info.status == status
 
 
 def test_steps_are_written_together(start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from features.schema import Schema
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Users
 from towers.config import TowersConfig
+from towers.process import Stopped
 from towers.tower import unit
 from towers.two_tower import TwoTower
 from training import negatives as negatives_module
@@ -206,6 +209,48 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
     assert same(weights_of(resumed.fit()), expected_weights)
     assert resumed.progress.step == expected.progress.step
     assert resumed.progress.best == expected.progress.best
+
+
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGINT, "between steps"),
+        (signal.SIGTERM, "between steps"),
+        (signal.SIGHUP, "between steps"),
+        (signal.SIGTERM, "at the last judgement"),
+    ],
+)
+def test_a_signal_ends_a_training_after_a_checkpoint_that_it_goes_on_from(
+    number: signal.Signals, when: str, tmp_path: Path
+) -> None:
+    config = config_of(epochs=2, negatives="all", checkpoint_seconds=3600)
+    whole = trainer_of(config, validate=lambda model: 0.5).fit()
+    path, sent = tmp_path / "checkpoint", []
+
+    def send() -> None:
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    def validate(model: TwoTower) -> float:
+        if when == "at the last judgement" and stopped.progress.epoch == 1:
+            send()
+        return 0.5
+
+    def on_step(step: int, loss: float) -> None:
+        if when == "between steps" and step == 3:
+            send()
+
+    stopped = trainer_of(config, checkpoint=path, validate=validate, on_step=on_step)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as ended:
+        stopped.fit()
+    assert ended.value.signal == number
+    assert signal.getsignal(number) == before
+    assert stopped.progress.step == (3 if when == "between steps" else stopped.batches.num_batches(0) * 2)
+    resumed = trainer_of(config, checkpoint=path, validate=lambda model: 0.5)
+    resumed.resume()
+    assert same(weights_of(resumed.fit()), weights_of(whole))
 
 
 @pytest.mark.parametrize("strategy", ["all", "sampled"])
