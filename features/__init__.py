@@ -13,6 +13,7 @@
 - `cells`: what stands in a column, as values, numbers or texts.
 - `featurizer`, `batches`: fitted once, the same in training and in the server; jagged batches.
 - `rows`, `additions`: rows as JSON has them to a table like another; tables with what came after them.
+- `parquet`: Parquet files whose sizes are looked at before they are read.
 - `files`: writing that leaves nothing half-written, and links that move.
 - `commands`: `towers dataset`.
 

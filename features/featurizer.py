@@ -26,6 +26,7 @@ from features.cells import is_missing, numbers_of, texts_of, values_of
 from features.encoders.encoder import PretrainedText, save_encoders
 from features.encoders.model import Role
 from features.errors import DataError
+from features.parquet import read_parquet
 from features.schema import ITEM_ID, USER_ID, Feature, Schema
 from features.sequences import Sequences
 from features.tables import Catalog, Users
@@ -131,7 +132,7 @@ class TextEncoder:
     @classmethod
     def load(cls, feature: Feature, path: Path) -> TextEncoder:
         """Read what `save` wrote."""
-        frame = pd.read_parquet(path)
+        frame = read_parquet(path).to_pandas()
         return cls(HashedText(frame["weight"].to_numpy(np.float32), int(frame["max_ngrams"].iloc[0])))
 
 
@@ -164,7 +165,7 @@ class FixedTextEncoder:
     def load(cls, feature: Feature, path: Path) -> FixedTextEncoder:
         """Read what `save` wrote."""
         assert feature.fixed is not None, "the schema says which texts are fixed"
-        return cls(ProjectedText(pd.read_parquet(path)["weight"].to_numpy(np.float32), feature.fixed))
+        return cls(ProjectedText(read_parquet(path).to_pandas()["weight"].to_numpy(np.float32), feature.fixed))
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class NumberEncoder:
     @classmethod
     def load(cls, feature: Feature, path: Path) -> NumberEncoder:
         """Read what `save` wrote."""
-        return cls(pd.read_parquet(path)["edge"].to_numpy(), feature)
+        return cls(read_parquet(path).to_pandas()["edge"].to_numpy(), feature)
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class VectorEncoder:
     @classmethod
     def load(cls, feature: Feature, path: Path) -> VectorEncoder:
         """Read what `save` wrote."""
-        return cls(int(pd.read_parquet(path)["width"].iloc[0]), feature)
+        return cls(int(read_parquet(path).to_pandas()["width"].iloc[0]), feature)
 
 
 @dataclass(frozen=True)

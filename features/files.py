@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 LATEST = "latest"
 """The link to the newest bundle that a training wrote, in the folder of the bundles."""
+MOST_HEADER_BYTES = 16 << 20
+"""Of a safetensors file, with the eight that say how long its header is."""
+_MOST_DIMENSIONS = 8
 _TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 
 
@@ -115,22 +120,69 @@ def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, st
         types: Those that arrays in it may have, as the format calls them: F32, I64, I32, I8.
 
     Raises:
-        ValueError: An array is of a type that is not expected.
+        ValueError: It is no such file, or an array is of a type that is not expected.
     """
+    num_bytes = path.stat().st_size
     with path.open("rb") as file:
-        num_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(num_bytes))
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > min(num_bytes, MOST_HEADER_BYTES):
+            raise ValueError(f"{path.name}: a header of {start - 8:,} bytes in a file of {num_bytes:,}")
+        header = _header(path.name, file.read(start - 8))
     about = header.pop("__metadata__", {})
-    arrays = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in types:
-            raise ValueError(f"{path.name}: {name} is of type {entry['dtype']}, expected {' or '.join(types)}")
-        kind = _TYPES[entry["dtype"]]
-        start = 8 + num_bytes + entry["data_offsets"][0]
-        shape = tuple(entry["shape"])
-        found = np.memmap(path, kind, "c", start, shape) if np.prod(shape) else np.zeros(shape, kind)
-        arrays[name] = found.view(np.ndarray)
-    return arrays, about
+    places = sorted(
+        (_Place.of(path.name, name, entry, types) for name, entry in header.items()), key=lambda one: one.begin
+    )
+    ends = [0, *(one.end for one in places)]
+    if [one.begin for one in places] != ends[:-1] or start + ends[-1] != num_bytes:
+        raise ValueError(f"{path.name}: its arrays are not what the file is made of")
+    return {one.name: one.mapped(path, start) for one in places}, about
+
+
+class _Place(NamedTuple):
+    """Where an array is in a file, counted from the end of the header."""
+
+    begin: int
+    end: int
+    name: str
+    kind: type
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, file: str, name: str, entry: Any, types: tuple[str, ...]) -> _Place:
+        """Return the place that an entry of the header describes."""
+        said, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if said not in types:
+            raise ValueError(f"{file}: {name} is of type {said!s:.20}, expected {' or '.join(types)}")
+        if not all(map(_are_counts, (shape, offsets))) or len(shape) > _MOST_DIMENSIONS or len(offsets) != 2:
+            raise ValueError(f"{file}: {name} has no shape or no place")
+        # Numbers of any size here, so that no product of them can overflow.
+        expected = math.prod(shape) * np.dtype(_TYPES[said]).itemsize
+        if offsets[1] - offsets[0] != expected:
+            raise ValueError(f"{file}: {name} takes {offsets[1] - offsets[0]:,} bytes, expected {expected:,}")
+        return cls(offsets[0], offsets[1], name, _TYPES[said], tuple(shape))
+
+    def mapped(self, path: Path, start: int) -> np.ndarray:
+        """Return the array."""
+        if self.begin == self.end:
+            return np.zeros(self.shape, self.kind)
+        return np.memmap(path, self.kind, "c", start + self.begin, self.shape).view(np.ndarray)
+
+
+def _header(file: str, content: bytes) -> dict[str, Any]:
+    try:
+        header: Any = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{file}: its header is nested too deeply") from None
+    entries = header.values() if isinstance(header, dict) else [None]
+    if not all(isinstance(entry, dict) for entry in entries) or not all(
+        isinstance(value, str) for value in header.get("__metadata__", {}).values()
+    ):
+        raise ValueError(f"{file}: its header is not one of safetensors")
+    return dict(header)
+
+
+def _are_counts(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
 
 
 def sha256(path: Path) -> str:

@@ -152,6 +152,17 @@ def offsets_of(lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, rows_plus_1]:
     return offsets
 
 
+def check_offsets(offsets: np.ndarray, num_rows: int, num_values: int) -> None:
+    """Make sure that offsets, which somebody else wrote, divide values among rows.
+
+    Raises:
+        ValueError: They do not.
+    """
+    is_whole = offsets.shape == (num_rows + 1,) and offsets.dtype == np.int64
+    if not is_whole or offsets[0] != 0 or offsets[-1] != num_values or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets {offsets.shape} do not divide {num_values:,} values among {num_rows:,} rows")
+
+
 def ragged_arange(starts: Int[np.ndarray, rows], lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, total]:
     """Return `starts[0], starts[0] + 1, …` for each row in turn, `lengths[row]` numbers for a row.
 

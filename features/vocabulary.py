@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from features.parquet import read_parquet
+
 UNKNOWN = 0
 
 
@@ -52,4 +54,4 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote."""
-        return cls(pd.Index(pd.read_parquet(path)["value"].to_numpy()))
+        return cls(pd.Index(read_parquet(path).to_pandas()["value"].to_numpy()))

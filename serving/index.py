@@ -51,6 +51,9 @@ _SEED = 1
 _KMEANS_ROUNDS = 10
 _ITEMS_PER_CENTRE = 64
 _WALK_WHILE_BUILDING = 100
+_SMALL = 1 << 20
+_LEAST_LIMIT = 1 << 26
+_LARGEST_TABLE = 32
 _ON_GPU: tuple[Kind, ...] = ("exact", "flat", "ivf", "ivf-sq8")
 
 
@@ -138,16 +141,14 @@ class ItemIndex:
         Raises:
             ValueError: The file is not FAISS's, or holds other vectors or another similarity.
         """
-        try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise ValueError(f"FAISS cannot read it ({' '.join(str(error).split())[:200]})") from None
+        index = _read(path)
         plan = plan if isinstance(plan, Plan) else standard(plan, *vectors.shape)
         expected = len(vectors), plan.prefix or vectors.shape[1]
         if (index.ntotal, index.d) != expected:
             raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {expected}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
+        _check_ids(index, len(vectors))
         if regions is not None and len(regions.of_item) != len(vectors):
             raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
         return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
@@ -515,6 +516,48 @@ def inner_products(
         *rows.shape,
     )
     return scores
+
+
+def _read(path: Path) -> Any:
+    """Return FAISS's index in a file, which is mapped into memory.
+
+    Raises:
+        ValueError: It is none, or holds more than the file has room for.
+    """
+    # What a file says of its sizes is believed before anything is read. It can say little more than there is: only
+    # the tables that FAISS makes of centres and codes are larger than those.
+    before = faiss.get_deserialization_vector_byte_limit()
+    try:
+        faiss.set_deserialization_vector_byte_limit(_LEAST_LIMIT + _LARGEST_TABLE * path.stat().st_size)
+        # Of a file that ends within a number FAISS's mapping makes an end of the process: small ones are read.
+        is_small = path.stat().st_size < _SMALL
+        return faiss.read_index(str(path), 0 if is_small else faiss.IO_FLAG_MMAP_IFC)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"FAISS cannot read it ({' '.join(str(error).split())[:200]})") from None
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before)
+
+
+def _check_ids(index: Any, num_items: int) -> None:
+    """Make sure that an index finds rows of the catalogue, where it keeps rows: each once.
+
+    Raises:
+        ValueError: It does not.
+    """
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is None:
+        return
+    lists, found = inverted.invlists, np.zeros(num_items, dtype=bool)
+    for place in range(lists.nlist):
+        size = lists.list_size(place)
+        if not size:
+            continue
+        rows = faiss.rev_swig_ptr(lists.get_ids(place), size)
+        if rows.min() < 0 or rows.max() >= num_items:
+            raise ValueError(f"it finds row {rows.max() if rows.min() >= 0 else rows.min()} of {num_items}")
+        found[rows] = True
+    if not found.all():
+        raise ValueError(f"it never finds row {found.argmin()}")
 
 
 def _beginnings(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float32[np.ndarray, "rows prefix"]:

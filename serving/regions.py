@@ -50,8 +50,18 @@ class Regions:
 
     @classmethod
     def load(cls, path: Path) -> Regions:
-        """Return the regions that `save` wrote to `path`."""
-        return cls(**load_file(path))
+        """Return the regions that `save` wrote to `path`.
+
+        Raises:
+            ValueError: An item is in none of them.
+        """
+        found = load_file(path)
+        centres, of_item = found["centres"], found["of_item"]
+        if centres.ndim != 2 or of_item.ndim != 1 or (centres.dtype, of_item.dtype) != (np.float32, np.int32):
+            raise ValueError(f"regions of shapes {centres.shape} and {of_item.shape}")
+        if len(of_item) and not 0 <= of_item.min() <= of_item.max() < len(centres):
+            raise ValueError(f"an item in region {of_item.max()} of {len(centres)}")
+        return cls(centres, of_item)
 
     @property
     def num_bytes(self) -> int:

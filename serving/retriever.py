@@ -36,12 +36,13 @@ from serving.reasons import contributions, most
 from serving.remembered import RememberedVectors
 from serving.reranking import Moved, Reranking
 from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
+from serving.seal import Seal
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from serving.stages import timed
 from serving.wanted import Person, Wanted
 from towers.bundle import ModelBundle
-from towers.manifest import BundleError
 from towers.private_copies import PrivateCopies
+from towers.sealed_folder import BundleError, said_of
 
 Fallback = Literal["popular"]
 
@@ -199,8 +200,13 @@ class Retriever:
                 filter_columns=filter_columns,
                 reranking=rerank(bundle, snapshot),
             )
+        except (BundleError, DataError):
+            raise
         except ValueError as error:
-            raise error if isinstance(error, BundleError | DataError) else BundleError(str(error)) from error
+            raise BundleError(str(error)) from error
+        except Exception as error:  # what its files say fits together in no way that a program could foresee
+            remedy = Seal.remedy(path)
+            raise BundleError(f"{path}: its index cannot be used ({said_of(error)}); {remedy}") from error
 
     def overlaid(self, overlay: Overlay) -> Retriever:
         """Return this retriever with what arrived since its index was made."""

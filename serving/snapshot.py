@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from features.cells import item_texts
 from features.files import atomic_folder, mapped
+from features.parquet import read_parquet
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Interactions, Tables, Users
@@ -190,16 +191,21 @@ class Snapshot:
 
     @classmethod
     def _read(cls, folder: SealedFolder, seal: Seal) -> Snapshot:
-        catalog = Catalog(_frame(folder.file("items.parquet")))
-        vectors, _ = mapped(folder.file("vectors.safetensors"), "F32")
+        # First what has its size from its bytes: by that the sizes that other files only claim are judged.
+        vectors = _vectors(folder.file("vectors.safetensors"), seal)
+        catalog = Catalog(_frame(folder.file("items.parquet"), seal.num_items))
         regions = Regions.load(folder.file(REGIONS)) if REGIONS in folder else None
         index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], seal.plan, regions)
-        histories = _histories(pq.read_table(folder.file("users.parquet")), catalog)
-        attributes = _frame(folder.file("attributes.parquet")) if "attributes.parquet" in folder else None
-        interactions = pq.read_table(folder.file("interactions.parquet"))["interactions"].to_numpy()
+        histories = _histories(read_parquet(folder.file("users.parquet"), seal.num_users), catalog)
+        attributes = None
+        if "attributes.parquet" in folder:
+            attributes = _frame(folder.file("attributes.parquet"), seal.num_users)
+        interactions = read_parquet(folder.file("interactions.parquet"), seal.num_items)["interactions"].to_numpy()
         facts = ItemFacts.load(folder.file("facts.safetensors")) if "facts.safetensors" in folder else None
         tokens = TokenVectors.load(folder.file("tokens.safetensors")) if "tokens.safetensors" in folder else None
-        shortlists = None if seal.shortlists is None else _shortlists(folder.file(SHORTLISTS), seal.shortlists)
+        shortlists = None
+        if seal.shortlists is not None:
+            shortlists = _shortlists(folder.file(SHORTLISTS), seal.shortlists, seal.num_items)
         read = [len(one) for one in (facts, tokens) if one is not None]
         counts = {len(catalog), len(index), len(interactions), seal.num_items, *read}
         people = {
@@ -371,14 +377,25 @@ def _write(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def _frame(path: Path) -> pd.DataFrame:
-    frame: pd.DataFrame = pq.read_table(path).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+def _frame(path: Path, num_rows: int) -> pd.DataFrame:
+    frame: pd.DataFrame = read_parquet(path, num_rows).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     return frame
 
 
-def _shortlists(path: Path, listed: Listed) -> Shortlists:
+def _vectors(path: Path, seal: Seal) -> dict[str, Float32[np.ndarray, "rows width"]]:
+    vectors, _ = mapped(path, "F32")
+    for name, num_rows in (("items", seal.num_items), ("users", seal.num_users)):
+        expected = num_rows, seal.width
+        if name in vectors and vectors[name].shape != expected:
+            raise ValueError(f"vectors of {name}: found {vectors[name].shape}, expected {expected}")
+    return vectors
+
+
+def _shortlists(path: Path, listed: Listed, num_items: int) -> Shortlists:
     arrays, _ = mapped(path, "F32", "I32")
     rows, scores = arrays["rows"], arrays["scores"]
-    if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape:
+    if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape or rows.dtype != np.int32:
         raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")
+    if rows.size and not -1 <= rows.min() <= rows.max() < num_items:
+        raise ValueError(f"shortlists with row {rows.max()} of {num_items}")
     return Shortlists(rows, scores, listed.with_seen)

@@ -65,6 +65,7 @@ class Source:
         self._served: Callable[[], Retriever] | None = None
         self._identity: object = None
         self._next_try = 0.0
+        self._said = ""
         self._turn = threading.Lock()
 
     def get(self) -> Retriever:
@@ -93,12 +94,18 @@ class Source:
             served, retriever = self._prepared()
             warm(served())
         except (BundleError, DataError) as error:
-            _log.error("not exchanged, what was served goes on: %s", error)
+            self._say(f"not exchanged, what was served goes on: {error}")
             return False
         self._served, self._identity = served, identity
         self._on_open(retriever)
         _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
         return True
+
+    def _say(self, what: str) -> None:
+        """Log what is wrong, once as long as it is the same."""
+        if what != self._said:
+            _log.error(what)
+        self._said = what
 
     def _watch(self, seconds: float) -> None:
         patience = 0.0
@@ -121,7 +128,7 @@ class Source:
             self._on_open(retriever)
         except (BundleError, DataError) as error:
             self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
-            _log.error("not ready: %s", error)
+            self._say(f"not ready: {error}")
 
     def _prepared(self) -> tuple[Callable[[], Retriever], Retriever]:
         """Return what is to be served, ready to answer, and the retriever as it was opened."""

@@ -43,6 +43,7 @@ from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, SealedFolder, reading, seal
 from towers.two_tower import TwoTower
 
+_MOST_FIXED = 4096
 BLOCK = 4096
 """Items or users encoded at a time."""
 
@@ -117,9 +118,11 @@ class ModelBundle:
             config = parse_settings(BundleConfig, read_toml(settings), str(settings))
             featurizer = Featurizer.load(folder.root, pretrained)
             report = json.loads(folder.file("report.json").read_text(encoding="utf-8"))
+            weights = load_file(folder.file(WEIGHTS), device=device)
+            _check_sizes(featurizer, weights)
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)
-            model.load_state_dict(load_file(folder.file(WEIGHTS), device=device))
+            model.load_state_dict(weights)
         return cls(path, manifest, folder, config, featurizer, model.eval(), report, copies)
 
     @property
@@ -206,6 +209,22 @@ class ModelBundle:
     @property
     def _device(self) -> torch.device:
         return self.model.log_scale.device
+
+
+def _check_sizes(featurizer: Featurizer, weights: Mapping[str, Tensor]) -> None:
+    """Make sure, before memory is taken for a model, that its weights are there: some for each thing that it reads.
+
+    Raises:
+        ValueError: They are not.
+    """
+    sizes = [side.sizes for side in (featurizer.items, featurizer.users)]
+    num_read = sum(sum(one.tables.values()) + one.dense for one in sizes)
+    num_weights = sum(tensor.numel() for tensor in weights.values())
+    if num_read > num_weights:
+        raise ValueError(f"{num_weights:,} weights for {num_read:,} values that are read")
+    widest = max(max(one.fixed, default=0) for one in sizes)
+    if widest > _MOST_FIXED:
+        raise ValueError(f"a text of {widest:,} numbers, expected at most {_MOST_FIXED:,}")
 
 
 def write_bundle(

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from features.cells import numbers_of, values_of
 from features.config import FeatureSettings
 from features.schema import Feature
-from features.sequences import Sequences, offsets_of, ragged_arange
+from features.sequences import Sequences, check_offsets, offsets_of, ragged_arange
 from features.tables import Catalog
 
 FOLLOWING = 3
@@ -216,7 +216,11 @@ class ItemFacts:
 
     @classmethod
     def load(cls, path: Path) -> ItemFacts:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: Its parts do not fit together.
+        """
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["about"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
@@ -229,7 +233,32 @@ class ItemFacts:
             for name, num_codes in about["values"].items()
         }
         numbers = {name: arrays[f"numbers.{name}"] for name in about["numbers"]}
-        return cls(arrays["offsets"], arrays["times"], about["has_times"], follows, together, values, numbers)
+        facts = cls(arrays["offsets"], arrays["times"], about["has_times"], follows, together, values, numbers)
+        facts._check()
+        return facts
+
+    def _check(self) -> None:
+        """Make sure that what was read fits together.
+
+        Raises:
+            ValueError: It does not.
+        """
+        check_offsets(self.offsets, len(self), len(self.times))
+        for beside in (self.follows, self.together):
+            check_offsets(beside.offsets, len(self), len(beside.rows))
+            if len(beside.rows) != len(beside.weights) or not _are_below(beside.rows, len(self)):
+                raise ValueError(f"neighbours that are none of the {len(self)} items")
+        for name, values in self.values.items():
+            check_offsets(values.offsets, len(self), len(values.codes))
+            if not 0 <= values.num_codes <= len(values.codes) or not _are_below(values.codes, values.num_codes):
+                raise ValueError(f"values of {name} that are none of {values.num_codes}")
+        for name, numbers in self.numbers.items():
+            if numbers.shape != (len(self),):
+                raise ValueError(f"{len(numbers)} numbers of {name}, expected {len(self)}")
+
+
+def _are_below(codes: np.ndarray, most: int) -> bool:
+    return not len(codes) or bool(codes.min() >= 0 and codes.max() < most)
 
 
 def _follows(sequences: Sequences, num_items: int) -> Neighbours:

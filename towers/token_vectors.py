@@ -21,7 +21,7 @@ from features.config import EncoderSettings
 from features.encoders.local import TOKENS_A_BATCH, load_model
 from features.encoders.model import Role
 from features.files import mapped
-from features.sequences import offsets_of, ragged_arange
+from features.sequences import check_offsets, offsets_of, ragged_arange
 from towers.precision import fastest_precision
 from towers.reranking import MOST_CHARACTERS
 
@@ -149,7 +149,11 @@ class TokenVectors:
     def load(cls, path: Path) -> TokenVectors:
         """Read what `save` wrote; the numbers stay where they lie on disk, shared by all processes."""
         arrays, about = mapped(path, "F32", "I64", "I8")
-        return cls(arrays["offsets"], arrays["values"], arrays["scales"], json.loads(about["about"])["made_by"])
+        offsets, values, scales = (arrays[name] for name in ("offsets", "values", "scales"))
+        check_offsets(offsets, len(offsets) - 1, len(values))
+        if len(values) != len(scales):
+            raise ValueError(f"{len(values)} vectors of tokens with {len(scales)} scales")
+        return cls(offsets, values, scales, json.loads(about["about"])["made_by"])
 
 
 def rounded(vectors: Float32[np.ndarray, "tokens width"]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from features.encoders.local import LocalModel
 from features.encoders.model import Role, TextModel
 from features.encoders.remote import RemoteModel
 from features.errors import DataError
+from features.parquet import read_parquet
 
 FEW = 64
 """So many texts are encoded without a look at the disk: those of a request, of which no trace is to stay."""
@@ -121,7 +122,8 @@ class PretrainedText:
         described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         settings = EncoderSettings.model_validate(described["settings"])
         width = described["width"]
-        rotation = pd.read_parquet(folder / "rotation.parquet")["weight"].to_numpy(np.float32).reshape(width, width)
+        weights = read_parquet(folder / "rotation.parquet").to_pandas()["weight"]
+        rotation = weights.to_numpy(np.float32).reshape(width, width)
         if settings.url is not None:
             probe = np.array(described["probe"], dtype=np.float32)
             return cls(settings, RemoteModel(settings, width), rotation, probe)
