@@ -27,9 +27,11 @@
 - `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
 - `headers`: what browsers are told with every answer.
 - `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.
+- `bodies`: `Bodies`, request bodies received in bounded time and memory.
 - `metrics`: `Metrics` of all workers; `stages`: where a request's time goes; `logs`: lines for machines and people;
   `probes`: alive, ready, and what was counted.
 - `batching`: `Batcher`, the work of several threads done together; `remembered`: users' vectors, for a while.
 - `launch`, `server`: what starts, and the production server; `errors`: `NotReady`.
+- `granian_server`, `gunicorn_worker`: what those two servers lack: slow senders cut off, workers replaced.
 - `commands`: `towers index`, `recommend`, `search`, `serve`, ...; `operation`, `likeness`: what they do.
 """

@@ -31,7 +31,7 @@ from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.short_way import ShortWay
 from serving.snapshot import Snapshot
-from serving.source import Source, identity_of, register_versions
+from serving.source import LastServed, Source, identity_of, register_versions
 from serving.store import Store, open_store
 from serving.writes import writes
 from towers.bundle import ModelBundle
@@ -78,7 +78,7 @@ def create_app(
     answers = Answers(Contract.of(settings), on_fallback, on_rerank)
     store = None if settings.live is None else open_store(settings.live, create=shared is None)
     kept = None if copies is None else PrivateCopies(copies)
-    opened = _source(source, settings, partial(_tell, metrics), store, kept)
+    opened = _source(source, settings, partial(_tell, metrics), store, kept, LastServed(shared))
     app.extensions |= {"towers_source": opened, "towers_answers": answers}
     short_way = ShortWay(app.wsgi_app, opened, answers, guards, settings.max_body_bytes)
     app.wsgi_app = short_way  # type: ignore[method-assign]
@@ -95,19 +95,29 @@ def _tell(metrics: Metrics, retriever: Retriever) -> None:
 def _source(
     source: Retriever | Path | str,
     settings: ServingConfig,
-    on_open: Callable[[Retriever], None],
+    tell: Callable[[Retriever], None],
     store: Store | None,
     copies: PrivateCopies | None,
+    last: LastServed,
 ) -> Source:
     if isinstance(source, Retriever):
-        opened = Source(lambda: source, on_open, store)
+        opened = Source(lambda: source, tell, store)
         opened.get()
         return opened
     path = Path(source)
     # The workers share the cores already, and a library's threads do not survive a fork.
     torch.set_num_threads(1)
     set_num_threads(1)
-    opened = Source(lambda: _open(path, settings, copies), on_open, store, lambda: identity_of(path))
+
+    def on_open(retriever: Retriever) -> None:
+        tell(retriever)
+        last.note(retriever.bundle.path)
+
+    def open_last() -> Retriever | None:
+        bundle = last.bundle()
+        return None if bundle is None else _open(bundle, settings, copies)
+
+    opened = Source(lambda: _open(path, settings, copies), on_open, store, lambda: identity_of(path), open_last)
     try:
         opened.get()
     except NotReady:

@@ -62,6 +62,11 @@ class ServingConfig(StrictTable):
     """The most users for whom one request may ask reasons."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     """The largest body of a request, in bytes."""
+    body_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """How long the body of a request may take to arrive, in seconds. Raise it for clients with slow uplinks, together
+    with `max_body_bytes`; each body that is on its way holds a connection."""
+    connections: int = Field(default=512, ge=16, le=65_536)
+    """The most connections that one worker holds open; more of them wait until one ends. Each may take a thread."""
     keys: str | None = None
     """File of the keys that are accepted, made by `towers key`. None: whoever can reach the service may use it."""
     rate: float | None = Field(default=None, gt=0, le=1e6)

@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: an id, a turn, a limit, headers, and a note of how it went.
+"""What every request passes on its way in and out: an id, its body, a turn, a limit, headers, a note of how it went.
 
 The door stands before Flask, as WSGI middleware, so that a request that is refused costs next to nothing and one that
 fails inside is noted all the same.
@@ -14,10 +14,11 @@ from time import perf_counter
 from typing import Any, get_args
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from flask import Flask
-from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
 from serving import stages
+from serving.bodies import Bodies, has_body
 from serving.config import ServingConfig
 from serving.headers import add_headers
 from serving.keys import Guard, Keys, Scope, key_guard
@@ -32,7 +33,7 @@ PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
 """Paths that take no turn: an operator can ask when nobody else can."""
 
 _SECONDS_TO_RETRY = 1
-_MOST_DRAINED = 1 << 24
+_REFUSALS = {408: "slow", 503: "busy"}
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +49,7 @@ class Door:
 
     def __init__(self, inner: WSGIApplication, settings: ServingConfig, metrics: Metrics, turns: Turns) -> None:
         self._inner = inner
+        self._bodies = Bodies(settings.max_body_bytes, settings.body_seconds)
         self._settings = settings
         self._metrics = metrics
         self._turns = turns
@@ -68,10 +70,7 @@ class Door:
             return start_response(said, headers, *error)
 
         try:
-            answer = self._answer(environ, start)
-            if status.startswith("413"):
-                _drain(environ)
-            return answer
+            return self._answer(environ, start)
         finally:
             self._note(environ, route, int(status[:3]), perf_counter() - began)
             current.request_id = None
@@ -79,6 +78,11 @@ class Door:
     def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] in PROBES:
             return self._inner(environ, start)
+        if has_body(environ):
+            try:
+                self._bodies.receive(environ)
+            except HTTPException as error:
+                return self._without_its_body(error)(environ, start)
         if not self._turns.take():
             self._metrics.count("towers_refused_total", "busy")
             return http_problem(_busy())(environ, start)
@@ -86,6 +90,14 @@ class Door:
             return self._inner(environ, start)
         finally:
             self._turns.give_back()
+
+    def _without_its_body(self, error: HTTPException) -> Response:
+        """Return the answer to a request whose body was not received: the last of its connection."""
+        if error.code in _REFUSALS:
+            self._metrics.count("towers_refused_total", _REFUSALS[error.code])
+        problem = http_problem(error)
+        problem.headers["Connection"] = "close"
+        return problem
 
     def _note(self, environ: WSGIEnvironment, route: str, status: int, seconds: float) -> None:
         spent = stages.spent()
@@ -133,13 +145,21 @@ def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = N
     Raises:
         DataError: The file of keys cannot be read.
     """
-    guards = []
-    if settings.keys is not None:
-        guards.append(key_guard(Keys(Path(settings.keys)), partial(metrics.count, "towers_refused_total", "key")))
+    by_rate = None
     if settings.rate is not None:
         refused = partial(metrics.count, "towers_refused_total", "rate")
-        guards.append(rate_guard(Rates(settings.rate, settings.burst, shared), settings.trusted_proxies, refused))
-    return guards
+        by_rate = rate_guard(Rates(settings.rate, settings.burst, shared), settings.trusted_proxies, refused)
+    if settings.keys is None:
+        return [] if by_rate is None else [by_rate]
+
+    def refuse(environ: WSGIEnvironment) -> None:
+        """Count a request without a key; where the address that it came from sent too many, that is what it is told."""
+        metrics.count("towers_refused_total", "key")
+        if by_rate is not None:
+            by_rate(environ, "read")
+
+    by_key = key_guard(Keys(Path(settings.keys)), refuse)
+    return [by_key] if by_rate is None else [by_key, by_rate]
 
 
 def add_door(app: Flask, settings: ServingConfig, metrics: Metrics) -> None:
@@ -188,13 +208,6 @@ def rate_guard(rates: Rates, trusted_proxies: int, on_refusal: Callable[[], None
             raise TooManyRequests("too many requests; try again later", retry_after=seconds_to_say(seconds))
 
     return check
-
-
-def _drain(environ: WSGIEnvironment) -> None:
-    """Read what comes of a body that was too large, or the client would see a broken pipe and not the answer."""
-    left = _MOST_DRAINED
-    while left > 0 and (part := environ["wsgi.input"].read(min(left, 1 << 16))):
-        left -= len(part)
 
 
 def _busy() -> ServiceUnavailable:

@@ -159,18 +159,23 @@ class Keys:
         return status.st_mtime_ns, status.st_ino
 
 
-def key_guard(keys: Keys, on_refusal: Callable[[], None] = lambda: None) -> Guard:
-    """Return a guard that lets those pass only who present a key that is good for what they ask."""
+def key_guard(keys: Keys, on_refusal: Callable[[WSGIEnvironment], None] = lambda environ: None) -> Guard:
+    """Return a guard that lets those pass only who present a key that is good for what they ask.
+
+    Args:
+        keys: The keys.
+        on_refusal: Called with a request that is about to be refused; it may refuse it in its own way.
+    """
 
     def check(environ: WSGIEnvironment, needed: Scope) -> None:
         if needed == "none":
             return
         key = _presented(keys, environ)
         if key is None:
-            on_refusal()
+            on_refusal(environ)
             raise Unauthorized("expected a key: `Authorization: Bearer <key>`", www_authenticate=_CHALLENGES)
         if _RANKS[key.scope] < _RANKS[needed]:
-            on_refusal()
+            on_refusal(environ)
             raise Forbidden(f"the key {key.name!r} may read only; this needs one that may write")
         environ["towers.client"] = key.name
 

@@ -32,6 +32,7 @@ CODES = {
     403: ("forbidden", "Forbidden"),
     404: ("not_found", "Not Found"),
     405: ("method_not_allowed", "Method Not Allowed"),
+    408: ("too_slow", "Request Timeout"),
     413: ("too_large", "Content Too Large"),
     415: ("unsupported_media_type", "Unsupported Media Type"),
     422: ("invalid", "Unprocessable Content"),

@@ -29,6 +29,7 @@ from features.files import move_link
 from serving import logs
 from serving.seal import with_index
 from towers.manifest import BundleError, verify
+from towers.process import own_python
 from towers.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def point_back(alias: Alias) -> str:
 @contextmanager
 def followed(alias: Alias, seconds: float, log_format: logs.Format) -> Iterator[None]:
     """Let a process of its own look at an alias every so many seconds while the block runs."""
-    command = [sys.executable, "-m", "serving.registry", str(alias), str(seconds), log_format, str(os.getpid())]
+    command = own_python("-m", "serving.registry", str(alias), str(seconds), log_format, str(os.getpid()))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield

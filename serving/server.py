@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import importlib
 import json
+import logging
 import logging.config
 import os
 import shutil
@@ -18,6 +20,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,11 +28,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import DataError
 from serving import logs
+from serving.bodies import SECONDS_FOR_HEADERS
 from serving.config import ServingConfig
 from serving.registry import Alias, followed
+from towers.process import own_python
 from towers.quiet import quiet_imports
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
     from flask import Flask
 
 APP = "serving.server:create_worker_app"
@@ -43,7 +50,11 @@ MASTER_VARIABLE = "TOWERS_MASTER"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _SECONDS_TO_LOAD = 600
 _SECONDS_TO_FINISH = 30
-_THREADS_TO_REFUSE = 4
+STARTED = "started"
+"""File in the folder where the workers meet: there as soon as one of them was able to start."""
+
+_SECONDS_TO_TRY_AGAIN = 5
+_log = logging.getLogger(__name__)
 _MEMORY = Path("/dev/shm")
 _SHARED = "towers-server-"
 _LOCK = "server"
@@ -85,7 +96,7 @@ def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = N
     environment = {**os.environ, **_ONE_THREAD, APP_VARIABLE: json.dumps(told)}
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "serving.server"], environment)
+    os.execve(sys.executable, own_python("-m", "serving.server"), environment)
 
 
 def create_worker_app() -> Flask:
@@ -98,7 +109,16 @@ def create_worker_app() -> Flask:
         from serving.app import create_app
 
         shared, copies = Path(told["shared"]), Path(told["copies"])
-        return create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), shared, copies)
+        app = create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), shared, copies)
+        (shared / STARTED).touch()
+        return app
+
+
+def _load() -> WSGIApplication:
+    """Return the application that the workers run, made anew."""
+    module, _, name = APP.partition(":")
+    app: WSGIApplication = getattr(importlib.import_module(module), name)()
+    return app
 
 
 def _end_with_master() -> None:
@@ -138,9 +158,9 @@ def main() -> None:
         os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared), "copies": str(copies)})
         match settings.server:
             case "granian":
-                _run_granian(settings)
+                _run_granian(settings, shared)
             case "gunicorn":
-                _run_gunicorn(settings)
+                _run_gunicorn(settings, shared)
 
 
 def _memory() -> Path:
@@ -178,41 +198,47 @@ def _remove_if_left(folder: Path) -> None:
         return  # in use, just being made, or another user's
 
 
-def _num_threads(settings: ServingConfig) -> int:
-    """Return how many threads a worker has: one for each request in hand, and some for probes and refusals."""
-    return settings.threads + settings.waiting + _THREADS_TO_REFUSE
-
-
-def _run_granian(settings: ServingConfig) -> None:
-    from granian import Granian
-    from granian.constants import Interfaces
+def _run_granian(settings: ServingConfig, shared: Path) -> None:
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
     from granian.log import LogLevels
 
-    Granian(
+    from serving.granian_server import Supervised, let_connections_end
+
+    def load() -> WSGIApplication:
+        let_connections_end()
+        return _load()
+
+    Supervised(
         APP,
+        started=shared / STARTED,
         address=settings.host,
         port=settings.port,
         interface=Interfaces.WSGI,
-        factory=True,
+        # One connection, one request at a time: with a thread for each connection, none that waits for its client
+        # keeps another from being answered.
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * SECONDS_FOR_HEADERS),
+        backpressure=settings.connections,
+        blocking_threads=settings.connections,
         workers=settings.workers,
-        blocking_threads=_num_threads(settings),
         websockets=False,
         log_level=LogLevels.warning,
         log_dictconfig=logs.configuration(settings.log_format),
-        respawn_failed_workers=True,
         workers_kill_timeout=_SECONDS_TO_FINISH,
-    ).serve()
+    ).serve(target_loader=load, wrap_loader=False)
 
 
-def _run_gunicorn(settings: ServingConfig) -> None:
+def _run_gunicorn(settings: ServingConfig, shared: Path) -> None:
     from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
-    from gunicorn.util import import_app  # type: ignore[import-untyped]
 
     options = {
         "bind": f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}",
         "workers": settings.workers,
-        "threads": _num_threads(settings),
-        "worker_class": "gthread",
+        "threads": settings.connections,
+        # What is beyond the threads is for idle connections, which take none.
+        "worker_connections": 2 * settings.connections,
+        "worker_class": "serving.gunicorn_worker.Worker",
         "preload_app": False,
         "control_socket_disable": True,
         "loglevel": "warning",
@@ -231,7 +257,15 @@ def _run_gunicorn(settings: ServingConfig) -> None:
 
         def load(self) -> Any:
             """Return the application, in the worker."""
-            return import_app(f"{APP}()")
+            try:
+                return _load()
+            except Exception as error:
+                if not (shared / STARTED).exists():
+                    raise
+                # Gunicorn would end the whole server, though the other workers answer.
+                _log.error("a worker cannot start; another one tries: %s", error)
+                time.sleep(_SECONDS_TO_TRY_AGAIN)
+                sys.exit(1)
 
     Server().run()
 

@@ -11,11 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flask import Flask, Response, g
 
 from features.errors import DataError
+from features.files import atomic_file
 from serving.errors import NotReady
 from serving.live import Live
 from serving.retriever import Retriever
@@ -49,6 +51,7 @@ class Source:
         on_open: Callable[[Retriever], None] = lambda retriever: None,
         store: Store | None = None,
         identify: Callable[[], object] = lambda: None,
+        open_last: Callable[[], Retriever | None] = lambda: None,
     ) -> None:
         """Take what opens the retriever; nothing is opened before it is asked for.
 
@@ -57,11 +60,14 @@ class Source:
             on_open: Called with each that is served from then on.
             store: The log of live writes.
             identify: Returns something that is another value as soon as there is another bundle or index to open.
+            open_last: Opens what was served last, by any worker, where `open_retriever` cannot open what is meant to
+                be served; None: nothing was. It raises the same errors.
         """
         self.store = store
         self._open = open_retriever
         self._on_open = on_open
         self._identify = identify
+        self._open_last = open_last
         self._served: Callable[[], Retriever] | None = None
         self._identity: object = None
         self._next_try = 0.0
@@ -91,7 +97,8 @@ class Source:
         if identity == self._identity:
             return True
         try:
-            served, retriever = self._prepared()
+            retriever = self._open()
+            served = self._prepared(retriever)
             warm(served())
         except (BundleError, DataError) as error:
             self._say(f"not exchanged, what was served goes on: {error}")
@@ -123,19 +130,58 @@ class Source:
             return
         identity = self._identify()
         try:
-            self._served, retriever = self._prepared()
-            self._identity = identity
-            self._on_open(retriever)
+            retriever = self._open()
+            served = self._prepared(retriever)
         except (BundleError, DataError) as error:
-            self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
-            self._say(f"not ready: {error}")
+            if not self._try_to_reopen(error):
+                self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
+                self._say(f"not ready: {error}")
+            return
+        self._served, self._identity = served, identity
+        self._on_open(retriever)
 
-    def _prepared(self) -> tuple[Callable[[], Retriever], Retriever]:
-        """Return what is to be served, ready to answer, and the retriever as it was opened."""
-        retriever = self._open()
+    def _try_to_reopen(self, why: Exception) -> bool:
+        """Serve what was served last, until what is meant to be served can be; return whether there is something."""
+        try:
+            retriever = self._open_last()
+            if retriever is None:
+                return False
+            self._served = self._prepared(retriever)
+        except (BundleError, DataError) as error:
+            _log.error("what was served last cannot be opened: %s", error)
+            return False
+        _log.error("serving %s, which was served last: %s", retriever.bundle.path, why)
+        self._on_open(retriever)
+        return True
+
+    def _prepared(self, retriever: Retriever) -> Callable[[], Retriever]:
+        """Return what is to be served, ready to answer."""
         if self.store is None:
-            return lambda: retriever, retriever
-        return _KeptUp(Live(retriever, self.store)), retriever
+            return lambda: retriever
+        return _KeptUp(Live(retriever, self.store))
+
+
+class LastServed:
+    """The bundle that the workers of a server served last, remembered where they meet.
+
+    Args:
+        folder: Where they meet. None: nothing is remembered.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = None if folder is None else folder / "served"
+
+    def note(self, bundle: Path) -> None:
+        """Remember a bundle that was opened and is served from now on."""
+        if self._file is not None:
+            with suppress(OSError), atomic_file(self._file) as file:  # a full memory is no reason not to serve
+                file.write_text(str(bundle.resolve()), encoding="utf-8")
+
+    def bundle(self) -> Path | None:
+        """Return the bundle; None where none was served."""
+        if self._file is None or not self._file.exists():
+            return None
+        return Path(self._file.read_text(encoding="utf-8"))
 
 
 class _KeptUp:

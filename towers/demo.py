@@ -27,6 +27,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import click
 
 from features.errors import DataError
+from towers.process import own_python
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,7 @@ class Terminal:
         # A store that is set elsewhere is not for this; and a group of its own, so that one Ctrl-C arrives just once.
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         process = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, process_group=0
+            own_python("-m", *words), cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, process_group=0
         )
         try:
             yield process

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from towers.process import ALLOCATOR, available_cores, group_files, uses_glibc
+from towers.process import ALLOCATOR, available_cores, group_files, own_python, uses_glibc
 
 CHECKOUT = Path(__file__).parents[1]
 """Where `make` installs from, if there is a Makefile; what a wheel brought has none."""
@@ -217,7 +217,7 @@ def probe(program: str) -> Probe:
     whole = f"import json\n{program}\nprint(json.dumps(found))"
     try:
         ended = subprocess.run(
-            [sys.executable, "-c", whole], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+            own_python("-c", whole), capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return Probe({}, f"does not load within {PROBE_SECONDS:.0f} seconds")

@@ -85,7 +85,20 @@ def restart_prepared() -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    by_module = getattr(sys.modules["__main__"], "__spec__", None)
+    is_ours = by_module is not None and by_module.name == "towers.__main__"
+    command = own_python() if is_ours else [sys.executable]  # a script of somebody's may import what lies beside it
+    os.execve(sys.executable, [*command, *sys.orig_argv[1:]], environment)
+
+
+def own_python(*words: str) -> list[str]:
+    """Return the command of a Python process of ours with these words behind `python`.
+
+    Whatever lies in the working folder is data, and the process must not import it (`-P`), however it is named. Only
+    where this code itself lies there, as in a checkout that is not installed, it has to.
+    """
+    is_code = Path(__file__).resolve().parents[1] == Path.cwd().resolve()
+    return [sys.executable, *([] if is_code else ["-P"]), *words]
 
 
 def prepared_environment(environment: Mapping[str, str]) -> dict[str, str]:
