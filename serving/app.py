@@ -63,7 +63,6 @@ def create_app(
     app = Flask(__name__)
     app.url_map.merge_slashes = False
     app.url_map.converters["id"] = IdConverter
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["towers"] = settings
     register_problems(app)
     register_versions(app)
@@ -80,7 +79,7 @@ def create_app(
     kept = None if copies is None else PrivateCopies(copies)
     opened = _source(source, settings, partial(_tell, metrics), store, kept, LastServed(shared))
     app.extensions |= {"towers_source": opened, "towers_answers": answers}
-    short_way = ShortWay(app.wsgi_app, opened, answers, guards, settings.max_body_bytes)
+    short_way = ShortWay(app.wsgi_app, opened, answers, guards)
     app.wsgi_app = short_way  # type: ignore[method-assign]
     add_door(app, settings, metrics)
     return app

@@ -52,6 +52,12 @@ class Supervised(Granian):  # type: ignore[misc, valid-type]
                         return
                     self._replace(place, spawn_target, target_loader)
 
+    def _spawn_worker(self, *given: Any, **options: Any) -> Any:
+        worker = super()._spawn_worker(*given, **options)
+        # Granian's own thread for each worker would reap it behind our back, and then it takes the dead for living.
+        worker._watch = _do_nothing
+        return worker
+
     def _replace(self, place: int, spawn_target: Callable[..., None], target_loader: Callable[..., Any]) -> None:
         """Start a worker in the place of one that ended, as soon as that is due."""
         now, ended = time.monotonic(), self.wrks[place]
@@ -65,6 +71,10 @@ class Supervised(Granian):  # type: ignore[misc, valid-type]
             del self._due[place]
             self.wrks[place] = self._spawn_worker(place, spawn_target, target_loader)
             self.wrks[place].start()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _how(exit_code: int | None) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from werkzeug.exceptions import ClientDisconnected
 from werkzeug.wrappers import Request
 
 from serving.answers import Answers, parsed_json
+from serving.bodies import has_body
 from serving.keys import Guard
 from serving.problems import json_bytes, problem_of
 from serving.retriever import Retriever
@@ -39,7 +39,6 @@ class ShortWay:
         source: What answers.
         answers: What is answered.
         guards: Who may ask, and how often.
-        max_body_bytes: The largest body that is read.
     """
 
     def __init__(
@@ -48,13 +47,11 @@ class ShortWay:
         source: Source,
         answers: Answers,
         guards: Sequence[Guard],
-        max_body_bytes: int,
     ) -> None:
         self._inner = inner
         self._source = source
         self._answers = answers
         self._guards = guards
-        self._max_body_bytes = max_body_bytes
         self._plain: dict[str, Wanted] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -63,7 +60,7 @@ class ShortWay:
         if path.startswith(_PATH) and not environ.get("SCRIPT_NAME"):
             if method == "GET" and len(path) > len(_DESCRIBED) + 1 and path[len(_PATH)] == "/" and path.isascii():
                 return self._answer(environ, start_response, _KNOWN, self._about_user)
-            if method == "POST" and path == _DESCRIBED and self._is_plain_body(environ):
+            if method == "POST" and path == _DESCRIBED and _is_plain_body(environ):
                 return self._answer(environ, start_response, _DESCRIBED, self._about_body)
         return self._inner(environ, start_response)
 
@@ -99,19 +96,9 @@ class ShortWay:
             self._plain[query] = wanted
         return wanted
 
-    def _is_plain_body(self, environ: WSGIEnvironment) -> bool:
-        length = environ.get("CONTENT_LENGTH") or ""
-        return (
-            environ.get("CONTENT_TYPE") == "application/json"
-            and "HTTP_TRANSFER_ENCODING" not in environ
-            and length.isascii()
-            and length.isdecimal()
-            and int(length) <= self._max_body_bytes
-        )
-
     def _about_body(self, environ: WSGIEnvironment, retriever: Retriever) -> Any:
-        length = int(environ["CONTENT_LENGTH"])
-        body = environ["wsgi.input"].read(length)
-        if len(body) < length:
-            raise ClientDisconnected
-        return self._answers.about_body(retriever, parsed_json(body))
+        return self._answers.about_body(retriever, parsed_json(environ["wsgi.input"].read()))
+
+
+def _is_plain_body(environ: WSGIEnvironment) -> bool:
+    return environ.get("CONTENT_TYPE") == "application/json" and has_body(environ)

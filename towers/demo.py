@@ -96,7 +96,11 @@ class Terminal:
         # A store that is set elsewhere is not for this; and a group of its own, so that one Ctrl-C arrives just once.
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         process = subprocess.Popen(
-            own_python("-m", *words), cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, process_group=0
+            own_python("-m", *words, folder=self.folder),
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
         )
         try:
             yield process

@@ -91,13 +91,17 @@ def restart_prepared() -> None:
     os.execve(sys.executable, [*command, *sys.orig_argv[1:]], environment)
 
 
-def own_python(*words: str) -> list[str]:
+def own_python(*words: str, folder: Path = Path()) -> list[str]:
     """Return the command of a Python process of ours with these words behind `python`.
 
-    Whatever lies in the working folder is data, and the process must not import it (`-P`), however it is named. Only
-    where this code itself lies there, as in a checkout that is not installed, it has to.
+    Whatever lies in the folder that it works in is data, and must not be imported (`-P`), however it is named. Only
+    where this code itself lies there, as in a checkout that is not installed, it has to be.
+
+    Args:
+        words: A module, a program, their arguments.
+        folder: Where the process works.
     """
-    is_code = Path(__file__).resolve().parents[1] == Path.cwd().resolve()
+    is_code = Path(__file__).resolve().parents[1] == folder.resolve()
     return [sys.executable, *([] if is_code else ["-P"]), *words]
 
 

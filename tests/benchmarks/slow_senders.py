@@ -76,8 +76,9 @@ def send_slowly(kind: Kind, port: int, senders: int, seconds: float) -> None:
 
 
 async def _send_slowly(kind: Kind, port: int, senders: int, until: float) -> None:
-    async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
-        await asyncio.gather(*(_sender(kind, port, turn / senders) for turn in range(senders)))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(until - time.monotonic()):
+            await asyncio.gather(*(_sender(kind, port, turn / senders) for turn in range(senders)))
 
 
 async def _sender(kind: Kind, port: int, pause: float) -> None:

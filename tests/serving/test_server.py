@@ -22,17 +22,28 @@ from features.errors import DataError
 from serving.config import ServingConfig
 from serving.server import address_of, find_port
 
-SECONDS_TO_START = 90
+SECONDS_TO_START = 180
+TOWERS = Path(sys.executable).with_name("towers")
+HOSTILE = ("features/__init__.py", "serving.py", "towers.py", "training.py", "json.py", "torch.py", "click.py")
+
+
+def write_hostile_modules(folder: Path) -> None:
+    """Put modules into a folder that have the names of ours and others', and leave a file behind if one is imported."""
+    for name in HOSTILE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"open({str(folder / 'imported')!r}, 'a').write(__name__)\n")
 
 
 class Served:
     """A running `towers serve`."""
 
     def __init__(self, folder: Path, *flags: str, bundle: str = "runs/latest", **settings: str) -> None:
+        self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "towers", "serve", bundle, "--port", str(self.port), *flags]
+        write_hostile_modules(folder)
+        command = [str(TOWERS), "serve", bundle, "--port", str(self.port), *flags]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TOWERS_")} | settings
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -74,7 +85,8 @@ class Served:
 
     def stop(self, how):
         self.process.send_signal(how)
-        output, _ = self.process.communicate(timeout=30)
+        output, _ = self.process.communicate(timeout=60)
+        assert not (self.folder / "imported").exists(), "the working folder was imported from"
         return self.process.returncode, output
 
 
@@ -134,8 +146,7 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
 
 
 class Slow:
-    """A request that is begun, and ends when it is told to. Which of several has its turn first is the server's choice:
-    end all of them before the answer to any is awaited."""
+    """A request that is begun, and ends when it is told to."""
 
     BODY = b'{"history": ["p1"], "k": 3}'
 
@@ -153,28 +164,49 @@ class Slow:
         return response.status, json.loads(response.read())
 
 
+STALLED = (
+    b"GET /recommendations/1001 HTTP/1.1\r\nHost: here\r\n",
+    b"POST /recommendations HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{",
+    b"GET /recommendations/1001 HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    b"POST /recommendations HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n{",
+)
+"""Beginnings of requests after which nothing comes."""
+
+
 @pytest.mark.parametrize("server", ["granian", "gunicorn"])
-def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_before_the_end(
+def test_senders_who_stall_keep_nobody_waiting_and_what_was_begun_is_finished_before_the_end(
     pristine, tmp_path, server
 ):
     served = Served(
-        copy(pristine, tmp_path), "--server", server, "--threads", "1", TOWERS_WAITING="1", TOWERS_LOG_REQUESTS="all"
+        copy(pristine, tmp_path),
+        *("--server", server, "--threads", "1", "--workers", "2"),
+        TOWERS_LOG_REQUESTS="all",
+        TOWERS_BODY_SECONDS="4",
     )
-    slow = []
+    connections = []
     try:
-        served.wait_until_ready()
-        slow += [Slow(served), Slow(served)]
-        deadline = time.monotonic() + 20
-        while served.metric("towers_requests_in_hand") < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for _ in range(20):
+        served.wait_until_ready(workers=2)
+        for turn in range(80):
+            connections.append(socket.create_connection(("127.0.0.1", served.port), timeout=30))
+            connections[-1].sendall(STALLED[turn % len(STALLED)])
+        for _ in range(3):
+            for path in ("/recommendations/1001", "/healthz", "/readyz"):
+                began = time.monotonic()
+                assert served.ask(path)[0] == 200
+                assert time.monotonic() - began < 3
             began = time.monotonic()
-            status, refused = served.ask("/recommendations/1001")
-            assert (status, refused["code"]) == (503, "not_ready")
-            assert time.monotonic() - began < 5
-        assert served.ask("/healthz")[0] == served.ask("/readyz")[0] == 200
-        assert served.metric('towers_refused_total{reason="busy"}') == 20
+            posted = served.ask("/recommendations", "POST", Slow.BODY, {"Content-Type": "application/json"})
+            assert posted[0] == 200
+            assert time.monotonic() - began < 3
+        for turn, connection in enumerate(connections):
+            if turn % len(STALLED) in (1, 2):  # of the others the headers have longer, or they were answered
+                while connection.recv(4096):
+                    pass
+        assert served.metric('towers_refused_total{reason="slow"}') == 40
 
+        slow = [Slow(served) for _ in range(16)]
+        connections += [one.connection for one in slow]
+        time.sleep(0.5)
         served.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         for one in slow:
@@ -183,16 +215,68 @@ def test_too_many_requests_are_refused_at_once_and_those_in_hand_are_finished_be
             status, content = one.answer()
             assert (status, len(content["items"])) == (200, 3)
     finally:
-        for one in slow:
-            one.connection.close()
+        for connection in connections:
+            connection.close()
         code, output = served.stop(signal.SIGTERM)
     assert code == 0, output
     assert "Traceback" not in output
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert not [line for line in lines if line["logger"].endswith(".access")]
     described = [line for line in lines if line.get("route") == "/recommendations" and line["status"] == 200]
-    assert len(described) == 2
+    assert len(described) == 3 + 16
     assert all(line["request_id"] and line["stages"]["encode"] for line in described)
+
+
+SUPERVISED = """
+import logging, os, sys, time
+from pathlib import Path
+from granian.constants import Interfaces
+from serving import granian_server
+from serving.server import STARTED
+logging.basicConfig(format="%(message)s")
+granian_server._FIRST_PAUSE, granian_server._LONGEST_PAUSE = 0.05, 0.2
+shared, port, dies = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "dies"
+
+def load():
+    if dies:
+        raise SystemExit(7)
+    (shared / STARTED).touch()
+    (shared / str(os.getpid())).touch()
+    return lambda environ, start: start("200 OK", []) or []
+
+granian_server.Supervised(
+    "app", started=shared / STARTED, port=port, interface=Interfaces.WSGI, workers=2, blocking_threads=2
+).serve(target_loader=load, wrap_loader=False)
+"""
+
+
+@pytest.mark.parametrize("dies", ["lives", "dies"])
+def test_workers_are_replaced_however_often_they_are_killed_unless_none_can_start(tmp_path, dies):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISED, str(tmp_path), port, dies], stderr=subprocess.PIPE, text=True
+    )
+    if dies == "dies":
+        assert "started" not in server.communicate(timeout=60)[1]
+        assert server.returncode == 1
+        return
+    killed = set()
+    deadline = time.monotonic() + 60
+    while len(killed) < 12 and time.monotonic() < deadline:
+        for pid in {int(path.name) for path in tmp_path.glob("[0-9]*")} - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.01)
+    assert len(killed) == 12
+    while len(list(tmp_path.glob("[0-9]*"))) < 14 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.poll() is None
+    server.send_signal(signal.SIGTERM)
+    said = server.communicate(timeout=60)[1]
+    assert server.returncode == 0, said
+    assert said.count("ended (signal 9); another one starts in") == 12
 
 
 def test_a_port_in_use_is_one_clear_line(pristine, tmp_path):

@@ -13,7 +13,7 @@ from features.files import move_link
 from serving.app import create_app
 from serving.config import ServingConfig
 from serving.operation import build_index, roll_back, swap_bundle
-from serving.source import Source, identity_of
+from serving.source import LastServed, Source, identity_of
 from tests.serving.conftest import model_of
 from towers.bundle import ModelBundle
 from towers.manifest import BundleError
@@ -97,6 +97,32 @@ def opener(path):
     from serving.retriever import Retriever
 
     return lambda: Retriever.open(path.resolve())
+
+
+@pytest.mark.parametrize("damage", ["no index", "garbage", "nothing"])
+def test_a_worker_that_is_replaced_serves_what_was_served_last_until_it_can_serve_what_it_should(
+    runs, tmp_path, caplog, damage
+):
+    shared, path = tmp_path / "shared", runs / "latest"
+    shared.mkdir()
+    one, two = model_of(runs, "one"), model_of(runs, "two")
+    create_app(path, ServingConfig(watch_seconds=0), shared)
+    shutil.copytree(runs / "two", runs / "mended")
+    match damage:
+        case "no index":
+            shutil.rmtree(runs / "two" / "index")
+        case "garbage":
+            (runs / "two" / "manifest.json").write_bytes(b"\0garbage")
+        case "nothing":
+            shutil.rmtree(runs / "two")
+    move_link(path, runs / "two")
+    client = create_app(path, ServingConfig(watch_seconds=0.05), shared).test_client()
+    answer = client.get("/recommendations/1001")
+    assert (answer.status_code, answer.headers["Towers-Model"]) == (200, one)
+    assert f"serving {(runs / 'one').resolve()}, which was served last: " in caplog.text
+    move_link(path, runs / "mended")
+    wait_for(client, two)
+    assert LastServed(shared).bundle() == (runs / "mended").resolve()
 
 
 def test_live_writes_go_over_to_the_next_model(runs, tmp_path):

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from towers.process import ALLOCATOR, THREADS, available_cores, prepared_environment, restart_prepared, uses_glibc
+from towers.process import (
+    ALLOCATOR,
+    THREADS,
+    available_cores,
+    own_python,
+    prepared_environment,
+    restart_prepared,
+    uses_glibc,
+)
 
 WITHOUT = {name: value for name, value in os.environ.items() if name not in ALLOCATOR | THREADS}
 needs_glibc = pytest.mark.skipif(not uses_glibc(), reason="only glibc's allocator reads these settings")
@@ -105,3 +113,31 @@ def test_the_old_kind_of_control_group_is_read_too(tmp_path: Path, monkeypatch) 
     assert available_cores(**places) == 4
     (tmp_path / "fs/cpu/cpu.cfs_quota_us").write_text("-1\n")
     assert available_cores(**places) == 96
+
+
+@pytest.mark.parametrize("words", [["-c", "import features, json; print('done')"], ["-m", "towers", "--version"]])
+@needs_glibc
+def test_a_process_of_ours_imports_nothing_from_its_working_folder(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "features").mkdir()
+    for name in ("features/__init__.py", "json.py", "click.py", "serving.py", "towers.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    command = own_python(*words, folder=tmp_path)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=WITHOUT, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@needs_glibc
+def test_the_module_imports_nothing_from_its_working_folder_before_or_after_it_starts_itself_again(
+    tmp_path: Path,
+) -> None:
+    for name in ("features.py", "json.py", "click.py", "serving.py", "training.py", "pathlib.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    command = [sys.executable, "-m", "towers", "duplicates", "nowhere"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=WITHOUT, check=False)
+    assert "imported" not in ended.stderr
+    assert "nowhere" in ended.stderr
+
+
+def test_a_checkout_that_is_not_installed_still_finds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert own_python("-m", "towers") == [sys.executable, "-m", "towers"]
