@@ -73,13 +73,13 @@ def test_no_file_reads_or_writes_pickle_by_a_side_door(path: Path) -> None:
     assert not re.search(r"torch\.(load|save)\(|allow_pickle=True|read_pickle|to_pickle|joblib", text)
 
 
-@pytest.mark.parametrize("room", ROOMS)
 def test_a_python_of_ours_is_started_in_one_way_only() -> None:
     """`own_python` keeps what lies in the working folder from being imported; `restart_prepared` needs none of that."""
     named = {path.relative_to(ROOT).as_posix() for path in SOURCES if "sys.executable, " in path.read_text("utf-8")}
     assert named == {"towers/process.py"}
 
 
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_signpost_names_each_file_of_its_room_and_no_other(room: str) -> None:
     there = {
         path.stem for path in (ROOT / room).glob("[!_]*") if path.suffix == ".py" or (path / "__init__.py").exists()
