@@ -103,7 +103,7 @@ def opener(path):
 def test_a_worker_that_is_replaced_serves_what_was_served_last_until_it_can_serve_what_it_should(
     runs, tmp_path, caplog, damage
 ):
-    shared, path = tmp_path / "shared", runs / "latest"
+    shared, path = tmp_path / "shared", runs / "production"
     shared.mkdir()
     one, two = model_of(runs, "one"), model_of(runs, "two")
     create_app(path, ServingConfig(watch_seconds=0), shared)
