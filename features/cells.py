@@ -24,6 +24,8 @@ from features.times import MISSING
 
 MAX_CELL_CHARACTERS = 65_536
 """The longest text of one cell, in characters. A cell that holds a list counts the texts in it together."""
+MAX_CELL_VALUES = 16_384
+"""The most values of one cell that holds a list."""
 
 TEXT_KINDS = ("text", "category", "categories")
 """Kinds of columns in which something is written."""
