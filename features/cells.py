@@ -44,6 +44,37 @@ def is_missing(value: object) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
+def size_of(cell: object) -> tuple[int, int]:
+    """Return how many characters and how many values are in a cell as JSON has it, those of lists within included.
+
+    Above `MAX_CELL_VALUES` values nothing more is counted.
+    """
+    characters, values, left = 0, 0, [cell]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            characters += len(one)
+        elif isinstance(one, list | dict):
+            values += len(one)
+            if values > MAX_CELL_VALUES:
+                break
+            left.extend(one if isinstance(one, list) else [*one, *one.values()])
+    return characters, values
+
+
+def refuse_large(where: str, cell: object) -> None:
+    """Refuse a cell that arrives in a request and is too large, before anything is made of it.
+
+    Raises:
+        DataError: It has more than `MAX_CELL_CHARACTERS`, or `MAX_CELL_VALUES`.
+    """
+    characters, values = size_of(cell)
+    if values > MAX_CELL_VALUES:
+        raise DataError(f"{where}: expected at most {MAX_CELL_VALUES:,} values, found {values:,}")
+    if characters > MAX_CELL_CHARACTERS:
+        raise DataError(f"{where}: expected at most {MAX_CELL_CHARACTERS:,} characters, found {characters:,}")
+
+
 def texts_of(column: pd.Series) -> list[str]:
     """Return every cell as text, nothing where it is empty."""
     return ["" if is_missing(value) else str(value) for value in column]

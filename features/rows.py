@@ -5,14 +5,15 @@ A column's type is that of the table, so that an item that is sent with the cell
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
+from features.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES, refuse_large
 from features.errors import DataError
+from features.messages import did_you_mean, shown
 from features.numbers import MOST_NUMBER
 
 _MOST_NAMED = 12
@@ -28,7 +29,8 @@ def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.Data
         rows: Cells by column. Text is text, a number a number, a list a list, and a date its ISO 8601 text.
 
     Raises:
-        DataError: A row has a column that the table has not, or a cell that its column cannot hold.
+        DataError: A row has a column that the table has not, or a cell that its column cannot hold or that is too
+            large.
     """
     for row in rows:
         _refuse_strange(list(like.columns), row)
@@ -64,10 +66,8 @@ def _fitting(like: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_strange(columns: list[str], row: Mapping[str, Any]) -> None:
     for name in row:
         if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             there = ", ".join(map(repr, columns[:_MOST_NAMED])) + (", ..." if len(columns) > _MOST_NAMED else "")
-            raise DataError(f"{name}: the table has no such column; it has {there}{hint}")
+            raise DataError(f"{name}: the table has no such column; it has {there}{did_you_mean(name, columns)}")
 
 
 def _kind(column: pd.Series) -> pa.DataType:
@@ -76,6 +76,8 @@ def _kind(column: pd.Series) -> pa.DataType:
 
 
 def _column(name: str, kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+    for value in values:
+        refuse_large(name, value)
     try:
         return pa.array([_cell(name, kind, value) for value in values], type=kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
@@ -98,9 +100,9 @@ def _cell(name: str, kind: pa.DataType, value: Any) -> Any:
     if _is_whole(kind) and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, _python_types(kind)) or (isinstance(value, bool) and not pa.types.is_boolean(kind)):
-        raise DataError(f"{name}: expected {_spoken(kind)}, found {value!r:.80}")
+        raise DataError(f"{name}: expected {_spoken(kind)}, found {shown(value)}")
     if isinstance(value, int | float) and pa.types.is_floating(kind) and not abs(value) <= MOST_NUMBER:
-        raise DataError(f"{name}: expected a number from -{MOST_NUMBER:g} to {MOST_NUMBER:g}, found {value!r:.80}")
+        raise DataError(f"{name}: expected a number from -{MOST_NUMBER:g} to {MOST_NUMBER:g}, found {shown(value)}")
     return value
 
 
@@ -142,12 +144,14 @@ def _schema(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_floating(kind):
         return {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
     if _is_text(kind):
-        return {"type": "string"}
+        return {"type": "string", "maxLength": MAX_CELL_CHARACTERS}
     if _is_moment(kind):
         return {"type": "string", "format": "date", "pattern": _SOME_DATE}
     if _is_list(kind):
         inner = {"anyOf": [_schema(kind.value_type), {"type": "null"}]}
-        size = {"minItems": kind.list_size, "maxItems": kind.list_size} if pa.types.is_fixed_size_list(kind) else {}
+        size = {"maxItems": MAX_CELL_VALUES}
+        if pa.types.is_fixed_size_list(kind):
+            size = {"minItems": kind.list_size, "maxItems": kind.list_size}
         return {"type": "array", "items": inner, **size}
     return {}
 

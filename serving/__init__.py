@@ -24,7 +24,8 @@
   behind an alias of MLflow's model registry.
 - `app`: `create_app`; `api`: the JSON API; `answers`: what it answers; `short_way`: the same, mostly without Flask;
   `writes`: items and events over HTTP; `page`: the page for people; `problems`: the one shape of errors.
-- `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs.
+- `contract`: every name, type and limit of what is asked and answered over HTTP; `openapi`: the same for programs;
+  `bounds`: how much a request may hold.
 - `headers`: what browsers are told with every answer.
 - `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.
 - `bodies`: `Bodies`, request bodies received in bounded time and memory.

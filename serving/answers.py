@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import orjson
-
 from features.errors import DataError
+from serving.bounds import MAX_ID_CHARACTERS, json_value
 from serving.contract import (
     Asked,
     AskedForMany,
@@ -27,7 +26,7 @@ from serving.contract import (
     wrong,
 )
 from serving.ids import ExternalId
-from serving.problems import Problem
+from serving.problems import Mistake, Problem
 from serving.retriever import Answer, Reason, Recommendation, Retriever
 from serving.wanted import Person, Wanted
 
@@ -60,7 +59,12 @@ class Answers:
         self._on_rerank = on_rerank
 
     def about_user(self, retriever: Retriever, user_id: str, wanted: Wanted) -> RecommendedOne:
-        """Return what to recommend to someone."""
+        """Return what to recommend to someone.
+
+        Raises:
+            Problem: The id is too long.
+        """
+        _refuse_long("user_id", user_id)
         answer = retriever.recommend(user_id, wanted)
         return {**self._known(retriever, user_id, answer), "model": retriever.model}
 
@@ -87,8 +91,9 @@ class Answers:
         """Return which items are most like one.
 
         Raises:
-            Problem: There is no such item.
+            Problem: There is no such item, or its id is too long.
         """
+        _refuse_long("item_id", item_id)
         answer = retriever.similar(item_id, wanted)
         if answer is None:
             raise Problem(404, f"no item {item_id!r} in the catalogue")
@@ -169,12 +174,18 @@ def parsed_json(body: bytes) -> Any:
     """Return what a body says.
 
     Raises:
-        Problem: It is not JSON.
+        Problem: It is not JSON, or nested too deep.
     """
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        return json_value(body)
+    except ValueError as error:
         raise Problem(400, f"the body is not valid JSON: {error}") from None
+
+
+def _refuse_long(where: str, external_id: str) -> None:
+    if len(external_id) > MAX_ID_CHARACTERS:
+        detail = f"expected at most {MAX_ID_CHARACTERS} characters, found {len(external_id):,}"
+        raise Problem.invalid(Mistake(field=where, detail=detail))
 
 
 def _item(item: Recommendation) -> Item:

@@ -10,6 +10,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, g, request
 from werkzeug.routing import BaseConverter
 
+from features.messages import cut
 from serving.answers import Answers, parsed_json
 from serving.contract import Asked
 from serving.keys import needs
@@ -17,6 +18,8 @@ from serving.openapi import document
 from serving.problems import Problem, json_response
 from serving.retriever import Retriever
 from serving.wanted import Wanted
+
+_MAX_TYPE_CHARACTERS = 100
 
 api = Blueprint("api", __name__)
 
@@ -91,5 +94,6 @@ def json_body() -> Any:
         Problem: It is not JSON, or not said to be.
     """
     if request.mimetype != "application/json":
-        raise Problem(415, f"expected Content-Type application/json, found {request.mimetype or 'none'}")
+        found = cut(request.mimetype, _MAX_TYPE_CHARACTERS) or "none"
+        raise Problem(415, f"expected Content-Type application/json, found {found}")
     return parsed_json(request.get_data(cache=False))

@@ -17,6 +17,7 @@ from flask import Flask
 
 from serving.answers import Answers
 from serving.api import IdConverter, api
+from serving.bounds import query_guard
 from serving.config import ServingConfig
 from serving.contract import Contract
 from serving.door import add_door, guards_of, metrics_of
@@ -71,7 +72,7 @@ def create_app(
     app.register_blueprint(page)
     app.register_blueprint(probes)
     metrics = metrics_of(app, shared)
-    guards = guards_of(settings, metrics, shared)
+    guards = [query_guard, *guards_of(settings, metrics, shared)]
     register_guards(app, guards)
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
     answers = Answers(Contract.of(settings), on_fallback, on_rerank)

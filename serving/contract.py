@@ -9,21 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
-import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     Tag,
     ValidationError,
     WithJsonSchema,
     create_model,
+    model_validator,
     with_config,
 )
+from pydantic_core import CoreSchema, PydanticKnownError
+from pydantic_core.core_schema import no_info_before_validator_function
 from typing_extensions import TypedDict
 
+from features.cells import size_of
 from features.errors import DataError
+from features.messages import shown
+from serving.bounds import MAX_ID_CHARACTERS, MAX_MISTAKES, MAX_SEARCH_CHARACTERS, MAX_TEXT_CHARACTERS, json_value
 from serving.config import ServingConfig
 from serving.filters import Filter, Filters, both
 from serving.overlay import LiveFilters
@@ -33,8 +39,6 @@ from serving.wanted import Person, Wanted
 
 MOST_LIMITS = 4
 """How many columns a request may limit by `at_most`."""
-MOST_LETTERS = 10_000
-"""The longest text to search for."""
 MOST_OF_A_VALUE = 2**31 - 1
 """The highest such limit."""
 MOST_EVENTS = 10_000
@@ -42,25 +46,65 @@ MOST_EVENTS = 10_000
 NAMED = "x-named"
 """In a JSON schema: the name of another that stands in its place."""
 
-Id = Annotated[int, Field(ge=-(2**63), lt=2**63)] | str
+
+@dataclass(frozen=True)
+class Length:
+    """How many elements a list or an object may have: counted first, so that one that is too long is not read.
+
+    Attributes:
+        most: At most.
+        least: At least.
+    """
+
+    most: int
+    least: int = 0
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of a list or an object that is counted before; a list is read up to its first mistake."""
+        inner: Any = handler(source)
+        if inner["type"] == "list":
+            inner |= {"max_length": self.most, "fail_fast": True}
+            inner |= {"min_length": self.least} if self.least else {}
+        return no_info_before_validator_function(self.check, inner)
+
+    def check(self, content: Any) -> Any:
+        """Return what was given; an error where it is too long."""
+        if isinstance(content, list | dict) and len(content) > self.most:
+            kind = type(content).__name__.capitalize()
+            raise PydanticKnownError(
+                "too_long", {"field_type": kind, "max_length": self.most, "actual_length": len(content)}
+            )
+        return content
+
+
+Id = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 Time = Annotated[int, Field(ge=0, lt=2**40)]
 # What these may hold depends on the catalogue and on the model: `serving.openapi` says it in the place of the names.
 Conditions = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Filter"})]
 Attributes = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Attributes"})]
-AtMost = Annotated[dict[str, Annotated[int, Field(ge=1, le=MOST_OF_A_VALUE)]], WithJsonSchema({NAMED: "AtMost"})]
+AtMost = Annotated[
+    dict[str, Annotated[int, Field(ge=1, le=MOST_OF_A_VALUE)]],
+    Length(MOST_LIMITS),
+    WithJsonSchema({NAMED: "AtMost"}),
+]
 
 UserId = Annotated[Id, WithJsonSchema({NAMED: "UserId"})]
 ItemId = Annotated[Id, WithJsonSchema({NAMED: "ItemId"})]
 
 _described = with_config(ConfigDict(use_attribute_docstrings=True))
 # What pydantic calls the members of a union, where it says in which of them a mistake is.
-_MEMBERS = ("int", "constrained-int", "str", "id", "person")
-_MOST_SHOWN = 60
+_MEMBERS = ("int", "constrained-int", "str", "constrained-str", "id", "person")
 
 
 # Defaults that can change have factories: pydantic would copy them for each request.
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many(cls, content: Any) -> Any:
+        """Refuse an object of very many fields, before each of them is a mistake of its own."""
+        return Length(len(cls.model_fields) + MAX_MISTAKES).check(content)
 
 
 class AskedBoost(_Message):
@@ -87,20 +131,20 @@ class Asked(_Message):
     """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
     distinct: float | None = Field(default=None, gt=0, le=1)
     """Of items with a cosine of at least so much only the first is given. Null: however alike they are."""
-    pin: list[Id] = Field(default_factory=list, max_length=100)
+    pin: Annotated[list[Id], Length(100)] = Field(default_factory=list)
     """Items that come first, in this order, as far as they may be recommended at all."""
-    boost: list[AskedBoost] = Field(default_factory=list, max_length=8)
+    boost: Annotated[list[AskedBoost], Length(8)] = Field(default_factory=list)
     """Sums that are added to scores before ranking; of several that an item fits, the first counts."""
-    bury: list[Conditions] = Field(default_factory=list, max_length=8)
+    bury: Annotated[list[Conditions], Length(8)] = Field(default_factory=list)
     """Items that fit any of these come after all others."""
-    at_most: AtMost = Field(default_factory=dict, max_length=MOST_LIMITS)
+    at_most: AtMost = Field(default_factory=dict)
     """How many items of each value of a column there may be, by column."""
 
 
 class AskedInWords(Asked):
     """What a search may ask beside that."""
 
-    q: str = Field(min_length=1, max_length=MOST_LETTERS)
+    q: str = Field(min_length=1, max_length=MAX_SEARCH_CHARACTERS)
     """The words to search for."""
 
 
@@ -158,7 +202,7 @@ class Event(_Message):
 class Events(_Message):
     """What happened."""
 
-    events: Annotated[list[Event], Field(min_length=1, max_length=MOST_EVENTS)]
+    events: Annotated[list[Event], Length(MOST_EVENTS, least=1)]
     """Each, oldest first; all of it is taken or, if one of them is wrong, none."""
 
 
@@ -341,19 +385,24 @@ class Contract:
     @classmethod
     def of(cls, settings: ServingConfig) -> Contract:
         """Return the requests that an operator allows."""
-        history: _Limit = (list[Id], Field(default_factory=list, max_length=settings.max_history))
+        length = Length(settings.max_history)
+        history: _Limit = (Annotated[list[Id], length], Field(default_factory=list))
+        times: _Limit = (Annotated[list[Time], length] | None, Field(default=None))
         common: dict[str, _Limit] = {
             "k": (int, Field(default=settings.default_k, ge=1, le=settings.max_k)),
             "offset": (int, Field(default=0, ge=0, le=settings.max_offset)),
             "exclude": history,
         }
-        described = _limited(Described, history=history)
-        users = list[_user(described)], Field(min_length=1, max_length=settings.max_users)  # type: ignore[misc]
+        someone = _user(_limited(Described, history=history, times=times))
+        users: _Limit = (
+            Annotated[list[someone], Length(settings.max_users, least=1)],  # type: ignore[valid-type]
+            Field(),
+        )
         return cls(
             query=_limited(Asked, **common),
             query_for_user=_limited(AskedForUser, **common),
             query_in_words=_limited(AskedInWords, **common),
-            one=_limited(AskedForOne, **common, history=history),
+            one=_limited(AskedForOne, **common, history=history, times=times),
             many=_limited(AskedForMany, **common, users=users),
             settings=settings,
         )
@@ -385,6 +434,7 @@ class Contract:
         except DataError as error:
             raise wrong(error) from None
         self._check_effort(wanted, len(asked.users) if isinstance(asked, AskedForMany) else 1)
+        _refuse_much_text(asked)
         return wanted
 
     def _check_effort(self, wanted: Wanted, num_users: int) -> None:
@@ -415,8 +465,8 @@ def _parameter(name: str, texts: Sequence[str]) -> Any:
     if name in AS_WRITTEN:
         return texts[0]
     try:
-        return orjson.loads(texts[0])
-    except orjson.JSONDecodeError:
+        return json_value(texts[0])
+    except ValueError:
         return texts[0]
 
 
@@ -442,6 +492,21 @@ def _rules(asked: Asked, filters: Filters | LiveFilters) -> Rules | None:
         bury=[filters.of(one, f"bury.{place}") for place, one in enumerate(asked.bury)],
         at_most=list(asked.at_most.items()),
     )
+
+
+def _refuse_much_text(asked: Asked) -> None:
+    """Make sure that a model need not encode too much text at once.
+
+    Raises:
+        Problem: The attributes of everyone in a request have more.
+    """
+    people = asked.users if isinstance(asked, AskedForMany) else [asked]
+    characters = sum(
+        size_of(cell)[0] for one in people if isinstance(one, Described) for cell in one.attributes.values()
+    )
+    if characters > MAX_TEXT_CHARACTERS:
+        detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all of a request, found {characters:,}"
+        raise Problem.invalid(Mistake(field="attributes", detail=detail))
 
 
 def wrong(error: DataError) -> Problem:
@@ -476,11 +541,13 @@ def read(kind: type[Message], content: Any) -> Message:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        whole = _without_points(content)
+        mistakes = error.errors(include_url=False, include_context=False)
+    if any(isinstance(mistake["input"], float) and mistake["input"].is_integer() for mistake in mistakes):
         try:
-            return kind.model_validate(whole)
-        except ValidationError:
-            raise _invalid(error) from None
+            return kind.model_validate(_without_points(content))
+        except ValidationError as error:
+            mistakes = error.errors(include_url=False, include_context=False)
+    raise _invalid(mistakes)
 
 
 def _without_points(content: Any) -> Any:
@@ -495,10 +562,10 @@ def _without_points(content: Any) -> Any:
     return content
 
 
-def _invalid(error: ValidationError) -> Problem:
+def _invalid(mistakes: Sequence[Any]) -> Problem:
     """Return every mistake once: what fits no member of a union misses each of them."""
     found: dict[str, list[Any]] = {}
-    for mistake in error.errors(include_url=False, include_context=False):
+    for mistake in mistakes:
         found.setdefault(_place(mistake["loc"]), []).append(mistake)
     return Problem.invalid(*(Mistake(field=field, detail=_say(mistakes)) for field, mistakes in found.items()))
 
@@ -516,5 +583,4 @@ def _say(mistakes: Sequence[Any]) -> str:
         case "missing":
             return "missing; give it a value"
     said = " or ".join(f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}" for mistake in mistakes)
-    shown = repr(mistakes[0]["input"])
-    return f"{said}, found {shown if len(shown) <= _MOST_SHOWN else f'{shown[:_MOST_SHOWN]}...'}"
+    return f"{said}, found {shown(mistakes[0]['input'])}"

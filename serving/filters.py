@@ -13,7 +13,6 @@ column, too: so there are lists of items to allow and to deny. A column named li
 
 from __future__ import annotations
 
-import difflib
 import re
 import threading
 from collections import OrderedDict
@@ -30,16 +29,19 @@ from jaxtyping import Bool, Int64
 
 from features.config import FeatureSettings
 from features.errors import DataError
+from features.messages import did_you_mean, shown
 from features.schema import ITEM_ID
 from features.sequences import offsets_of
 from features.tables import Catalog
+from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACTERS, MAX_VALUE_CHARACTERS
 from serving.hits import Eligible
 
 Test = Literal["any", "not", "min", "max"]
 Mask = Bool[np.ndarray, " items"]
 
 _TESTS: tuple[Test, ...] = ("any", "not", "min", "max")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+# Each character can be matched in one way only: then the time to match grows with the length and not faster.
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
 # What is remembered of filters: a mask, the rows and their order by regions, 17 bytes an item.
 _REMEMBERED_BYTES = 1 << 27
@@ -128,13 +130,14 @@ class Filters:
         Raises:
             DataError: Names the column, what was expected and what was found.
         """
-        conditions = []
+        _refuse_many(place, len(given), MAX_CONDITIONS, "columns")
+        said = []
         for column, wanted in given.items():
             where = f"{place}.{column}"
             self._check(column, where)
-            for test, values, stands in _tests(wanted, where):
-                conditions.append(self._condition(column, test, values, stands))
-        return _sorted(conditions)
+            said += [(column, test, values, stands) for test, values, stands in _tests(wanted, where)]
+        _refuse_many(place, sum(len(values) for _, _, values, _ in said), MAX_FILTER_VALUES, "values")
+        return _sorted([self._condition(*one) for one in said])
 
     def from_query(self, given: Mapping[str, Sequence[str]]) -> Filter:
         """Return the filter that the parameters of a query describe.
@@ -145,6 +148,8 @@ class Filters:
         Raises:
             DataError: Names the parameter, what was expected and what was found.
         """
+        _refuse_many("query", len(given), MAX_CONDITIONS, "conditions")
+        _refuse_many("query", sum(map(len, given.values())), MAX_FILTER_VALUES, "values to filter by")
         conditions = []
         for name, values in given.items():
             column, test = self._column_and_test(name)
@@ -228,10 +233,10 @@ class Filters:
         value = _comparable(column, name, where)
         if test in ("min", "max") and not column.has_order:
             raise DataError(f"{where}: expected a column of numbers or times, but {name!r} holds {column.holds}")
-        typed = [value.typed(one) for one in values]
+        typed = [value.read(one) for one in values]
         for one, known in zip(values, typed, strict=True):
             if known is None:
-                raise DataError(f"{where}: expected {value.expected}, found {one!r}")
+                raise DataError(f"{where}: expected {value.spoken(one)}, found {shown(one)}")
         return Condition(name, test, tuple(sorted(set(typed))))
 
     def _column(self, name: str) -> _Column:
@@ -255,8 +260,7 @@ class Filters:
             raise self._unknown(column, where)
 
     def _unknown(self, name: str, where: str) -> DataError:
-        near = difflib.get_close_matches(name, self._allowed, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, self._allowed)
         return DataError(f"{where}: no column to filter by; the catalogue has {_named(self._allowed)}{hint}")
 
 
@@ -319,11 +323,24 @@ class Value:
         typed: Returns what was given as the column has it; None where it cannot be such a value.
         expected: What is allowed, for a message.
         schema: The same as a JSON schema.
+        longest: The most characters that it may have as text.
     """
 
     typed: Callable[[Any], Any]
     expected: str
     schema: Mapping[str, Any]
+    longest: int = MAX_NUMBER_CHARACTERS
+
+    def read(self, given: Any) -> Any:
+        """Return what `typed` does, and None for text that is too long, which is not looked at."""
+        return None if self._is_long(given) else self.typed(given)
+
+    def spoken(self, given: Any) -> str:
+        """Return what was expected in the place of what was given."""
+        return f"{self.expected} of at most {self.longest} characters" if self._is_long(given) else self.expected
+
+    def _is_long(self, given: Any) -> bool:
+        return isinstance(given, str) and len(given) > self.longest
 
 
 class _Column(Protocol):
@@ -565,18 +582,29 @@ def _moment(value: Any) -> int | float | None:
 
 _INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 # Queries hold nothing but text, and in a body, too, a number may be written as text.
-_WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$"}]}
-DATES: list[dict[str, Any]] = [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]
+_WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$", "maxLength": 19}]}
+DATES: list[dict[str, Any]] = [
+    {"type": "string", "format": spelling, "maxLength": MAX_NUMBER_CHARACTERS} for spelling in ("date", "date-time")
+]
 """JSON schemas of the ways to write a date."""
 _NUMBER_SCHEMA = {
     "anyOf": [
         {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER},
-        {"type": "string", "pattern": r"^[+-]?([0-9]{1,200}\.?[0-9]{0,20}|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2})?$"},
+        {
+            "type": "string",
+            "pattern": r"^[+-]?([0-9]{1,30}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2})?$",
+            "maxLength": MAX_NUMBER_CHARACTERS,
+        },
     ]
 }
 _NUMBER_VALUE = Value(_number, "a number", _NUMBER_SCHEMA)
 _WHOLE_VALUE = Value(_whole, "a whole number", _WHOLE_SCHEMA)
-_TEXT_VALUE = Value(_text, "text", {"anyOf": [{"type": "string", "minLength": 1}, _INTEGER]})
+_TEXT_VALUE = Value(
+    _text,
+    "text",
+    {"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_VALUE_CHARACTERS}, _INTEGER]},
+    MAX_VALUE_CHARACTERS,
+)
 _TRUTH_VALUE = Value(
     _truth, "true or false", {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["true", "false"]}]}
 )
@@ -591,7 +619,7 @@ def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
         return [("any", wanted if isinstance(wanted, list | tuple) else [wanted], where)]
     strange = [name for name in wanted if name not in _TESTS]
     if strange or not wanted:
-        raise DataError(f"{where}: expected any, not, min or max, found {strange[0] if strange else 'nothing'!r}")
+        raise DataError(f"{where}: expected any, not, min or max, found {shown(strange[0] if strange else 'nothing')}")
     found: list[tuple[Test, Sequence[Any], str]] = []
     for test in _TESTS:
         if test in wanted:
@@ -599,6 +627,11 @@ def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
             is_several = isinstance(values, list | tuple) and test in ("any", "not")
             found.append((test, values if is_several else [values], f"{where}.{test}"))
     return found
+
+
+def _refuse_many(where: str, count: int, most: int, what: str) -> None:
+    if count > most:
+        raise DataError(f"{where}: expected at most {most:,} {what}, found {count:,}")
 
 
 def _sorted(conditions: Sequence[Condition]) -> Filter:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from serving.bounds import MAX_ID_CHARACTERS
+
 ExternalId = int | str
 LARGEST_EXACT = 2**53 - 1
 """The largest whole number that JavaScript, and whatever reads JSON numbers as doubles, does not round."""
@@ -120,7 +122,9 @@ class IdMap:
         """Return whether an id, as `parse` returned it, could be one of this map, though it may not be yet."""
         if self.is_integer:
             return isinstance(external_id, int) and -(2**63) <= external_id < 2**63
-        return isinstance(external_id, str) and external_id != "" and external_id == external_id.strip()
+        if not isinstance(external_id, str) or not 0 < len(external_id) <= MAX_ID_CHARACTERS:
+            return False
+        return external_id == external_id.strip()
 
     def to_array(self, external_ids: Iterable[Any]) -> np.ndarray:
         """Return ids as an array of this map's type: int64, or object of str."""

@@ -27,6 +27,7 @@ from werkzeug.exceptions import Forbidden, Unauthorized
 
 from features.config import StrictTable, parse_settings, read_toml
 from features.errors import DataError
+from serving.bounds import MAX_HEADER_CHARACTERS
 
 Scope = Literal["none", "read", "write"]
 
@@ -202,7 +203,8 @@ def _scope_needed() -> Scope:
 
 def _presented(keys: Keys, environ: WSGIEnvironment) -> Key | None:
     """Return the key that came with a request: as a bearer's token, or as the password that a browser asks for."""
-    given = Authorization.from_header(environ.get("HTTP_AUTHORIZATION"))
+    header = environ.get("HTTP_AUTHORIZATION", "")
+    given = Authorization.from_header(header) if len(header) <= MAX_HEADER_CHARACTERS else None
     if given is None:
         return None
     secret = given.token if given.type == "bearer" else given.password if given.type == "basic" else None

@@ -1,16 +1,19 @@
 """What a service writes to its log: one line for each event, as JSON for machines or as text for people.
 
-Every line that is written while a request is in hand bears that request's id, wherever it comes from.
+Every line that is written while a request is in hand bears that request's id, wherever it comes from. What a caller
+sends may be in a line, but never as more than text of it, and never much of it.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import re
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -18,6 +21,9 @@ import orjson
 
 Format = Literal["auto", "json", "text"]
 
+# The most characters of each part of a line. Of an exception the last frames say most, and of a text both ends.
+_MAX_FIELD, _MAX_MESSAGE, _MAX_EXCEPTION = 1_024, 4_096, 16_384
+_QUOTED = re.compile(r"[\s\"=]")
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -54,26 +60,63 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _bounded(record.getMessage(), _MAX_MESSAGE),
         }
         if current.request_id is not None:
             content["request_id"] = current.request_id
-        content |= getattr(record, "fields", {})
+        content |= {name: _field(value) for name, value in getattr(record, "fields", {}).items()}
         if record.exc_info:
-            content["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(content, default=str).decode()
+            content["exception"] = _bounded(self.formatException(record.exc_info), _MAX_EXCEPTION)
+        # Outside of texts all of JSON prints, so that what does not is in one and may be escaped as JSON has it.
+        return _printable(orjson.dumps(content, default=str).decode(), lambda letter: json.dumps(letter)[1:-1])
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people: time, level, message, what the event adds, and the request's id in brackets."""
+    """A line for people: time, level, message, what the event adds, and the request's id in brackets.
+
+    Nothing that came with a request can end the line, look like another field or move the cursor of a terminal:
+    characters that do not print are escaped, and fields with these or with blanks stand in quotes, as in JSON.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, and the exception, if any, below it."""
+        """Return the line, and the exception, if any, below it, indented."""
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
+        fields = "".join(f" {name}={_spoken(value)}" for name, value in getattr(record, "fields", {}).items())
         request_id = "" if current.request_id is None else f" [{current.request_id}]"
-        line = f"{when} {record.levelname.lower()}: {record.getMessage()}{fields}{request_id}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        message = _printable(_bounded(record.getMessage(), _MAX_MESSAGE))
+        lines = [f"{when} {record.levelname.lower()}: {message}{fields}{request_id}"]
+        if record.exc_info:
+            exception = _bounded(self.formatException(record.exc_info), _MAX_EXCEPTION)
+            lines += [f"  {_printable(line)}" for line in exception.splitlines()]
+        return "\n".join(lines)
+
+
+def _field(value: Any) -> Any:
+    return _bounded(value, _MAX_FIELD) if isinstance(value, str) else value
+
+
+def _spoken(value: Any) -> str:
+    """Return the value of a field for people."""
+    text = _bounded(str(value), _MAX_FIELD)
+    needs_quotes = isinstance(value, str) and (_QUOTED.search(text) or not text.isprintable())
+    return _printable(json.dumps(text, ensure_ascii=False) if needs_quotes else text)
+
+
+def _bounded(text: str, most: int) -> str:
+    """Return a text that can be written, whole or, if it is longer than `most`, its beginning and its end."""
+    if len(text) > most:
+        half = most // 2
+        text = f"{text[:half]} ... {len(text) - 2 * half:,} characters left out ... {text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _printable(
+    text: str, escaped: Callable[[str], str] = lambda letter: letter.encode("unicode_escape").decode()
+) -> str:
+    """Return a text in which nothing ends a line, changes a terminal or the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else escaped(letter) for letter in text)
 
 
 class _Advice(logging.Filter):

@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from features.rows import cell_schemas
 from features.schema import ITEM_ID, USER_ID
+from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_ID_CHARACTERS
 from serving.contract import (
     AS_WRITTEN,
     MOST_LIMITS,
@@ -40,8 +41,9 @@ from serving.retriever import Retriever
 
 Schema = dict[str, Any]
 
-ANYWHERE = (401, 403, 429, 500, 503)
-"""Problems that any request may have: no key or one that is not good for it, too many requests, a mistake of ours."""
+ANYWHERE = (401, 403, 414, 429, 500, 503)
+"""Problems that any request may have: no key or one that is not good for it, a query string that is too long, too many
+requests, a mistake of ours."""
 
 _REF = "#/components/schemas/{model}"
 _ANSWERS = (Alive, Ready, RecommendedOne, RecommendedMany, Similar, Searched, ProblemContent)
@@ -144,7 +146,7 @@ def _write_schemas(retriever: Retriever) -> Schema:
 
 
 def _path_id(is_integer: bool) -> Schema:
-    return {"type": "string", "pattern": _DIGITS if is_integer else _TRIMMED}
+    return {"type": "string", "pattern": _DIGITS if is_integer else _TRIMMED, "maxLength": MAX_ID_CHARACTERS}
 
 
 def _id(is_integer: bool) -> Schema:
@@ -169,7 +171,7 @@ def _ref(name: str) -> Schema:
 
 
 def _in_path(name: str, description: str) -> Schema:
-    schema = {"type": "string", "minLength": 1}
+    schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
@@ -196,7 +198,7 @@ def _parameter(name: str, schema: Schema) -> Schema:
 
 def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> Schema:
     said = {"any": "is one of these", "not": "is none of these", "min": "is at least this", "max": "is at most this"}
-    several = {"type": "array", "items": schema.value}
+    several = _values(schema)
     return {
         "name": parameter,
         "in": "query",
@@ -209,7 +211,11 @@ def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever:
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
     return {
         **_made((contract.one, contract.many, *_ANSWERS)),
-        "Filter": _table({name: _said_of(column) for name, column in columns.items()}),
+        "Filter": {
+            **_table({name: _said_of(column) for name, column in columns.items()}),
+            "maxProperties": MAX_CONDITIONS,
+            "description": f"Conditions, of at most {MAX_FILTER_VALUES:,} values together.",
+        },
         "Attributes": _table(attribute_schema(retriever.attributes)),
         "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
     }
@@ -244,9 +250,13 @@ def _made(types: Sequence[Any]) -> Schema:
 
 def _said_of(column: ColumnSchema) -> Schema:
     """Return what a body may say of a column: a value, several, or a table of conditions."""
-    several = {"anyOf": [column.value, {"type": "array", "items": column.value}]}
+    several = {"anyOf": [column.value, _values(column)]}
     tests: Schema = {test: several if test in ("any", "not") else column.value for test in column.tests}
     return {"anyOf": [*several["anyOf"], {**_table(tests), "minProperties": 1}]}
+
+
+def _values(column: ColumnSchema) -> Schema:
+    return {"type": "array", "items": column.value, "maxItems": MAX_FILTER_VALUES}
 
 
 def _table(properties: Mapping[str, Any]) -> Schema:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, render_template, request
 
 from serving.api import current_retriever
-from serving.contract import MOST_LETTERS
+from serving.bounds import MAX_ID_CHARACTERS, MAX_SEARCH_CHARACTERS
 from serving.queries import reads_texts
 from serving.wanted import Wanted
 
@@ -19,8 +19,8 @@ def home() -> str:
     """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
     retriever = current_retriever()
     ids = retriever.users.ids
-    user_id = request.args.get("user", "").strip()
-    q = request.args.get("q", "").strip()[:MOST_LETTERS]
+    user_id = request.args.get("user", "").strip()[:MAX_ID_CHARACTERS]
+    q = request.args.get("q", "").strip()[:MAX_SEARCH_CHARACTERS]
     searches = reads_texts(retriever.bundle)
     return render_template(
         "home.html",

@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
+from features.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES, refuse_large
 from features.config import FeatureSettings
 from features.errors import DataError
+from features.messages import shown
 from features.numbers import MOST_NUMBER
 from features.sequences import UNKNOWN_TIME, Sequences, offsets_of, ragged_arange
 from features.times import seconds_of
+from serving.bounds import MAX_NUMBER_CHARACTERS
 from serving.filters import DATES
 from serving.ids import ExternalId, IdMap
 from serving.wanted import Person
@@ -161,12 +164,12 @@ class Described:
 def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
     """Return the JSON schema of what may be said of someone, by attribute."""
     number = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
-    name: dict[str, Any] = {"type": ["string", "number", "boolean"]}
+    name: dict[str, Any] = {"type": ["string", "number", "boolean"], "maxLength": MAX_CELL_CHARACTERS}
     schemas: dict[str, list[dict[str, Any]]] = {
         "number": [number],
         "time": [*DATES, number],
-        "vector": [{"type": "array", "items": number}],
-        "categories": [name, {"type": "array", "items": name}],
+        "vector": [{"type": "array", "items": number, "maxItems": MAX_CELL_VALUES}],
+        "categories": [name, {"type": "array", "items": name, "maxItems": MAX_CELL_VALUES}],
     }
     return {
         column: {"anyOf": [*schemas.get(settings.kind, [name]), {"type": "null"}]} for column, settings in kinds.items()
@@ -206,12 +209,13 @@ def _cells(attributes: Mapping[str, Any], kinds: Mapping[str, FeatureSettings]) 
     unknown = [name for name in attributes if name not in kinds]
     if unknown:
         known = ", ".join(map(repr, kinds)) or "none"
-        raise DataError(f"attributes: the model does not read {unknown[0]!r}; it reads {known}")
+        raise DataError(f"attributes: the model does not read {shown(unknown[0])}; it reads {known}")
     return {name: _cell(name, kinds[name].kind, value) for name, value in attributes.items() if value is not None}
 
 
 def _cell(name: str, kind: str, value: Any) -> Any:
     """Return a value as a cell of the users' table."""
+    refuse_large(f"attributes.{name}", value)
     cell: Any = None
     match kind:
         case "number":
@@ -232,7 +236,7 @@ def _cell(name: str, kind: str, value: Any) -> Any:
             expected = "text or a number"
             cell = value if isinstance(value, str | int | float) else None
     if cell is None:
-        raise DataError(f"attributes.{name}: expected {expected}, found {value!r}")
+        raise DataError(f"attributes.{name}: expected {expected}, found {shown(value)}")
     return cell
 
 
@@ -243,5 +247,5 @@ def _is_number(value: Any) -> bool:
 def _seconds(value: Any) -> float | None:
     """Return a date, in the spellings that tables have, as Unix seconds; None where it is neither."""
     if isinstance(value, str):
-        return seconds_of(value)
+        return seconds_of(value) if len(value) <= MAX_NUMBER_CHARACTERS else None
     return float(value) if _is_number(value) else None

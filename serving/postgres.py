@@ -93,7 +93,7 @@ class PostgresStore:
         question = "SELECT (SELECT log_id FROM towers_about), (SELECT coalesce(max(position), 0) FROM towers_log)"
         log_id, end = self._try(self._reader, lambda connection: _one(connection, question), "read")
         if log_id is None:
-            raise NotReady("the log of live writes cannot be read (its tables are empty)")
+            raise NotReady("the log of live writes cannot be read", "its tables are empty")
         return State(log_id, end)
 
     def rename(self, log_id: str) -> None:
@@ -110,8 +110,7 @@ class PostgresStore:
         try:
             return line.do(action)
         except self._error as error:
-            said = " ".join(str(error).split())
-            raise NotReady(f"the log of live writes cannot be {what} ({said})") from None
+            raise NotReady(f"the log of live writes cannot be {what}", error) from None
 
     def _connect(self) -> Connection[Any]:
         import psycopg

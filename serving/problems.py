@@ -2,9 +2,9 @@
 
 `{"type": "about:blank", "title": …, "status": …, "detail": …, "code": …, "errors": [{"field": …, "detail": …}]}`
 
-`title` belongs to the status, `code` is for programs, `detail` for people, and `errors` names the mistakes one by one
-where there are several to make. Also for errors that Flask and Werkzeug find themselves. What was our own mistake goes
-to the log, not to the caller.
+`title` belongs to the status, `code` is for programs, `detail` for people, and `errors` names the mistakes one by one,
+at most twenty. Also for errors that Flask and Werkzeug find themselves. What was our own mistake goes to the log, not
+to the caller.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from flask import Flask, Response
 from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
+from features.messages import cut
+from serving.bounds import MAX_MISTAKES
 from serving.errors import NotReady
 from serving.stages import timed
 
@@ -34,12 +36,16 @@ CODES = {
     405: ("method_not_allowed", "Method Not Allowed"),
     408: ("too_slow", "Request Timeout"),
     413: ("too_large", "Content Too Large"),
+    414: ("uri_too_long", "URI Too Long"),
     415: ("unsupported_media_type", "Unsupported Media Type"),
     422: ("invalid", "Unprocessable Content"),
     429: ("too_many_requests", "Too Many Requests"),
     500: ("internal", "Internal Server Error"),
     503: ("not_ready", "Service Unavailable"),
 }
+# What an answer repeats of a request is bounded, however long the names in it are.
+_MAX_FIELD_CHARACTERS = 200
+_MAX_DETAIL_CHARACTERS = 1_000
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +64,7 @@ class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
     Attributes:
         status: Of the HTTP answer.
         detail: What was expected, what was found, what to do.
-        errors: The mistakes one by one; empty where `detail` says it all.
+        errors: The mistakes one by one, at most `MAX_MISTAKES`; empty where `detail` says it all.
     """
 
     def __init__(self, status: int, detail: str, errors: Sequence[Mistake] = ()) -> None:
@@ -70,8 +76,15 @@ class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
     @classmethod
     def invalid(cls, *mistakes: Mistake) -> Problem:
         """Return the problem of a request that is well-formed and asks for what cannot be."""
-        first = mistakes[0]
-        return cls(422, f"{first['field']}: {first['detail']}", mistakes)
+        named = [_bounded(mistake) for mistake in mistakes[:MAX_MISTAKES]]
+        more = len(mistakes) - len(named)
+        also = f" (and {more:,} mistakes more than `errors` names)" if more else ""
+        return cls(422, f"{named[0]['field']}: {named[0]['detail']}{also}", named)
+
+
+def _bounded(mistake: Mistake) -> Mistake:
+    field, detail = cut(mistake["field"], _MAX_FIELD_CHARACTERS), cut(mistake["detail"], _MAX_DETAIL_CHARACTERS)
+    return Mistake(field=field, detail=detail)
 
 
 class ProblemContent(TypedDict):
@@ -124,13 +137,20 @@ def problem_of(error: Exception) -> Response:
 def _response(status: int, detail: str, errors: Sequence[Mistake] = ()) -> Response:
     code, title = CODES.get(status) or CODES[400 if status < 500 else 500]
     content = ProblemContent(
-        type="about:blank", title=title, status=status, detail=detail, code=code, errors=list(errors)
+        type="about:blank",
+        title=title,
+        status=status,
+        detail=cut(detail, 2 * _MAX_DETAIL_CHARACTERS),
+        code=code,
+        errors=list(errors),
     )
     return Response(orjson.dumps(content), status, mimetype=PROBLEM_TYPE)
 
 
 def _not_ready(error: NotReady) -> Response:
-    response = _response(503, str(error))
+    if error.said != str(error):
+        _log.error("%s", error)
+    response = _response(503, error.said)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 

@@ -336,7 +336,7 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             if opened is not None and not _is_passing(error):
                 self._let_go(opened)
-            raise NotReady(f"the log of live writes cannot be {what} ({_said(error)})") from None
+            raise NotReady(f"the log of live writes cannot be {what}", _said(error)) from None
 
     def _file(self) -> _Opened:
         opened = self._opened

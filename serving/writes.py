@@ -11,11 +11,14 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response, current_app
 
+from features.cells import size_of
 from features.errors import DataError
+from features.messages import shown
 from features.rows import typed_rows
 from features.schema import ITEM_ID, USER_ID
 from features.tables import SECONDS_PER_DAY
 from serving.api import current_retriever, json_body
+from serving.bounds import MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS
 from serving.contract import Event, Events, Taken, Written, read
 from serving.ids import ExternalId, IdMap
 from serving.live import encoded
@@ -48,7 +51,7 @@ def delete_item(item_id: str) -> Response:
     """Take an item out of the catalogue."""
     store, retriever = _store(), current_retriever()
     if retriever.items.row(item_id) is None:
-        raise Problem(404, f"no item {item_id!r} in the catalogue")
+        raise Problem(404, f"no item {shown(item_id)} in the catalogue")
     own_id = retriever.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
     return json_response(Written(item_id=retriever.items.said(own_id), position=done.position))
@@ -69,7 +72,7 @@ def post_events() -> Response:
 def _write(event: Event, where: str, retriever: Retriever, now: int) -> Write:
     user_id = _checked(f"{where}.user_id", retriever.users, event.user_id)
     if retriever.items.row(event.item_id) is None:
-        raise Problem(422, f"{where}.item_id: no item {event.item_id!r} in the catalogue; put it there first")
+        raise Problem(422, f"{where}.item_id: no item {shown(event.item_id)} in the catalogue; put it there first")
     if event.time is not None and event.time > now + SECONDS_PER_DAY:
         raise Problem(422, f"{where}.time: expected Unix seconds in the past, found {event.time}, in the future")
     item_id = retriever.items.parse(event.item_id)
@@ -89,8 +92,10 @@ def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
     """
     parsed = ids.parse(external_id)
     if not ids.fits(parsed):
-        expected = "a whole number" if ids.is_integer else "text without blanks around it"
-        raise Problem(422, f"{where}: expected {expected}, as in the tables, found {external_id!r:.80}")
+        text = "text without blanks around it"
+        limit = "" if ids.is_integer else f" and at most {MAX_ID_CHARACTERS} characters long"
+        expected = f"{'a whole number' if ids.is_integer else text}, as in the tables{limit}"
+        raise Problem(422, f"{where}: expected {expected}, found {shown(external_id)}")
     return parsed
 
 
@@ -98,8 +103,13 @@ def _try_item(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) 
     """Make sure that the model can place an item.
 
     Raises:
-        Problem: It has a column that the catalogue has not, a cell of another type, or nothing that the model reads.
+        Problem: It has a column that the catalogue has not, a cell of another type, more text than is read at once, or
+            nothing that the model reads.
     """
+    characters = sum(size_of(cell)[0] for cell in cells.values())
+    if characters > MAX_TEXT_CHARACTERS:
+        detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all cells together, found {characters:,}"
+        raise Problem(422, f"body: {detail}")
     try:
         encoded(retriever.bundle, typed_rows(retriever.snapshot.catalog.frame, [{ITEM_ID: item_id, **cells}]))
     except DataError as error:

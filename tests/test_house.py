@@ -168,7 +168,8 @@ def test_every_library_we_import_is_asked_for() -> None:
     wanted = [*project["project"]["dependencies"], *extras]
     asked = {re.split(r"[<>=\[]", line)[0].replace("-", "_") for line in wanted}
     called = {"faiss_cpu": "faiss", "scikit_learn": "sklearn"}
-    brought = {"fbgemm_gpu", "threadpoolctl", "werkzeug"}  # by torchrec, scikit-learn and flask: nothing without them
+    # By torchrec, pydantic, scikit-learn and flask: nothing without them.
+    brought = {"fbgemm_gpu", "pydantic_core", "threadpoolctl", "werkzeug"}
     known = {called.get(name, name) for name in asked} | brought | set(ROOMS) | sys.stdlib_module_names
     used = {name for path in SOURCES for name in imported(path)}
     assert used <= known

@@ -1,0 +1,45 @@
+"""What error messages quote: values from outside in a few characters, and the name that was probably meant.
+
+A message may be about a value of any size, so a value is cut before it is written out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+_MAX_SHOWN = 60
+# Comparing names takes time that grows with the product of their lengths.
+_MAX_COMPARED = 100
+
+
+class _Short(reprlib.Repr):
+    """Without sorting what is not shown."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+
+
+_short = _Short()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxlong, _short.maxother = 3, 10, 6, _MAX_SHOWN, _MAX_SHOWN
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, characters that do not print escaped, cut to about 60 characters."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]!r}... ({len(value):,} characters)"
+    return cut(_short.repr(value), _MAX_SHOWN)
+
+
+def cut(text: str, most: int) -> str:
+    """Return the first `most` characters of a text, with dots behind them where there are more."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'price'?` where a known name is like this one, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) if len(name) <= _MAX_COMPARED else []
+    return f"; did you mean {near[0]!r}?" if near else ""
