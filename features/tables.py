@@ -92,8 +92,13 @@ class Catalog:
         return _plain_ids(self.frame["item_id"])
 
     def rows_of(self, ids: Sequence[Any] | np.ndarray | pd.Series) -> Int[np.ndarray, " ids"]:
-        """Return the position of each id in the catalogue, -1 where it is unknown."""
+        """Return the position of each id in the catalogue, -1 where it is unknown; no id may occur twice."""
         return _rows_of(self._index, ids)
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether no id occurs twice; an item that is replaced while a service runs has several rows."""
+        return bool(self._index.is_unique)
 
     def titles(self, column: str | None) -> list[str]:
         """Return what to call each item: the cell of `column`, or the id where that is empty or there is no column."""

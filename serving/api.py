@@ -14,7 +14,7 @@ from features.messages import cut
 from serving.answers import Answers, parsed_json
 from serving.contract import Asked
 from serving.keys import needs
-from serving.openapi import document
+from serving.openapi import Documents
 from serving.problems import Problem, json_response
 from serving.retriever import Retriever
 from serving.wanted import Wanted
@@ -61,8 +61,8 @@ def search() -> Response:
 @api.get("/openapi.json")
 def openapi() -> Response:
     """Answer what all of this is, as an OpenAPI document."""
-    takes_writes = current_app.extensions["towers_source"].store is not None
-    return json_response(document(_answers().contract, current_retriever(), takes_writes=takes_writes))
+    documents: Documents = current_app.extensions["towers_documents"]
+    return Response(documents.of(current_retriever()), mimetype="application/json", direct_passthrough=True)
 
 
 def current_retriever() -> Retriever:

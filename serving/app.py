@@ -25,6 +25,7 @@ from serving.errors import NotReady
 from serving.index import set_num_threads
 from serving.keys import register_guards
 from serving.metrics import Metrics
+from serving.openapi import Documents
 from serving.page import page
 from serving.probes import probes
 from serving.problems import register_problems
@@ -79,7 +80,8 @@ def create_app(
     store = None if settings.live is None else open_store(settings.live, create=shared is None)
     kept = None if copies is None else PrivateCopies(copies)
     opened = _source(source, settings, partial(_tell, metrics), store, kept, LastServed(shared))
-    app.extensions |= {"towers_source": opened, "towers_answers": answers}
+    documents = Documents(answers.contract, takes_writes=store is not None)
+    app.extensions |= {"towers_source": opened, "towers_answers": answers, "towers_documents": documents}
     short_way = ShortWay(app.wsgi_app, opened, answers, guards)
     app.wsgi_app = short_way  # type: ignore[method-assign]
     add_door(app, settings, metrics)

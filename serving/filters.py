@@ -440,6 +440,8 @@ class _Ids:
         self.value: Value | None = replace(value, expected=f"{value.expected}, as items' ids are")
 
     def any_of(self, values: Sequence[Any]) -> Mask:
+        if not self._catalog.is_unique:
+            return self._catalog.frame[ITEM_ID].isin(values).to_numpy(bool)
         mask: Mask = np.zeros(len(self._catalog), dtype=bool)
         rows = self._catalog.rows_of(list(values))
         mask[rows[rows >= 0]] = True

@@ -6,10 +6,13 @@ service has its own document.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
@@ -38,6 +41,7 @@ from serving.ids import LARGEST_EXACT, IdMap
 from serving.people import attribute_schema
 from serving.problems import CODES, PROBLEM_TYPE, ProblemContent
 from serving.retriever import Retriever
+from serving.snapshot import Snapshot
 
 Schema = dict[str, Any]
 
@@ -60,6 +64,31 @@ class _Untitled(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+
+class Documents:
+    """The document of a service as JSON, made once for each index, because that takes half a second.
+
+    Args:
+        contract: Request schemas and limits.
+        takes_writes: Whether the service takes live writes.
+    """
+
+    def __init__(self, contract: Contract, *, takes_writes: bool) -> None:
+        self._contract = contract
+        self._takes_writes = takes_writes
+        self._snapshot: Callable[[], Snapshot | None] = lambda: None
+        self._content = b""
+        self._turn = threading.Lock()
+
+    def of(self, retriever: Retriever) -> bytes:
+        """Return the document for what a retriever answers from."""
+        with self._turn:
+            if self._snapshot() is not retriever.snapshot:
+                self._content = orjson.dumps(document(self._contract, retriever, takes_writes=self._takes_writes))
+                # Weak, or an index that is no longer served would stay in memory.
+                self._snapshot = weakref.ref(retriever.snapshot)
+            return self._content
 
 
 def document(contract: Contract, retriever: Retriever, *, takes_writes: bool = False) -> Schema:

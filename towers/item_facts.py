@@ -73,6 +73,8 @@ class Neighbours:
         candidates: Int64[np.ndarray, " candidates"],
     ) -> Float32[np.ndarray, " candidates"]:
         """Return the sum of each candidate's weights as a neighbour of some items, of each by its share."""
+        if not len(candidates):
+            return np.zeros(0, dtype=np.float32)
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         places = ragged_arange(self.offsets[rows], lengths)
         weights = self.weights[places] * np.repeat(shares, lengths)

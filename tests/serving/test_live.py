@@ -233,6 +233,16 @@ def test_an_item_is_found_right_after_it_was_put_and_not_after_it_was_deleted(st
     assert len(now.recommend("nobody", 40).items) == 29
 
 
+def test_an_item_that_was_put_several_times_can_be_filtered_by_its_id(store):
+    live = Live(base_of(shop()), store)
+    for title in ("Chair", "Lamp", "Table"):
+        store.append([put("new-1", title), put("new-2", title)])
+        retriever = live.current()
+        for where, expected in (({"item_id": "new-1"}, {"new-1"}), ({"item_id": {"not": [*ITEMS, "new-1"]}}, {"new-2"})):
+            answer = retriever.recommend(106, Wanted(10, where=retriever.filters.of(where)))
+            assert {item.item_id for item in answer.items} == expected
+
+
 def test_an_event_counts_in_the_next_answer(store):
     tables = shop()
     live = Live(base_of(tables), store)

@@ -115,6 +115,14 @@ def test_the_document_says_the_limits_and_columns_of_this_service(document):
     assert needed == ["q"]
 
 
+def test_the_document_is_made_once_for_each_index(writing_app, monkeypatch):
+    client = writing_app.test_client()
+    first = client.get("/openapi.json")
+    monkeypatch.setattr("serving.openapi.document", lambda *given, **named: pytest.fail("it is made again"))
+    assert client.put("/items/i1", json={"brand": "a"}).status_code == 200
+    assert client.get("/openapi.json").data == first.data
+
+
 def references(schema):
     if isinstance(schema, dict):
         yield from [schema["$ref"]] if "$ref" in schema else []

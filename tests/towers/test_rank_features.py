@@ -171,6 +171,14 @@ def test_items_that_came_later_have_what_the_model_makes_of_them_and_nothing_els
     assert np.isnan(some[is_new, number:]).all()
 
 
+def test_candidates_of_which_all_came_later_have_features(features, events):
+    shortlist = shortlist_of(events, 3, 1_700_000_000 + 89 * DAY, [1, 2, 3])
+    found = features.of(replace(shortlist, rows=np.full(3, -1)))
+    number = features.names.index("follows_last")
+    np.testing.assert_array_equal(found[:, :number], features.of(shortlist)[:, :number])
+    assert np.isnan(found[:, number:]).all()
+
+
 def test_somebody_without_a_past_has_features_all_the_same(features, events):
     shortlist = shortlist_of(events, 3, 1_700_000_000 - 5, [1, 2, 3])
     assert not len(shortlist.history_rows)
