@@ -399,7 +399,7 @@ def traces_in(log: str) -> list[str]:
     for line in log.splitlines():
         if '"exception"' in line or line.startswith(("Traceback", "thread '")) or "panicked at" in line:
             with suppress(ValueError, KeyError, TypeError):
-                line = str(json.loads(line)["exception"])  # noqa: PLW2901
+                line = str(json.loads(line)["exception"])
             found[line] = None
     return list(found)
 

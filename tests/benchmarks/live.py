@@ -1,20 +1,15 @@
-"""A service under live writes: hot swaps that nobody notices, and `kill -9` that loses nothing that was acknowledged.
+"""A service under live writes: hot swaps that nobody notices. kills.py does the same under `kill -9`.
 
     python tests/benchmarks/live.py swaps [--swaps 1000] [--writes 100000] [--workers 2] [--clients 4]
-    python tests/benchmarks/live.py kills [--kills 50] [--workers 2] [--clients 4]
 
-Both run `towers serve` as it is, with real models that were not trained, and end with status 1 if a bar is missed.
+It runs `towers serve` as it is, with real models that were not trained, and ends with status 1 if a bar is missed.
 
-`swaps`: clients write (events, items put, changed and deleted) and after each write ask, over new connections, so that
+Clients write (events, items put, changed and deleted) and after each write ask, over new connections, so that
 any worker may answer, while `runs/production` goes to and fro between two bundles, each time until every worker has
 gone over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item
 is in it that the user had or that was deleted, if it is not full, or not in order. A part of the answers is afterwards
 compared with what a retriever of the same model answers at the same position of the log, and the last ones with those
 of an index made anew from tables that the log was folded into.
-
-`kills`: while clients write, workers and the master are killed in turn; whoever starts the service again, as an init
-system would, does it at once. Clients send again what was not acknowledged. At the end everything that was must be in
-the log once, and in the answers. The service is back when it answers a request for recommendations.
 """
 
 from __future__ import annotations
@@ -22,10 +17,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import random
-import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -53,9 +45,6 @@ from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from towers.bundle import ModelBundle
 
 K = 10
-SECONDS_BACK = 5.0
-"""The bar: how soon the service answers again after a kill."""
-
 _SECONDS_TO_ANSWER = 60
 _OWN_ITEMS = 40
 _SHARE_COMPARED = 0.02
@@ -71,7 +60,8 @@ class Tally:
     Attributes:
         num_writes: Writes that were acknowledged.
         num_answers: Answers that were looked at.
-        acknowledged: The keys of the events among the writes.
+        acknowledged: Each of them, as it was sent: method, path, body; and as it was answered.
+        refused: Writes that got 503 and were sent again.
         unanswered: Requests that got no answer at all.
         failed: Answers with an unexpected status.
         wrong: Answers that say what is not so.
@@ -80,7 +70,8 @@ class Tally:
 
     num_writes: int = 0
     num_answers: int = 0
-    acknowledged: set[str] = field(default_factory=set)
+    acknowledged: list[tuple[str, str, Any, dict[str, Any]]] = field(default_factory=list)
+    refused: int = 0
     unanswered: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -90,10 +81,10 @@ class Tally:
 class Service:
     """`towers serve`, started again whenever it ends."""
 
-    def __init__(self, folder: Path, workers: int, server: str) -> None:
+    def __init__(self, folder: Path, workers: int, server: str, live: str = "live.db") -> None:
         self.port = running.free_port()
         self._words = ["serve", "runs/production", "--port", str(self.port), "--workers", str(workers)]
-        self._words += ["--server", server, "--live", "live.db"]
+        self._words += ["--server", server, "--live", live]
         self._folder = folder
         self._is_wanted = True
         self.num_exchanged = 0
@@ -165,9 +156,27 @@ class Client(threading.Thread):
     """Someone who writes about people and items of his own, and asks after each write."""
 
     def __init__(
-        self, service: Service, tally: Tally, number: int, enough: Callable[[], bool], *, patient: bool
+        self,
+        service: Service,
+        tally: Tally,
+        number: int,
+        enough: Callable[[], bool],
+        *,
+        patient: bool,
+        may_be_old: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Take what to ask.
+
+        Args:
+            service: The service.
+            tally: Where what is found is noted.
+            number: Which of the clients this is.
+            enough: Whether to end.
+            patient: Whether what was not acknowledged is sent again.
+            may_be_old: Whether answers may be without the newest writes at present.
+        """
         super().__init__(daemon=True)
+        self._may_be_old = may_be_old
         self._service = service
         self._tally = tally
         self._name = f"c{number}"
@@ -211,7 +220,6 @@ class Client(threading.Thread):
         key = f"{self._name}-{self._num_events}"
         event = {"user_id": user, "item_id": item, "event_id": key}
         if self._write("POST", "/events", {"events": [event]}, (200,)):
-            self._tally.acknowledged.add(key)
             self._had[user].add(item)
         self._ask_for(user)
 
@@ -257,7 +265,7 @@ class Client(threading.Thread):
 
     def _expect(self, right: bool, otherwise: str) -> None:
         self._tally.num_answers += 1
-        if not right:
+        if not right and not self._may_be_old():
             self._tally.wrong.append(otherwise)
 
     def _write(self, method: str, path: str, body: Any, expected: tuple[int, ...]) -> bool:
@@ -266,6 +274,8 @@ class Client(threading.Thread):
             status, _, content = self._ask(method, path, body)
             if status in expected:
                 self._tally.num_writes += 1
+                if status != 404:
+                    self._tally.acknowledged.append((method, path, body, content))
                 self._position = max(self._position, content.get("position", 0))
                 return True
             if status and not (self._patient and status == 503):
@@ -273,6 +283,7 @@ class Client(threading.Thread):
                 return False
             if not self._patient:
                 return False
+            self._tally.refused += status == 503
             time.sleep(0.02)
 
     def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
@@ -329,9 +340,9 @@ def make_runs(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def served(folder: Path, given: argparse.Namespace) -> Iterator[Service]:
+def served(folder: Path, given: argparse.Namespace, live: str = "live.db") -> Iterator[Service]:
     """Run the service while the block runs."""
-    service = Service(folder, given.workers, given.server)
+    service = Service(folder, given.workers, given.server, live)
     try:
         service.wait()
         yield service
@@ -366,46 +377,6 @@ def swaps(folder: Path, given: argparse.Namespace) -> list[str]:
     return [*tally.failed, *tally.unanswered, *wrong]
 
 
-def kills(folder: Path, given: argparse.Namespace) -> list[str]:
-    """Kill workers and the master in turn under writes; return what went wrong."""
-    make_runs(folder)
-    tally, done, chance = Tally(), threading.Event(), random.Random(0)
-    seconds: dict[str, list[float]] = {"worker": [], "master": []}
-    with served(folder, given) as service:
-        clients = [Client(service, tally, number, done.is_set, patient=True) for number in range(given.clients)]
-        for client in clients:
-            client.start()
-        for number in range(given.kills):
-            what = "master" if number % 2 else "worker"
-            _let_all_start(service, given.workers)
-            time.sleep(chance.uniform(0.2, 1.0))
-            victim = service.process.pid if what == "master" else chance.choice(service.workers).pid
-            os.kill(victim, signal.SIGKILL)
-            seconds[what].append(service.wait())
-            _say(f"\r{number + 1} kills, {tally.num_writes:,} writes, back after {seconds[what][-1]:.1f} s ")
-        done.set()
-        for client in clients:
-            client.join()
-        for client in clients:
-            client.check_everyone()
-        lost = _lost(folder, tally)
-    _say("\n")
-    for what, times in seconds.items():
-        if times:
-            print(f"{what}: {len(times)} kills, back in {np.median(times):.2f} s (median), {max(times):.2f} s at most")
-    print(
-        f"{tally.num_writes:,} writes acknowledged, {len(lost)} of them lost or doubled; {tally.num_answers:,} checks "
-        f"of answers, {len(tally.wrong)} wrong, {len(tally.failed)} failed; {len(tally.unanswered)} requests cut off"
-    )
-    late = [
-        f"{what}: back after {one:.2f} s, expected {SECONDS_BACK} at most"
-        for what, times in seconds.items()
-        for one in times
-        if one > SECONDS_BACK
-    ]
-    return [*lost, *tally.wrong, *tally.failed, *late]
-
-
 def _swap(service: Service, folder: Path, target: Path, num_workers: int) -> None:
     """Move the link, and wait until every worker went over."""
     expected = service.num_exchanged + num_workers
@@ -415,12 +386,6 @@ def _swap(service: Service, folder: Path, target: Path, num_workers: int) -> Non
         if time.monotonic() > deadline:
             raise SystemExit("not every worker went over:\n" + "".join(service.said[-30:]))
         time.sleep(0.005)
-
-
-def _let_all_start(service: Service, num_workers: int) -> None:
-    deadline = time.monotonic() + _SECONDS_TO_ANSWER
-    while len(service.workers) < num_workers and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _compared(folder: Path, bundles: dict[str, Path], tally: Tally) -> list[str]:
@@ -465,16 +430,6 @@ def _is_alike(items: list[tuple[Any, float]], expected: list[tuple[Any, float]])
     return sure <= {item for item, _ in items}
 
 
-def _lost(folder: Path, tally: Tally) -> list[str]:
-    """Return which acknowledged events are not in the log exactly once."""
-    connection = sqlite3.connect(folder / "live.db")
-    keys = [key for (key,) in connection.execute("SELECT key FROM log WHERE key IS NOT NULL")]
-    connection.close()
-    there = set(keys)
-    lost = [f"lost: {key}" for key in sorted(tally.acknowledged) if f"named {key}" not in there]
-    return lost + [f"doubled: {key}" for key in there if len(keys) != len(there) and keys.count(key) > 1]
-
-
 def _say(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
@@ -483,16 +438,15 @@ def _say(text: str) -> None:
 def main() -> int:
     """Run what the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("swaps", "kills"))
+    parser.add_argument("what", choices=("swaps",))
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--writes", type=int, default=100_000)
-    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--server", choices=("granian", "gunicorn"), default="granian")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="live-") as folder:
-        bad = {"swaps": swaps, "kills": kills}[given.what](Path(folder), given)
+        bad = swaps(Path(folder), given)
     for line in bad[:20]:
         print(line)
     return 1 if bad else 0
