@@ -55,7 +55,7 @@ STARTED = "started"
 
 _SECONDS_TO_TRY_AGAIN = 5
 _log = logging.getLogger(__name__)
-_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")  # noqa: S108 (`mkdtemp` makes a folder there that nobody else can enter)
 _SHARED = "towers-server-"
 _LOCK = "server"
 _PR_SET_PDEATHSIG = 1
@@ -86,7 +86,7 @@ def find_port(settings: ServingConfig) -> int:
 
 def address_of(settings: ServingConfig) -> str:
     """Return the address of the service as a browser takes it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 (nothing is bound)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 

@@ -19,7 +19,7 @@ from features.config import StrictTable
 ROOT = Path(__file__).parents[1]
 ROOMS = ("features", "towers", "training", "serving")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-TOP_LEVEL = {"Makefile", "LICENSE", "README.md", "pyproject.toml", "docs", "notebooks", "tests", *ROOMS}
+TOP_LEVEL = {"Makefile", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml", "docs", "notebooks", "tests", *ROOMS}
 
 
 def imported(path: Path) -> set[str]:

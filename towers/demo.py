@@ -227,7 +227,8 @@ class Service:
         return self._answer(path, content.encode())
 
     def _answer(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        request = Request(f"{self.address}{path}", body, {"Content-Type": "application/json"} if body else {})
+        headers = {"Content-Type": "application/json"} if body else {}
+        request = Request(f"{self.address}{path}", body, headers)  # noqa: S310 (the service that was just started)
         # This machine asks itself, whatever proxy the environment names.
         with build_opener(ProxyHandler({})).open(request, timeout=30) as response:
             answer: dict[str, Any] = json.load(response)

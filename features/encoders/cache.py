@@ -52,7 +52,8 @@ class VectorCache:
             for begin in range(0, len(keys), AT_ONCE):
                 asked = keys[begin : begin + AT_ONCE]
                 marks = ",".join("?" * len(asked))
-                for key, vector in file.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", asked):
+                question = f"SELECT key, vector FROM vectors WHERE key IN ({marks})"  # noqa: S608 (question marks only)
+                for key, vector in file.execute(question, asked):
                     found[by_key[key]] = np.frombuffer(vector, dtype="<f4").astype(np.float32)
         return found
 

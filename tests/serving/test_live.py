@@ -238,7 +238,8 @@ def test_an_item_that_was_put_several_times_can_be_filtered_by_its_id(store):
     for title in ("Chair", "Lamp", "Table"):
         store.append([put("new-1", title), put("new-2", title)])
         retriever = live.current()
-        for where, expected in (({"item_id": "new-1"}, {"new-1"}), ({"item_id": {"not": [*ITEMS, "new-1"]}}, {"new-2"})):
+        cases = [({"item_id": "new-1"}, {"new-1"}), ({"item_id": {"not": [*ITEMS, "new-1"]}}, {"new-2"})]
+        for where, expected in cases:
             answer = retriever.recommend(106, Wanted(10, where=retriever.filters.of(where)))
             assert {item.item_id for item in answer.items} == expected
 
