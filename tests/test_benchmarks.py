@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import json
+import random
+import socket
 import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from werkzeug.serving import WSGIRequestHandler, make_server
 
-from tests.benchmarks import ablations, duplicates, encoding, evenness, leads, quantisation, ranker, speed, text_search
+from serving.app import create_app
+from serving.config import ServingConfig
+from tests.benchmarks import (
+    ablations,
+    duplicates,
+    encoding,
+    evenness,
+    fuzz,
+    kills,
+    leads,
+    quantisation,
+    ranker,
+    soak,
+    speed,
+    text_search,
+)
+from tests.benchmarks.fuzz_requests import Maker, Message
+from tests.benchmarks.harness import Answer, Reader, make_keys, request_bytes, traces_in
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.config import RunConfig
@@ -349,3 +377,179 @@ def test_a_lead_is_that_on_the_same_questions_in_the_mean_over_seeds() -> None:
     first, second = leads.leads(found, "ours")
     assert "0.8750" in first
     assert f"lead {0.875 - 0.5 / ideal:+.4f}" in second
+
+
+@pytest.mark.parametrize("benchmark", [fuzz, kills, soak], ids=["fuzz", "kills", "soak"])
+def test_an_attack_says_what_it_does_and_when_it_fails(
+    benchmark, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        benchmark.main()
+    said = capsys.readouterr().out
+    assert benchmark.__doc__.splitlines()[0] in said
+    assert "with status 1" in said
+
+
+class _KeepsAlive(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, *_: Any) -> None:
+        pass
+
+    log = log_request
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[int]:
+    """Run an application in this process while the block runs, and yield the port."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_KeepsAlive)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def broken_app(environ, start_response):
+    """Answers right things wrong: a stack trace, and no problem."""
+    start_response("500 Oh", [("Content-Type", "text/html"), ("Content-Length", "33")])
+    return [b"Traceback (most recent call last)"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> SimpleNamespace:
+    """A service in this process with keys and live writes, its keys and its document."""
+    from tests.serving.test_openapi import make_shop
+
+    folder = tmp_path_factory.mktemp("attacked")
+    keys = make_keys(folder)
+    settings = ServingConfig(keys=str(folder / "keys.toml"), live=str(folder / "live.db"))
+    app = create_app(make_shop(), settings)
+    headers = {"Authorization": f"Bearer {keys['read']}"}
+    return SimpleNamespace(app=app, keys=keys, document=app.test_client().get("/openapi.json", headers=headers).json)
+
+
+def attacked(app: Any, written: SimpleNamespace, path: Path, requests: int) -> fuzz.Found:
+    """What the fuzzer finds in an application with its first requests."""
+    found = fuzz.Found(path)
+    with listening(app) as port:
+        server = SimpleNamespace(port=port)
+        client = fuzz.Client(server, written.keys, written.document, 0, 0, found, threading.Event())
+        for client.num_sent in range(requests):
+            client._send_one()
+        client._close()
+    return found
+
+
+def test_the_fuzzer_finds_nothing_in_the_service_and_everything_in_one_that_is_broken(written, tmp_path, monkeypatch):
+    # What is no HTTP at all is for the production server, which does not run here.
+    monkeypatch.setattr(fuzz, "broken", lambda wire, chance: wire)
+    monkeypatch.setattr(fuzz, "_SECONDS_UNTIL_CLOSED", 0.05)
+    found = attacked(written.app, written, tmp_path / "right.jsonl", 120)
+    assert found.failures == []
+    statuses = {status for _, status in found.counts}
+    assert {200, 401, 422} <= statuses
+    assert {kind for kind, _ in found.counts} >= {"valid", "mutated", "wire"}
+    found = attacked(broken_app, written, tmp_path / "wrong.jsonl", 10)
+    assert {check for check, _ in found.failures} >= {"no 500", "no stack trace", "errors are problems"}
+    lines = [json.loads(line) for line in (tmp_path / "wrong.jsonl").read_text().splitlines()]
+    assert len(lines) == len(found.failures)
+    assert not [line for line in lines if written.keys["write"] in json.dumps(line)]
+
+
+def test_the_same_seed_makes_the_same_requests_of_each_operation(written):
+    def first(seed):
+        return Maker(written.document, random.Random(seed)).make().wire()
+
+    assert [first(seed) for seed in range(40)] == [first(seed) for seed in range(40)]
+    maker = Maker(written.document, random.Random(0))
+    asked = {maker.valid().operation for _ in range(300)}
+    assert asked == {(path, method) for path, methods in written.document["paths"].items() for method in methods}
+
+
+@pytest.mark.parametrize(
+    ("message", "answer", "check"),
+    [
+        (Message("GET", "/search", role="read"), Answer(0, {}, b"", 9.0, "silent"), "answers within 3 s"),
+        (Message("GET", "/search", role="read"), Answer(0, {}, b"", 0.1, "closed"), "whole answers"),
+        (Message("GET", "/search", role="none"), Answer(200, {}, b"{}", 0.1, "whole"), "keys"),
+        (Message("PUT", "/items/p1", role="read"), Answer(201, {}, b"{}", 0.1, "whole"), "keys"),
+        (Message("GET", "/a", role="read"), Answer(502, {}, b"", 0.1, "whole"), "no 500"),
+        (Message("GET", "/a", role="read"), Answer(404, {}, b"{}", 0.1, "whole"), "errors are problems"),
+    ],
+)
+def test_the_fuzzer_knows_what_is_wrong(message, answer, check):
+    assert check in {failed for failed, _ in fuzz.problems(message, answer)}
+
+
+def test_answers_are_read_as_they_come_whatever_their_framing():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+            b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nno"
+        )
+        theirs.shutdown(socket.SHUT_WR)
+        reader, now = Reader(ours), time.monotonic()
+        first, second = reader.read(now, 5), reader.read(now, 5)
+        assert (first.status, first.body, second.status, second.body) == (200, b"ok", 404, b"abc")
+        assert reader.read(now, 5, is_head=True).end == "whole"
+        last = reader.read(now, 5)
+        assert (last.status, last.end) == (200, "closed")
+
+
+def test_stack_traces_are_found_in_both_forms_of_a_log():
+    lines = [json.dumps({"message": "x", "exception": "Traceback\nValueError"}), "Traceback (most recent", "fine"]
+    assert len(traces_in("\n".join(lines))) == 2
+    assert traces_in('{"message": "an exception"}') == []
+
+
+def test_a_write_that_is_lost_elsewhere_or_doubled_is_noticed():
+    event = ("POST", "/events", {"events": [{"event_id": "e1"}]}, {"accepted": 1, "position": 3})
+    put = ("PUT", "/items/p1", {"title": "a"}, {"item_id": "p1", "position": 4})
+    rows = {3: ("event", {}, "named e1"), 4: ("item", {"item_id": "p1", "cells": {"title": "a"}}, None)}
+    tally = SimpleNamespace(acknowledged=[event, put])
+    assert kills._lost(rows, tally) == []
+    assert len(kills._lost({}, tally)) == 2
+    assert len(kills._lost({**rows, 4: ("item", {"item_id": "p1", "cells": {"title": "b"}}, None)}, tally)) == 1
+    assert len(kills._lost({5: rows[3], 4: rows[4]}, tally)) == 1
+    assert len(kills._lost({**rows, 9: rows[3]}, tally)) == 2  # it is there twice, and not where it was acknowledged
+    again = ("POST", "/events", event[2], {"accepted": 0, "repeated": 1, "position": 7})
+    assert kills._lost(rows, SimpleNamespace(acknowledged=[event, again])) == []
+    other = ("PUT", "/items/p2", {"title": "a"}, {"item_id": "p2", "position": 4})
+    assert any("two at one position" in line for line in kills._lost(rows, SimpleNamespace(acknowledged=[put, other])))
+
+
+def test_an_open_loop_holds_its_rate_and_counts_from_the_moment_a_request_was_due():
+    def app(environ, start_response):
+        is_bad = environ["PATH_INFO"] == "/bad"
+        start_response("404 Not Found" if is_bad else "200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    with listening(app) as port:
+        wires = [("known", request_bytes("GET", "/good")), ("bad", request_bytes("GET", "/bad"))]
+        load = soak.Load(port, wires, 4)
+        record = load.run(1.0, 100)
+        load.close()
+    assert 60 < len(record.seconds) + len(record.failures) < 150
+    assert 20 < len(record.failures) < 110
+    assert all("404" in said for _, said in record.failures)
+    assert 0 < np.median(record.seconds) < 0.5
+
+
+def test_a_soak_says_what_each_ten_seconds_were_like_and_draws_it(tmp_path: Path):
+    record = soak.Record(array("d", [1.0, 2.0, 11.0]), array("f", [0.001, 0.003, 0.5]), [(12.0, "known: 503")])
+    memory = SimpleNamespace(samples={1: [(0.0, 2**20), (15.0, 3 * 2**20)]})
+    rows = list(soak.rows_of(record, memory, 20.0))
+    assert [row["rate"] for row in rows] == [0.2, 0.1]
+    assert [row["failures"] for row in rows] == [0, 1]
+    assert [row["worker_0_mib"] for row in rows] == [1.0, 3.0]
+    assert rows[0]["p50_ms"] == pytest.approx(2.0, abs=1e-3)
+    assert soak.p99_of(record, 10, 20) == pytest.approx(500)
+    soak.draw(rows, tmp_path / "soak.png", "a title")
+    assert (tmp_path / "soak.png").stat().st_size > 5_000

@@ -244,7 +244,7 @@ def gpus() -> list[str]:
     """Return a line for each NVIDIA GPU that the driver knows: name, memory, driver."""
     try:
         ended = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
+            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],  # noqa: S607
             capture_output=True,
             text=True,
             timeout=30,

@@ -85,6 +85,8 @@ class _Connection:
     def __init__(self, port: int) -> None:
         self._port = port
         self.kind, self.wire, self.due, self.sent = "", b"", 0.0, 0.0
+        self.ends = False
+        self._is_used = False
         self._got = b""
         self.socket = self._opened()
 
@@ -110,12 +112,20 @@ class _Connection:
         if length is None or len(body) < int(length[1]):
             return None
         status = _STATUS.match(head)
+        self._is_used = True
+        self.ends = b"\r\nconnection: close" in head.lower()
         return int(status[1]) if status else 0
+
+    @property
+    def may_have_been_idle(self) -> bool:
+        """Whether the service may have closed it for being idle, before it saw the request, so that it is sent again."""
+        return self._is_used and not self._got
 
     def reopen(self) -> None:
         """Open it again."""
         with suppress(OSError):
             self.socket.close()
+        self.ends = self._is_used = False
         self.socket = self._opened()
 
     def _opened(self) -> socket.socket:
@@ -218,18 +228,25 @@ class Load:
         try:
             status = connection.receive()
         except OSError as error:
+            selector.unregister(connection.socket)
+            if connection.may_have_been_idle:
+                connection.reopen()
+                connection.send(connection.kind, connection.wire, connection.due, now)
+                selector.register(connection.socket, selectors.EVENT_READ, connection)
+                return
             status = 0
             record.failures.append((connection.due, f"{connection.kind}: {error}"))
-        if status is None:
-            return
-        selector.unregister(connection.socket)
+        else:
+            if status is None:
+                return
+            selector.unregister(connection.socket)
         busy.discard(connection)
         if status in (200, 201):
             record.due.append(connection.due)
             record.seconds.append(now - connection.due)
         elif status:
             record.failures.append((connection.due, f"{connection.kind}: {status} to {connection.wire[:120]!r}"))
-        else:
+        if connection.ends or not status:
             connection.reopen()
         idle.append(connection)
 
