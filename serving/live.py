@@ -18,6 +18,7 @@ from features.errors import DataError
 from features.rows import fitting_rows
 from features.schema import ITEM_ID
 from features.tables import Catalog
+from serving.errors import NotReady
 from serving.filters import Filters
 from serving.ids import ExternalId
 from serving.index import ItemIndex, check_unit_length
@@ -41,6 +42,7 @@ class Live:
         self._store = store
         self._version: object = None
         self._turn = threading.Lock()
+        self._num_failed = 0
         self._ground = _ground(base)
         # Whatever the clock says: what is written while an index is served is not in its tables.
         store.clock.pass_over(base.snapshot.seal.events_until)
@@ -64,8 +66,15 @@ class Live:
         Raises:
             NotReady: The log cannot be read.
         """
+        num_failed = self._num_failed
         with self._turn:
-            version = self._store.version()
+            if num_failed != self._num_failed:  # who was waited for could not read it, so it is not waited for again
+                raise NotReady("the log of live writes cannot be read")
+            try:
+                version = self._store.version()
+            except NotReady:
+                self._num_failed += 1
+                raise
             if version != self._version:
                 self._catch_up()
                 self._version = version

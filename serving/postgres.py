@@ -7,7 +7,8 @@ one later. After a loss of the connection the next request opens another.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from features.errors import DataError, needing
@@ -18,8 +19,10 @@ from serving.store import Appended, Record, RisingClock, State, Write, not_befor
 if TYPE_CHECKING:
     from psycopg import Connection
 
-_SECONDS_TO_CONNECT = 5
-_SECONDS_TO_WAIT = 15
+# A request that waits for the database holds a turn, and one that stands still must not hold all of them.
+_SECONDS_TO_CONNECT = 2
+_SECONDS_TO_READ = 1.0
+_SECONDS_TO_WRITE = 2.0
 # Any number that others are not likely to choose.
 _LOCK = 0x746F7765
 _SCHEMA = """
@@ -59,7 +62,8 @@ class PostgresStore:
         self._address = address
         self._error = psycopg.Error
         self.clock = RisingClock()
-        self._writer, self._reader = _Line(self._connect), _Line(self._connect)
+        self._writer = _Line(lambda: self._connect(_SECONDS_TO_WRITE))
+        self._reader = _Line(lambda: self._connect(_SECONDS_TO_READ))
         if not create:
             return
         try:
@@ -112,44 +116,87 @@ class PostgresStore:
         except self._error as error:
             raise NotReady(f"the log of live writes cannot be {what}", error) from None
 
-    def _connect(self) -> Connection[Any]:
-        import psycopg
-
-        return psycopg.connect(
+    def _connect(self, seconds: float) -> Connection[Any]:
+        return _impatient(seconds).connect(
             self._address,
             autocommit=True,
             connect_timeout=_SECONDS_TO_CONNECT,
             client_encoding="utf8",
             # Whatever the server's own settings are: acknowledged means on the disk, and nobody waits for ever.
-            options=f"-c synchronous_commit=on -c statement_timeout={_SECONDS_TO_WAIT}s",
+            options=f"-c synchronous_commit=on -c statement_timeout={seconds:g}s",
         )
 
 
+def _impatient(seconds: float) -> type[Connection[Any]]:
+    """Return a class of connections that are closed where the server does not answer in time.
+
+    The server's own `statement_timeout` does not help where the server, or the network, stands still.
+    """
+    from psycopg import Connection, OperationalError
+
+    def within(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        ends = time.monotonic() + seconds
+        try:
+            wanted = next(steps)
+            while True:
+                ready = yield wanted
+                if time.monotonic() > ends:
+                    raise OperationalError(f"the database did not answer within {seconds:g} s")
+                wanted = steps.send(ready)
+        except StopIteration as ended:
+            return ended.value
+
+    class Impatient(Connection[Any]):
+        def wait(self, gen: Any, *given: Any, **named: Any) -> Any:
+            try:
+                return super().wait(within(gen), *given, **named)
+            except OperationalError:
+                self.close()  # or the end of the transaction would be waited for as well
+                raise
+
+    return Impatient
+
+
 class _Line:
-    """One connection, for one thread at a time; opened when it is needed, and again after it broke."""
+    """One connection, for one thread at a time; opened when it is needed, and again after it broke.
+
+    While it is broken one thread at a time tries it, and the others are told at once.
+    """
 
     def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
         self._connect = connect
         self._connection: Connection[Any] | None = None
         self._turn = threading.Lock()
-        self._is_closed = False
+        self._is_closed = self._is_broken = False
+        self._num_broken = 0
 
     def do(self, action: Callable[[Connection[Any]], Result]) -> Result:
         """Return what an action on the connection does."""
         from psycopg import Error, OperationalError
 
-        with self._turn:
+        num_broken = self._num_broken
+        if not self._turn.acquire(blocking=not self._is_broken):
+            raise OperationalError("the database is out of reach")
+        try:
             if self._is_closed:
                 raise OperationalError("the log was closed")
+            if num_broken != self._num_broken and self._is_broken:
+                raise OperationalError("the database is out of reach")
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
-            try:
-                return action(self._connection)
-            except Error:
-                # The next one begins anew, perhaps with a server that takes writes where this one was made to take
-                # none; whether this one was done nobody knows, so it is not tried again.
+            found = action(self._connection)
+            self._is_broken = False
+            return found
+        except Error as error:
+            # The next one begins anew, perhaps with a server that takes writes where this one was made to take none;
+            # whether this one was done nobody knows, so it is not tried again.
+            self._is_broken = isinstance(error, OperationalError)
+            self._num_broken += self._is_broken
+            if self._connection is not None:
                 self._connection.close()
-                raise
+            raise
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Close it for good."""

@@ -190,15 +190,28 @@ class _KeptUp:
     def __init__(self, live: Live) -> None:
         self._live = live
         self._next_word = self._next_look = 0.0
+        self._is_away = False
+        self._looking = threading.Lock()
 
     def __call__(self) -> Retriever:
-        if time.monotonic() < self._next_look:
+        if not self._is_away:
+            return self._current()
+        # Not with each request, and one at a time: one that waits for the log must not keep the others waiting.
+        if time.monotonic() < self._next_look or not self._looking.acquire(blocking=False):
             return self._live.latest
         try:
-            return self._live.current()
+            return self._current()
+        finally:
+            self._looking.release()
+
+    def _current(self) -> Retriever:
+        try:
+            retriever = self._live.current()
+            self._is_away = False
+            return retriever
         except NotReady as error:
-            # Not with each request: one that waits for a file that is locked keeps the others waiting.
             self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+            self._is_away = True
             if time.monotonic() >= self._next_word:
                 self._next_word = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 _log.error("answers are without the newest live writes: %s", error)

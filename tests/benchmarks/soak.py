@@ -118,7 +118,7 @@ class _Connection:
 
     @property
     def may_have_been_idle(self) -> bool:
-        """Whether the service may have closed it for being idle, before it saw the request, so that it is sent again."""
+        """Whether the service may have closed it for being idle before the request came, so that it is sent again."""
         return self._is_used and not self._got
 
     def reopen(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -19,6 +20,7 @@ from features.sequences import UNKNOWN_TIME
 from features.tables import read_tables
 from serving import live as live_module
 from serving import overlay as overlay_module
+from serving.errors import NotReady
 from serving.folding import fold
 from serving.index import ItemIndex
 from serving.kinds import Plan
@@ -27,6 +29,7 @@ from serving.offline import make_shortlists
 from serving.retriever import Retriever
 from serving.rules import Boost, Rules
 from serving.snapshot import Snapshot
+from serving.source import _KeptUp
 from serving.store import SqliteStore, Write
 from serving.tuning import Chosen
 from serving.wanted import Person, Wanted
@@ -469,3 +472,27 @@ def test_a_real_model_answers_as_one_whose_index_was_made_anew(pristine, store, 
 def test_the_plan_of_a_large_index_still_decides(store):
     base = base_of(shop(), GRAPH)
     assert not Live(base, store).current().index.is_exact
+
+
+def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch):
+    kept_up = _KeptUp(Live(base_of(shop()), store))
+    looked = []
+
+    def version():
+        looked.append(True)
+        time.sleep(0.2)
+        raise NotReady("it stands still")
+
+    monkeypatch.setattr(store, "version", version)
+    for _ in range(2):  # all wait for the first, and nobody once it is known
+        began, threads = time.monotonic(), [threading.Thread(target=kept_up) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(looked) <= 4
+        assert time.monotonic() - began < 1
+        looked.clear()
+    monkeypatch.undo()
+    store.append([put("new-1")])
+    assert kept_up().items.row("new-1") is not None

@@ -237,6 +237,28 @@ def test_a_log_that_is_closed_or_broken_says_so_instead_of_losing_a_write(addres
             asked()
 
 
+def test_a_database_that_stands_still_is_not_waited_for(postgres, monkeypatch):
+    import psycopg
+
+    for name in ("_SECONDS_TO_READ", "_SECONDS_TO_WRITE"):
+        monkeypatch.setattr(f"serving.postgres.{name}", 0.3)
+    store = open_store(postgres)
+    held = psycopg.connect(postgres)
+    held.execute("LOCK TABLE towers_log IN ACCESS EXCLUSIVE MODE")
+    # Not even the server's own time limit: what stands still does not look at its clock.
+    began = time.monotonic()
+    for ask in (store.version, lambda: store.append([event(1, "still")])):
+        connection = store._reader if ask == store.version else store._writer
+        connection.do(lambda one: one.execute("SET statement_timeout = 0"))
+        with pytest.raises(NotReady, match=r"did not answer within 0\.3 s"):
+            ask()
+    assert time.monotonic() - began < 2
+    held.close()
+    store.version()
+    assert store.append([event(1, "goes on")]).position > 0
+    store.close()
+
+
 def test_after_the_database_closed_a_connection_the_next_request_opens_another(postgres):
     import psycopg
 
