@@ -26,6 +26,7 @@ from serving.snapshot import FOLDER
 from serving.store import Store
 from serving.wanted import Person
 from towers.manifest import MANIFEST, BundleError
+from towers.process import release_memory
 from towers.ranker import FOLDER as RANKER
 from towers.ranker import NAME as RANKER_SEAL
 
@@ -105,6 +106,7 @@ class Source:
             return False
         self._served, self._identity = served, identity
         self._on_open(retriever)
+        release_memory()
         _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
         return True
 

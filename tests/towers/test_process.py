@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from towers.process import (
@@ -13,6 +14,7 @@ from towers.process import (
     available_cores,
     own_python,
     prepared_environment,
+    release_memory,
     restart_prepared,
     uses_glibc,
 )
@@ -141,3 +143,14 @@ def test_the_module_imports_nothing_from_its_working_folder_before_or_after_it_s
 def test_a_checkout_that_is_not_installed_still_finds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     assert own_python("-m", "towers") == [sys.executable, "-m", "towers"]
+
+
+@needs_glibc
+def test_memory_between_pieces_that_are_in_use_is_given_back():
+    pieces = [bytearray(4000) for _ in range(30_000)]
+    kept = pieces[::1000]
+    before = psutil.Process().memory_info().rss
+    del pieces
+    release_memory()
+    assert before - psutil.Process().memory_info().rss > 80_000_000
+    assert len(kept) == 30
