@@ -342,7 +342,7 @@ class Swaps:
             done = running.towers(folder, "index", str(bundle), "--live", "live.db")
             if done.returncode:
                 self._found.fail("the fuzzer itself", f"towers index: {done.stdout} {done.stderr}")
-        move_link(folder / "runs" / "latest", self._bundles[self.num % 2])
+        move_link(folder / "runs" / "production", self._bundles[self.num % 2])
 
 
 def fuzz(given: argparse.Namespace, folder: Path) -> int:

@@ -67,7 +67,7 @@ def write_rich_shop(folder: Path) -> None:
 
 
 def make_bundles(folder: Path) -> list[Path]:
-    """Write tables and two bundles with indexes, `runs/latest` the first of them; return the bundles.
+    """Write tables and two bundles with indexes, `runs/production` the first of them; return the bundles.
 
     The first has a learned ranker, the second reads the time of the request.
     """
@@ -78,7 +78,7 @@ def make_bundles(folder: Path) -> list[Path]:
         if path.name == "ranked":
             add_ranker(path)
         build_index(ModelBundle.open(path), {})
-    move_link(folder / "runs" / "latest", paths[0])
+    move_link(folder / "runs" / "production", paths[0])
     return paths
 
 
@@ -100,7 +100,7 @@ class Server:
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], bundle: str = "runs/latest", cores: set[int] | None = None
+        self, folder: Path, settings: dict[str, Any], bundle: str = "runs/production", cores: set[int] | None = None
     ) -> None:
         self.folder = folder
         self.port = int(settings.get("port", running.free_port()))
@@ -166,7 +166,7 @@ class Server:
 
 @contextmanager
 def serving(
-    folder: Path, settings: dict[str, Any], bundle: str = "runs/latest", cores: set[int] | None = None
+    folder: Path, settings: dict[str, Any], bundle: str = "runs/production", cores: set[int] | None = None
 ) -> Iterator[Server]:
     """Run a server while the block runs."""
     server = Server(folder, settings, bundle, cores)

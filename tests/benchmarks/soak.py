@@ -267,7 +267,7 @@ class Load:
 
 
 def make_shop(folder: Path, num_users: int, num_items: int) -> list[Path]:
-    """Write a shop and two bundles of it with indexes, `runs/latest` the first of them; return the bundles."""
+    """Write a shop and two bundles of it with indexes, `runs/production` the first of them; return the bundles."""
     running.write_small_shop(folder / "data", num_users, num_items, 20 * num_users)
     words = [f"--{name}=data/{name}.parquet" for name in ("interactions", "items", "users")]
     done = running.towers(folder, "init", *words)
@@ -280,7 +280,7 @@ def make_shop(folder: Path, num_users: int, num_items: int) -> list[Path]:
         write_untrained(folder / "runs" / name, folder, settings, seed)
         build_index(ModelBundle.open(folder / "runs" / name), {})
         paths.append(folder / "runs" / name)
-    move_link(folder / "runs" / "latest", paths[0])
+    move_link(folder / "runs" / "production", paths[0])
     return paths
 
 
@@ -394,7 +394,7 @@ def soak(given: argparse.Namespace, folder: Path) -> int:
     def swap() -> None:
         nonlocal num_swaps
         num_swaps += 1
-        move_link(folder / "runs" / "latest", bundles[num_swaps % 2])
+        move_link(folder / "runs" / "production", bundles[num_swaps % 2])
 
     settings = {"workers": given.workers, "server": given.server, "live": "live.db", "watch_seconds": 1}
     with serving(folder, settings, cores=cores) as server:
