@@ -202,6 +202,9 @@ def test_senders_who_stall_keep_nobody_waiting_and_what_was_begun_is_finished_be
             if turn % len(STALLED) in (1, 2):  # of the others the headers have longer, or they were answered
                 while connection.recv(4096):
                     pass
+        deadline = time.monotonic() + 20
+        while served.metric('towers_refused_total{reason="slow"}') < 40 and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert served.metric('towers_refused_total{reason="slow"}') == 40
 
         slow = [Slow(served) for _ in range(16)]
