@@ -1,6 +1,7 @@
 """From raw tables to batches: everything that is known about users, items and what they did.
 
 - `config`, `errors`: strict settings; `DataError`, what the user can mend; `messages`: what such errors quote.
+- `redaction`: text without the secrets in it.
 - `documents`: a folder of texts as a table of passages.
 - `distinct`, `numbers`, `times`, `lists`, `readings`: what text cells say, decided by the column and kept.
 - `table_files`, `tables`: CSV and Parquet to `Interactions`, `Catalog` and `Users`, checked at the edge.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -9,11 +10,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from features.errors import DataError
+from features.messages import shown
 
 Kind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
 TimeFormatName = Annotated[
     str, Field(pattern=r"^(iso|dmy|mdy|digits|seconds|milliseconds|microseconds|nanoseconds|excel|.*%.*)$")
 ]
+
+
+# Strict, so that no two libraries can take such an address for different hosts.
+_ADDRESS = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?(?:/[\w.~%+/-]*)?", re.ASCII)
 
 
 class StrictTable(BaseModel):
@@ -89,7 +95,8 @@ class EncoderSettings(StrictTable):
     bundled: bool = True
     """Whether the bundle holds the model's files. Otherwise it names their digest, and whoever opens it needs them."""
     url: str | None = None
-    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here."""
+    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here. Whoever serves
+    the bundle must allow its host, and `key_variable`, in serving.toml."""
     protocol: Literal["openai", "cohere"] = "openai"
     """What the service speaks: OpenAI's `POST /embeddings`, as most do, or Cohere's `POST /embed`."""
     key_variable: str | None = None
@@ -108,6 +115,11 @@ class EncoderSettings(StrictTable):
         if set_in_vain:
             what = "a service, and there is no url" if self.url is None else "a model here, and there is a url"
             raise ValueError(f"{', '.join(set_in_vain)}: for {what}; leave it out")
+        if self.url is not None and not _is_address(self.url):
+            raise ValueError(
+                "url: expected https://HOST/PATH (or http://HOST:PORT/PATH) without a user, a password or a query, "
+                "which the bundle would carry; put the key into an environment variable and name it in key_variable"
+            )
         if not self.is_trained and (self.lora_rank or self.pooling == "attention"):
             raise ValueError('lora_rank and pooling = "attention" are trained, and trained_layers is 0; raise it')
         if self.is_trained and self.precision == "int8":
@@ -235,6 +247,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not valid TOML: {error}") from None
 
 
+def _is_address(url: str) -> bool:
+    found = _ADDRESS.fullmatch(url)
+    return found is not None and int(found[1] or 0) <= 65_535
+
+
 def _say(mistake: Any) -> str:
     if mistake["type"] == "extra_forbidden":
         return "no such setting (misspelt?); remove it"
@@ -242,4 +259,4 @@ def _say(mistake: Any) -> str:
         return "missing; give it a value"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
-    return f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}, found {mistake['input']!r}"
+    return f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}, found {shown(mistake['input'])}"

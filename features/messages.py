@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from features.redaction import redacted
+
 _MAX_SHOWN = 60
 # Comparing names takes time that grows with the product of their lengths.
 _MAX_COMPARED = 100
@@ -18,6 +20,9 @@ _MAX_COMPARED = 100
 
 class _Short(reprlib.Repr):
     """Without sorting what is not shown."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(redacted(x), level)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
@@ -28,8 +33,9 @@ _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxlong, _short.maxother
 
 
 def shown(value: Any) -> str:
-    """Return a value as Python writes it, characters that do not print escaped, cut to about 60 characters."""
+    """Return a value as Python writes it, without passwords, what does not print escaped, cut to about 60."""
     if isinstance(value, str):
+        value = redacted(value)  # before it is cut, which would take away what a password is known by
         return repr(value) if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]!r}... ({len(value):,} characters)"
     return cut(_short.repr(value), _MAX_SHOWN)
 

@@ -77,7 +77,8 @@ def create_app(
     register_guards(app, guards)
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
     answers = Answers(Contract.of(settings), on_fallback, on_rerank)
-    store = None if settings.live is None else open_store(settings.live, create=shared is None)
+    live = settings.live
+    store = None if live is None else open_store(live.get_secret_value(), create=shared is None)
     kept = None if copies is None else PrivateCopies(copies)
     opened = _source(source, settings, partial(_tell, metrics), store, kept, LastServed(shared))
     documents = Documents(answers.contract, takes_writes=store is not None)
@@ -138,6 +139,7 @@ def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> 
         filter_columns=settings.filter_columns,
         rerank=partial(_reranking, settings),
         copies=copies,
+        trust=settings.trust,
     )
     retriever.work_together(settings.threads, settings.batching)
     return retriever

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from features.redaction import has_password
 from serving.config import PRODUCTION, ServingConfig, read_settings
 from serving.kinds import KINDS, Kind
 
@@ -36,6 +37,7 @@ _tables = {
 )
 @click.option("--kind", type=click.Choice(KINDS), help="How to search; with --recall, the only kind that is tuned.")
 @click.option("--live", metavar="STORE", help="Fold in what a service has been written: its setting `live`.")
+@_config
 @click.option(
     "--shortlists",
     metavar="N",
@@ -51,6 +53,7 @@ def index(
     recall: float | None,
     kind: Kind | None,
     live: str | None,
+    config: Path | None,
     shortlists: int | None,
 ) -> None:
     """Make the index of a bundle from today's tables: items, histories, popularity, what each user gets.
@@ -61,8 +64,10 @@ def index(
     from serving.operation import build_index
     from towers.bundle import ModelBundle
 
+    _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
-    build_index(ModelBundle.open(bundle), tables, kind, recall, live, shortlists)
+    opened = ModelBundle.open(bundle, trust=_settings(config).trust)
+    build_index(opened, tables, kind, recall, live, shortlists)
 
 
 @click.command()
@@ -136,6 +141,7 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     """
     from serving.launch import serve_bundle
 
+    _warn_of_password(flags["live"])
     serve_bundle(bundle, _settings(config, flags))
 
 
@@ -146,6 +152,16 @@ def _settings(config: Path | None, flags: dict[str, Any] | None = None) -> Servi
 _keys = click.option(
     "--file", "path", metavar="FILE", type=_file, default=Path("keys.toml"), show_default=True, help="Where they are."
 )
+
+
+def _warn_of_password(live: str | None) -> None:
+    """Say where a password is better kept than on the command line."""
+    if live is not None and has_password(live):
+        click.echo(
+            "note: --live holds a password, which every user of this machine can see in the list of processes; leave "
+            "it out there and set PGPASSWORD, or for `towers serve` set TOWERS_LIVE or live in serving.toml",
+            err=True,
+        )
 
 
 @click.group()
@@ -204,7 +220,8 @@ def remove(name: str, path: Path) -> None:
     "--output", metavar="FILE", type=_file, default=Path("duplicates.parquet"), show_default=True, help="The groups."
 )
 @click.option("--pairs", metavar="FILE", type=_file, help="Write every pair as well: item_id, other_id, score.")
-def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None) -> None:
+@_config
+def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None, config: Path | None) -> None:
     """Find items that are nearly the same, in groups: what pairs connect, the largest group first.
 
     DIR is a bundle, such as runs/latest. The file has a row for each item in a group: group, place (1 is the item that
@@ -215,7 +232,7 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None)
     """
     from serving.likeness import report_duplicates
 
-    report_duplicates(bundle, threshold, output, pairs)
+    report_duplicates(bundle, threshold, output, pairs, _settings(config))
 
 
 @click.command()
@@ -230,7 +247,8 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None)
 @click.option(
     "--output", metavar="FILE", type=_file, default=Path("clusters.parquet"), show_default=True, help="What is written."
 )
-def clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
+@_config
+def clusters(bundle: Path, num_clusters: int | None, output: Path, config: Path | None) -> None:
     """Divide the catalogue into clusters of items that are alike, named by their most typical words.
 
     DIR is a bundle, such as runs/latest. The file has a row for each item: item_id, cluster (0 is the largest), name,
@@ -238,7 +256,7 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
     """
     from serving.likeness import report_clusters
 
-    report_clusters(bundle, num_clusters, output)
+    report_clusters(bundle, num_clusters, output, _settings(config))
 
 
 _link = click.option(
@@ -254,7 +272,8 @@ _link = click.option(
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
 @_link
-def swap(bundle: Path, link: Path) -> None:
+@_config
+def swap(bundle: Path, link: Path, config: Path | None) -> None:
     """Let a running service go over to another bundle, without a request failing.
 
     DIR is the bundle, such as runs/run-7. It is verified first, and its index made if there is none; then LINK, which
@@ -263,16 +282,17 @@ def swap(bundle: Path, link: Path) -> None:
     """
     from serving.operation import swap_bundle
 
-    swap_bundle(bundle, link)
+    swap_bundle(bundle, link, _settings(config))
 
 
 @click.command()
 @_link
-def rollback(link: Path) -> None:
+@_config
+def rollback(link: Path, config: Path | None) -> None:
     """Let a running service go back to the bundle that it served before.
 
     A second rollback goes forward again.
     """
     from serving.operation import roll_back
 
-    roll_back(link)
+    roll_back(link, _settings(config))

@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 
 from features.config import StrictTable, parse_settings, read_toml
+from features.encoders.policy import RemotePolicy, origins_of
 from features.errors import DataError
+from features.messages import shown
 from serving.batching import Batching
 from serving.logs import Format
+from towers.trust import Trust
 
 ENVIRONMENT_PREFIX = "TOWERS_"
 PRODUCTION = Path("runs/production")
@@ -25,6 +28,11 @@ PRODUCTION = Path("runs/production")
 def _split(value: Any) -> Any:
     """Return what an environment variable says as a list; anything else as it is."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _host(entry: str) -> str:
+    origins_of(entry)
+    return entry
 
 
 class ServingConfig(StrictTable):
@@ -95,13 +103,31 @@ class ServingConfig(StrictTable):
     rerank_budget_ms: float = Field(default=20.0, gt=0, le=60_000)
     """How long that may take for all users of a request together, in milliseconds; whoever's turn has not come by then
     gets the items in the order in which they were found."""
-    live: str | None = None
+    live: SecretStr | None = None
     """Where items and events that arrive are kept: a file (SQLite) for the workers of one machine, or
-    postgresql://USER@HOST/DATABASE for several. None: the service takes none."""
+    postgresql://USER@HOST/DATABASE for several. None: the service takes none. A password in it appears nowhere; on the
+    command line other users of the machine could see it, so set it here, in the environment, or in `PGPASSWORD`."""
     watch_seconds: float = Field(default=2.0, ge=0, le=86_400)
     """How often to look whether there is another bundle or index to serve, in seconds. 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the index searches. auto: on a GPU where there is one and FAISS is built for it."""
+    trusted_keys: str | None = None
+    """File of public keys (`towers keygen`), one or several. A bundle, its index and its ranker are used only if one of
+    them signed each. None: anybody may have made them, and digests only show that they are intact."""
+    encoder_hosts: Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_split)] = Field(
+        default_factory=list
+    )
+    """Embeddings services that a bundle may send texts to: `HOST` or `HOST:PORT` for https (this machine for http as
+    well), `http://HOST:PORT` for a connection that is not encrypted. With `huggingface.co` models that a bundle only
+    names are fetched. In the environment with commas between them."""
+    encoder_key_variables: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
+    """Environment variables whose values a bundle may send to such a service as its key; with commas as above."""
+
+    @property
+    def trust(self) -> Trust:
+        """What a bundle is trusted with."""
+        remote = RemotePolicy(tuple(self.encoder_hosts), tuple(self.encoder_key_variables))
+        return Trust(remote, None if self.trusted_keys is None else Path(self.trusted_keys))
 
 
 def read_settings(
@@ -131,15 +157,26 @@ def read_settings(
     return settings
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the settings of a service, for its processes, which are told them otherwise."""
+    names = _variables()
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+def _variables() -> dict[str, str]:
+    """Return the key of each setting by its environment variable."""
+    return {f"{ENVIRONMENT_PREFIX}{key.upper()}": key for key in ServingConfig.model_fields}
+
+
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    names = {f"{ENVIRONMENT_PREFIX}{key.upper()}": key for key in ServingConfig.model_fields}
+    names = _variables()
     given = {key: environment[name] for name, key in names.items() if environment.get(name, "") != ""}
     try:
         return ServingConfig.model_validate_strings(given).model_dump(exclude_unset=True)
     except ValidationError as error:
         names_of = {key: name for name, key in names.items()}
         mistakes = "; ".join(
-            f"{names_of[str(mistake['loc'][0])]}: {mistake['msg'].lower()}, found {mistake['input']!r}"
+            f"{names_of[str(mistake['loc'][0])]}: {mistake['msg'].lower()}, found {shown(mistake['input'])}"
             for mistake in error.errors()
         )
         raise DataError(f"environment: {mistakes}") from None

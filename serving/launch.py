@@ -44,17 +44,17 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     settings = settings.model_copy(update={"port": find_port(settings)})
     alias = Alias.parse(bundle)
     if alias is not None:
-        bundle = fetched(alias)
+        bundle = fetched(alias, settings)
     elif bundle.name == LATEST and bundle.is_symlink():
         newest, bundle = bundle, bundle.parent / bundle.readlink()
         click.echo(
             f"note: {newest} is {bundle}, which is served until the next start, whatever is trained meanwhile; in "
             f"production serve {PRODUCTION}, which only `towers swap` moves"
         )
-    manifest = with_index(bundle)
+    manifest = with_index(bundle, settings)
     if settings.live is not None:
         # Here and not by the workers: one that is started again would begin another log where one was lost.
-        open_store(settings.live).close()
+        open_store(settings.live.get_secret_value()).close()
     _say_what_to_try(bundle, settings, manifest.version)
     become_server(bundle, settings, alias)
 

@@ -17,6 +17,7 @@ from features.errors import DataError
 from features.files import atomic_file
 from features.schema import ITEM_ID
 from serving.clusters import Clusters, make_clusters, typical_words
+from serving.config import ServingConfig
 from serving.duplicates import Duplicates, find_duplicates
 from serving.operation import open_retriever
 from serving.retriever import Retriever
@@ -26,7 +27,9 @@ _EXAMPLES = 3
 _LETTERS = 40
 
 
-def report_duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None) -> None:
+def report_duplicates(
+    bundle: Path, threshold: float, output: Path, pairs: Path | None, settings: ServingConfig | None = None
+) -> None:
     """Find the items of a bundle's index that are alike, write their groups, and say what was found.
 
     Args:
@@ -34,6 +37,7 @@ def report_duplicates(bundle: Path, threshold: float, output: Path, pairs: Path 
         threshold: The cosine from which on two items are alike.
         output: The file of groups.
         pairs: The file of pairs. None: they are not written.
+        settings: Those of the service. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
@@ -41,7 +45,7 @@ def report_duplicates(bundle: Path, threshold: float, output: Path, pairs: Path 
     """
     for path in (output, *([] if pairs is None else [pairs])):
         _refuse_folder(path)
-    retriever = open_retriever(bundle)
+    retriever = open_retriever(bundle, settings)
     index = retriever.snapshot.index
     started = time.perf_counter()
     with tqdm(unit=" regions", desc="Comparing", disable=None, leave=False) as bar:
@@ -58,20 +62,23 @@ def report_duplicates(bundle: Path, threshold: float, output: Path, pairs: Path 
         click.echo(f"{pairs}: {len(found.rows):,} pairs")
 
 
-def report_clusters(bundle: Path, num_clusters: int | None, output: Path) -> None:
+def report_clusters(
+    bundle: Path, num_clusters: int | None, output: Path, settings: ServingConfig | None = None
+) -> None:
     """Divide the items of a bundle's index into clusters, name and write them, and show them.
 
     Args:
         bundle: The bundle; its index is made if there is none.
         num_clusters: How many. None: as many as suit the catalogue.
         output: The file.
+        settings: Those of the service. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
         DataError: The file cannot be written, or there are fewer items than clusters.
     """
     _refuse_folder(output)
-    retriever = open_retriever(bundle)
+    retriever = open_retriever(bundle, settings)
     num_items = len(retriever.items)
     if num_clusters is not None and num_clusters > num_items:
         raise DataError(

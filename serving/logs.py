@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import orjson
 
+from features.redaction import redacted
+
 Format = Literal["auto", "json", "text"]
 
 # The most characters of each part of a line. Of an exception the last frames say most, and of a text both ends.
@@ -103,7 +105,8 @@ def _spoken(value: Any) -> str:
 
 
 def _bounded(text: str, most: int) -> str:
-    """Return a text that can be written, whole or, if it is longer than `most`, its beginning and its end."""
+    """Return a text that can be written, without secrets, whole or, if it is longer than `most`, both its ends."""
+    text = redacted(text)
     if len(text) > most:
         half = most // 2
         text = f"{text[:half]} ... {len(text) - 2 * half:,} characters left out ... {text[-half:]}"

@@ -34,6 +34,7 @@ from serving.tuning import Tuning, choose
 from serving.wanted import Wanted
 from towers.bundle import ModelBundle
 from towers.ranker import has_ranker
+from towers.trust import check_can_sign
 
 # From so many items on, comparing each is worth a hint.
 _MANY_ITEMS = 100_000
@@ -120,7 +121,7 @@ def open_retriever(path: Path, settings: ServingConfig | None = None) -> Retriev
     """
     settings = settings or ServingConfig()
     check_device(settings.device)
-    bundle = ModelBundle.open(path)
+    bundle = ModelBundle.open(path, trust=settings.trust)
     has_index = (path / FOLDER / NAME).exists()
     snapshot = Snapshot.open(bundle) if has_index else build_index(bundle, {})
     # Nobody waits, so that it may take as long as it takes.
@@ -130,8 +131,13 @@ def open_retriever(path: Path, settings: ServingConfig | None = None) -> Retriev
     )
 
 
-def swap_bundle(bundle: Path, link: Path) -> None:
+def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None) -> None:
     """Verify a bundle, make its index if there is none, and let a link or an alias point to it.
+
+    Args:
+        bundle: The bundle.
+        link: What is to point to it.
+        settings: Those of the service that serves it. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used; the link stays as it is.
@@ -140,8 +146,8 @@ def swap_bundle(bundle: Path, link: Path) -> None:
     """
     alias = Alias.parse(link)
     if alias is not None:
-        warm(open_retriever(bundle.resolve()))
-        version = promote(bundle, alias)
+        warm(open_retriever(bundle.resolve(), settings))
+        version = promote(bundle, alias, settings)
         click.echo(f"{alias}: version {version}, from {bundle}; `towers rollback --link {alias}` goes back")
         return
     if link.exists() and not link.is_symlink():
@@ -151,13 +157,17 @@ def swap_bundle(bundle: Path, link: Path) -> None:
             f"{link}: the newest training's; it is moved by trainings. Swap another link, such as {PRODUCTION}"
         )
     before = link.resolve().name if link.is_symlink() else "nothing"
-    warm(open_retriever(bundle.resolve()))
+    warm(open_retriever(bundle.resolve(), settings))
     move_link(link, bundle.resolve(), _previous(link))  # to the bundle, and not to a link that moves
     click.echo(f"{link}: {before} -> {bundle.resolve().name}; `towers rollback{_said(link)}` goes back")
 
 
-def roll_back(link: Path) -> None:
+def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
     """Let a link or an alias point to what it pointed to before.
+
+    Args:
+        link: The link or the alias.
+        settings: Those of the service that serves it. None: the defaults.
 
     Raises:
         BundleError: What it pointed to cannot be used any more; the link stays as it is.
@@ -170,7 +180,7 @@ def roll_back(link: Path) -> None:
     previous = _previous(link)
     if not previous.is_symlink():
         raise DataError(f"{previous}: no such link, so {link} never pointed elsewhere; name a bundle to `towers swap`")
-    swap_bundle(previous.parent / previous.readlink(), link)
+    swap_bundle(previous.parent / previous.readlink(), link, settings)
 
 
 def _previous(link: Path) -> Path:
@@ -200,9 +210,10 @@ def build_index(
         shortlists: How many items of each user are listed. None: as many as is usual, where that is soon done.
 
     Raises:
-        DataError: A table cannot be read, there are too few items for the kind, or no prefixes, or nothing can be
-            listed because the model looks at the clock.
+        DataError: A table cannot be read, there are too few items for the kind, or no prefixes, nothing can be
+            listed because the model looks at the clock, or the index has to be signed and there is no key.
     """
+    check_can_sign(bundle)
     if shortlists and bundle.config.reads_time:
         raise DataError(
             f"--shortlists {shortlists}: this model looks at the clock, so that what somebody gets is not known before "

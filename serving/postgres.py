@@ -6,12 +6,14 @@ one later. After a loss of the connection the next request opens another.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from features.errors import DataError, needing
+from features.redaction import redacted
 from serving import store
 from serving.errors import NotReady
 from serving.store import Appended, Record, RisingClock, State, Write, not_before, records_of, rows_of
@@ -37,6 +39,8 @@ CREATE TABLE IF NOT EXISTS towers_log (
 INSERT INTO towers_about SELECT gen_random_uuid()::text WHERE NOT EXISTS (SELECT 1 FROM towers_about);
 """
 
+_PORTS = re.compile(r"[0-9,]*")
+
 Result = TypeVar("Result")
 
 
@@ -60,6 +64,7 @@ class PostgresStore:
         with needing("live writes in PostgreSQL"):
             import psycopg
         self._address = address
+        self._password = _password_of(address)
         self._error = psycopg.Error
         self.clock = RisingClock()
         self._writer = _Line(lambda: self._connect(_SECONDS_TO_WRITE))
@@ -69,8 +74,9 @@ class PostgresStore:
         try:
             self._writer.do(_make_log)
         except psycopg.Error as error:
-            said = " ".join(str(error).split())
-            raise DataError(f"live: the database cannot be used ({said}); see that it runs, and the address") from None
+            raise DataError(
+                f"live: the database cannot be used ({self._said(error)}); see that it runs, and the address"
+            ) from None
 
     def append(self, writes: Sequence[Write]) -> Appended:
         """Remember writes, all or none of them."""
@@ -114,7 +120,11 @@ class PostgresStore:
         try:
             return line.do(action)
         except self._error as error:
-            raise NotReady(f"the log of live writes cannot be {what}", error) from None
+            raise NotReady(f"the log of live writes cannot be {what}", self._said(error)) from None
+
+    def _said(self, error: Exception) -> str:
+        """Return a message of the library in one line and without the password."""
+        return redacted(" ".join(str(error).split()), self._password)
 
     def _connect(self, seconds: float) -> Connection[Any]:
         return _impatient(seconds).connect(
@@ -210,6 +220,29 @@ def _make_log(connection: Connection[Any]) -> None:
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute(_SCHEMA)
+
+
+def _password_of(address: str) -> str | None:
+    """Return the password in an address.
+
+    Raises:
+        DataError: It is no address, or one of which a part of the password would be taken for something else. What is
+            wrong is not quoted, as it may be a part of the password.
+    """
+    from psycopg import Error
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        found = conninfo_to_dict(address)
+    except Error:
+        found = {"host": "@"}
+    if "@" in str(found.get("host") or "") or not _PORTS.fullmatch(str(found.get("port") or "")):
+        raise DataError(
+            "live: expected postgresql://USER@HOST:PORT/DATABASE, found what cannot be read as one; in a password "
+            "write @ as %40, : as %3A, / as %2F and % as %25, or leave it out and give it by PGPASSWORD or ~/.pgpass"
+        )
+    password = found.get("password")
+    return None if password is None else str(password)
 
 
 def _append(connection: Connection[Any], rows: Sequence[tuple[Any, ...]], clock: RisingClock) -> Appended:

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
 from features.messages import cut
+from features.redaction import redacted
 from serving.bounds import MAX_MISTAKES
 from serving.errors import NotReady
 from serving.stages import timed
@@ -150,7 +151,7 @@ def _response(status: int, detail: str, errors: Sequence[Mistake] = ()) -> Respo
 def _not_ready(error: NotReady) -> Response:
     if error.said != str(error):
         _log.error("%s", error)
-    response = _response(503, error.said)
+    response = _response(503, redacted(error.said))
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 

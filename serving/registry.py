@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from features.errors import DataError
 from features.files import move_link
+from features.redaction import passwords_of, redacted
 from serving import logs
+from serving.config import ServingConfig
 from serving.seal import with_index
 from towers.manifest import BundleError, verify
 from towers.process import own_python
@@ -83,36 +85,44 @@ class Alias:
         return FOLDER / self.name / self.alias
 
 
-def fetch(alias: Alias) -> bool:
+def fetch(alias: Alias, settings: ServingConfig | None = None) -> bool:
     """Fetch the version that an alias points to, unless it is there, and move the link; return whether it moved.
+
+    Args:
+        alias: The alias.
+        settings: What a version is trusted with. None: the defaults.
 
     Raises:
         BundleError: What was fetched is not a bundle, or cannot be used.
         DataError: There is no such alias or version, the registry does not answer, or the index cannot be made.
     """
-    return _fetch(alias, _version(alias))
+    return _fetch(alias, _version(alias), settings or ServingConfig())
 
 
-def _fetch(alias: Alias, version: str) -> bool:
+def _fetch(alias: Alias, version: str, settings: ServingConfig) -> bool:
     folder = alias.link.with_name(f"version-{version}")
     if alias.link.is_symlink() and alias.link.resolve() == folder.resolve():
         return False
     if not folder.exists():
-        _download(alias, version, folder)
-    with_index(folder)
+        _download(alias, version, folder, settings)
+    with_index(folder, settings)
     move_link(alias.link, folder)
     return True
 
 
-def fetched(alias: Alias) -> Path:
+def fetched(alias: Alias, settings: ServingConfig | None = None) -> Path:
     """Return the link to the version that an alias points to, or to an older one if the registry does not answer.
+
+    Args:
+        alias: The alias.
+        settings: What a version is trusted with. None: the defaults.
 
     Raises:
         BundleError: What was fetched cannot be used.
         DataError: There is no such alias, or the registry does not answer and nothing was fetched before.
     """
     try:
-        fetch(alias)
+        fetch(alias, settings)
     except DataError as error:
         if not alias.link.exists():
             raise
@@ -120,14 +130,19 @@ def fetched(alias: Alias) -> Path:
     return alias.link
 
 
-def promote(bundle: Path, alias: Alias) -> str:
+def promote(bundle: Path, alias: Alias, settings: ServingConfig | None = None) -> str:
     """Register a bundle with its index as a new version, let an alias point to it, and return the version.
+
+    Args:
+        bundle: The bundle.
+        alias: The alias.
+        settings: What the bundle is trusted with. None: the defaults.
 
     Raises:
         BundleError: It is not a bundle, or damaged.
         DataError: The registry does not answer.
     """
-    verify(bundle)
+    verify(bundle, (settings or ServingConfig()).trust)
     version = _asked(alias, lambda client: _register(client, bundle.resolve(), alias))
     _asked(alias, lambda client: _point(client, alias, version))
     return version
@@ -157,9 +172,13 @@ def point_back(alias: Alias) -> str:
 
 
 @contextmanager
-def followed(alias: Alias, seconds: float, log_format: logs.Format) -> Iterator[None]:
-    """Let a process of its own look at an alias every so many seconds while the block runs."""
-    command = own_python("-m", "serving.registry", str(alias), str(seconds), log_format, str(os.getpid()))
+def followed(told: Path) -> Iterator[None]:
+    """Let a process of its own look at an alias every so many seconds while the block runs.
+
+    Args:
+        told: What the server has told its workers; see `serving.server.Told`.
+    """
+    command = own_python("-m", "serving.registry", str(told), str(os.getpid()))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield
@@ -172,13 +191,13 @@ def followed(alias: Alias, seconds: float, log_format: logs.Format) -> Iterator[
             process.wait()
 
 
-def follow(alias: Alias, seconds: float, is_wanted: Callable[[], bool]) -> None:
-    """Fetch whatever an alias points to, every so many seconds, as long as that is wanted."""
+def follow(alias: Alias, settings: ServingConfig, is_wanted: Callable[[], bool]) -> None:
+    """Fetch whatever an alias points to, every `watch_seconds`, as long as that is wanted."""
     said = refused = ""
     while is_wanted():
         try:
             version = _version(alias)
-            if version != refused and _fetch(alias, version):
+            if version != refused and _fetch(alias, version, settings):
                 _log.warning("%s: fetched version %s", alias, version)
             said = ""
         except BundleError as error:
@@ -188,7 +207,7 @@ def follow(alias: Alias, seconds: float, is_wanted: Callable[[], bool]) -> None:
             if str(error) != said:
                 _log.error("what was served goes on: %s", error)
             said = str(error)
-        time.sleep(seconds)
+        time.sleep(settings.watch_seconds)
 
 
 def _version(alias: Alias) -> str:
@@ -216,7 +235,7 @@ def _point(client: MlflowClient, alias: Alias, version: str) -> None:
         client.set_registered_model_tag(alias.name, f"{alias.alias}.{_PREVIOUS}", str(aliases[alias.alias]))
 
 
-def _download(alias: Alias, version: str, folder: Path) -> None:
+def _download(alias: Alias, version: str, folder: Path, settings: ServingConfig) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
 
@@ -230,7 +249,7 @@ def _download(alias: Alias, version: str, folder: Path) -> None:
         found = _asked(alias, download)
         # What MLflow adds of its own does not belong to the bundle.
         (found / "registered_model_meta").unlink(missing_ok=True)
-        verify(found)
+        verify(found, settings.trust)
         found.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -250,9 +269,9 @@ def _asked(alias: Alias, question: Callable[[MlflowClient], Result]) -> Result:
     try:
         return question(client)
     except (MlflowException, OSError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:300]
         raise DataError(
-            f"{alias}: MLflow at {_uri()} says: {said}; see that MLFLOW_TRACKING_URI names the right one"
+            f"{alias}: MLflow at {redacted(_uri())} says: {said}; see that MLFLOW_TRACKING_URI names the right one"
         ) from None
 
 
@@ -282,14 +301,17 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _main(address: str, seconds: str, log_format: logs.Format, server: str) -> None:
-    """Follow an alias for a server, as long as that lives; Ctrl-C is for the server."""
+def _main(told: str, server: str) -> None:
+    """Follow the alias that a server was told, as long as that lives; Ctrl-C is for the server."""
+    from serving.server import Told
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.config.dictConfig(logs.configuration(log_format))
-    alias = Alias.parse(address)
-    assert alias is not None, f"{address} is no alias"
-    follow(alias, float(seconds), lambda: str(os.getppid()) == server)
+    given = Told.read(Path(told))
+    logging.config.dictConfig(logs.configuration(given.settings.log_format))
+    alias = Alias.parse(given.alias or "")
+    assert alias is not None, f"{given.alias} is no alias"
+    follow(alias, given.settings, lambda: str(os.getppid()) == server)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])  # type: ignore[arg-type]
+    _main(*sys.argv[1:])

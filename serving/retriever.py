@@ -43,6 +43,7 @@ from serving.wanted import Person, Wanted
 from towers.bundle import ModelBundle
 from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, said_of
+from towers.trust import DEFAULT_TRUST, Trust
 
 Fallback = Literal["popular"]
 
@@ -173,6 +174,7 @@ class Retriever:
         filter_columns: Sequence[str] | None = None,
         rerank: Callable[[ModelBundle, Snapshot], Reranking | None] = lambda bundle, snapshot: None,
         copies: PrivateCopies | None = None,
+        trust: Trust = DEFAULT_TRUST,
     ) -> Retriever:
         """Return the retriever of a bundle and the index inside it.
 
@@ -184,12 +186,13 @@ class Retriever:
             rerank: Opens what puts the first candidates into a better order. Nothing does, unless said otherwise.
             copies: Where all files are copied to, and read from then on. None: they are read where they lie, and must
                 not be written to while they are used.
+            trust: What the operator trusts the bundle with.
 
         Raises:
             BundleError: One of them is missing or damaged, or they do not belong together.
             DataError: The catalogue has no column that is to be filtered by.
         """
-        bundle = ModelBundle.open(path, copies=copies)
+        bundle = ModelBundle.open(path, copies=copies, trust=trust)
         try:
             snapshot = Snapshot.open(bundle)
             return cls(

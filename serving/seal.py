@@ -16,11 +16,13 @@ from typing import Protocol
 from pydantic import Field, ValidationError
 
 from features.config import StrictTable
+from serving.config import ServingConfig
 from serving.kinds import Plan
 from towers.manifest import Manifest, verify
 from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, SealedFolder, read_manifest, said_of
 from towers.sealed_folder import seal as seal_files
+from towers.signature import sign, signing_key
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"
@@ -149,32 +151,41 @@ class Seal(StrictTable):
         return 0.0 if self.newest_event is None else min(self.newest_event, created)
 
     def write(self, folder: Path) -> None:
-        """Write the seal over the files that are in `folder`."""
+        """Write the seal over the files that are in `folder`, signed where the environment names a key."""
         sealed = self.model_copy(update={"files": seal_files(folder)})
         (folder / NAME).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        sign(folder / NAME, signing_key())
 
     @classmethod
-    def read(cls, folder: Path, bundle: Weights) -> Seal:
+    def read(cls, folder: Path, bundle: Weights, trusted_keys: Path | None = None) -> Seal:
         """Return the seal of `folder`, which is in `bundle`, after proving that it belongs there and is intact.
+
+        Args:
+            folder: The index.
+            bundle: Whose index it is to be.
+            trusted_keys: File of public keys, one of which must have signed it. None: anybody may have written it.
 
         Raises:
             BundleError: Says what is wrong and how to make the index anew.
         """
-        return cls.open(folder, bundle)[0]
+        return cls.open(folder, bundle, trusted_keys=trusted_keys)[0]
 
     @classmethod
-    def open(cls, folder: Path, bundle: Weights, copies: PrivateCopies | None = None) -> tuple[Seal, SealedFolder]:
+    def open(
+        cls, folder: Path, bundle: Weights, copies: PrivateCopies | None = None, trusted_keys: Path | None = None
+    ) -> tuple[Seal, SealedFolder]:
         """Return the seal of `folder` and its files, after proving that they belong there and are intact.
 
         Args:
             folder: The index.
             bundle: What it is in.
             copies: Where its files are copied to, and read from then on. None: they are read where they lie.
+            trusted_keys: File of public keys, one of which must have signed it. None: anybody may have written it.
 
         Raises:
             BundleError: Says what is wrong and how to make the index anew.
         """
-        seal, remedy = cls._parse(folder), cls.remedy(folder.parent)
+        seal, remedy = cls._parse(folder, trusted_keys), cls.remedy(folder.parent)
         if seal.weights_digest != bundle.weights_digest:
             raise BundleError(
                 f"{folder}: made from other weights (digest {seal.weights_digest[:12]}) than the model in "
@@ -191,10 +202,12 @@ class Seal(StrictTable):
         return f"make the index anew with `towers index {bundle_path}`"
 
     @classmethod
-    def _parse(cls, folder: Path) -> Seal:
+    def _parse(cls, folder: Path, trusted_keys: Path | None) -> Seal:
         path, remedy = folder / NAME, cls.remedy(folder.parent)
         try:
-            content = read_manifest(folder)
+            content = read_manifest(folder, trusted_keys)
+        except BundleError:
+            raise
         except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{path}: no such file, so there is no index; {remedy}") from None
         except (OSError, ValueError) as error:
@@ -213,17 +226,22 @@ class Seal(StrictTable):
             raise BundleError(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None
 
 
-def with_index(bundle: Path) -> Manifest:
+def with_index(bundle: Path, settings: ServingConfig | None = None) -> Manifest:
     """Verify a bundle and its index, which is made first if there is none, and return the manifest of the bundle.
+
+    Args:
+        bundle: The bundle.
+        settings: What it is trusted with. None: the defaults.
 
     Raises:
         BundleError: One of them cannot be used.
-        DataError: There is no index and the tables cannot be read.
+        DataError: There is no index and the tables cannot be read, or it could not be signed.
     """
-    manifest = verify(bundle)
+    settings = settings or ServingConfig()
+    manifest = verify(bundle, settings.trust)
     if not (bundle / FOLDER / NAME).exists():
         from serving.operation import open_retriever
 
-        open_retriever(bundle)
-    Seal.read(bundle / FOLDER, manifest)
+        open_retriever(bundle, settings)
+    Seal.read(bundle / FOLDER, manifest, settings.trust.keys)
     return manifest

@@ -23,13 +23,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from pydantic import SecretStr
 
 from features.errors import DataError
 from serving import logs
 from serving.bodies import SECONDS_FOR_HEADERS
-from serving.config import ServingConfig
+from serving.config import ServingConfig, without_settings
 from serving.registry import Alias, followed
 from towers.process import own_python
 from towers.quiet import quiet_imports
@@ -41,8 +44,7 @@ if TYPE_CHECKING:
 
 APP = "serving.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
-"""Tells the workers what to serve: JSON with `bundle` and `settings`, `alias` where the bundle is a link that
-follows one, `shared`, the folder where they meet, and `copies`, that for copies of what is served."""
+"""Tells the workers which file says what to serve; see `Told`."""
 
 MASTER_VARIABLE = "TOWERS_MASTER"
 """Tells the workers which process must live for them to."""
@@ -58,7 +60,55 @@ _log = logging.getLogger(__name__)
 _MEMORY = Path("/dev/shm")  # noqa: S108 (`mkdtemp` makes a folder there that nobody else can enter)
 _SHARED = "towers-server-"
 _LOCK = "server"
+_TOLD = "told.json"
+_PATHS = ("bundle", "shared", "copies")
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a server and its workers are told.
+
+    It holds the password of the database. So it is never in the environment, which is handed on to every child, often
+    written into reports of crashes, and shown by /proc: the server reads it from a file without a name, the workers
+    from one that only its owner may read, in the folder where they meet.
+
+    Attributes:
+        bundle: What to serve.
+        settings: What the operator decides.
+        alias: The alias that the bundle follows. None: it is a folder or a link.
+        shared: The folder where the workers meet. None: there is none yet.
+        copies: The folder for copies of what is served. None: there is none yet.
+    """
+
+    bundle: Path
+    settings: ServingConfig
+    alias: str | None = None
+    shared: Path | None = None
+    copies: Path | None = None
+
+    @classmethod
+    def read(cls, file: Path | int) -> Told:
+        """Return what a file says.
+
+        Args:
+            file: Its path, or an open descriptor, which is closed.
+        """
+        with open(file, "rb") as opened:  # noqa: PTH123 (a descriptor has no path)
+            content = json.loads(opened.read())
+        bundle, shared, copies = (path and Path(path) for path in (content[name] for name in _PATHS))
+        return cls(bundle, ServingConfig.model_validate(content["settings"]), content["alias"], shared, copies)
+
+    def write(self, file: int) -> None:
+        """Write it into an open descriptor."""
+        settings = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in self.settings.model_dump().items()
+        }
+        paths = {name: str(path) if (path := getattr(self, name)) else None for name in _PATHS}
+        content = {"settings": settings, "alias": self.alias, **paths}
+        with os.fdopen(os.dup(file), "wb") as opened:
+            opened.write(json.dumps(content).encode())
 
 
 def find_port(settings: ServingConfig) -> int:
@@ -92,25 +142,29 @@ def address_of(settings: ServingConfig) -> str:
 
 def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = None) -> NoReturn:
     """Turn this process into the server of `bundle`, the link that is kept where `alias` points to."""
-    told = {"bundle": str(bundle.absolute()), "settings": settings.model_dump(), "alias": alias and str(alias)}
-    environment = {**os.environ, **_ONE_THREAD, APP_VARIABLE: json.dumps(told)}
+    file = os.memfd_create("towers-settings", 0)  # without a flag it stays open when this process becomes another
+    Told(bundle.absolute(), settings, None if alias is None else str(alias)).write(file)
+    os.lseek(file, 0, os.SEEK_SET)
+    environment = {**without_settings(os.environ), **_ONE_THREAD}
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, own_python("-m", "serving.server"), environment)
+    os.execve(sys.executable, own_python("-m", "serving.server", str(file)), environment)
 
 
 def create_worker_app() -> Flask:
-    """Return the application that the environment describes: what `towers serve` lets its workers run."""
-    told = json.loads(os.environ[APP_VARIABLE])
+    """Return the application that the server describes: what `towers serve` lets its workers run."""
+    told = Told.read(Path(os.environ.pop(APP_VARIABLE)))
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]  # the registry's password is for the process that follows an alias
     _end_with_master()
-    logging.config.dictConfig(logs.configuration(told["settings"]["log_format"]))
+    logging.config.dictConfig(logs.configuration(told.settings.log_format))
     quiet_imports()
     with _stoppable():
         from serving.app import create_app
 
-        shared, copies = Path(told["shared"]), Path(told["copies"])
-        app = create_app(Path(told["bundle"]), ServingConfig.model_validate(told["settings"]), shared, copies)
-        (shared / STARTED).touch()
+        app = create_app(told.bundle, told.settings, told.shared, told.copies)
+        assert told.shared is not None, "a worker is told where the workers meet"
+        (told.shared / STARTED).touch()
         return app
 
 
@@ -143,24 +197,44 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main() -> None:
-    """Run the server that the environment describes, until it is told to stop."""
-    told = json.loads(os.environ[APP_VARIABLE])
-    settings = ServingConfig.model_validate(told["settings"])
+def main(file: str) -> None:
+    """Run the server that an open file describes, until it is told to stop.
+
+    Args:
+        file: The descriptor.
+    """
+    told = Told.read(int(file))
+    settings = told.settings
     logging.config.dictConfig(logs.configuration(settings.log_format))
     os.environ[MASTER_VARIABLE] = str(os.getpid())
-    alias = Alias.parse(told.get("alias") or "")
-    is_followed = alias is not None and settings.watch_seconds > 0
-    following = followed(alias, settings.watch_seconds, settings.log_format) if alias and is_followed else nullcontext()
+    is_followed = told.alias is not None and settings.watch_seconds > 0
     # Copies of an index may be large: they lie on a disk, and the kernel keeps in memory what is used of them.
     on_disk = Path(tempfile.gettempdir())
-    with _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies, following:
-        os.environ[APP_VARIABLE] = json.dumps({**told, "shared": str(shared), "copies": str(copies)})
-        match settings.server:
-            case "granian":
-                _run_granian(settings, shared)
-            case "gunicorn":
-                _run_gunicorn(settings, shared)
+    with _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies:
+        path = _tell(replace(told, shared=shared, copies=copies), shared)
+        with followed(path) if is_followed else nullcontext():
+            _run(settings, shared)
+
+
+def _run(settings: ServingConfig, shared: Path) -> None:
+    """Run the workers until the server is told to stop."""
+    match settings.server:
+        case "granian":
+            _run_granian(settings, shared)
+        case "gunicorn":
+            _run_gunicorn(settings, shared)
+
+
+def _tell(told: Told, shared: Path) -> Path:
+    """Write what the workers are told into a file in their folder, and return its path."""
+    path = shared / _TOLD
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        told.write(file)
+    finally:
+        os.close(file)
+    os.environ[APP_VARIABLE] = str(path)
+    return path
 
 
 def _memory() -> Path:
@@ -271,4 +345,4 @@ def _run_gunicorn(settings: ServingConfig, shared: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

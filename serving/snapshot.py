@@ -185,7 +185,7 @@ class Snapshot:
         Raises:
             BundleError: There is none, it is damaged or of a newer format, or other weights made it.
         """
-        seal, folder = Seal.open(bundle.path / FOLDER, bundle, bundle.copies)
+        seal, folder = Seal.open(bundle.path / FOLDER, bundle, bundle.copies, bundle.trust.keys)
         with reading(folder.path, seal.remedy(bundle.path), "its files do not fit together"):
             return cls._read(folder, seal)
 

@@ -26,6 +26,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import orjson
 
 from features.errors import DataError
+from features.redaction import has_password
 from features.schema import ITEM_ID, USER_ID
 from serving.errors import NotReady
 
@@ -235,6 +236,9 @@ def open_store(address: str, *, create: bool = True) -> Store:
         DataError: There can be no log at this address.
     """
     scheme, separator, rest = address.partition("://")
+    expected = "expected a file, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    if not separator and has_password(address):
+        raise DataError(f"live: {expected}, found a list of settings with a password in it")
     if not separator:
         return SqliteStore(Path(address), create=create)
     match scheme:
@@ -245,7 +249,7 @@ def open_store(address: str, *, create: bool = True) -> Store:
             from serving.postgres import PostgresStore
 
             return PostgresStore(address, create=create)
-    raise DataError(f"live = {address!r}: expected a file, sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+    raise DataError(f"live: {expected}, found {scheme}://...")
 
 
 class SqliteStore:

@@ -14,10 +14,11 @@
 - `bundle`: `ModelBundle`, the folder opened; `manifest`: what its manifest says.
 - `sealed_folder`: `SealedFolder`, a folder whose manifest names every file, verified; `BundleError`.
 - `private_copies`: `PrivateCopies`, what a server reads in the place of files that others may write to.
+- `signature`: who made it; `trust`: what the operator trusts a bundle with.
 - `graphs`: such models of a bundle as ONNX graphs.
 - `cli`: the command `towers`.
 - `process`, `quiet`: what is set before the heavy libraries start.
-- `doctor`, `demo`, `export`: commands of their own.
+- `doctor`, `demo`, `export`: commands of their own; `commands`: `towers keygen` and `towers sign`.
 
 Depends on `features` alone.
 """

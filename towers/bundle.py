@@ -41,6 +41,8 @@ from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bu
 from towers.one_user import OneUser
 from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, SealedFolder, reading, seal
+from towers.signature import sign, signing_key
+from towers.trust import DEFAULT_TRUST, Trust
 from towers.two_tower import TwoTower
 
 _MOST_FIXED = 4096
@@ -83,6 +85,7 @@ class ModelBundle:
         model: The towers, in evaluation mode.
         report: What the evaluation found.
         copies: Where its files were copied to. None: they are read where they lie.
+        trust: What it was trusted with when it was opened, and its index and ranker with it.
     """
 
     path: Path
@@ -93,9 +96,16 @@ class ModelBundle:
     model: TwoTower
     report: dict[str, Any]
     copies: PrivateCopies | None = None
+    trust: Trust = DEFAULT_TRUST
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", copies: PrivateCopies | None = None) -> ModelBundle:
+    def open(
+        cls,
+        path: Path,
+        device: str = "cpu",
+        copies: PrivateCopies | None = None,
+        trust: Trust = DEFAULT_TRUST,
+    ) -> ModelBundle:
         """Verify a bundle and load it.
 
         Args:
@@ -103,15 +113,17 @@ class ModelBundle:
             device: Where the model computes.
             copies: Where its files, those of its index and of its ranker are copied to, and read from then on. None:
                 they are read where they lie, and must not be written to while they are used.
+            trust: What the operator trusts it with.
 
         Raises:
-            BundleError: It is missing, incomplete, changed, or of another version.
+            BundleError: It is missing, incomplete, changed, or of another version; it names a service or a key that is
+                not allowed, or is not signed by a key that is trusted.
         """
-        manifest, folder = open_bundle(path, copies)
+        manifest, folder = open_bundle(path, copies, trust.keys)
         remedy = f"train again, or install two-towers {manifest.made_with}"
         with reading(path, remedy, "sealed, yet it cannot be read with this version of towers"):
             try:
-                pretrained = load_encoders(folder.folder("encoders"), folder.names("encoders"))
+                pretrained = load_encoders(folder.folder("encoders"), folder.names("encoders"), trust.remote)
             except DataError as error:
                 raise BundleError(f"{path}: {error}") from None
             settings = folder.file("run.toml")
@@ -123,7 +135,7 @@ class ModelBundle:
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)
             model.load_state_dict(weights)
-        return cls(path, manifest, folder, config, featurizer, model.eval(), report, copies)
+        return cls(path, manifest, folder, config, featurizer, model.eval(), report, copies, trust)
 
     @property
     def weights_digest(self) -> str:
@@ -239,7 +251,7 @@ def write_bundle(
     pages: Mapping[str, str],
     primary_metric: Mapping[str, float],
 ) -> None:
-    """Write a bundle; it stands at `path` complete or not at all.
+    """Write a bundle, signed where the environment names a key; it stands at `path` complete or not at all.
 
     Args:
         path: The folder; one that is there is replaced.
@@ -275,6 +287,7 @@ def write_bundle(
             files=seal(folder),
         )
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+        sign(folder / MANIFEST, signing_key())
 
 
 def library_versions() -> dict[str, str]:

@@ -58,6 +58,8 @@ COMMANDS = {
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
     "swap": Entry("serving.commands:swap", "Let a running service go over to another bundle."),
     "rollback": Entry("serving.commands:rollback", "Let a running service go back to the bundle it served before."),
+    "keygen": Entry("towers.commands:keygen", "Make the keys with which bundles are signed, and trusted."),
+    "sign": Entry("towers.commands:sign", "Sign a bundle, its index and its ranker."),
     "dataset": Entry("features.commands:dataset", "Write a public data set or a generated shop as tables."),
     "doctor": Entry("towers.doctor:doctor", "Show what is installed and found, and the cure of what is amiss."),
 }
@@ -159,15 +161,21 @@ def _end(error: BaseException) -> int:
     if os.environ.get("TOWERS_TRACEBACK"):
         import traceback
 
-        traceback.print_exception(error)
+        click.echo(_without_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         said = "interrupted" if number == signal.SIGINT else "terminated"
         click.echo(f"\n{said}" if sys.stderr.isatty() else said, err=True)
         return 128 + number
     message, status = _message(error)
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {_without_secrets(' '.join(message.split()))}", err=True)
     return status
+
+
+def _without_secrets(text: str) -> str:
+    from features.redaction import passwords_of, redacted
+
+    return redacted(text, *passwords_of(os.environ))
 
 
 def _message(error: BaseException) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from features.redaction import redacted
 from towers.process import ALLOCATOR, available_cores, group_files, own_python, uses_glibc
 
 CHECKOUT = Path(__file__).parents[1]
@@ -356,19 +357,14 @@ def _tracking() -> list[Finding]:
         return [Finding("tracking", "runs are recorded in mlflow.db where towers train is called")]
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https"):
-        return [Finding("tracking", f"runs are recorded in {_without_password(address)}")]
+        return [Finding("tracking", f"runs are recorded in {redacted(address)}")]
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=3).close()
     except (OSError, ValueError):
         remedy = "start the server, or: unset MLFLOW_TRACKING_URI"
-        return [Finding("tracking", f"{_without_password(address)} does not answer", "note", remedy)]
-    return [Finding("tracking", f"runs are recorded by {_without_password(address)}, which answers")]
-
-
-def _without_password(address: str) -> str:
-    before, at, after = address.rpartition("@")
-    return f"{before.partition('://')[0]}://...@{after}" if at else address
+        return [Finding("tracking", f"{redacted(address)} does not answer", "note", remedy)]
+    return [Finding("tracking", f"runs are recorded by {redacted(address)}, which answers")]
 
 
 def _allocator() -> list[Finding]:

@@ -16,8 +16,9 @@ def export(bundle: Path, encoder: str | None, output: Path, rounded: bool) -> No
     """Write a pretrained model of BUNDLE as an ONNX graph, with its tokenizer beside it."""
     from towers.bundle import ModelBundle
     from towers.graphs import chosen_encoder, export_encoder
+    from towers.trust import Trust
 
-    opened = ModelBundle.open(bundle)
+    opened = ModelBundle.open(bundle, trust=Trust.from_environment())
     name = chosen_encoder(opened, encoder)
     cosine = export_encoder(opened, name, output, rounded=rounded)
     click.echo(f"{output}: {name} written; its vectors have cosines of {cosine:.4f} or more to those of the bundle")

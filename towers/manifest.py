@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.errors import DataError
 from towers.sealed_folder import MANIFEST as MANIFEST
 from towers.sealed_folder import BundleError as BundleError
 from towers.sealed_folder import SealedFolder, read_manifest, said_of
+from towers.signature import sign
+from towers.trust import DEFAULT_TRUST, Trust
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from towers.private_copies import PrivateCopies
 
 FORMAT_VERSION = 1
@@ -60,28 +65,40 @@ class Manifest:
         return _version_in(self.libraries)
 
 
-def verify(path: Path) -> Manifest:
-    """Return the manifest of a bundle whose every file is as it was written.
+def verify(path: Path, trust: Trust = DEFAULT_TRUST) -> Manifest:
+    """Return the manifest of a bundle whose every file is as it was written, and that may be opened here.
+
+    Args:
+        path: The bundle.
+        trust: What the operator trusts it with.
 
     Raises:
-        BundleError: It is not.
+        BundleError: It is not, or is not signed by a trusted key, or would send texts or keys where they may not go.
     """
-    return open_bundle(path)[0]
+    manifest, folder = open_bundle(path, trusted_keys=trust.keys)
+    try:
+        trust.remote.check_all(folder.root / "encoders", folder.names("encoders"))
+    except DataError as error:
+        raise BundleError(f"{path}: {error}") from None
+    return manifest
 
 
-def open_bundle(path: Path, copies: PrivateCopies | None = None) -> tuple[Manifest, SealedFolder]:
+def open_bundle(
+    path: Path, copies: PrivateCopies | None = None, trusted_keys: Path | None = None
+) -> tuple[Manifest, SealedFolder]:
     """Return the manifest of a bundle, and its folder, whose every file is as it was written.
 
     Args:
         path: The bundle.
         copies: Where its files are copied to, and read from then on. None: they are read where they lie.
+        trusted_keys: File of public keys, one of which must have signed it. None: anybody may have written it.
 
     Raises:
-        BundleError: It is not.
+        BundleError: It is not, or is not signed by one of these keys.
     """
     remedy = "train again, or copy the whole folder again from where it was made"
     try:
-        manifest = _parsed(path, read_manifest(path))
+        manifest = _parsed(path, read_manifest(path, trusted_keys))
     except BundleError:
         raise
     except FileNotFoundError:
@@ -126,3 +143,23 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
 def _version_in(libraries: object) -> str:
     found = libraries.get("two-towers") if isinstance(libraries, dict) else None
     return found if isinstance(found, str) and len(found) < _MOST_VERSION and found.isprintable() else "of its time"
+
+
+def sign_bundle(path: Path, key: Ed25519PrivateKey) -> list[Path]:
+    """Sign a bundle, and what was written into it later (its index, its ranker), and return the folders.
+
+    All of them are verified before the first is signed.
+
+    Raises:
+        BundleError: One of them is damaged.
+    """
+    open_bundle(path)
+    later = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
+    for folder in later:
+        try:
+            SealedFolder.open(folder, read_manifest(folder).get("files"))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder}: {said_of(error)}; make it anew before you sign it") from None
+    for folder in (path, *later):
+        sign(folder / MANIFEST, key)
+    return [path, *later]

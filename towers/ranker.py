@@ -27,6 +27,7 @@ from features.config import StrictTable
 from features.files import atomic_folder
 from towers.bundle import ModelBundle
 from towers.sealed_folder import BundleError, SealedFolder, read_manifest, said_of, seal
+from towers.signature import sign, signing_key
 
 FOLDER = "ranker"
 """Where it is in a bundle."""
@@ -137,11 +138,14 @@ def write_ranker(
             files=seal(folder),
         )
         (folder / NAME).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        sign(folder / NAME, signing_key())
     return bundle.path / FOLDER
 
 
 def read_seal(bundle: ModelBundle) -> RankerSeal:
     """Return the seal of a bundle's ranker, after proving that it belongs there and is intact.
+
+    Where the bundle had to be signed, the ranker has to be as well.
 
     Raises:
         BundleError: Says what is wrong and how to train it anew.
@@ -157,7 +161,7 @@ def open_ranker(bundle: ModelBundle) -> tuple[RankerSeal, SealedFolder]:
     """
     path, remedy = bundle.path / FOLDER, remedy_of(bundle.path)
     try:
-        content = read_manifest(path)
+        content = read_manifest(path, bundle.trust.keys)
         found = content.get("format_version")
         if found != FORMAT_VERSION:
             raise BundleError(f"{path}: expected ranker format {FORMAT_VERSION}, found {str(found)[:40]}; {remedy}")

@@ -19,7 +19,9 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from features.errors import DataError
 from features.files import sha256
+from towers.signature import MOST_SIGNATURE_BYTES, SUFFIX, SignatureError, prove
 
 if TYPE_CHECKING:
     from towers.private_copies import PrivateCopies, PrivateCopy
@@ -128,18 +130,29 @@ def seal(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, trusted_keys: Path | None = None) -> dict[str, Any]:
     """Return what the manifest of a folder says: a JSON object of at most `MOST_MANIFEST_BYTES`.
+
+    Args:
+        folder: The folder.
+        trusted_keys: File of public keys, one of which must have signed the manifest. None: anybody may have.
 
     Raises:
         FileNotFoundError: There is none.
         OSError: It cannot be read.
+        BundleError: It is not signed by one of these keys, or they cannot be read.
         ValueError: It is something else.
     """
-    with open_plain(folder, MANIFEST) as file:
-        content = file.read(MOST_MANIFEST_BYTES + 1)
-    if len(content) > MOST_MANIFEST_BYTES:
-        raise ValueError(f"{MANIFEST} has more than {MOST_MANIFEST_BYTES:,} bytes")
+    content = _read(folder, MANIFEST, MOST_MANIFEST_BYTES)
+    if trusted_keys is not None:
+        try:
+            signature = _read(folder, f"{MANIFEST}{SUFFIX}", MOST_SIGNATURE_BYTES)
+        except (FileNotFoundError, ValueError):
+            signature = None
+        try:
+            prove(folder / MANIFEST, content, signature, trusted_keys)
+        except (SignatureError, DataError) as error:
+            raise BundleError(str(error)) from None
     try:
         found = json.loads(content)
     except RecursionError:
@@ -147,6 +160,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, found {type(found).__name__}")
     return found
+
+
+def _read(folder: Path, name: str, most_bytes: int) -> bytes:
+    with open_plain(folder, name) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{name} has more than {most_bytes:,} bytes")
+    return content
 
 
 def open_plain(folder: Path, name: str) -> BufferedReader:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32
 
+from features.encoders.folder import check_model
 from features.encoders.local import quiet_models
 from features.errors import DataError, needing
 from towers.precision import fastest_precision
@@ -182,6 +183,7 @@ def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = F
     """
     with needing("cross-encoders"):
         from sentence_transformers import CrossEncoder
+    check_model(folder)
     try:
         with quiet_models():
             model: CrossEncoder = CrossEncoder(

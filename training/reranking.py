@@ -30,6 +30,7 @@ from towers.rank_features import RankFeatures
 from towers.ranker import Judgement, Kind, Reading, write_ranker
 from towers.reranking import Deadline, Reranker, Shortlist
 from towers.text_rerankers import TextRanker
+from towers.trust import Trust, check_can_sign
 from training.config import RunConfig, read_run_config
 from training.learning import shipping_split
 from training.lessons import Lessons
@@ -158,7 +159,8 @@ def train_bundle_ranker(path: Path, choice: Choice) -> None:
             that is to read texts cannot be had.
     """
     _check(choice)
-    bundle = ModelBundle.open(path)
+    bundle = ModelBundle.open(path, trust=Trust.from_environment())
+    check_can_sign(bundle)
     held_out = HeldOut.of(bundle)
     num_candidates = choice.num_candidates or CANDIDATES[choice.kind]
     make = _learned if choice.kind == "learned" else _reading

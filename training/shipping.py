@@ -13,6 +13,7 @@ from features.cells import item_texts
 from features.split import Split
 from features.tables import Tables, data_digests, read_tables
 from towers.bundle import write_bundle
+from towers.signature import signing_key
 from towers.two_tower import TwoTower
 from training.baselines import fit_baselines
 from training.card import model_card, unlearned_card
@@ -36,9 +37,11 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        DataError: Something in the settings or the tables is wrong, or there is nothing to resume.
+        DataError: Something in the settings or the tables is wrong, there is nothing to resume, or the key that is to
+            sign the bundle cannot be used.
         Stopped: A signal ended the training; it can be resumed from the checkpoint that was written.
     """
+    signing_key()  # one that cannot be used is told now, and not after the training
     config = read_run_config(settings, tuple(overrides))
     where = choose_device(device)
     tables = read_tables(config.features, settings.parent)

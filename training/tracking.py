@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from features.files import create_once
+from features.redaction import passwords_of, redacted
 from towers.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -130,7 +131,9 @@ class Tracker(AbstractContextManager["Tracker"]):
         """The command or address that shows the run; None where nothing is recorded."""
         if self.run_id is None or self.uri is None:
             return None
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}" if self.uri.startswith("sqlite:") else self.uri
+        if self.uri.startswith("sqlite:"):
+            return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
+        return redacted(self.uri)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record values of one step; they are sent with the next few seconds' worth."""
@@ -264,8 +267,8 @@ class Tracker(AbstractContextManager["Tracker"]):
         else:
             kind, what = "failure", f"does not record {'this run' if self.run_id is None else 'all of this run'}"
         if kind not in self._told:
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("MLflow at %s %s; training goes on (%s)", self.uri, what, reason)
+            reason = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:200]
+            logger.warning("MLflow at %s %s; training goes on (%s)", redacted(self.uri or ""), what, reason)
         self._told.add(kind)
 
 

@@ -19,11 +19,12 @@ import pandas as pd
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from features.config import EncoderSettings
+from features.config import EncoderSettings, parse_settings
 from features.encoders.cache import CacheError, VectorCache, cache_folder
 from features.encoders.folder import copy_model, find_model, model_digest
 from features.encoders.local import LocalModel
 from features.encoders.model import Role, TextModel
+from features.encoders.policy import NOTHING, RemotePolicy
 from features.encoders.remote import RemoteModel
 from features.errors import DataError
 from features.parquet import read_parquet
@@ -113,21 +114,28 @@ class PretrainedText:
         pd.DataFrame({"weight": self.rotation.ravel()}).to_parquet(folder / "rotation.parquet", index=False)
 
     @classmethod
-    def load(cls, folder: Path) -> PretrainedText:
+    def load(cls, folder: Path, policy: RemotePolicy = NOTHING) -> PretrainedText:
         """Read what `save` wrote.
 
+        Args:
+            folder: Where that is.
+            policy: What it may reach outside of this machine.
+
         Raises:
-            DataError: The model is not in the folder, and is elsewhere not what it was.
+            DataError: It names a service or a key that is not allowed; the model is not in the folder, and is elsewhere
+                not what it was.
         """
-        described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-        settings = EncoderSettings.model_validate(described["settings"])
+        path = folder / "encoder.json"
+        described = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_settings(EncoderSettings, described["settings"], str(path))
+        policy.check(folder.name, settings)
         width = described["width"]
         weights = read_parquet(folder / "rotation.parquet").to_pandas()["weight"]
         rotation = weights.to_numpy(np.float32).reshape(width, width)
         if settings.url is not None:
             probe = np.array(described["probe"], dtype=np.float32)
             return cls(settings, RemoteModel(settings, width), rotation, probe)
-        place = folder / "model" if settings.bundled else _found_again(settings)
+        place = folder / "model" if settings.bundled else _found_again(settings, policy)
         digest = model_digest(place)
         if digest != described["digest"]:
             raise DataError(
@@ -151,9 +159,9 @@ class PretrainedText:
         self._is_probed = True
 
 
-def _found_again(settings: EncoderSettings) -> Path:
+def _found_again(settings: EncoderSettings, policy: RemotePolicy) -> Path:
     try:
-        return find_model(settings.model, settings.revision)
+        return find_model(settings.model, settings.revision, policy)
     except DataError as error:
         raise DataError(f"needs a model that is not in it: {error}") from None
 
@@ -170,9 +178,13 @@ def open_model(settings: EncoderSettings) -> TextModel:
     return LocalModel(folder, settings, model_digest(folder))
 
 
-def load_encoders(folder: Path, names: Iterable[str]) -> dict[str, PretrainedText]:
-    """Return the encoders of the given names that were saved in folders below one."""
-    return {name: PretrainedText.load(folder / name) for name in names}
+def load_encoders(folder: Path, names: Iterable[str], policy: RemotePolicy = NOTHING) -> dict[str, PretrainedText]:
+    """Return the encoders of the given names that were saved in folders below one.
+
+    Raises:
+        DataError: As `PretrainedText.load` does.
+    """
+    return {name: PretrainedText.load(folder / name, policy) for name in names}
 
 
 def save_encoders(encoders: Mapping[str, PretrainedText], folder: Path) -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Float32, Int
 
 from features.config import EncoderSettings
 from features.encoders.cache import cache_folder
+from features.encoders.folder import check_model
 from features.encoders.graph import VERSION, Graph, Rectangle, export_graph
 from features.encoders.model import Encoded, Role
 from features.errors import DataError, needing
@@ -172,6 +173,7 @@ def load_model(folder: Path, settings: EncoderSettings, attention: str | None = 
     with needing("pretrained models of texts"):
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling
+    check_model(folder)
     try:
         chosen = {"use_safetensors": True} | ({"attn_implementation": attention} if attention else {})
         with quiet_models():

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from features.config import EncoderSettings
 from features.encoders.model import Encoded, Role
 from features.errors import DataError, needing
+from features.redaction import redacted
 
 if TYPE_CHECKING:
     import requests
@@ -99,20 +100,26 @@ class RemoteModel:
         import requests
 
         try:
-            answer = self._session.post(self._address, json=self._body(texts, role), timeout=TIMEOUT_SECONDS)
+            # A redirect would choose another host for the texts.
+            answer = self._session.post(
+                self._address, json=self._body(texts, role), timeout=TIMEOUT_SECONDS, allow_redirects=False
+            )
         except (requests.ConnectionError, requests.Timeout) as error:
             raise _PassingError(f"no answer ({type(error).__name__})") from None
+        except requests.RequestException as error:
+            raise DataError(f"{self._address}: cannot be asked ({type(error).__name__}); see its url") from None
         if answer.status_code == 429 or answer.status_code >= 500:
             raise _PassingError(
                 f"answers with status {answer.status_code}", _seconds(answer.headers.get("Retry-After"))
             )
         if answer.status_code != 200:
-            said = " ".join(answer.text.split())[:160]
+            said = redacted(" ".join(answer.text.split())[:1000], self._key)[:160]
             raise DataError(f"{self._address}: answers with status {answer.status_code} ({said}){self._hint(answer)}")
         try:
             vectors = np.array(self._vectors(answer.json()), dtype=np.float32)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _PassingError(f"answers with what is not {self.settings.protocol}'s protocol ({error!r})") from None
+            said = redacted(repr(error), self._key)[:160]
+            raise _PassingError(f"answers with what is not {self.settings.protocol}'s protocol ({said})") from None
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise _PassingError(f"answers with vectors of shape {vectors.shape} to {len(texts)} texts")
         if self._width is not None and vectors.shape[1] != self._width:
@@ -148,21 +155,42 @@ class RemoteModel:
         return [one["embedding"] for one in sorted(content["data"], key=lambda one: int(one["index"]))]
 
     def _hint(self, answer: requests.Response) -> str:
+        if answer.is_redirect:
+            return "; redirects are not followed: make url the address that it redirects to"
         if answer.status_code not in (401, 403):
             return ""
         name = self.settings.key_variable
         return f"; put the service's key into the environment variable {name}" if name else "; name a key_variable"
 
     @cached_property
+    def _key(self) -> str | None:
+        """The service's key; None where it asks for none."""
+        name = self.settings.key_variable
+        if name is None:
+            return None
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise DataError(f"{self.settings.url}: its key is expected in the environment variable {name}; set it")
+        if not (key.isascii() and key.isprintable()):
+            raise DataError(
+                f"{self.settings.url}: the environment variable {name} holds characters that no key has, such as a "
+                "line break; set it to the key alone"
+            )
+        return key
+
+    @cached_property
     def _session(self) -> requests.Session:
         import requests
 
-        session = requests.Session()
-        if name := self.settings.key_variable:
-            key = os.environ.get(name)
-            if not key:
-                raise DataError(f"{self.settings.url}: its key is expected in the environment variable {name}; set it")
-            session.headers["Authorization"] = f"Bearer {key}"
+        session, key = requests.Session(), self._key
+
+        def authorised(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if key is not None:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        # Given as `auth`, nothing of ~/.netrc is sent in its place.
+        session.auth = authorised
         return session
 
 

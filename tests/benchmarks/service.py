@@ -52,7 +52,7 @@ from serving.offline import make_shortlists
 from serving.operation import LISTED
 from serving.retriever import Retriever
 from serving.seal import Seal
-from serving.server import APP_VARIABLE
+from serving.server import Told
 from serving.snapshot import Snapshot
 from serving.tuning import choose, sample_of
 from tests.benchmarks.ids_only import ROOT, processor
@@ -213,11 +213,11 @@ def ours(bundle: Path, **settings: str) -> Iterator[str]:
 def bare(body_bytes: int, **settings: str) -> Iterator[str]:
     """Serve a constant under our server while the block runs, and yield its address."""
     port = free_port()
-    told = {"settings": ServingConfig(port=port, **settings).model_dump()}
-    command = [sys.executable, "-m", "tests.benchmarks.rivals.bare_flask"]
-    ready = f"http://127.0.0.1:{port}/readyz"
-    with running(command, ready, **{APP_VARIABLE: json.dumps(told), "BODY_BYTES": str(body_bytes)}):
-        yield f"http://127.0.0.1:{port}"
+    with tempfile.NamedTemporaryFile() as told:
+        Told(Path(), ServingConfig(port=port, **settings)).write(told.fileno())
+        command = [sys.executable, "-m", "tests.benchmarks.rivals.bare_flask", told.name]
+        with running(command, f"http://127.0.0.1:{port}/readyz", BODY_BYTES=str(body_bytes)):
+            yield f"http://127.0.0.1:{port}"
 
 
 def known(num_users: int, path: str = "/recommendations/%d?k=10") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from features.encoders.folder import find_model, model_digest
 from features.encoders.graph import Graph, export_graph
 from features.encoders.local import load_model
 from features.encoders.model import Encoded, Role
+from features.encoders.policy import RemotePolicy
 from features.errors import DataError
 from features.featurizer import Featurizer, SideEncoders
 from features.schema import Schema
@@ -27,6 +29,8 @@ from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.tiny_models import WORDS, tiny_model
 from towers.bundle import ModelBundle
 from towers.manifest import BundleError
+from towers.text_rerankers import open_cross_encoder
+from towers.token_vectors import TokenReader
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +282,52 @@ def test_a_model_is_found_by_its_name_where_the_hub_was_asked_before(model_folde
     assert model_digest(find_model("tiny")) == model_digest(model_folder)
     with pytest.raises(DataError, match=r"model 'sentence-transformers/other': neither a folder here nor to be had"):
         find_model("other")
+
+
+def test_what_a_bundle_only_names_is_fetched_where_the_operator_allows_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **given: asked.append(given["local_files_only"]) or tmp_path
+    )
+    for policy, is_here_only in ((None, False), (RemotePolicy(), True), (RemotePolicy(("huggingface.co",)), False)):
+        with pytest.raises(DataError, match="expected a model in plain files"):
+            find_model("other", policy=policy)
+        assert asked.pop() is is_here_only
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r'has not allowed to fetch .* put "huggingface.co" into encoder_hosts'):
+        find_model("other", policy=RemotePolicy())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("modules.json", [{"idx": 0, "name": "0", "path": "", "type": "evil.Transformer"}]),
+        ("modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.WordEmbeddings"}]),
+        ("modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.os"}]),
+        ("modules.json", {"type": 3}),
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.utils.collect_env.main"}}),
+        ("config.json", {"sbert_ce_default_activation_function": "os.abort"}),
+        ("2_Dense/config.json", {"activation_function": "torch.hub.load"}),
+    ],
+)
+def test_a_model_that_names_code_is_refused_before_it_runs(model_folder, tmp_path, name, content) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nTransformer = None")
+    place = model / name
+    place.parent.mkdir(exist_ok=True)
+    own = json.loads(place.read_text()) if place.exists() else {}
+    place.write_text(json.dumps({**own, **content} if isinstance(own, dict) and own else content))
+    for load in (
+        lambda: load_model(model, EncoderSettings(model=str(model))),
+        lambda: open_cross_encoder(model, 8),
+        lambda: TokenReader.open(model, 8),
+    ):
+        with pytest.raises(DataError, match=rf"{name} names .*, which is none of the parts that are loaded"):
+            load()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_not_a_model_in_plain_files_is_refused(tmp_path) -> None:

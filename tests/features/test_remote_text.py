@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import features.encoders.remote as remote
-from features.config import EncoderSettings
+from features.config import EncoderSettings, parse_settings
 from features.encoders.encoder import PretrainedText
+from features.encoders.policy import RemotePolicy, origins_of
 from features.encoders.remote import ATTEMPTS, TEXTS_A_REQUEST, RemoteModel
 from features.errors import DataError
 
@@ -200,8 +201,108 @@ def test_texts_are_sent_once_and_a_service_of_another_model_is_noticed(service, 
     assert sorted(text for text in sent if text in texts) == sorted(texts)
     np.testing.assert_allclose(expected @ expected.T, unit(service, texts) @ unit(service, texts).T, atol=1e-5)
     fitted.save(tmp_path / "encoder")
-    read = PretrainedText.load(tmp_path / "encoder")
+    allowed = RemotePolicy((service.address.removesuffix("/v1"),))
+    read = PretrainedText.load(tmp_path / "encoder", allowed)
     np.testing.assert_array_equal(read.numbers(["text 3"], "document"), expected[3:4])
     service.salt = "another model"
     with pytest.raises(DataError, match=r"'m' is not what it was in training \(.* a cosine of .*\); train again"):
-        PretrainedText.load(tmp_path / "encoder").numbers(["text 3"], "document")
+        PretrainedText.load(tmp_path / "encoder", allowed).numbers(["text 3"], "document")
+
+
+def test_a_bundle_sends_nothing_where_the_operator_has_not_allowed_it(service, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TOWERS_LIVE", "postgresql://towers:the-password@db/shop")
+    settings = EncoderSettings(model="m", url=service.address)
+    PretrainedText(settings, RemoteModel(settings, WIDTH), np.eye(WIDTH, dtype=np.float32), np.ones(WIDTH)).save(
+        tmp_path / "names"
+    )
+    path = tmp_path / "names" / "encoder.json"
+    described = json.loads(path.read_text())
+    described["settings"]["key_variable"] = "TOWERS_LIVE"  # what was sent to whoever asked for it
+    path.write_text(json.dumps(described))
+    host = service.address.removeprefix("http://").removesuffix("/v1")
+    with pytest.raises(DataError, match=rf"encoder 'names' sends texts to http://{host}, .* encoder_hosts in serving"):
+        PretrainedText.load(tmp_path / "names")
+    with pytest.raises(DataError, match=r"the environment variable TOWERS_LIVE to 127.0.0.1, .* encoder_key_variables"):
+        PretrainedText.load(tmp_path / "names", RemotePolicy((host,), ("TOWERS_LIV", "OTHER")))
+    assert service.asked == []
+    PretrainedText.load(tmp_path / "names", RemotePolicy((host,), ("TOWERS_LIVE",)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "url", "is_allowed"),
+    [
+        ("api.example.com", "https://api.example.com/v1", True),
+        ("API.example.com.", "https://api.EXAMPLE.com:443/v1", True),
+        ("api.example.com", "http://api.example.com/v1", False),
+        ("api.example.com", "https://api.example.com:8443/v1", False),
+        ("api.example.com", "https://api.example.com.evil.org/v1", False),
+        ("example.com", "https://api.example.com/v1", False),
+        ("http://api.example.com:8080", "http://api.example.com:8080", True),
+        ("http://api.example.com:8080", "https://api.example.com:8080", False),
+        ("127.0.0.1:9", "http://127.0.0.1:9/v1", True),
+        ("localhost:9", "https://localhost:9/v1", True),
+        ("[::1]:9", "http://[0:0::1]:9/v1", True),
+        ("10.0.0.5:80", "http://10.0.0.5/v1", False),
+    ],
+)
+def test_a_service_is_its_scheme_host_and_port(entry, url, is_allowed) -> None:
+    policy = RemotePolicy((entry,))
+    if is_allowed:
+        policy.check("a", EncoderSettings(model="m", url=url))
+        return
+    with pytest.raises(DataError, match="encoder 'a' sends texts to"):
+        policy.check("a", EncoderSettings(model="m", url=url))
+
+
+@pytest.mark.parametrize("entry", ["*", "https://h/v1", "user@host", "host:port", "h:70000", "", "a b"])
+def test_what_is_no_host_is_not_taken_for_one(entry) -> None:
+    with pytest.raises(ValueError, match="expected HOST, HOST:PORT or http://HOST:PORT"):
+        origins_of(entry)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:the-password@host/v1",
+        "https://the-password@host/v1",
+        "https://host/v1?key=the-password",
+        "https://allowed.com\\@evil.com/",
+        "https://evil.com#@allowed.com",
+        "https://host:70000/v1",
+        "file:///etc/passwd",
+        "ftp://host/v1",
+    ],
+)
+def test_an_address_holds_no_secret_and_is_read_alike_by_everybody(url) -> None:
+    with pytest.raises(DataError, match="url: expected https://HOST/PATH") as told:
+        parse_settings(EncoderSettings, {"model": "m", "url": url}, "run.toml")
+    assert "the-password" not in str(told.value)
+
+
+def test_redirects_are_not_followed(service) -> None:
+    service.failures = [status(307, Location=f"{service.address}/elsewhere")]
+    with pytest.raises(DataError, match=r"answers with status 307 .* make url the address that it redirects to"):
+        encoded(RemoteModel(EncoderSettings(model="m", url=service.address)), ["a"])
+    assert len(service.asked) == 1
+
+
+def test_a_key_is_in_no_error_and_gives_way_to_nothing_else(service, monkeypatch, tmp_path) -> None:
+    settings = EncoderSettings(model="m", url=service.address, key_variable="SOME_KEY")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password of-netrc")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("SOME_KEY", "planted-key\n")  # as `cat key.txt` leaves it
+
+    def says_the_key(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+        answer(handler, 401, {"error": f"wrong key {handler.headers['Authorization']}"})
+        return True
+
+    service.failures = [says_the_key]
+    with pytest.raises(DataError, match="answers with status 401") as told:
+        encoded(RemoteModel(settings), ["a"])
+    assert service.keys == ["Bearer planted-key"]
+    monkeypatch.setenv("SOME_KEY", "planted-key\r\nHost: evil")
+    with pytest.raises(DataError, match="SOME_KEY holds characters that no key has") as other:
+        encoded(RemoteModel(settings), ["a"])
+    assert "planted-key" not in str(told.value) + str(other.value)
+    encoded(RemoteModel(EncoderSettings(model="m", url=service.address)), ["a"])
+    assert service.keys[1:] == [None], "nothing of ~/.netrc is sent"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
 from features.errors import DataError
 from serving.config import ServingConfig, read_settings
@@ -33,9 +34,12 @@ def test_each_setting_is_an_environment_variable():
         "trusted_proxies": "1", "log_format": "json", "log_requests": "all", "slow_seconds": "0.5",
         "live": "live.db", "watch_seconds": "1.5",
         "rerank": "false", "rerank_candidates": "150", "rerank_budget_ms": "7.5",
+        "trusted_keys": "trusted.pub", "encoder_hosts": "api.example.com, http://10.0.0.5:80",
+        "encoder_key_variables": "ONE, TWO",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
+    assert settings.live == SecretStr("live.db")
     assert settings.model_dump(mode="json") == {
         "host": "0.0.0.0", "port": 9, "workers": 3, "threads": 2, "server": "gunicorn", "default_k": 5,
         "max_k": 50, "max_offset": 8, "max_users": 7, "max_history": 6,
@@ -44,8 +48,10 @@ def test_each_setting_is_an_environment_variable():
         "filter_columns": ["brand", "price"], "waiting": 7, "batching": "on",
         "keys": "keys.toml", "rate": 2.5, "burst": 3,
         "trusted_proxies": 1, "log_format": "json", "log_requests": "all", "slow_seconds": 0.5,
-        "live": "live.db", "watch_seconds": 1.5,
+        "live": "**********", "watch_seconds": 1.5,
         "rerank": False, "rerank_candidates": 150, "rerank_budget_ms": 7.5,
+        "trusted_keys": "trusted.pub", "encoder_hosts": ["api.example.com", "http://10.0.0.5:80"],
+        "encoder_key_variables": ["ONE", "TWO"],
     }  # fmt: skip
 
 

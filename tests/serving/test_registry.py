@@ -28,6 +28,7 @@ from tests.serving.conftest import model_of
 from tests.serving.test_server import Served
 from tests.serving.test_swap import wait_for
 from towers.manifest import BundleError
+from towers.signature import make_key
 
 JSON = {"Content-Type": "application/json"}
 CHAMPION = Alias("two-towers", "champion")
@@ -88,6 +89,10 @@ def test_a_service_follows_an_alias_there_and_back(folder):
 
 def test_a_version_that_is_damaged_is_left_alone_and_the_log_says_so_once(folder, caplog):
     promote(folder / "runs" / "one", CHAMPION)
+    make_key(folder / "key")
+    with pytest.raises(BundleError, match=r"manifest.json: not signed"):
+        fetch(CHAMPION, ServingConfig(trusted_keys=str(folder / "key.pub")))
+    assert not CHAMPION.link.exists()
     fetch(CHAMPION)
     promote(folder / "runs" / "two", CHAMPION)
     (weights,) = (path for path in folder.glob("mlartifacts/**/model.safetensors") if is_of_two(path, folder))
@@ -95,7 +100,7 @@ def test_a_version_that_is_damaged_is_left_alone_and_the_log_says_so_once(folder
     with pytest.raises(BundleError, match="was changed after it was written"):
         fetch(CHAMPION)
     looks = iter((True, True, True, False))
-    follow(CHAMPION, 0, lambda: next(looks))
+    follow(CHAMPION, ServingConfig(watch_seconds=0), lambda: next(looks))
     told = [record.message for record in caplog.records if record.name == "serving.registry"]
     assert len(told) == 1
     assert "version 2 of two-towers is left alone, what was served goes on" in told[0]
@@ -110,12 +115,13 @@ def is_of_two(path, folder):
 def test_what_was_fetched_before_is_served_where_the_registry_does_not_answer(folder, monkeypatch, caplog):
     promote(folder / "runs" / "one", CHAMPION)
     assert fetched(CHAMPION) == CHAMPION.link
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-pa55@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert fetched(CHAMPION) == CHAMPION.link
     assert "version-1 is served, as it was fetched before" in caplog.text
-    with pytest.raises(DataError, match=r"models:/other@champion: MLflow at http://127.0.0.1:9 says"):
+    with pytest.raises(DataError, match=r"models:/other@champion: MLflow at http://me:\*\*\*@127.0.0.1:9 ") as told:
         fetched(Alias("other", "champion"))
+    assert "planted-pa55" not in f"{told.value} {caplog.text}"
 
 
 def test_an_alias_that_is_not_there_is_told(folder):

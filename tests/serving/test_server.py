@@ -98,7 +98,8 @@ def copy(pristine: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("server", "how"), [("granian", signal.SIGTERM), ("gunicorn", signal.SIGINT)])
 def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pristine, tmp_path, server, how):
-    served = Served(copy(pristine, tmp_path), "--server", server, "--workers", "2")
+    planted = "sqlite:///planted-live.db"
+    served = Served(copy(pristine, tmp_path), "--server", server, "--workers", "2", TOWERS_LIVE=planted)
     try:
         served.wait_until_ready(workers=2)
         status, known = served.ask("/recommendations/1001?k=5")
@@ -126,6 +127,11 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
         worker.wait(30)
         served.wait_until_ready(workers=2)
         assert all(served.count(route=route, status=200) == 41 for _ in range(6))
+
+        # No process has the settings, among them a database's password, in its environment or on its command line.
+        master = psutil.Process(served.process.pid)
+        for process in (master, *master.children(recursive=True)):
+            assert "planted" not in f"{process.environ()} {process.cmdline()}"
 
         # What servers make of paths and errors is theirs, so it is tried under each of them.
         for odd in ("a/b", "ä ö", "100%", "/a//b/"):

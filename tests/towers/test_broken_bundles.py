@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,15 @@ def _unsealed(bundle: Path) -> None:
     _manifest(bundle, lambda content: content["files"].pop("schema.json"))
 
 
+def _asks_for_a_secret(bundle: Path) -> None:
+    """Name a service, and as its key the database's password, as a bundle from elsewhere might."""
+    name = "encoders/titles/encoder.json"
+    (bundle / name).parent.mkdir(parents=True)
+    settings = {"model": "m", "url": "https://evil.example/v1", "key_variable": "TOWERS_LIVE"}
+    (bundle / name).write_text(json.dumps({"settings": settings, "width": 1, "probe": [1.0]}))
+    _seal_again(bundle, name)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "runs/model: no such bundle; `towers train run.toml` writes one"),
     "a file in its place": (_file_instead, "expected the folder that `towers train` writes, found a file"),
@@ -163,6 +173,23 @@ def folder(sound, tmp_path, monkeypatch) -> Path:
 
 def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS.values(), ("duplicates", "runs/model"), ("swap", "runs/model")])
+def test_a_bundle_that_asks_for_a_secret_is_refused_by_whatever_opens_it(folder, capsys, monkeypatch, command):
+    monkeypatch.setenv("TOWERS_LIVE", "planted.db")
+    _asks_for_a_secret(folder / "runs" / "model")
+    before = files(folder)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*runs/model: encoder 'titles' sends texts to https://evil.example:443, .*\n", said)
+    assert 'put "evil.example" into encoder_hosts in serving.toml' in said
+    monkeypatch.setenv("TOWERS_ENCODER_HOSTS", "evil.example")
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert 'put "TOWERS_LIVE" into encoder_key_variables in serving.toml' in said
+    assert said.count("\n") == 1
+    assert files(folder) == before
 
 
 def test_at_least_ten_kinds_of_broken_bundle_are_covered():

@@ -168,10 +168,10 @@ def test_a_tracking_server_that_does_not_answer_is_a_note(monkeypatch: pytest.Mo
         port = server.getsockname()[1]
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
         assert clinic._tracking()[0] == Finding(
-            "tracking", f"runs are recorded by http://...@127.0.0.1:{port}, which answers"
+            "tracking", f"runs are recorded by http://me:***@127.0.0.1:{port}, which answers"
         )
     found = clinic._tracking()[0]
-    assert (found.state, found.text) == ("note", f"http://...@127.0.0.1:{port} does not answer")
+    assert (found.state, found.text) == ("note", f"http://me:***@127.0.0.1:{port} does not answer")
 
 
 def test_an_allocator_of_the_users_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from tests.serving.conftest import write_untrained
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
 from towers.learned_ranker import LearnedRanker
-from towers.manifest import BundleError
+from towers.manifest import BundleError, sign_bundle
 from towers.ranker import FOLDER, NAME, read_seal
 from towers.reranking import Deadline, OutOfTimeError, order_of
+from towers.signature import make_key, read_signing_key, signature_of
+from towers.trust import Trust
 from training import ranking
 from training.config import RunConfig
 from training.learning import shipping_split
@@ -224,6 +226,17 @@ def test_a_ranker_with_a_changed_byte_is_refused(trained: Path, tmp_path: Path):
     weights.write_bytes(content)
     with pytest.raises(BundleError, match=r"ranker\.safetensors was changed after it was written"):
         LearnedRanker.open(bundle, facts_of(bundle))
+
+
+def test_a_ranker_has_to_be_signed_where_its_bundle_has_to_be(trained: Path, tmp_path: Path):
+    copy = tmp_path / "signed"
+    shutil.copytree(trained, copy)
+    trust = Trust(keys=make_key(tmp_path / "key"))
+    sign_bundle(copy, read_signing_key(tmp_path / "key"))
+    assert read_seal(ModelBundle.open(copy, trust=trust)).kind == "learned"
+    signature_of(copy / FOLDER / NAME).unlink()
+    with pytest.raises(BundleError, match=r"ranker/manifest.json: not signed"):
+        read_seal(ModelBundle.open(copy, trust=trust))
 
 
 def test_a_ranker_without_time_says_so(trained: Path):

@@ -369,7 +369,7 @@ def test_a_closed_port_costs_seconds_at_most_and_one_line(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:planted-pa55@127.0.0.1:{port}")
     began = time.monotonic()
     with remote() as tracker:
         for step in range(100):
@@ -378,7 +378,8 @@ def test_a_closed_port_costs_seconds_at_most_and_one_line(
     assert time.monotonic() - began < 5
     assert (tracker.run_id, tracker.how_to_look) == (None, None)
     (line,) = warnings_of(caplog)
-    assert line.startswith(f"MLflow at http://127.0.0.1:{port} does not record this run; training goes on (")
+    assert "planted-pa55" not in caplog.text
+    assert line.startswith(f"MLflow at http://me:***@127.0.0.1:{port} does not record this run; training goes on (")
     assert "\n" not in line
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 

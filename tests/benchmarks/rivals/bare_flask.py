@@ -1,11 +1,12 @@
 """What service.py is measured against: a Flask route that returns a constant, under our server and its settings.
 
-BODY_BYTES=1000 TOWERS_SERVE='{"settings": {...}}' python -m tests.benchmarks.rivals.bare_flask
+BODY_BYTES=1000 python -m tests.benchmarks.rivals.bare_flask FILE, as `serving.server.Told` writes one
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 from flask import Flask, Response
 
@@ -34,4 +35,4 @@ def create() -> Flask:
 
 if __name__ == "__main__":
     server.APP = "tests.benchmarks.rivals.bare_flask:create"
-    server.main()
+    server.main(str(os.open(sys.argv[1], os.O_RDONLY)))

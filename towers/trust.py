@@ -1,0 +1,65 @@
+"""What the operator trusts a bundle with that was made elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.encoders.policy import NOTHING, RemotePolicy, origins_of
+from features.errors import DataError
+from towers.signature import KEY_VARIABLE, signing_key
+
+if TYPE_CHECKING:
+    from towers.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class Trust:
+    """By default a bundle may come from anybody, and reaches nothing outside of this machine.
+
+    Attributes:
+        remote: The services that its encoders may send texts and keys to.
+        keys: File of the public keys of which one must have signed it, its index and its ranker. None: none need have.
+    """
+
+    remote: RemotePolicy = NOTHING
+    keys: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Trust:
+        """Return what the environment says, by the variables of the settings of the same names in serving.toml.
+
+        Raises:
+            DataError: An entry is not a host.
+        """
+        given = os.environ if environment is None else environment
+
+        def listed(name: str) -> tuple[str, ...]:
+            return tuple(entry.strip() for entry in given.get(name, "").split(",") if entry.strip())
+
+        hosts, keys = listed("TOWERS_ENCODER_HOSTS"), given.get("TOWERS_TRUSTED_KEYS")
+        for host in hosts:
+            try:
+                origins_of(host)
+            except ValueError as error:
+                raise DataError(f"environment: TOWERS_ENCODER_HOSTS: {error}") from None
+        return cls(RemotePolicy(hosts, listed("TOWERS_ENCODER_KEY_VARIABLES")), Path(keys) if keys else None)
+
+
+DEFAULT_TRUST = Trust()
+
+
+def check_can_sign(bundle: ModelBundle) -> None:
+    """Refuse to write into a bundle what would then not be used, because it must be signed and could not be.
+
+    Raises:
+        DataError: The bundle had to be signed and there is no signing key, or that key cannot be used.
+    """
+    if signing_key() is None and bundle.trust.keys is not None:
+        raise DataError(
+            f"{bundle.path}: what is written into it has to be signed by a key of {bundle.trust.keys}; set "
+            f"{KEY_VARIABLE} to the private key, or do this where bundles are signed"
+        )
