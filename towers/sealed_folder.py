@@ -282,7 +282,8 @@ def _is_plain(name: object) -> bool:
     if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME or "\\" in name or not name.isprintable():
         return False
     path = PurePosixPath(name)
-    return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and name != MANIFEST
+    is_inside = bool(path.parts) and ".." not in path.parts and not path.is_absolute()
+    return is_inside and path.as_posix() == name and name != MANIFEST
 
 
 def _sealed(name: str, said: object) -> SealedFile:

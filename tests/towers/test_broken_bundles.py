@@ -10,13 +10,26 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from features.files import sha256
+from serving.operation import build_index
+from serving.reranking import Reranking
+from serving.retriever import Retriever
+from serving.seal import Seal
+from tests.broken_files import DAMAGES, damaged, files_in
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
+from towers.bundle import ModelBundle
 from towers.cli import main
+from towers.learned_ranker import RankNetwork
+from towers.manifest import BundleError, open_bundle
+from towers.rank_features import RankFeatures
+from towers.ranker import open_ranker, write_ranker
 
 TRAIN_AGAIN = "train again, or copy the whole folder again from where it was made"
 
@@ -233,3 +246,115 @@ def test_it_is_the_same_in_a_process_of_its_own(folder, name):
     assert ended.stderr.count("\n") == 1
     assert words in ended.stderr
     assert not (folder / "candidates.parquet").exists()
+
+
+def make_whole(folder: Path, tables: Path, seed: int) -> Path:
+    """A bundle with a learned ranker and an index with shortlists and what the ranker reads."""
+    write_untrained(folder, tables, SETTINGS, seed)
+    bundle = ModelBundle.open(folder)
+    write_ranker(bundle, "learned", RankNetwork(3, 2).save, num_candidates=100)  # so that there are facts to be read
+    names = RankFeatures(build_index(bundle, {}, shortlists=5).facts).names
+    torch.manual_seed(seed)
+    write_ranker(bundle, "learned", RankNetwork(len(names), 2).save, num_candidates=100, features=names)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_whole(sound, tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    return make_whole(folder / "one", sound / "data", 0), make_whole(folder / "two", sound / "data", 1)
+
+
+def opened(folder: Path) -> Retriever:
+    return Retriever.open(folder, rerank=lambda bundle, snapshot: Reranking.open(bundle, snapshot, None, None))
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_any_damage_to_any_file_that_is_served_from_is_one_line_with_a_remedy(two_whole, damage):
+    one, two = two_whole
+    names = files_in(one)
+    assert {"index/facts.safetensors", "index/shortlists.safetensors", "ranker/ranker.safetensors"} <= {*names}
+    bundle = ModelBundle.open(one)
+    verify_it = {"index": lambda: Seal.open(one / "index", bundle), "ranker": lambda: open_ranker(bundle)}
+    for name in names:
+        verified = verify_it.get(name.split("/")[0], lambda: open_bundle(one))
+        verified()
+        with damaged(one, name, damage, two), pytest.raises(BundleError, match=r"^[^\n]+; [^\n]+$"):
+            verified()
+
+
+def test_after_every_damage_was_mended_it_is_served_as_before(two_whole):
+    assert opened(two_whole[0]).reranking is not None
+
+
+def _crafted(folder: Path, name: str, change: Callable[[Path], object]) -> None:
+    """Change a file and seal it, as whoever makes a bundle can."""
+    sealed = folder / name.split("/")[0] if name.startswith(("index/", "ranker/")) else folder
+    change(folder / name)
+    _seal_again(sealed, (folder / name).relative_to(sealed).as_posix())
+
+
+def _other_numbers(array: str, value: int) -> Callable[[Path], object]:
+    def change(path: Path) -> None:
+        arrays = load_file(path)
+        arrays[array].view(-1)[0] = value
+        with safe_open(path, "pt") as file:
+            remarks = file.metadata()
+        save_file(arrays, path, remarks)
+
+    return change
+
+
+def _claiming(num_rows: int) -> Callable[[Path], object]:
+    def change(path: Path) -> None:
+        content = pq.read_table(path)
+        pq.write_table(pa.concat_tables([content] * num_rows), path)
+
+    return change
+
+
+CRAFTED: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "vectors that claim petabytes": (
+        "index/vectors.safetensors",
+        lambda path: path.write_bytes(b"\xff" * 7 + b"\x7f" + b"{}"),
+    ),
+    "a search index that claims a quintillion vectors": (
+        "index/items.faiss",
+        lambda path: path.write_bytes(path.read_bytes()[:8] + b"\xff" * 7 + b"\x0f" + path.read_bytes()[16:]),
+    ),
+    "a search index that ends in its first number": (
+        "index/items.faiss",
+        lambda path: path.write_bytes(path.read_bytes()[:27]),
+    ),
+    "more items than there are": ("index/items.parquet", _claiming(3)),
+    "more users than there are": ("index/users.parquet", _claiming(3)),
+    "users without ids": (
+        "index/users.parquet",
+        lambda path: pq.write_table(pq.read_table(path).drop(["user_id"]), path),
+    ),
+    "shortlists of items beyond the catalogue": ("index/shortlists.safetensors", _other_numbers("rows", 1 << 30)),
+    "facts of items beyond the catalogue": ("index/facts.safetensors", _other_numbers("follows.rows", 1 << 40)),
+    "facts that begin nowhere": ("index/facts.safetensors", _other_numbers("offsets", -5)),
+    "a ranker of other networks": (
+        "ranker/ranker.safetensors",
+        lambda path: save_file({"members.999999999.0.weight": torch.zeros(1)}, path),
+    ),
+    "a schema of texts without end": (
+        "schema.json",
+        lambda path: path.write_text(path.read_text().replace('"fixed": null', '"fixed": 1000000000')),
+    ),
+    "a schema nested without end": ("schema.json", lambda path: path.write_text("[" * 100_000)),
+    "a vocabulary that is no table": (
+        "vocabularies/item-00.parquet",
+        lambda path: path.write_bytes(b"PAR1" + b"\xff" * 100 + b"PAR1"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), CRAFTED.values(), ids=CRAFTED)
+def test_what_was_crafted_and_sealed_is_one_line_too(two_whole, tmp_path, name, change):
+    folder = tmp_path / "crafted"
+    shutil.copytree(two_whole[0], folder)
+    _crafted(folder, name, change)
+    with pytest.raises(BundleError, match=r"^[^\n]+; [^\n]+$"):
+        opened(folder)
