@@ -48,6 +48,9 @@ class ServingConfig(StrictTable):
     """Requests that one worker answers at a time."""
     waiting: int = Field(default=64, ge=0, le=4096)
     """Requests that may wait in one worker for their turn. One more is refused at once, with 503 and `Retry-After`."""
+    timeout_seconds: float = Field(default=2.0, gt=0, le=3600)
+    """How long a request may take once it has arrived, the wait for its turn included, in seconds. One that takes
+    longer is ended with 503 and `Retry-After`. Raise it for a catalogue of millions of items."""
     batching: Batching = "off"
     """Whether what the threads of a worker have to do at a moment is done together: searches, and encodings of people
     who are described; a score may then differ in its last digit with who else is asking. auto: each where some trials

@@ -17,15 +17,16 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
-from serving import stages
+from serving import deadline, stages
 from serving.bodies import Bodies, has_body
 from serving.config import ServingConfig
+from serving.errors import DeadlineExceededError
 from serving.headers import add_headers
 from serving.keys import Guard, Keys, Scope, key_guard
 from serving.limits import Rates, Turns, seconds_to_say
 from serving.logs import RequestIds, current
 from serving.metrics import UNMATCHED, Metrics
-from serving.problems import http_problem
+from serving.problems import http_problem, problem_of
 from serving.retriever import Fallback
 from serving.short_way import ROUTE
 
@@ -58,6 +59,7 @@ class Door:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         began = perf_counter()
+        current.ended_by = None
         current.request_id = request_id = self._ids.of(environ.get("HTTP_X_REQUEST_ID"))
         stages.begin()
         status, route = "500", UNMATCHED
@@ -83,13 +85,20 @@ class Door:
                 self._bodies.receive(environ)
             except HTTPException as error:
                 return self._without_its_body(error)(environ, start)
-        if not self._turns.take():
-            self._metrics.count("towers_refused_total", "busy")
-            return http_problem(_busy())(environ, start)
+        deadline.start(self._settings.timeout_seconds)
         try:
-            return self._inner(environ, start)
+            if not self._turns.take(deadline.left()):
+                deadline.check()
+                self._metrics.count("towers_refused_total", "busy")
+                return http_problem(_busy())(environ, start)
+            try:
+                return self._inner(environ, start)
+            finally:
+                self._turns.give_back()
+        except (DeadlineExceededError, MemoryError) as error:
+            return problem_of(error)(environ, start)
         finally:
-            self._turns.give_back()
+            deadline.clear()
 
     def _without_its_body(self, error: HTTPException) -> Response:
         """Return the answer to a request whose body was not received: the last of its connection."""
@@ -102,6 +111,8 @@ class Door:
     def _note(self, environ: WSGIEnvironment, route: str, status: int, seconds: float) -> None:
         spent = stages.spent()
         self._metrics.answered(route, status, seconds, spent)
+        if current.ended_by is not None:
+            self._metrics.count("towers_refused_total", current.ended_by)
         if self._is_worth_a_line(status, seconds):
             fields = {
                 "method": environ["REQUEST_METHOD"],
@@ -112,6 +123,8 @@ class Door:
                 "stages": {stage: round(lasted, 6) for stage, lasted in spent.items()},
                 "client": _client_of(environ, self._settings.trusted_proxies),
             }
+            if current.ended_by is not None:
+                fields["ended_by"] = current.ended_by
             _log.log(logging.ERROR if status == 500 else logging.INFO, "request", extra={"fields": fields})
 
     def _is_worth_a_line(self, status: int, seconds: float) -> bool:

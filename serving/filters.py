@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -31,7 +32,7 @@ from features.config import FeatureSettings
 from features.errors import DataError
 from features.messages import did_you_mean, shown
 from features.schema import ITEM_ID
-from features.sequences import offsets_of
+from features.sequences import offsets_of, ragged_arange
 from features.tables import Catalog
 from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACTERS, MAX_VALUE_CHARACTERS
 from serving.hits import Eligible
@@ -306,12 +307,25 @@ class Groups:
         values: list[int] = self.values[self.offsets[row] : self.offsets[row + 1]].tolist()
         return values
 
-    def having(self, values: Sequence[int]) -> Mask:
-        """Return which items have one of the values."""
+    @cached_property
+    def num_values(self) -> int:
+        """How many values there are."""
+        return int(self.values.max(initial=-1)) + 1
+
+    def have(self, rows: Int64[np.ndarray, " rows"], wanted: Bool[np.ndarray, " values"]) -> Bool[np.ndarray, " rows"]:
+        """Return which of the items have one of the wanted values."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        is_wanted = wanted[self.values[ragged_arange(self.offsets[rows], lengths)]]
+        found = np.zeros(len(rows), dtype=bool)
+        found[np.repeat(np.arange(len(rows)), lengths)[is_wanted]] = True
+        return found
+
+    def having(self, wanted: Bool[np.ndarray, " values"]) -> Mask:
+        """Return which of all items have one of the wanted values."""
         mask = np.zeros(len(self.offsets) - 1, dtype=bool)
-        if len(values):
+        if wanted.any():
             rows = np.repeat(np.arange(len(mask)), np.diff(self.offsets))
-            mask[rows[np.isin(self.values, np.array(values))]] = True
+            mask[rows[wanted[self.values]]] = True
         return mask
 
 

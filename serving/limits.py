@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 _SECONDS_STUCK = 60.0
 _RATES = "rates"
@@ -54,8 +54,12 @@ class Turns:
         self._moved = clock()
         self._counting = threading.Lock()
 
-    def take(self) -> bool:
-        """Wait for a turn and return True; return False at once where too many wait already."""
+    def take(self, seconds: float | None = None) -> bool:
+        """Wait for a turn and return True; return False at once where too many wait already.
+
+        Args:
+            seconds: The longest wait; False is returned after it. None: however long.
+        """
         with self._counting:
             if self._in_hand >= self._most:
                 return False
@@ -63,12 +67,20 @@ class Turns:
                 self._moved = self._clock()
             self._in_hand += 1
             self._on_change(self._in_hand)
-        self._free.get()
+        try:
+            self._free.get(timeout=seconds)
+        except Empty:
+            self._leave()
+            return False
         return True
 
     def give_back(self) -> None:
         """End a turn."""
         self._free.put(None)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Count one request less."""
         with self._counting:
             self._in_hand -= 1
             self._moved = self._clock()

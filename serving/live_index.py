@@ -29,6 +29,11 @@ class Vectors:
     head: Float32[np.ndarray, "items width"]
     tail: Float32[np.ndarray, "more width"]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many vectors there are, and how many numbers each has."""
+        return len(self.head) + len(self.tail), self.head.shape[1]
+
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows width"]:
         """Return the vectors of rows."""
         rows = np.asarray(rows, dtype=np.int64)

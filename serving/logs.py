@@ -33,10 +33,12 @@ class _Current(threading.local):
     """The request that this thread has in hand."""
 
     request_id: str | None = None
+    ended_by: Literal["deadline", "memory"] | None = None
 
 
 current = _Current()
-"""`current.request_id` is the id of the request that this thread has in hand; None between requests."""
+"""`current.request_id` is the id of the request that this thread has in hand; None between requests.
+`current.ended_by` is the limit that ended it before it was answered."""
 
 
 class RequestIds:

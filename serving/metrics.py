@@ -41,7 +41,7 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 STATUSES = (200, 201, 202, 204, 301, 304, 308, 400, 401, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 500, 503)
 UNMATCHED = "none"
 """The route of requests that match none."""
-REFUSALS = ("busy", "rate", "key", "slow")
+REFUSALS = ("busy", "rate", "key", "slow", "deadline", "memory")
 RERANKINGS = ("done", "late")
 
 # What a worker says of itself in words stands before its numbers.
@@ -104,7 +104,8 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
         Family(
             "counter",
             "towers_refused_total",
-            "Requests refused: too many in hand, too many of one client, no key for it, a body that came too slowly.",
+            "Requests refused: too many in progress, too many of one client, no key for it, body too slow, not answered "
+            "in time, out of memory.",
             ("reason",),
             tuple(product(REFUSALS)),
         ),

@@ -21,7 +21,8 @@ from werkzeug.exceptions import HTTPException
 from features.messages import cut
 from features.redaction import redacted
 from serving.bounds import MAX_MISTAKES
-from serving.errors import NotReady
+from serving.errors import DeadlineExceededError, NotReady
+from serving.logs import current
 from serving.stages import timed
 
 RETRY_AFTER_SECONDS = 5
@@ -47,6 +48,7 @@ CODES = {
 # What an answer repeats of a request is bounded, however long the names in it are.
 _MAX_FIELD_CHARACTERS = 200
 _MAX_DETAIL_CHARACTERS = 1_000
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory", "std::bad_alloc")
 _log = logging.getLogger(__name__)
 
 
@@ -130,28 +132,46 @@ def problem_of(error: Exception) -> Response:
             return _response(error.status, error.detail, error.errors)
         case NotReady():
             return _not_ready(error)
+        case DeadlineExceededError():
+            current.ended_by = "deadline"
+            return _try_again(str(error), "deadline_exceeded")
         case HTTPException():
             return http_problem(error)
+    if is_out_of_memory(error):
+        current.ended_by = "memory"
+        _log.error("out of memory in one request, which was ended: %s", cut(" ".join(str(error).split()), _MAX_DETAIL_CHARACTERS))
+        return _try_again("there was not enough memory for this request; ask for less at once", "out_of_memory")
     return _unexpected(error)
 
 
-def _response(status: int, detail: str, errors: Sequence[Mistake] = ()) -> Response:
-    code, title = CODES.get(status) or CODES[400 if status < 500 else 500]
+def _response(status: int, detail: str, errors: Sequence[Mistake] = (), code: str | None = None) -> Response:
+    usual_code, title = CODES.get(status) or CODES[400 if status < 500 else 500]
     content = ProblemContent(
         type="about:blank",
         title=title,
         status=status,
         detail=cut(detail, 2 * _MAX_DETAIL_CHARACTERS),
-        code=code,
+        code=code or usual_code,
         errors=list(errors),
     )
     return Response(orjson.dumps(content), status, mimetype=PROBLEM_TYPE)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; torch says so with a `RuntimeError`."""
+    is_said = isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+    return is_said or isinstance(error, MemoryError)
+
+
 def _not_ready(error: NotReady) -> Response:
     if error.said != str(error):
         _log.error("%s", error)
-    response = _response(503, redacted(error.said))
+    return _try_again(redacted(error.said))
+
+
+def _try_again(detail: str, code: str | None = None) -> Response:
+    """Return a 503 that says when to ask again."""
+    response = _response(503, detail, code=code)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 

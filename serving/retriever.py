@@ -35,7 +35,7 @@ from serving.queries import query_vector
 from serving.reasons import contributions, most
 from serving.remembered import RememberedVectors
 from serving.reranking import Moved, Reranking
-from serving.rules import Places, Rules, arrange, depth_of, limits_of, parts_of
+from serving.rules import Places, Rules, arrange, depth_of, parts_of
 from serving.seal import Seal
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from serving.stages import timed
@@ -518,7 +518,14 @@ class Retriever:
     def _arranged(self, asking: Asking, barred: Barred, wanted: Wanted, rules: Rules, moved: Moved | None) -> Hits:
         """Return what each gets by the rules; the first searches are made for all at once."""
         tiers = parts_of(rules, wanted.where, self.filters)
-        pinned, _ = self.items.rows(rules.pin)
+        pinned = np.array(
+            [
+                row
+                for row in dict.fromkeys(self.items.rows(rules.pin)[0])
+                if any(part.allows(row) for tier in tiers for part in tier)
+            ],
+            dtype=np.int64,
+        )
         depth = depth_of(rules, wanted.depth)
         if moved is not None:
             depth = max(depth, moved.most)
@@ -526,11 +533,9 @@ class Retriever:
         found = []
         for user in range(len(asking)):
             one, own = asking.take(np.array([user])), barred.take(np.array([user]))
-            limits = limits_of(rules, self.filters, self.index.vectors)
-            places = Places(wanted.depth, rules.diversity, limits, self.index.vectors)
-            for row in dict.fromkeys(pinned):
-                if any(part.allows(row) for tier in tiers for part in tier) and row not in own.rows:
-                    places.pin(row)
+            places = Places(wanted.depth, rules, self.filters, self.index.vectors)
+            for row in pinned[np.isin(pinned, own.rows, invert=True)].tolist():
+                places.pin(row)
             scale = 1.0 if asking.is_known[user] else 1 / (self.popularity.greatest_share or 1.0)
             relevance = (lambda found: found) if moved is None else partial(moved.relevance, user)
             more = partial(self._more, one, own, relevance)

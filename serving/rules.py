@@ -19,15 +19,15 @@ none makes an answer shorter. The searches go as deep as this needs and no deepe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
+from serving import deadline
 from serving.filters import Filter, Filters, Groups
-from serving.hits import Eligible, Found, cosines
+from serving.hits import Eligible, Found, cosines, greatest_cosines
 from serving.ids import ExternalId
 from serving.live_index import Vectors
 from serving.overlay import LiveFilters
@@ -38,7 +38,8 @@ WINDOW = 100
 
 # How deep a search goes at most; what needs more is searched again without what was found to be of no use.
 _DEEPEST = 8192
-# How many items are compared with those placed at a time, so that memory stays small.
+# How many candidates are compared with those placed at a time, and how many of all items, so that memory stays small.
+_STAGED = 256
 _COMPARED = 4096
 
 
@@ -123,55 +124,23 @@ class Limit:
         self._groups = groups
         self._most = most
         self._placed: Counter[int] = Counter()
+        self._is_full = np.zeros(groups.num_values, dtype=bool)
 
-    def allows(self, row: int) -> bool:
-        """Return whether one more item may be placed."""
-        return all(self._placed[value] < self._most for value in self._groups.of_item(row))
+    def allows(self, rows: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        """Return which of the items may be placed next."""
+        return ~self._groups.have(rows, self._is_full)
 
-    def place(self, row: int) -> None:
-        """Note that an item was placed."""
-        self._placed.update(self._groups.of_item(row))
+    def place(self, row: int) -> bool:
+        """Note that an item was placed; return whether that leaves no room for another of one of its values."""
+        values = self._groups.of_item(row)
+        self._placed.update(values)
+        filled = [value for value in values if self._placed[value] >= self._most]
+        self._is_full[filled] = True
+        return bool(filled)
 
-    def full(self) -> np.ndarray:
-        """Return which items have a value of which no more may be placed, `[items]`."""
-        return self._groups.having([value for value, count in self._placed.items() if count >= self._most])
-
-
-class Distinct:
-    """Items that are nearly one that was placed may not be placed.
-
-    Args:
-        vectors: Of all items.
-        num_items: How many these are.
-        threshold: The cosine from which on two items are alike.
-    """
-
-    def __init__(self, vectors: Float32[np.ndarray, "items width"] | Vectors, num_items: int, threshold: float) -> None:
-        self._vectors = vectors
-        self._threshold = threshold
-        self._placed: list[int] = []
-        self._full: np.ndarray = np.zeros(num_items, dtype=bool)
-        self._num_full = 0
-
-    def allows(self, row: int) -> bool:
-        """Return whether an item is unlike all that were placed."""
-        return not self._placed or not bool(self._alike(np.array([row]), self._placed)[0])
-
-    def place(self, row: int) -> None:
-        """Note that an item was placed."""
-        self._placed.append(row)
-
-    def full(self) -> np.ndarray:
-        """Return which items are alike one that was placed, `[items]`."""
-        new, self._num_full = self._placed[self._num_full :], len(self._placed)
-        for start in range(0, len(self._full) if new else 0, _COMPARED):
-            rows = np.flatnonzero(~self._full[start : start + _COMPARED]) + start
-            self._full[rows] = self._alike(rows, new)
-        return self._full
-
-    def _alike(self, rows: np.ndarray, placed: Sequence[int]) -> np.ndarray:
-        each = cosines(self._vectors[rows][:, None], self._vectors[list(placed)][None])
-        return np.asarray(each.max(axis=1) >= self._threshold)
+    def full(self) -> Bool[np.ndarray, " items"]:
+        """Return which items have a value of which no more may be placed."""
+        return self._groups.having(self._is_full)
 
 
 @dataclass(frozen=True)
@@ -192,6 +161,15 @@ class Pool:
 class Places:
     """The places of an answer, as they are filled.
 
+    Each candidate that is looked at is compared once with each item that is placed, and its greatest cosine is kept.
+    So the work grows with places times candidates, and nearly all of it is done in matrix products.
+
+    Args:
+        num_places: How many.
+        rules: How they are to be filled.
+        filters: The columns that rules speak of.
+        vectors: Of all items.
+
     Attributes:
         rows: The items placed, in order.
     """
@@ -199,15 +177,21 @@ class Places:
     def __init__(
         self,
         num_places: int,
-        diversity: float,
-        limits: Sequence[Limit | Distinct],
+        rules: Rules,
+        filters: Filters | LiveFilters,
         vectors: Float32[np.ndarray, "items width"] | Vectors,
     ) -> None:
         self.rows: list[int] = []
         self._num_places = num_places
-        self._diversity = diversity
-        self._limits = limits
+        self._diversity = rules.diversity
+        self._distinct = np.inf if rules.distinct is None else rules.distinct
+        self._compares = bool(rules.diversity) or rules.distinct is not None
+        self._limits = [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
         self._vectors = vectors
+        self._placed = np.empty((num_places if self._compares else 0, vectors.shape[1]), dtype=np.float32)
+        self._num_items = filters.num_items
+        self._alike: Bool[np.ndarray, " items"] | None = None
+        self._num_alike = 0
 
     @property
     def num_left(self) -> int:
@@ -221,85 +205,121 @@ class Places:
 
     def fill(self, pool: Pool) -> bool:
         """Place what the pool decides, and return whether it has nothing more to give."""
-        placed = set(self.rows)
-        waiting = (place for place, row in enumerate(pool.rows.tolist()) if row not in placed)
-        return self._fill_diverse(pool, waiting) if self._diversity else self._fill_in_order(pool, waiting)
-
-    def _place(self, row: int) -> None:
-        self.rows.append(row)
-        for limit in self._limits:
-            limit.place(row)
-
-    def _fill_in_order(self, pool: Pool, waiting: Iterator[int]) -> bool:
-        for place in waiting:
-            if not self.num_left:
-                return False
-            row = int(pool.rows[place])
-            if self._allows(row):
-                self._place(row)
-        return pool.is_complete
-
-    def _fill_diverse(self, pool: Pool, waiting: Iterator[int]) -> bool:
-        window = np.zeros(0, dtype=np.int64)
-        likeness = np.zeros(0)
+        waiting = np.flatnonzero(np.isin(pool.rows, self.rows, invert=True))
+        if not (self._compares or self._limits):
+            self.rows.extend(pool.rows[waiting[: self.num_left]].tolist())
+            return pool.is_complete
+        # Without diversity a place goes to the first that may be placed; else to one of a window of them.
+        least = WINDOW if self._diversity else 1
+        near = self._candidates(pool, waiting[:0])
         while self.num_left:
-            new = self._next(pool, waiting, WINDOW - len(window))
-            window = np.concatenate([window, new])
-            likeness = np.concatenate([likeness, self._likeness(pool.rows[new], self.rows)])
-            if not len(window):
+            deadline.check()
+            while len(near) < least and len(waiting):
+                near = near.and_more(self._candidates(pool, waiting[:_STAGED]))
+                waiting = waiting[_STAGED:]
+            if not len(near):
                 return pool.is_complete
-            if len(window) < WINDOW and not pool.is_complete:
+            if len(near) < least and not pool.is_complete:
                 return False
-            best = self._best(pool.relevance[window], likeness)
-            self._place(int(pool.rows[window[best]]))
-            kept = self._left(pool, window, best)
-            window = window[kept]
-            likeness = np.maximum(likeness[kept], self._likeness(pool.rows[window], self.rows[-1:]))
+            best = near.best(self._diversity if self.rows else None)
+            is_another_value_full = self._place(int(near.rows[best]))
+            if self._compares:
+                near.compare(best)
+            near.is_left[best] = False
+            near.is_left &= near.nearest < self._distinct
+            if is_another_value_full:
+                near.is_left[near.is_left] = self._allows(near.rows[near.is_left])
         return False
 
-    def _next(self, pool: Pool, waiting: Iterator[int], most: int) -> Int64[np.ndarray, " new"]:
-        """Return the first of those waiting that may be placed."""
-        allowed = (place for place in waiting if self._allows(int(pool.rows[place])))
-        return np.array(list(islice(allowed, most)), dtype=np.int64)
+    def _candidates(self, pool: Pool, places: Int64[np.ndarray, " some"]) -> _Candidates:
+        """Return candidates of a pool as they stand to what is placed."""
+        places = places[self._allows(pool.rows[places])]
+        rows, relevance = pool.rows[places], pool.relevance[places]
+        if not self._compares:
+            nothing = np.zeros((len(rows), 0)), np.full(len(rows), -np.inf)
+            return _Candidates(rows, relevance, *nothing, np.ones(len(rows), dtype=bool))
+        vectors = self._vectors[rows]
+        nearest = greatest_cosines(vectors, self._placed[: len(self.rows)])
+        return _Candidates(rows, relevance, vectors.astype(np.float64), nearest, nearest < self._distinct)
 
-    def _best(self, relevance: np.ndarray, likeness: np.ndarray) -> int:
-        penalty = self._diversity * likeness if self.rows else 0.0
-        return int(np.argmax((1 - self._diversity) * relevance - penalty))
+    def _place(self, row: int) -> bool:
+        """Put an item into the next place; return whether a value of a column has no more room from now on."""
+        if self._compares:
+            self._placed[len(self.rows)] = self._vectors[np.array([row])][0]
+        self.rows.append(row)
+        return any([limit.place(row) for limit in self._limits])
 
-    def _left(self, pool: Pool, window: np.ndarray, best: int) -> np.ndarray:
-        """Return who may still be placed after the best of the window was."""
-        left = np.arange(len(window)) != best
-        if self._limits:
-            left &= np.array([self._allows(row) for row in pool.rows[window].tolist()], dtype=bool)
-        return np.asarray(left)
-
-    def _likeness(self, rows: np.ndarray, placed: Sequence[int]) -> Float64[np.ndarray, " rows"]:
-        """Return the cosine of each item to the nearest of those placed, -inf where there are none."""
-        each = cosines(self._vectors[rows][:, None], self._vectors[list(placed)][None])
-        return np.asarray(each.max(axis=1, initial=-np.inf))
-
-    def _allows(self, row: int) -> bool:
-        return all(limit.allows(row) for limit in self._limits)
+    def _allows(self, rows: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        """Return which items have no value of which no more may be placed."""
+        allowed = np.ones(len(rows), dtype=bool)
+        for limit in self._limits:
+            allowed &= limit.allows(rows)
+        return allowed
 
     def may_be_placed(self, eligible: Eligible | None) -> Eligible | None:
-        """Return those of the eligible items of whose values more may be placed."""
-        if not self._limits:
+        """Return those of the eligible items that no limit leaves out."""
+        full = [limit.full() for limit in self._limits]
+        if self._distinct < np.inf:
+            full.append(self._alike_placed())
+        if not full:
             return eligible
-        full = np.logical_or.reduce([limit.full() for limit in self._limits])
-        return Eligible(~full if eligible is None else eligible.mask & ~full)
+        left = ~np.logical_or.reduce(full)
+        return Eligible(left if eligible is None else eligible.mask & left)
+
+    def _alike_placed(self) -> Bool[np.ndarray, " items"]:
+        """Return which items are alike one that was placed; only what was placed since the last time is compared."""
+        if self._alike is None:
+            self._alike = np.zeros(self._num_items, dtype=bool)
+        new, self._num_alike = self._placed[self._num_alike : len(self.rows)], len(self.rows)
+        for start in range(0, self._num_items, _COMPARED):
+            rows = np.flatnonzero(~self._alike[start : start + _COMPARED]) + start
+            nearest = greatest_cosines(self._vectors[rows], new, least=self._distinct)
+            self._alike[rows] = nearest >= self._distinct
+        return self._alike
+
+
+@dataclass
+class _Candidates:
+    """The next candidates of a pool.
+
+    Attributes:
+        rows: The items, most relevant first.
+        relevance: Their relevance.
+        vectors: Their vectors in double precision; of width 0 where nothing is compared.
+        nearest: Each one's greatest cosine to an item that is placed, -inf where there is none.
+        is_left: Which may still be placed.
+    """
+
+    rows: Int64[np.ndarray, " candidates"]
+    relevance: Float64[np.ndarray, " candidates"]
+    vectors: Float64[np.ndarray, "candidates width"]
+    nearest: Float64[np.ndarray, " candidates"]
+    is_left: Bool[np.ndarray, " candidates"]
+
+    def __len__(self) -> int:
+        """Return how many may still be placed."""
+        return int(np.count_nonzero(self.is_left))
+
+    def and_more(self, others: _Candidates) -> _Candidates:
+        """Return those of these that may still be placed, and others after them."""
+        pairs = ((getattr(self, each.name)[self.is_left], getattr(others, each.name)) for each in fields(self))
+        return _Candidates(*map(np.concatenate, pairs))
+
+    def best(self, diversity: float | None) -> int:
+        """Return which of the first `WINDOW` left is to be placed; None: nothing is placed, so that none is alike it."""
+        window = np.flatnonzero(self.is_left)[:WINDOW]
+        if not diversity:
+            return int(window[0])
+        worth = (1 - diversity) * self.relevance[window] - diversity * self.nearest[window]
+        return int(window[np.argmax(worth)])
+
+    def compare(self, placed: int) -> None:
+        """Take in that a candidate was placed."""
+        np.maximum(self.nearest, cosines(self.vectors, self.vectors[placed]), out=self.nearest)
 
 
 Search = Callable[[Eligible | None, int, Int64[np.ndarray, " placed"]], Found]
 """Returns so many of the best items among the eligible ones, without those that were placed."""
-
-
-def limits_of(
-    rules: Rules, filters: Filters | LiveFilters, vectors: Float32[np.ndarray, "items width"] | Vectors
-) -> list[Limit | Distinct]:
-    """Return the limits of an answer of which no place is filled yet."""
-    limits = [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
-    alike = [] if rules.distinct is None else [Distinct(vectors, filters.num_items, rules.distinct)]
-    return [*limits, *alike]
 
 
 def depth_of(rules: Rules, num_places: int) -> int:
@@ -329,6 +349,7 @@ def arrange(
     for tier in tiers:
         is_exhausted = False
         while places.num_left and not is_exhausted:
+            deadline.check()
             found = _searched(places, tier, depth, search) if found is None else found
             with timed("rerank"):
                 is_exhausted = places.fill(_pool(tier, found, depth, scale))

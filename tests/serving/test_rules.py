@@ -14,7 +14,7 @@ from serving import rules as rules_module
 from serving.filters import Filters
 from serving.ids import IdMap
 from serving.retriever import Retriever
-from serving.rules import Boost, Places, Rules, arrange, depth_of, limits_of, parts_of
+from serving.rules import Boost, Places, Rules, arrange, depth_of, parts_of
 from serving.snapshot import Snapshot
 from serving.wanted import Person, Wanted
 from tests.serving.doubles import FakeBundle, country, id_series, make_features, make_tables, vector_of
@@ -56,7 +56,7 @@ class Shelf:
 
 def quickly(shelf, rules, where, num_places):
     tiers = parts_of(rules, where, shelf.filters)
-    places = Places(num_places, rules.diversity, limits_of(rules, shelf.filters, shelf.vectors), shelf.vectors)
+    places = Places(num_places, rules, shelf.filters, shelf.vectors)
     for row in dict.fromkeys(IdMap(shelf.frame["item_id"].to_numpy(object)).rows(rules.pin)[0]):
         if any(part.allows(row) for tier in tiers for part in tier):
             places.pin(row)
@@ -191,7 +191,7 @@ def test_few_values_in_a_large_catalogue_do_not_mean_that_all_of_it_is_searched(
         return shelf.search(eligible, depth, placed)
 
     rules = Rules(diversity=diversity, at_most=[("brand", 2)])
-    places = Places(10, diversity, limits_of(rules, shelf.filters, shelf.vectors), shelf.vectors)
+    places = Places(10, rules, shelf.filters, shelf.vectors)
     depth = depth_of(rules, 10)
     arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
     assert len(places.rows) == 6
@@ -210,7 +210,7 @@ def test_copies_of_what_was_placed_are_not_searched_through_one_by_one():
         return shelf.search(eligible, depth, placed)
 
     rules = Rules(distinct=0.95)
-    places = Places(2, 0.0, limits_of(rules, shelf.filters, shelf.vectors), shelf.vectors)
+    places = Places(2, rules, shelf.filters, shelf.vectors)
     depth = depth_of(rules, 2)
     arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
     assert places.rows == [0, size - 1]
