@@ -25,6 +25,7 @@ from serving.contract import (
     parameters,
     wrong,
 )
+from serving.deadline import watched
 from serving.ids import ExternalId
 from serving.problems import Mistake, Problem
 from serving.retriever import Answer, Reason, Recommendation, Retriever
@@ -80,7 +81,7 @@ class Answers:
             if isinstance(asked, AskedForMany):
                 whom = asked.whom()
                 answers = zip(whom, retriever.recommend_many(whom, wanted), strict=True)
-                each = [self._about(retriever, who, answer) for who, answer in answers]
+                each = [self._about(retriever, who, answer) for who, answer in watched(answers)]
                 return RecommendedMany(answers=each, model=retriever.model)
             person = asked.person()
             return {**self._about(retriever, person, retriever.recommend(person, wanted)), "model": retriever.model}

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Literal, TypeVar
 
+from serving import deadline
+
 Batching = Literal["auto", "on", "off"]
 Question = TypeVar("Question")
 Reply = TypeVar("Reply")
@@ -60,7 +62,7 @@ class Batcher(Generic[Question, Reply]):
             mine.leads = not self._someone_leads
             self._someone_leads = True
         if not mine.leads:
-            mine.turn.acquire()  # until the reply is there, or it falls to this thread to answer
+            self._wait(mine)  # until the reply is there, or it falls to this thread to answer
         if mine.leads:
             self._lead(mine)
         if mine.error is not None:
@@ -68,10 +70,22 @@ class Batcher(Generic[Question, Reply]):
         reply: Reply = mine.reply  # type: ignore[assignment]
         return reply
 
+    def _wait(self, mine: _Call[Question, Reply]) -> None:
+        seconds = deadline.left()
+        if mine.turn.acquire(timeout=-1 if seconds is None else seconds):
+            return
+        with self._changing:
+            # Whoever leads now may have taken the question; then nobody reads the reply.
+            self._waiting = [call for call in self._waiting if call is not mine]
+        if mine.leads:
+            self._hand_over()
+        raise deadline.exceeded()
+
     def _lead(self, mine: _Call[Question, Reply]) -> None:
         batch = self._take(mine)
         try:
-            replies = self._answer([call.asked for call in batch])
+            with deadline.suspended():  # of this thread alone, and others wait for the same answer
+                replies = self._answer([call.asked for call in batch])
             for call, reply in zip(batch, replies, strict=True):
                 call.reply = reply
         except BaseException as error:

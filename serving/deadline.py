@@ -3,23 +3,25 @@
 When the request of a thread has to be answered is noted by thread, as in `serving.stages`: the work need not know who
 asked. Where no request is being answered (`towers index`, a file for everyone, a reload) nothing ends it.
 
-Work inside one call to a library cannot be interrupted. `parts` cuts work on many rows into pieces that each take a
-small part of the time that is left.
+Work inside one call to a library cannot be interrupted, so `parts` cuts work on many rows into short pieces. How long
+these are does not depend on the clock: the same request is computed in the same way each time.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import TypeVar
 
 from serving.errors import DeadlineExceededError
 
-# How long a part of a divided piece of work should take, and how much larger than the one before it may be.
-_PART_SECONDS = 0.05
-_MOST_GROWTH = 16
+PRODUCTS = 1 << 29
+"""How many multiplications a piece of work should have: about 50 ms of one core."""
+
+_Row = TypeVar("_Row")
 
 
 class _Current(threading.local):
@@ -46,7 +48,12 @@ def clear() -> None:
 def check() -> None:
     """Raise `DeadlineExceededError` if the time of this thread's request is over."""
     if perf_counter() > _current.ends:
-        raise DeadlineExceededError(_current.seconds)
+        raise exceeded()
+
+
+def exceeded() -> DeadlineExceededError:
+    """Return the error that says that the time of this thread's request is over."""
+    return DeadlineExceededError(_current.seconds)
 
 
 def left() -> float | None:
@@ -74,32 +81,30 @@ def held(lock: threading.Lock) -> Iterator[None]:
     """
     remaining = left()
     if not lock.acquire(timeout=-1 if remaining is None else remaining):
-        raise DeadlineExceededError(_current.seconds)
+        raise exceeded()
     try:
         yield
     finally:
         lock.release()
 
 
-def parts(total: int, most: int | None = None) -> Iterator[slice]:
-    """Yield consecutive parts of `total` rows, and check the deadline before each of them.
+def watched(rows: Iterable[_Row]) -> Iterator[_Row]:
+    """Yield what there is, and check the deadline before each."""
+    for row in rows:
+        check()
+        yield row
 
-    How many rows make a short part depends on the work and on the machine, so it is measured: the first part is a
-    single row, each further one about as many as take 50 ms. Without a deadline the parts are as large as `most`.
+
+def parts(total: int, size: int, most: int | None = None) -> Iterator[slice]:
+    """Yield consecutive parts of `total` rows, and check the deadline before each of them.
 
     Args:
         total: How many rows there are to work on.
-        most: The largest part. None: all rows.
+        size: How many are in a part where there is a deadline.
+        most: How many are in a part at most, with or without one. None: any number.
     """
-    most = max(1, total if most is None else most)
-    size = most if _current.ends == math.inf else 1
-    begin = 0
-    while begin < total:
+    largest = max(1, total if most is None else min(total, most))
+    step = largest if _current.ends == math.inf else max(1, min(largest, size))
+    for begin in range(0, total, step):
         check()
-        began = perf_counter()
-        end = min(total, begin + size)
-        yield slice(begin, end)
-        if size < most:
-            growth = min(_MOST_GROWTH, _PART_SECONDS / max(perf_counter() - began, 1e-9))
-            size = max(1, min(most, int(size * growth)))
-        begin = end
+        yield slice(begin, min(total, begin + step))

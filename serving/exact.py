@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from serving import deadline
 from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, rank
 
 # Scores held at a time: 64 MB.
@@ -54,9 +55,10 @@ class Exact:
             eligible: What can be found at all. None: every item.
         """
         pool = _Pool.of(self._items, eligible)
-        block = max(1, min(_MOST_USERS, _CELLS // max(1, len(pool.items))))
-        for start in range(0, len(users), block):
-            yield from self._block(queries, users[start : start + block], needed, excluded, pool)
+        num_items = max(1, len(pool.items))
+        size = deadline.PRODUCTS // (num_items * self.vectors.shape[1])
+        for part in deadline.parts(len(users), size, max(1, min(_MOST_USERS, _CELLS // num_items))):
+            yield from self._block(queries, users[part], needed, excluded, pool)
 
     def _block(
         self, queries: np.ndarray, users: np.ndarray, needed: np.ndarray, excluded: Excluded, pool: _Pool
@@ -67,7 +69,7 @@ class Exact:
         if np.isneginf(scores).any():
             rows = np.where(np.isneginf(scores), -1, rows)
         ranked_rows, ranked_scores = rank(self.vectors, queries[users], rows)
-        for place, user in enumerate(users.tolist()):
+        for place, user in deadline.watched(enumerate(users.tolist())):
             most = int(needed[user])
             # What is not among these scores no more than the last of them; if that is too close, places are contested.
             if most and fetch < len(pool.items) and ranked_scores[place, most - 1] <= scores[place, -1] + ROUNDING:
@@ -83,7 +85,7 @@ class Exact:
         step = max(1, _CELLS // max(1, len(users)))
         scores = torch.zeros((len(users), 0), device=self.device)
         places = torch.zeros((len(users), 0), dtype=torch.int64, device=self.device)
-        for start in range(0, len(pool.items), step):
+        for start in deadline.watched(range(0, len(pool.items), step)):
             found = pool.scores(asked, users, slice(start, start + step), excluded)
             some, at = found.topk(min(fetch, found.shape[1]), dim=1)
             scores, order = torch.cat([scores, some], dim=1).topk(min(fetch, scores.shape[1] + some.shape[1]), dim=1)

@@ -320,13 +320,17 @@ class Groups:
         found[np.repeat(np.arange(len(rows)), lengths)[is_wanted]] = True
         return found
 
-    def having(self, wanted: Bool[np.ndarray, " values"]) -> Mask:
-        """Return which of all items have one of the wanted values."""
-        mask = np.zeros(len(self.offsets) - 1, dtype=bool)
-        if wanted.any():
-            rows = np.repeat(np.arange(len(mask)), np.diff(self.offsets))
-            mask[rows[wanted[self.values]]] = True
-        return mask
+    def with_value(self, value: int) -> Int64[np.ndarray, " rows"]:
+        """Return the items that have a value."""
+        rows, offsets = self._by_value
+        return rows[offsets[value] : offsets[value + 1]]
+
+    @cached_property
+    def _by_value(self) -> tuple[Int64[np.ndarray, " cells"], Int64[np.ndarray, " values_plus_1"]]:
+        """The items of each value, one value's after the other's, and where each value's begin."""
+        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        counts = np.bincount(self.values, minlength=self.num_values)
+        return rows[np.argsort(self.values, kind="stable")], offsets_of(counts)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ of rows (`rank`). So an answer depends neither on the way it was found nor on wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -190,14 +190,22 @@ def rank(
     if len(rows) > block:
         parts = [
             rank(vectors, queries[start : start + block], rows[start : start + block])
-            for start in range(0, len(rows), block)
+            for start in deadline.watched(range(0, len(rows), block))
         ]
         return np.concatenate([some for some, _ in parts]), np.concatenate([some for _, some in parts])
-    scores = cosines(vectors[rows], queries[:, None]).astype(np.float32)
+    scores = _scores(vectors, queries, rows)
     if rows.size and rows.min() < 0:
         scores[rows < 0] = -np.inf
     order = np.lexsort((rows, -scores), axis=-1)
     return take(rows, order), take(scores, order)
+
+
+def _scores(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> Float32[np.ndarray, "users candidates"]:
+    """Return the score of each candidate, some candidates at a time where there are many."""
+    step = max(1, _RANKED_NUMBERS // max(1, len(rows) * vectors.shape[1]))
+    parts = [rows[:, start : start + step] for start in range(0, max(1, rows.shape[1]), step)]
+    scores = [cosines(vectors[part], queries[:, None]).astype(np.float32) for part in deadline.watched(parts)]
+    return scores[0] if len(scores) == 1 else np.concatenate(scores, axis=1)
 
 
 def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -207,36 +215,47 @@ def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def greatest_cosines(
-    vectors: Float32[np.ndarray, "rows width"], others: Float32[np.ndarray, "others width"], least: float = -np.inf
+    vectors: Float32[np.ndarray, "rows width"], others: Float32[np.ndarray, "others width"]
 ) -> Float64[np.ndarray, " rows"]:
     """Return the greatest of the `cosines` of each vector with any of the others; -inf where there are no others.
 
-    A matrix product in single precision says which pairs can matter, and only those are computed as `cosines` does. So
-    the result is the same to the last digit, and takes a fraction of the time.
-
-    Args:
-        vectors: Unit vectors.
-        others: Unit vectors.
-        least: Greatest cosines below this need not be exact, and may be -inf.
+    A matrix product in single precision says which pairs can be the greatest, and only those are computed as `cosines`
+    does. So the result is the same to the last digit, and takes a fraction of the time.
     """
     greatest = np.full(len(vectors), -np.inf)
-    step = max(1, _COMPARED_PAIRS // max(1, len(vectors)))
-    for start in range(0, len(others) if len(vectors) else 0, step):
-        deadline.check()
-        some = others[start : start + step]
-        products = vectors @ some.T
-        bound = np.maximum(np.maximum(products.max(axis=1), greatest), least) - 2 * ROUNDING
-        matters = products >= bound[:, None]
-        if np.count_nonzero(matters) > _MANY_MATTER * matters.size:
+    for some, products in _products(vectors, others):
+        bound = np.maximum(products.max(axis=1), greatest) - 2 * ROUNDING
+        matters = np.flatnonzero(products >= bound[:, None])
+        if len(matters) > _MANY_MATTER * products.size:
             np.maximum(greatest, cosines(vectors[:, None], some[None]).max(axis=1), out=greatest)
             continue
-        rows, places = np.nonzero(matters)
-        for part in range(0, len(rows), _COMPARED_AT_ONCE):
-            mine = rows[part : part + _COMPARED_AT_ONCE]
-            exact = cosines(vectors[mine], some[places[part : part + _COMPARED_AT_ONCE]])
-            first = np.flatnonzero(np.append(True, mine[1:] != mine[:-1]))
-            greatest[mine[first]] = np.maximum(greatest[mine[first]], np.maximum.reduceat(exact, first))
+        for start in range(0, len(matters), _COMPARED_AT_ONCE):
+            rows, places = np.divmod(matters[start : start + _COMPARED_AT_ONCE], len(some))
+            first = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
+            exact = np.maximum.reduceat(cosines(vectors[rows], some[places]), first)
+            greatest[rows[first]] = np.maximum(greatest[rows[first]], exact)
     return greatest
+
+
+def are_alike(
+    vectors: Float32[np.ndarray, "rows width"], others: Float32[np.ndarray, "others width"], threshold: float
+) -> Bool[np.ndarray, " rows"]:
+    """Return whether the greatest of the `cosines` of each vector with any of the others reaches a threshold."""
+    alike = np.zeros(len(vectors), dtype=bool)
+    for some, products in _products(vectors, others):
+        nearest = products.max(axis=1)
+        alike |= nearest > threshold + ROUNDING
+        close = np.flatnonzero(~alike & (nearest >= threshold - ROUNDING))
+        alike[close] = greatest_cosines(vectors[close], some) >= threshold
+    return alike
+
+
+def _products(vectors: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield some of the others at a time, with their inner products with all vectors in single precision."""
+    step = max(1, _COMPARED_PAIRS // max(1, len(vectors)))
+    for start in deadline.watched(range(0, len(others) if len(vectors) else 0, step)):
+        some = others[start : start + step]
+        yield some, vectors @ some.T
 
 
 def rank_one(

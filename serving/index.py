@@ -24,6 +24,7 @@ from jaxtyping import Float32, Int
 
 from features.errors import DataError
 from features.sequences import offsets_of
+from serving import deadline
 from serving.batching import Batcher, Batching, is_wanted
 from serving.exact import Exact
 from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, rank_one, take
@@ -45,6 +46,8 @@ _SCANNED_NUMBERS = 1 << 20
 # From this share of eligible items on, the unfiltered index is asked for more than is needed, and a little more.
 _MOSTLY_ELIGIBLE = 0.3
 _MORE = 1.25
+# About how many items an index that is not exact compares for each that it returns.
+_COMPARED_FOR_EACH = 64
 # For more users than this at a time, a matrix product of all eligible items is faster than looking into each region.
 _FEW_USERS = 8
 _SEED = 1
@@ -234,6 +237,7 @@ class ItemIndex:
             excluded_offsets: Where each user's exclusions begin, `[users + 1]`.
             eligible: The items that a filter lets through. None: all.
         """
+        deadline.check()
         with timed("search"):
             if len(queries) == 1 and eligible is None:
                 if self._together is not None:
@@ -333,12 +337,14 @@ class ItemIndex:
                 del left[user]
                 yield user, answer
         if self.regions is not None and len(left) <= _FEW_USERS:
-            yield from ((user, self._from_regions(asked, user)) for user in left)
+            yield from ((user, self._from_regions(asked, user)) for user in deadline.watched(left))
 
     def _in_groups(self, asked: _Asked, fetch: np.ndarray) -> Iterator[tuple[int, Found]]:
         """Yield what FAISS's first results settle, `fetch` and a few of them for each user."""
-        for size, users in _groups(fetch + SLACK, min(_MOST_FETCHED, len(self) // 2)):
-            yield from self._from_faiss(asked, users, size)
+        for fetched, users in _groups(fetch + SLACK, min(_MOST_FETCHED, len(self) // 2)):
+            compared = len(self) * self.width if self.is_exact else fetched * _COMPARED_FOR_EACH * self.width
+            for part in deadline.parts(len(users), deadline.PRODUCTS // compared):
+                yield from self._from_faiss(asked, users[part], fetched)
 
     def _from_faiss(self, asked: _Asked, users: np.ndarray, fetch: int) -> Iterator[tuple[int, Found]]:
         """Yield the users, by position, whose answer FAISS's first `fetch` results settle, with that answer."""

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from features.sequences import offsets_of
+from serving import deadline
 from serving.exact import Exact
 from serving.hits import ROUNDING, Eligible, Excluded, Hits
 from serving.index import ItemIndex
@@ -141,7 +142,7 @@ class LiveIndex:
 
     def _merged(self, head: Hits, tail: Hits, k: int) -> Hits:
         found = []
-        for user in range(len(head.offsets) - 1):
+        for user in deadline.watched(range(len(head.offsets) - 1)):
             parts = head.of(user), tail.of(user)
             rows = np.concatenate([parts[0][0], parts[1][0] + len(self.base)])
             scores = np.concatenate([parts[0][1], parts[1][1]])

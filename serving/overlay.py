@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float32, Int64
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog
+from serving import deadline
 from serving.filters import ColumnSchema, Filter, Filters, Groups
 from serving.hits import Eligible, Found
 from serving.ids import ExternalId, IdMap
@@ -194,7 +195,7 @@ class LiveUsers:
         base = self._base.snapshot.histories
         if not len(self._items.useless) and not any(map(self._is_touched, rows.tolist())):
             return base.take(rows)
-        found = [self._history(row) for row in rows.tolist()]
+        found = [self._history(row) for row in deadline.watched(rows.tolist())]
         return Sequences(
             self._users.to_array(self._users.ids[row] for row in rows.tolist()),
             offsets_of(np.array([len(item_rows) for item_rows, _ in found], dtype=np.int64)),

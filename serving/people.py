@@ -18,6 +18,7 @@ from features.numbers import MOST_NUMBER
 from features.sequences import UNKNOWN_TIME, Sequences, offsets_of, ragged_arange
 from features.times import seconds_of
 from serving.bounds import MAX_NUMBER_CHARACTERS
+from serving.deadline import watched
 from serving.filters import DATES
 from serving.ids import ExternalId, IdMap
 from serving.wanted import Person
@@ -142,9 +143,9 @@ class Described:
             DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
                 not as many as the history.
         """
-        rows = [items.places(one.history) for one in people]
-        given = [_cells(one.attributes, kinds) for one in people]
-        unknown = [_unknown(one, mine) for one, mine in zip(people, rows, strict=True)]
+        rows = [items.places(one.history) for one in watched(people)]
+        given = [_cells(one.attributes, kinds) for one in watched(people)]
+        unknown = [_unknown(one, mine) for one, mine in watched(zip(people, rows, strict=True))]
         is_known = [bool(cells) or bool((mine >= 0).any()) for cells, mine in zip(given, rows, strict=True)]
         histories = Sequences(
             np.full(len(people), None),

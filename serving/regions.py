@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from safetensors.numpy import load_file, save_file
 
 from features.sequences import offsets_of, ragged_arange
+from serving import deadline
 from serving.hits import SLACK, Eligible
 
 FILE = "regions.safetensors"
@@ -95,6 +96,7 @@ class Regions:
         best = _Best(needed + SLACK, max(needed, _JUDGED))
         start, so_far, looked_at = 0, 0, max(_FIRST_ROUND, 2 * needed + len(excluded))
         while start < len(nearest):
+            deadline.check()
             stop = int(np.searchsorted(seen, looked_at)) + 1
             chosen = nearest[start:stop]
             some = rows[ragged_arange(starts[chosen], sizes[chosen])]

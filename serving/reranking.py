@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from features.cells import item_texts
+from serving import deadline
 from serving.hits import Found, Hits
 from serving.live_index import Vectors
 from serving.people import Asking
@@ -91,24 +92,25 @@ class Reranking:
             known: Returns rows as the index was made with, -1 for items that came since.
             now: When they ask, in Unix seconds.
         """
-        deadline = Deadline(self.budget_seconds)
+        budgets = [seconds for seconds in (self.budget_seconds, deadline.left()) if seconds is not None]
+        end = Deadline(min(budgets, default=None))
         found = []
         with timed("rerank"):
-            for user in range(len(asking)):
+            for user in deadline.watched(range(len(asking))):
                 rows, scores = (part[: self.num_candidates] for part in hits.of(user))
                 moved = None
                 if asking.is_known[user] and len(rows):
                     shortlist = _shortlist(asking, user, (rows, scores), vectors, known, now)
-                    moved = self._moved(shortlist, (rows, scores), deadline)
+                    moved = self._moved(shortlist, (rows, scores), end)
                 found.append(moved)
         return Moved(found)
 
-    def _moved(self, shortlist: Shortlist, found: Found, deadline: Deadline) -> Found | None:
+    def _moved(self, shortlist: Shortlist, found: Found, end: Deadline) -> Found | None:
         """Return what was found in a better order; None where there was no time for it."""
         try:
-            deadline.check()
-            order = order_of(self.reranker.scores(shortlist, deadline))
-            deadline.check()
+            end.check()
+            order = order_of(self.reranker.scores(shortlist, end))
+            end.check()
         except OutOfTimeError:
             return None
         return found[0][order], found[1][order]

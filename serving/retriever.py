@@ -22,6 +22,7 @@ from features.cells import texts_written
 from features.errors import DataError
 from features.sequences import Sequences, offsets_of
 from serving.batching import Batcher, Batching, is_wanted
+from serving.deadline import watched
 from serving.filters import Filters
 from serving.hits import Eligible, Found, Hits, cosines
 from serving.ids import ExternalId, IdMap
@@ -244,7 +245,7 @@ class Retriever:
             DataError: As `recommend` does.
         """
         wanted = Wanted.of(wanted)
-        answers = [self._listed(who, wanted) for who in whom]
+        answers = [self._listed(who, wanted) for who in watched(whom)]
         others = [who for who, answer in zip(whom, answers, strict=True) if answer is None]
         searched = iter(self._searched(others, wanted) if others else ())
         return [answer or next(searched) for answer in answers]
@@ -268,7 +269,7 @@ class Retriever:
         asking, unknown_items = self._asking(whom)
         hits, moved = self._found(asking, self._had(asking), wanted, self.reranking)
         answers = []
-        for user, is_known in enumerate(asking.is_known.tolist()):
+        for user, is_known in watched(enumerate(asking.is_known.tolist())):
             items = self._recommendations(*hits.of(user), wanted.offset + 1)
             if wanted.reasons:
                 items = self._with_reasons(whom[user], is_known, items, hits.of(user)[0], wanted.reasons)
@@ -461,10 +462,10 @@ class Retriever:
             same = None if attributes is None else attributes.iloc[np.zeros(len(histories), int)].reset_index(drop=True)
             return encode_users(self.bundle, self.index, histories, same, now=self._now())
 
-        had, contributed = contributions(history, self.index.vectors[rows], encode)
+        had, contributed = contributions(history, self.index.vectors[rows], encode, self.bundle.config.features.history)
         reasons = [
-            tuple(self._reason(int(had[place]), float(one[place])) for place in most(one, num_reasons))
-            for one in contributed.T
+            tuple(self._reason(int(had[place]), amount) for place, amount in one)
+            for one in watched(most(contributed, num_reasons))
         ]
         return [item._replace(because=because) for item, because in zip(items, reasons, strict=True)]
 
@@ -531,7 +532,7 @@ class Retriever:
             depth = max(depth, moved.most)
         first = [self._search(asking, barred, depth, part.eligible) for part in tiers[0]]
         found = []
-        for user in range(len(asking)):
+        for user in watched(range(len(asking))):
             one, own = asking.take(np.array([user])), barred.take(np.array([user]))
             places = Places(wanted.depth, rules, self.filters, self.index.vectors)
             for row in pinned[np.isin(pinned, own.rows, invert=True)].tolist():
@@ -551,10 +552,10 @@ class Retriever:
         relevance: Callable[[Found], Found],
         eligible: Eligible | None,
         depth: int,
-        placed: Int64[np.ndarray, " placed"],
+        decided: Int64[np.ndarray, " decided"],
     ) -> Found:
-        """Return more of the best for one user, without what was placed already."""
-        return relevance(self._search(one, barred.and_all(placed), depth, eligible).of(0))
+        """Return more of the best for one user, without what was decided on already."""
+        return relevance(self._search(one, barred.and_all(decided), depth, eligible).of(0))
 
     def _scores(self, one: Asking, rows: Int64[np.ndarray, " items"]) -> Float32[np.ndarray, " items"]:
         """Return one user's scores of some items."""
@@ -575,7 +576,7 @@ class Retriever:
         return Hits.join(
             [
                 next(answers) if is_known else self._most_popular(barred.of(user), depth, eligible)
-                for user, is_known in enumerate(asking.is_known.tolist())
+                for user, is_known in watched(enumerate(asking.is_known.tolist()))
             ]
         )
 

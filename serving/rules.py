@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from serving import deadline
 from serving.filters import Filter, Filters, Groups
-from serving.hits import Eligible, Found, cosines, greatest_cosines
+from serving.hits import Eligible, Found, are_alike, cosines, greatest_cosines
 from serving.ids import ExternalId
 from serving.live_index import Vectors
 from serving.overlay import LiveFilters
@@ -41,6 +41,8 @@ _DEEPEST = 8192
 # How many candidates are compared with those placed at a time, and how many of all items, so that memory stays small.
 _STAGED = 256
 _COMPARED = 4096
+# Where less than this share of the candidates could be placed, all items are compared before the next search.
+_FEW_PLACED = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def parts_of(rules: Rules, where: Filter, filters: Filters | LiveFilters) -> tup
         return [Part(allowed, 0.0)], []
     left = np.ones(filters.num_items, dtype=bool) if allowed is None else allowed.mask
     buried = np.zeros(filters.num_items, dtype=bool)
-    for one in rules.bury:
+    for one in deadline.watched(rules.bury):
         buried |= left & filters.mask(one)
     return _boosted(left & ~buried, rules, filters), _boosted(buried, rules, filters)
 
@@ -109,7 +111,7 @@ def parts_of(rules: Rules, where: Filter, filters: Filters | LiveFilters) -> tup
 def _boosted(left: np.ndarray, rules: Rules, filters: Filters | LiveFilters) -> list[Part]:
     """Return items in parts by what boosts add to them."""
     parts = []
-    for boost in rules.boosts:
+    for boost in deadline.watched(rules.boosts):
         fits = left & filters.mask(boost.where)
         parts.append((Eligible(fits), boost.by))
         left = left & ~fits
@@ -125,6 +127,8 @@ class Limit:
         self._most = most
         self._placed: Counter[int] = Counter()
         self._is_full = np.zeros(groups.num_values, dtype=bool)
+        self._filled: list[int] = []
+        self._closed: Bool[np.ndarray, " items"] = np.zeros(len(groups.offsets) - 1, dtype=bool)
 
     def allows(self, rows: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
         """Return which of the items may be placed next."""
@@ -136,11 +140,15 @@ class Limit:
         self._placed.update(values)
         filled = [value for value in values if self._placed[value] >= self._most]
         self._is_full[filled] = True
+        self._filled += filled
         return bool(filled)
 
     def full(self) -> Bool[np.ndarray, " items"]:
         """Return which items have a value of which no more may be placed."""
-        return self._groups.having(self._is_full)
+        for value in self._filled:
+            self._closed[self._groups.with_value(value)] = True
+        self._filled.clear()
+        return self._closed
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,8 @@ class Places:
         self._vectors = vectors
         self._placed = np.empty((num_places if self._compares else 0, vectors.shape[1]), dtype=np.float32)
         self._num_items = filters.num_items
+        self._passed_over: list[int] = []
+        self._is_mask_worth_it = False
         self._alike: Bool[np.ndarray, " items"] | None = None
         self._num_alike = 0
 
@@ -217,10 +227,9 @@ class Places:
             while len(near) < least and len(waiting):
                 near = near.and_more(self._candidates(pool, waiting[:_STAGED]))
                 waiting = waiting[_STAGED:]
-            if not len(near):
+            if len(near) < least and not (len(near) and pool.is_complete):
+                self._pass_over(pool, near)
                 return pool.is_complete
-            if len(near) < least and not pool.is_complete:
-                return False
             best = near.best(self._diversity if self.rows else None)
             is_another_value_full = self._place(int(near.rows[best]))
             if self._compares:
@@ -230,6 +239,17 @@ class Places:
             if is_another_value_full:
                 near.is_left[near.is_left] = self._allows(near.rows[near.is_left])
         return False
+
+    def _pass_over(self, pool: Pool, near: _Candidates) -> None:
+        """Note which of the candidates can never be placed: what a limit leaves out, it leaves out from then on."""
+        is_open = np.isin(pool.rows, [*self.rows, *near.rows[near.is_left].tolist()])
+        self._passed_over.extend(pool.rows[~is_open].tolist())
+        self._is_mask_worth_it = np.count_nonzero(is_open) < _FEW_PLACED * len(is_open)
+
+    @property
+    def decided(self) -> Int64[np.ndarray, " decided"]:
+        """The items that need not be found again: those that were placed, and those that cannot be any more."""
+        return np.array([*self.rows, *self._passed_over], dtype=np.int64)
 
     def _candidates(self, pool: Pool, places: Int64[np.ndarray, " some"]) -> _Candidates:
         """Return candidates of a pool as they stand to what is placed."""
@@ -247,7 +267,8 @@ class Places:
         if self._compares:
             self._placed[len(self.rows)] = self._vectors[np.array([row])][0]
         self.rows.append(row)
-        return any([limit.place(row) for limit in self._limits])
+        filled = [limit.place(row) for limit in self._limits]
+        return any(filled)
 
     def _allows(self, rows: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
         """Return which items have no value of which no more may be placed."""
@@ -256,15 +277,15 @@ class Places:
             allowed &= limit.allows(rows)
         return allowed
 
-    def may_be_placed(self, eligible: Eligible | None) -> Eligible | None:
-        """Return those of the eligible items that no limit leaves out."""
+    def closed(self) -> Bool[np.ndarray, " items"] | None:
+        """Return which items a limit leaves out, as far as that is worth knowing beforehand; None: none.
+
+        To compare all items with those placed pays only where few of the candidates could be placed.
+        """
         full = [limit.full() for limit in self._limits]
-        if self._distinct < np.inf:
+        if self._distinct < np.inf and self._is_mask_worth_it:
             full.append(self._alike_placed())
-        if not full:
-            return eligible
-        left = ~np.logical_or.reduce(full)
-        return Eligible(left if eligible is None else eligible.mask & left)
+        return np.logical_or.reduce(full) if full else None
 
     def _alike_placed(self) -> Bool[np.ndarray, " items"]:
         """Return which items are alike one that was placed; only what was placed since the last time is compared."""
@@ -273,8 +294,7 @@ class Places:
         new, self._num_alike = self._placed[self._num_alike : len(self.rows)], len(self.rows)
         for start in range(0, self._num_items, _COMPARED):
             rows = np.flatnonzero(~self._alike[start : start + _COMPARED]) + start
-            nearest = greatest_cosines(self._vectors[rows], new, least=self._distinct)
-            self._alike[rows] = nearest >= self._distinct
+            self._alike[rows] = are_alike(self._vectors[rows], new, self._distinct)
         return self._alike
 
 
@@ -306,7 +326,11 @@ class _Candidates:
         return _Candidates(*map(np.concatenate, pairs))
 
     def best(self, diversity: float | None) -> int:
-        """Return which of the first `WINDOW` left is to be placed; None: nothing is placed, so that none is alike it."""
+        """Return which of the first `WINDOW` left is to be placed.
+
+        Args:
+            diversity: How much it counts to be unlike what was placed. None: nothing was.
+        """
         window = np.flatnonzero(self.is_left)[:WINDOW]
         if not diversity:
             return int(window[0])
@@ -318,8 +342,8 @@ class _Candidates:
         np.maximum(self.nearest, cosines(self.vectors, self.vectors[placed]), out=self.nearest)
 
 
-Search = Callable[[Eligible | None, int, Int64[np.ndarray, " placed"]], Found]
-"""Returns so many of the best items among the eligible ones, without those that were placed."""
+Search = Callable[[Eligible | None, int, Int64[np.ndarray, " decided"]], Found]
+"""Returns so many of the best items among the eligible ones, without those that were decided on."""
 
 
 def depth_of(rules: Rules, num_places: int) -> int:
@@ -357,8 +381,14 @@ def arrange(
 
 
 def _searched(places: Places, tier: Sequence[Part], depth: int, search: Search) -> list[Found]:
-    placed = np.array(places.rows, dtype=np.int64)
-    return [search(places.may_be_placed(part.eligible), depth, placed) for part in tier]
+    closed, decided = places.closed(), places.decided
+    return [search(_without(part.eligible, closed), depth, decided) for part in deadline.watched(tier)]
+
+
+def _without(eligible: Eligible | None, closed: Bool[np.ndarray, " items"] | None) -> Eligible | None:
+    if closed is None:
+        return eligible
+    return Eligible(~closed if eligible is None else eligible.mask & ~closed)
 
 
 def _pool(tier: Sequence[Part], found: Sequence[Found], depth: int, scale: float) -> Pool:

@@ -42,6 +42,7 @@ from features.parquet import read_parquet
 from features.schema import ITEM_ID, USER_ID
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Interactions, Tables, Users
+from serving import deadline
 from serving.index import ItemIndex
 from serving.live_index import LiveIndex
 from serving.regions import FILE as REGIONS
@@ -59,6 +60,8 @@ from towers.sealed_folder import BundleError, SealedFolder, reading
 from towers.token_vectors import TokenReader, TokenVectors
 
 _ENCODE_BLOCK = 4096
+# Events that are read in one go where there is a deadline.
+_EVENTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -249,9 +252,10 @@ def encode_users(
     """
     recent = histories.last(bundle.config.features.history)
     vectors = np.zeros((len(histories), index.width), dtype=np.float32)
-    for start in range(0, len(histories), _ENCODE_BLOCK):
-        users = slice(start, min(start + _ENCODE_BLOCK, len(histories)))
-        block = recent if len(recent) <= _ENCODE_BLOCK else recent.take(np.arange(users.start, users.stop))
+    size = _EVENTS_AT_ONCE // max(1, bundle.config.features.history)
+    for users in deadline.parts(len(histories), size, _ENCODE_BLOCK):
+        is_all = users.stop - users.start == len(recent)
+        block = recent if is_all else recent.take(np.arange(users.start, users.stop))
         with timed("encode"):
             vectors[users] = bundle.encode_users(
                 index.vectors[block.item_rows],

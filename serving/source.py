@@ -81,9 +81,12 @@ class Source:
         Raises:
             NotReady: It cannot be opened at present; the log says why.
         """
-        if self._served is None:
-            with self._turn:
+        # One request at a time tries to open it; the others need not wait for that.
+        if self._served is None and self._turn.acquire(blocking=False):
+            try:
                 self._try_to_open()
+            finally:
+                self._turn.release()
         if self._served is None:
             raise NotReady("the model and its index are not loaded; the server's log says why")
         return self._served()

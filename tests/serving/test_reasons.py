@@ -91,7 +91,7 @@ def test_contributions_are_those_of_a_sum_where_a_user_is_the_sum_of_his_items()
             [vectors[histories.items_of(user)].sum(axis=0) for user in range(len(histories))], dtype=np.float32
         )
 
-    had, contributed = reasons_module.contributions(history, vectors, encode)
+    had, contributed = reasons_module.contributions(history, vectors, encode, 100)
     assert had.tolist() == [0, 1]
     assert contributed.tolist() == [[2, 0, 0], [0, 1, 0]]
-    assert reasons_module.most(np.array([0.5, 0.0, 2.0, -1.0]), 3).tolist() == [2, 0]
+    assert reasons_module.most(np.array([[0.5, 0.0, 2.0, -1.0]]).T, 3) == [[(2, 2.0), (0, 0.5)]]
