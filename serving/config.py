@@ -67,8 +67,11 @@ class ServingConfig(StrictTable):
     """The most users that one request may ask about."""
     max_history: int = Field(default=10_000, ge=0)
     """The most items in the history of someone who is described, and in a list of those to exclude."""
-    max_arranged: int = Field(default=10_000, ge=1)
-    """The most places that one request may have arranged by rules: its users times `offset` + `k`."""
+    max_arranged: int = Field(default=5000, ge=1)
+    """The most places that one request may have arranged by rules: its users times `offset` + `k`. As all limits of a
+    request it is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
+    max_limited_users: int = Field(default=20, ge=1)
+    """The most users for whom one request may ask `at_most` or `distinct`, which can take several searches for each."""
     max_explained: int = Field(default=10, ge=1)
     """The most users for whom one request may ask reasons."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)

@@ -439,13 +439,24 @@ class Contract:
 
     def _check_effort(self, wanted: Wanted, num_users: int) -> None:
         """Make sure that a request does not ask for more than the operator allows at once."""
-        places, most = num_users * wanted.depth, self.settings.max_arranged
-        if wanted.rules is not None and places > most:
-            detail = f"expected at most {most} places (users x (offset + k)) where there are rules, found {places}"
-            raise Problem.invalid(Mistake(field="k", detail=detail))
-        if wanted.reasons and num_users > self.settings.max_explained:
-            detail = f"expected none for more than {self.settings.max_explained} users at once, found {num_users} users"
-            raise Problem.invalid(Mistake(field="reasons", detail=detail))
+        settings, places = self.settings, num_users * wanted.depth
+        if wanted.rules is not None and places > settings.max_arranged:
+            raise _too_much(
+                "k", "places (users x (offset + k)) where there are rules", "max_arranged", settings, places
+            )
+        for field, is_asked, setting in (
+            ("at_most", wanted.rules is not None and wanted.rules.at_most, "max_limited_users"),
+            ("distinct", wanted.rules is not None and wanted.rules.distinct, "max_limited_users"),
+            ("reasons", wanted.reasons, "max_explained"),
+        ):
+            if is_asked and num_users > getattr(settings, setting):
+                raise _too_much(field, f"users where {field} is asked", setting, settings, num_users)
+
+
+def _too_much(field: str, what: str, setting: str, settings: ServingConfig, found: int) -> Problem:
+    """Return the problem of a request that asks for more than a setting allows."""
+    detail = f"expected at most {getattr(settings, setting)} {what}, found {found}; the limit is {setting}"
+    return Problem.invalid(Mistake(field=field, detail=detail))
 
 
 def parameters(kind: type[Message], given: Mapping[str, Sequence[str]]) -> Message:

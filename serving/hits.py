@@ -224,16 +224,13 @@ def greatest_cosines(
     """
     greatest = np.full(len(vectors), -np.inf)
     for some, products in _products(vectors, others):
-        bound = np.maximum(products.max(axis=1), greatest) - 2 * ROUNDING
-        matters = np.flatnonzero(products >= bound[:, None])
+        matters = np.flatnonzero(products >= np.maximum(products.max(axis=0), greatest) - 2 * ROUNDING)
         if len(matters) > _MANY_MATTER * products.size:
             np.maximum(greatest, cosines(vectors[:, None], some[None]).max(axis=1), out=greatest)
             continue
         for start in range(0, len(matters), _COMPARED_AT_ONCE):
-            rows, places = np.divmod(matters[start : start + _COMPARED_AT_ONCE], len(some))
-            first = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
-            exact = np.maximum.reduceat(cosines(vectors[rows], some[places]), first)
-            greatest[rows[first]] = np.maximum(greatest[rows[first]], exact)
+            places, rows = np.divmod(matters[start : start + _COMPARED_AT_ONCE], len(vectors))
+            np.maximum.at(greatest, rows, cosines(vectors[rows], some[places]))
     return greatest
 
 
@@ -243,7 +240,7 @@ def are_alike(
     """Return whether the greatest of the `cosines` of each vector with any of the others reaches a threshold."""
     alike = np.zeros(len(vectors), dtype=bool)
     for some, products in _products(vectors, others):
-        nearest = products.max(axis=1)
+        nearest = products.max(axis=0)
         alike |= nearest > threshold + ROUNDING
         close = np.flatnonzero(~alike & (nearest >= threshold - ROUNDING))
         alike[close] = greatest_cosines(vectors[close], some) >= threshold
@@ -255,7 +252,7 @@ def _products(vectors: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndar
     step = max(1, _COMPARED_PAIRS // max(1, len(vectors)))
     for start in deadline.watched(range(0, len(others) if len(vectors) else 0, step)):
         some = others[start : start + step]
-        yield some, vectors @ some.T
+        yield some, some @ vectors.T
 
 
 def rank_one(

@@ -134,6 +134,10 @@ class Limit:
         """Return which of the items may be placed next."""
         return ~self._groups.have(rows, self._is_full)
 
+    def allows_one(self, row: int) -> bool:
+        """Return whether an item may be placed next."""
+        return not any(self._placed[value] >= self._most for value in self._groups.of_item(row))
+
     def place(self, row: int) -> bool:
         """Note that an item was placed; return whether that leaves no room for another of one of its values."""
         values = self._groups.of_item(row)
@@ -231,12 +235,15 @@ class Places:
                 self._pass_over(pool, near)
                 return pool.is_complete
             best = near.best(self._diversity if self.rows else None)
-            is_another_value_full = self._place(int(near.rows[best]))
+            row = int(near.rows[best])
+            near.is_left[best] = False
+            if not all(limit.allows_one(row) for limit in self._limits):
+                continue
+            is_another_value_full = self._place(row)
             if self._compares:
                 near.compare(best)
-            near.is_left[best] = False
-            near.is_left &= near.nearest < self._distinct
-            if is_another_value_full:
+                near.is_left &= near.nearest < self._distinct
+            if is_another_value_full and self._diversity:
                 near.is_left[near.is_left] = self._allows(near.rows[near.is_left])
         return False
 
@@ -292,8 +299,9 @@ class Places:
         if self._alike is None:
             self._alike = np.zeros(self._num_items, dtype=bool)
         new, self._num_alike = self._placed[self._num_alike : len(self.rows)], len(self.rows)
-        for start in range(0, self._num_items, _COMPARED):
-            rows = np.flatnonzero(~self._alike[start : start + _COMPARED]) + start
+        open_rows = np.flatnonzero(~self._alike)
+        for start in range(0, len(open_rows), _COMPARED):
+            rows = open_rows[start : start + _COMPARED]
             self._alike[rows] = are_alike(self._vectors[rows], new, self._distinct)
         return self._alike
 

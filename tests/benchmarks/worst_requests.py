@@ -269,6 +269,10 @@ def cases(settings: ServingConfig, world: World) -> Iterator[Case]:
         yield one(f"{name}: {most // k} known, k", users=known[: most // k], k=k, **rule)
         for kind, users in (("known", known), ("described", described), ("unknown", strangers)):
             yield one(f"{name}: {most_users} {kind}", users=users, k=min(most_k, each), **rule)
+            some = settings.max_limited_users
+            if {"at_most", "distinct"} & rule.keys():
+                yield one(f"{name}: {some} {kind}", users=users[:some], k=min(most_k, most // some), **rule)
+                yield one(f"{name}: {some} {kind}, k=10", users=users[:some], k=10, **rule)
 
 
 def _described(settings: ServingConfig, items: Sequence[int], taken: int = 0) -> list[dict[str, Any]]:

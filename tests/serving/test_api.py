@@ -390,13 +390,20 @@ def test_a_body_with_wrong_fields_is_invalid_and_says_which(client, body, field)
 
 
 def test_what_takes_long_is_limited_for_all_users_of_a_request_together(retriever):
-    settings = ServingConfig(max_arranged=40, max_explained=2)
+    settings = ServingConfig(max_arranged=40, max_explained=2, max_limited_users=2)
     client = create_app(retriever, settings).test_client()
     users = {"users": [103, 104, "nobody"]}
     assert client.post("/recommendations", json={**users, "k": 13, "diversity": 0.5}).status_code == 200
     assert client.post("/recommendations", json={**users, "k": 14, "offset": 50}).status_code == 200
     error = error_of(client.post("/recommendations", json={**users, "k": 14, "diversity": 0.5}), 422, "invalid")
     assert "expected at most 40 places (users x (offset + k)) where there are rules, found 42" in error["detail"]
+    assert "max_arranged" in error["detail"]
+    for rule in ({"distinct": 0.9}, {"at_most": {"title": 1}}):
+        error = error_of(client.post("/recommendations", json={**users, **rule}), 422, "invalid")
+        assert error["errors"][0]["field"] in rule
+        assert "expected at most 2 users" in error["detail"]
+        assert "max_limited_users" in error["detail"]
+        assert client.post("/recommendations", json={"users": [103, 104], **rule}).status_code == 200
     error_of(client.get("/recommendations/103?k=10&offset=31&pin=item-001"), 422, "invalid")
     error = error_of(client.post("/recommendations", json={**users, "reasons": 1}), 422, "invalid")
     assert error["errors"][0]["field"] == "reasons"

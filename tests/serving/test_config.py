@@ -27,7 +27,7 @@ def test_each_setting_is_an_environment_variable():
     values = {
         "host": "0.0.0.0", "port": "9", "workers": "3", "threads": "2", "server": "gunicorn", "default_k": "5",
         "max_k": "50", "max_offset": "8", "max_users": "7", "max_history": "6",
-        "max_arranged": "4", "max_explained": "2", "timeout_seconds": "1.5",
+        "max_arranged": "4", "max_explained": "2", "max_limited_users": "3", "timeout_seconds": "1.5",
         "max_body_bytes": "99", "recommend_seen": "true", "device": "auto",
         "filter_columns": "brand, price", "waiting": "7", "batching": "on",
         "keys": "keys.toml", "rate": "2.5", "burst": "3",
@@ -43,7 +43,7 @@ def test_each_setting_is_an_environment_variable():
     assert settings.model_dump(mode="json") == {
         "host": "0.0.0.0", "port": 9, "workers": 3, "threads": 2, "server": "gunicorn", "default_k": 5,
         "max_k": 50, "max_offset": 8, "max_users": 7, "max_history": 6,
-        "max_arranged": 4, "max_explained": 2, "timeout_seconds": 1.5,
+        "max_arranged": 4, "max_explained": 2, "max_limited_users": 3, "timeout_seconds": 1.5,
         "max_body_bytes": 99, "recommend_seen": True, "device": "auto",
         "filter_columns": ["brand", "price"], "waiting": 7, "batching": "on",
         "keys": "keys.toml", "rate": 2.5, "burst": 3,
