@@ -104,8 +104,7 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
         Family(
             "counter",
             "towers_refused_total",
-            "Requests refused: too many in progress, too many of one client, no key for it, body too slow, not answered "
-            "in time, out of memory.",
+            "Requests refused: too many in progress, too many of one client, no key, body too slow, deadline, memory.",
             ("reason",),
             tuple(product(REFUSALS)),
         ),

@@ -139,7 +139,8 @@ def problem_of(error: Exception) -> Response:
             return http_problem(error)
     if is_out_of_memory(error):
         current.ended_by = "memory"
-        _log.error("out of memory in one request, which was ended: %s", cut(" ".join(str(error).split()), _MAX_DETAIL_CHARACTERS))
+        said = cut(" ".join(str(error).split()), _MAX_DETAIL_CHARACTERS)
+        _log.error("out of memory in one request, which was ended: %s", said)
         return _try_again("there was not enough memory for this request; ask for less at once", "out_of_memory")
     return _unexpected(error)
 
