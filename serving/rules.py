@@ -251,7 +251,7 @@ class Places:
         """Note which of the candidates can never be placed: what a limit leaves out, it leaves out from then on."""
         is_open = np.isin(pool.rows, [*self.rows, *near.rows[near.is_left].tolist()])
         self._passed_over.extend(pool.rows[~is_open].tolist())
-        self._is_mask_worth_it = np.count_nonzero(is_open) < _FEW_PLACED * len(is_open)
+        self._is_mask_worth_it = int(np.count_nonzero(is_open)) < _FEW_PLACED * len(is_open)
 
     @property
     def decided(self) -> Int64[np.ndarray, " decided"]:

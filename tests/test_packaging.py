@@ -40,10 +40,11 @@ def wanted() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_the_wheel_asks_for_what_the_lock_has(wanted, device):
+def test_the_wheel_and_development_ask_for_what_the_lock_has(wanted, device):
+    development = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
     lines = (ROOT / ".locks" / f"{device}.lock").read_text().splitlines()
     locked = dict(re.match(r"([\w.-]+)==([\w.+]+)", line).groups() for line in lines if re.match(r"\w", line))
-    for one in wanted:
+    for one in (*wanted, *map(Requirement, development)):
         name = REPLACED[device].get(normal(one.name), normal(one.name))
         assert name in locked, f"{one} is not in {device}.lock"
         assert one.specifier.contains(locked[name]), f"{one}, and {device}.lock has {locked[name]}"

@@ -216,7 +216,6 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
     [
         (signal.SIGINT, "between steps"),
         (signal.SIGTERM, "between steps"),
-        (signal.SIGHUP, "between steps"),
         (signal.SIGTERM, "at the last judgement"),
     ],
 )
