@@ -10,9 +10,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 from wsgiref.types import InputStream, WSGIEnvironment
@@ -42,13 +41,17 @@ class Bodies:
         max_bytes: The largest body that is read.
         seconds: How long a body may take, from its request's headers to its last byte.
         clock: Seconds.
+
+    Attributes:
+        receiving: Those that are on their way.
+        lock: Held to change them.
     """
 
     def __init__(self, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._receiving: set[_Reception] = set()
-        self._lock = threading.Lock()
+        self.receiving: set[_Reception] = set()
+        self.lock = threading.Lock()
         self._watching: threading.Thread | None = None
         self._clock = clock
         self._left = max(_MOST_SHARED, 4 * max_bytes)
@@ -107,7 +110,7 @@ class Bodies:
         Raises:
             ServiceUnavailable: There is not so much left.
         """
-        with self._lock:
+        with self.lock:
             if num_bytes > self._left:
                 raise ServiceUnavailable("too many bodies are being received", retry_after=_SECONDS_TO_RETRY)
             self._left -= num_bytes
@@ -125,40 +128,33 @@ class Bodies:
             while left > 0 and (part := environ["wsgi.input"].read(_PART)):
                 left -= len(part)
 
-    @contextmanager
-    def _within(self, seconds: float, environ: WSGIEnvironment, status: int) -> Iterator[_Reception]:
-        """End a request's connection, with the status of an answer, where the block takes too long."""
-        reception = _Reception(self._clock() + seconds, environ, status)
-        with self._lock:
-            self._receiving.add(reception)
-            if self._watching is None:
-                self._watching = threading.Thread(target=self._watch, name="towers-bodies", daemon=True)
-                self._watching.start()
-        try:
-            yield reception
-        finally:
-            with self._lock:
-                self._receiving.discard(reception)
+    def _within(self, seconds: float, environ: WSGIEnvironment, status: int) -> _Reception:
+        """End a request's connection, with the status of an answer, where a block takes too long."""
+        if self._watching is None:
+            with self.lock:
+                if self._watching is None:
+                    self._watching = threading.Thread(target=self._watch, name="towers-bodies", daemon=True)
+                    self._watching.start()
+        return _Reception(self, self._clock() + seconds, environ, status)
 
     def _watch(self) -> None:
         while True:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            if self._receiving:
+            if self.receiving:
                 self.end_late()
 
     def end_late(self) -> None:
         """End the connections of those whose time is up."""
-        with self._lock:  # with it, as a body that came just in time must not be cut off
+        with self.lock:  # with it, as a body that came just in time must not be cut off
             now = self._clock()
-            for reception in [reception for reception in self._receiving if reception.deadline <= now]:
-                self._receiving.discard(reception)
+            for reception in [reception for reception in self.receiving if reception.deadline <= now]:
+                self.receiving.discard(reception)
                 reception.is_late = True
                 _end_connection(reception.environ, reception.status)
 
 
-@dataclass(eq=False)
 class _Reception:
-    """A body that is being received.
+    """A body that is being received: while the block runs that reads it.
 
     Attributes:
         deadline: When it has to be there, in seconds.
@@ -167,10 +163,21 @@ class _Reception:
         is_late: Whether it was not there.
     """
 
-    deadline: float
-    environ: WSGIEnvironment
-    status: int
-    is_late: bool = False
+    __slots__ = ("_all", "deadline", "environ", "is_late", "status")
+
+    def __init__(self, everything: Bodies, deadline: float, environ: WSGIEnvironment, status: int) -> None:
+        self._all = everything
+        self.deadline, self.environ, self.status = deadline, environ, status
+        self.is_late = False
+
+    def __enter__(self) -> _Reception:
+        with self._all.lock:
+            self._all.receiving.add(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._all.lock:
+            self._all.receiving.discard(self)
 
 
 def has_body(environ: WSGIEnvironment) -> bool:
