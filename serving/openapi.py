@@ -110,7 +110,7 @@ def document(contract: Contract, retriever: Retriever, *, takes_writes: bool = F
                     "recommend_described",
                     "What to recommend to someone who is described, or to several users",
                     [RecommendedOne, RecommendedMany],
-                    *(400, 413, 415, 422),
+                    *(400, 408, 413, 415, 422),
                 ),
                 "requestBody": body,
             }
@@ -144,13 +144,13 @@ def _write_paths(retriever: Retriever) -> Schema:
     """Return the operations that change something."""
     item = {"name": "item_id", "in": "path", "required": True, "description": "The item, known or new."}
     of_item = [{**item, "schema": _path_id(retriever.items.is_integer)}]
-    put = _operation("put_item", "The item is in the catalogue", [Written], 400, 413, 415, 422)
+    put = _operation("put_item", "The item is in the catalogue", [Written], 400, 408, 413, 415, 422)
     put["responses"]["201"] = {
         **put["responses"]["200"],
         "description": "The item is new in the catalogue",
     }
     columns = {"required": True, "content": {"application/json": {"schema": _ref("Cells")}}}
-    posted = _operation("post_events", "The events are remembered", [Taken], 400, 413, 415, 422)
+    posted = _operation("post_events", "The events are remembered", [Taken], 400, 408, 413, 415, 422)
     return {
         "/items/{item_id}": {
             "put": {**put, "parameters": of_item, "requestBody": columns},
