@@ -95,8 +95,8 @@ class EncoderSettings(StrictTable):
     bundled: bool = True
     """Whether the bundle holds the model's files. Otherwise it names their digest, and whoever opens it needs them."""
     url: str | None = None
-    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here. Whoever serves
-    the bundle must allow its host, and `key_variable`, in serving.toml."""
+    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here. The operator
+    of a service must allow its host and `key_variable` in serving.toml."""
     protocol: Literal["openai", "cohere"] = "openai"
     """What the service speaks: OpenAI's `POST /embeddings`, as most do, or Cohere's `POST /embed`."""
     key_variable: str | None = None

@@ -119,7 +119,7 @@ class ServingConfig(StrictTable):
     """Where the index searches. auto: on a GPU where there is one and FAISS is built for it."""
     trusted_keys: str | None = None
     """File of public keys (`towers keygen`), one or several. A bundle, its index and its ranker are used only if one of
-    them signed each. None: anybody may have made them, and digests only show that they are intact."""
+    them signed each. None: no signature is needed; digests only show that they are intact."""
     encoder_hosts: Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_split)] = Field(
         default_factory=list
     )

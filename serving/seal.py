@@ -163,7 +163,7 @@ class Seal(StrictTable):
         Args:
             folder: The index.
             bundle: Whose index it is to be.
-            trusted_keys: File of public keys, one of which must have signed it. None: anybody may have written it.
+            trusted_keys: File of public keys, one of which must have signed it. None: no signature is needed.
 
         Raises:
             BundleError: Says what is wrong and how to make the index anew.
@@ -180,7 +180,7 @@ class Seal(StrictTable):
             folder: The index.
             bundle: What it is in.
             copies: Where its files are copied to, and read from then on. None: they are read where they lie.
-            trusted_keys: File of public keys, one of which must have signed it. None: anybody may have written it.
+            trusted_keys: File of public keys, one of which must have signed it. None: no signature is needed.
 
         Raises:
             BundleError: Says what is wrong and how to make the index anew.

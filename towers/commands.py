@@ -14,8 +14,8 @@ _file = click.Path(path_type=Path, dir_okay=False)
 def keygen(path: Path) -> None:
     """Make the keys with which bundles are signed, and trusted: FILE and FILE.pub.
 
-    FILE (signing.key, unless named otherwise) stays where bundles are made and goes nowhere else. Whoever serves them
-    gets FILE.pub, and names it in serving.toml as `trusted_keys`; such a file may hold several keys, one after another.
+    FILE (signing.key, unless named otherwise) stays where bundles are made and goes nowhere else. Services get
+    FILE.pub, and name it in serving.toml as `trusted_keys`; such a file may hold several keys, one after another.
     """
     from towers.signature import KEY_VARIABLE, make_key
 
@@ -38,7 +38,7 @@ def keygen(path: Path) -> None:
 def sign(bundle: Path, key: Path) -> None:
     """Sign a bundle, its index and its ranker, whichever there are, after seeing that they are intact.
 
-    DIR is a bundle, such as runs/latest. A signature says that whoever has the key vouches for what the files are now.
+    DIR is a bundle, such as runs/latest. A signature says that the owner of the key vouches for the files as they are now.
     """
     from towers.manifest import sign_bundle
     from towers.signature import key_id, read_signing_key

@@ -91,7 +91,7 @@ def open_bundle(
     Args:
         path: The bundle.
         copies: Where its files are copied to, and read from then on. None: they are read where they lie.
-        trusted_keys: File of public keys, one of which must have signed it. None: anybody may have written it.
+        trusted_keys: File of public keys, one of which must have signed it. None: no signature is needed.
 
     Raises:
         BundleError: It is not, or is not signed by one of these keys.
@@ -159,7 +159,7 @@ def sign_bundle(path: Path, key: Ed25519PrivateKey) -> list[Path]:
         try:
             SealedFolder.open(folder, read_manifest(folder).get("files"))
         except (OSError, ValueError) as error:
-            raise BundleError(f"{folder}: {said_of(error)}; make it anew before you sign it") from None
+            raise BundleError(f"{folder}: {said_of(error)}; make it again before you sign it") from None
     for folder in (path, *later):
         sign(folder / MANIFEST, key)
     return [path, *later]

@@ -135,7 +135,7 @@ def read_manifest(folder: Path, trusted_keys: Path | None = None) -> dict[str, A
 
     Args:
         folder: The folder.
-        trusted_keys: File of public keys, one of which must have signed the manifest. None: anybody may have.
+        trusted_keys: File of public keys, one of which must have signed the manifest. None: no signature is needed.
 
     Raises:
         FileNotFoundError: There is none.

@@ -1,8 +1,8 @@
 """Signatures: who made a bundle, its index and its ranker. Digests prove only that nothing was changed by accident.
 
 Each of the three folders has a manifest with the digest of every file in it. Beside a manifest may lie a signature of
-its bytes (Ed25519), so it holds for all of the folder. Whoever trains keeps the private key; whoever serves names a
-file of public keys, and nothing is then read that none of them signed. Keys are PEM files, as `openssl genpkey
+its bytes (Ed25519), so it holds for all of the folder. The private key stays where bundles are trained; a service names
+a file of public keys and then reads nothing that none of them signed. Keys are PEM files, as `openssl genpkey
 -algorithm ed25519` writes them as well; a file of public keys may hold several, so that one can replace another.
 """
 
@@ -167,7 +167,7 @@ def prove(manifest: Path, content: bytes, signature: bytes | None, trusted: Path
     from cryptography.exceptions import InvalidSignature
 
     keys = read_trusted_keys(trusted)
-    remedy = "have whoever made it sign it with `towers sign`, or leave out trusted_keys"
+    remedy = "sign it with `towers sign` where it was made, or leave out trusted_keys"
     if signature is None:
         raise SignatureError(
             f"{manifest}: not signed (there is no {signature_of(manifest).name}), and only what the keys of {trusted} "

@@ -1,4 +1,4 @@
-"""What the operator trusts a bundle with that was made elsewhere."""
+"""What the operator allows a bundle, which may have been made elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trust:
-    """By default a bundle may come from anybody, and reaches nothing outside of this machine.
+    """By default a bundle needs no signature and reaches nothing outside of this machine.
 
     Attributes:
         remote: The services that its encoders may send texts and keys to.

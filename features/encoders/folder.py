@@ -70,7 +70,7 @@ def _parts(folder: Path) -> list[Path]:
 def check_model(folder: Path) -> None:
     """Refuse a model whose files name code that would run while it is loaded.
 
-    sentence-transformers imports the classes and functions that a model names; those of a bundle are anybody's choice.
+    sentence-transformers imports the classes and functions that a model names; of a bundle's model these are its maker's choice.
 
     Raises:
         DataError: A part is not one of `MODULES`, or an activation is not one of torch's.
@@ -82,7 +82,7 @@ def check_model(folder: Path) -> None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not JSON ({error}); save the model anew") from None
+            raise DataError(f"{path}: not JSON ({error}); save the model again") from None
         for what in [*_classes(content)] if path.name == "modules.json" else [*_activations(content)]:
             raise DataError(
                 f"{folder}: {name} names {what!r}, which is none of the parts that are loaded from a bundle "

@@ -1,7 +1,7 @@
-"""Which embeddings services a bundle may send texts and keys to. The operator decides; a bundle only asks.
+"""Which embeddings services a bundle may send texts and keys to: those that the operator allows.
 
-A bundle names the address of a service and the environment variable that holds its key. Whoever made the bundle would
-otherwise choose where this machine's texts and secrets go.
+A bundle names the address of a service and the environment variable that holds its key. Without a
+policy the bundle's maker would choose where this machine's texts and secrets go.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_nothing_is_signed_that_is_damaged(bundle, keys):
     (bundle / "index" / "data").write_text("other")
     done = RUNNER.invoke(sign, [str(bundle), "--key", str(keys / "ours")])
     assert isinstance(done.exception, BundleError)
-    assert "index: data was changed after it was written; make it anew before you sign it" in str(done.exception)
+    assert "index: data was changed after it was written; make it again before you sign it" in str(done.exception)
     assert not list(bundle.rglob("*.sig"))
 
 
