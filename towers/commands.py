@@ -38,7 +38,8 @@ def keygen(path: Path) -> None:
 def sign(bundle: Path, key: Path) -> None:
     """Sign a bundle, its index and its ranker, whichever there are, after seeing that they are intact.
 
-    DIR is a bundle, such as runs/latest. A signature says that the owner of the key vouches for the files as they are now.
+    DIR is a bundle, such as runs/latest. A signature says that the owner of the key vouches for the files as they
+    are now.
     """
     from towers.manifest import sign_bundle
     from towers.signature import key_id, read_signing_key

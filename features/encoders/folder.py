@@ -70,7 +70,7 @@ def _parts(folder: Path) -> list[Path]:
 def check_model(folder: Path) -> None:
     """Refuse a model whose files name code that would run while it is loaded.
 
-    sentence-transformers imports the classes and functions that a model names; of a bundle's model these are its maker's choice.
+    sentence-transformers imports the classes and functions that a model names: in a bundle, what its maker chose.
 
     Raises:
         DataError: A part is not one of `MODULES`, or an activation is not one of torch's.
