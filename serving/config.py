@@ -70,7 +70,7 @@ class ServingConfig(StrictTable):
     max_arranged: int = Field(default=5000, ge=1)
     """The most places that one request may have arranged by rules: its users times `offset` + `k`. As all limits of a
     request it is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
-    max_limited_users: int = Field(default=20, ge=1)
+    max_limited_users: int = Field(default=10, ge=1)
     """The most users for whom one request may ask `at_most` or `distinct`, which can take several searches for each."""
     max_explained: int = Field(default=10, ge=1)
     """The most users for whom one request may ask reasons."""

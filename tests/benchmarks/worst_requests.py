@@ -11,13 +11,16 @@ Every request goes through the application with the settings it has when nobody 
 is far off, so that what it would end is seen, and the answer is read to its end. A request fails that takes longer than
 the deadline is by default, unless it is refused with an error that names the limit. What is measured is the time of one
 processor, which is what a request takes on a machine where nothing else runs: all of it is computed in one thread. The
-best of three tries counts; a first request warms what is read once (columns, groups).
+best of three tries counts; a first request warms what is read once (columns, groups). At the end the largest request is
+made where next to no memory is left: it must be refused, and the next one answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
+import resource
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +62,7 @@ FIRST_USER = 1_000_000
 BAR = ServingConfig().timeout_seconds
 FAR_OFF = 600.0
 TRIES = 3
+SPARE_BYTES = 24 << 20
 
 SETTINGS = {
     "features": {
@@ -267,6 +271,7 @@ def cases(settings: ServingConfig, world: World) -> Iterator[Case]:
         yield one(f"{name}: one, last page", users=known[:1], k=k, offset=min(most - k, most_offset), **rule)
         yield one(f"{name}: described, k", history=history, k=k, **rule)
         yield one(f"{name}: {most // k} known, k", users=known[: most // k], k=k, **rule)
+        described = _described(settings, items, taken=len(orjson.dumps(rule)))
         for kind, users in (("known", known), ("described", described), ("unknown", strangers)):
             yield one(f"{name}: {most_users} {kind}", users=users, k=min(most_k, each), **rule)
             some = settings.max_limited_users
@@ -315,6 +320,26 @@ def run(kind: str, client: FlaskClient, world: World, only: Sequence[str]) -> tu
     return failed, longest
 
 
+def without_memory(client: FlaskClient, world: World) -> list[str]:
+    """Ask for the most where next to no memory is left, in a process of its own, and then for little; return failures.
+
+    What may be allocated is bounded by the address space of the process (`RLIMIT_AS`).
+    """
+    child = os.fork()
+    if not child:
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES, resource.RLIM_INFINITY))
+        most = ServingConfig()
+        large = {"users": world.known[: most.max_users], "k": most.max_k, "offset": most.max_offset}
+        _, status, said = answer(client, Case("most", "/recommendations", large))
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        _, after, _ = answer(client, Case("little", f"/recommendations/{world.known[0]}"))
+        print(f"without memory: {status} {said[:300].decode()}, and then {after}", flush=True)
+        os._exit(0 if (status, after) == (503, 200) and b"out_of_memory" in said else 1)
+    _, ended = os.waitpid(child, 0)
+    return [] if ended == 0 else [f"without memory: the process ended with {ended}"]
+
+
 def main() -> None:
     """Ask, print, and exit with 1 where a request took too long."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -346,7 +371,7 @@ def main() -> None:
             warm = {"history": [1], "at_most": columns, "filter": {"price": {"min": 1}}}
             answer(client, Case("warm", "/recommendations", warm))
             some, most = run(kind, client, world, given.only)
-            failed += some
+            failed += some + (without_memory(client, world) if not given.only else [])
             longest = max(longest, most)
     print(f"longest of what passed: {longest:.3f} s of {BAR:g} s")
     if failed:

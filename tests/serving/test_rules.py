@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -10,14 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features.tables import Catalog
+from serving import hits as hits_module
 from serving import rules as rules_module
 from serving.filters import Filters
+from serving.hits import cosines
 from serving.ids import IdMap
+from serving.live import Live
 from serving.retriever import Retriever
 from serving.rules import Boost, Places, Rules, arrange, depth_of, parts_of
 from serving.snapshot import Snapshot
+from serving.store import SqliteStore, Write
 from serving.wanted import Person, Wanted
-from tests.serving.doubles import FakeBundle, country, id_series, make_features, make_tables, vector_of
+from tests.serving.doubles import FakeBundle, country, id_series, make_features, make_tables, unit, vector_of
 
 WINDOW = 3
 
@@ -298,3 +304,103 @@ def test_more_diversity_makes_an_answer_less_alike(shop):
     assert measured == sorted(measured, reverse=True)
     assert measured[0] > measured[-1] + 0.05
     assert ids(shop.recommend(7, Wanted(10, rules=Rules()))) == ids(shop.recommend(7, 10))
+
+
+def by_definition(retriever, who, num_places, rules, where):
+    """The definition on the vectors and scores of any index: for every place all that is left is looked at."""
+    items, filters = retriever.items, retriever.filters
+    answer = retriever.recommend(who, Wanted(filters.num_items, where=where))
+    scale = 1.0 if answer.fallback is None else 1 / retriever.popularity.greatest_share
+    relevance = {items.row(item.item_id): np.float64(np.float32(item.score)) * scale for item in answer.items}
+    for row in relevance:
+        relevance[row] += next((boost.by for boost in rules.boosts if filters.mask(boost.where)[row]), 0.0)
+    buried = {row: any(filters.mask(one)[row] for one in rules.bury) for row in relevance}
+    values = [(filters.groups(column, column), most) for column, most in rules.at_most]
+    vectors = retriever.index.vectors[np.arange(filters.num_items)]
+
+    alike = cosines(vectors[:, None], vectors[None])
+
+    def likeness(row, placed):
+        return alike[row, placed].max(initial=-np.inf)
+
+    def may_stand(row, placed, counts):
+        is_new = rules.distinct is None or likeness(row, placed) < rules.distinct
+        return is_new and all(
+            count[value] < most
+            for count, (groups, most) in zip(counts, values, strict=True)
+            for value in groups.of_item(row)
+        )
+
+    ranked = sorted(relevance, key=lambda row: (buried[row], -relevance[row], row))
+    placed = [row for row in dict.fromkeys(items.rows(rules.pin)[0]) if row in relevance][:num_places]
+    while len(placed) < num_places:
+        counts = [Counter(value for row in placed for value in groups.of_item(row)) for groups, _ in values]
+        left = [row for row in ranked if row not in placed and may_stand(row, placed, counts)]
+        if not left:
+            break
+        window = [row for row in left if buried[row] == buried[left[0]]][: WINDOW if rules.diversity else 1]
+        weights = (1 - rules.diversity), (rules.diversity if placed else 0.0)
+        worth = [weights[0] * relevance[row] - (weights[1] and weights[1] * likeness(row, placed)) for row in window]
+        placed.append(window[int(np.argmax(worth))])
+    return [items.ids[row] for row in placed]
+
+
+class NearCopies(FakeBundle):
+    """Items in families: some are copies of others to the last digit, some nearly."""
+
+    def encode_items(self, catalog):
+        families = np.stack([vector_of(int(str(item_id)[1:]) % 12) for item_id in catalog.item_ids])
+        each = np.stack([vector_of(item_id) for item_id in catalog.item_ids])
+        apart = np.array([[(0.0, 1e-4, 0.3)[int(str(item_id)[1:]) % 3]] for item_id in catalog.item_ids])
+        return unit(families + apart * each)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Retrievers over ninety near-copies: as the index was made, and with live writes on top."""
+    names = [f"i{number}" for number in range(90)]
+    tables = make_tables({7: names[:3], 9: names[2:9]}, names)
+    frame = tables.catalog.frame.assign(
+        brand=pd.Series([f"b{number % 5}" for number in range(90)], dtype=pd.ArrowDtype(pa.string())),
+        tags=pd.Series(
+            [["x", "y", "z"][number % 4 :] for number in range(90)], dtype=pd.ArrowDtype(pa.list_(pa.string()))
+        ),
+    )
+    bundle = NearCopies("bundle", make_features())
+    base = Retriever(bundle, Snapshot.build(bundle, type(tables)(tables.interactions, Catalog(frame), None, ())))
+    store = SqliteStore(tmp_path_factory.mktemp("live") / "live.db")
+    cells = {"brand": "b1", "tags": ["x"]}
+    store.append([Write("item", {"item_id": f"i{number}", "cells": cells}) for number in (*range(90, 105), 20, 31)])
+    store.append([Write("deletion", {"item_id": f"i{number}"}) for number in (0, 45, 100)])
+    store.append([Write("event", {"user_id": 7, "item_id": "i91", "time": 10})])
+    return base, Live(base, store).current()
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("seed", range(24))
+def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    retriever = families[seed % 2]
+    # The paths: few or many compared at once, the catalogue compared beforehand or not, all pairs exactly or few.
+    monkeypatch.setattr(rules_module, "_STAGED", int(rng.integers(1, 40)))
+    monkeypatch.setattr(rules_module, "_COMPARED", int(rng.integers(1, 40)))
+    monkeypatch.setattr(rules_module, "_FEW_PLACED", float(rng.choice([0.0, 0.5, 1.1])))
+    monkeypatch.setattr(hits_module, "_COMPARED_PAIRS", int(rng.integers(1, 500)))
+    monkeypatch.setattr(hits_module, "_COMPARED_AT_ONCE", int(rng.integers(1, 50)))
+    monkeypatch.setattr(hits_module, "_MANY_MATTER", float(rng.choice([0.0, 0.2, 1.0])))
+    vectors, of = retriever.index.vectors, retriever.filters.of
+    pair = vectors[rng.choice(90, 2)]
+    rules = Rules(
+        diversity=float(rng.choice([0.0, 0.3, 1.0])),
+        # Where a decision is closest: the very cosine of two items.
+        distinct=[None, float(cosines(pair[0], pair[1])), 0.5, 0.99999][rng.integers(4)],
+        pin=[f"i{number}" for number in rng.integers(105, size=rng.integers(4))],
+        boosts=[Boost(of({"tags": tag}), float(rng.normal())) for tag in rng.choice(["x", "y"], rng.integers(3))],
+        bury=[of({"brand": brand}) for brand in rng.choice(["b0", "b3"], rng.integers(2))],
+        at_most=[("brand", int(rng.integers(1, 9))), ("tags", int(rng.integers(5, 30)))][: rng.integers(3)],
+    )
+    where = () if rng.random() < 0.7 else of({"brand": {"not": ["b2"]}})
+    num_places = int(rng.integers(1, 50))
+    for who in (7, "nobody", Person(["i5", "i30"])):
+        expected = by_definition(retriever, who, num_places, rules, where)
+        assert ids(retriever.recommend(who, Wanted(num_places, where=where, rules=rules))) == expected
