@@ -12,11 +12,13 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from features.config import FeatureSettings
 from features.tables import Catalog
 from serving.app import create_app
 from serving.config import ServingConfig
+from serving.keys import add_key
 from serving.retriever import Retriever
 from serving.snapshot import Snapshot
 from tests.serving.doubles import FakeBundle, make_features, make_tables
@@ -169,5 +171,35 @@ def test_it_answers_as_its_document_says(request, path, method, mode):
         is_refused = response.status_code == 422 and any(said in response.text for said in BETWEEN_VALUES)
         assume(mode is GenerationMode.NEGATIVE or not is_refused)
         case.validate_response(response)
+
+    ask()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """The service with writes and keys, and its keys by what they may do."""
+    folder = tmp_path_factory.mktemp("guarded")
+    keys = {scope: add_key(folder / "keys.toml", scope, scope) for scope in ("read", "write")}
+    changed = {"live": str(folder / "live.db"), "keys": str(folder / "keys.toml")}
+    return create_app(make_shop(), LIMITS.model_copy(update=changed)), keys
+
+
+@pytest.mark.parametrize(("path", "method"), [*OPERATIONS, *WRITES])
+def test_keys_are_asked_for_as_the_document_says(guarded, path, method):
+    """Whatever is asked: 401 without a key or with a wrong one, 403 where it may only read, else as without keys."""
+    app, keys = guarded
+    is_probe, is_write = path in ("/healthz", "/readyz"), (path, method) in WRITES
+    bearer = {name: {"Authorization": f"Bearer {key}"} for name, key in {**keys, "wrong": "tt_x"}.items()}
+    loaded = schemathesis.openapi.from_wsgi("/openapi.json", app, headers=bearer["read"])
+
+    @settings(max_examples=3, suppress_health_check=list(HealthCheck))
+    @given(case=loaded[path][method].as_strategy())
+    def ask(case):
+        found = {name: case.call(headers=header) for name, header in {"none": {}, **bearer}.items()}
+        for response in found.values():
+            case.validate_response(response, excluded_checks=[positive_data_acceptance])
+        refused = {name: response.status_code for name, response in found.items() if response.status_code in (401, 403)}
+        expected = {} if is_probe else {"none": 401, "wrong": 401} | ({"read": 403} if is_write else {})
+        assert refused == expected
 
     ask()
