@@ -29,6 +29,7 @@
 - `headers`: what browsers are told with every answer.
 - `door`: what every request passes: an id, a turn, a note; `limits`: `Turns` and `Rates`; `keys`: who may ask.
 - `bodies`: `Bodies`, request bodies received in bounded time and memory.
+- `deadline`: how long a request may take, looked at in every stage.
 - `metrics`: `Metrics` of all workers; `stages`: where a request's time goes; `logs`: lines for machines and people;
   `probes`: alive, ready, and what was counted.
 - `batching`: `Batcher`, the work of several threads done together; `remembered`: users' vectors, for a while.

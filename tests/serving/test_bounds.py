@@ -14,6 +14,7 @@ from itertools import islice
 
 import orjson
 import pytest
+from pydantic import SecretStr
 
 from features.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES
 from features.messages import did_you_mean, shown
@@ -49,7 +50,7 @@ def app(tmp_path_factory):
     """A service with a column of each kind that takes writes, asks for keys, and believes a proxy; and a key."""
     folder = tmp_path_factory.mktemp("long")
     secret = add_key(folder / "keys.toml", "shop", "write")
-    settings = {"live": str(folder / "live.db"), "keys": str(folder / "keys.toml"), "trusted_proxies": 1}
+    settings = {"live": SecretStr(str(folder / "live.db")), "keys": str(folder / "keys.toml"), "trusted_proxies": 1}
     app = create_app(make_shop(), LIMITS.model_copy(update={**settings, "max_body_bytes": 1 << 21}))
     return app, f"Bearer {secret}"
 

@@ -331,7 +331,8 @@ def test_regions_can_be_shared_by_several_kinds():
         np.testing.assert_array_equal(index.search(queries, 10).rows, built(kind).search(queries, 10).rows)
 
 
-def test_processes_share_the_memory_of_a_loaded_index(tmp_path):
+def test_processes_share_the_memory_of_a_loaded_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "_SMALL", 0)
     vectors = SPACES["clustered"][0]
     built("ivf-pq").save(tmp_path / "items.faiss")
     loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, built("ivf-pq").plan)

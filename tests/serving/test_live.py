@@ -495,4 +495,7 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
         looked.clear()
     monkeypatch.undo()
     store.append([put("new-1")])
-    assert kept_up().items.row("new-1") is not None
+    deadline = time.monotonic() + 5
+    while kept_up().items.row("new-1") is None:
+        assert time.monotonic() < deadline, "the log is not looked at again"
+        time.sleep(0.05)

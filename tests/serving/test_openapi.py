@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, assume, given, settings
+from pydantic import SecretStr
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -66,7 +67,7 @@ def app():
 def writing_app(tmp_path_factory):
     """The same, which takes writes; it is another one, because what is written changes what is right."""
     live = str(tmp_path_factory.mktemp("live") / "live.db")
-    return create_app(make_shop(), LIMITS.model_copy(update={"live": live}))
+    return create_app(make_shop(), LIMITS.model_copy(update={"live": SecretStr(live)}))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def guarded(tmp_path_factory):
     """The service with writes and keys, and its keys by what they may do."""
     folder = tmp_path_factory.mktemp("guarded")
     keys = {scope: add_key(folder / "keys.toml", scope, scope) for scope in ("read", "write")}
-    changed = {"live": str(folder / "live.db"), "keys": str(folder / "keys.toml")}
+    changed = {"live": SecretStr(str(folder / "live.db")), "keys": str(folder / "keys.toml")}
     return create_app(make_shop(), LIMITS.model_copy(update=changed)), keys
 
 

@@ -189,7 +189,7 @@ BROKEN = {
     "another item": (with_an_unknown_item, r"do not fit together \([0-9]+ items of histories are not in the catalogue"),
     "another number of users": (
         with_a_user_less,
-        r"do not fit together \(numbers of items \[100\], of users \[9, 10\]",
+        r"do not fit together \(attributes.parquet has 9 rows, expected 10\)",
     ),
 }
 

@@ -20,12 +20,12 @@ from towers.signature import make_key, read_signing_key, signature_of
 
 @pytest.fixture
 def runs(two_models, tmp_path):
-    """`one`, signed, and `two`, which is not, with `latest`; `key` and `key.pub` beside them."""
+    """`one`, signed, and `two`, which is not, with `production`; `key` and `key.pub` beside them."""
     runs = tmp_path / "runs"
     shutil.copytree(two_models, runs)
     make_key(tmp_path / "key")
     sign_bundle(runs / "one", read_signing_key(tmp_path / "key"))
-    move_link(runs / "latest", runs / "one")
+    move_link(runs / "production", runs / "one")
     return runs
 
 
@@ -35,7 +35,7 @@ def settings(tmp_path):
 
 
 def test_a_service_goes_over_to_what_a_trusted_key_signed_and_to_nothing_else(runs, settings, tmp_path, caplog):
-    path = runs / "latest"
+    path = runs / "production"
     source = Source(lambda: open_retriever(path.resolve(), settings), identify=lambda: identity_of(path))
     first = source.get()
     with pytest.raises(BundleError, match=r"two/manifest.json: not signed"):
