@@ -15,8 +15,10 @@ from pydantic import SecretStr
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from features import cells, rows
 from features.config import FeatureSettings
 from features.tables import Catalog
+from serving import filters, openapi, people
 from serving.app import create_app
 from serving.config import ServingConfig
 from serving.keys import add_key
@@ -27,6 +29,17 @@ from tests.serving.doubles import FakeBundle, make_features, make_tables
 ITEMS = [f"i{number}" for number in range(50)]
 LIMITS = ServingConfig(max_k=20, default_k=5, max_offset=30, max_users=4, max_history=8)
 EXAMPLES = 15
+SMALL = {"MAX_FILTER_VALUES": 50, "MAX_CELL_VALUES": 20, "MAX_CELL_CHARACTERS": 100}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_limits():
+    """Limits that data made from the document can go over without being megabytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (cells, rows, filters, openapi, people):
+            for name, value in SMALL.items():
+                patch.setattr(module, name, value, raising=False)
+        yield
 
 
 def typed(values, kind):
@@ -143,8 +156,14 @@ def test_every_schema_of_the_document_is_used_and_there(request, which):
 
 
 # What no schema of a single value can say: ranges that end before they begin, times that are not as many as the items,
-# or that are still to come.
-BETWEEN_VALUES = ("expected min up to max", "times: expected one for each", "expected Unix seconds in the past")
+# or that are still to come, and values and texts that are too many together.
+BETWEEN_VALUES = (
+    "expected min up to max",
+    "times: expected one for each",
+    "expected Unix seconds in the past",
+    "expected at most 50 values",
+    "expected at most 100 characters",
+)
 
 
 CASES = [
