@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from features.redaction import redacted
+from features.redaction import LONGEST, redacted
 
 _MAX_SHOWN = 60
 # Comparing names takes time that grows with the product of their lengths.
@@ -22,7 +22,7 @@ class _Short(reprlib.Repr):
     """Without sorting what is not shown."""
 
     def repr_str(self, x: str, level: int) -> str:
-        return super().repr_str(redacted(x), level)
+        return super().repr_str(redacted(x[:LONGEST]), level)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
@@ -35,8 +35,10 @@ _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxlong, _short.maxother
 def shown(value: Any) -> str:
     """Return a value as Python writes it, without passwords, what does not print escaped, cut to about 60."""
     if isinstance(value, str):
-        value = redacted(value)  # before it is cut, which would take away what a password is known by
-        return repr(value) if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]!r}... ({len(value):,} characters)"
+        # Before it is cut to size, which would take away what a password is known by.
+        text = redacted(value[:LONGEST])
+        is_whole = len(text) <= _MAX_SHOWN and len(value) <= LONGEST
+        return repr(text) if is_whole else f"{text[:_MAX_SHOWN]!r}... ({len(value):,} characters)"
     return cut(_short.repr(value), _MAX_SHOWN)
 
 

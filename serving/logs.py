@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import orjson
 
-from features.redaction import redacted
+from features.redaction import LONGEST, redacted
 
 Format = Literal["auto", "json", "text"]
 
@@ -108,10 +108,12 @@ def _spoken(value: Any) -> str:
 
 def _bounded(text: str, most: int) -> str:
     """Return a text that can be written, without secrets, whole or, if it is longer than `most`, both its ends."""
-    text = redacted(text)
-    if len(text) > most:
+    if len(text) <= most:
+        text = redacted(text)
+    else:
         half = most // 2
-        text = f"{text[:half]} ... {len(text) - 2 * half:,} characters left out ... {text[-half:]}"
+        start, end = redacted(text[: half + LONGEST])[:half], redacted(text[-half - LONGEST :])[-half:]
+        text = f"{start} ... {len(text) - 2 * half:,} characters left out ... {end}"
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -36,7 +36,7 @@ from serving.errors import NotReady
 from serving.filters import _NUMBER
 from serving.keys import add_key
 from serving.logs import JsonFormatter, TextFormatter
-from tests.benchmarks.long_texts import Sent, requests
+from tests.benchmarks.long_texts import Sent, requests, texts
 from tests.serving.test_openapi import LIMITS, make_shop
 
 MAX_ANSWER_BYTES = 8_192
@@ -129,6 +129,15 @@ def test_no_time_is_lost_on_what_is_almost_a_number():
     for text in ("1" * 100_000 + "x", "." * 100_000, "1" * 50_000 + "." + "1" * 50_000 + "x", "1e" * 50_000):
         assert _NUMBER.fullmatch(text) is None
     assert time.thread_time() - began < 0.1
+
+
+def test_no_time_is_lost_on_what_is_cut():
+    for kind, text in texts(1_000_000).items():
+        began = time.thread_time()
+        shown(text)
+        shown([text])
+        TextFormatter().format(record(text, path=text))
+        assert time.thread_time() - began < 0.1, kind
 
 
 def request_schemas(document):
