@@ -258,8 +258,8 @@ def _say_ids(schemas: Schema, retriever: Retriever) -> None:
             if field in said:
                 kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
                 schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
-            elif field == "unknown_items":
-                schema["items"] = said[ITEM_ID]
+            elif field == "unknown_items" and retriever.items.is_wide:
+                schema["items"] = {"type": "string"}
 
 
 def _said_id(ids: IdMap) -> Schema:

@@ -190,6 +190,7 @@ def test_it_answers_as_its_document_says(request, path, method, mode):
         response = case.call()
         is_refused = response.status_code == 422 and any(said in response.text for said in BETWEEN_VALUES)
         assume(mode is GenerationMode.NEGATIVE or not is_refused)
+        assume(response.status_code != 414)  # refused for its length before anything of it was read
         case.validate_response(response)
 
     ask()
