@@ -109,6 +109,17 @@ def test_nothing_unexpected_lies_at_the_top() -> None:
     assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
 
 
+def test_the_chapter_on_threats_names_settings_that_there_are() -> None:
+    from serving.config import ServingConfig
+
+    text = (ROOT / "docs" / "threats.md").read_text(encoding="utf-8")
+    limits = text.partition("## Limits and deadlines")[2].partition("## ")[0]
+    named = {name for row in re.findall(r"(?m)^\|.*\|([^|]*)\|$", limits) for name in re.findall(r"`(\w+)`", row)}
+    assert len(named) > 12
+    assert named <= set(ServingConfig.model_fields)
+    assert {"trusted_keys", "encoder_hosts", "trusted_proxies"} <= set(re.findall(r"`(\w+)`", text))
+
+
 def test_no_package_is_hidden_in_the_tests() -> None:
     # tests/features/__init__.py would take the place of the real package.
     assert not list((ROOT / "tests").rglob("__init__.py"))
