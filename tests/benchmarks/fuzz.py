@@ -48,6 +48,7 @@ from tests.benchmarks.harness import (
     Reader,
     Server,
     ask,
+    end_in_order,
     every,
     make_bundles,
     make_keys,
@@ -503,6 +504,7 @@ def main() -> int:
     )
     parser.add_argument("--replay", type=Path, metavar="FAILURES", help="send the requests of such a file again")
     given = parser.parse_args()
+    end_in_order()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         return replay(given, Path(folder)) if given.replay else fuzz(given, Path(folder))
 

@@ -404,6 +404,11 @@ def traces_in(log: str) -> list[str]:
     return list(found)
 
 
+def end_in_order() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that what it started is stopped."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def pin(cores: set[int] | None) -> None:
     """Let this process use some processors only."""
     if cores:

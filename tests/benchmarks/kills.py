@@ -41,7 +41,7 @@ import numpy as np
 import psutil
 
 from tests import running
-from tests.benchmarks.harness import ask, say
+from tests.benchmarks.harness import ask, end_in_order, say
 from tests.benchmarks.live import Client, Service, Tally, make_runs, served
 
 SECONDS_BACK = 5.0
@@ -438,6 +438,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--server", choices=("granian", "gunicorn"), default="granian")
     given = parser.parse_args()
+    end_in_order()
     bad = []
     for trial in (kills, full, away):
         if getattr(given, trial.__name__):

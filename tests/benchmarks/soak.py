@@ -43,7 +43,7 @@ import pandas as pd
 from features.files import move_link
 from serving.operation import build_index
 from tests import running
-from tests.benchmarks.harness import Memory, Server, every, pin, request_bytes, say, serving, verdict
+from tests.benchmarks.harness import Memory, Server, end_in_order, every, pin, request_bytes, say, serving, verdict
 from tests.serving.conftest import write_untrained
 from towers.bundle import ModelBundle
 
@@ -484,6 +484,7 @@ def main() -> int:
         "--picture", type=Path, default=Path("soak.png"), help="where the picture goes (default: %(default)s)"
     )
     given = parser.parse_args()
+    end_in_order()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         return soak(given, Path(folder))
 
