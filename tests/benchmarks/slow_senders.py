@@ -170,7 +170,7 @@ def serving(folder: Path, server: str, key_file: Path | None) -> Iterator[int]:
     listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
     listener.start()
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not _is_ready(port):
             if time.monotonic() > deadline or process.poll() is not None:
                 raise SystemExit(f"the service does not start: {''.join(said)}")
