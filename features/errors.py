@@ -62,6 +62,8 @@ def _missing_with(module: str) -> list[str]:
     except PackageNotFoundError:
         return [module.replace("_", "-")] if module else []
     named = [one for one in wanted if one.name.replace("-", "_") == module]
+    if named and named[0].marker is None:
+        return []  # it is there with every installation, under this name or another
     together = [one for one in wanted if named and str(one.marker) == str(named[0].marker)]
     return [_as_typed(one) for one in together if not _is_installed(one.name)]
 

@@ -51,7 +51,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
     assert process.returncode == 0, said
     commands = re.findall(r"^\$ (towers \w+|curl )", said, re.MULTILINE)
     assert commands == [
-        *(f"towers {name}" for name in ("dataset", "init", "evaluate", "train", "index", "serve")),
+        *(f"towers {name}" for name in ("dataset", "init", "evaluate", "train", "swap", "serve")),
         *(["curl "] * 6),
         "towers recommend",
     ]

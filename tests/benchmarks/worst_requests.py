@@ -42,8 +42,8 @@ from features.schema import Schema
 from features.sequences import Sequences, offsets_of
 from features.tables import Catalog, Users
 from serving.app import create_app
+from serving.bounds import MAX_SEARCH_CHARACTERS
 from serving.config import ServingConfig
-from serving.contract import MOST_LETTERS
 from serving.index import ItemIndex, set_num_threads
 from serving.retriever import Retriever
 from serving.seal import Seal
@@ -217,7 +217,7 @@ def cases(settings: ServingConfig, world: World) -> Iterator[Case]:
     yield Case("known, last page", f"/recommendations/{known[0]}?{urlencode(page)}")
     yield Case("unknown, last page", f"/recommendations/nobody?{urlencode(page)}")
     yield Case("similar, last page", f"/items/{items[0]}/similar?{urlencode(page)}")
-    words = {"q": "steel cup " * (MOST_LETTERS // 10)}
+    words = {"q": "steel cup " * (MAX_SEARCH_CHARACTERS // 10)}
     yield Case("search, the most letters", f"/search?{urlencode(words | page)}")
     yield Case("search, distinct", f"/search?{urlencode(words | {'k': most_k, 'distinct': 0.5})}")
     yield one("described, longest history", history=history, attributes={"country": "de"}, **page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,10 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
     ],
 )
 def test_a_signal_ends_a_training_after_a_checkpoint_that_it_goes_on_from(
-    number: signal.Signals, when: str, tmp_path: Path
+    number: signal.Signals, when: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    # What a shell starts in the background, these tests perhaps, ignores Ctrl-C.
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
     config = config_of(epochs=2, negatives="all", checkpoint_seconds=3600)
     whole = trainer_of(config, validate=lambda model: 0.5).fit()
     path, sent = tmp_path / "checkpoint", []
