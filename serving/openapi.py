@@ -55,8 +55,8 @@ _OF_WRITES = (Events, Written, Taken)
 _IN_ANSWERS = {"Item", "Because", "Similar", "Recommended", "RecommendedOne", "Written"}
 _WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
-# Without blanks around it, whatever is a blank.
-_TRIMMED = r"^\S([\s\S]*\S)?$"
+# Without blanks around it: what Python takes for one is more than what the patterns of JSON schemas do.
+_TRIMMED = r"^[^\s\x1c-\x1f\x85]([\s\S]*[^\s\x1c-\x1f\x85])?$"
 
 
 class _Untitled(GenerateJsonSchema):
