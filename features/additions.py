@@ -29,28 +29,28 @@ def with_additions(
     Args:
         tables: The tables.
         items: The cells of each item that came or was changed, None for one that was deleted. Ids are of the type in
-            the tables; cells that the table has no column for, or that do not fit there, are left out.
+            the tables; cells that the table has no column for, or that do not fit there, are left out with a note.
         events: What happened, in the order in which it became known. Those of items that are not there are left out,
             and exact repeats are merged, as those within the tables were.
     """
-    catalog = _with_items(tables.catalog, items)
+    catalog, left_out = _with_items(tables.catalog, items)
     interactions = _with_events(tables.interactions, catalog, events)
     num_deleted = sum(cells is None for cells in items.values())
     note = (
         f"folded in what arrived since: {len(items) - num_deleted:,} items put, {num_deleted:,} deleted, "
         f"{len(events):,} events"
     )
-    return replace(tables, catalog=catalog, interactions=interactions, notes=(*tables.notes, note))
+    return replace(tables, catalog=catalog, interactions=interactions, notes=(*tables.notes, note, *left_out))
 
 
-def _with_items(catalog: Catalog, items: Mapping[int | str, Mapping[str, Any] | None]) -> Catalog:
+def _with_items(catalog: Catalog, items: Mapping[int | str, Mapping[str, Any] | None]) -> tuple[Catalog, Sequence[str]]:
     kept = catalog.frame[~catalog.frame[ITEM_ID].isin(list(items))]
     rows = [{**cells, ITEM_ID: item_id} for item_id, cells in items.items() if cells is not None]
-    added = fitting_rows(catalog.frame, rows)
+    added, left_out = fitting_rows(catalog.frame, rows)
     frame = pd.concat([kept, added], ignore_index=True)
     if not len(frame):
         raise DataError("every item of the catalogue was deleted by live writes; put some, or name other tables")
-    return Catalog(frame)
+    return Catalog(frame), [f"items put since: {line}" for line in left_out]
 
 
 def _with_events(interactions: Interactions, catalog: Catalog, events: Sequence[Event]) -> Interactions:

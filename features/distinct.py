@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +11,12 @@ import pyarrow as pa
 from jaxtyping import Bool, Int64
 
 from features.errors import CellError
+from features.messages import shown
 
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "\\n", "-", "\u2013", "\u2014"})
 """Lower-case spellings of an empty cell in a column of numbers, times or lists, where no such word can be a value."""
 MOSTLY = 0.9
 """Share of cells written in one way from which a column is taken for one of such cells, and the others for mistakes."""
-_MOST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,6 @@ def text_cells(cells: pa.Array) -> pa.Array | None:
 def first(cells: Bool[np.ndarray, " cells"]) -> int:
     """Return the position of the first cell that is true."""
     return int(np.flatnonzero(cells)[0])
-
-
-def shown(value: Any, say: Callable[[Any], str] = repr) -> str:
-    """Return a value as an error shows it: cut where it is long."""
-    text = say(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def many(count: int, noun: str) -> str:

@@ -18,6 +18,13 @@ class DataError(ValueError):
     """
 
 
+class UnavailableError(RuntimeError):
+    """Something outside of this process is needed and gives no answer now; what asked can try again later.
+
+    On the command line it is one line and exit status 2, over HTTP a 503.
+    """
+
+
 class CellError(DataError):
     """The cells of a column cannot be read; whoever knows the file adds its name and the line.
 

@@ -22,8 +22,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from features.distinct import MOSTLY, Distinct, many, shown
+from features.distinct import MOSTLY, Distinct, many
 from features.errors import CellError
+from features.messages import cut
 
 Holds = Literal["texts", "whole numbers", "numbers"]
 Style = Literal["json", "python", "numpy", "postgresql", "bare"]
@@ -71,7 +72,7 @@ class ListFormat:
             best = min(best or (len(wrong) + 1, wrong), (int(wrong.sum()), wrong), key=lambda pair: pair[0])
         assert best is not None, "there are ways of writing"
         good = next((value for value, wrong in zip(found.values, best[1], strict=True) if not wrong), None)
-        others = "" if good is None else f" as in other cells ({shown(good, str)})"
+        others = "" if good is None else f" as in other cells ({cut(good, 60)})"
         raise found.error(best[1], f"a list{others}", _REMEDY)
 
     def read(self, cells: pa.Array) -> tuple[pa.Array, list[str]]:

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from features.distinct import Distinct, first, many, shown
+from features.distinct import Distinct, first, many
 from features.errors import CellError
+from features.messages import shown
 
 Decimal = Literal[".", ","]
 MOST_NUMBER = 1e15

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.config import FeatureSettings
-from features.distinct import first, many, shown, text_cells
+from features.distinct import first, many, text_cells
 from features.errors import CellError
 from features.lists import ListFormat, looks_like_lists
+from features.messages import shown
 from features.numbers import MOST_NUMBER, NumberFormat, bounded
 from features.times import A_TIME, MISSING, REMEDY, TimeFormat, micros_of_moments
 

@@ -43,24 +43,37 @@ def cell_schemas(like: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {str(name): {"anyOf": [_schema(_kind(like[name])), {"type": "null"}]} for name in like.columns}
 
 
-def fitting_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return rows as `typed_rows` does, without the cells that the table has no column for or that do not fit there."""
+def fitting_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
+    """Return rows as `typed_rows` does, without the cells that the table has no column for or that do not fit there.
+
+    Returns:
+        The table, and a line for each column of which cells were left out: how many, and why the first of them.
+    """
     try:
-        return typed_rows(like, rows)
+        return typed_rows(like, rows), []
     except DataError:
-        return typed_rows(like, [_fitting(like, row) for row in rows])
+        left_out: dict[str, list[str]] = {}
+        fitting = [_fitting(like, row, left_out) for row in rows]
+        return typed_rows(like, fitting), [_said(reasons) for reasons in left_out.values()]
 
 
-def _fitting(like: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
+def _fitting(like: pd.DataFrame, row: Mapping[str, Any], left_out: dict[str, list[str]]) -> dict[str, Any]:
     fitting = {}
-    for name in like.columns:
-        try:
-            if row.get(name) is not None:
-                _column(name, _kind(like[name]), [row[name]])
-                fitting[name] = row[name]
-        except DataError:
+    for name, cell in row.items():
+        if cell is None:
             continue
+        try:
+            _refuse_strange(list(like.columns), {name: cell})
+            _column(name, _kind(like[name]), [cell])
+            fitting[name] = cell
+        except DataError as error:
+            left_out.setdefault(name, []).append(str(error))
     return fitting
+
+
+def _said(reasons: Sequence[str]) -> str:
+    more = f" (and {len(reasons) - 1:,} more cells of this column)" if len(reasons) > 1 else ""
+    return f"a cell is left out: {reasons[0]}{more}"
 
 
 def _refuse_strange(columns: list[str], row: Mapping[str, Any]) -> None:

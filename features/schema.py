@@ -14,6 +14,8 @@ from features.config import EncoderSettings, FeaturesConfig, FeatureSettings, Ki
 
 ITEM_ID = "item_id"
 USER_ID = "user_id"
+MAX_ID_CHARACTERS = 512
+"""The longest id of a user or an item: in tables, in requests and in live writes."""
 SPARSE_KINDS: tuple[Kind, ...] = ("id", "category", "categories", "text")
 DENSE_KINDS: tuple[Kind, ...] = ("number", "vector", "time")
 

@@ -27,6 +27,7 @@ from features.errors import CellError, DataError
 from features.files import sha256
 from features.numbers import NumberFormat
 from features.readings import Reading, numbers_in, read_column, times_in
+from features.schema import MAX_ID_CHARACTERS
 from features.sequences import Sequences, offsets_of
 from features.table_files import place, read_table
 from features.table_files import read_frame as read_frame
@@ -322,6 +323,7 @@ class _Sheet:
         else:
             raise self.error(name, f"expected ids as whole numbers or text, found {column.type}", "save them as one")
         self._refuse_empty(name, column)
+        self._refuse_long(name, column)
         return _Ids(self, name, column)
 
     def _whole_ids(self, name: str, column: pa.Array) -> pa.Array:
@@ -350,6 +352,17 @@ class _Sheet:
         found = f"no id ({column.null_count:,} of {len(column):,} rows have none)"
         remedy = 'give every row an id, or set `missing_ids = "drop"` under [features] to leave these rows out'
         raise self.error(name, found, remedy, row)
+
+    def _refuse_long(self, name: str, column: pa.Array) -> None:
+        """Refuse ids that nobody could ask for."""
+        if not pa.types.is_string(column.type):
+            return
+        lengths = pc.utf8_length(column).to_numpy(zero_copy_only=False)
+        long = lengths > MAX_ID_CHARACTERS
+        if long.any():
+            row = first(long)
+            expected = f"expected ids of at most {MAX_ID_CHARACTERS} characters, found one of {lengths[row]:,}"
+            raise self.error(name, f"{expected} ({many(int(long.sum()), 'such row')})", "give it a shorter id", row)
 
     def keyed(self, ids: _Ids, target: str) -> pd.DataFrame:
         """Return the frame with the ids as its first column `target`, each once."""

@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 
-from features.distinct import MOSTLY, Distinct, first, many, shown
+from features.distinct import MOSTLY, Distinct, first, many
 from features.errors import CellError
+from features.messages import shown
 
 A_TIME = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds"
 REMEDY = "correct the cells or leave them empty"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from features.errors import DataError
-from serving.bounds import MAX_ID_CHARACTERS, json_value
+from features.schema import MAX_ID_CHARACTERS
+from serving.bounds import json_value
 from serving.contract import (
     Asked,
     AskedForMany,

@@ -12,8 +12,6 @@ from wsgiref.types import WSGIEnvironment
 import orjson
 from werkzeug.exceptions import RequestURITooLarge
 
-MAX_ID_CHARACTERS = 512
-"""An id of a user or an item."""
 MAX_VALUE_CHARACTERS = 512
 """A text that a column is compared with."""
 MAX_NUMBER_CHARACTERS = 64

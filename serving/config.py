@@ -16,6 +16,7 @@ from features.config import StrictTable, parse_settings, read_toml
 from features.encoders.policy import RemotePolicy, origins_of
 from features.errors import DataError
 from features.messages import shown
+from serving import deadline
 from serving.batching import Batching
 from serving.logs import Format
 from towers.trust import Trust
@@ -132,7 +133,7 @@ class ServingConfig(StrictTable):
     @property
     def trust(self) -> Trust:
         """What a bundle is trusted with."""
-        remote = RemotePolicy(tuple(self.encoder_hosts), tuple(self.encoder_key_variables))
+        remote = RemotePolicy(tuple(self.encoder_hosts), tuple(self.encoder_key_variables), deadline.left)
         return Trust(remote, None if self.trusted_keys is None else Path(self.trusted_keys))
 
 

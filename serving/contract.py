@@ -29,7 +29,8 @@ from typing_extensions import TypedDict
 from features.cells import size_of
 from features.errors import DataError
 from features.messages import shown
-from serving.bounds import MAX_ID_CHARACTERS, MAX_MISTAKES, MAX_SEARCH_CHARACTERS, MAX_TEXT_CHARACTERS, json_value
+from features.schema import MAX_ID_CHARACTERS
+from serving.bounds import MAX_MISTAKES, MAX_SEARCH_CHARACTERS, MAX_TEXT_CHARACTERS, json_value
 from serving.config import ServingConfig
 from serving.filters import Filter, Filters, both
 from serving.overlay import LiveFilters

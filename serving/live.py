@@ -6,15 +6,18 @@ answer of each of them.
 
 from __future__ import annotations
 
+import binascii
 import logging
 import threading
-from collections.abc import Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from features.errors import DataError
+from features.errors import DataError, UnavailableError
 from features.rows import fitting_rows
 from features.schema import ITEM_ID
 from features.tables import Catalog
@@ -130,7 +133,9 @@ class Live:
             return
         try:
             frame = self._frame(records)
-            vectors = encoded(self._base.bundle, frame)
+            vectors = self._vectors(records, frame)
+        except UnavailableError as error:
+            raise NotReady("the vectors of items in the log of live writes cannot be made", error) from None
         except Exception as error:  # one item must not keep the others away, whatever is wrong with it
             if len(records) == 1:
                 place = records[0].position
@@ -144,7 +149,20 @@ class Live:
     def _frame(self, records: Sequence[Record]) -> pd.DataFrame:
         """Return items as rows of the catalogue; cells written for another table that do not fit are missing."""
         rows = [{**record.body["cells"], ITEM_ID: self._item_id(record)} for record in records]
-        return fitting_rows(self._base.snapshot.catalog.frame, rows)
+        frame, left_out = fitting_rows(self._base.snapshot.catalog.frame, rows)
+        for line in left_out:
+            _log.warning("records %d to %d of the log: %s", records[0].position, records[-1].position, line)
+        return frame
+
+    def _vectors(self, records: Sequence[Record], frame: pd.DataFrame) -> Float32[np.ndarray, "items width"]:
+        """Return the unit vectors of items: those that came with them, where this model made them."""
+        width = self._base.index.width
+        sent = [vector_from_json(record.body.get("vector"), self._base.model, width) for record in records]
+        vectors = np.array([np.zeros(width, np.float32) if one is None else one for one in sent])
+        missing = [place for place, one in enumerate(sent) if one is None]
+        if missing:
+            vectors[missing] = encoded(self._base.bundle, frame.iloc[missing].reset_index(drop=True))
+        return vectors
 
     def _item_id(self, record: Record) -> ExternalId:
         return self._base.items.parse(record.body[ITEM_ID])
@@ -176,6 +194,25 @@ def encoded(bundle: ModelBundle, frame: pd.DataFrame) -> Float32[np.ndarray, "it
     except ValueError as error:
         raise DataError(f"the model cannot place this item: {error}") from None
     return vectors
+
+
+def vector_to_json(model: str, vector: Float32[np.ndarray, " width"]) -> dict[str, str]:
+    """Return the vector of an item and the version of the model that made it, as they stand in a log."""
+    return {"model": model, "float32": b64encode(vector.astype("<f4").tobytes()).decode()}
+
+
+def vector_from_json(value: Any, model: str, width: int) -> Float32[np.ndarray, " width"] | None:
+    """Return the unit vector that `vector_to_json` wrote for this model; None where it is of another, or none."""
+    if not isinstance(value, Mapping) or value.get("model") != model or not isinstance(value.get("float32"), str):
+        return None
+    try:
+        vector = np.frombuffer(b64decode(value["float32"], validate=True), "<f4").astype(np.float32)
+        if len(vector) != width:
+            return None
+        check_unit_length(vector[None])
+    except (binascii.Error, ValueError):
+        return None
+    return vector
 
 
 def _ground(base: Retriever) -> Ground:

@@ -17,8 +17,8 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from features.rows import cell_schemas
-from features.schema import ITEM_ID, USER_ID
-from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_ID_CHARACTERS
+from features.schema import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
+from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES
 from serving.contract import (
     AS_WRITTEN,
     MOST_LIMITS,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, render_template, request
 
+from features.schema import MAX_ID_CHARACTERS
 from serving.api import current_retriever
-from serving.bounds import MAX_ID_CHARACTERS, MAX_SEARCH_CHARACTERS
+from serving.bounds import MAX_SEARCH_CHARACTERS
 from serving.queries import reads_texts
 from serving.wanted import Wanted
 

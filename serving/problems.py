@@ -18,6 +18,7 @@ from flask import Flask, Response
 from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
+from features.errors import UnavailableError
 from features.messages import cut
 from features.redaction import redacted
 from serving.bounds import MAX_MISTAKES
@@ -132,6 +133,8 @@ def problem_of(error: Exception) -> Response:
             return _response(error.status, error.detail, error.errors)
         case NotReady():
             return _not_ready(error)
+        case UnavailableError():
+            return _not_ready(NotReady("the service that makes vectors of texts gives no answer", error))
         case DeadlineExceededError():
             current.ended_by = "deadline"
             return _try_again(str(error), "deadline_exceeded")

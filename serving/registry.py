@@ -267,7 +267,8 @@ def _asked(alias: Alias, question: Callable[[MlflowClient], Result]) -> Result:
     except ModuleNotFoundError as error:
         raise DataError(f"{alias}: MLflow is not installed ({error}); pip install mlflow") from None
     try:
-        return question(client)
+        with _patience():
+            return question(client)
     except (MlflowException, OSError) as error:
         said = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:300]
         raise DataError(
@@ -281,13 +282,23 @@ def _uri() -> str:
 
 def _client() -> MlflowClient:
     quiet_imports()
-    for name, value in _PATIENCE.items():
-        os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.store", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
     return MlflowClient(_uri(), _uri())
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Let MLflow, which reads such settings from the environment, wait no longer than that for a server."""
+    own = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

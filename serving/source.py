@@ -35,6 +35,8 @@ MODEL_HEADER, INDEX_HEADER, LIVE_HEADER = "Towers-Model", "Towers-Index", "Tower
 _SECONDS_BETWEEN_TRIES = 5.0
 _MOST_SECONDS_BETWEEN_TRIES = 60.0
 _SECONDS_BETWEEN_LOOKS = 0.5
+# How many times as long as a look at a log that is away took there is none after it.
+_LOOK_SHARE = 20
 _NUM_WARMED = 10
 _log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class Source:
         """Exchange the retriever if there is another; return whether what is served is the newest there is."""
         identity = self._identify()
         if identity == self._identity:
+            self._said = ""
             return True
         try:
             retriever = self._open()
@@ -107,7 +110,7 @@ class Source:
         except (BundleError, DataError) as error:
             self._say(f"not exchanged, what was served goes on: {error}")
             return False
-        self._served, self._identity = served, identity
+        self._served, self._identity, self._said = served, identity, ""
         self._on_open(retriever)
         release_memory()
         _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
@@ -210,12 +213,15 @@ class _KeptUp:
             self._looking.release()
 
     def _current(self) -> Retriever:
+        began = time.monotonic()
         try:
             retriever = self._live.current()
             self._is_away = False
             return retriever
         except NotReady as error:
-            self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+            # A file that is gone is asked for at once; a server that lets callers wait, only now and then.
+            now = time.monotonic()
+            self._next_look = now + min(_SECONDS_BETWEEN_LOOKS, _LOOK_SHARE * (now - began))
             self._is_away = True
             if time.monotonic() >= self._next_word:
                 self._next_word = time.monotonic() + _SECONDS_BETWEEN_TRIES

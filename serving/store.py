@@ -63,7 +63,8 @@ class Write:
 
     Attributes:
         kind: `item`: put one, new or in the place of one; `deletion`: of an item; `event`: someone had something.
-        body: `item_id`, with `cells` of an item, `user_id` and `time` (Unix seconds) of an event.
+        body: `item_id`, with `cells` and perhaps the `vector` of an item (`serving.live.vector_to_json`), `user_id` and
+            `time` (Unix seconds) of an event.
         key: A second write with the same key is a repetition of the first and changes nothing. None: it is one of
             its own.
     """

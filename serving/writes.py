@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 from flask import Blueprint, Response, current_app
+from jaxtyping import Float32
 
 from features.cells import size_of
 from features.errors import DataError
 from features.messages import shown
 from features.rows import typed_rows
-from features.schema import ITEM_ID, USER_ID
+from features.schema import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
 from features.tables import SECONDS_PER_DAY
 from serving.api import current_retriever, json_body
-from serving.bounds import MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS
+from serving.bounds import MAX_TEXT_CHARACTERS
 from serving.contract import Event, Events, Taken, Written, read
 from serving.ids import ExternalId, IdMap
-from serving.live import encoded
+from serving.live import encoded, vector_to_json
 from serving.problems import Problem, json_response
 from serving.retriever import Retriever
 from serving.store import Appended, Store, Write
@@ -40,8 +42,9 @@ def put_item(item_id: str) -> Response:
         raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
     if retriever.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
         raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
-    _try_item(retriever, own_id, cells)
-    done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells})])
+    # With its vector, which every other worker then need not make while its requests wait.
+    vector = vector_to_json(retriever.model, _vector(retriever, own_id, cells))
+    done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
     said = retriever.items.said(own_id)
     return json_response(Written(item_id=said, position=done.position), 200 if known else 201)
 
@@ -99,8 +102,8 @@ def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
     return parsed
 
 
-def _try_item(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) -> None:
-    """Make sure that the model can place an item.
+def _vector(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) -> Float32[np.ndarray, " width"]:
+    """Return the unit vector of an item.
 
     Raises:
         Problem: It has a column that the catalogue has not, a cell of another type, more text than is read at once, or
@@ -111,7 +114,9 @@ def _try_item(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) 
         detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all cells together, found {characters:,}"
         raise Problem(422, f"body: {detail}")
     try:
-        encoded(retriever.bundle, typed_rows(retriever.snapshot.catalog.frame, [{ITEM_ID: item_id, **cells}]))
+        rows = typed_rows(retriever.snapshot.catalog.frame, [{ITEM_ID: item_id, **cells}])
+        vector: np.ndarray = encoded(retriever.bundle, rows)[0]
+        return vector
     except DataError as error:
         raise Problem(422, str(error)) from None
 

@@ -21,7 +21,7 @@ import click
 from towers.process import Stopped, ended_by_signals
 
 ROOMS = ("features", "towers", "training", "serving")
-MISTAKES = ("DataError", "BundleError", "NotReady")
+MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
 """Exceptions of ours whose message tells the user what to do. Known by name, so that nothing need be imported."""
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Failures of the file system that are not ours: permissions, and a full disk."""

@@ -134,7 +134,7 @@ class PretrainedText:
         rotation = weights.to_numpy(np.float32).reshape(width, width)
         if settings.url is not None:
             probe = np.array(described["probe"], dtype=np.float32)
-            return cls(settings, RemoteModel(settings, width), rotation, probe)
+            return cls(settings, RemoteModel(settings, width, policy.time_left), rotation, probe)
         place = folder / "model" if settings.bundled else _found_again(settings, policy)
         digest = model_digest(place)
         if digest != described["digest"]:

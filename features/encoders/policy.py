@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -44,16 +44,18 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class RemotePolicy:
-    """What a bundle's encoders may reach. By default nothing.
+    """What a bundle's encoders may reach, and for how long. By default nothing.
 
     Attributes:
         hosts: Entries as in `encoder_hosts`: `HOST` or `HOST:PORT` for https, and on this machine for http as well;
             `http://HOST:PORT` for a plain connection elsewhere.
         key_variables: Environment variables whose values may be sent as a key.
+        time_left: Returns how many seconds what asks them may still wait; None for as long as they need.
     """
 
     hosts: tuple[str, ...] = ()
     key_variables: tuple[str, ...] = ()
+    time_left: Callable[[], float | None] = field(default=lambda: None, compare=False)
 
     def check(self, name: str, settings: EncoderSettings) -> None:
         """Refuse an encoder that would reach something else.

@@ -1,6 +1,7 @@
 """Embeddings services behind an address: OpenAI's protocol, which most servers of models speak, and Cohere's.
 
-What fails for a while is asked again, at growing intervals; what the service says is checked before it counts.
+What fails for a while is asked again, at growing intervals, as long as there is time; what the service says is bounded
+and checked before it counts.
 """
 
 from __future__ import annotations
@@ -8,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 from jaxtyping import Float32
 
 from features.config import EncoderSettings
 from features.encoders.model import Encoded, Role
-from features.errors import DataError, needing
+from features.errors import DataError, UnavailableError, needing
 from features.redaction import redacted
 
 if TYPE_CHECKING:
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
 TEXTS_A_REQUEST = 64
 ATTEMPTS = 6
 LONGEST_WAIT_SECONDS = 30.0
-TIMEOUT_SECONDS = (10, 120)
-"""To reach the service, and to wait for what it says."""
+TIMEOUT_SECONDS = (10.0, 120.0)
+"""To reach the service, and to wait for all that it says."""
+MAX_ANSWER_BYTES = 64 * 2**20
+"""The longest answer that is read: vectors of 16,384 numbers for each text of a request are a third of it."""
 INPUT_TYPES = {"query": "search_query", "document": "search_document"}
 """What Cohere calls our roles."""
 
@@ -51,11 +56,18 @@ class RemoteModel:
     Args:
         settings: The address, the protocol, and the model's name there.
         width: How many numbers its vectors have. None: it is asked.
+        time_left: Returns how many seconds it may still take, all attempts together; None for as long as it needs.
     """
 
-    def __init__(self, settings: EncoderSettings, width: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        width: int | None = None,
+        time_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self._width = width
+        self._time_left = time_left
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +85,12 @@ class RemoteModel:
         return self._width
 
     def encode(self, texts: Sequence[str], role: Role) -> Iterator[Encoded]:
-        """Yield the vectors of a request's texts at a time."""
+        """Yield the vectors of a request's texts at a time.
+
+        Raises:
+            UnavailableError: The service gives no usable answer in time.
+            DataError: It refuses what it is asked, or has another model than it had.
+        """
         prompt = (self.settings.query_prompt if role == "query" else self.settings.document_prompt) or ""
         for begin in range(0, len(texts), TEXTS_A_REQUEST):
             vectors = self._ask([prompt + text for text in texts[begin : begin + TEXTS_A_REQUEST]], role)
@@ -83,15 +100,17 @@ class RemoteModel:
         with needing("embeddings services"):
             import stamina
 
-        vectors = np.zeros((0, 0), dtype=np.float32)
+        vectors, asked = np.zeros((0, 0), dtype=np.float32), 0
         try:
             for attempt in stamina.retry_context(
-                on=_wait, attempts=ATTEMPTS, timeout=None, wait_max=LONGEST_WAIT_SECONDS
+                on=_wait, attempts=ATTEMPTS, timeout=self._time_left(), wait_max=LONGEST_WAIT_SECONDS
             ):
                 with attempt:
+                    asked = attempt.num
                     vectors = self._ask_once(texts, role)
         except _PassingError as error:
-            raise DataError(f"{self.settings.url}: {error}, {ATTEMPTS} times; try again later") from None
+            times = f", {asked} times" if asked > 1 else ""
+            raise UnavailableError(f"{self.settings.url}: {error}{times}; try again later") from None
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: np.ndarray = vectors / np.maximum(lengths, 1e-12)
         return unit.astype(np.float32, copy=False)
@@ -99,11 +118,19 @@ class RemoteModel:
     def _ask_once(self, texts: list[str], role: Role) -> Float32[np.ndarray, "texts width"]:
         import requests
 
+        left = self._time_left()
+        connect, read = (seconds if left is None else max(0.001, min(seconds, left)) for seconds in TIMEOUT_SECONDS)
+        ends = time.monotonic() + connect + read
         try:
             # A redirect would choose another host for the texts.
             answer = self._session.post(
-                self._address, json=self._body(texts, role), timeout=TIMEOUT_SECONDS, allow_redirects=False
+                self._address,
+                json=self._body(texts, role),
+                timeout=(connect, read),
+                allow_redirects=False,
+                stream=True,
             )
+            content = self._content(answer, ends if left is None else time.monotonic() + left)
         except (requests.ConnectionError, requests.Timeout) as error:
             raise _PassingError(f"no answer ({type(error).__name__})") from None
         except requests.RequestException as error:
@@ -113,10 +140,10 @@ class RemoteModel:
                 f"answers with status {answer.status_code}", _seconds(answer.headers.get("Retry-After"))
             )
         if answer.status_code != 200:
-            said = redacted(" ".join(answer.text.split())[:1000], self._key)[:160]
+            said = redacted(" ".join(content[:4000].decode(errors="replace").split())[:1000], self._key)[:160]
             raise DataError(f"{self._address}: answers with status {answer.status_code} ({said}){self._hint(answer)}")
         try:
-            vectors = np.array(self._vectors(answer.json()), dtype=np.float32)
+            vectors = np.array(self._vectors(orjson.loads(content)), dtype=np.float32)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             said = redacted(repr(error), self._key)[:160]
             raise _PassingError(f"answers with what is not {self.settings.protocol}'s protocol ({said})") from None
@@ -128,6 +155,23 @@ class RemoteModel:
                 "another model now: train again"
             )
         return vectors
+
+    def _content(self, answer: requests.Response, ends: float) -> bytes:
+        """Return the body of an answer, which may come in small pieces, until a moment of the monotonic clock."""
+        from urllib3.exceptions import HTTPError
+
+        content = bytearray()
+        with answer:
+            try:
+                while piece := answer.raw.read1(2**16, decode_content=True):
+                    content += piece
+                    if len(content) > MAX_ANSWER_BYTES:
+                        raise DataError(f"{self._address}: answers with more than {MAX_ANSWER_BYTES:,} bytes")
+                    if time.monotonic() > ends:
+                        raise _PassingError("no whole answer in time")
+            except HTTPError as error:
+                raise _PassingError(f"no whole answer ({type(error).__name__})") from None
+        return bytes(content)
 
     @property
     def _address(self) -> str:

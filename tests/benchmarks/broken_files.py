@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -218,11 +219,12 @@ def serving(folder: Path) -> Iterator[Served]:
         served.close()
 
 
-def while_serving(one: Path, other: Path, damages: dict[str, Damage]) -> Outcomes:
+def while_serving(one: Path, other: Path, damages: dict[str, Damage], ending: str = "") -> Outcomes:
     """Damage what is served."""
     outcomes = Outcomes()
     with serving(one) as served:
         names = [f"model/{name}" for name in files_in(one / "model")] + [LIVE]
+        names = [name for name in names if name.endswith(ending)]
         written: list[str] = []
         for damage_name, damage in damages.items():
             for name in names:
@@ -231,7 +233,13 @@ def while_serving(one: Path, other: Path, damages: dict[str, Damage]) -> Outcome
                     if name == LIVE:
                         damage(one / LIVE, other / LIVE)
                     time.sleep(0.3)
-                    found = _asked(served, damage_name.replace(" ", "-"), written)
+                    taken: list[str] = []
+                    found = _asked(served, damage_name.replace(" ", "-"), taken)
+                    if name == LIVE:
+                        # Put back is the log of before. So what was acknowledged must be in the file until then.
+                        found += _missing_in(one / LIVE, taken)
+                    else:
+                        written += taken
                 time.sleep(0.3 if name != LIVE else 1.2)
                 found += _asked(served, f"{damage_name.replace(' ', '-')}-after", written, well=True)
                 fresh = served.said().splitlines()[lines:]
@@ -250,6 +258,19 @@ def while_serving(one: Path, other: Path, damages: dict[str, Damage]) -> Outcome
                 outcomes.add_wrong("(all)", f"{item_id} was acknowledged and is not there")
         print(f"log: {len(served.said().splitlines())} lines")
     return outcomes
+
+
+def _missing_in(path: Path, item_ids: list[str]) -> list[str]:
+    """Return what is wrong where items are not in a log, as whoever opens it next finds it."""
+    if not item_ids:
+        return []
+    log = open_store(str(path))
+    there, position = set(), 0
+    while records := log.since(position):
+        there |= {record.body.get("item_id") for record in records}
+        position = records[-1].position
+    log.close()
+    return [f"{item_id} was acknowledged and is not in the file" for item_id in item_ids if item_id not in there]
 
 
 def _asked(served: Served, name: str, written: list[str], *, well: bool = False) -> list[str]:
@@ -295,6 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="only some of the damages")
     parser.add_argument("--only", choices=("before", "while"), help="only this part")
+    parser.add_argument("--file", help="only files whose path ends like this, while serving")
     parser.add_argument("--encoder", type=Path, help="folder of a sentence-transformers model to be in the bundle")
     given = parser.parse_args()
     damages = {name: DAMAGES[name] for name in list(DAMAGES)[:: 4 if given.quick else 1]}
@@ -305,7 +327,7 @@ def main() -> None:
             make_bundle(place / "model", Path(folder) / "data", seed, given.encoder)
             make_log(place / LIVE)
         print(f"{len(files_in(one / 'model'))} files of a bundle and a log, {len(damages)} damages")
-        parts = {"before": before_serving, "while": while_serving}
+        parts = {"before": before_serving, "while": partial(while_serving, ending=given.file or "")}
         wrong = []
         for name, part in parts.items():
             if given.only in (None, name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from features.config import EncoderSettings, parse_settings
 from features.encoders.encoder import PretrainedText
 from features.encoders.policy import RemotePolicy, origins_of
 from features.encoders.remote import ATTEMPTS, TEXTS_A_REQUEST, RemoteModel
-from features.errors import DataError
+from features.errors import DataError, UnavailableError
 
 WIDTH = 6
 
@@ -168,16 +169,52 @@ def test_what_fails_for_a_while_is_asked_again(service, failure) -> None:
 def test_what_fails_for_good_is_told_in_one_line(service) -> None:
     model = RemoteModel(EncoderSettings(model="m", url=service.address))
     service.failures = [status(500)] * ATTEMPTS
-    with pytest.raises(DataError, match=rf"answers with status 500, {ATTEMPTS} times; try again later"):
+    with pytest.raises(UnavailableError, match=rf"answers with status 500, {ATTEMPTS} times; try again later"):
         encoded(model, ["a"])
     service.failures = [too_few] * ATTEMPTS
-    with pytest.raises(DataError, match=r"answers with vectors of shape \(1, 6\) to 2 texts"):
+    with pytest.raises(UnavailableError, match=r"answers with vectors of shape \(1, 6\) to 2 texts"):
         encoded(model, ["a", "b"])
     asked = len(service.asked)
     service.failures = [status(400)]
     with pytest.raises(DataError, match=r"answers with status 400 \(.*as asked.*\)$"):
         encoded(model, ["a"])
     assert len(service.asked) == asked + 1  # to ask again would not help
+
+
+def drips(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+    """Answer a byte at a time, without end."""
+    handler.send_response(200)
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(b" ")
+            time.sleep(0.01)
+    except OSError:
+        return True
+
+
+def sleeps(handler: BaseHTTPRequestHandler, texts: list[str]) -> bool:
+    time.sleep(1)
+    return False
+
+
+@pytest.mark.parametrize("failure", [drips, sleeps, status(503, Retry_After="60")])
+def test_a_request_that_has_to_be_answered_waits_no_longer_than_it_may(service, failure) -> None:
+    ends = time.monotonic() + 0.3
+    service.failures = [failure] * ATTEMPTS
+    model = RemoteModel(EncoderSettings(model="m", url=service.address), None, lambda: ends - time.monotonic())
+    with pytest.raises(UnavailableError, match="try again later"):
+        encoded(model, ["a"])
+    assert time.monotonic() < ends + 0.5
+
+
+@pytest.mark.parametrize("content", [b" " * 5000, b"[" * 900, b'{"data": ' * 100])
+def test_an_answer_is_bounded_before_it_is_read(service, monkeypatch, content) -> None:
+    monkeypatch.setattr(remote, "MAX_ANSWER_BYTES", 1000)
+    service.failures = [says(content)] * ATTEMPTS
+    expected = DataError if len(content) > 1000 else UnavailableError
+    with pytest.raises(expected, match=r"answers with (more than 1,000 bytes|what is not openai's protocol)"):
+        encoded(RemoteModel(EncoderSettings(model="m", url=service.address)), ["a"])
 
 
 def test_the_key_is_read_from_the_environment_and_sent(service, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from features.cells import MAX_CELL_CHARACTERS
 from features.errors import DataError
 from features.rows import fitting_rows, typed_rows
 
@@ -62,8 +63,20 @@ def test_a_cell_that_does_not_fit_is_one_line_and_can_be_left_out(cells, said):
     with pytest.raises(DataError, match=said):
         typed_rows(LIKE, [ROW, {**ROW, **cells}])
     pd.testing.assert_frame_equal(
-        fitting_rows(LIKE, [ROW, {**ROW, **cells}]),
+        fitting_rows(LIKE, [ROW, {**ROW, **cells}])[0],
         typed_rows(LIKE, [ROW, {name: cell for name, cell in ROW.items() if name not in cells}])
         if cells.keys() <= KINDS.keys()
         else typed_rows(LIKE, [ROW, ROW]),
     )
+
+
+def test_cells_that_are_left_out_are_named_by_column_with_how_many_and_why():
+    found, said = fitting_rows(LIKE, [ROW, {**ROW, "price": "cheap", "colour": "red"}, {**ROW, "price": "dear"}])
+    assert said == [
+        "a cell is left out: price: expected a number, found 'cheap' (and 1 more cells of this column)",
+        said[1],
+    ]
+    assert said[1].startswith("a cell is left out: colour: the table has no such column")
+    assert found["price"].isna().tolist() == [False, True, True]
+    large = "a" * (MAX_CELL_CHARACTERS + 1)
+    assert fitting_rows(LIKE, [{**ROW, "title": large}])[1][0].startswith("a cell is left out: title: expected at most")

@@ -230,6 +230,12 @@ def test_fractions_that_are_whole_and_blanks_around_ids_are_repaired_and_counted
     assert read(tmp_path, EVENTS + " 1,5\n2, 5\n").interactions.frame["item_id"].tolist() == [5, 5]
 
 
+def test_an_id_that_nobody_could_ask_for_is_an_error_with_its_row(tmp_path):
+    (tmp_path / "items.csv").write_text(f"item_id\na\n{'b' * 512}\n{'c' * 513}\n")
+    with pytest.raises(DataError, match=r"items.csv.*line 4.*at most 512 characters, found one of 513 \(1 such row\)"):
+        read_tables(FeaturesConfig(items="items.csv"), tmp_path)
+
+
 def test_identical_rows_of_the_catalogue_are_merged(tmp_path):
     (tmp_path / "items.csv").write_text("item_id,title\nx,Ex\ny,Why\nx,Ex\n")
     tables = read(tmp_path, EVENTS + "a,x\n", items="items.csv")

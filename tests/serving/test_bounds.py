@@ -18,13 +18,13 @@ from pydantic import SecretStr
 
 from features.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES
 from features.messages import did_you_mean, shown
+from features.schema import MAX_ID_CHARACTERS
 from serving.app import create_app
 from serving.bounds import (
     MAX_BRACKETS,
     MAX_CONDITIONS,
     MAX_DEPTH,
     MAX_FILTER_VALUES,
-    MAX_ID_CHARACTERS,
     MAX_MISTAKES,
     MAX_NUMBER_CHARACTERS,
     MAX_QUERY_CHARACTERS,

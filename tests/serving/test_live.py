@@ -15,16 +15,17 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from features.errors import UnavailableError
 from features.rows import typed_rows
 from features.sequences import UNKNOWN_TIME
-from features.tables import read_tables
+from features.tables import Catalog, read_tables
 from serving import live as live_module
 from serving import overlay as overlay_module
 from serving.errors import NotReady
 from serving.folding import fold
 from serving.index import ItemIndex
 from serving.kinds import Plan
-from serving.live import Live, encoded
+from serving.live import Live, encoded, vector_to_json
 from serving.offline import make_shortlists
 from serving.retriever import Retriever
 from serving.rules import Boost, Rules
@@ -499,3 +500,56 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
     while kept_up().items.row("new-1") is None:
         assert time.monotonic() < deadline, "the log is not looked at again"
         time.sleep(0.05)
+
+
+def test_an_item_that_came_with_a_vector_of_this_model_is_not_encoded_again(store, monkeypatch):
+    """Requests wait for what a worker has to encode, so only the worker that took the item does."""
+    live = Live(base_of(shop()), store)
+    vector = np.zeros(live.latest.index.width, np.float32)
+    vector[1] = 1
+    sent = vector_to_json(live.latest.model, vector)
+    damaged = [
+        {**sent, "model": "another"},
+        {**sent, "float32": sent["float32"][:-4]},
+        {**sent, "float32": "?"},
+        {**sent, "float32": 7},
+        vector_to_json(live.latest.model, 2 * vector),
+        vector_to_json(live.latest.model, np.full_like(vector, np.nan)),
+        "no vector",
+        None,
+    ]
+    encode, num_encoded = TitledBundle.encode_items, []
+    monkeypatch.setattr(TitledBundle, "encode_items", lambda *given: num_encoded.append(given) or encode(*given))
+    store.append([Write("item", {"item_id": "sent", "cells": {"title": "Lamp"}, "vector": sent})])
+    now = live.current()
+    assert not num_encoded
+    np.testing.assert_array_equal(now.index.vectors[[now.items.row("sent")]], vector[None])
+    bodies = [{"item_id": f"n{place}", "cells": {"title": "Lamp"}, "vector": one} for place, one in enumerate(damaged)]
+    store.append([Write("item", body) for body in bodies])
+    now = live.current()
+    assert len(num_encoded) == 1
+    for body in bodies:
+        expected = encode(now.bundle, Catalog(pd.DataFrame({"item_id": [body["item_id"]], "title": ["Lamp"]})))
+        np.testing.assert_array_equal(now.index.vectors[[now.items.row(body["item_id"])]], expected)
+
+
+def test_an_item_whose_vector_cannot_be_made_now_is_not_lost(store, monkeypatch):
+    live = Live(base_of(shop()), store)
+    store.append([put("new-1", "Lamp")])
+    encode = TitledBundle.encode_items
+
+    def away(*_):
+        raise UnavailableError("https://vectors: no answer")
+
+    monkeypatch.setattr(TitledBundle, "encode_items", away)
+    with pytest.raises(NotReady, match="vectors of items in the log"):
+        live.current()
+    monkeypatch.setattr(TitledBundle, "encode_items", encode)
+    assert live.current().items.row("new-1") is not None
+
+
+def test_cells_of_the_log_that_do_not_fit_are_named(store, caplog):
+    live = Live(base_of(shop()), store)
+    store.append([Write("item", {"item_id": "new-1", "cells": {"title": 7}})])
+    live.current()
+    assert "records 1 to 1 of the log: a cell is left out: title: expected text, found 7" in caplog.text

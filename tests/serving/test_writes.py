@@ -6,9 +6,11 @@ import time
 
 import pytest
 
+from features.errors import UnavailableError
 from serving.app import create_app
 from serving.config import ServingConfig
 from serving.errors import NotReady
+from serving.live import vector_from_json
 from tests.serving.doubles import country, make_retriever, make_tables
 
 
@@ -206,3 +208,20 @@ def test_attributes_of_known_users_still_count_beside_their_events(retriever, tm
     assert country().keys() == body["attributes"].keys()
     known = client.get("/recommendations/107").json["items"]
     assert known == client.post("/recommendations", json=body).json["items"]
+
+
+def test_where_the_service_of_the_vectors_is_away_a_write_is_503_and_not_remembered(client, monkeypatch, retriever):
+    def away(*_):
+        raise UnavailableError("https://vectors.example: no answer")
+
+    monkeypatch.setattr(type(retriever.bundle), "encode_items", away)
+    refused = client.put("/items/new", json={"title": "Brand new"})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert "vectors.example" not in refused.text
+    assert client.get("/items/new/similar").status_code == 404
+
+
+def test_a_write_remembers_the_vector_that_its_model_made(client, retriever):
+    client.put("/items/new", json={"title": "Brand new"})
+    (record,) = client.application.extensions["towers_source"].store.since(0)
+    assert vector_from_json(record.body["vector"], retriever.model, retriever.index.width) is not None
