@@ -117,6 +117,11 @@ class _Connection:
         return int(status[1]) if status else 0
 
     @property
+    def body(self) -> bytes:
+        """What the last answer says, as far as it was received."""
+        return self._got.partition(b"\r\n\r\n")[2]
+
+    @property
     def may_have_been_idle(self) -> bool:
         """Whether the service may have closed it for being idle before the request came, so that it is sent again."""
         return self._is_used and not self._got
@@ -245,7 +250,9 @@ class Load:
             record.due.append(connection.due)
             record.seconds.append(now - connection.due)
         elif status:
-            record.failures.append((connection.due, f"{connection.kind}: {status} to {connection.wire[:120]!r}"))
+            record.failures.append(
+                (connection.due, f"{connection.kind}: {status} to {connection.wire[:120]!r}: {connection.body[:300]!r}")
+            )
         if connection.ends or not status:
             connection.reopen()
         idle.append(connection)
