@@ -11,8 +11,9 @@
 - `schema`, `inference`: which features exist, and what `towers init` proposes.
 - `vocabulary`, `text`: ids and words to rows.
 - `encoders`: texts to the vectors of pretrained models.
-- `cells`: what stands in a column, as values, numbers or texts.
+- `spelling`, `cells`: what stands in a column, as values, numbers or texts, spelt in one way.
 - `featurizer`, `batches`: fitted once, the same in training and in the server; jagged batches.
+- `column_contract`: what training saw in each column, and what other tables are held to.
 - `rows`, `additions`: rows as JSON has them to a table like another; tables with what came after them.
 - `parquet`: Parquet files whose sizes are looked at before they are read.
 - `files`: writing that leaves nothing half-written, and links that move.

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from features.errors import DataError
-from features.rows import fitting_rows
+from features.rows import NO_SPELLINGS, fitting_rows
 from features.schema import ITEM_ID, USER_ID
+from features.spelling import Spelling
 from features.tables import Catalog, Interactions, Tables
 
 Event = tuple[int | str, int | str, int]
@@ -22,7 +23,10 @@ Event = tuple[int | str, int | str, int]
 
 
 def with_additions(
-    tables: Tables, items: Mapping[int | str, Mapping[str, Any] | None], events: Sequence[Event]
+    tables: Tables,
+    items: Mapping[int | str, Mapping[str, Any] | None],
+    events: Sequence[Event],
+    spellings: Mapping[str, Spelling] = NO_SPELLINGS,
 ) -> Tables:
     """Return tables that hold what came after them.
 
@@ -32,8 +36,9 @@ def with_additions(
             the tables; cells that the table has no column for, or that do not fit there, are left out with a note.
         events: What happened, in the order in which it became known. Those of items that are not there are left out,
             and exact repeats are merged, as those within the tables were.
+        spellings: How the values of the items' columns are spelt, see `typed_rows`.
     """
-    catalog, left_out = _with_items(tables.catalog, items)
+    catalog, left_out = _with_items(tables.catalog, items, spellings)
     interactions = _with_events(tables.interactions, catalog, events)
     num_deleted = sum(cells is None for cells in items.values())
     note = (
@@ -43,10 +48,12 @@ def with_additions(
     return replace(tables, catalog=catalog, interactions=interactions, notes=(*tables.notes, note, *left_out))
 
 
-def _with_items(catalog: Catalog, items: Mapping[int | str, Mapping[str, Any] | None]) -> tuple[Catalog, Sequence[str]]:
+def _with_items(
+    catalog: Catalog, items: Mapping[int | str, Mapping[str, Any] | None], spellings: Mapping[str, Spelling]
+) -> tuple[Catalog, Sequence[str]]:
     kept = catalog.frame[~catalog.frame[ITEM_ID].isin(list(items))]
     rows = [{**cells, ITEM_ID: item_id} for item_id, cells in items.items() if cells is not None]
-    added, left_out = fitting_rows(catalog.frame, rows)
+    added, left_out = fitting_rows(catalog.frame, rows, spellings)
     frame = pd.concat([kept, added], ignore_index=True)
     if not len(frame):
         raise DataError("every item of the catalogue was deleted by live writes; put some, or name other tables")

@@ -7,19 +7,22 @@ the items of a brand. A cell may be empty, and a cell of `categories` may hold s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from features.config import FeatureSettings
-from features.distinct import column_cells, first
+from features.distinct import column_cells, first, text_cells
 from features.errors import CellError, DataError
-from features.readings import numbers_in, times_in
+from features.numbers import widened
+from features.readings import is_list, numbers_in, times_in
 from features.schema import Feature
+from features.spelling import Spelling, decide, decide_of_texts, spelt
 from features.times import MISSING
 
 MAX_CELL_CHARACTERS = 65_536
@@ -75,14 +78,33 @@ def refuse_large(where: str, cell: object) -> None:
         raise DataError(f"{where}: expected at most {MAX_CELL_CHARACTERS:,} characters, found {characters:,}")
 
 
-def texts_of(column: pd.Series) -> list[str]:
+def spelling_of(feature: Feature, column: pd.Series) -> Spelling:
+    """Return how the values of a column are spelt, decided by all of its cells."""
+    try:
+        cells = column_cells(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return "text"  # of several types, as only JSON has them
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.dictionary_decode()
+    if is_list(cells.type):
+        return decide(cells.flatten())
+    text = text_cells(cells)
+    if text is None or not feature.separator:
+        return decide(cells)
+    written = pc.unique(text.drop_null()).to_pylist()
+    return decide_of_texts(value for one in written for value in one.split(feature.separator))
+
+
+def texts_of(feature: Feature, column: pd.Series) -> list[str]:
     """Return every cell as text, nothing where it is empty."""
-    return ["" if is_missing(value) else str(value) for value in column]
+    spelling = feature.spelling or spelling_of(feature, column)
+    return ["" if is_missing(value) else spelt(spelling, value) for value in _plain(column)]
 
 
 def values_of(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cells"], list[str]]:
     """Return how many values each cell holds, and all values as text, one cell after the other."""
-    cells = [_cell(feature, value) for value in column]
+    spelling = feature.spelling or spelling_of(feature, column)
+    cells = [_values(feature, spelling, value) for value in _plain(column)]
     return np.array([len(cell) for cell in cells], dtype=np.int64), [value for cell in cells for value in cell]
 
 
@@ -97,7 +119,8 @@ def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"
         if feature.kind == "time" and not pd.api.types.is_numeric_dtype(column):
             micros, _, _ = times_in(cells, feature.time_format)
             return np.where(micros == MISSING, np.nan, micros // 10**6)
-        return numbers_in(cells, decimal=feature.decimal)[0]
+        numbers = numbers_in(cells, decimal=feature.decimal)[0]
+        return np.floor(numbers) if feature.kind == "time" else numbers
     except CellError as error:
         raise DataError(f"column {feature.name!r}, {error}") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -123,20 +146,28 @@ def texts_written(frame: pd.DataFrame, features: Mapping[str, FeatureSettings]) 
     return ["\n".join(text for cell in row if (text := _written(cell))) for row in cells]
 
 
-def _cell(feature: Feature, value: Any) -> list[str]:
-    if is_missing(value):
+def _plain(column: pd.Series) -> Iterable[Any]:
+    """Return the cells as Python has them; a number of 32 bits as what it is written as."""
+    dtype = column.dtype.pyarrow_dtype if isinstance(column.dtype, pd.ArrowDtype) else column.dtype
+    return widened(column_cells(column)).tolist() if dtype in (pa.float32(), np.dtype(np.float32)) else column
+
+
+def _values(feature: Feature, spelling: Spelling, cell: Any) -> list[str]:
+    """Return the values of one cell, each once."""
+    if is_missing(cell):
         return []
     if feature.kind != "categories":
-        return [str(value)]
-    parts = str(value).split(feature.separator) if isinstance(value, str) and feature.separator else value
-    names = [str(part).strip() for part in ([parts] if isinstance(parts, str) else parts)]
+        return [text] if (text := spelt(spelling, cell)) else []
+    if isinstance(cell, str):
+        parts: Iterable[Any] = cell.split(feature.separator) if feature.separator else [cell]
+    else:
+        parts = cell if isinstance(cell, list | tuple | np.ndarray) else [cell]
+    names = [spelt(spelling, part) for part in parts if not is_missing(part)]
     return list(dict.fromkeys(name for name in names if name))
 
 
 def _written(cell: Any) -> str:
     """Return a cell as text: the values of a list with a blank between them, nothing where nothing is known."""
-    if isinstance(cell, str):
-        return cell
     if isinstance(cell, list | tuple | np.ndarray):
         return " ".join(map(_written, cell))
-    return "" if pd.isna(cell) else str(cell)
+    return "" if pd.isna(cell) else spelt("text", cell)

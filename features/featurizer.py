@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,20 +17,21 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from features.batches import EntityFeatures
-from features.cells import is_missing, numbers_of, texts_of, values_of
+from features.cells import is_missing, numbers_of, spelling_of, texts_of, values_of
 from features.encoders.encoder import PretrainedText, save_encoders
 from features.encoders.model import Role
 from features.errors import DataError
 from features.parquet import read_parquet
-from features.schema import ITEM_ID, USER_ID, Feature, Schema
+from features.readings import is_list
+from features.schema import ITEM_ID, SPELT_KINDS, USER_ID, Feature, Schema
 from features.sequences import Sequences
 from features.tables import Catalog, Users
-from features.text import HashedText, ProjectedText
+from features.text import WORD, HashedText, ProjectedText
 from features.vocabulary import UNKNOWN, Vocabulary
 
 NUM_QUANTILES = 16
@@ -51,6 +52,9 @@ class SparseEncoder(Protocol):
     def bags(self, column: pd.Series) -> Bags:
         """Return the bags of a column."""
 
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells say something that was there in training."""
+
     def save(self, path: Path) -> None:
         """Write the fitted state as one Parquet file."""
 
@@ -64,6 +68,9 @@ class DenseEncoder(Protocol):
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
         """Return the numbers of a column."""
+
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells say something that the model can read."""
 
     def save(self, path: Path) -> None:
         """Write the fitted state as one Parquet file."""
@@ -94,6 +101,29 @@ class ValueEncoder:
         lengths = np.bincount(np.repeat(np.arange(len(column)), lengths)[known], minlength=len(column))
         return lengths, rows[known]
 
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells hold a known value; of many equal cells one is looked at."""
+        if column.dtype == object or (isinstance(column.dtype, pd.ArrowDtype) and is_list(column.dtype.pyarrow_dtype)):
+            return np.asarray(self.bags(column)[0] > 0)
+        codes, distinct = pd.factorize(column)
+        is_known = self.bags(pd.Series(distinct))[0] > 0
+        known: np.ndarray = np.append(is_known, False)[codes]
+        return known
+
+    def unknown(self, column: pd.Series) -> list[tuple[str, ...]]:
+        """Return the values of each cell that are not known, each once."""
+        lengths, values = values_of(self.feature, column)
+        is_unknown = self.vocabulary.rows(values) == UNKNOWN
+        ends = np.cumsum(lengths)
+        return [
+            tuple(
+                value
+                for value, unknown in zip(values[end - length : end], is_unknown[end - length : end], strict=True)
+                if unknown
+            )
+            for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
+        ]
+
     def save(self, path: Path) -> None:
         """Write the vocabulary."""
         self.vocabulary.save(path)
@@ -109,11 +139,12 @@ class TextEncoder:
     """Text: bags of hashed n-grams."""
 
     hashed: HashedText
+    feature: Feature
 
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series) -> TextEncoder:
         """Return the encoder whose n-gram weights come from the texts of `column`."""
-        return cls(HashedText.fit(texts_of(column)))
+        return cls(HashedText.fit(texts_of(feature, column)), feature)
 
     @property
     def num_rows(self) -> int:
@@ -122,7 +153,11 @@ class TextEncoder:
 
     def bags(self, column: pd.Series) -> Bags:
         """Return the most telling n-grams of each text."""
-        return self.hashed.bags(texts_of(column))
+        return self.hashed.bags(texts_of(self.feature, column))
+
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells have words; parts of words that training did not have count, too."""
+        return _have_words(self.feature, column)
 
     def save(self, path: Path) -> None:
         """Write the weight of each bucket."""
@@ -133,7 +168,8 @@ class TextEncoder:
     def load(cls, feature: Feature, path: Path) -> TextEncoder:
         """Read what `save` wrote."""
         frame = read_parquet(path).to_pandas()
-        return cls(HashedText(frame["weight"].to_numpy(np.float32), int(frame["max_ngrams"].iloc[0])))
+        weights = frame["weight"].to_numpy(np.float32)
+        return cls(HashedText(weights, int(frame["max_ngrams"].iloc[0])), feature)
 
 
 @dataclass(frozen=True)
@@ -141,12 +177,13 @@ class FixedTextEncoder:
     """Text: a place that is not trained."""
 
     projected: ProjectedText
+    feature: Feature
 
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series, *, unseen_words: bool = False) -> FixedTextEncoder:
         """Return the encoder whose word weights come from the texts of `column`, and perhaps those of other words."""
         assert feature.fixed is not None, "the schema says which texts are fixed"
-        return cls(ProjectedText.fit(texts_of(column), feature.fixed, unseen_words=unseen_words))
+        return cls(ProjectedText.fit(texts_of(feature, column), feature.fixed, unseen_words=unseen_words), feature)
 
     @property
     def width(self) -> int:
@@ -155,7 +192,11 @@ class FixedTextEncoder:
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
         """Return the place of each text."""
-        return self.projected.numbers(texts_of(column))
+        return self.projected.numbers(texts_of(self.feature, column))
+
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells have a place: a known word."""
+        return np.asarray(self.numbers(column).any(axis=1))
 
     def save(self, path: Path) -> None:
         """Write the weight of each bucket."""
@@ -165,7 +206,8 @@ class FixedTextEncoder:
     def load(cls, feature: Feature, path: Path) -> FixedTextEncoder:
         """Read what `save` wrote."""
         assert feature.fixed is not None, "the schema says which texts are fixed"
-        return cls(ProjectedText(read_parquet(path).to_pandas()["weight"].to_numpy(np.float32), feature.fixed))
+        weights = read_parquet(path).to_pandas()["weight"].to_numpy(np.float32)
+        return cls(ProjectedText(weights, feature.fixed), feature)
 
 
 @dataclass(frozen=True)
@@ -185,7 +227,11 @@ class PretrainedColumn:
         """Return the beginning of each text's vector, zeros where there is none; nothing of one that is trained."""
         if self.is_trained:
             return np.zeros((len(column), 0), dtype=np.float32)
-        return self.pretrained.numbers(texts_of(column), self.role, self.width)
+        return self.pretrained.numbers(texts_of(self.feature, column), self.role, self.width)
+
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells have words; the model is not asked."""
+        return _have_words(self.feature, column)
 
     @property
     def is_trained(self) -> bool:
@@ -194,7 +240,7 @@ class PretrainedColumn:
 
     def tokens(self, column: pd.Series) -> Bags:
         """Return how many tokens each text has, and all of them one after another."""
-        tokens = self.pretrained.tokens(texts_of(column), self.role)
+        tokens = self.pretrained.tokens(texts_of(self.feature, column), self.role)
         lengths = np.array([len(one) for one in tokens], dtype=np.int64)
         return lengths, np.array([token for one in tokens for token in one], dtype=np.int64)
 
@@ -230,6 +276,10 @@ class NumberEncoder:
         spans = np.clip((values - self.edges[:-1]) / np.diff(self.edges), 0, 1)
         known = np.isfinite(values)
         return np.where(known, np.hstack([known, spans]), 0).astype(np.float32)
+
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells hold a number."""
+        return np.isfinite(numbers_of(self.feature, column))
 
     def save(self, path: Path) -> None:
         """Write the edges."""
@@ -279,6 +329,10 @@ class VectorEncoder:
             )
         unit: np.ndarray = vectors / np.maximum(norms, 1e-12)
         return unit
+
+    def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+        """Return which cells hold a vector other than zero."""
+        return np.asarray(self.numbers(column).any(axis=1))
 
     def save(self, path: Path) -> None:
         """Write the width."""
@@ -423,6 +477,24 @@ class SideEncoders:
                 yield TrainedText(name, encoder.feature.encoder, begin, encoder.width)
             begin += encoder.width
 
+    def knows(self, frame: pd.DataFrame) -> Bool[np.ndarray, "entities"]:
+        """Return which rows of `frame` have a cell that says something to the model; other columns say nothing."""
+        known = np.zeros(len(frame), dtype=bool)
+        encoders: tuple[tuple[str, SparseEncoder | DenseEncoder], ...] = (*self.sparse.items(), *self.dense.items())
+        for name, encoder in encoders:
+            if name in frame:
+                known |= encoder.knows(frame[name])
+        return known
+
+    def unknown(self, frame: pd.DataFrame) -> list[dict[str, tuple[str, ...]]]:
+        """Return the values in each row of `frame` that the model does not know, by column; its own ids apart."""
+        columns = {
+            name: encoder.unknown(frame[name])
+            for name, encoder in self.sparse.items()
+            if isinstance(encoder, ValueEncoder) and name in frame and name not in (ITEM_ID, USER_ID)
+        }
+        return [{name: cells[row] for name, cells in columns.items() if cells[row]} for row in range(len(frame))]
+
     def encode(self, frame: pd.DataFrame) -> EntityFeatures:
         """Return the features of the rows of `frame`; a column it lacks is unknown everywhere."""
         absent = pd.Series([None] * len(frame), dtype="object")
@@ -482,6 +554,7 @@ class Featurizer:
         items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
         active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
         people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
+        schema = replace(schema, item=_spelt(schema.item, catalog.frame), user=_spelt(schema.user, people))
         people = people[people[USER_ID].isin(active[USER_ID].tolist())]
         pretrained = _fit_pretrained(schema, items, people)
         written = [items[feature.name] for feature in schema.item if feature.kind == "text"] if shared_texts else []
@@ -564,6 +637,10 @@ _SPARSE: dict[str, Any] = {
 }
 
 
+def _have_words(feature: Feature, column: pd.Series) -> Bool[np.ndarray, "entities"]:
+    return np.array([WORD.search(text) is not None for text in texts_of(feature, column)], dtype=bool)
+
+
 def _jagged(bags: Mapping[str, Bags]) -> KeyedJaggedTensor | None:
     """Return bags of rows, or tokens, by feature; None where there is no feature."""
     if not bags:
@@ -597,8 +674,8 @@ def _fit_pretrained(schema: Schema, items: pd.DataFrame, people: pd.DataFrame) -
     """Return the pretrained models, each turned to the texts that it will read: the items', if it reads any."""
     fitted = {}
     for name, settings in schema.encoders.items():
-        documents = [text for one in schema.item if one.encoder == name for text in texts_of(items[one.name])]
-        queries = [text for one in schema.user if one.encoder == name for text in texts_of(people[one.name])]
+        documents = [text for one in schema.item if one.encoder == name for text in texts_of(one, items[one.name])]
+        queries = [text for one in schema.user if one.encoder == name for text in texts_of(one, people[one.name])]
         fitted[name] = PretrainedText.fit(settings, documents or queries, "document" if documents else "query")
     return fitted
 
@@ -630,6 +707,13 @@ def _of_place(feature: Feature, files: Mapping[str, Path]) -> Path:
     """Return where the numbers of a feature are kept, beside its table if it has one."""
     path = files[feature.name]
     return path.with_stem(f"{path.stem}-fixed") if feature.is_sparse else path
+
+
+def _spelt(features: Sequence[Feature], frame: pd.DataFrame) -> tuple[Feature, ...]:
+    """Return features with how their values are spelt in a table, all of it."""
+    return tuple(
+        replace(one, spelling=spelling_of(one, frame[one.name])) if one.kind in SPELT_KINDS else one for one in features
+    )
 
 
 def _declared(features: Sequence[Feature], frame: pd.DataFrame, table: str, own_id: str) -> pd.DataFrame:

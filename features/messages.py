@@ -13,6 +13,8 @@ from typing import Any
 
 from features.redaction import LONGEST, redacted
 
+ACCEPT = "--accept-changed-columns"
+"""The flag of `towers index` and `towers recommend` that accepts what the contract of columns refuses."""
 _MAX_SHOWN = 60
 # Comparing names takes time that grows with the product of their lengths.
 _MAX_COMPARED = 100

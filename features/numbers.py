@@ -116,6 +116,18 @@ class NumberFormat:
         return numbers, notes
 
 
+def widened(cells: pa.Array) -> Float64[np.ndarray, " cells"]:
+    """Return numbers as doubles, NaN where they are empty; of 32 bits as what they are written as, in a file or JSON.
+
+    0.1 in 32 bits is 0.10000000149 in 64; saved as CSV and read again it is 0.1.
+    """
+    if not pa.types.is_float32(cells.type):
+        doubles: np.ndarray = cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        return doubles
+    distinct, codes = np.unique(cells.to_numpy(zero_copy_only=False), return_inverse=True)
+    return np.array([float(str(number)) for number in distinct], dtype=np.float64)[codes]
+
+
 def bounded(numbers: Float64[np.ndarray, " cells"]) -> tuple[Float64[np.ndarray, " cells"], list[str]]:
     """Return numbers with those that are infinite as missing (NaN), and a note that counts them.
 

@@ -19,11 +19,22 @@ from features.distinct import first, many, text_cells
 from features.errors import CellError
 from features.lists import ListFormat, looks_like_lists
 from features.messages import shown
-from features.numbers import MOST_NUMBER, NumberFormat, bounded
+from features.numbers import MOST_NUMBER, NumberFormat, bounded, widened
 from features.times import A_TIME, MISSING, REMEDY, TimeFormat, micros_of_moments
 
-Reading = NumberFormat | TimeFormat | ListFormat
-_NAMES: dict[str, type[Reading]] = {"number": NumberFormat, "time": TimeFormat, "list": ListFormat}
+
+@dataclass(frozen=True)
+class TextFormat:
+    """That the cells of a column are text as they stand, even if a file holds nothing but numbers there."""
+
+
+Reading = NumberFormat | TimeFormat | ListFormat | TextFormat
+_NAMES: dict[str, type[Reading]] = {
+    "number": NumberFormat,
+    "time": TimeFormat,
+    "list": ListFormat,
+    "text": TextFormat,
+}
 _FIRST_YEAR, _LAST_YEAR = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
@@ -97,7 +108,7 @@ def numbers_in(
     if not (pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type) or pa.types.is_boolean(cells.type)):
         raise CellError(f"expected numbers, found {cells.type}", "save them as numbers")
     plain = cells.cast(pa.int8()) if pa.types.is_boolean(cells.type) else cells
-    numbers, notes = bounded(plain.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    numbers, notes = bounded(widened(plain))
     return numbers, None, notes
 
 

@@ -6,6 +6,7 @@ A column's type is that of the table, so that an item that is sent with the cell
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -15,18 +16,25 @@ from features.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES, refuse_large
 from features.errors import DataError
 from features.messages import did_you_mean, shown
 from features.numbers import MOST_NUMBER
+from features.spelling import Spelling, decide_of_texts, spelt
 
 _MOST_NAMED = 12
+NO_SPELLINGS: Mapping[str, Spelling] = MappingProxyType({})
+"""Of a table whose columns no model reads."""
 # Of what a schema promises; more is taken, where the column can hold it.
 _SOME_DATE = r"^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
 
 
-def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def typed_rows(
+    like: pd.DataFrame, rows: Sequence[Mapping[str, Any]], spellings: Mapping[str, Spelling] = NO_SPELLINGS
+) -> pd.DataFrame:
     """Return rows as a table with the columns and types of another; what a row does not name is missing.
 
     Args:
         like: The table, its columns in pyarrow types, as `read_tables` returns it.
         rows: Cells by column. Text is text, a number a number, a list a list, and a date its ISO 8601 text.
+        spellings: How the values of columns are spelt that the model reads as values or texts. In these, `3` and `"3"`
+            are one value, whatever the column's type is.
 
     Raises:
         DataError: A row has a column that the table has not, or a cell that its column cannot hold or that is too
@@ -34,7 +42,10 @@ def typed_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> pd.Data
     """
     for row in rows:
         _refuse_strange(list(like.columns), row)
-    columns = {name: _column(name, _kind(like[name]), [row.get(name) for row in rows]) for name in like.columns}
+    columns = {
+        name: _column(name, _kind(like[name]), [row.get(name) for row in rows], spellings.get(name))
+        for name in like.columns
+    }
     return pd.DataFrame({name: pd.Series(cells, dtype=like[name].dtype) for name, cells in columns.items()})
 
 
@@ -43,28 +54,32 @@ def cell_schemas(like: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {str(name): {"anyOf": [_schema(_kind(like[name])), {"type": "null"}]} for name in like.columns}
 
 
-def fitting_rows(like: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
+def fitting_rows(
+    like: pd.DataFrame, rows: Sequence[Mapping[str, Any]], spellings: Mapping[str, Spelling] = NO_SPELLINGS
+) -> tuple[pd.DataFrame, list[str]]:
     """Return rows as `typed_rows` does, without the cells that the table has no column for or that do not fit there.
 
     Returns:
         The table, and a line for each column of which cells were left out: how many, and why the first of them.
     """
     try:
-        return typed_rows(like, rows), []
+        return typed_rows(like, rows, spellings), []
     except DataError:
         left_out: dict[str, list[str]] = {}
-        fitting = [_fitting(like, row, left_out) for row in rows]
-        return typed_rows(like, fitting), [_said(reasons) for reasons in left_out.values()]
+        fitting = [_fitting(like, row, spellings, left_out) for row in rows]
+        return typed_rows(like, fitting, spellings), [_said(reasons) for reasons in left_out.values()]
 
 
-def _fitting(like: pd.DataFrame, row: Mapping[str, Any], left_out: dict[str, list[str]]) -> dict[str, Any]:
+def _fitting(
+    like: pd.DataFrame, row: Mapping[str, Any], spellings: Mapping[str, Spelling], left_out: dict[str, list[str]]
+) -> dict[str, Any]:
     fitting = {}
     for name, cell in row.items():
         if cell is None:
             continue
         try:
             _refuse_strange(list(like.columns), {name: cell})
-            _column(name, _kind(like[name]), [cell])
+            _column(name, _kind(like[name]), [cell], spellings.get(name))
             fitting[name] = cell
         except DataError as error:
             left_out.setdefault(name, []).append(str(error))
@@ -88,11 +103,11 @@ def _kind(column: pd.Series) -> pa.DataType:
     return column.dtype.pyarrow_dtype
 
 
-def _column(name: str, kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+def _column(name: str, kind: pa.DataType, values: Sequence[Any], spelling: Spelling | None = None) -> pa.Array:
     for value in values:
         refuse_large(name, value)
     try:
-        return pa.array([_cell(name, kind, value) for value in values], type=kind)
+        return pa.array([_cell(name, kind, _retyped(kind, value, spelling)) for value in values], type=kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         said = " ".join(str(error).split())[:120]
         raise DataError(f"{name}: expected {_spoken(kind)}, which this is not ({said})") from None
@@ -117,6 +132,24 @@ def _cell(name: str, kind: pa.DataType, value: Any) -> Any:
     if isinstance(value, int | float) and pa.types.is_floating(kind) and not abs(value) <= MOST_NUMBER:
         raise DataError(f"{name}: expected a number from -{MOST_NUMBER:g} to {MOST_NUMBER:g}, found {shown(value)}")
     return value
+
+
+def _retyped(kind: pa.DataType, value: Any, spelling: Spelling | None) -> Any:
+    """Return a value of a column whose values are spelt in one way as JSON has it for the column's type today."""
+    if value is None or spelling is None:
+        return value
+    if _is_list(kind):
+        return [_retyped(kind.value_type, one, spelling) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list | dict):
+        return value
+    if _is_text(kind):
+        return value if isinstance(value, str) else spelt(spelling, value)
+    if pa.types.is_boolean(kind):
+        return {"true": True, "false": False}.get(spelt("boolean", value), value)
+    text = spelt("number", value)
+    if (_is_whole(kind) or pa.types.is_floating(kind)) and decide_of_texts([text]) == "number":
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
+    return value.strip() if isinstance(value, str) else value
 
 
 def _python_types(kind: pa.DataType) -> type | tuple[type, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from features.config import EncoderSettings, FeaturesConfig, FeatureSettings, Kind
+from features.spelling import Spelling
 
 ITEM_ID = "item_id"
 USER_ID = "user_id"
@@ -18,6 +19,8 @@ MAX_ID_CHARACTERS = 512
 """The longest id of a user or an item: in tables, in requests and in live writes."""
 SPARSE_KINDS: tuple[Kind, ...] = ("id", "category", "categories", "text")
 DENSE_KINDS: tuple[Kind, ...] = ("number", "vector", "time")
+SPELT_KINDS: tuple[Kind, ...] = ("id", "category", "categories", "text")
+"""Kinds whose cells are values or texts, so that it matters how they are spelt."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Feature:
         corrected: Of a fixed text: whether it has a table as well.
         decimal: Of numbers that are text: the decimal separator. None: decided by the column.
         time_format: Of times: how they are written. None: decided by the column.
+        spelling: Of values and texts: how they are spelt, as training decided. None: decided by the column.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Feature:
     corrected: bool = False
     decimal: Literal[".", ","] | None = None
     time_format: str | None = None
+    spelling: Spelling | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -70,6 +75,11 @@ class Schema:
     user: tuple[Feature, ...] = ()
     context: tuple[Feature, ...] = ()
     encoders: Mapping[str, EncoderSettings] = field(default_factory=dict)
+
+    @property
+    def item_spellings(self) -> dict[str, Spelling]:
+        """How the values of the items' columns are spelt, by column, as far as training decided it."""
+        return {one.name: one.spelling for one in self.item if one.spelling is not None}
 
     @classmethod
     def from_config(cls, config: FeaturesConfig) -> Schema:

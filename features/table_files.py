@@ -65,7 +65,11 @@ def read_frame(path: Path) -> pd.DataFrame:
     return read_table(path).frame
 
 
-def read_table(path: Path, is_code: Callable[[str], bool] = lambda name: False) -> RawTable:
+def read_table(
+    path: Path,
+    is_code: Callable[[str], bool] = lambda name: False,
+    is_text: Callable[[str], bool] = lambda name: False,
+) -> RawTable:
     """Return the rows of a CSV or Parquet file, or the passages of a folder's documents, in pyarrow types.
 
     Text is `large_string`, whole numbers keep their width (int64 from CSV), ISO dates become timestamps, true and false
@@ -76,6 +80,7 @@ def read_table(path: Path, is_code: Callable[[str], bool] = lambda name: False) 
     Args:
         path: The file; its ending says what it is (.parquet, .pq; .csv, .tsv, .txt, also with .gz). Or the folder.
         is_code: Says of a column's name whether the spelling must be kept: there 1.10 and 1.1 are two values.
+        is_text: Says of a column's name whether it stays text in a CSV file, whatever its cells are.
 
     Raises:
         DataError: The file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged, it has no header, or a
@@ -83,7 +88,7 @@ def read_table(path: Path, is_code: Callable[[str], bool] = lambda name: False) 
     """
     if path.is_dir():
         return RawTable(read_documents(path))
-    table, notes = (_read_parquet(path), []) if is_parquet(path) else _read_csv(path, is_code)
+    table, notes = (_read_parquet(path), []) if is_parquet(path) else _read_csv(path, is_code, is_text)
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the column names; expected at least one")
     _refuse_long_cells(path, table)
@@ -182,7 +187,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read_csv(path: Path, is_code: Callable[[str], bool]) -> tuple[pa.Table, list[str]]:
+def _read_csv(path: Path, is_code: Callable[[str], bool], is_text: Callable[[str], bool]) -> tuple[pa.Table, list[str]]:
     data = _content(path)
     if not data.strip():
         raise DataError(f"{path}: the file holds only blank lines; write the table again")
@@ -199,7 +204,9 @@ def _read_csv(path: Path, is_code: Callable[[str], bool]) -> tuple[pa.Table, lis
     if b'""' in body:
         cells = {name: pc.if_else(pc.equal(column, ""), None, column) for name, column in cells.items()}
     notes = _notes_on_empty(path, body, cells, separator)
-    typed = {name: _typed(cells[name], separator, is_code=is_code(name)) for name in names}
+    typed = {
+        name: cells[name] if is_text(name) else _typed(cells[name], separator, is_code=is_code(name)) for name in names
+    }
     return pa.table(typed), notes
 
 

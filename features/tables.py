@@ -26,8 +26,8 @@ from features.distinct import column_cells, first, many
 from features.errors import CellError, DataError
 from features.files import sha256
 from features.numbers import NumberFormat
-from features.readings import Reading, numbers_in, read_column, times_in
-from features.schema import MAX_ID_CHARACTERS
+from features.readings import Reading, TextFormat, numbers_in, read_column, times_in
+from features.schema import MAX_ID_CHARACTERS, SPELT_KINDS
 from features.sequences import Sequences, offsets_of
 from features.table_files import place, read_table
 from features.table_files import read_frame as read_frame
@@ -38,7 +38,6 @@ TEXT_ID = pd.ArrowDtype(pa.string())
 SECONDS = MICROSECONDS = POSITION = pd.ArrowDtype(pa.int64())
 SECONDS_PER_DAY = 86_400
 _EXACT_FLOATS = 2**53
-_SPELLED = ("id", "category", "categories", "text")
 
 Readings = Mapping[str, Reading]
 """How the cells of columns are read, by column; columns whose cells have a type already are not in it."""
@@ -251,10 +250,14 @@ class _Sheet:
         earlier: Readings | None = None,
     ) -> _Sheet:
         """Read a file, and the columns that are features as their kinds."""
-        settings = features or {}
-        raw = read_table(folder / name, lambda column: column in settings and settings[column].kind in _SPELLED)
+        settings, known = features or {}, earlier or {}
+        raw = read_table(
+            folder / name,
+            lambda column: column in settings and settings[column].kind in SPELT_KINDS,
+            lambda column: isinstance(known.get(column), TextFormat),
+        )
         notes.extend(raw.notes)
-        sheet = cls(folder / name, raw.frame, notes, dict(earlier or {}))
+        sheet = cls(folder / name, raw.frame, notes, dict(known))
         columns = {column: sheet.feature(column, one) for column, one in settings.items() if column in raw.frame}
         return replace(sheet, frame=raw.frame.assign(**columns))
 

@@ -147,7 +147,8 @@ class Answers:
         if not isinstance(who, Person):
             return self._known(retriever, who, answer)
         unknown = [retriever.items.said(item_id) for item_id in answer.unknown_items]
-        return {**self._recommended(retriever, None, answer), "unknown_items": unknown}
+        values = {column: list(given) for column, given in answer.unknown_values.items()}
+        return {**self._recommended(retriever, None, answer), "unknown_items": unknown, "unknown_values": values}
 
     def _known(self, retriever: Retriever, user_id: ExternalId, answer: Answer) -> Recommended:
         return self._recommended(retriever, retriever.users.said(retriever.users.parse(user_id)), answer)

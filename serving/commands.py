@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from features.messages import ACCEPT
 from features.redaction import has_password
 from serving.config import PRODUCTION, ServingConfig, read_settings
 from serving.kinds import KINDS, Kind
@@ -16,6 +17,12 @@ SETTINGS_FILE = Path("serving.toml")
 _file = click.Path(path_type=Path)
 _config = click.option(
     "--config", metavar="FILE", type=_file, help="Settings. [default: serving.toml, if there is one in this folder]"
+)
+_accept = click.option(
+    ACCEPT,
+    "accept_changed_columns",
+    is_flag=True,
+    help="Go on where far less of a column is filled, or known to the model, than in training.",
 )
 _tables = {
     "interactions": "Who had what, in the place of the table that training read.",
@@ -45,6 +52,7 @@ _tables = {
     help="How many items of each user are found now, to be looked up later: 8 bytes each; 0 for none.  [default: 100, "
     "where that takes minutes and no more than 1 GB]",
 )
+@_accept
 def index(
     bundle: Path,
     interactions: Path | None,
@@ -55,11 +63,14 @@ def index(
     live: str | None,
     config: Path | None,
     shortlists: int | None,
+    *,
+    accept_changed_columns: bool,
 ) -> None:
     """Make the index of a bundle from today's tables: items, histories, popularity, what each user gets.
 
     DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, as they are now, and
-    each search compares every item, which is right up to some hundred thousand.
+    each search compares every item, which is right up to some hundred thousand. The columns are held to what training
+    saw in them.
     """
     from serving.operation import build_index
     from towers.bundle import ModelBundle
@@ -67,7 +78,7 @@ def index(
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
     opened = ModelBundle.open(bundle, trust=_settings(config).trust)
-    build_index(opened, tables, kind, recall, live, shortlists)
+    build_index(opened, tables, kind, recall, live, shortlists, accept_changed_columns=accept_changed_columns)
 
 
 @click.command()
@@ -83,6 +94,7 @@ def index(
     help="Only items of which this holds: brand=Acme, price_max=50, ... as in a query to the service; may be repeated.",
 )
 @click.option("--with-fallback", is_flag=True, help="Add a column that says what answered in the model's place.")
+@_accept
 @_config
 def recommend(
     bundle: Path,
@@ -90,8 +102,8 @@ def recommend(
     k: int,
     users: Path | None,
     conditions: tuple[str, ...],
-    with_fallback: bool,
     config: Path | None,
+    **flags: bool,
 ) -> None:
     """Write recommendations for everyone: columns user_id, item_id, score, rank.
 
@@ -100,8 +112,7 @@ def recommend(
     """
     from serving.operation import recommend_everyone
 
-    settings = _settings(config)
-    recommend_everyone(bundle, output, k, users, conditions, with_fallback=with_fallback, settings=settings)
+    recommend_everyone(bundle, output, k, users, conditions, settings=_settings(config), **flags)
 
 
 @click.command()

@@ -215,6 +215,8 @@ class Written(TypedDict):
     """The item, as the catalogue calls it."""
     position: int
     """Where that stands in the log of live writes."""
+    unknown_values: NotRequired[dict[str, list[str]]]
+    """Values of an item that was put that the model does not know, and so does not read, by column."""
 
 
 @_described
@@ -271,6 +273,8 @@ class Recommended(TypedDict):
     """Whether the first items were put into a better order in time, where the service has what does that."""
     unknown_items: NotRequired[list[int | str]]
     """What they were said to have had that is not in the catalogue, and so was not heard."""
+    unknown_values: NotRequired[dict[str, list[str]]]
+    """Values of their attributes that the model does not know, and so were not heard, by attribute."""
 
 
 @_described

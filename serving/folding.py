@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from features.additions import Event, with_additions
+from features.rows import NO_SPELLINGS
 from features.schema import ITEM_ID, USER_ID
+from features.spelling import Spelling
 from features.tables import Tables
 from serving.ids import ExternalId, IdMap
 from serving.seal import Folded
 from serving.store import Store, readable
 
 
-def fold(tables: Tables, store: Store) -> tuple[Tables, Folded]:
+def fold(tables: Tables, store: Store, spellings: Mapping[str, Spelling] = NO_SPELLINGS) -> tuple[Tables, Folded]:
     """Return tables with everything in them that a log holds, and up to where that is.
 
     Args:
         tables: Today's tables. Where they and the log both have something to say of an item, the log is right.
         store: The log.
+        spellings: How the values of the items' columns are spelt.
 
     Raises:
         DataError: No item is left.
@@ -38,4 +42,4 @@ def fold(tables: Tables, store: Store) -> tuple[Tables, Folded]:
         position = records[-1].position
     put = {item_id: cells for item_id, cells in put.items() if items.fits(item_id)}
     events = [event for event in dict.fromkeys(events) if users.fits(event[0]) and items.fits(event[1])]
-    return with_additions(tables, put, events), Folded(log_id=log_id, position=position)
+    return with_additions(tables, put, events, spellings), Folded(log_id=log_id, position=position)

@@ -29,7 +29,7 @@ class KnownUsers:
         self._index = index
         self.has_attributes = np.zeros(len(snapshot.histories), dtype=bool)
         if snapshot.attributes is not None:
-            self.has_attributes = np.asarray(snapshot.attributes.notna().to_numpy(dtype=bool).any(axis=1))
+            self.has_attributes = bundle.knows(snapshot.attributes)
 
     def is_as_indexed(self, row: int) -> bool:
         """Return whether a user's history and vector are what they were when the index was made."""

@@ -147,9 +147,9 @@ class Live:
         self._items.put([record.position for record in records], frame, vectors)
 
     def _frame(self, records: Sequence[Record]) -> pd.DataFrame:
-        """Return items as rows of the catalogue; cells written for another table that do not fit are missing."""
+        """Return items as rows of the catalogue; cells that do not fit there are missing, and logged."""
         rows = [{**record.body["cells"], ITEM_ID: self._item_id(record)} for record in records]
-        frame, left_out = fitting_rows(self._base.snapshot.catalog.frame, rows)
+        frame, left_out = fitting_rows(self._base.snapshot.catalog.frame, rows, self._base.bundle.spellings)
         for line in left_out:
             _log.warning("records %d to %d of the log: %s", records[0].position, records[-1].position, line)
         return frame

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from features.config import FeaturesConfig
 from features.errors import DataError
 from features.files import LATEST, move_link
-from features.tables import read_tables
 from serving.config import PRODUCTION, ServingConfig
 from serving.filters import Filter
 from serving.folding import fold
@@ -56,6 +55,7 @@ def recommend_everyone(
     *,
     with_fallback: bool,
     settings: ServingConfig | None = None,
+    accept_changed_columns: bool = False,
 ) -> None:
     """Write k recommendations for everyone, or for the users in a table, and say how many.
 
@@ -67,6 +67,7 @@ def recommend_everyone(
         conditions: What must hold of the items, such as `brand=Acme` and `price_max=50`.
         with_fallback: Whether to say what answered in the model's place.
         settings: Those of the service whose answers these are. None: the defaults.
+        accept_changed_columns: Where the index is made first: see `build_index`.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
@@ -76,7 +77,7 @@ def recommend_everyone(
         raise DataError(
             f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
         )
-    retriever = open_retriever(bundle, settings)
+    retriever = open_retriever(bundle, settings, accept_changed_columns=accept_changed_columns)
     where = _filter(conditions, retriever)
     audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
     started = time.perf_counter()
@@ -108,12 +109,15 @@ def show_search(
         click.echo(f"{item.rank:4}  {item.score:.3f}  {item.item_id}{title}")
 
 
-def open_retriever(path: Path, settings: ServingConfig | None = None) -> Retriever:
+def open_retriever(
+    path: Path, settings: ServingConfig | None = None, *, accept_changed_columns: bool = False
+) -> Retriever:
     """Return the retriever of a bundle, its index made first if there is none.
 
     Args:
         path: The bundle.
         settings: Those of the service whose answers are wanted. None: the defaults.
+        accept_changed_columns: Where the index is made first: see `build_index`.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
@@ -123,7 +127,10 @@ def open_retriever(path: Path, settings: ServingConfig | None = None) -> Retriev
     check_device(settings.device)
     bundle = ModelBundle.open(path, trust=settings.trust)
     has_index = (path / FOLDER / NAME).exists()
-    snapshot = Snapshot.open(bundle) if has_index else build_index(bundle, {})
+    if has_index:
+        snapshot = Snapshot.open(bundle)
+    else:
+        snapshot = build_index(bundle, {}, accept_changed_columns=accept_changed_columns)
     # Nobody waits, so that it may take as long as it takes.
     reranking = Reranking.open(bundle, snapshot, settings.rerank_candidates, None) if settings.rerank else None
     return Retriever(
@@ -198,6 +205,8 @@ def build_index(
     recall: float | None = None,
     live: str | None = None,
     shortlists: int | None = None,
+    *,
+    accept_changed_columns: bool = False,
 ) -> Snapshot:
     """Make the index of a bundle and say what it holds.
 
@@ -208,10 +217,12 @@ def build_index(
         recall: The share of the true best 100 of each user that the index is tuned to find. None: it is not tuned.
         live: The log of live writes to fold in. None: none is.
         shortlists: How many items of each user are listed. None: as many as is usual, where that is soon done.
+        accept_changed_columns: Whether a column of which far less is filled or known than in training is a note.
 
     Raises:
-        DataError: A table cannot be read, there are too few items for the kind, or no prefixes, nothing can be
-            listed because the model looks at the clock, or the index has to be signed and there is no key.
+        DataError: A table cannot be read, lacks a column that the model reads, or one changed too much; there are too
+            few items for the kind, or no prefixes, nothing can be listed because the model looks at the clock, or the
+            index has to be signed and there is no key.
     """
     check_can_sign(bundle)
     if shortlists and bundle.config.reads_time:
@@ -220,9 +231,10 @@ def build_index(
             "the request; leave the flag out"
         )
     started = time.perf_counter()
-    found, folded = read_tables(_features(bundle, tables), bundle.tables_folder), None
+    features = _features(bundle, tables)
+    found, folded = bundle.read_tables(features, accept_changed_columns=accept_changed_columns), None
     if live is not None:
-        found, folded = fold(found, open_store(live))
+        found, folded = fold(found, open_store(live), bundle.spellings)
     for note in found.notes:
         click.echo(f"note: {note}")
     tried: list[Tuning] = []

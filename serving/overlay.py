@@ -264,7 +264,7 @@ class LiveUsers:
         keys = [recent.items_of(user).tobytes() for user in range(len(rows))]
         memory = self._items.vectors_made
         known = [memory.get(row) for row in rows.tolist()]
-        is_missing = np.array([one is None or one[0] != key for one, key in zip(known, keys, strict=True)])
+        is_missing = np.array([one is None or one[0] != key for one, key in zip(known, keys, strict=True)], dtype=bool)
         missing = np.flatnonzero(is_missing)
         vectors = np.empty((len(rows), self._items.index.width), dtype=np.float32)
         for user in np.flatnonzero(~is_missing).tolist():

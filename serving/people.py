@@ -22,6 +22,7 @@ from serving.deadline import watched
 from serving.filters import DATES
 from serving.ids import ExternalId, IdMap
 from serving.wanted import Person
+from towers.bundle import ModelBundle
 
 
 @dataclass(frozen=True)
@@ -123,21 +124,26 @@ class Described:
         attributes: A row each, as in the users' table; None where nothing is known of anyone.
         is_known: Of whom anything is known that the model reads, `[users]`.
         unknown_items: What each had that is not in the catalogue, each item once.
+        unknown_values: Values of each user's attributes that the model does not know, by column.
     """
 
     histories: Sequences
     attributes: pd.DataFrame | None
     is_known: Bool[np.ndarray, " users"]
     unknown_items: list[tuple[ExternalId, ...]]
+    unknown_values: list[Mapping[str, tuple[str, ...]]]
 
     @classmethod
-    def of(cls, people: Sequence[Person], items: IdMap, kinds: Mapping[str, FeatureSettings]) -> Described:
+    def of(
+        cls, people: Sequence[Person], items: IdMap, kinds: Mapping[str, FeatureSettings], bundle: ModelBundle
+    ) -> Described:
         """Return described people in the model's terms.
 
         Args:
             people: They.
             items: The catalogue.
             kinds: The attributes that the model reads.
+            bundle: The model.
 
         Raises:
             DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
@@ -146,7 +152,12 @@ class Described:
         rows = [items.places(one.history) for one in watched(people)]
         given = [_cells(one.attributes, kinds) for one in watched(people)]
         unknown = [_unknown(one, mine) for one, mine in watched(zip(people, rows, strict=True))]
-        is_known = [bool(cells) or bool((mine >= 0).any()) for cells, mine in zip(given, rows, strict=True)]
+        is_known = np.array([bool((mine >= 0).any()) for mine in rows], dtype=bool)
+        attributes = _frame(given, kinds) if any(given) else None
+        unknown_values: list[Mapping[str, tuple[str, ...]]] = [{}] * len(people)
+        if attributes is not None:
+            is_known |= bundle.knows(attributes)
+            unknown_values = [*bundle.unknown_values(attributes)]
         histories = Sequences(
             np.full(len(people), None),
             offsets_of(np.array([len(mine) for mine in rows], dtype=np.int64)),
@@ -156,9 +167,10 @@ class Described:
         )
         return cls(
             histories.keep(histories.item_rows >= 0) if any(unknown) else histories,
-            _frame(given, kinds) if any(given) else None,
-            np.array(is_known),
+            attributes,
+            is_known,
             unknown,
+            unknown_values,
         )
 
 

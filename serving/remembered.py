@@ -47,6 +47,8 @@ class RememberedVectors:
             make: Returns the vectors of the users at the given places of `user_rows`.
         """
         rows = user_rows.tolist()
+        if not rows:
+            return make(user_rows)
         with self._turn:
             found = [self._fresh(row, past) for row, past in zip(rows, pasts, strict=True)]
             missing = [place for place, vector in enumerate(found) if vector is None]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -52,6 +53,7 @@ Fallback = Literal["popular"]
 _REMEMBERED_USERS = 100_000
 _REMEMBERED_SECONDS = 60.0
 _FEW_USERS = 100
+_NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,13 @@ class Recommendation(NamedTuple):
     because: tuple[Reason, ...] | None = None
 
 
+class _Unknown(NamedTuple):
+    """What was said of someone that is not known."""
+
+    items: tuple[ExternalId, ...] = ()
+    values: Mapping[str, tuple[str, ...]] = _NOTHING
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What was recommended, and how it came about.
@@ -95,12 +104,14 @@ class Answer:
         items: Best first.
         fallback: What answered in the model's place; None where the model did.
         unknown_items: Items of a given history that are not in the catalogue, and so were not heard.
+        unknown_values: Values of given attributes that the model does not know, and so were not heard, by column.
         reranked: Whether the first candidates were put into a better order in time; None where nothing does that.
     """
 
     items: list[Recommendation]
     fallback: Fallback | None = None
     unknown_items: tuple[ExternalId, ...] = ()
+    unknown_values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reranked: bool | None = None
 
 
@@ -266,7 +277,7 @@ class Retriever:
 
     def _searched(self, whom: Sequence[ExternalId | Person], wanted: Wanted) -> list[Answer]:
         """Return what to recommend to each of several, found in one search."""
-        asking, unknown_items = self._asking(whom)
+        asking, unknown = self._asking(whom)
         hits, moved = self._found(asking, self._had(asking), wanted, self.reranking)
         answers = []
         for user, is_known in watched(enumerate(asking.is_known.tolist())):
@@ -274,7 +285,7 @@ class Retriever:
             if wanted.reasons:
                 items = self._with_reasons(whom[user], is_known, items, hits.of(user)[0], wanted.reasons)
             reranked = None if moved is None else moved.was(user)
-            answers.append(Answer(items, None if is_known else "popular", unknown_items[user], reranked))
+            answers.append(Answer(items, None if is_known else "popular", *unknown[user], reranked))
         return answers
 
     def recommend_rows(
@@ -336,27 +347,28 @@ class Retriever:
         newest = self.known.histories(np.array([row])).items_of(0)[::-1][:k]
         return self._recommendations(newest, np.zeros(len(newest), dtype=np.float32))
 
-    def _asking(self, whom: Sequence[ExternalId | Person]) -> tuple[Asking, list[tuple[ExternalId, ...]]]:
-        """Return people as the search takes them, and what each was said to have had that is not in the catalogue."""
+    def _asking(self, whom: Sequence[ExternalId | Person]) -> tuple[Asking, list[_Unknown]]:
+        """Return people as the search takes them, and what was said of each that is not known."""
         rows = [None if isinstance(who, Person) else self.users.row(who) for who in whom]
         if None not in rows:
-            return self._known(np.array(rows, dtype=np.int64)), [()] * len(rows)
+            return self._known(np.array(rows, dtype=np.int64)), [_Unknown()] * len(rows)
         if all(row is None and not isinstance(who, Person) for who, row in zip(whom, rows, strict=True)):
-            return Asking.nobody(len(rows), self.index.width), [()] * len(rows)
+            return Asking.nobody(len(rows), self.index.width), [_Unknown()] * len(rows)
         # Nothing is known of someone whom the tables do not have, as of someone who is described by nothing.
         strangers = [
             who if isinstance(who, Person) else Person() for who, row in zip(whom, rows, strict=True) if row is None
         ]
-        described = Described.of(strangers, self.items, self.attributes)
+        described = Described.of(strangers, self.items, self.attributes, self.bundle)
         asking = self._described(described)
+        unknown = list(map(_Unknown, described.unknown_items, described.unknown_values))
         if len(strangers) == len(whom):
-            return asking, described.unknown_items
+            return asking, unknown
         known = self._known(np.array([row for row in rows if row is not None], dtype=np.int64))
         is_stranger = np.array([row is None for row in rows])
         order = np.empty(len(rows), dtype=np.int64)
         order[~is_stranger], order[is_stranger] = np.split(np.arange(len(rows)), [len(known)])
-        unknown_items = iter(described.unknown_items)
-        return Asking.join(known, asking, order), [next(unknown_items) if row is None else () for row in rows]
+        others = iter(unknown)
+        return Asking.join(known, asking, order), [next(others) if row is None else _Unknown() for row in rows]
 
     def _known(self, user_rows: Int64[np.ndarray, " users"]) -> Asking:
         """Return known users as the search takes them."""
@@ -476,7 +488,8 @@ class Retriever:
         """Return what the model knows of someone: what they had, and their attributes."""
         row = None if isinstance(who, Person) else self.users.row(who)
         if row is None:
-            described = Described.of([who if isinstance(who, Person) else Person()], self.items, self.attributes)
+            person = who if isinstance(who, Person) else Person()
+            described = Described.of([person], self.items, self.attributes, self.bundle)
             return described.histories, described.attributes
         rows = np.array([row])
         return self.known.histories(rows), self.known.attributes(rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 from flask import Blueprint, Response, current_app
 from jaxtyping import Float32
 
@@ -42,11 +43,15 @@ def put_item(item_id: str) -> Response:
         raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
     if retriever.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
         raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
+    row, own_vector = _placed(retriever, own_id, cells)
     # With its vector, which every other worker then need not make while its requests wait.
-    vector = vector_to_json(retriever.model, _vector(retriever, own_id, cells))
+    vector = vector_to_json(retriever.model, own_vector)
     done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
     said = retriever.items.said(own_id)
-    return json_response(Written(item_id=said, position=done.position), 200 if known else 201)
+    content = Written(item_id=said, position=done.position)
+    if unknown := retriever.bundle.unknown_values_of_items(row)[0]:
+        content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
+    return json_response(content, 200 if known else 201)
 
 
 @writes.delete("/items/<id:item_id>")
@@ -102,8 +107,10 @@ def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
     return parsed
 
 
-def _vector(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) -> Float32[np.ndarray, " width"]:
-    """Return the unit vector of an item.
+def _placed(
+    retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]
+) -> tuple[pd.DataFrame, Float32[np.ndarray, " width"]]:
+    """Return an item as a row of the catalogue, and its unit vector.
 
     Raises:
         Problem: It has a column that the catalogue has not, a cell of another type, more text than is read at once, or
@@ -113,10 +120,10 @@ def _vector(retriever: Retriever, item_id: ExternalId, cells: dict[str, Any]) ->
     if characters > MAX_TEXT_CHARACTERS:
         detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all cells together, found {characters:,}"
         raise Problem(422, f"body: {detail}")
+    like, spellings = retriever.snapshot.catalog.frame, retriever.bundle.spellings
     try:
-        rows = typed_rows(retriever.snapshot.catalog.frame, [{ITEM_ID: item_id, **cells}])
-        vector: np.ndarray = encoded(retriever.bundle, rows)[0]
-        return vector
+        row = typed_rows(like, [{ITEM_ID: item_id, **cells}], spellings)
+        return row, encoded(retriever.bundle, row)[0]
     except DataError as error:
         raise Problem(422, str(error)) from None
 

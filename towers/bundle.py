@@ -1,6 +1,7 @@
 """What is shipped: a folder with the towers, everything they need to read tables, and a seal on each file.
 
-    manifest.json  run.toml  schema.json  vocabularies/  model.safetensors  report.json  report.html  README.md
+    manifest.json  run.toml  schema.json  columns.json  vocabularies/  model.safetensors  report.json  report.html
+    README.md
     encoders/      where texts are read by pretrained models
 
 Training writes it, serving reads it; it is the only thing they share. It appears under its name complete or not at
@@ -13,7 +14,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -24,20 +25,22 @@ import numpy as np
 import pandas as pd
 import tomli_w
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from features.column_contract import ColumnContract
 from features.config import FeaturesConfig, parse_settings, read_toml
 from features.encoders.encoder import load_encoders
 from features.errors import DataError
 from features.featurizer import Featurizer
 from features.files import atomic_folder, sha256
 from features.sequences import offsets_of, ragged_arange
-from features.tables import Catalog
+from features.spelling import Spelling
+from features.tables import Catalog, Tables, read_tables
 from towers.config import TowersConfig
-from towers.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bundle
+from towers.manifest import COLUMNS, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bundle
 from towers.one_user import OneUser
 from towers.private_copies import PrivateCopies
 from towers.sealed_folder import BundleError, SealedFolder, reading, seal
@@ -82,6 +85,7 @@ class ModelBundle:
         folder: Its files, verified.
         config: `[features]` and `[towers]`.
         featurizer: Columns to numbers.
+        contract: What training saw in the columns, and what other tables are held to.
         model: The towers, in evaluation mode.
         report: What the evaluation found.
         copies: Where its files were copied to. None: they are read where they lie.
@@ -93,6 +97,7 @@ class ModelBundle:
     folder: SealedFolder
     config: BundleConfig
     featurizer: Featurizer
+    contract: ColumnContract
     model: TwoTower
     report: dict[str, Any]
     copies: PrivateCopies | None = None
@@ -129,13 +134,14 @@ class ModelBundle:
             settings = folder.file("run.toml")
             config = parse_settings(BundleConfig, read_toml(settings), str(settings))
             featurizer = Featurizer.load(folder.root, pretrained)
+            contract = ColumnContract.load(folder.file(COLUMNS))
             report = json.loads(folder.file("report.json").read_text(encoding="utf-8"))
             weights = load_file(folder.file(WEIGHTS), device=device)
             _check_sizes(featurizer, weights)
             with torch.device(device):
                 model = TwoTower(config.towers, featurizer, config.features.history)
             model.load_state_dict(weights)
-        return cls(path, manifest, folder, config, featurizer, model.eval(), report, copies, trust)
+        return cls(path, manifest, folder, config, featurizer, contract, model.eval(), report, copies, trust)
 
     @property
     def weights_digest(self) -> str:
@@ -146,6 +152,21 @@ class ModelBundle:
     def version(self) -> str:
         """A short name of the weights: the first 12 digits of their digest."""
         return self.manifest.version
+
+    def read_tables(self, config: FeaturesConfig | None = None, *, accept_changed_columns: bool = False) -> Tables:
+        """Return tables, read as those of the training were and held to the contract of columns.
+
+        Args:
+            config: Which tables. None: those that training read, as they are now.
+            accept_changed_columns: Whether a collapse of what is filled or known of a column is a note.
+
+        Raises:
+            DataError: A table cannot be read, lacks a column that the model reads, or a column collapsed.
+        """
+        config = config or self.config.features
+        tables = read_tables(config, self.tables_folder, self.contract.readings_to_keep)
+        notes = self.contract.check(self.featurizer, tables, config, self.tables_folder, accept=accept_changed_columns)
+        return replace(tables, notes=(*tables.notes, *notes))
 
     @property
     def tables_folder(self) -> Path:
@@ -162,6 +183,23 @@ class ModelBundle:
             ]
         width = self.config.towers.width
         return np.concatenate([np.zeros((0, width), dtype=np.float32), *vectors])
+
+    @property
+    def spellings(self) -> Mapping[str, Spelling]:
+        """How the values of the items' columns are spelt, by column."""
+        return self.featurizer.schema.item_spellings
+
+    def knows(self, attributes: pd.DataFrame) -> Bool[np.ndarray, users]:
+        """Return of which users an attribute says something to the model, one row each."""
+        return self.featurizer.users.knows(attributes)
+
+    def unknown_values(self, attributes: pd.DataFrame) -> list[dict[str, tuple[str, ...]]]:
+        """Return the values of each user's attributes that were not there in training, by column."""
+        return self.featurizer.users.unknown(attributes)
+
+    def unknown_values_of_items(self, frame: pd.DataFrame) -> list[dict[str, tuple[str, ...]]]:
+        """Return the values of each row of a catalogue that were not there in training, by column."""
+        return self.featurizer.items.unknown(frame)
 
     def encode_users(
         self,
@@ -246,6 +284,7 @@ def write_bundle(
     tables_folder: Path,
     data_digests: Mapping[str, str],
     featurizer: Featurizer,
+    contract: ColumnContract,
     weights: Mapping[str, Tensor],
     report: Mapping[str, Any],
     pages: Mapping[str, str],
@@ -259,6 +298,7 @@ def write_bundle(
         tables_folder: What the paths in it are relative to.
         data_digests: SHA-256 of each table that was read, by name.
         featurizer: What was fitted.
+        contract: What was seen in the columns of the tables.
         weights: The model's state.
         report: What the evaluation found.
         pages: Further text files, by name: the report as a page, the model card.
@@ -267,6 +307,7 @@ def write_bundle(
     with atomic_folder(path) as folder:
         (folder / "run.toml").write_text(tomli_w.dumps(_without_nulls(settings)), encoding="utf-8")
         featurizer.save(folder)
+        contract.save(folder / COLUMNS)
         save_file(
             {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, folder / WEIGHTS
         )

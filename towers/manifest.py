@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from towers.private_copies import PrivateCopies
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
+COLUMNS = "columns.json"
 _KINDS = {"tables_folder": str, "libraries": dict, "digests": dict, "primary_metric": dict, "files": dict}
 _MOST_VERSION = 40
 
@@ -115,7 +116,7 @@ def open_bundle(
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({said_of(error)}); {remedy}") from None
-    needed = {"run.toml", "schema.json", WEIGHTS, "report.json"} - manifest.files.keys()
+    needed = {"run.toml", "schema.json", COLUMNS, WEIGHTS, "report.json"} - manifest.files.keys()
     if needed:
         raise BundleError(f"{path}: {min(needed)} is not in {MANIFEST}; {remedy}")
     try:

@@ -203,7 +203,7 @@ def _of_column(feature: Feature, column: pd.Series) -> Facet:
         case "number" | "time":
             return _by_quarter(feature, column)
         case "text":
-            return _by_value(feature, column) if _comes_again(column) else _by_length(feature.name, column)
+            return _by_value(feature, column) if _comes_again(column) else _by_length(feature, column)
         case "vector":
             known = np.array([not is_missing(cell) for cell in column], dtype=np.int64)
             return Facet.single(feature.name, [MISSING, "known"], known).without_empty()
@@ -247,13 +247,13 @@ def _by_quarter(feature: Feature, column: pd.Series) -> Facet:
     return Facet.single(feature.name, [*labels, MISSING], codes).without_empty()
 
 
-def _by_length(name: str, column: pd.Series) -> Facet:
-    lengths = np.array([len(WORD.findall(text)) for text in texts_of(column)], dtype=np.int64)
+def _by_length(feature: Feature, column: pd.Series) -> Facet:
+    lengths = np.array([len(WORD.findall(text)) for text in texts_of(feature, column)], dtype=np.int64)
     written = lengths[lengths > 0]
     edges = np.unique(np.quantile(written, _QUARTERS, method="inverted_cdf")) if len(written) else written
     labels = [f"{label} words" for label in _spans([f"{edge:,}" for edge in edges.tolist()])]
     codes = np.where(lengths > 0, 1 + np.searchsorted(edges, lengths), 0)
-    return Facet.single(f"{name} length", [MISSING, *labels], codes).without_empty()
+    return Facet.single(f"{feature.name} length", [MISSING, *labels], codes).without_empty()
 
 
 def _spans(edges: Sequence[str]) -> list[str]:

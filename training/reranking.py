@@ -22,7 +22,7 @@ from features.cells import item_texts
 from features.errors import DataError
 from features.sequences import Queries, Sequences
 from features.split import Split
-from features.tables import Tables, data_digests, read_tables
+from features.tables import Tables, data_digests
 from towers.bundle import ModelBundle
 from towers.item_facts import ItemFacts
 from towers.learned_ranker import LearnedRanker
@@ -104,7 +104,7 @@ class HeldOut:
     def of(cls, bundle: ModelBundle) -> HeldOut:
         """Return today's tables, and what they hold divided as it was when the bundle was trained."""
         config = read_run_config(bundle.path / "run.toml")
-        tables = read_tables(config.features, bundle.tables_folder)
+        tables = bundle.read_tables(config.features)
         digests = data_digests(config.features, bundle.tables_folder)
         if any(bundle.manifest.digests.get(name) not in (None, digest) for name, digest in digests.items()):
             click.echo("note: the tables have changed since the model was trained; it is asked for today's last items")

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from features.errors import DataError
 from features.files import LATEST, move_link
 from training.config import RunConfig
 
 RUNS = Path("runs")
+_TABLES = "tables.json"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -25,7 +29,7 @@ class Run:
 
     Attributes:
         folder: Where the bundle will be.
-        workspace: What is kept until it is: the checkpoint, and the settings it belongs to.
+        workspace: What is kept until it is: the checkpoint, and the settings and tables it belongs to.
     """
 
     folder: Path
@@ -52,8 +56,14 @@ class Run:
             (self.workspace / "mlflow-run").write_text(run_id, encoding="utf-8")
 
     @classmethod
-    def begin(cls, config: RunConfig, stem: str, output: Path | None) -> Run:
+    def begin(cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING) -> Run:
         """Return a new run; what is left of an unfinished one of the same name is removed.
+
+        Args:
+            config: The settings.
+            stem: What the run is called after.
+            output: Where the bundle goes; None: the next free place.
+            digests: SHA-256 of each table that is read.
 
         Raises:
             DataError: The output exists and is no bundle, so that replacing it could lose something; or a link other
@@ -68,14 +78,17 @@ class Run:
         shutil.rmtree(run.workspace, ignore_errors=True)
         run.workspace.mkdir(parents=True)
         (run.workspace / "settings.json").write_text(_fingerprint(config), encoding="utf-8")
+        (run.workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
         return run
 
     @classmethod
-    def unfinished(cls, config: RunConfig, stem: str, output: Path | None) -> Run:
-        """Return the newest unfinished run with the same settings.
+    def unfinished(
+        cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING
+    ) -> Run:
+        """Return the newest unfinished run with the same settings; arguments as of `begin`.
 
         Raises:
-            DataError: There is none.
+            DataError: There is none, or it began with other tables.
         """
         folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
         mine = _fingerprint(config)
@@ -84,6 +97,7 @@ class Run:
             if not (folder / "checkpoint.safetensors").is_file() or not settings.is_file():
                 continue
             if settings.read_text(encoding="utf-8") == mine:
+                _refuse_other_tables(folder, config, digests)
                 return cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
         where = output or RUNS / f"{stem}-*"
         raise DataError(
@@ -124,6 +138,19 @@ def _fingerprint(config: RunConfig) -> str:
     for name in ("track", "experiment", "checkpoint_seconds"):
         del content["training"][name]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_other_tables(workspace: Path, config: RunConfig, digests: Mapping[str, str]) -> None:
+    """Refuse tables that are not those that a run began with: its weights would be those of other rows."""
+    path = workspace / _TABLES
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    changed = [name for name in digests if before.get(name) != digests[name]]
+    if changed:
+        table = getattr(config.features, changed[0])
+        raise DataError(
+            f"{table}: not the table that the unfinished run began with ({workspace}); put that one back, or train "
+            "without --resume"
+        )
 
 
 def _age(folder: Path) -> float:

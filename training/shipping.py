@@ -10,6 +10,7 @@ import click
 import torch
 
 from features.cells import item_texts
+from features.column_contract import ColumnContract
 from features.split import Split
 from features.tables import Tables, data_digests, read_tables
 from towers.bundle import write_bundle
@@ -51,7 +52,7 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
     split = shipping_split(config, sequences, len(tables.catalog))
     digests = data_digests(config.features, settings.parent)
     find = Run.unfinished if resume else Run.begin
-    run = find(config, settings.stem, output)
+    run = find(config, settings.stem, output, digests)
     describe(tables, sequences)
     with _resumable(run), start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
         run.tracked_as = tracker.run_id
@@ -71,7 +72,7 @@ def ship(settings: Path, overrides: Sequence[str], *, output: Path | None, resum
         if config.training.refit:
             click.echo(f"training once more, on all {sequences.num_events:,} interactions", err=True)
             learned = relearn(config, tables, sequences, learned)
-        _write(run.folder, config, settings, digests, learned, report)
+        _write(run.folder, config, settings, digests, tables, learned, report)
         tracker.log_artifacts(run.folder)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
@@ -95,6 +96,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
             tables_folder=settings.parent,
             data_digests=data_digests(config.features, settings.parent),
             featurizer=featurizer,
+            contract=ColumnContract.of(featurizer, tables),
             weights=model.state_dict(),
             report={},
             pages={"README.md": unlearned_card(config, len(tables.catalog))},
@@ -146,6 +148,7 @@ def _write(
     config: RunConfig,
     settings: Path,
     digests: dict[str, str],
+    tables: Tables,
     learned: Learned,
     report: EvaluationReport,
 ) -> None:
@@ -156,6 +159,7 @@ def _write(
         tables_folder=settings.parent,
         data_digests=digests,
         featurizer=learned.data.featurizer,
+        contract=ColumnContract.of(learned.data.featurizer, tables),
         weights=learned.model.state_dict(),
         report=report.to_dict(),
         pages={"report.html": report.to_html(), "README.md": model_card(config, learned, report)},

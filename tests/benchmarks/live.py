@@ -408,7 +408,7 @@ def _compared_anew(folder: Path, bundles: dict[str, Path], service: Service) -> 
     wrong, store = [], SqliteStore(folder / "live.db")
     model = service.ask("GET", "/readyz")[1]["towers-model"]
     bundle = ModelBundle.open(bundles[model])
-    tables, _ = fold(read_tables(bundle.config.features, bundle.tables_folder), store)
+    tables, _ = fold(read_tables(bundle.config.features, bundle.tables_folder), store, bundle.spellings)
     anew = Retriever(bundle, Snapshot.build(bundle, tables))
     for user in anew.users.ids:
         content = service.ask("GET", f"/recommendations/{user}?k={K}")[2]

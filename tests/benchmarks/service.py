@@ -42,6 +42,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from features.column_contract import ColumnContract
 from features.config import FeaturesConfig
 from features.featurizer import Featurizer
 from features.schema import Schema
@@ -148,6 +149,7 @@ def _write_model(folder: Path, catalog: Catalog, histories: Sequences) -> ModelB
         tables_folder=folder,
         data_digests={},
         featurizer=featurizer,
+        contract=ColumnContract({}, {}),
         weights=TwoTower(towers, featurizer, features.history).state_dict(),
         report={},
         pages={},

@@ -36,6 +36,7 @@ import pyarrow as pa
 import torch
 from flask.testing import FlaskClient
 
+from features.column_contract import ColumnContract
 from features.config import FeaturesConfig
 from features.featurizer import Featurizer
 from features.schema import Schema
@@ -175,6 +176,7 @@ def write_model(folder: Path, catalog: Catalog, people: Users, histories: Sequen
         tables_folder=folder,
         data_digests={},
         featurizer=featurizer,
+        contract=ColumnContract({}, {}),
         weights=TwoTower(towers, featurizer, features.history).state_dict(),
         report={},
         pages={},

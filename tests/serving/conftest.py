@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from features.column_contract import ColumnContract
 from features.config import FeaturesConfig
 from features.featurizer import Featurizer
 from features.schema import Schema
@@ -97,6 +98,7 @@ def write_untrained(folder: Path, tables_folder: Path, settings: dict, seed: int
         tables_folder=tables_folder,
         data_digests={},
         featurizer=featurizer,
+        contract=ColumnContract.of(featurizer, tables),
         weights=model.state_dict(),
         report={},
         pages={},

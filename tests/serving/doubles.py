@@ -36,7 +36,7 @@ def unit(vectors):
 class FakeBundle(ModelBundle):
     """Users are the mean of what they had, plus a vector for each attribute, and one for the hour if asked for."""
 
-    path = version = weights_digest = config = featurizer = model = report = tables_folder = None
+    spellings = path = version = weights_digest = config = featurizer = model = report = tables_folder = None
 
     def __init__(self, path, features, weights="weights"):
         digest = hashlib.sha256(weights.encode()).hexdigest()
@@ -48,9 +48,18 @@ class FakeBundle(ModelBundle):
                 features=features, reads_time=bool(features.context), towers=TowersConfig(width=WIDTH), asked_by=[]
             ),
             "tables_folder": Path(path),
+            "spellings": {},
         }
         for name, value in content.items():
             object.__setattr__(self, name, value)
+
+    def knows(self, attributes):
+        return attributes.notna().to_numpy(dtype=bool).any(axis=1)
+
+    def unknown_values(self, attributes):
+        return [{} for _ in range(len(attributes))]
+
+    unknown_values_of_items = unknown_values
 
     def encode_items(self, catalog):
         return np.stack([vector_of(item_id) for item_id in catalog.item_ids])

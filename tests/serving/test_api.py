@@ -74,7 +74,7 @@ def test_items_have_no_title_where_the_catalogue_has_none():
 def test_someone_described_is_answered_by_the_model(client, retriever):
     history = ["item-001", "item-005", "gone"]
     content = client.post("/recommendations", json={"history": history, "attributes": {"country": "de"}, "k": 4}).json
-    assert set(content) == {"user_id", "items", "fallback", "model", "unknown_items"}
+    assert set(content) == {"user_id", "items", "fallback", "model", "unknown_items", "unknown_values"}
     assert content["unknown_items"] == ["gone"]
     assert content["fallback"] is None
     expected = retriever.recommend(Person(history, {"country": "de"}), 4).items

@@ -6,8 +6,10 @@ import pytest
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.tables import data_digests
 from training.config import RunConfig, TrainingConfig, read_run_config
 from training.runs import Run
+from training.shipping import ship
 
 
 def config_of(seed: int = 0, track: bool = True) -> RunConfig:
@@ -54,6 +56,30 @@ def test_an_unfinished_run_is_found_by_its_settings() -> None:
         run.checkpoint.write_text("")
     assert Run.unfinished(config_of(seed=1), "run", None) == other
     assert Run.unfinished(config_of(track=False), "run", None) == first  # recording does not change the weights
+
+
+def test_a_run_is_not_resumed_with_other_tables() -> None:
+    before = {"interactions": "one", "items": "two"}
+    run = Run.begin(config_of(), "run", None, before)
+    run.checkpoint.write_text("")
+    assert Run.unfinished(config_of(), "run", None, before) == run
+    with pytest.raises(
+        DataError, match=r"clicks.csv: not the table that the unfinished run began with .*; put that one"
+    ):
+        Run.unfinished(config_of(), "run", None, {**before, "interactions": "three"})
+
+
+def test_a_training_is_not_resumed_with_other_tables() -> None:
+    Path("run.toml").write_text('[features]\ninteractions = "clicks.csv"\n')
+    Path("clicks.csv").write_text("user_id,item_id\n" + "".join(f"{row % 6},{row % 7}\n" for row in range(40)))
+    config = read_run_config(Path("run.toml"))
+    run = Run.begin(config, "run", None, data_digests(config.features, Path()))
+    run.checkpoint.write_text("")
+    with Path("clicks.csv").open("a") as file:
+        file.write("1,3\n")
+    with pytest.raises(DataError, match=r"clicks.csv: not the table that the unfinished run began with"):
+        ship(Path("run.toml"), (), output=None, resume=True, device="cpu")
+    assert run.checkpoint.is_file(), "nothing is lost"
 
 
 def test_nothing_to_resume_is_said() -> None:
