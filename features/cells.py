@@ -30,6 +30,7 @@ MAX_CELL_CHARACTERS = 65_536
 MAX_CELL_VALUES = 16_384
 """The most values of one cell that holds a list."""
 
+_MANY_CELLS = 64
 TEXT_KINDS = ("text", "category", "categories")
 """Kinds of columns in which something is written."""
 
@@ -98,13 +99,20 @@ def spelling_of(feature: Feature, column: pd.Series) -> Spelling:
 def texts_of(feature: Feature, column: pd.Series) -> list[str]:
     """Return every cell as text, nothing where it is empty."""
     spelling = feature.spelling or spelling_of(feature, column)
-    return ["" if is_missing(value) else spelt(spelling, value) for value in _plain(column)]
+    if len(column) < _MANY_CELLS or column.dtype == object:
+        return ["" if is_missing(cell) else spelt(spelling, cell) for cell in _plain(column)]
+    codes, distinct = pd.factorize(column)
+    texts = [spelt(spelling, cell) for cell in _plain(pd.Series(distinct))]
+    return np.array([*texts, ""], dtype=object)[codes].tolist()
 
 
 def values_of(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cells"], list[str]]:
     """Return how many values each cell holds, and all values as text, one cell after the other."""
+    if feature.kind != "categories":
+        texts = texts_of(feature, column)
+        return np.array([text != "" for text in texts], dtype=np.int64), [text for text in texts if text]
     spelling = feature.spelling or spelling_of(feature, column)
-    cells = [_values(feature, spelling, value) for value in _plain(column)]
+    cells = [_values(feature, spelling, cell) for cell in _plain(column)]
     return np.array([len(cell) for cell in cells], dtype=np.int64), [value for cell in cells for value in cell]
 
 
@@ -148,16 +156,16 @@ def texts_written(frame: pd.DataFrame, features: Mapping[str, FeatureSettings]) 
 
 def _plain(column: pd.Series) -> Iterable[Any]:
     """Return the cells as Python has them; a number of 32 bits as what it is written as."""
+    if column.dtype == object:
+        return column
     dtype = column.dtype.pyarrow_dtype if isinstance(column.dtype, pd.ArrowDtype) else column.dtype
     return widened(column_cells(column)).tolist() if dtype in (pa.float32(), np.dtype(np.float32)) else column
 
 
 def _values(feature: Feature, spelling: Spelling, cell: Any) -> list[str]:
-    """Return the values of one cell, each once."""
+    """Return the values of one cell of categories, each once."""
     if is_missing(cell):
         return []
-    if feature.kind != "categories":
-        return [text] if (text := spelt(spelling, cell)) else []
     if isinstance(cell, str):
         parts: Iterable[Any] = cell.split(feature.separator) if feature.separator else [cell]
     else:

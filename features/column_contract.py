@@ -20,6 +20,7 @@ import pandas as pd
 
 from features.cells import is_missing, numbers_of, texts_of, values_of
 from features.config import FeaturesConfig
+from features.distinct import many
 from features.errors import DataError
 from features.featurizer import Featurizer, ValueEncoder
 from features.messages import ACCEPT, cut, did_you_mean
@@ -143,16 +144,16 @@ class ColumnContract:
                     said = f"{path}: column {feature.name!r}: {change.said}"
                     (collapsed if change.is_collapse else notes).append(said)
         if collapsed and not accept:
-            more = f" (and {len(collapsed) - 1} more such columns)" if len(collapsed) > 1 else ""
+            more = f" (and {many(len(collapsed) - 1, 'more such column')})" if len(collapsed) > 1 else ""
             remedy = f"correct the table, train on it, or accept it with `towers index ... {ACCEPT}`"
             raise DataError(f"{collapsed[0]}{more}; {remedy}")
         return [*collapsed, *notes]
 
     def _refuse_missing(self, side: str, path: Path, frame: pd.DataFrame, title: str | None) -> None:
-        there = list(map(str, frame.columns))
+        there = [str(name) for name in frame.columns if name not in _OWN_IDS]
         shown = title if title in self.names[side] else None
         for name in (*self.columns[side], *([shown] if shown is not None else [])):
-            if name not in there:
+            if name not in frame:
                 like = did_you_mean(name.casefold(), [column.casefold() for column in there])
                 near = next((column for column in there if repr(column.casefold()) in like), None)
                 use = "reads" if name in self.columns[side] else "shows as title"

@@ -279,7 +279,8 @@ class NumberEncoder:
 
     def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
         """Return which cells hold a number."""
-        return np.isfinite(numbers_of(self.feature, column))
+        known: np.ndarray = np.isfinite(numbers_of(self.feature, column))
+        return known
 
     def save(self, path: Path) -> None:
         """Write the edges."""

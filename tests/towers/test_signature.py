@@ -24,7 +24,7 @@ RUNNER = CliRunner()
 def make_bundle(folder: Path) -> Path:
     """A folder that `verify` takes for a bundle, with an index and a ranker as far as their seals go."""
     folder.mkdir()
-    for name in ("run.toml", "schema.json", "model.safetensors", "report.json"):
+    for name in ("run.toml", "schema.json", "columns.json", "model.safetensors", "report.json"):
         (folder / name).write_text(name)
     files = seal(folder)
     content = {
