@@ -30,6 +30,7 @@ _LONGEST = 64
 _NUMBER = re.compile(
     r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*(?:[eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)"
 )
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 _TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1"), "true") | dict.fromkeys(("false", "f", "no", "n", "0"), "false")
 _DATE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
@@ -132,7 +133,7 @@ def _date(text: str) -> datetime | None:
 
 
 def _is_whole(text: str) -> bool:
-    return len(text) <= _LONGEST and _NUMBER.fullmatch(text) is not None and _number_in(text) == text
+    return len(text) <= _LONGEST and _WHOLE.fullmatch(text) is not None
 
 
 def _is_fraction(text: str) -> bool:
