@@ -103,7 +103,8 @@ def texts_of(feature: Feature, column: pd.Series) -> list[str]:
         return ["" if is_missing(cell) else spelt(spelling, cell) for cell in _plain(column)]
     codes, distinct = pd.factorize(column)
     texts = [spelt(spelling, cell) for cell in _plain(pd.Series(distinct))]
-    return np.array([*texts, ""], dtype=object)[codes].tolist()
+    spread: list[str] = np.array([*texts, ""], dtype=object)[codes].tolist()
+    return spread
 
 
 def values_of(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cells"], list[str]]:

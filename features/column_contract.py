@@ -23,7 +23,7 @@ from features.config import FeaturesConfig
 from features.distinct import many
 from features.errors import DataError
 from features.featurizer import Featurizer, ValueEncoder
-from features.messages import ACCEPT, cut, did_you_mean
+from features.messages import ACCEPT, cut, nearest
 from features.readings import Reading, TextFormat, reading_from_json, reading_to_json
 from features.schema import ITEM_ID, USER_ID, Feature
 from features.spelling import Spelling
@@ -134,7 +134,7 @@ class ColumnContract:
         for side, frame in _frames(tables).items():
             if side not in self.columns:
                 continue
-            path = folder / str(getattr(config, side))
+            path = folder / str(getattr(config, side) or config.interactions)
             self._refuse_missing(side, path, frame, config.title if side == "items" else None)
             notes.extend(self._dropped(side, path, frame))
             for feature in _read(featurizer, side):
@@ -154,8 +154,7 @@ class ColumnContract:
         shown = title if title in self.names[side] else None
         for name in (*self.columns[side], *([shown] if shown is not None else [])):
             if name not in frame:
-                like = did_you_mean(name.casefold(), [column.casefold() for column in there])
-                near = next((column for column in there if repr(column.casefold()) in like), None)
+                near = nearest(name, there)
                 use = "reads" if name in self.columns[side] else "shows as title"
                 has = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
                 rename = f"rename {near!r} to it" if near is not None else "add it"

@@ -26,6 +26,7 @@ from features.cells import is_missing, numbers_of, spelling_of, texts_of, values
 from features.encoders.encoder import PretrainedText, save_encoders
 from features.encoders.model import Role
 from features.errors import DataError
+from features.messages import nearest
 from features.parquet import read_parquet
 from features.readings import is_list
 from features.schema import ITEM_ID, SPELT_KINDS, USER_ID, Feature, Schema
@@ -483,7 +484,7 @@ class SideEncoders:
         known = np.zeros(len(frame), dtype=bool)
         encoders: tuple[tuple[str, SparseEncoder | DenseEncoder], ...] = (*self.sparse.items(), *self.dense.items())
         for name, encoder in encoders:
-            if name in frame:
+            if name in frame and not known.all():
                 known |= encoder.knows(frame[name])
         return known
 
@@ -720,8 +721,10 @@ def _spelt(features: Sequence[Feature], frame: pd.DataFrame) -> tuple[Feature, .
 def _declared(features: Sequence[Feature], frame: pd.DataFrame, table: str, own_id: str) -> pd.DataFrame:
     missing = [feature.name for feature in features if feature.name not in frame.columns]
     if missing:
+        near = nearest(missing[0], list(map(str, frame.columns)))
         raise DataError(
             f"[features.{table[:-1]}] names column {missing[0]!r}, but the {table}' table has only "
-            f"{', '.join(map(repr, frame.columns))}; correct the name or remove the line"
+            f"{', '.join(map(repr, frame.columns))}; "
+            f"{f'write {near!r}' if near is not None else 'correct the name'} or remove the line"
         )
     return frame

@@ -49,6 +49,13 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is most like this one, in whatever case; None where none is like it."""
+    folded = {one.casefold(): one for one in reversed(known) if len(one) <= _MAX_COMPARED}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6) if len(name) <= _MAX_COMPARED else []
+    return folded[near[0]] if near else None
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return `; did you mean 'price'?` where a known name is like this one, else nothing."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) if len(name) <= _MAX_COMPARED else []

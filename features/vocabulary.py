@@ -19,6 +19,8 @@ UNKNOWN = 0
 class Vocabulary:
     """The values known from training, in the order of their rows: `values[i]` has row `i + 1`.
 
+    They are Python's objects: to look up a few of a request, Arrow's would first be made objects of, all of them.
+
     Example:
         >>> colours = Vocabulary.fit(["red", "blue", "red", None])
         >>> colours.rows(["red", "green", None]).tolist()
@@ -37,7 +39,7 @@ class Vocabulary:
         """
         counts = pd.Series(values, dtype="object").value_counts(dropna=True, sort=False)
         counts = counts.sort_values(ascending=False, kind="stable")
-        return cls(pd.Index(counts.index.tolist()))
+        return cls(pd.Index(counts.index.tolist(), dtype=object))
 
     def __len__(self) -> int:
         """Return the number of rows, the unknown one included."""
@@ -45,7 +47,7 @@ class Vocabulary:
 
     def rows(self, values: Iterable[object]) -> Int[np.ndarray, values]:
         """Return the row of each value, 0 where it is not known."""
-        return np.asarray(self.values.get_indexer(pd.Index(list(values), dtype=self.values.dtype)) + 1, dtype=np.int64)
+        return np.asarray(self.values.get_indexer(pd.Index(list(values), dtype=object)) + 1, dtype=np.int64)
 
     def save(self, path: Path) -> None:
         """Write the values as a Parquet file of one column, `value`."""
@@ -54,4 +56,4 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote."""
-        return cls(pd.Index(read_parquet(path).to_pandas()["value"].to_numpy()))
+        return cls(pd.Index(read_parquet(path).to_pandas()["value"].to_numpy(), dtype=object))
