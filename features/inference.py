@@ -26,6 +26,7 @@ from features.lists import ListFormat, looks_like_lists
 from features.numbers import is_written_as_number
 from features.readings import numbers_in, times_in
 from features.tables import has_ids
+from features.text import word_starts
 from features.times import MISSING, TimeFormat, looks_like_dates, said_of_format
 
 
@@ -75,7 +76,7 @@ PERSONAL = frozenset(
     _listed("email mail phone telephone firstname lastname surname fullname username address street password")
 )
 LOOKS_LIKE_CODE = frozenset(_listed("id code isbn isbn13 ean upc gtin sku asin number no nr uuid guid zip postcode"))
-SEPARATORS = ("|", ";", " > ", ">", "\t", ",", "/")
+SEPARATORS = ("|", ";", "；", " > ", ">", "\t", ",", "，", "、", "/")
 
 USER_ID_IS_ON = False
 """Whether `init` turns the embedding of user ids on."""
@@ -581,7 +582,7 @@ def _nested(name: str, filled: pd.Series, kind: pa.DataType) -> Choice:
         return _left_out(name, "lists of numbers that differ in length")
     if pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner):
         pieces = Counter(str(piece) for cell in filled.head(SAMPLE) for piece in cell)
-        if pieces and np.mean([len(piece.split()) for piece in pieces]) > 5:
+        if pieces and np.mean([len(word_starts(piece)) for piece in pieces]) > 5:
             return _left_out(name, "lists of sentences; join each into one text to have them read")
         return _feature(name, "categories", f"lists of {many(len(pieces), 'value')}{_examples(pieces)}")
     return _left_out(name, f"lists of {inner}, which are not read")
@@ -639,7 +640,7 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
         separator, pieces = found
         said = f"{many(len(pieces), 'value')}{_examples(pieces)}"
         return _feature(name, "categories", said, separator)
-    mean_words = float(cells.str.count(r"\S+").mean())
+    mean_words = float(np.mean([len(word_starts(cell)) for cell in cells]))
     if is_title or mean_words >= 4 or (share_distinct > 0.5 and mean_words >= 1.5):
         return _feature(
             name, "text", f"{mean_words:.{0 if mean_words >= 10 else 1}f} words in a cell, {distinct:,} different"
@@ -661,8 +662,8 @@ def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[st
         parts = [part.strip() for cell in cells for part in cell.split(separator)]
         pieces = Counter(part for part in parts if part)
         repeats = len(parts) / max(len(pieces), 1)
-        words = float(np.mean([len(part.split()) for part in pieces])) if pieces else 0.0
-        is_prose = separator in ",;/" and (words > 3 or (share_distinct > 0.9 and repeats < 3))
+        words = float(np.mean([len(word_starts(part)) for part in pieces])) if pieces else 0.0
+        is_prose = separator in ",;/，；、" and (words > 3 or (share_distinct > 0.9 and repeats < 3))
         if repeats >= {"|": 1.05, "/": 1.5}.get(separator, 1.15) and words <= 5 and not is_prose:
             return separator, pieces
     return None
