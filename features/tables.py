@@ -24,13 +24,13 @@ from jaxtyping import Int
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.distinct import column_cells, first, many
 from features.errors import CellError, DataError
-from features.files import sha256
 from features.numbers import NumberFormat
 from features.readings import Reading, numbers_in, read_column, times_in
 from features.schema import MAX_ID_CHARACTERS
 from features.sequences import Sequences, offsets_of
 from features.table_files import place, read_table
 from features.table_files import read_frame as read_frame
+from features.table_parts import table_digest
 from features.times import MISSING, TimeFormat
 
 INT_ID = pd.ArrowDtype(pa.int64())
@@ -222,7 +222,7 @@ def read_tables(config: FeaturesConfig, folder: Path, readings: Mapping[str, Rea
 def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each table that a configuration names, by its key there."""
     paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
-    return {name: sha256(folder / path) for name, path in paths.items() if path is not None}
+    return {name: table_digest(folder / path) for name, path in paths.items() if path is not None}
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ def _runs(text: str) -> list[list[str]]:
     text = text.lower() if text.isascii() else _normalised(text)
     if text.isascii() or not _SPECIAL.search(text):
         return [[word] for word in _PLAIN_WORD.findall(text)]
-    return [
-        [match[0]] if match["unspaced"] is None else _CHARACTER.findall(match[0]) for match in _RUN.finditer(text)
-    ]
+    return [[match[0]] if match["unspaced"] is None else _CHARACTER.findall(match[0]) for match in _RUN.finditer(text)]
 
 
 def _normalised(text: str) -> str:
