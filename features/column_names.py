@@ -208,6 +208,11 @@ def is_stock(name: str) -> bool:
     return not is_code and (bare_name(name) in _STOCK or bool(_STOCK & set(words)))
 
 
+def may_be_ids(name: str) -> bool:
+    """Return whether a column's name says ids or codes, so that a file is read with their spelling kept."""
+    return looks_like_code(name) or user_rank(name) is not None or item_rank(name) is not None
+
+
 def looks_like_code(name: str) -> bool:
     """Return whether a column's name says that its numbers only name things, so that their spelling counts."""
     words = words_of_name(name)

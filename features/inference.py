@@ -602,7 +602,8 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
         return _left_out(name, "it says who someone is, not what they like")
     cells = sample.drop_duplicates()
     is_title = bare_name(name) in TITLE_NAMES
-    if not is_title and (found := _separator(cells, share_distinct)):
+    is_markup = sample.str.contains(r"<[a-z]+[^>]*>", case=False).mean() > 0.5
+    if not is_title and not is_markup and (found := _separator(cells, share_distinct)):
         separator, pieces = found
         said = f"{many(len(pieces), 'value')}{_examples(pieces)}"
         return _feature(name, "categories", said, separator)
@@ -852,7 +853,7 @@ def render_table(inference: Inference) -> str:
     return "\n\n".join(parts)
 
 
-_WIDEST = (32, 12, 60)
+_WIDEST = (32, 12, 66)
 
 
 def _one_line(text: str) -> str:

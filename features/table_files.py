@@ -36,6 +36,8 @@ EMPTY_CELLS = ["", *EMPTY_WORDS]
 TEXT = pa.large_string()
 _MOST_BYTES = 2**31 - 1
 _BOM = b"\xef\xbb\xbf"
+# A first line that tells Excel the separator; its end stays, so that lines keep their numbers.
+_EXCEL_SEPARATOR = re.compile(rb'\A"?sep=.?"?(\r?\n)', re.IGNORECASE)
 # 12e4 is no number: it is as likely to be a code. 1.2e4 and 1e+20 are what programs write.
 _NUMBER = r"^-?(0|[1-9][0-9]*)?(\.[0-9]*([eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -75,7 +77,8 @@ def read_table(path: Path, is_code: Callable[[str], bool] = lambda name: False) 
     Args:
         path: A CSV or Parquet file, or a folder or a pattern of such files (`features.table_parts`), which are one
             table: the type of a column is decided over all of them. Or a folder of documents.
-        is_code: Says of a column's name whether the spelling must be kept: there 1.10 and 1.1 are two values.
+        is_code: Says of a column's name whether it holds ids or codes, whose spelling must be kept: there 1.10 and 1.1
+            are two values, and fractions are text.
 
     Raises:
         DataError: A file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged, it has no header, or a
@@ -344,7 +347,7 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path}: the text is UTF-16, expected UTF-8; save it as CSV UTF-8")
     if b"\x00" in data[:4096]:
         raise DataError(f"{path}: binary data, expected text; save the table as CSV UTF-8 or Parquet")
-    data = data.removeprefix(_BOM)
+    data = _EXCEL_SEPARATOR.sub(b"\\1", data.removeprefix(_BOM))
     return data if b"\n" in data else data.replace(b"\r", b"\n")
 
 
@@ -411,11 +414,16 @@ def _type_of(filled: pa.ChunkedArray, separator: str, *, is_code: bool) -> pa.Da
         if pa.types.is_integer(kind):
             return kind
         if is_code:
-            return kind if _is_shortest(filled) else None
+            return kind if _is_whole(filled) and _is_shortest(filled) else None
         return None if separator == ";" and _matches(filled, _THOUSANDS) else kind
     if _matches(filled[:100], _DATE) and not is_code:
         return next((kind for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")) if _casts(filled, kind)), None)
     return pa.bool_() if _matches(filled[:100], _TRUTH) and _matches(filled, _TRUTH) else None
+
+
+def _is_whole(cells: pa.ChunkedArray) -> bool:
+    numbers = cells.cast(pa.float64())
+    return bool(pc.all(pc.equal(numbers, pc.floor(numbers))).as_py())
 
 
 def _is_shortest(cells: pa.ChunkedArray) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -194,13 +194,16 @@ def read_tables(config: FeaturesConfig, folder: Path, readings: Mapping[str, Rea
     if config.interactions:
         with problems:
             events = None
-            events = _Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"))
+            keys = {config.columns.user_id, config.columns.item_id}
+            events = _Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"), keys=keys)
     if config.items:
         with problems:
-            items = _Sheet.read(folder, config.items, notes, config.item, earlier.get("items"))
+            keys = {config.columns.items_item_id or config.columns.item_id}
+            items = _Sheet.read(folder, config.items, notes, config.item, earlier.get("items"), keys=keys)
     if config.users:
         with problems:
-            users = _Sheet.read(folder, config.users, notes, config.user, earlier.get("users"))
+            keys = {config.columns.users_user_id or config.columns.user_id}
+            users = _Sheet.read(folder, config.users, notes, config.user, earlier.get("users"), keys=keys)
     tables = _join(config, notes, problems, events, items, users)
     problems.raise_all()
     assert tables is not None, "nothing is wrong"
@@ -303,10 +306,12 @@ class _Sheet:
         notes: list[str],
         features: Mapping[str, FeatureSettings] | None = None,
         earlier: Readings | None = None,
+        keys: Collection[str] = (),
     ) -> _Sheet:
-        """Read a file, and the columns that are features as their kinds."""
+        """Read a file, and the columns that are features as their kinds; `keys` are the columns of ids."""
         settings = features or {}
-        raw = read_table(folder / name, lambda column: column in settings and settings[column].kind in _SPELLED)
+        spelled = {column for column, one in settings.items() if one.kind in _SPELLED}.union(keys)
+        raw = read_table(folder / name, lambda column: column in spelled)
         notes.extend(raw.notes)
         sheet = cls(folder / name, raw.frame, notes, dict(earlier or {}))
         problems = Problems()

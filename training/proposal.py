@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from features.column_names import may_be_ids
 from features.config import ColumnSettings, FeaturesConfig, parse_settings
 from features.errors import DataError, Problems
 from features.inference import (
@@ -16,7 +17,6 @@ from features.inference import (
     document_key,
     infer_features,
     infer_search,
-    looks_like_code,
     render_run_toml,
 )
 from features.table_files import RawTable, read_table
@@ -128,7 +128,7 @@ def propose(
     for name, path in (("interactions", files.interactions), ("items", files.items), ("users", files.users)):
         if path is not None:
             with problems:
-                tables[name] = read_table(path, looks_like_code)
+                tables[name] = read_table(path, may_be_ids)
     unreadable = Problems(problems.found)
     if ("interactions" if documents is None else "items") not in tables or (documents is not None and unreadable.found):
         unreadable.raise_all()

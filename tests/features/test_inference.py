@@ -70,7 +70,8 @@ def test_ids_without_telling_names_are_found_by_their_values():
 
 def test_interactions_without_ids_are_refused():
     with pytest.raises(
-        DataError, match=r"no column that looks like user_id and item_id among x; say --user-column NAME and --item-column NAME"
+        DataError,
+        match=r"no column that looks like user_id and item_id among x; say --user-column NAME and --item-column NAME",
     ):
         infer_features(frame(x=[1.5, 2.5]))
 
