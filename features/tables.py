@@ -38,6 +38,7 @@ TEXT_ID = pd.ArrowDtype(pa.string())
 SECONDS = MICROSECONDS = POSITION = pd.ArrowDtype(pa.int64())
 SECONDS_PER_DAY = 86_400
 _EXACT_FLOATS = 2**53
+_WHOLE_ID = r"^(0|-?[1-9][0-9]{0,14})(\.0*)?$"
 _SPELLED = ("id", "category", "categories", "text")
 
 Readings = Mapping[str, Reading]
@@ -405,10 +406,19 @@ class _Sheet:
         trimmed = pc.utf8_trim_whitespace(column)
         changed = pc.sum(pc.not_equal(trimmed, column)).as_py() or 0
         trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed).cast(pa.string())
-        if not changed:
-            return trimmed
-        self.notes.append(f"{self.path.name}: blanks around {many(changed, 'id')} in {name!r} removed")
-        return _as_numbers(trimmed) or trimmed
+        if changed:
+            self.notes.append(f"{self.path.name}: blanks around {many(changed, 'id')} in {name!r} removed")
+        whole = pc.match_substring_regex(trimmed, _WHOLE_ID)
+        if trimmed.null_count == len(trimmed) or not pc.all(whole).as_py():
+            return (_as_numbers(trimmed) or trimmed) if changed else trimmed
+        fractions = pc.match_substring_regex(trimmed, r"\.")
+        if pc.any(fractions).as_py():
+            example = trimmed[pc.index(fractions, True).as_py()].as_py()
+            self.notes.append(
+                f"{self.path.name}: ids in {name!r} written as fractions (such as {example}) read as whole"
+            )
+            return pc.replace_substring_regex(trimmed, r"\.0*$", "").cast(pa.int64())
+        return (_as_numbers(trimmed) or trimmed) if changed else trimmed
 
     def _refuse_empty(self, name: str, column: pa.Array) -> None:
         if not column.null_count:
