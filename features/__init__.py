@@ -9,6 +9,7 @@
 - `datasets`, `shop`: public sets and the generated shop, as such tables.
 - `sequences`: `Sequences`, what each user did, in order, and `Queries`, what is asked about it.
 - `split`: the protocols of evaluation.
+- `column_names`, `roles`: which column says who, what and when.
 - `schema`, `inference`: which features exist, and what `towers init` proposes.
 - `vocabulary`, `text`: ids and words to rows.
 - `encoders`: texts to the vectors of pretrained models.
