@@ -567,7 +567,7 @@ def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
     values = filled.to_numpy(np.float64)
     is_whole = bool(np.all(values == np.floor(values)))
     words = words_of_name(name)
-    if _is_clock(words, values):
+    if _is_clock(words, values) or (distinct > 2 and _are_dates(values)):
         try:
             written = TimeFormat.decide(pa.array(values)).name
         except CellError as error:
@@ -582,6 +582,14 @@ def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
     if is_whole and distinct <= FEW:
         return _feature(name, "category", f"{distinct} whole numbers")
     return _feature(name, "number", f"from {values.min():g} to {values.max():g}")
+
+
+def _are_dates(values: np.ndarray) -> bool:
+    """Return whether all are digits of dates, as 20240331 or 20240331180000, which other numbers hardly are."""
+    try:
+        return TimeFormat.decide(pa.array(values, pa.float64())).name == "digits"
+    except CellError:
+        return False
 
 
 def _is_clock(words: list[str], values: np.ndarray) -> bool:
