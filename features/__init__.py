@@ -4,10 +4,12 @@
 - `redaction`: text without the secrets in it.
 - `documents`: a folder of texts as a table of passages.
 - `distinct`, `numbers`, `times`, `lists`, `readings`: what text cells say, decided by the column and kept.
+- `table_parts`: which files are one table: a file, a folder, a pattern.
 - `table_files`, `tables`: CSV and Parquet to `Interactions`, `Catalog` and `Users`, checked at the edge.
 - `datasets`, `shop`: public sets and the generated shop, as such tables.
 - `sequences`: `Sequences`, what each user did, in order, and `Queries`, what is asked about it.
 - `split`: the protocols of evaluation.
+- `column_names`, `roles`: which column says who, what and when.
 - `schema`, `inference`: which features exist, and what `towers init` proposes.
 - `vocabulary`, `text`: ids and words to rows.
 - `encoders`: texts to the vectors of pretrained models.

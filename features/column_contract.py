@@ -28,7 +28,7 @@ from features.readings import Reading, TextFormat, reading_from_json, reading_to
 from features.schema import ITEM_ID, USER_ID, Feature
 from features.spelling import Spelling
 from features.tables import Readings, Tables
-from features.text import WORD
+from features.text import words as words_in
 from features.vocabulary import UNKNOWN
 
 COLLAPSE = 0.5
@@ -264,7 +264,7 @@ def _of_texts(empty: ColumnFacts, feature: Feature, column: pd.Series, then: Col
     if len(column) > _MOST_TEXTS:
         column = column.iloc[np.linspace(0, len(column) - 1, _MOST_TEXTS).astype(np.int64)]
     written = [text for text in texts_of(feature, column) if text]
-    counts = Counter(word for text in written for word in WORD.findall(text.lower()))
+    counts = Counter(word for text in written for word in words_in(text))
     words = tuple(word for word, _ in counts.most_common(_MOST_WORDS)) if then is None else then.words or ()
     known = sum(counts[word] for word in set(words))
     return replace(

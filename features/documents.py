@@ -6,21 +6,23 @@ and a vector of it can say so. The rows are made anew each time that the folder 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from features.errors import DataError
+from features.text import word_starts
 
 ENDINGS = (".md", ".markdown", ".txt")
 PASSAGE_WORDS = 200
 """Words of a passage at most, but for its title."""
 
-_HEADING = re.compile(r"#{1,6}\s+(?P<text>.*?)\s*#*$")
-_FENCE = re.compile(r"\s*(```|~~~)")
+_LITERAL = ("fence", "code_block", "html_block")
 
 
 def read_documents(folder: Path) -> pd.DataFrame:
@@ -83,35 +85,65 @@ def _content(path: Path) -> str:
 
 
 def _sections(content: str) -> list[tuple[str, list[str]]]:
-    """Return each heading with the paragraphs below it; what stands before the first has the heading ``."""
+    """Return each heading with the paragraphs below it; what stands before the first has the heading ``.
+
+    Headings and code are where CommonMark says they are. A paragraph ends at a blank line, unless that is code.
+    """
+    lines = content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    first = _front_matter(lines)
+    blocks = MarkdownIt("commonmark").parse("\n".join([""] * first + lines[first:]))
+    headings = {span[0]: (span[1], _plain(text)) for span, text in _headings(blocks)}
+    literal = {line for block in blocks if block.type in _LITERAL and block.map for line in range(*block.map)}
     sections: list[tuple[str, list[str]]] = [("", [])]
-    lines: list[str] = []
-    is_code = False
+    paragraph: list[str] = []
 
     def end_paragraph() -> None:
-        if lines:
-            sections[-1][1].append("\n".join(lines))
-            lines.clear()
+        if paragraph:
+            sections[-1][1].append("\n".join(paragraph))
+            paragraph.clear()
 
-    for line in content.splitlines():
-        is_code ^= bool(_FENCE.match(line))
-        heading = None if is_code else _HEADING.match(line)
-        if heading or not (line.strip() or is_code):
+    line = 0
+    while line < len(lines):
+        if line in headings:
             end_paragraph()
+            line, text = headings[line]
+            sections.append((text, []))
+            continue
+        if lines[line].strip() or line in literal:
+            paragraph.append(lines[line].rstrip())
         else:
-            lines.append(line.rstrip())
-        if heading:
-            sections.append((heading["text"], []))
+            end_paragraph()
+        line += 1
     end_paragraph()
     return sections
 
 
+def _front_matter(lines: list[str]) -> int:
+    """Return how many lines hold the fields that sites put before a document, between two lines of three hyphens."""
+    if lines[0].rstrip() != "---":
+        return 0
+    return next((line + 1 for line in range(1, len(lines)) if lines[line].rstrip() == "---"), 0)
+
+
+def _headings(blocks: list[Token]) -> Iterator[tuple[list[int], Token]]:
+    """Yield the lines and the text of each heading of the document itself, not of what it quotes or lists."""
+    for block, inline in pairwise(blocks):
+        if block.type == "heading_open" and block.level == 0 and block.map is not None:
+            yield block.map, inline
+
+
+def _plain(inline: Token) -> str:
+    """Return what a reader sees of a line of Markdown."""
+    shown = (" " if one.type in ("softbreak", "hardbreak") else one.content for one in inline.children or ())
+    return " ".join("".join(shown).split())
+
+
 def _dealt(paragraphs: list[str]) -> Iterator[list[str]]:
-    """Yield paragraphs in parts of so many words; a longer one is cut between words."""
+    """Yield paragraphs in parts of `PASSAGE_WORDS` at most; a longer paragraph is cut between words."""
     part: list[str] = []
     num_words = 0
     for paragraph in (piece for whole in paragraphs for piece in _pieces(whole)):
-        length = len(paragraph.split())
+        length = len(word_starts(paragraph))
         if part and num_words + length > PASSAGE_WORDS:
             yield part
             part, num_words = [], 0
@@ -121,7 +153,8 @@ def _dealt(paragraphs: list[str]) -> Iterator[list[str]]:
 
 
 def _pieces(paragraph: str) -> list[str]:
-    words = paragraph.split()
-    if len(words) <= PASSAGE_WORDS:
+    starts = word_starts(paragraph)
+    if len(starts) <= PASSAGE_WORDS:
         return [paragraph]
-    return [" ".join(words[start : start + PASSAGE_WORDS]) for start in range(0, len(words), PASSAGE_WORDS)]
+    cuts = [0, *starts[PASSAGE_WORDS::PASSAGE_WORDS], len(paragraph)]
+    return [paragraph[start:end].strip() for start, end in pairwise(cuts)]

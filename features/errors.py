@@ -1,11 +1,12 @@
-"""The one exception for what a user can put right: in a table, in a setting, or in what is installed."""
+"""Exceptions for what a user can put right: in a table, in a setting, or in what is installed."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires, version
+from types import TracebackType
 
 from packaging.requirements import Requirement
 
@@ -39,6 +40,54 @@ class CellError(DataError):
         self.found = found
         self.remedy = remedy
         self.row = row
+
+
+class CombinedDataError(DataError):
+    """Several things that a user can put right, told together.
+
+    Attributes:
+        problems: Each by itself.
+    """
+
+    def __init__(self, problems: Sequence[DataError]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class Problems:
+    """Mistakes that were found on the way, so that all of them are told at once and not one after the other."""
+
+    def __init__(self, found: Iterable[DataError] = ()) -> None:
+        self.found = list(found)
+
+    def __enter__(self) -> Problems:
+        """Begin a block in which a `DataError` is kept instead of being raised."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Keep a `DataError` of the block."""
+        if isinstance(error, CombinedDataError):
+            self._add(*error.problems)
+        elif isinstance(error, DataError):
+            self._add(error)
+        return isinstance(error, DataError)
+
+    def _add(self, *problems: DataError) -> None:
+        known = set(map(str, self.found))
+        self.found.extend(one for one in problems if str(one) not in known)
+
+    def raise_all(self) -> None:
+        """Raise what was found, if anything was.
+
+        Raises:
+            DataError: The only one, or all in a `CombinedDataError`.
+        """
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise CombinedDataError(self.found)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from features.readings import is_list
 from features.schema import ITEM_ID, SPELT_KINDS, USER_ID, Feature, Schema
 from features.sequences import Sequences
 from features.tables import Catalog, Users
-from features.text import WORD, HashedText, ProjectedText
+from features.text import HashedText, ProjectedText, words
 from features.vocabulary import UNKNOWN, Vocabulary
 
 NUM_QUANTILES = 16
@@ -640,7 +640,7 @@ _SPARSE: dict[str, Any] = {
 
 
 def _have_words(feature: Feature, column: pd.Series) -> Bool[np.ndarray, "entities"]:
-    return np.array([WORD.search(text) is not None for text in texts_of(feature, column)], dtype=bool)
+    return np.array([bool(words(text)) for text in texts_of(feature, column)], dtype=bool)
 
 
 def _jagged(bags: Mapping[str, Bags]) -> KeyedJaggedTensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,40 +19,45 @@ import pandas as pd
 import pyarrow as pa
 from scipy.stats import spearmanr
 
+from features.column_names import (
+    LOOKS_LIKE_CODE,
+    TEXT_NAMES,
+    TITLE_NAMES,
+    bare_name,
+    is_stock,
+    item_rank,
+    words_of_name,
+)
+from features.column_names import looks_like_code as looks_like_code
 from features.config import FeatureSettings
 from features.distinct import column_cells, many
-from features.errors import CellError, DataError
+from features.errors import CellError, DataError, Problems
 from features.lists import ListFormat, looks_like_lists
 from features.numbers import is_written_as_number
 from features.readings import numbers_in, times_in
+from features.roles import (
+    SAMPLE,
+    Role,
+    Roles,
+    arrow_type,
+    guess_said,
+    ids_as_text,
+    is_number,
+    is_time,
+    is_words,
+    is_written_date,
+    returns_said,
+    time_format_of,
+    unique_columns,
+)
 from features.tables import has_ids
+from features.text import word_starts
 from features.times import MISSING, TimeFormat, looks_like_dates, said_of_format
 
 
 def _listed(names: str) -> tuple[str, ...]:
     return tuple(names.split())
 
-
-USER_NAMES = _listed(
-    "userid user uid customerid customer custid clientid client memberid member accountid account buyerid buyer "
-    "shopperid shopper subscriberid reviewerid reviewer viewerid readerid listenerid playerid profileid personid "
-    "person visitorid visitor username deviceid cookieid sessionid session queryid qid questionid query who"
-)
-ITEM_NAMES = _listed(
-    "itemid item iid productid product parentasin asin sku articleid article movieid movie filmid bookid book isbn "
-    "trackid track songid song albumid artistid videoid video showid gameid game appid newsid documentid docid "
-    "passageid corpusid postid listingid listing offerid adid recipeid courseid jobid businessid contentid variantid "
-    "document what"
-)
-TIME_NAMES = _listed(
-    "timestamp ts time datetime unixtime unixreviewtime unix eventtime date day when createdat created reviewtime "
-    "reviewdate purchasedat orderdate t"
-)
-CLOCK_NAMES = _listed("timestamp ts unixtime")
-POSITION_NAMES = _listed("position pos sequence seq step eventorder itemorder idx index")
-RATING_NAMES = _listed("rating ratings stars star score grade overall userrating")
-TEXT_NAMES = _listed("text query question body content passage document abstract description title")
-TITLE_NAMES = _listed("title name producttitle productname itemname itemtitle movietitle booktitle headline label")
 
 # Columns about how people behaved towards an item (or how much a user did) tell a model what it is to foresee.
 BEHAVIOUR = frozenset(
@@ -74,8 +79,7 @@ NOT_BEHAVIOUR = frozenset(_listed("age content energy maturity parental mpaa"))
 PERSONAL = frozenset(
     _listed("email mail phone telephone firstname lastname surname fullname username address street password")
 )
-LOOKS_LIKE_CODE = frozenset(_listed("id code isbn isbn13 ean upc gtin sku asin number no nr uuid guid zip postcode"))
-SEPARATORS = ("|", ";", " > ", ">", "\t", ",", "/")
+SEPARATORS = ("|", ";", "；", " > ", ">", "\t", ",", "，", "、", "/")
 
 USER_ID_IS_ON = False
 """Whether `init` turns the embedding of user ids on."""
@@ -84,7 +88,7 @@ TIME_IS_ON = False
 SEARCH_WIDTH = 1024
 """Numbers that a text of a search becomes: the more, the truer is what its words say."""
 FEW = 10
-SAMPLE = 20_000
+_LOOKED_AT, _SHOWN = 100, 3
 
 
 @dataclass(frozen=True)
@@ -106,18 +110,22 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Role:
-    """What one column of the interactions means.
+class Line:
+    """What becomes of one column, as a person is told.
 
     Attributes:
-        setting: A key of `[features.columns]`.
-        column: The column; None where there is none.
+        table: `interactions`, `items` or `users`; of a search `pairs`, `documents` or `queries`.
+        column: Its name in the file.
+        taken_as: A role or a kind; `-` where it is left out.
         reason: Why, in a few words.
+        examples: Some of its values.
     """
 
-    setting: str
-    column: str | None
+    table: str
+    column: str
+    taken_as: str
     reason: str
+    examples: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,11 @@ class Inference:
         time_format: How the times of the interactions are written, where the setting must say it.
         not_times: Columns of the interactions that look like times by their names, each with why it was not taken.
         missing_ids: Rows without an id that are left out, one line for each table.
-        notes: What became empty when the files were read.
+        returns: The column of quantities with some below 0, and how many these are, if there is one.
+        lines: What becomes of every column.
+        notes: What was repaired or left out when the files were read.
+        is_read: Whether the tables were read as training will: then the counts are those after cleaning, and `notes`
+            say all that was left out.
     """
 
     roles: tuple[Role, ...]
@@ -158,7 +170,10 @@ class Inference:
     time_format: str | None = None
     not_times: tuple[Choice, ...] = ()
     missing_ids: tuple[str, ...] = ()
+    returns: tuple[str, int] | None = None
+    lines: tuple[Line, ...] = ()
     notes: tuple[str, ...] = ()
+    is_read: bool = False
 
     def column(self, setting: str) -> str | None:
         """Return the column that has a role, None where no column has."""
@@ -172,14 +187,18 @@ class Inference:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should be told at once, one line each."""
-        leaks = [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
-        if self.num_unknown:
-            leaks.append(f"{many(self.num_unknown, 'interaction')} of items that are not in the items' table")
-        leaks += [*self.notes, *self.missing_ids]
-        leaks += [f"{one.column} not taken for the time: {one.reason}" for one in self.not_times]
+        said = [guess_said(role) for role in self.roles if role.is_guess]
+        said += [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
+        if self.num_unknown and not self.is_read:
+            said.append(f"{many(self.num_unknown, 'interaction')} of items that are not in the items' table")
+        said += self.notes
+        said += () if self.is_read else self.missing_ids
+        if self.returns is not None:
+            said.append(returns_said(self.returns))
+        said += [f"{one.column} not taken for the time: {one.reason}" for one in self.not_times]
         if not self.is_ordered and not self.is_search:
-            leaks.append("no time and no position: what came first is not known")
-        return tuple(leaks)
+            said.append("no time and no position: what came first is not known; --time-column names a time")
+        return tuple(said)
 
 
 @dataclass(frozen=True)
@@ -198,19 +217,37 @@ class Files:
 
 
 def infer_features(
-    interactions: pd.DataFrame, items: pd.DataFrame | None = None, users: pd.DataFrame | None = None
+    interactions: pd.DataFrame,
+    items: pd.DataFrame | None = None,
+    users: pd.DataFrame | None = None,
+    *,
+    named: Mapping[str, str] | None = None,
+    time_format: str | None = None,
 ) -> Inference:
     """Propose settings for tables as `features.tables.read_frame` returns them.
 
+    Args:
+        interactions: Who had what.
+        items: The catalogue, if there is one.
+        users: The users' attributes, if there are any.
+        named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
+        time_format: How the times are written, if it is known.
+
     Raises:
         DataError: It cannot be told which column says who, or which says what; or no item is in the items' table.
+            Several of these at once are a `CombinedDataError`.
     """
-    roles = _Roles(interactions, items, users)
+    roles = Roles(interactions, items, users, named)
     found = roles.find()
+    given = interactions, items, users
     item_id, user_id = roles.column("item_id"), roles.column("user_id")
     item_key, user_key = roles.key(items, "item"), roles.key(users, "user")
-    kept = [_with_ids(interactions, user_id, item_id), _with_ids(items, item_key), _with_ids(users, user_key)]
-    missing = _missing_ids(zip(("interactions", "items", "users"), (interactions, items, users), kept, strict=True))
+    problems, kept = Problems(), list(given)
+    for place, keys in enumerate(((user_id, item_id), (item_key,), (user_key,))):
+        with problems:
+            kept[place] = _with_ids(given[place], *keys)
+    problems.raise_all()
+    missing = _missing_ids(zip(_TABLES, given, kept, strict=True))
     interactions, items, users = kept[0] if kept[0] is not None else interactions, kept[1], kept[2]
     unknown = 0
     item: tuple[Choice, ...] = ()
@@ -220,6 +257,7 @@ def infer_features(
         item = _choices(items, item_key, _counts(interactions[item_id], items[item_key]), "item")
     if users is not None and user_key is not None:
         user = _choices(users, user_key, _counts(interactions[user_id], users[user_key]), "user")
+    not_times = tuple(_left_out(name, reason) for name, reason in roles.not_times().items())
     return Inference(
         roles=found,
         unread=tuple(name for name in interactions.columns if name not in {role.column for role in found}),
@@ -232,10 +270,62 @@ def infer_features(
         num_unknown=unknown,
         num_repeats=int(interactions.duplicated([user_id, item_id]).sum()),
         ratings=roles.ratings(),
-        time_format=roles.time_format,
-        not_times=roles.not_times(),
+        time_format=time_format or _format_of_events(interactions, roles),
+        not_times=not_times,
         missing_ids=missing,
+        returns=roles.returns(),
+        lines=(
+            *_lines_of_events(interactions, found, not_times),
+            *_lines_of("items", items, item_key, "item_id", item),
+            *_lines_of("users", users, user_key, "user_id", user),
+        ),
     )
+
+
+_TABLES = ("interactions", "items", "users")
+_OF_SEARCH = {"interactions": "pairs", "items": "documents", "users": "queries"}
+
+
+def _written_time_format(column: pd.Series) -> str | None:
+    """Return the format that run.toml must say: that of dates which in another file may be read in two ways."""
+    if not is_words(column):
+        return None
+    reading = time_format_of(column)
+    return reading.name if isinstance(reading, TimeFormat) and reading.name in ("dmy", "mdy") else None
+
+
+def _format_of_events(events: pd.DataFrame, roles: Roles) -> str | None:
+    return _written_time_format(events[roles.column("timestamp")]) if "timestamp" in roles.taken else None
+
+
+def _lines_of_events(events: pd.DataFrame, roles: Iterable[Role], not_times: Iterable[Choice]) -> Iterable[Line]:
+    taken = {role.column: role for role in roles if not role.setting.startswith(("users_", "items_"))}
+    looked = {one.column: one.reason for one in not_times}
+    for name in events.columns:
+        role = taken.get(name)
+        if role is not None:
+            reason = f"a guess: {role.reason}" if role.is_guess else role.reason
+            yield Line("interactions", name, role.setting, reason, _values_of(events[name]))
+        else:
+            reason = f"no time: {looked[name]}" if name in looked else "not read: interactions have no attributes"
+            yield Line("interactions", name, "-", reason, _values_of(events[name]))
+
+
+def _lines_of(
+    table: str, frame: pd.DataFrame | None, key: str | None, setting: str, choices: Iterable[Choice]
+) -> Iterable[Line]:
+    if frame is None or key is None:
+        return
+    yield Line(table, key, setting, "the id", _values_of(frame[key]))
+    for choice in choices:
+        kind = "-" if choice.settings is None else choice.settings.kind
+        yield Line(table, choice.column, kind, choice.reason, _values_of(frame[choice.column]))
+
+
+def _values_of(column: pd.Series) -> str:
+    """Return the first different values of a column."""
+    values = list(dict.fromkeys(_short(cell) for cell in column.dropna().head(_LOOKED_AT)))
+    return ", ".join(values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
 
 
 def _with_ids(frame: pd.DataFrame | None, *keys: str | None) -> pd.DataFrame | None:
@@ -271,13 +361,15 @@ def infer_search(
         found = infer_features(pairs, documents, queries)
         text = FeatureSettings(kind="text", fixed=SEARCH_WIDTH, corrected=True)
         item, user = _texts_read(found.item, documents, text), _texts_read(found.user, queries, text)
-        return replace(found, item=item, user=user, is_search=True)
-    key = _document_key(documents)
+        lines = _as_read(found.lines, {"items": item, "users": user})
+        return replace(found, item=item, user=user, lines=lines, is_search=True)
+    key = document_key(documents)
     item = _choices(documents, key, np.zeros(len(documents)), "item")
+    read = _texts_read(item, documents, FeatureSettings(kind="text", fixed=SEARCH_WIDTH))
     return Inference(
         roles=(Role("item_id", key, "the document"),),
         unread=(),
-        item=_texts_read(item, documents, FeatureSettings(kind="text", fixed=SEARCH_WIDTH)),
+        item=read,
         user=(),
         title=_title(documents, item),
         num_events=0,
@@ -287,13 +379,28 @@ def infer_search(
         num_repeats=0,
         ratings=None,
         is_search=True,
+        lines=tuple(_lines_of("documents", documents, key, "item_id", read)),
     )
 
 
-def _document_key(documents: pd.DataFrame) -> str:
+def _as_read(lines: Iterable[Line], choices: Mapping[str, Iterable[Choice]]) -> tuple[Line, ...]:
+    """Return the lines of a search, whose tables have other names, and of whose columns only texts are read."""
+    chosen = {(table, choice.column): choice for table, some in choices.items() for choice in some}
+    read = []
+    for line in lines:
+        choice = chosen.get((line.table, line.column))
+        if choice is not None:
+            kind = "-" if choice.settings is None else choice.settings.kind
+            line = replace(line, taken_as=kind, reason=choice.reason)
+        read.append(replace(line, table=_OF_SEARCH[line.table]))
+    return tuple(read)
+
+
+def document_key(documents: pd.DataFrame) -> str:
     """Return the column that says which document it is: by its name, else the first that is different in every row."""
-    unique = _unique(documents)
-    named = [name for wanted in (*ITEM_NAMES, "id") for name in unique if _bare(name) == wanted]
+    unique = unique_columns(documents)
+    ranked = sorted((rank, name) for name in unique if (rank := item_rank(name)) is not None)
+    named = [name for _, name in ranked] + [name for name in unique if bare_name(name) == "id"]
     if not unique:
         raise DataError(
             f"the documents have no column that tells them apart among {', '.join(documents.columns)}; add document_id"
@@ -314,7 +421,7 @@ def _texts_read(choices: tuple[Choice, ...], frame: pd.DataFrame, text: FeatureS
 
 def _as_text(choice: Choice, column: pd.Series, text: FeatureSettings) -> Choice:
     is_text = choice.settings is not None and choice.settings.kind == "text"
-    if is_text or (_is_words(column) and _bare(choice.column) in TEXT_NAMES and column.notna().any()):
+    if is_text or (is_words(column) and bare_name(choice.column) in TEXT_NAMES and column.notna().any()):
         return Choice(choice.column, text, choice.reason if is_text else "what is written")
     said = "a search reads texts; others can be filtered by" if choice.settings is not None else choice.reason
     return replace(choice, settings=None, reason=said)
@@ -323,146 +430,13 @@ def _as_text(choice: Choice, column: pd.Series, text: FeatureSettings) -> Choice
 def _num_unknown(ids: pd.Series, key: pd.Series) -> int:
     """Return how many interactions are with items that are not in the items' table."""
     counts = ids.value_counts()
-    known = _text(counts.index.to_series()).isin(set(_text(key))).to_numpy(dtype=bool)
+    known = ids_as_text(counts.index.to_series()).isin(set(ids_as_text(key))).to_numpy(dtype=bool)
     if not known.any():
         raise DataError(
             f"none of the items of the interactions ({ids.name} such as {counts.index[0]!r}) is in the items' table "
             f"({key.name} such as {key.iloc[0]!r}); give the items' table that goes with the interactions"
         )
     return int(counts[~known].sum())
-
-
-class _Roles:
-    """Finds which column says who, what, when, in what order and how much."""
-
-    def __init__(self, events: pd.DataFrame, items: pd.DataFrame | None, users: pd.DataFrame | None) -> None:
-        self.events, self.items, self.users = events, items, users
-        self.taken: dict[str, Role] = {}
-        self.time_format: str | None = None
-
-    def find(self) -> tuple[Role, ...]:
-        """Return the roles in the order of `ColumnSettings`."""
-        self._take("item_id", self._named("item_id", ITEM_NAMES, self.items))
-        self._take("user_id", self._named("user_id", USER_NAMES, self.users))
-        self._take(
-            "timestamp",
-            self._by_name(TIME_NAMES, _is_large_time) or self._by_name(CLOCK_NAMES, _is_time) or self._time_by_ending(),
-        )
-        if "timestamp" in self.taken:
-            self.time_format = _written_time_format(self.events[self.column("timestamp")])
-        self._take("position", self._by_name(POSITION_NAMES, self._is_position))
-        self._take("rating", self._by_name(RATING_NAMES, _is_number))
-        self._fall_back()
-        self._name_keys()
-        order = ("user_id", "item_id", "users_user_id", "items_item_id", "timestamp", "position", "rating")
-        return tuple(self.taken[setting] for setting in order if setting in self.taken)
-
-    def column(self, setting: str) -> str:
-        column = self.taken[setting].column
-        assert column is not None
-        return column
-
-    def key(self, frame: pd.DataFrame | None, who: Literal["item", "user"]) -> str | None:
-        """Return the id column of the items' or users' table."""
-        if frame is None:
-            return None
-        other = self.taken.get(f"{who}s_{who}_id")
-        return self.column(f"{who}_id") if other is None else other.column
-
-    def ratings(self) -> tuple[float, float, float] | None:
-        """Return the least, middle and greatest rating."""
-        if "rating" not in self.taken:
-            return None
-        column = self.events[self.column("rating")]
-        return float(column.min()), float(column.median()), float(column.max())
-
-    def _take(self, setting: str, column: str | None, reason: str = "") -> None:
-        if column is not None:
-            self.taken[setting] = Role(setting, column, reason or _ROLES[setting])
-
-    def _free(self) -> list[str]:
-        used = {role.column for role in self.taken.values()}
-        return [name for name in self.events.columns if name not in used]
-
-    def _named(self, setting: str, names: tuple[str, ...], other: pd.DataFrame | None) -> str | None:
-        """Return the column with one of the names, first of all one that the other table has too."""
-        free = {_bare(name): name for name in reversed(self._free())}
-        candidates = [free[name] for name in names if name in free and _is_id(self.events[free[name]])]
-        shared = [name for name in candidates if other is not None and name in other]
-        return next(iter(shared + candidates), None)
-
-    def _by_name(self, names: tuple[str, ...], fits: Callable[[pd.Series], bool]) -> str | None:
-        free = self._free()
-        ranked = [name for wanted in names for name in free if _bare(name) == wanted]
-        return next((name for name in ranked if fits(self.events[name])), None)
-
-    def _time_by_ending(self) -> str | None:
-        """Return a column such as `watched_at`."""
-        named = [name for name in self._free() if _ends_like_a_time(name)]
-        return next((name for name in named if _is_large_time(self.events[name])), None)
-
-    def not_times(self) -> tuple[Choice, ...]:
-        """Return the columns with a name like that of a time, where none was taken, and why each was not."""
-        if "timestamp" in self.taken:
-            return ()
-        named = [name for name in self._free() if _bare(name) in TIME_NAMES or _ends_like_a_time(name)]
-        return tuple(_left_out(name, _why_no_time(self.events[name])) for name in named)
-
-    def _is_position(self, column: pd.Series) -> bool:
-        """Whether whole numbers from 0 or 1 tell the events of most users apart."""
-        if not pa.types.is_integer(_type(column)) or "user_id" not in self.taken:
-            return False
-        known = pd.DataFrame({"user": self.events[self.column("user_id")], "position": column}).dropna()
-        return len(known) > 0 and int(known["position"].min()) in (0, 1) and float(known.duplicated().mean()) < 0.01
-
-    def _fall_back(self) -> None:
-        """Take the ids by their cells, or by their place, where no name tells."""
-        for setting, other in (("item_id", self.items), ("user_id", self.users)):
-            if setting not in self.taken and other is not None:
-                pairs = [(_overlap(self.events[a], other[b]), a) for a in self._free_ids() for b in _unique(other)]
-                share, column = max(pairs, default=(0.0, ""))
-                if share > 0.5:
-                    said = f"its values are those of the {setting.removesuffix('_id')}s' table"
-                    self._take(setting, column, said)
-        missing = [setting for setting in ("user_id", "item_id") if setting not in self.taken]
-        if missing and len(self._free_ids()) == len(missing):
-            for setting, column in zip(missing, self._free_ids(), strict=True):
-                self._take(setting, column, f"{_ROLES[setting]} (a guess: the only columns of ids; check it)")
-        elif missing:
-            raise DataError(
-                f"the interactions have no column that looks like {' and '.join(missing)} among "
-                f"{', '.join(self.events.columns)}; call the columns of ids (whole numbers or text) user_id and item_id"
-            )
-
-    def _free_ids(self) -> list[str]:
-        return [name for name in self._free() if _is_id(self.events[name])]
-
-    def _name_keys(self) -> None:
-        """Find the id column of the other tables where it is called otherwise there."""
-        for who, frame, names in (("item", self.items, ITEM_NAMES), ("user", self.users, USER_NAMES)):
-            own = self.column(f"{who}_id")
-            if frame is None or own in frame:
-                continue
-            named = [column for column in frame.columns if _bare(column) in names or _bare(column) == _bare(own)]
-            ids = [column for column in dict.fromkeys(named + _unique(frame)) if _is_id(frame[column])]
-            if not ids:
-                raise DataError(
-                    f"the {who}s' table has no column of ids among {', '.join(frame.columns)}; "
-                    f"add the column {own!r}, as in the interactions"
-                )
-            shares = [_overlap(self.events[own], frame[column]) for column in ids]
-            self._take(f"{who}s_{who}_id", ids[int(np.argmax(shares))])
-
-
-_ROLES = {
-    "user_id": "who",
-    "item_id": "what",
-    "users_user_id": "who, in the users' table",
-    "items_item_id": "what, in the items' table",
-    "timestamp": "when",
-    "position": "the place in the user's own order; decides before the time does",
-    "rating": "how much; read only by min_rating",
-}
 
 
 def _choices(frame: pd.DataFrame, key: str, counts: np.ndarray, who: Literal["item", "user"]) -> tuple[Choice, ...]:
@@ -476,6 +450,8 @@ def _choose(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item
     """Decide about one column of the items' or users' table."""
     if column.notna().any() and (leak := _leak(name, _understood(column).column, counts, who)):
         return Choice(name, None, leak, is_warning=True)
+    if who == "item" and is_stock(name) and column.notna().any():
+        return Choice(name, None, "a LEAK by its name: today's stock, not that of the time of sale", is_warning=True)
     return as_feature(name, column, who)
 
 
@@ -522,7 +498,7 @@ class _Understood:
 
 def _understood(column: pd.Series) -> _Understood:
     """Return a column of text with its cells typed, if all of them are numbers, times or lists that are written out."""
-    if not _is_words(column) or not column.notna().any():
+    if not is_words(column) or not column.notna().any():
         return _Understood(column)
     cells = column_cells(column)
     try:
@@ -551,7 +527,7 @@ def _series(cells: pa.Array, column: pd.Series) -> pd.Series:
 
 def _as_feature(name: str, column: pd.Series, who: Literal["item", "user"]) -> Choice:
     filled = column.dropna()
-    kind = _type(column)
+    kind = arrow_type(column)
     if not len(filled):
         return _left_out(name, "it is empty")
     if pa.types.is_nested(kind):
@@ -565,7 +541,7 @@ def _as_feature(name: str, column: pd.Series, who: Literal["item", "user"]) -> C
         return _feature(name, "time", f"dates from {str(filled.min())[:10]} to {str(filled.max())[:10]}")
     if pa.types.is_boolean(kind):
         return _feature(name, "category", "yes or no")
-    if _is_number(column):
+    if is_number(column):
         return _number(name, filled, distinct)
     return _words_of(name, filled, distinct, who)
 
@@ -581,7 +557,7 @@ def _nested(name: str, filled: pd.Series, kind: pa.DataType) -> Choice:
         return _left_out(name, "lists of numbers that differ in length")
     if pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner):
         pieces = Counter(str(piece) for cell in filled.head(SAMPLE) for piece in cell)
-        if pieces and np.mean([len(piece.split()) for piece in pieces]) > 5:
+        if pieces and np.mean([len(word_starts(piece)) for piece in pieces]) > 5:
             return _left_out(name, "lists of sentences; join each into one text to have them read")
         return _feature(name, "categories", f"lists of {many(len(pieces), 'value')}{_examples(pieces)}")
     return _left_out(name, f"lists of {inner}, which are not read")
@@ -590,8 +566,8 @@ def _nested(name: str, filled: pd.Series, kind: pa.DataType) -> Choice:
 def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
     values = filled.to_numpy(np.float64)
     is_whole = bool(np.all(values == np.floor(values)))
-    words = _words(name)
-    if _is_clock(words, values):
+    words = words_of_name(name)
+    if _is_clock(words, values) or (distinct > 2 and _are_dates(values)):
         try:
             written = TimeFormat.decide(pa.array(values)).name
         except CellError as error:
@@ -608,25 +584,24 @@ def _number(name: str, filled: pd.Series, distinct: int) -> Choice:
     return _feature(name, "number", f"from {values.min():g} to {values.max():g}")
 
 
+def _are_dates(values: np.ndarray) -> bool:
+    """Return whether all are digits of dates, as 20240331 or 20240331180000, which other numbers hardly are."""
+    try:
+        return TimeFormat.decide(pa.array(values, pa.float64())).name == "digits"
+    except CellError:
+        return False
+
+
 def _is_clock(words: list[str], values: np.ndarray) -> bool:
     if not {"time", "timestamp", "date", "at", "ts", "unix"} & set(words):
         return False
-    return float(np.median(values)) > 1e8 or _is_written_date(words, values)
-
-
-def _is_written_date(words: list[str], values: np.ndarray) -> bool:
-    """Whether numbers are digits of dates (20240331), or days as Excel counts them, where the name speaks of dates."""
-    try:
-        written = TimeFormat.decide(pa.array(values, pa.float64())).name
-    except CellError:
-        return False
-    return written == "digits" or (written == "excel" and bool({"date", "day", "at"} & set(words)))
+    return float(np.median(values)) > 1e8 or is_written_date(words, values)
 
 
 def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", "user"]) -> Choice:
     """Decide about a column of words."""
     sample = filled.head(SAMPLE).astype(str)
-    words = _words(name)
+    words = words_of_name(name)
     share_distinct = distinct / len(filled)
     if sample.str.match(r"\s*(https?://|www\.|/)\S*$|\S+\.(jpe?g|png|gif|webp)$", case=False).mean() > 0.5:
         return _left_out(name, "addresses of pages or pictures")
@@ -634,12 +609,13 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
     if is_person or sample.str.contains(r"^\S+@\S+\.\w+$").mean() > 0.5:
         return _left_out(name, "it says who someone is, not what they like")
     cells = sample.drop_duplicates()
-    is_title = _bare(name) in TITLE_NAMES
-    if not is_title and (found := _separator(cells, share_distinct)):
+    is_title = bare_name(name) in TITLE_NAMES
+    is_markup = sample.str.contains(r"<[a-z]+[^>]*>", case=False).mean() > 0.5
+    if not is_title and not is_markup and (found := _separator(cells, share_distinct)):
         separator, pieces = found
         said = f"{many(len(pieces), 'value')}{_examples(pieces)}"
         return _feature(name, "categories", said, separator)
-    mean_words = float(cells.str.count(r"\S+").mean())
+    mean_words = float(np.mean([len(word_starts(cell)) for cell in cells]))
     if is_title or mean_words >= 4 or (share_distinct > 0.5 and mean_words >= 1.5):
         return _feature(
             name, "text", f"{mean_words:.{0 if mean_words >= 10 else 1}f} words in a cell, {distinct:,} different"
@@ -661,8 +637,8 @@ def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[st
         parts = [part.strip() for cell in cells for part in cell.split(separator)]
         pieces = Counter(part for part in parts if part)
         repeats = len(parts) / max(len(pieces), 1)
-        words = float(np.mean([len(part.split()) for part in pieces])) if pieces else 0.0
-        is_prose = separator in ",;/" and (words > 3 or (share_distinct > 0.9 and repeats < 3))
+        words = float(np.mean([len(word_starts(part)) for part in pieces])) if pieces else 0.0
+        is_prose = separator in ",;/，；、" and (words > 3 or (share_distinct > 0.9 and repeats < 3))
         if repeats >= {"|": 1.05, "/": 1.5}.get(separator, 1.15) and words <= 5 and not is_prose:
             return separator, pieces
     return None
@@ -670,10 +646,10 @@ def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[st
 
 def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> str | None:
     """Return why a column tells what is to be foreseen, None if it does not seem to."""
-    if _is_behaviour(set(_words(name)), column, who):
+    if _is_behaviour(set(words_of_name(name)), column, who):
         what = "what people did with the item" if who == "item" else "what the user did"
         return f"a LEAK by its name: sums up {what}, the future included"
-    if not _is_number(column):
+    if not is_number(column):
         return None
     known = column.notna().to_numpy(dtype=bool)
     values = column[known].to_numpy(np.float64)
@@ -689,16 +665,16 @@ def _is_behaviour(words: set[str], column: pd.Series, who: Literal["item", "user
     """Return whether a column's name says that it sums up interactions."""
     if words & NOT_BEHAVIOUR:
         return False
-    if words & BEHAVIOUR_IN_WORDS or (who == "user" and "last" in words and _is_time(column)):
+    if words & BEHAVIOUR_IN_WORDS or (who == "user" and "last" in words and is_time(column)):
         return True
-    return _is_number(column) and bool(words & BEHAVIOUR or (words & BEHAVIOUR_IF_COUNTED and words & COUNTED))
+    return is_number(column) and bool(words & BEHAVIOUR or (words & BEHAVIOUR_IF_COUNTED and words & COUNTED))
 
 
 def _title(items: pd.DataFrame, choices: tuple[Choice, ...]) -> str | None:
     """Return the column that names an item: by its name, else the shortest text."""
-    named = [name for wanted in TITLE_NAMES for name in items.columns if _bare(name) == wanted]
+    named = [name for wanted in TITLE_NAMES for name in items.columns if bare_name(name) == wanted]
     for name in named:
-        if _is_words(items[name]) and items[name].notna().mean() > 0.5:
+        if is_words(items[name]) and items[name].notna().mean() > 0.5:
             return name
     texts = [choice.column for choice in choices if choice.settings is not None and choice.settings.kind == "text"]
     return min(texts, key=lambda name: float(items[name].dropna().astype(str).str.len().mean()), default=None)
@@ -823,7 +799,8 @@ def _path_line(key: str, path: Path, folder: Path, comment: str) -> _Line:
 
 def _role_line(role: Role) -> _Line:
     assert role.column is not None
-    return _Line(f"{role.setting} = {_quoted(role.column)}", role.reason)
+    reason = f"{role.reason} (a guess: check it)" if role.is_guess else role.reason
+    return _Line(f"{role.setting} = {_quoted(role.column)}", reason)
 
 
 def _column_lines(inference: Inference) -> list[_Line]:
@@ -840,6 +817,10 @@ def _unread_lines(inference: Inference) -> list[_Line]:
     ]
     if not inference.is_ordered and not inference.is_search:
         lines.append(_Line('timestamp = "..."', "no time and no position found: the order is not known", is_on=False))
+    if inference.returns is not None:
+        name, count = inference.returns
+        said = f"with min_rating = 0 above leaves out {many(count, 'interaction')} with a negative one (returns?)"
+        lines.append(_Line(f"rating = {_quoted(name)}", said, is_on=False))
     if inference.unread:
         lines.append(_Line(f"not read: {', '.join(inference.unread)}", "", is_on=False))
     return lines
@@ -860,6 +841,31 @@ def _choice_line(choice: Choice) -> _Line:
     if choice.settings.separator is not None:
         settings += f", separator = {_quoted(choice.settings.separator)}"
     return _Line(f"{_key(choice.column)} = {{ {settings} }}", choice.reason)
+
+
+def render_table(inference: Inference) -> str:
+    """Return what becomes of every column as a table for the terminal: column, taken as, why, examples."""
+    parts = []
+    for table in dict.fromkeys(line.table for line in inference.lines):
+        rows = [
+            (line.column, line.taken_as, line.reason, line.examples) for line in inference.lines if line.table == table
+        ]
+        rows = [(table, "taken as", "why", "examples"), *rows]
+        widths = [min(max(len(row[place]) for row in rows), most) for place, most in enumerate(_WIDEST)]
+        cells = (
+            [f"{cell:<{width}}" for cell, width in zip(map(_one_line, row), widths, strict=False)]
+            + [_one_line(row[-1])]
+            for row in rows
+        )
+        parts.append("\n".join("  ".join(row).rstrip() for row in cells))
+    return "\n\n".join(parts)
+
+
+_WIDEST = (32, 12, 66)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _sorted(choices: Iterable[Choice]) -> list[Choice]:
@@ -893,103 +899,8 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _bare(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _words(name: str) -> list[str]:
-    """Return the words of a column's name: `avgRating`, `avg_rating` and `avg-rating` are the same two."""
-    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-
-
-def _type(column: pd.Series) -> pa.DataType:
-    return column.dtype.pyarrow_dtype if isinstance(column.dtype, pd.ArrowDtype) else pa.array(column).type
-
-
-def _is_number(column: pd.Series) -> bool:
-    kind = _type(column)
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _is_words(column: pd.Series) -> bool:
-    kind = _type(column)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_id(column: pd.Series) -> bool:
-    if pa.types.is_floating(_type(column)):
-        values = column.dropna().to_numpy(np.float64)
-        return bool(np.all(values == np.floor(values)))
-    return bool(pa.types.is_integer(_type(column))) or _is_words(column)
-
-
-def _is_time(column: pd.Series) -> bool:
-    if _is_words(column):
-        return bool(column.notna().any()) and not isinstance(_time_format(column), CellError)
-    return _is_number(column) or bool(pa.types.is_timestamp(_type(column)) or pa.types.is_date(_type(column)))
-
-
-def looks_like_code(name: str) -> bool:
-    """Return whether a column's name says that its numbers only name things, so that their spelling counts."""
-    return bool(_words(name)) and _words(name)[-1] in LOOKS_LIKE_CODE | {"version", "release", "model"}
-
-
-def _is_large_time(column: pd.Series) -> bool:
-    """Whether cells are dates, or as large as Unix times of this century: hours of the day are not."""
-    if not _is_number(column) or not column.notna().any():
-        return _is_time(column)
-    values = column.dropna().to_numpy(np.float64)
-    return float(np.median(values)) > 1e8 or _is_written_date(_words(str(column.name)), values)
-
-
-def _ends_like_a_time(name: str) -> bool:
-    return bool(_words(name)) and _words(name)[-1] in ("at", "date", "time", "ts")
-
-
-def _time_format(column: pd.Series) -> TimeFormat | CellError:
-    """Return how the cells of a column are times, or why they are none."""
-    try:
-        _, reading, _ = times_in(column_cells(column))
-    except CellError as error:
-        return error
-    return reading
-
-
-def _written_time_format(column: pd.Series) -> str | None:
-    """Return the format that run.toml must say: that of dates which in another file may be read in two ways."""
-    if not _is_words(column):
-        return None
-    reading = _time_format(column)
-    return reading.name if isinstance(reading, TimeFormat) and reading.name in ("dmy", "mdy") else None
-
-
-def _why_no_time(column: pd.Series) -> str:
-    if not column.notna().any():
-        return "it is empty"
-    reading = _time_format(column)
-    if isinstance(reading, CellError):
-        return str(reading)
-    return f"numbers such as {_short(column.dropna().iloc[0])} are too small for Unix times"
-
-
-def _text(ids: pd.Series) -> pd.Series:
-    """Return ids as text, so that 7, 7.0 and "7" are the same."""
-    if pa.types.is_floating(_type(ids)) and _is_id(ids):
-        ids = ids.astype(pd.ArrowDtype(pa.int64()))
-    return ids.astype(object).astype(str).str.strip()
-
-
-def _overlap(left: pd.Series, right: pd.Series) -> float:
-    """Return the share of the first column's values that the second has."""
-    return float(_text(left.drop_duplicates().head(SAMPLE)).isin(set(_text(right))).mean())
-
-
-def _unique(frame: pd.DataFrame) -> list[str]:
-    return [name for name in frame.columns if _is_id(frame[name]) and frame[name].is_unique]
-
-
 def _counts(ids: pd.Series, key: pd.Series) -> np.ndarray:
     """Return how often each id of `key` occurs in `ids`."""
     counts = ids.value_counts()
-    by_text = pd.Series(counts.to_numpy(np.float64), index=_text(counts.index.to_series()).to_numpy())
-    return _text(key).map(by_text[~by_text.index.duplicated()]).fillna(0).to_numpy(np.float64)
+    by_text = pd.Series(counts.to_numpy(np.float64), index=ids_as_text(counts.index.to_series()).to_numpy())
+    return ids_as_text(key).map(by_text[~by_text.index.duplicated()]).fillna(0).to_numpy(np.float64)

@@ -1,4 +1,4 @@
-"""One file to one frame: CSV or Parquet, with pyarrow types, and every way a file can be broken told in one line.
+"""A table's files to one frame: CSV or Parquet, with pyarrow types, and every way to be broken told in one line.
 
 CSV is read as text first and typed afterwards, so that `007` stays `007`: a column becomes numbers only if that loses
 nothing, and a column of codes only if writing the numbers out again gives back what was read. What the columns mean is
@@ -12,7 +12,7 @@ import gzip
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -29,14 +29,15 @@ from features.cells import MAX_CELL_CHARACTERS
 from features.distinct import many
 from features.documents import read_documents
 from features.errors import DataError
+from features.table_parts import Part, is_documents, table_parts
 
-PARQUET_ENDINGS = (".parquet", ".pq")
-CSV_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 EMPTY_WORDS = ["NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "\\N"]
 EMPTY_CELLS = ["", *EMPTY_WORDS]
 TEXT = pa.large_string()
 _MOST_BYTES = 2**31 - 1
 _BOM = b"\xef\xbb\xbf"
+# A first line that tells Excel the separator; its end stays, so that lines keep their numbers.
+_EXCEL_SEPARATOR = re.compile(rb'\A"?sep=.?"?(\r?\n)', re.IGNORECASE)
 # 12e4 is no number: it is as likely to be a code. 1.2e4 and 1e+20 are what programs write.
 _NUMBER = r"^-?(0|[1-9][0-9]*)?(\.[0-9]*([eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -70,7 +71,7 @@ def read_table(
     is_code: Callable[[str], bool] = lambda name: False,
     is_text: Callable[[str], bool] = lambda name: False,
 ) -> RawTable:
-    """Return the rows of a CSV or Parquet file, or the passages of a folder's documents, in pyarrow types.
+    """Return the rows of a table, or the passages of a folder's documents, in pyarrow types.
 
     Text is `large_string`, whole numbers keep their width (int64 from CSV), ISO dates become timestamps, true and false
     booleans. Empty cells are missing values, as are NaN in Parquet and, in CSV and without quotes, `NA`, `NaN`, `null`
@@ -78,40 +79,28 @@ def read_table(
     separator of a CSV file is found in its first line.
 
     Args:
-        path: The file; its ending says what it is (.parquet, .pq; .csv, .tsv, .txt, also with .gz). Or the folder.
-        is_code: Says of a column's name whether the spelling must be kept: there 1.10 and 1.1 are two values.
+        path: A CSV or Parquet file, or a folder or a pattern of such files (`features.table_parts`), which are one
+            table: the type of a column is decided over all of them. Or a folder of documents.
+        is_code: Says of a column's name whether it holds ids or codes, whose spelling must be kept: there 1.10 and 1.1
+            are two values, and fractions are text.
         is_text: Says of a column's name whether it stays text in a CSV file, whatever its cells are.
 
     Raises:
-        DataError: The file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged, it has no header, or a
-            cell is too long; the folder has no documents.
+        DataError: A file is missing, empty, of an unknown kind, not UTF-8, cut off or ragged, it has no header, or a
+            cell is too long; files of one table have other columns or types; the folder has nothing to read.
     """
-    if path.is_dir():
+    if is_documents(path):
         return RawTable(read_documents(path))
-    table, notes = (_read_parquet(path), []) if is_parquet(path) else _read_csv(path, is_code, is_text)
+    parts = table_parts(path)
+    for part in parts:
+        if len(parts) == 1 and not part.path.stat().st_size:
+            raise DataError(f"{part.path}: the file is empty (0 bytes); write the table again")
+    table, notes = _read_parquet(path, parts) if parts[0].is_parquet else _read_csv(path, parts, is_code, is_text)
     if not table.num_rows:
         raise DataError(f"{path}: no rows below the column names; expected at least one")
     _refuse_long_cells(path, table)
     frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     return RawTable(frame, tuple(notes))
-
-
-def is_parquet(path: Path) -> bool:
-    """Return whether a file's ending says Parquet, after checking that it can be read at all.
-
-    Raises:
-        DataError: The file is missing, a folder, empty or of an unknown kind.
-    """
-    if path.is_dir():
-        raise DataError(f"{path}: a folder, expected a CSV or Parquet file; name a file in it")
-    if not path.exists():
-        raise DataError(f"{path}: no such file; check the path, which is relative to the folder of run.toml")
-    name = path.name.lower()
-    if not name.endswith(PARQUET_ENDINGS + CSV_ENDINGS):
-        raise DataError(f"{path}: expected a file ending in .csv, .tsv, .csv.gz or .parquet; save the table as one")
-    if not path.stat().st_size:
-        raise DataError(f"{path}: the file is empty (0 bytes); write the table again")
-    return name.endswith(PARQUET_ENDINGS)
 
 
 def place(path: Path, row: int) -> str:
@@ -120,16 +109,38 @@ def place(path: Path, row: int) -> str:
 
 
 def places(path: Path, rows: Collection[int]) -> list[str]:
-    """Return the place of each of several rows, reading the file once."""
-    if path.is_dir():
+    """Return the place of each of several rows, reading each file once; of a table of several files, with its name."""
+    if is_documents(path):
         return [f"passage {row + 1:,}" for row in rows]
-    if path.name.lower().endswith(PARQUET_ENDINGS):
+    parts = table_parts(path)
+    if len(parts) == 1:
+        return _places_in(parts[0], rows)
+    found: dict[int, str] = {}
+    start = 0
+    for part in parts:
+        end = start + _num_rows(part)
+        inside = [row for row in rows if start <= row < end]
+        if inside:
+            said = _places_in(part, [row - start for row in inside])
+            found |= {row: f"{part.path.name}, {where}" for row, where in zip(inside, said, strict=True)}
+        start = end
+    return [found[row] for row in rows]
+
+
+def _places_in(part: Part, rows: Collection[int]) -> list[str]:
+    if part.is_parquet:
         return [f"row {row + 1:,}" for row in rows]
     last, wanted = max(rows, default=-1), set(rows)
-    records = islice(_records(_content(path)), last + 2)
+    records = islice(_records(_content(part.path)), last + 2)
     lines = {index - 1: line for index, (line, _) in enumerate(records) if index - 1 in wanted}
-    assert len(lines) == len(wanted), f"a row beyond the end of {path}"
+    assert len(lines) == len(wanted), f"a row beyond the end of {part.path}"
     return [f"line {lines[row]:,}" for row in rows]
+
+
+def _num_rows(part: Part) -> int:
+    if part.is_parquet:
+        return int(pq.read_metadata(part.path).num_rows)
+    return max(sum(1 for _ in _records(_content(part.path))) - 1, 0)
 
 
 def _refuse_long_cells(path: Path, table: pa.Table) -> None:
@@ -152,7 +163,18 @@ def _too_long(path: Path, name: str, where: str, length: int) -> DataError:
     )
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path, parts: Sequence[Part]) -> tuple[pa.Table, list[str]]:
+    tables = [_parquet(part) for part in parts]
+    for part, table in zip(parts, tables, strict=True):
+        _refuse_other_names(parts[0].path, tables[0].column_names, part.path, table.column_names)
+        _refuse_other_types(parts[0].path, tables[0], part.path, table)
+    joined = pa.concat_tables(tables, promote_options="permissive")
+    return pa.table({name: _plain(joined[name]) for name in joined.column_names}), []
+
+
+def _parquet(part: Part) -> pa.Table:
+    """Return the columns of one file; those without any value in it keep the type null, so that any other fits."""
+    path = part.path
     try:
         file = pq.ParquetFile(path)
         _check_names(path, file.schema_arrow.names)
@@ -161,7 +183,32 @@ def _read_parquet(path: Path) -> pa.Table:
         reason = _one_line(error)
         raise DataError(f"{path}: not a Parquet file, or cut off ({reason}); write it again, or name it .csv") from None
     kept = [name for name in table.column_names if not name.startswith("__index_level_")]
-    return pa.table({name: _plain(table[name]) for name in kept})
+    columns = {name: table[name] if pa.types.is_null(table[name].type) else _plain(table[name]) for name in kept}
+    for name, value in part.values.items():
+        columns.setdefault(name, _typed(pa.chunked_array([pa.repeat(pa.scalar(value, TEXT), len(table))]), ","))
+    return pa.table(columns)
+
+
+def _refuse_other_names(first: Path, expected: Sequence[str], path: Path, found: Sequence[str]) -> None:
+    """Refuse a file of a table without the columns of the first, or with more than those."""
+    if set(expected) == set(found):
+        return
+    lacking = [name for name in expected if name not in found]
+    said = f"lacks the column {lacking[0]!r}" if lacking else f"has a column {next(iter(set(found) - set(expected)))!r}"
+    other = f"of {first.name}" if lacking else f"which {first.name} has not"
+    raise DataError(f"{path}: {said} {other}; files of one table need the same columns: write them alike, or name one")
+
+
+def _refuse_other_types(first: Path, expected: pa.Table, path: Path, found: pa.Table) -> None:
+    for name in expected.column_names:
+        kinds = pa.schema([(name, expected[name].type)]), pa.schema([(name, found[name].type)])
+        try:
+            pa.unify_schemas(kinds, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise DataError(
+                f"{path}: column {name!r} is of type {found[name].type}, in {first.name} it is {expected[name].type}; "
+                "write all files of the table with one type"
+            ) from None
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -187,13 +234,53 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read_csv(path: Path, is_code: Callable[[str], bool], is_text: Callable[[str], bool]) -> tuple[pa.Table, list[str]]:
+@dataclass(frozen=True)
+class _TextFile:
+    """A CSV file whose cells are text."""
+
+    part: Part
+    separator: str
+    cells: dict[str, pa.ChunkedArray]
+    body: bytes
+
+    def columns(self) -> dict[str, pa.ChunkedArray]:
+        """Return the columns, those that the names of its folders say included."""
+        num_rows = len(next(iter(self.cells.values())))
+        said = {
+            name: pa.chunked_array([pa.repeat(pa.scalar(value, TEXT), num_rows)])
+            for name, value in self.part.values.items()
+        }
+        return said | self.cells
+
+
+def _read_csv(
+    path: Path, parts: Sequence[Part], is_code: Callable[[str], bool], is_text: Callable[[str], bool]
+) -> tuple[pa.Table, list[str]]:
+    files = [_csv(part, is_one=len(parts) == 1) for part in parts if part.path.stat().st_size]
+    if not files:
+        raise DataError(f"{path}: every file is empty (0 bytes); write the table again")
+    for file in files:
+        _refuse_other_names(files[0].part.path, list(files[0].cells), file.part.path, list(file.cells))
+    whole = pa.concat_tables([pa.table(file.columns()) for file in files])
+    separator = ";" if any(file.separator == ";" for file in files) else files[0].separator
+    typed = {
+        name: whole[name] if is_text(name) else _typed(whole[name], separator, is_code=is_code(name))
+        for name in whole.column_names
+    }
+    return pa.table(typed), _notes_on_empty(path, files)
+
+
+def _csv(part: Part, *, is_one: bool) -> _TextFile:
+    """Return the cells of one file as text; among several, one may have no rows."""
+    path = part.path
     data = _content(path)
     if not data.strip():
         raise DataError(f"{path}: the file holds only blank lines; write the table again")
     names, separator, body = _header(path, data)
     if not body.strip():
-        raise DataError(f"{path}: no rows below the column names {', '.join(names)}; expected at least one")
+        if is_one:
+            raise DataError(f"{path}: no rows below the column names {', '.join(names)}; expected at least one")
+        return _TextFile(part, separator, {name: pa.chunked_array([], TEXT) for name in names}, b"")
     if body.count(b'"') % 2:
         _diagnose(path, data, separator, names)
     try:
@@ -203,11 +290,7 @@ def _read_csv(path: Path, is_code: Callable[[str], bool], is_text: Callable[[str
         raise DataError(f"{path}: not a CSV file that can be read ({_one_line(error)}); write it again") from None
     if b'""' in body:
         cells = {name: pc.if_else(pc.equal(column, ""), None, column) for name, column in cells.items()}
-    notes = _notes_on_empty(path, body, cells, separator)
-    typed = {
-        name: cells[name] if is_text(name) else _typed(cells[name], separator, is_code=is_code(name)) for name in names
-    }
-    return pa.table(typed), notes
+    return _TextFile(part, separator, cells, body)
 
 
 def _cells(
@@ -229,24 +312,36 @@ def _cells(
     return {name: table[name] for name in table.column_names}
 
 
-def _notes_on_empty(path: Path, body: bytes, cells: dict[str, pa.ChunkedArray], separator: str) -> list[str]:
-    """Return a note for each column in which words became empty cells."""
-    suspects = [name for name, column in cells.items() if column.null_count]
-    # One byte is looked for far faster than a word, and files of numbers have none of these.
-    if not suspects or not any(byte.encode() in body for byte in {word[0] for word in EMPTY_WORDS}):
-        return []
-    firsts: dict[str, int] = {}
-    found: dict[str, tuple[int, str]] = {}
-    for name, column in _cells(body, list(cells), separator, [""], suspects).items():
-        is_word = pc.and_(pc.is_null(cells[name]), pc.is_in(column, value_set=pa.array(EMPTY_WORDS, TEXT)))
-        if count := pc.sum(is_word).as_py():
-            firsts[name] = pc.index(is_word, True).as_py()
-            found[name] = count, column[firsts[name]].as_py()
+def _notes_on_empty(path: Path, files: Sequence[_TextFile]) -> list[str]:
+    """Return a note for each column in which words became empty cells, with the place of the first."""
+    counts: Counter[str] = Counter()
+    firsts: dict[str, str] = {}
+    for file in files:
+        found = _words_for_empty(file)
+        where = _places_in(file.part, [row for _, row, _ in found.values()])
+        for (name, (count, _, word)), line in zip(found.items(), where, strict=True):
+            counts[name] += count
+            firsts.setdefault(name, f"{word} ({line if len(files) == 1 else f'{file.part.path.name}, {line}'})")
     return [
-        f"{path.name}: column {name!r}: {many(count, 'cell')} such as {word} ({where}) read as empty; put it in quotes "
+        f"{path.name}: column {name!r}: {many(count, 'cell')} such as {firsts[name]} read as empty; put it in quotes "
         "where it is a value"
-        for (name, (count, word)), where in zip(found.items(), places(path, firsts.values()), strict=True)
+        for name, count in counts.items()
     ]
+
+
+def _words_for_empty(file: _TextFile) -> dict[str, tuple[int, int, str]]:
+    """Return how many words became empty cells, the row of the first and the word itself, by column."""
+    suspects = [name for name, column in file.cells.items() if column.null_count]
+    # One byte is looked for far faster than a word, and files of numbers have none of these.
+    if not suspects or not any(byte.encode() in file.body for byte in {word[0] for word in EMPTY_WORDS}):
+        return {}
+    found: dict[str, tuple[int, int, str]] = {}
+    for name, column in _cells(file.body, list(file.cells), file.separator, [""], suspects).items():
+        is_word = pc.and_(pc.is_null(file.cells[name]), pc.is_in(column, value_set=pa.array(EMPTY_WORDS, TEXT)))
+        if count := pc.sum(is_word).as_py():
+            row = pc.index(is_word, True).as_py()
+            found[name] = count, row, column[row].as_py()
+    return found
 
 
 def _content(path: Path) -> bytes:
@@ -262,7 +357,7 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path}: the text is UTF-16, expected UTF-8; save it as CSV UTF-8")
     if b"\x00" in data[:4096]:
         raise DataError(f"{path}: binary data, expected text; save the table as CSV UTF-8 or Parquet")
-    data = data.removeprefix(_BOM)
+    data = _EXCEL_SEPARATOR.sub(b"\\1", data.removeprefix(_BOM))
     return data if b"\n" in data else data.replace(b"\r", b"\n")
 
 
@@ -308,7 +403,7 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise DataError(f"{path}: the column name {twice[0]!r} occurs twice; rename or remove one of them")
 
 
-def _typed(column: pa.ChunkedArray, separator: str, *, is_code: bool) -> pa.ChunkedArray:
+def _typed(column: pa.ChunkedArray, separator: str, *, is_code: bool = False) -> pa.ChunkedArray:
     """Return text cells as int64, double, timestamps or booleans where that loses nothing, else as they are."""
     filled = column.drop_null()
     if not len(filled):
@@ -329,11 +424,16 @@ def _type_of(filled: pa.ChunkedArray, separator: str, *, is_code: bool) -> pa.Da
         if pa.types.is_integer(kind):
             return kind
         if is_code:
-            return kind if _is_shortest(filled) else None
+            return kind if _is_whole(filled) and _is_shortest(filled) else None
         return None if separator == ";" and _matches(filled, _THOUSANDS) else kind
     if _matches(filled[:100], _DATE) and not is_code:
         return next((kind for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")) if _casts(filled, kind)), None)
     return pa.bool_() if _matches(filled[:100], _TRUTH) and _matches(filled, _TRUTH) else None
+
+
+def _is_whole(cells: pa.ChunkedArray) -> bool:
+    numbers = cells.cast(pa.float64())
+    return bool(pc.all(pc.equal(numbers, pc.floor(numbers))).as_py())
 
 
 def _is_shortest(cells: pa.ChunkedArray) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +23,14 @@ from jaxtyping import Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.distinct import column_cells, first, many
-from features.errors import CellError, DataError
-from features.files import sha256
+from features.errors import CellError, DataError, Problems
 from features.numbers import NumberFormat
 from features.readings import Reading, TextFormat, numbers_in, read_column, times_in
 from features.schema import MAX_ID_CHARACTERS, SPELT_KINDS
 from features.sequences import Sequences, offsets_of
 from features.table_files import place, read_table
 from features.table_files import read_frame as read_frame
+from features.table_parts import table_digest
 from features.times import MISSING, TimeFormat
 
 INT_ID = pd.ArrowDtype(pa.int64())
@@ -38,6 +38,7 @@ TEXT_ID = pd.ArrowDtype(pa.string())
 SECONDS = MICROSECONDS = POSITION = pd.ArrowDtype(pa.int64())
 SECONDS_PER_DAY = 86_400
 _EXACT_FLOATS = 2**53
+_WHOLE_ID = r"^(0|-?[1-9][0-9]{0,14})(\.0*)?$"
 
 Readings = Mapping[str, Reading]
 """How the cells of columns are read, by column; columns whose cells have a type already are not in it."""
@@ -186,42 +187,99 @@ def read_tables(config: FeaturesConfig, folder: Path, readings: Mapping[str, Rea
         DataError: Something in the tables cannot be right, or nothing is left.
     """
     notes: list[str] = []
-    names = config.columns
+    problems = Problems()
     earlier = readings or {}
-    events = _Sheet.without_rows(names)
+    events: _Sheet | None = _Sheet.without_rows(config.columns)
     items = users = None
     if config.interactions:
-        events = _Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"))
-        events = events.with_ids(names.user_id, "user_id", config).with_ids(names.item_id, "item_id", config)
+        with problems:
+            events = None
+            keys = {config.columns.user_id, config.columns.item_id}
+            events = _Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"), keys=keys)
     if config.items:
-        items = _Sheet.read(folder, config.items, notes, config.item, earlier.get("items"))
-        items = items.with_ids(names.items_item_id or names.item_id, "items_item_id", config)
+        with problems:
+            keys = {config.columns.items_item_id or config.columns.item_id}
+            items = _Sheet.read(folder, config.items, notes, config.item, earlier.get("items"), keys=keys)
     if config.users:
-        users = _Sheet.read(folder, config.users, notes, config.user, earlier.get("users"))
-        users = users.with_ids(names.users_user_id or names.user_id, "users_user_id", config)
-    user_ids = events.ids(names.user_id, "user_id")
-    item_ids = events.ids(names.item_id, "item_id")
-    catalog = people = None
-    if items:
-        item_ids, known = _alike(item_ids, items.ids(names.items_item_id or names.item_id, "items_item_id"))
-        catalog = Catalog(items.keyed(known, "item_id"))
-    if users:
-        user_ids, known = _alike(user_ids, users.ids(names.users_user_id or names.user_id, "users_user_id"))
-        people = Users(users.keyed(known, "user_id"))
-    frame = _columns(events, config, user_ids.series(), item_ids.series())
-    interactions = _ordered(_filter(events, config, frame, catalog), notes)
-    if users and people is not None:
-        _refuse_strangers(users, people, interactions)
+        with problems:
+            keys = {config.columns.users_user_id or config.columns.user_id}
+            users = _Sheet.read(folder, config.users, notes, config.user, earlier.get("users"), keys=keys)
+    tables = _join(config, notes, problems, events, items, users)
+    problems.raise_all()
+    assert tables is not None, "nothing is wrong"
+    return tables
+
+
+def _join(
+    config: FeaturesConfig,
+    notes: list[str],
+    problems: Problems,
+    events: _Sheet | None,
+    items: _Sheet | None,
+    users: _Sheet | None,
+) -> Tables | None:
+    """Return the tables brought together, None where something is wrong, which `problems` then holds."""
+    names = config.columns
+    item_key, user_key = names.items_item_id or names.item_id, names.users_user_id or names.user_id
+    with problems:
+        events = events and events.with_ids(names.user_id, "user_id", config)
+    with problems:
+        events = events and events.with_ids(names.item_id, "item_id", config)
+    with problems:
+        items = items and items.with_ids(item_key, "items_item_id", config)
+    with problems:
+        users = users and users.with_ids(user_key, "users_user_id", config)
+    user_ids: _Ids | None = None
+    item_ids: _Ids | None = None
+    frame = catalog = people = None
+    with problems:
+        user_ids = events.ids(names.user_id, "user_id") if events else None
+    with problems:
+        item_ids = events.ids(names.item_id, "item_id") if events else None
+    with problems:
+        if items:
+            item_ids, catalog = _keyed(item_ids, items, items.ids(item_key, "items_item_id"), "item_id")
+    with problems:
+        if users:
+            user_ids, people = _keyed(user_ids, users, users.ids(user_key, "users_user_id"), "user_id")
+    if events is not None:
+        with problems:
+            frame = _columns(events, config)
+    if problems.found or events is None or frame is None or user_ids is None or item_ids is None:
+        return None
+    ids = {"user_id": user_ids.series(), "item_id": item_ids.series()}
+    frame = pd.concat([pd.DataFrame(ids).set_axis(frame.index, axis=0), frame], axis=1)
+    known = None if catalog is None else Catalog(catalog)
+    interactions = None
+    with problems:
+        interactions = _ordered(_filter(events, config, frame, known), notes)
+    if interactions is None:
+        return None
+    with problems:
+        if users is not None and people is not None:
+            _refuse_strangers(users, Users(people), interactions)
     sheets = {"interactions": events, "items": items, "users": users}
     decided = {name: dict(sheet.readings) for name, sheet in sheets.items() if sheet is not None}
-    catalog = catalog if catalog is not None else _catalog_of(interactions)
-    return Tables(interactions, catalog, people, tuple(notes), decided)
+    return Tables(
+        interactions,
+        _catalog_of(interactions) if known is None else known,
+        None if people is None else Users(people),
+        tuple(notes),
+        decided,
+    )
+
+
+def _keyed(ids: _Ids | None, other: _Sheet, known: _Ids, target: str) -> tuple[_Ids | None, pd.DataFrame]:
+    """Return the interactions' ids and the other table by its own, both in one type."""
+    if ids is not None:
+        ids, known = _alike(ids, known)
+    return ids, other.keyed(known, target)
 
 
 def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each table that a configuration names, by its key there."""
     paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
-    return {name: sha256(folder / path) for name, path in paths.items() if path is not None}
+    return {name: table_digest(folder / path) for name, path in paths.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -248,17 +306,25 @@ class _Sheet:
         notes: list[str],
         features: Mapping[str, FeatureSettings] | None = None,
         earlier: Readings | None = None,
+        keys: Collection[str] = (),
     ) -> _Sheet:
-        """Read a file, and the columns that are features as their kinds."""
+        """Read a file, and the columns that are features as their kinds; `keys` are the columns of ids."""
         settings, known = features or {}, earlier or {}
+        spelt = {column for column, one in settings.items() if one.kind in SPELT_KINDS}.union(keys)
         raw = read_table(
             folder / name,
-            lambda column: column in settings and settings[column].kind in SPELT_KINDS,
+            lambda column: column in spelt,
             lambda column: isinstance(known.get(column), TextFormat),
         )
         notes.extend(raw.notes)
         sheet = cls(folder / name, raw.frame, notes, dict(known))
-        columns = {column: sheet.feature(column, one) for column, one in settings.items() if column in raw.frame}
+        problems = Problems()
+        columns = {}
+        for column, one in settings.items():
+            if column in raw.frame:
+                with problems:
+                    columns[column] = sheet.feature(column, one)
+        problems.raise_all()
         return replace(sheet, frame=raw.frame.assign(**columns))
 
     def feature(self, name: str, settings: FeatureSettings) -> pd.Series:
@@ -343,10 +409,19 @@ class _Sheet:
         trimmed = pc.utf8_trim_whitespace(column)
         changed = pc.sum(pc.not_equal(trimmed, column)).as_py() or 0
         trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed).cast(pa.string())
-        if not changed:
-            return trimmed
-        self.notes.append(f"{self.path.name}: blanks around {many(changed, 'id')} in {name!r} removed")
-        return _as_numbers(trimmed) or trimmed
+        if changed:
+            self.notes.append(f"{self.path.name}: blanks around {many(changed, 'id')} in {name!r} removed")
+        whole = pc.match_substring_regex(trimmed, _WHOLE_ID)
+        if trimmed.null_count == len(trimmed) or not pc.all(whole).as_py():
+            return (_as_numbers(trimmed) or trimmed) if changed else trimmed
+        fractions = pc.match_substring_regex(trimmed, r"\.")
+        if pc.any(fractions).as_py():
+            example = trimmed[pc.index(fractions, True).as_py()].as_py()
+            self.notes.append(
+                f"{self.path.name}: ids in {name!r} written as fractions (such as {example}) read as whole"
+            )
+            return pc.replace_substring_regex(trimmed, r"\.0*$", "").cast(pa.int64())
+        return (_as_numbers(trimmed) or trimmed) if changed else trimmed
 
     def _refuse_empty(self, name: str, column: pa.Array) -> None:
         if not column.null_count:
@@ -496,19 +571,24 @@ def _as_numbers(text: pa.Array) -> pa.Array | None:
     return numbers if numbers.cast(pa.string()).equals(text) else None
 
 
-def _columns(events: _Sheet, config: FeaturesConfig, user_ids: pd.Series, item_ids: pd.Series) -> pd.DataFrame:
-    """Return the interactions under our own names; the index is the row in the file."""
-    names = config.columns
-    columns = {"user_id": user_ids.set_axis(events.frame.index), "item_id": item_ids.set_axis(events.frame.index)}
+def _columns(events: _Sheet, config: FeaturesConfig) -> pd.DataFrame:
+    """Return what the interactions hold beside ids under our own names; the index is the row in the file."""
+    names, problems = config.columns, Problems()
+    columns = {}
     if names.timestamp is not None:
-        columns["timestamp"] = events.times(names.timestamp, names.time_format)
+        with problems:
+            columns["timestamp"] = events.times(names.timestamp, names.time_format)
     if names.position is not None:
-        columns["position"] = events.whole_numbers(names.position, "position")
+        with problems:
+            columns["position"] = events.whole_numbers(names.position, "position")
     if names.rating is not None:
-        columns["rating"] = events.numbers(names.rating, "rating")
+        with problems:
+            columns["rating"] = events.numbers(names.rating, "rating")
     elif config.min_rating is not None:
-        raise DataError("`min_rating` is set but no column holds ratings; set `rating` under [features.columns]")
-    return pd.DataFrame(columns)
+        with problems:
+            raise DataError("`min_rating` is set but no column holds ratings; set `rating` under [features.columns]")
+    problems.raise_all()
+    return pd.DataFrame(columns, index=events.frame.index)
 
 
 def _filter(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, catalog: Catalog | None) -> pd.DataFrame:

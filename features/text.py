@@ -3,13 +3,16 @@
 A text becomes a small bag of buckets: its words, pairs of words and the character n-grams of its words, hashed to a
 fixed number of buckets. Only the most telling of them, by TF-IDF, are kept, so that a long description costs no more
 than a bounded number of look-ups.
+
+`words` is the only tokeniser: text features, search, BM25, TF-IDF and the names of clusters all read words in its way.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,10 +21,55 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 from sklearn.utils import murmurhash3_32
 
-WORD = re.compile(r"\w+", re.UNICODE)
 CHARACTER_NGRAMS = range(3, 6)
 ENTRIES = 16
 """Entries other than zero in each row of the random projection."""
+
+_PLAIN_WORD = re.compile(r"\w+")
+_IDEOGRAPHS = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+"""Chinese characters, each of which may be a word."""
+_LETTERS = "".join(
+    letter
+    for first, last in ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x30FF), (0x31F0, 0x31FF))
+    for letter in map(chr, range(first, last + 1))
+    if letter.isalnum()
+)
+"""Thai and Lao, Burmese, Khmer, kana: letters of scripts that put no blanks between words."""
+_UNSPACED = _IDEOGRAPHS + _LETTERS
+# Marks belong to the letter before them: vowels of Thai and Hindi, and accents that no composed letter has.
+_MARKS = "".join(mark for mark in map(chr, range(0x300, 0x10000)) if unicodedata.category(mark).startswith("M"))
+_SPECIAL = re.compile(f"[{_UNSPACED}{_MARKS}]")
+_SPACED_WORD = re.compile(rf"(?:[^\W{_UNSPACED}]+[{_MARKS}]*)+")
+_CHARACTER = re.compile(rf"[{_UNSPACED}][{_MARKS}]*")
+_RUN = re.compile(rf"{_SPACED_WORD.pattern}|(?P<unspaced>(?:{_CHARACTER.pattern})+)")
+_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
+_AS_COUNTED = re.compile(rf"(?:{_CHARACTER.pattern}){{1,2}}[^\w\s]*|[^\s{_UNSPACED}]+")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text.
+
+    Letters are compared without regard to case and to how Unicode spells them (NFKC): full-width and half-width forms,
+    and composed and decomposed accents, are the same. Scripts without blanks between words (Chinese, Japanese, Thai,
+    Lao, Burmese, Khmer) give the pairs of neighbouring characters, and each Chinese character by itself, too.
+
+    Example:
+        >>> words("A Café"), words("绿茶 tea")
+        (['a', 'café'], ['绿', '茶', '绿茶', 'tea'])
+    """
+    return list(chain.from_iterable(_words_of(run) for run in _runs(text)))
+
+
+def word_starts(text: str) -> list[int]:
+    """Return where the words of a text begin, to count them and to cut between them.
+
+    What stands between blanks is one word; of scripts without blanks, two characters are.
+
+    Example:
+        >>> word_starts("green tea"), word_starts("绿茶很好")
+        ([0, 6], [0, 2])
+    """
+    return [match.start() for match in _AS_COUNTED.finditer(text)]
 
 
 def ngrams(text: str) -> list[str]:
@@ -31,8 +79,9 @@ def ngrams(text: str) -> list[str]:
         >>> ngrams("A fox")
         ['a', 'fox', 'a fox', '|a|', '|fo', 'fox', 'ox|', '|fox', 'fox|', '|fox|']
     """
-    pieces = [piece for word in WORD.findall(text.lower()) for piece in _pieces(f"|{word}|")]
-    return words_and_pairs(text) + pieces
+    runs = _runs(text)
+    pieces = [piece for run in runs if len(run) == 1 for piece in _pieces(f"|{run[0]}|")]
+    return _words_and_pairs(runs) + pieces
 
 
 def words_and_pairs(text: str) -> list[str]:
@@ -42,8 +91,31 @@ def words_and_pairs(text: str) -> list[str]:
         >>> words_and_pairs("A red fox")
         ['a', 'red', 'fox', 'a red', 'red fox']
     """
-    words = WORD.findall(text.lower())
-    return words + [f"{first} {second}" for first, second in pairwise(words)]
+    return _words_and_pairs(_runs(text))
+
+
+def _words_and_pairs(runs: Sequence[list[str]]) -> list[str]:
+    found = list(chain.from_iterable(map(_words_of, runs)))
+    return found + [f"{first[-1]} {second[0]}" for first, second in pairwise(runs)]
+
+
+def _words_of(run: list[str]) -> list[str]:
+    if len(run) == 1:
+        return run
+    return [one for one in run if _IDEOGRAPH.match(one)] + [first + second for first, second in pairwise(run)]
+
+
+def _runs(text: str) -> list[list[str]]:
+    """Return the words, each in a list of its own, and the characters that stand together without blanks in one."""
+    text = text.lower() if text.isascii() else _normalised(text)
+    if text.isascii() or not _SPECIAL.search(text):
+        return [[word] for word in _PLAIN_WORD.findall(text)]
+    return [[match[0]] if match["unspaced"] is None else _CHARACTER.findall(match[0]) for match in _RUN.finditer(text)]
+
+
+def _normalised(text: str) -> str:
+    # Twice, as Unicode asks for: folding the case may take letters apart (section 3.13.5, "Default Caseless Matching").
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _pieces(word: str) -> list[str]:

@@ -8,6 +8,8 @@ long description says no more than a title.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ import scipy.sparse as sp
 from jaxtyping import Float32, Int64
 from sklearn.feature_extraction.text import CountVectorizer
 
+from features.text import words
 from serving.index import divide
 
 MOST_CLUSTERS = 500
@@ -27,8 +30,7 @@ _ITEMS_PER_CENTRE = 256
 _READ_ITEMS = 300
 _READ_LETTERS = 2_000
 _MOST_WORDS = 50_000
-# A word begins with a letter: numbers say little to a person.
-_WORD = r"[^\W\d_]\w+"
+_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff]+")
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,25 @@ def typical_words(clusters: Clusters, texts: Sequence[str], most: int = 4) -> li
     chosen = [clusters.nearest(cluster, _READ_ITEMS) for cluster in range(clusters.num_clusters)]
     rows = np.concatenate(chosen)
     sizes = np.array([len(some) for some in chosen])
-    vectorizer = CountVectorizer(binary=True, token_pattern=_WORD, max_features=_MOST_WORDS, dtype=np.float32)
+    vectorizer = CountVectorizer(binary=True, analyzer=_names, max_features=_MOST_WORDS, dtype=np.float32)
     try:
         has_word = vectorizer.fit_transform(texts[row][:_READ_LETTERS] for row in rows)
     except ValueError:  # not a word in any of them
         return [[] for _ in chosen]
     of_row = np.repeat(np.arange(len(chosen)), sizes)
     belongs = sp.csr_array((np.ones(len(rows), np.float32), (of_row, np.arange(len(rows)))))
-    words = vectorizer.get_feature_names_out()
-    return [[str(words[at]) for at in best] for best in _best(sp.csr_array(belongs @ has_word), sizes, most)]
+    names = vectorizer.get_feature_names_out()
+    return [[str(names[at]) for at in best] for best in _best(sp.csr_array(belongs @ has_word), sizes, most)]
+
+
+def _names(text: str) -> list[str]:
+    """Return the words that say something to a person: of two letters or more, and none that begins with a digit.
+
+    What stands together in katakana is a word, mostly of another language.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    found = _KATAKANA.findall(text) + words(_KATAKANA.sub(" ", text))
+    return [word for word in found if len(word) > 1 and word[0].isalpha()]
 
 
 def _best(counts: sp.csr_array[np.float32], sizes: np.ndarray, most: int) -> list[np.ndarray]:

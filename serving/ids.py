@@ -21,6 +21,7 @@ LARGEST_EXACT = 2**53 - 1
 """The largest whole number that JavaScript, and whatever reads JSON numbers as doubles, does not round."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,14})\.0*")
 
 
 class Rows(Protocol):
@@ -100,12 +101,17 @@ class IdMap:
     def parse(self, external_id: ExternalId) -> ExternalId:
         """Return an id in the type of this map where its spelling allows that, and as it is where not.
 
-        "42" is the number 42, but "042" and "4.2" are not numbers' ids: an id has one spelling.
+        "42" is the number 42, and so is "42.0", as programs write whole numbers of a column with gaps: tables are read
+        in the same way. "042" and "4.2" are not numbers' ids.
         """
-        if self.is_integer:
-            is_number = isinstance(external_id, str) and _INTEGER.fullmatch(external_id)
-            return int(external_id) if is_number else external_id
-        return str(external_id)
+        if not self.is_integer:
+            return str(external_id)
+        if not isinstance(external_id, str):
+            return external_id
+        if _INTEGER.fullmatch(external_id):
+            return int(external_id)
+        match = _WHOLE.fullmatch(external_id)
+        return int(match[1]) if match else external_id
 
     def said(self, external_id: ExternalId) -> ExternalId:
         """Return an id as an answer says it: text where this map has ids that do not fit, or where this one does not.

@@ -22,7 +22,7 @@ from serving.store import open_store
 
 
 def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
-    """Say what to try, and become the server; does not return.
+    """Become the server, which says what to try as soon as it answers; does not return.
 
     Args:
         bundle: A bundle, a link to one, or an alias such as `models:/two-towers@champion`.
@@ -55,17 +55,22 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     if settings.live is not None:
         # Here and not by the workers: one that is started again would begin another log where one was lost.
         open_store(settings.live.get_secret_value()).close()
-    _say_what_to_try(bundle, settings, manifest.version)
-    become_server(bundle, settings, alias)
+    _note_wide_ids(bundle)
+    become_server(bundle, settings, alias, greeting=_what_to_try(bundle, settings, manifest.version))
 
 
-def _say_what_to_try(bundle: Path, settings: ServingConfig, version: str) -> None:
+def _what_to_try(bundle: Path, settings: ServingConfig, version: str) -> str:
     address = address_of(settings)
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
-    click.echo(f"Serving {bundle} (model {version}) at {address} with {settings.server}, {workers}. Try:")
-    click.echo(f"  {address}/   in a browser")
-    click.echo(f"  curl '{address}/recommendations/{quote(str(_somebody(bundle)), safe='')}?k=10'")
-    click.echo("Ctrl-C stops it.")
+    return (
+        f"Serving {bundle} (model {version}) at {address} with {settings.server}, {workers}. Try:\n"
+        f"  {address}/   in a browser\n"
+        f"  curl '{address}/recommendations/{quote(str(_somebody(bundle)), safe='')}?k=10'\n"
+        "Ctrl-C stops it."
+    )
+
+
+def _note_wide_ids(bundle: Path) -> None:
     for name, column in (("users", USER_ID), ("items", ITEM_ID)):
         wide = _too_wide(bundle / FOLDER / f"{name}.parquet", column)
         if wide is not None:

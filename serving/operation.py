@@ -15,6 +15,7 @@ from tqdm import tqdm
 from features.config import FeaturesConfig
 from features.errors import DataError
 from features.files import LATEST, move_link
+from features.table_parts import table_exists
 from serving.config import PRODUCTION, ServingConfig
 from serving.filters import Filter
 from serving.folding import fold
@@ -323,7 +324,7 @@ def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesCo
     features = bundle.config.features.model_copy(update=given)
     table = "items" if features.interactions is None else "interactions"
     path = bundle.tables_folder / getattr(features, table)
-    if not path.exists() and table not in given:
+    if not table_exists(path) and table not in given:
         raise DataError(
             f"{path}: no such file, though the model was trained on it; say where today's tables are: "
             f"towers index {bundle.path} --{table} FILE"

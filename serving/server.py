@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import SecretStr
@@ -60,6 +61,7 @@ _log = logging.getLogger(__name__)
 _MEMORY = Path("/dev/shm")  # noqa: S108 (`mkdtemp` makes a folder there that nobody else can enter)
 _SHARED = "towers-server-"
 _LOCK = "server"
+_SECONDS_BETWEEN_LOOKS = 0.05
 _TOLD = "told.json"
 _PATHS = ("bundle", "shared", "copies")
 _PR_SET_PDEATHSIG = 1
@@ -79,6 +81,7 @@ class Told:
         alias: The alias that the bundle follows. None: it is a folder or a link.
         shared: The folder where the workers meet. None: there is none yet.
         copies: The folder for copies of what is served. None: there is none yet.
+        greeting: What is said on the terminal once the port listens.
     """
 
     bundle: Path
@@ -86,6 +89,7 @@ class Told:
     alias: str | None = None
     shared: Path | None = None
     copies: Path | None = None
+    greeting: str = ""
 
     @classmethod
     def read(cls, file: Path | int) -> Told:
@@ -97,7 +101,8 @@ class Told:
         with open(file, "rb") as opened:  # noqa: PTH123 (a descriptor has no path)
             content = json.loads(opened.read())
         bundle, shared, copies = (path and Path(path) for path in (content[name] for name in _PATHS))
-        return cls(bundle, ServingConfig.model_validate(content["settings"]), content["alias"], shared, copies)
+        settings = ServingConfig.model_validate(content["settings"])
+        return cls(bundle, settings, content["alias"], shared, copies, content["greeting"])
 
     def write(self, file: int) -> None:
         """Write it into an open descriptor."""
@@ -106,7 +111,7 @@ class Told:
             for name, value in self.settings.model_dump().items()
         }
         paths = {name: str(path) if (path := getattr(self, name)) else None for name in _PATHS}
-        content = {"settings": settings, "alias": self.alias, **paths}
+        content = {"settings": settings, "alias": self.alias, "greeting": self.greeting, **paths}
         with os.fdopen(os.dup(file), "wb") as opened:
             opened.write(json.dumps(content).encode())
 
@@ -140,10 +145,17 @@ def address_of(settings: ServingConfig) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = None) -> NoReturn:
-    """Turn this process into the server of `bundle`, the link that is kept where `alias` points to."""
+def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = None, *, greeting: str = "") -> NoReturn:
+    """Turn this process into the server of `bundle`, the link that is kept where `alias` points to.
+
+    Args:
+        bundle: What to serve.
+        settings: What the operator decides.
+        alias: The alias that the bundle follows. None: it is a folder or a link.
+        greeting: What is said on the terminal once the port listens.
+    """
     file = os.memfd_create("towers-settings", 0)  # without a flag it stays open when this process becomes another
-    Told(bundle.absolute(), settings, None if alias is None else str(alias)).write(file)
+    Told(bundle.absolute(), settings, None if alias is None else str(alias), greeting=greeting).write(file)
     os.lseek(file, 0, os.SEEK_SET)
     environment = {**without_settings(os.environ), **_ONE_THREAD}
     sys.stdout.flush()
@@ -212,8 +224,21 @@ def main(file: str) -> None:
     on_disk = Path(tempfile.gettempdir())
     with _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies:
         path = _tell(replace(told, shared=shared, copies=copies), shared)
+        Thread(target=_greet, args=(told.greeting, settings, shared), name="towers-greeting", daemon=True).start()
         with followed(path) if is_followed else nullcontext():
             _run(settings, shared)
+
+
+def _greet(greeting: str, settings: ServingConfig, shared: Path) -> None:
+    """Say what to try as soon as a worker has started and the port takes connections."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 (nothing is bound)
+    while not (shared / STARTED).exists():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    while True:
+        with suppress(OSError), socket.create_connection((host, settings.port), timeout=1):
+            break
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    print(greeting, flush=True)
 
 
 def _run(settings: ServingConfig, shared: Path) -> None:

@@ -95,7 +95,7 @@ def _remove(name: str) -> Callable[[Path], object]:
 def _folder(folder: Path) -> None:
     (folder / "items.csv").unlink()
     (folder / "items.csv").mkdir()
-    (folder / "items.csv" / "part-0.csv").write_text(SOUND["items.csv"])
+    (folder / "items.csv" / "part-0.json").write_text(SOUND["items.csv"])
 
 
 def _parquet(table: dict[str, list[object]]) -> Callable[[Path], object]:
@@ -116,7 +116,7 @@ BROKEN = (
         "the interactions are missing", r"interactions\.csv: no such file; check the path", _remove("interactions.csv")
     ),
     BrokenTables("the items are missing", r"items\.csv: no such file", _remove("items.csv")),
-    BrokenTables("a folder instead of a file", r"items\.csv: a folder, expected .*part-0\.csv", _folder),
+    BrokenTables("a folder without a table", r"items\.csv: a folder, expected .*part-0\.json", _folder),
     BrokenTables("an empty file", r"items\.csv: the file is empty \(0 bytes\)", _put("items.csv", "")),
     BrokenTables("only blank lines", r"items\.csv: the file holds only blank lines", _put("items.csv", "\n\n \n")),
     BrokenTables(

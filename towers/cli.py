@@ -167,8 +167,9 @@ def _end(error: BaseException) -> int:
         said = "interrupted" if number == signal.SIGINT else "terminated"
         click.echo(f"\n{said}" if sys.stderr.isatty() else said, err=True)
         return 128 + number
-    message, status = _message(error)
-    click.echo(f"error: {_without_secrets(' '.join(message.split()))}", err=True)
+    for one in getattr(error, "problems", [error]):
+        message, status = _message(one)
+        click.echo(f"error: {_without_secrets(' '.join(message.split()))}", err=True)
     return status
 
 

@@ -25,7 +25,7 @@ from tqdm import TqdmWarning, tqdm
 
 from features.sequences import Queries, Sequences, offsets_of
 from features.split import Split
-from features.text import WORD
+from features.text import words, words_and_pairs
 from training.evaluation import Recommender, evaluate
 
 MOST_QUESTIONS = 2_000
@@ -343,7 +343,7 @@ def _text_neighbours(
     split: Split, recommend_seen: bool, texts: Sequence[str] | None
 ) -> tuple[TextNeighbours | None, str]:
     """Return the neighbours by text, if there are texts, and what the report says of them."""
-    if texts is None or not any(map(WORD.search, compress(texts, split.warm_items))):
+    if texts is None or not any(map(words, compress(texts, split.warm_items))):
         return None, ""
     neighbours = choose_text_neighbours(split, texts, recommend_seen=recommend_seen)
     found = (
@@ -394,9 +394,7 @@ def _one_blas_thread() -> threadpool_limits:
 
 def _text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -> sp.csr_array[np.float32]:
     """Return the TF-IDF of each item's words and pairs of words, at unit length."""
-    vectorizer = TfidfVectorizer(
-        token_pattern=WORD.pattern, ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_TERMS, dtype=np.float32
-    )
+    vectorizer = TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True, max_features=MOST_TERMS, dtype=np.float32)
     vectorizer.fit(compress(texts, warm_items))
     return sp.csr_array(vectorizer.transform(texts))
 

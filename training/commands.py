@@ -22,6 +22,10 @@ GATE_FAILED = 3
 @click.option("--documents", type=click.Path(path_type=Path), help="Of a search: what there is, a table or a folder.")
 @click.option("--queries", type=click.Path(path_type=Path), help="Of a search: what was asked.")
 @click.option("--pairs", type=click.Path(path_type=Path), help="Of a search: which documents answer which query.")
+@click.option("--user-column", metavar="NAME", help="The interactions' column of users, if it is not found.")
+@click.option("--item-column", metavar="NAME", help="Their column of items.")
+@click.option("--time-column", metavar="NAME", help="Their column of times.")
+@click.option("--time-format", metavar="FORMAT", help='How these are written: dmy, mdy, ..., or such as "%d.%m.%y".')
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("run.toml"), show_default=True, help="What is written."
 )
@@ -33,29 +37,47 @@ def init(
     documents: Path | None,
     queries: Path | None,
     pairs: Path | None,
+    user_column: str | None,
+    item_column: str | None,
+    time_column: str | None,
+    time_format: str | None,
     output: Path,
     force: bool,
 ) -> None:
     """Look at the tables and write run.toml: settings that fit them, each with its reason.
 
+    A table is a CSV or Parquet file, a folder of such files, or a pattern in quotes ('orders-*.csv'). What becomes of
+    each column is shown; the tables are read as training will read them, and all that is wrong is told at once.
+
     A recommender has --interactions, and perhaps --items and --users. A search has --documents, a table or a folder of
     Markdown and text, and to learn from --queries and --pairs.
     """
-    from features.errors import DataError
+    from features.errors import DataError, Problems
     from features.files import atomic_file
-    from features.inference import render_run_toml
+    from features.inference import render_table
     from training.proposal import propose, render_model_settings, said_of
 
     if output.exists() and not force:
         raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
-    inference, files = propose(
-        interactions=interactions, items=items, users=users, documents=documents, queries=queries, pairs=pairs
+    named = {"user_id": user_column, "item_id": item_column, "timestamp": time_column}
+    proposal = propose(
+        output,
+        interactions=interactions,
+        items=items,
+        users=users,
+        documents=documents,
+        queries=queries,
+        pairs=pairs,
+        named={setting: column for setting, column in named.items() if column is not None},
+        time_format=time_format,
     )
-    text = render_run_toml(inference, files, output.parent)
-    with atomic_file(output) as temporary:
-        temporary.write_text(f"{text}\n{render_model_settings(inference)}", encoding="utf-8")
+    inference = proposal.inference
+    click.echo(f"{render_table(inference)}\n")
     for warning in inference.warnings:
         click.echo(f"note: {warning}", err=True)
+    Problems(proposal.problems).raise_all()
+    with atomic_file(output) as temporary:
+        temporary.write_text(f"{proposal.settings}\n{render_model_settings(inference)}", encoding="utf-8")
     click.echo(f"{output}: written for {said_of(inference)}\n\nNext:\n  towers train {shlex.quote(str(output))}")
 
 

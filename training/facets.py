@@ -24,7 +24,7 @@ from features.config import FeatureSettings
 from features.inference import as_feature
 from features.schema import Feature
 from features.sequences import offsets_of, ragged_arange
-from features.text import WORD
+from features.text import words
 
 MISSING = "(missing)"
 """What a value is called where nothing stands."""
@@ -248,7 +248,7 @@ def _by_quarter(feature: Feature, column: pd.Series) -> Facet:
 
 
 def _by_length(feature: Feature, column: pd.Series) -> Facet:
-    lengths = np.array([len(WORD.findall(text)) for text in texts_of(feature, column)], dtype=np.int64)
+    lengths = np.array([len(words(text)) for text in texts_of(feature, column)], dtype=np.int64)
     written = lengths[lengths > 0]
     edges = np.unique(np.quantile(written, _QUARTERS, method="inverted_cdf")) if len(written) else written
     labels = [f"{label} words" for label in _spans([f"{edge:,}" for edge in edges.tolist()])]

@@ -17,7 +17,7 @@ from features.config import FeaturesConfig
 from features.sequences import Queries
 from features.split import Split
 from features.tables import Tables, Users
-from features.text import WORD
+from features.text import words
 from training.baselines import Popularity
 from training.evaluation import Recommender
 
@@ -57,7 +57,7 @@ class Bm25:
             features: Which of their columns are read.
         """
         self._users, self._features = users, features
-        self._words = CountVectorizer(token_pattern=WORD.pattern)
+        self._words = CountVectorizer(analyzer=words)
         self._weights = _weights(self._words.fit_transform(documents))
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:

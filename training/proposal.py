@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from features.errors import DataError
-from features.inference import SEARCH_WIDTH, Files, Inference, infer_features, infer_search, looks_like_code
+from features.column_names import may_be_ids
+from features.config import ColumnSettings, FeaturesConfig, parse_settings
+from features.errors import DataError, Problems
+from features.inference import (
+    SEARCH_WIDTH,
+    Files,
+    Inference,
+    document_key,
+    infer_features,
+    infer_search,
+    render_run_toml,
+)
 from features.table_files import RawTable, read_table
+from features.tables import read_tables
 
 SPARSE = 20
 """Interactions per user below which little is known of anybody, and a model must be kept from learning it by heart."""
@@ -55,7 +67,23 @@ shared = true            # queries and documents are read by the same encoder
 """
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What `towers init` makes of the tables.
+
+    Attributes:
+        inference: What was found in them.
+        settings: The text of run.toml.
+        problems: What is wrong with the tables, so that training would refuse them.
+    """
+
+    inference: Inference
+    settings: str
+    problems: tuple[DataError, ...] = ()
+
+
 def propose(
+    output: Path,
     *,
     interactions: Path | None,
     items: Path | None,
@@ -63,11 +91,24 @@ def propose(
     documents: Path | None,
     queries: Path | None,
     pairs: Path | None,
-) -> tuple[Inference, Files]:
-    """Return what is made of the tables of a recommender, or of a search, and where they are.
+    named: Mapping[str, str] | None = None,
+    time_format: str | None = None,
+) -> Proposal:
+    """Return what is made of the tables of a recommender, or of a search, after reading them as training will.
+
+    Args:
+        output: Where run.toml will be.
+        interactions: Who had what, of a recommender.
+        items: Its catalogue.
+        users: Its users' attributes.
+        documents: Of a search: what there is.
+        queries: What was asked.
+        pairs: Which documents answer which query.
+        named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
+        time_format: How the times are written, if it is known.
 
     Raises:
-        DataError: The tables are not those of either, or cannot be made sense of.
+        DataError: The tables are not those of either, or cannot be made sense of; all that is wrong at once.
     """
     if documents is None:
         if interactions is None or queries is not None or pairs is not None:
@@ -75,17 +116,79 @@ def propose(
                 "name the tables: --interactions FILE (and --items, --users) of a recommender, or --documents FILE or "
                 "FOLDER (and --queries with --pairs) of a search"
             )
-        tables = [_read(path) for path in (interactions, items, users)]
-        frames = [None if table is None else table.frame for table in tables]
-        assert frames[0] is not None, "the interactions are named"
-        inference = infer_features(frames[0], *frames[1:])
-        return replace(inference, notes=_notes(tables)), Files(interactions, items, users)
-    if interactions is not None or items is not None or users is not None:
+        files = Files(interactions, items, users)
+    elif interactions is not None or items is not None or users is not None:
         raise DataError("--documents are those of a search: give --queries and --pairs with them, and no other table")
-    tables = [_read(path) for path in (documents, queries, pairs)]
-    frames = [None if table is None else table.frame for table in tables]
-    assert frames[0] is not None, "the documents are named"
-    return replace(infer_search(frames[0], *frames[1:]), notes=_notes(tables)), Files(pairs, documents, queries)
+    elif named or time_format:
+        raise DataError("--user-column, --item-column and the like are about --interactions; a search has none")
+    else:
+        files = Files(pairs, documents, queries)
+    problems = Problems()
+    tables: dict[str, RawTable] = {}
+    for name, path in (("interactions", files.interactions), ("items", files.items), ("users", files.users)):
+        if path is not None:
+            with problems:
+                tables[name] = read_table(path, may_be_ids)
+    unreadable = Problems(problems.found)
+    if ("interactions" if documents is None else "items") not in tables or (documents is not None and unreadable.found):
+        unreadable.raise_all()
+    inference = None
+    with problems:
+        inference = _inferred(tables, named, time_format, is_search=documents is not None)
+    if inference is None:
+        unreadable.raise_all()  # with that table there, it might have been made sense of
+        _check_alone(files, tables, problems)
+        problems.raise_all()
+    assert inference is not None, "nothing was wrong"
+    files = Files(files.interactions, *(getattr(files, one) if one in tables else None for one in ("items", "users")))
+    proposal = _read_as_training(inference, files, output, problems)
+    if unreadable.found:
+        Problems(proposal.problems).raise_all()
+    return proposal
+
+
+def _inferred(
+    tables: Mapping[str, RawTable], named: Mapping[str, str] | None, time_format: str | None, *, is_search: bool
+) -> Inference:
+    frames = {name: table.frame for name, table in tables.items()}
+    notes = tuple(note for table in tables.values() for note in table.notes)
+    if is_search:
+        found = infer_search(frames["items"], frames.get("users"), frames.get("interactions"))
+    else:
+        found = infer_features(
+            frames["interactions"], frames.get("items"), frames.get("users"), named=named, time_format=time_format
+        )
+    return replace(found, notes=notes)
+
+
+def _read_as_training(inference: Inference, files: Files, output: Path, problems: Problems) -> Proposal:
+    """Return the proposal with the counts and the notes of the tables as training will read them."""
+    settings = render_run_toml(inference, files, output.parent)
+    config = parse_settings(FeaturesConfig, tomllib.loads(settings)["features"], str(output))
+    tables = None
+    with problems:
+        tables = read_tables(config, output.parent)
+    if tables is None or problems.found:
+        return Proposal(inference, settings, tuple(problems.found))
+    if inference.num_events:
+        events = tables.interactions.frame
+        inference = replace(
+            inference,
+            num_events=len(events),
+            num_users=events["user_id"].nunique(),
+            num_items=events["item_id"].nunique(),
+        )
+    inference = replace(inference, notes=tables.notes, is_read=True)
+    return Proposal(inference, render_run_toml(inference, files, output.parent))
+
+
+def _check_alone(files: Files, tables: Mapping[str, RawTable], problems: Problems) -> None:
+    """Find what is wrong with the items' and the users' tables, though it is not known whom they go with."""
+    for name, path in (("items", files.items), ("users", files.users)):
+        if path is not None and name in tables:
+            with problems:
+                key = ColumnSettings(item_id=document_key(tables[name].frame))
+                read_tables(FeaturesConfig(items=str(path.absolute()), columns=key, missing_ids="drop"), Path())
 
 
 def said_of(inference: Inference) -> str:
@@ -94,14 +197,6 @@ def said_of(inference: Inference) -> str:
     if not inference.is_search:
         return f"{events} interactions of {users} users with {items} items"
     return f"{events} pairs of {users} queries with {items} documents" if inference.num_events else f"{items} documents"
-
-
-def _read(path: Path | None) -> RawTable | None:
-    return None if path is None else read_table(path, looks_like_code)
-
-
-def _notes(tables: Sequence[RawTable | None]) -> tuple[str, ...]:
-    return tuple(note for table in tables if table is not None for note in table.notes)
 
 
 def render_model_settings(inference: Inference) -> str:

@@ -8,6 +8,7 @@ from features.documents import PASSAGE_WORDS, passages, read_documents
 from features.errors import DataError
 from features.files import sha256
 from features.table_files import read_frame
+from features.text import word_starts
 
 
 @pytest.fixture
@@ -45,6 +46,34 @@ def test_long_sections_are_cut_between_paragraphs_and_long_paragraphs_between_wo
 def test_what_looks_like_a_heading_within_code_is_none():
     (only,) = passages("# Use\nSo:\n```sh\n# a comment\n\ntowers init\n```\n", "name")
     assert only == ("Use", "So:\n```sh\n# a comment\n\ntowers init\n```")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # a fence is closed by one of the same sign that is as long, not by any
+        ("# A\n~~~\n```\n# no\n~~~\ntext\n## B\nend", [("A", "~~~\n```\n# no\n~~~\ntext"), ("A: B", "end")]),
+        ("# A\n````\n```\n# no\n````\n## B\nend", [("A", "````\n```\n# no\n````"), ("A: B", "end")]),
+        ("# A\ntext ``` in a line\n\n## B\nend", [("A", "text ``` in a line"), ("A: B", "end")]),
+        ("# A\n- x\n\n  ```\n  # no\n\n  y\n  ```\n", [("A", "- x\n\n  ```\n  # no\n\n  y\n  ```")]),
+        ("# A\n\n    # code, by its indent\n\ntext", [("A", "    # code, by its indent\n\ntext")]),
+        ("# A\n<!--\n# no\n\n# no\n-->\ntext", [("A", "<!--\n# no\n\n# no\n-->\ntext")]),
+        ("Tea\n===\nBoil.\n\nGreen\n-----\nCooler.", [("Tea", "Boil."), ("Tea: Green", "Cooler.")]),
+        ("# *Tea* and `code` [x](y) #\nBoil.", [("Tea and code x", "Boil.")]),
+        ("#hashtag\ntext", [("name", "#hashtag\ntext")]),
+        ("---\ntitle: x\n---\n# Tea\nBoil.", [("Tea", "---\ntitle: x\n---"), ("Tea", "Boil.")]),
+        ("# A\r\n```\r\n# no\r\n```\r\n", [("A", "```\n# no\n```")]),
+    ],
+)
+def test_headings_and_code_are_where_commonmark_says(content, expected):
+    assert passages(content, "name") == expected
+
+
+def test_long_paragraphs_without_blanks_are_cut_too():
+    (_, first), (_, second) = passages("# 茶\n" + "绿茶很好。" * 150, "name")
+    assert first + second == "绿茶很好。" * 150
+    assert second.startswith("绿")
+    assert len(word_starts(first)) == PASSAGE_WORDS
 
 
 def test_a_document_that_begins_without_a_heading_is_called_by_its_first_one():

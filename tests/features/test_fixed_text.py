@@ -11,7 +11,7 @@ from features.config import FeatureSettings, parse_settings
 from features.errors import DataError
 from features.featurizer import SideEncoders
 from features.schema import Feature
-from features.text import WORD, ProjectedText
+from features.text import ProjectedText, words_and_pairs
 
 TITLE, YEAR = Feature("title", "text", fixed=32), Feature("year", "number")
 TITLES = pd.DataFrame({"title": ["red fox", "A red fox runs", None, "blue whale"], "year": [1, 2, 3, None]})
@@ -25,7 +25,7 @@ def some_texts(rng: np.random.Generator, how_many: int) -> list[str]:
 def test_cosines_are_those_of_tf_idf_but_for_noise_as_small_as_promised() -> None:
     rng = np.random.default_rng(0)
     known, asked, width = some_texts(rng, 300), some_texts(rng, 80), 4096
-    vectorizer = TfidfVectorizer(token_pattern=WORD.pattern, ngram_range=(1, 2), sublinear_tf=True).fit(known)
+    vectorizer = TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True).fit(known)
     exact = vectorizer.transform(asked)
     ours = ProjectedText.fit(known, width).numbers(asked)
     noise = ours @ ours.T - (exact @ exact.T).toarray()

@@ -202,9 +202,10 @@ def test_init_says_which_column_looked_like_a_time_and_why_it_was_not_taken(tmp_
     (tmp_path / "i.csv").write_text("user_id,item_id,date\nu,1,02/03/2024\nu,2,04/05/2024\n")
     inference = infer_features(read_frame(tmp_path / "i.csv"))
     assert inference.column("timestamp") is None
-    assert "date not taken for the time: row 1: '02/03/2024' may be 2024-03-02 or 2024-02-03" in inference.warnings[0]
+    assert "date not taken for the time: '02/03/2024' may be 2024-03-02 or 2024-02-03" in inference.warnings[0]
+    assert inference.warnings[0].endswith("say --time-column date and --time-format dmy or mdy")
     written = render_run_toml(inference, Where(tmp_path / "i.csv"), tmp_path)
-    assert "# timestamp = \"date\"  # not taken: row 1: '02/03/2024' may be" in written
+    assert "# timestamp = \"date\"  # not taken: '02/03/2024' may be" in written
 
 
 @pytest.mark.parametrize("pattern", ["%d.%m.%y", "dmy"])

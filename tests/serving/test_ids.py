@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import orjson
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.config import FeaturesConfig
+from features.errors import DataError
+from features.tables import read_tables
 from serving.app import create_app
 from serving.config import ServingConfig
 from serving.ids import IdMap
@@ -22,6 +26,22 @@ def test_whole_numbers_are_found_as_numbers_and_as_text(numbers):
     assert [ids.row(number) for number in numbers] == list(range(len(numbers)))
     assert [ids.row(str(number)) for number in numbers] == list(range(len(numbers)))
     assert ids.to_array(numbers).dtype == np.int64
+
+
+@given(st.integers(-(2**54), 2**54), st.sampled_from(["", ".", ".0", ".00", ".5", "e3"]), st.sampled_from(["", "0"]))
+def test_an_id_is_the_same_over_http_as_in_a_table(tmp_path_factory, number, end, begin):
+    """`17850.0` is what pandas writes for the customer 17850 in a column with gaps."""
+    spelled = f"{begin}{number}{end}"
+    folder = tmp_path_factory.mktemp("ids")
+    (folder / "i.csv").write_text(f"user_id,item_id\n{number},1\n")
+    known = read_tables(FeaturesConfig(interactions="i.csv"), folder).interactions.frame["user_id"].to_numpy(np.int64)
+    (folder / "t.csv").write_text(f"user_id,item_id\n{spelled},1\n1,1\n")
+    try:
+        read = read_tables(FeaturesConfig(interactions="t.csv"), folder).interactions.frame["user_id"].tolist()
+    except DataError:
+        read = []
+    shutil.rmtree(folder)
+    assert (IdMap(known).row(spelled) == 0) == (number in read and (number != 1 or len(read) == 1))
 
 
 @given(st.lists(st.text(), unique=True))

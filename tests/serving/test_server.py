@@ -38,7 +38,7 @@ class Served:
     """A running `towers serve`."""
 
     def __init__(self, folder: Path, *flags: str, bundle: str = "runs/latest", **settings: str) -> None:
-        self.folder = folder
+        self.folder, self.said = folder, ""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -70,6 +70,13 @@ class Served:
         connection.close()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
 
+    def wait_until_said(self):
+        """Wait for the lines that say the address."""
+        line = "..."
+        while line and not line.startswith("Ctrl-C "):
+            line = self.process.stdout.readline()
+            self.said += line
+
     def wait_until_ready(self, workers=1):
         deadline = time.monotonic() + SECONDS_TO_START
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -87,7 +94,7 @@ class Served:
         self.process.send_signal(how)
         output, _ = self.process.communicate(timeout=60)
         assert not (self.folder / "imported").exists(), "the working folder was imported from"
-        return self.process.returncode, output
+        return self.process.returncode, self.said + output
 
 
 def copy(pristine: Path, folder: Path) -> Path:
@@ -101,6 +108,8 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
     planted = "sqlite:///planted-live.db"
     served = Served(copy(pristine, tmp_path), "--server", server, "--workers", "2", TOWERS_LIVE=planted)
     try:
+        served.wait_until_said()
+        assert served.ask("/healthz")[0] == 200, "it listens before it says so"
         served.wait_until_ready(workers=2)
         status, known = served.ask("/recommendations/1001?k=5")
         assert (status, known["user_id"], known["fallback"], len(known["items"])) == (200, 1001, None, 5)
