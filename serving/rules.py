@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from serving import deadline
 from serving.filters import Filter, Filters, Groups
-from serving.hits import Eligible, Found, are_alike, cosines, greatest_cosines
+from serving.hits import Eligible, Found, are_alike, cosines, greatest_cosines, merged
 from serving.ids import ExternalId
 from serving.live_index import Vectors
 from serving.overlay import LiveFilters
@@ -350,8 +350,8 @@ class _Candidates:
         np.maximum(self.nearest, cosines(self.vectors, self.vectors[placed]), out=self.nearest)
 
 
-Search = Callable[[Eligible | None, int, Int64[np.ndarray, " decided"]], Found]
-"""Returns so many of the best items among the eligible ones, without those that were decided on."""
+Search = Callable[[Part, Bool[np.ndarray, " items"] | None, int, Int64[np.ndarray, " decided"]], Found]
+"""Returns so many of the best items of a part, without those that are closed and those that were decided on."""
 
 
 def depth_of(rules: Rules, num_places: int) -> int:
@@ -390,22 +390,17 @@ def arrange(
 
 def _searched(places: Places, tier: Sequence[Part], depth: int, search: Search) -> list[Found]:
     closed, decided = places.closed(), places.decided
-    return [search(_without(part.eligible, closed), depth, decided) for part in deadline.watched(tier)]
-
-
-def _without(eligible: Eligible | None, closed: Bool[np.ndarray, " items"] | None) -> Eligible | None:
-    if closed is None:
-        return eligible
-    return Eligible(~closed if eligible is None else eligible.mask & ~closed)
+    return [search(part, closed, depth, decided) for part in deadline.watched(tier)]
 
 
 def _pool(tier: Sequence[Part], found: Sequence[Found], depth: int, scale: float) -> Pool:
     """Return the best of all parts: as deep as each was looked into, none of another can be missing among them."""
-    sums = np.repeat([part.by for part in tier], [len(rows) for rows, _ in found])
-    rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in found)])
-    scores = np.concatenate([np.zeros(0), *(scores for _, scores in found)]).astype(np.float64)
-    relevance = scores * scale + sums
+    rows, relevance = merged(
+        [(np.zeros(0, np.int64), np.zeros(0))]
+        + [
+            (rows, scores.astype(np.float64) * scale + part.by)
+            for part, (rows, scores) in zip(tier, found, strict=True)
+        ]
+    )
     is_complete = all(len(some) < depth for some, _ in found)
-    order = np.lexsort((rows, -relevance))
-    order = order if is_complete else order[:depth]
-    return Pool(rows[order], relevance[order], is_complete)
+    return Pool(rows, relevance, True) if is_complete else Pool(rows[:depth], relevance[:depth], False)
