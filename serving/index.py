@@ -320,7 +320,10 @@ class ItemIndex:
         """
         excluded = set() if excluded_rows is None else set(excluded_rows.tolist())
         needed = min(k, len(self) - len(excluded))
-        fetch = needed + len(excluded) + SLACK if self.is_exact else FIRST_LEVEL
+        fetch = needed + len(excluded) + SLACK
+        if not self.is_exact:
+            # Where scores are true, fewer results with the effort of a level are the first of that level.
+            fetch = FIRST_LEVEL if self.plan.is_rescored else min(fetch, FIRST_LEVEL)
         if not 0 < needed <= fetch <= min(_MOST_FETCHED, len(self) // 2):
             return None
         scores, rows = self._fetch(np.ascontiguousarray(queries, dtype=np.float32), fetch)
@@ -330,12 +333,12 @@ class ItemIndex:
         if len(best) < needed:
             return None
         ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], np.array(best))
-        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found. What
-        # only a deeper search would find counts where nothing may be missed.
+        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found. After
+        # a whole level nothing was passed over.
         if len(best) == needed + SLACK:
             worst = min(ranked_scores)
         else:
-            worst = scores[0, order[-1]] if self.is_exact else -np.inf
+            worst = -np.inf if not self.is_exact and fetch == FIRST_LEVEL else scores[0, order[-1]]
         if ranked_scores[needed - 1] <= worst + ROUNDING:
             return None
         return ranked_rows[:needed], ranked_scores[:needed]
@@ -648,7 +651,8 @@ def _quiet(index: Any) -> Any:
 
 def _effort(plan: Plan, wanted: int) -> dict[str, Any]:
     """Return what FAISS is told about the effort of one search; more than was tuned for where more is wanted."""
-    more = max(1.0, wanted / FIRST_LEVEL)
+    wanted = max(wanted, FIRST_LEVEL)
+    more = wanted / FIRST_LEVEL
     if plan.kind == "hnsw":
         breadth = max(wanted * plan.rescored, round(plan.breadth * more))
         return {"params": faiss.SearchParametersHNSW(efSearch=breadth)}
