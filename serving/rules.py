@@ -41,6 +41,8 @@ _DEEPEST = 8192
 # How many candidates are compared with those placed at a time, and how many of all items, so that memory stays small.
 _STAGED = 256
 _COMPARED = 4096
+# A vector of length 1 in single precision is that much longer or shorter, and so is its cosine to a copy of it.
+_ROUNDED = 1e-6
 # Where less than this share of the candidates could be placed, all items are compared before the next search.
 _FEW_PLACED = 0.25
 
@@ -68,7 +70,8 @@ class Rules:
         boosts: Of which the first that an item fits counts.
         bury: Items that fit any of these come last.
         at_most: How many items of each value of a column there may be, by column. An empty cell has no value.
-        distinct: Of items with a cosine of at least so much only the first is given. None: however alike they are.
+        distinct: Of items with a cosine of at least so much, up to a millionth, only the first is given; 1: of exact
+            copies. None: however alike they are.
     """
 
     diversity: float = 0.0
@@ -196,7 +199,7 @@ class Places:
         self.rows: list[int] = []
         self._num_places = num_places
         self._diversity = rules.diversity
-        self._distinct = np.inf if rules.distinct is None else rules.distinct
+        self._distinct = np.inf if rules.distinct is None else rules.distinct - _ROUNDED
         self._compares = bool(rules.diversity) or rules.distinct is not None
         self._limits = [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
         self._vectors = vectors

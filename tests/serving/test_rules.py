@@ -24,6 +24,7 @@ from serving.snapshot import Snapshot
 from serving.store import SqliteStore, Write
 from serving.wanted import Person, Wanted
 from tests.serving.doubles import FakeBundle, country, id_series, make_features, make_tables, unit, vector_of
+from tests.serving.vectors import unit_vectors
 
 WINDOW = 3
 
@@ -228,6 +229,15 @@ def test_copies_of_what_was_placed_are_not_searched_through_one_by_one():
     arrange(places, [tier], [search(tier[0], None, depth, [])], depth, search)
     assert places.rows == [0, size - 1]
     assert sum(asked) < 1000
+
+
+@pytest.mark.parametrize("width", [3, 64])
+def test_of_exact_copies_one_is_given_and_of_others_all(width):
+    vectors = unit_vectors(300, width=width)
+    copies = np.concatenate([vectors, vectors[::-1]])
+    shelf = Shelf(["a"] * 600, [[]] * 600, copies, np.arange(600) % 7)
+    placed = quickly(shelf, Rules(distinct=1.0), (), 600)
+    assert sorted(row if row < 300 else 599 - row for row in placed) == list(range(300))
 
 
 ITEMS = [f"i{number}" for number in range(60)]
