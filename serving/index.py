@@ -333,12 +333,8 @@ class ItemIndex:
         if len(best) < needed:
             return None
         ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], np.array(best))
-        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found. After
-        # a whole level nothing was passed over.
-        if len(best) == needed + SLACK:
-            worst = min(ranked_scores)
-        else:
-            worst = -np.inf if not self.is_exact and fetch == FIRST_LEVEL else scores[0, order[-1]]
+        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found.
+        worst = min(ranked_scores) if len(best) == needed + SLACK else scores[0, order[-1]]
         if ranked_scores[needed - 1] <= worst + ROUNDING:
             return None
         return ranked_rows[:needed], ranked_scores[:needed]

@@ -3,8 +3,8 @@
 A deep search of such an index finds some of the items that a shallow one missed, so two searches of different depths
 disagree about the order, and pages made of them show an item twice or never. Here the depth of a search follows from
 nothing but the user and the filter: the first level of a user's order is what a search of a fixed depth finds, best
-first; each further level is what a search of twice the depth finds beyond the levels before it; and the last level are
-all the other items, compared one and all. How many levels are worked out depends on how many items are asked for and
+first, except what scores like the worst of it; each further level is what a search of twice the depth finds beyond the
+levels before it; and the last level are all the other items, compared one and all. How many levels are worked out depends on how many items are asked for and
 excluded; what is in them does not. An item that only a deeper level finds counts as no better than the worst of the
 levels before it, so that scores fall and orders can be merged.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from serving.exact import Exact
 from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, take
@@ -153,15 +153,16 @@ class Walk:
 
     def _take_in(self, users: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " pairs"]:
         """Give users what a level has for them; return the pairs of user and row of levels that had not enough."""
+        rows = np.where(_is_settled(scores, rows), rows, -1)
         barred = self._asked.barred(users, rows)
         if barred is None:
             is_short = rows.shape[1] < self._left[users]
         else:
             is_short = np.count_nonzero(~barred, axis=1) < self._left[users]
+            scores = np.where(barred, -np.inf, scores)
         enough, short = np.flatnonzero(~is_short), np.flatnonzero(is_short)
         if len(enough):
             free = rows if barred is None else np.where(barred, -1, rows)
-            scores = scores if barred is None else np.where(barred, -np.inf, scores)
             self._give_first(users[enough], scores[enough], free[enough])
         if not len(short):
             return np.zeros(0, np.int64)
@@ -195,6 +196,16 @@ class Walk:
     def _give(self, user: int, rows: np.ndarray, scores: np.ndarray) -> None:
         self._left[user] -= len(rows)
         self._found[user].append((rows, np.minimum(scores, self._lowest[user]) if self._found[user] else scores))
+
+
+def _is_settled(scores: np.ndarray, rows: np.ndarray) -> Bool[np.ndarray, "users found"]:
+    """Return what belongs to a level: not what scores like the worst, others of which a search left out.
+
+    Where a search found less than was asked for, it left nothing out.
+    """
+    is_full = rows.min(axis=1, initial=0) >= 0
+    edge = np.where(is_full, scores.min(axis=1, initial=np.inf) + ROUNDING, -np.inf)
+    return np.asarray(scores > edge[:, None])
 
 
 def _joined(parts: list[Found]) -> Found:

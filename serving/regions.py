@@ -112,7 +112,9 @@ class Regions:
         """Return which part of the items in the regions nearest to each user is eligible."""
         num_near = min(_NEAR, len(self.centres))
         # One by one: a product of matrices depends on how many there are.
-        near = np.array([self.centres @ query for query in queries], dtype=np.float32).reshape(len(queries), -1)
+        near = np.empty((len(queries), len(self.centres)), dtype=np.float32)
+        for user, query in enumerate(queries):
+            near[user] = self.centres @ query
         nearest = np.argpartition(near, -num_near, axis=1)[:, -num_near:]
         fitting, all_items = (
             np.diff(starts)[nearest].sum(axis=1) for _, starts in (self._arranged(eligible), self._order)
