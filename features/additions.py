@@ -34,8 +34,9 @@ def with_additions(
         tables: The tables.
         items: The cells of each item that came or was changed, None for one that was deleted. Ids are of the type in
             the tables; cells that the table has no column for, or that do not fit there, are left out with a note.
-        events: What happened, in the order in which it became known. Those of items that are not there are left out,
-            and exact repeats are merged, as those within the tables were.
+        events: What happened, in the order in which it became known. Each stands in its user's history after all that
+            was no later; those of items that are not there are left out, and exact repeats are merged, as those
+            within the tables were. Where the tables have no times, they stand after what the tables have.
         spellings: How the values of the items' columns are spelt, see `typed_rows`.
     """
     catalog, left_out = _with_items(tables.catalog, items, spellings)
@@ -71,19 +72,18 @@ def _with_events(interactions: Interactions, catalog: Catalog, events: Sequence[
         {name: pd.Series(there.get(name, [None] * len(events)), dtype=old[name].dtype) for name in old.columns}
     )
     frame = pd.concat([old, added], ignore_index=True)
-    times = np.concatenate([np.zeros(len(old), np.int64), np.array(there["timestamp"], dtype=np.int64)])
-    is_new = np.arange(len(frame)) >= len(old)
-    if "timestamp" in frame and "position" not in frame:
-        times = frame["timestamp"].to_numpy(np.int64)
-        is_new = np.zeros(len(frame), dtype=bool)
-    if "position" in frame:
-        last = frame["position"].max()
-        after = np.arange(len(frame)) + (0 if pd.isna(last) else int(last)) + 1
-        frame["position"] = frame["position"].fillna(pd.Series(after, dtype=frame["position"].dtype))
     users = pd.factorize(frame[USER_ID], sort=True)[0]
-    frame = frame.take(np.lexsort([times, is_new, users]))
-    frame = frame[catalog.rows_of(frame[ITEM_ID]) >= 0]
-    same = [name for name in (USER_ID, ITEM_ID, "timestamp") if name in frame]
     if "timestamp" in frame:
-        frame = frame[~frame.duplicated(subset=same)]
+        # The events of the tables stay in their order; one that came since stands after all that were no later.
+        after = frame["timestamp"].to_numpy(np.int64).copy()
+        after[: len(old)] = pd.Series(after[: len(old)]).groupby(users[: len(old)]).cummax()
+        order = np.lexsort([after, users])
+        is_first = ~frame.duplicated(subset=[USER_ID, ITEM_ID, "timestamp"]).to_numpy(bool)
+        frame = frame.take(order[is_first[order]])
+    else:
+        times = np.concatenate([np.zeros(len(old), np.int64), np.array(there["timestamp"], dtype=np.int64)])
+        frame = frame.take(np.lexsort([times, np.arange(len(frame)) >= len(old), users]))
+    if "position" in frame:
+        frame["position"] = pd.Series(np.arange(len(frame)), dtype=old["position"].dtype, index=frame.index)
+    frame = frame[catalog.rows_of(frame[ITEM_ID]) >= 0]
     return replace(interactions, frame=frame.reset_index(drop=True))

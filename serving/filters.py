@@ -13,6 +13,7 @@ column, too: so there are lists of items to allow and to deny. A column named li
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections import OrderedDict
@@ -385,7 +386,11 @@ class _Column(Protocol):
 
 
 class _Ordered:
-    """Numbers, and times as Unix seconds."""
+    """Numbers, and times as Unix seconds.
+
+    A value is compared in the type of the column: in one of fractions as the nearest of its numbers, which is what the
+    cells were written as, and in one of whole numbers exactly, however large.
+    """
 
     has_order = True
 
@@ -396,18 +401,38 @@ class _Ordered:
         self._present = present
 
     def any_of(self, values: Sequence[Any]) -> Mask:
-        if len(values) > _MANY_VALUES:
-            return np.asarray(np.isin(self._values, np.array(values)) & self._present)
+        known = np.array([one for one in map(self._typed, values) if one is not None], dtype=self._values.dtype)
+        if len(known) > _MANY_VALUES:
+            return np.asarray(np.isin(self._values, known) & self._present)
         mask = np.zeros(len(self._values), dtype=bool)
-        for value in values:
+        for value in known:
             mask |= self._values == value
         return np.asarray(mask & self._present)
 
     def at_least(self, value: Any) -> Mask:
-        return np.asarray(self._present & (self._values >= value))
+        bound = math.ceil(value) if self._is_whole else self._nearest(value)
+        return np.asarray(self._present & (self._values >= bound))
 
     def at_most(self, value: Any) -> Mask:
-        return np.asarray(self._present & (self._values <= value))
+        bound = math.floor(value) if self._is_whole else self._nearest(value)
+        return np.asarray(self._present & (self._values <= bound))
+
+    @property
+    def _is_whole(self) -> bool:
+        return bool(np.issubdtype(self._values.dtype, np.integer))
+
+    def _typed(self, value: Any) -> Any:
+        """Return a value in the type of the column; None where no cell can be it."""
+        if self._is_whole:
+            limits = np.iinfo(self._values.dtype)
+            whole = int(value)
+            return whole if whole == value and limits.min <= whole <= limits.max else None
+        return self._nearest(value)
+
+    def _nearest(self, value: Any) -> Any:
+        """Return the number of the column's type that is nearest to a value."""
+        with np.errstate(over="ignore"):
+            return self._values.dtype.type(value)
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         rows = np.flatnonzero(self._present)
@@ -513,8 +538,11 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
         inner = kind.value_type
         if not (_is_text(inner) or pa.types.is_integer(inner)):
             return _Incomparable(kind)
-        rows = pc.list_parent_indices(cells).to_numpy(zero_copy_only=False)
-        return _several(rows, cells.flatten(), len(cells))
+        # Not arrow's indices of parents, which count for lists of a fixed size what is in empty cells, too.
+        there = cells.drop_null()
+        lengths = pc.list_value_length(there).to_numpy(zero_copy_only=False)
+        rows = np.repeat(np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False)), lengths)
+        return _several(rows, there.flatten(), len(cells))
     if settings is not None and settings.kind == "categories" and settings.separator and _is_text(kind):
         parts = pc.split_pattern(cells, settings.separator)
         rows = pc.list_parent_indices(parts).to_numpy(zero_copy_only=False)
@@ -563,7 +591,7 @@ def _number(value: Any) -> int | float | None:
         value = int(value) if _WHOLE.fullmatch(value) else float(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _MOST_NUMBER:
         return None
-    return float(value) if abs(value) >= 2**63 else value
+    return value
 
 
 def _whole(value: Any) -> int | None:
@@ -674,7 +702,16 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return any(
+        is_of_kind(kind)
+        for is_of_kind in (
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+            pa.types.is_list_view,
+            pa.types.is_large_list_view,
+        )
+    )
 
 
 def _named(columns: Sequence[str]) -> str:

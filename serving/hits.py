@@ -167,6 +167,12 @@ class Excluded:
         counts = np.bincount(pairs // num_items, minlength=num_users)
         return cls(pairs, counts, offsets_of(counts), num_items)
 
+    def and_pairs(self, pairs: Int64[np.ndarray, " more"]) -> Excluded:
+        """Return these and more pairs, in any order; all that are about items which can be found."""
+        pairs = np.union1d(self.pairs, pairs)
+        counts = np.bincount(pairs // self.num_items, minlength=len(self.counts))
+        return Excluded(pairs, counts, offsets_of(counts), self.num_items)
+
     def contains(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return whether each of `rows` is excluded for its user."""
         if not len(self.pairs):
@@ -262,6 +268,29 @@ def rank_one(
     scores = cosines(vectors[rows], query).astype(np.float32)
     pairs = sorted(zip((-scores).tolist(), rows.tolist(), strict=True))
     return np.array([row for _, row in pairs]), np.array([-score for score, _ in pairs], dtype=np.float32)
+
+
+def merged(lists: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return several lists of rows and falling scores as one, whose scores fall.
+
+    Of equal scores the lower row comes first, except that the order within a list stays as it is: so what comes first
+    does not depend on how far each list goes.
+    """
+    if len(lists) == 1:
+        return lists[0]
+    rows, scores = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+    ties = np.concatenate([_rising(*one) for one in lists])
+    order = np.lexsort((ties, -scores))
+    return rows[order], scores[order]
+
+
+def _rising(rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the rows of a list, where scores are equal none before a greater one: the greatest so far in its place."""
+    same = scores[1:] == scores[:-1]
+    if not (same & (rows[1:] < rows[:-1])).any():
+        return rows
+    runs = np.concatenate([[0], np.cumsum(~same)]) * (int(rows.max()) + 1)
+    return np.asarray(np.maximum.accumulate(rows + runs) - runs)
 
 
 def take(values: np.ndarray, places: np.ndarray) -> np.ndarray:

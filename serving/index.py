@@ -4,8 +4,9 @@ Towers end in unit vectors, so the inner product is the cosine and the score. An
 only; ids belong to `serving.retriever`. It always returns min(k, eligible items) results and never FAISS's -1, however
 it searches: where FAISS comes back short, every item is compared.
 
-What FAISS finds is scored again with the full vectors, so that scores are true for every kind of index. The answers of
-an exact one do not depend on how many users were searched at once.
+What FAISS finds is scored again with the full vectors. Each user has one order of the items that a filter lets through,
+and every answer is a cut of it: neither how many items are asked for nor who else is searched for at the same time
+changes the order (`serving.levels`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +22,16 @@ from typing import Any, Literal
 import faiss as published
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from features.errors import DataError
 from features.sequences import offsets_of
 from serving import deadline
 from serving.batching import Batcher, Batching, is_wanted
 from serving.exact import Exact
-from serving.hits import ROUNDING, SLACK, Eligible, Excluded, Found, Hits, rank, rank_one, take
-from serving.kinds import TUNED_CUTOFF, Kind, Plan, num_regions, standard
+from serving.hits import ROUNDING, SLACK, Eligible, Found, Hits, rank, rank_one
+from serving.kinds import FIRST_LEVEL, TUNED_CUTOFF, Kind, Plan, num_regions, standard
+from serving.levels import NO_LEVEL, Asked, Probed, Walk, highest
 from serving.regions import Regions
 from serving.stages import timed
 
@@ -43,13 +46,17 @@ _UNIT_TOLERANCE = 1e-3
 _MOST_FETCHED = 2048
 # Filtered searches. Up to this many numbers in the vectors of all eligible items, those are compared one and all.
 _SCANNED_NUMBERS = 1 << 20
-# From this share of eligible items on, the unfiltered index is asked for more than is needed, and a little more.
+# FAISS's search is used where this share of the items near a user is eligible, and goes twice as deep for less than the
+# second share.
 _MOSTLY_ELIGIBLE = 0.3
-_MORE = 1.25
+_NEARLY_ALL_ELIGIBLE = 0.8
 # About how many items an index that is not exact compares for each that it returns.
 _COMPARED_FOR_EACH = 64
-# For more users than this at a time, a matrix product of all eligible items is faster than looking into each region.
-_FEW_USERS = 8
+# Of how many queries FAISS searches for at once must not change what it finds for one. Where it compares them with
+# centres or items, it multiplies matrices from 20 queries on; where it turns them, always; elsewhere never.
+_TOGETHER = 16
+_MANY_TOGETHER: tuple[Kind, ...] = ("hnsw", "pq", "sq8", "sq4")
+_ALONE: tuple[Kind, ...] = ("rabitq",)
 _SEED = 1
 _KMEANS_ROUNDS = 10
 _ITEMS_PER_CENTRE = 64
@@ -226,8 +233,11 @@ class ItemIndex:
         excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
         excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
         eligible: Eligible | None = None,
+        closed: Bool[np.ndarray, " items"] | None = None,
     ) -> Hits:
         """Return the min(k, eligible) items with the highest score of each user, or nearly, if the kind is not exact.
+
+        They are the first of one order of the eligible items, which depends on the user alone.
 
         Args:
             queries: Unit vectors of users, `[users, width]`.
@@ -236,16 +246,19 @@ class ItemIndex:
                 allowed, `[exclusions]`. None: every item is eligible.
             excluded_offsets: Where each user's exclusions begin, `[users + 1]`.
             eligible: The items that a filter lets through. None: all.
+            closed: Items that nobody must get, though the filter lets them through; the order of the others is the
+                same without them. None: none.
         """
         deadline.check()
         with timed("search"):
-            if len(queries) == 1 and eligible is None:
+            if len(queries) == 1 and eligible is None and closed is None:
                 if self._together is not None:
                     return self._together((queries, k, excluded_rows), k)
                 answer = self._of_one(queries, k, excluded_rows)
                 if answer is not None:
                     return Hits.join([answer])
-            return self._of_many(_Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self)))
+            allowed = eligible if closed is None else Eligible(~closed if eligible is None else eligible.mask & ~closed)
+            return self._of_many(Asked.of(queries, k, excluded_rows, excluded_offsets, allowed, len(self)), eligible)
 
     def confirms(self, query: np.ndarray, rows: np.ndarray, least: np.float32) -> bool:
         """Return whether what this index found is still what it finds; see `LiveIndex.confirms`."""
@@ -267,14 +280,22 @@ class ItemIndex:
         excluded = [np.zeros(0, np.int64) if rows is None else rows for _, _, rows in asked]
         offsets = offsets_of(np.array([len(rows) for rows in excluded]))
         queries, k = np.concatenate([query for query, _, _ in asked]), asked[0][1]
-        hits = self._of_many(_Asked.of(queries, k, np.concatenate(excluded), offsets, None, len(self)))
+        hits = self._of_many(Asked.of(queries, k, np.concatenate(excluded), offsets, None, len(self)), None)
         return [Hits.join([hits.of(user)]) for user in range(len(asked))]
 
-    def _of_many(self, asked: _Asked) -> Hits:
-        if self._compares_all(asked.eligible):
+    def _of_many(self, asked: Asked, within: Eligible | None) -> Hits:
+        """Return everyone's answer.
+
+        Args:
+            asked: What is asked.
+            within: The items of which each user has one order; those that can be found are among them. None: all.
+        """
+        if self._compares_all(asked.eligible if self.is_exact else within):
             return asked.compared(self._exact)
+        if not self.is_exact:
+            return Hits.join(self._by_levels(asked, within))
         found: list[Found | None] = [None] * len(asked)
-        for user, answer in self._without_comparing_all(asked):
+        for user, answer in self._settled(asked):
             found[user] = answer
         missing = np.array([user for user, answer in enumerate(found) if answer is None], dtype=np.int64)
         compared = asked.best(self._exact, missing) if len(missing) else iter(())
@@ -289,7 +310,7 @@ class ItemIndex:
         eligible: Eligible | None = None,
     ) -> Hits:
         """Return what `search` ought to, by comparing every eligible item: the measure for every kind of index."""
-        asked = _Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
+        asked = Asked.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
         return asked.compared(self._exact)
 
     def _of_one(self, queries: np.ndarray, k: int, excluded_rows: np.ndarray | None) -> Found | None:
@@ -300,20 +321,22 @@ class ItemIndex:
         excluded = set() if excluded_rows is None else set(excluded_rows.tolist())
         needed = min(k, len(self) - len(excluded))
         fetch = needed + len(excluded) + SLACK
-        if not needed or fetch > min(_MOST_FETCHED, len(self) // 2):
+        if not self.is_exact:
+            # Where scores are true, fewer results with the effort of a level are the first of that level.
+            fetch = FIRST_LEVEL if self.plan.is_rescored else min(fetch, FIRST_LEVEL)
+        if not 0 < needed <= fetch <= min(_MOST_FETCHED, len(self) // 2):
             return None
-        scores, rows = self._candidates(np.ascontiguousarray(queries, dtype=np.float32), fetch)
+        scores, rows = self._fetch(np.ascontiguousarray(queries, dtype=np.float32), fetch)
         order = scores[0].argsort()[::-1]
         eligible = (row for row in rows[0][order].tolist() if row not in excluded and row >= 0)
         best = list(islice(eligible, needed + SLACK))
         if len(best) < needed:
             return None
         ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], np.array(best))
-        if self.is_exact:
-            # What was passed over scores no more than the worst of the best, or, if they are all, of what was found.
-            worst = min(ranked_scores) if len(best) == needed + SLACK else scores[0, order[-1]]
-            if ranked_scores[needed - 1] <= worst + ROUNDING:
-                return None
+        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found.
+        worst = min(ranked_scores) if len(best) == needed + SLACK else scores[0, order[-1]]
+        if ranked_scores[needed - 1] <= worst + ROUNDING:
+            return None
         return ranked_rows[:needed], ranked_scores[:needed]
 
     def _compares_all(self, eligible: Eligible | None) -> bool:
@@ -322,58 +345,79 @@ class ItemIndex:
             return False
         return len(eligible) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
 
-    def _without_comparing_all(self, asked: _Asked) -> Iterator[tuple[int, Found]]:
-        """Yield users by position with their answer, those for whom the index has one."""
-        eligible, fetch = asked.eligible, asked.needed + asked.excluded.counts
-        if eligible is None:
-            yield from self._in_groups(asked, fetch)
-            return
-        left = dict.fromkeys(range(len(asked)))
-        if eligible.share >= _MOSTLY_ELIGIBLE:
-            # What counts is how much is eligible where a user looks, which a category may hold all of, or nothing.
-            near = eligible.share if self.regions is None else self.regions.shares_near(asked.queries, eligible)
-            needed = np.where(near < _MOSTLY_ELIGIBLE, len(self), fetch * _MORE / np.maximum(near, _MOSTLY_ELIGIBLE))
-            for user, answer in self._in_groups(asked, needed.astype(np.int64)):
-                del left[user]
-                yield user, answer
-        if self.regions is not None and len(left) <= _FEW_USERS:
-            yield from ((user, self._from_regions(asked, user)) for user in deadline.watched(left))
+    def _settled(self, asked: Asked) -> Iterator[tuple[int, Found]]:
+        """Yield the users, by position, whose answer FAISS's first results settle, with that answer."""
+        fetch = asked.needed + asked.excluded.counts + SLACK
+        for fetched, users in _groups(fetch, min(_MOST_FETCHED, len(self) // 2)):
+            for part in self._parts(users, fetched):
+                yield from self._settled_by(asked, part, fetched)
 
-    def _in_groups(self, asked: _Asked, fetch: np.ndarray) -> Iterator[tuple[int, Found]]:
-        """Yield what FAISS's first results settle, `fetch` and a few of them for each user."""
-        for fetched, users in _groups(fetch + SLACK, min(_MOST_FETCHED, len(self) // 2)):
-            compared = len(self) * self.width if self.is_exact else fetched * _COMPARED_FOR_EACH * self.width
-            for part in deadline.parts(len(users), deadline.PRODUCTS // compared):
-                yield from self._from_faiss(asked, users[part], fetched)
-
-    def _from_faiss(self, asked: _Asked, users: np.ndarray, fetch: int) -> Iterator[tuple[int, Found]]:
+    def _settled_by(self, asked: Asked, users: np.ndarray, fetch: int) -> Iterator[tuple[int, Found]]:
         """Yield the users, by position, whose answer FAISS's first `fetch` results settle, with that answer."""
         queries = asked.queries[users]
         scores, rows = self._fetch(queries, fetch)
-        worst = scores.min(axis=1) if self.is_exact else None
+        worst = scores.min(axis=1)
         short = np.zeros(len(users), dtype=bool)
         barred = asked.barred(users, rows)
         if barred is not None:
             scores[barred] = -np.inf
             rows = np.where(barred, -1, rows)
             short = rows.shape[1] - np.count_nonzero(barred, axis=1) < asked.needed[users]
-        kept_scores, kept_rows = _highest(scores, rows, int(asked.needed[users].max()) + SLACK)
-        if worst is not None and kept_rows is not rows:
+        kept_scores, kept_rows = highest(scores, rows, int(asked.needed[users].max()) + SLACK)
+        if kept_rows is not rows:
             worst = np.maximum(worst, kept_scores.min(axis=1))
         ranked_rows, ranked_scores = rank(self.vectors, queries, kept_rows)
         for place, user in enumerate(users.tolist()):
             most = int(asked.needed[user])
             # What was not fetched scores no more than the worst that was; if that is too close, places are contested.
-            contested = worst is not None and most and ranked_scores[place, most - 1] <= worst[place] + ROUNDING
+            contested = most and ranked_scores[place, most - 1] <= worst[place] + ROUNDING
             if not short[place] and not contested:
                 yield user, (ranked_rows[place, :most], ranked_scores[place, :most])
+
+    def _by_levels(self, asked: Asked, within: Eligible | None) -> list[Found]:
+        """Return everyone's answer out of the levels of an order of some items; see `serving.levels`."""
+        queries, walk = asked.queries, Walk(asked, self.vectors)
+        users = np.flatnonzero(asked.needed)
+        depths = self._depths(queries[users], within)
+
+        def search(some: np.ndarray, depth: int) -> Probed:
+            for part in self._parts(some, depth):
+                yield part, *self._fetch(queries[part], depth)
+
+        missing = walk.go(users, depths, min(_MOST_FETCHED, len(self) // 2), search)
+        if within is not None and self.regions is not None:
+            in_regions = np.isin(missing, users[depths == NO_LEVEL])
+            probe = partial(self._from_regions, self.regions, queries, within)
+            first, deepest = np.full(in_regions.sum(), FIRST_LEVEL), min(_MOST_FETCHED, len(within) // 2)
+            missing = np.append(missing[~in_regions], walk.go(missing[in_regions], first, deepest, probe))
+        walk.end(missing, self._exact)
+        return walk.answers()
+
+    def _depths(self, queries: np.ndarray, within: Eligible | None) -> np.ndarray:
+        """Return how deep the first level of FAISS's searches is for each user; `NO_LEVEL` where they are of no use."""
+        if within is None:
+            return np.full(len(queries), FIRST_LEVEL)
+        if within.share < _MOSTLY_ELIGIBLE:
+            return np.full(len(queries), NO_LEVEL)
+        # What counts is how much is eligible where a user looks, which a category may hold all of, or nothing.
+        near = np.full(len(queries), within.share)
+        if self.regions is not None:
+            near = self.regions.shares_near(queries, within)
+        steps = [near >= _NEARLY_ALL_ELIGIBLE, near >= _NEARLY_ALL_ELIGIBLE / 2, near >= _MOSTLY_ELIGIBLE]
+        return np.select(steps, [FIRST_LEVEL, 2 * FIRST_LEVEL, 4 * FIRST_LEVEL], NO_LEVEL)
+
+    def _parts(self, users: np.ndarray, depth: int) -> Iterator[np.ndarray]:
+        """Yield some of the users at a time, for each of whom FAISS is to search so deep."""
+        compared = len(self) * self.width if self.is_exact else depth * _COMPARED_FOR_EACH * self.width
+        for part in deadline.parts(len(users), deadline.PRODUCTS // compared):
+            yield users[part]
 
     def _fetch(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the `wanted` highest scores, as far as FAISS finds them, with those scores.
 
         In any order; -1 where FAISS runs dry.
         """
-        return _highest(*self._candidates(queries, wanted), wanted)
+        return highest(*self._candidates(queries, wanted), wanted)
 
     def _candidates(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what `_fetch` chooses from: as many rows for each that is wanted as the plan scores again."""
@@ -381,70 +425,36 @@ class ItemIndex:
         effort = self._efforts.get(wanted)
         if effort is None:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
+        beginnings = _beginnings(queries, self.plan.prefix)
+        size = self._num_together
         with self._turn:
-            scores, rows = self._index.search(_beginnings(queries, self.plan.prefix), fetch, **effort)
+            if len(queries) <= size:
+                scores, rows = self._index.search(beginnings, fetch, **effort)
+            else:
+                found = [
+                    self._index.search(beginnings[start : start + size], fetch, **effort)
+                    for start in range(0, len(queries), size)
+                ]
+                scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
         if self.plan.is_rescored:
             scores = inner_products(queries, self.vectors, rows)
             scores[rows < 0] = -np.inf
         return scores, rows
 
-    def _from_regions(self, asked: _Asked, user: int) -> Found:
-        assert asked.eligible is not None, "only filtered searches look into regions"
-        assert self.regions is not None, "an index that is not exact has regions"
-        needed, query = int(asked.needed[user]), asked.queries[user]
-        excluded = asked.excluded.rows_of(user)
-        rows, _ = self.regions.candidates(self.vectors, query, needed, asked.eligible, excluded)
-        ranked_rows, ranked_scores = rank(self.vectors, query[None], rows[None])
-        return ranked_rows[0, :needed], ranked_scores[0, :needed]
+    @property
+    def _num_together(self) -> int:
+        """For how many users FAISS searches at once."""
+        if self.is_exact or self._on_gpu or self.kind in _MANY_TOGETHER:
+            return len(self.vectors) + _MOST_FETCHED
+        return 1 if self.kind in _ALONE else _TOGETHER
 
-
-class _Asked:
-    """One search: who asks, for how many, and what must not be found."""
-
-    def __init__(self, queries: np.ndarray, needed: np.ndarray, excluded: Excluded, eligible: Eligible | None) -> None:
-        self.queries = queries
-        self.needed = needed
-        self.excluded = excluded
-        self.eligible = eligible
-
-    @classmethod
-    def of(
-        cls,
-        queries: np.ndarray,
-        k: int,
-        rows: np.ndarray | None,
-        offsets: np.ndarray | None,
-        eligible: Eligible | None,
-        num_items: int,
-    ) -> _Asked:
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if eligible is not None and len(eligible) == num_items:
-            eligible = None
-        excluded = Excluded.of(rows, offsets, len(queries), num_items, eligible)
-        available = num_items if eligible is None else len(eligible)
-        return cls(queries, np.minimum(k, available - excluded.counts), excluded, eligible)
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    def best(self, exact: Exact, users: np.ndarray) -> Iterator[Found]:
-        """Yield the answers of some of the users from comparing every eligible item."""
-        return exact.best(self.queries, users, self.needed, self.excluded, self.eligible)
-
-    def compared(self, exact: Exact) -> Hits:
-        """Return everyone's answer from comparing every eligible item."""
-        return Hits.join(list(self.best(exact, np.arange(len(self)))))
-
-    def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-        """Return which of the rows, one line per user, must not be found, those of -1 among them; None for none."""
-        if self.eligible is None and not len(self.excluded.pairs):
-            return rows < 0 if rows.min() < 0 else None
-        barred = rows < 0
-        if len(self.excluded.pairs):
-            barred |= self.excluded.contains(users[:, None], rows)
-        if self.eligible is not None:
-            barred |= ~self.eligible.mask[rows]
-        return barred
+    def _from_regions(
+        self, regions: Regions, queries: np.ndarray, within: Eligible, users: np.ndarray, depth: int
+    ) -> Probed:
+        """Yield what is found for each user by looking region by region."""
+        for user in deadline.watched(users):
+            rows, scores, _ = regions.candidates(self.vectors, queries[user], depth, within)
+            yield np.array([user]), scores[None], rows[None]
 
 
 def check_unit_length(vectors: Float32[np.ndarray, "rows width"], *, or_zero: bool = False) -> None:
@@ -637,7 +647,8 @@ def _quiet(index: Any) -> Any:
 
 def _effort(plan: Plan, wanted: int) -> dict[str, Any]:
     """Return what FAISS is told about the effort of one search; more than was tuned for where more is wanted."""
-    more = max(1.0, wanted / (TUNED_CUTOFF + SLACK))
+    wanted = max(wanted, FIRST_LEVEL)
+    more = wanted / FIRST_LEVEL
     if plan.kind == "hnsw":
         breadth = max(wanted * plan.rescored, round(plan.breadth * more))
         return {"params": faiss.SearchParametersHNSW(efSearch=breadth)}
@@ -645,14 +656,6 @@ def _effort(plan: Plan, wanted: int) -> dict[str, Any]:
         probes = min(plan.regions, int(np.ceil(plan.probes * more)))
         return {"params": faiss.SearchParametersIVF(nprobe=probes)}
     return {}
-
-
-def _highest(scores: np.ndarray, rows: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of each user's `kept` highest scores, with those scores, in any order."""
-    if kept >= rows.shape[1]:
-        return scores, rows
-    best = np.argpartition(scores, -kept, axis=1)[:, -kept:]
-    return take(scores, best), take(rows, best)
 
 
 def _groups(fetch: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -34,7 +34,11 @@ DESCRIPTIONS: dict[Kind, str] = {
 """What each kind compares with a user first; the best of that are compared again with their full vectors."""
 
 TUNED_CUTOFF = 100
-"""Parameters are chosen for this many results; a search for more puts in proportionally more effort."""
+"""Parameters are chosen for this many results."""
+
+FIRST_LEVEL = 128
+"""How many candidates an approximate search finds at first, however few are needed: the results that parameters are
+chosen for, and some that a user must not get. A deeper search puts in proportionally more effort."""
 
 # Fewer items cannot be divided or learnt from, and are compared within a tenth of a millisecond.
 _FEWEST_ITEMS = 1000

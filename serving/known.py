@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
@@ -27,6 +29,8 @@ class KnownUsers:
         self.snapshot = snapshot
         self._bundle = bundle
         self._index = index
+        histories = snapshot.histories
+        self._read = histories if bundle.config.reads_time else replace(histories, times=None)
         self.has_attributes = np.zeros(len(snapshot.histories), dtype=bool)
         if snapshot.attributes is not None:
             self.has_attributes = bundle.knows(snapshot.attributes)
@@ -36,8 +40,8 @@ class KnownUsers:
         return True
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
-        """Return what users had."""
-        return self.snapshot.histories.take(rows)
+        """Return what users had, with its times for models that look at the clock."""
+        return self._read.take(rows)
 
     def vectors(
         self, rows: Int64[np.ndarray, " users"], histories: Sequences, now: int | None

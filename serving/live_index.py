@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from features.sequences import offsets_of
 from serving import deadline
 from serving.exact import Exact
-from serving.hits import ROUNDING, Eligible, Excluded, Hits
+from serving.hits import ROUNDING, Eligible, Excluded, Hits, merged
 from serving.index import ItemIndex
 
 Heads = MutableMapping[Eligible, Eligible]
@@ -93,17 +93,20 @@ class LiveIndex:
         excluded_rows: np.ndarray | None = None,
         excluded_offsets: np.ndarray | None = None,
         eligible: Eligible | None = None,
+        closed: Bool[np.ndarray, " items"] | None = None,
     ) -> Hits:
         """Return what `ItemIndex.search` would, if it held the rows that hold and no others; same arguments."""
+        closed_head = None if closed is None else closed[: len(self.base)]
         if not len(self.tail) and not len(self.gone) and self.buried is None:
             found = None if eligible is None else self.heads.get(eligible, eligible)
-            return self.base.search(queries, k, excluded_rows, excluded_offsets, found)
+            return self.base.search(queries, k, excluded_rows, excluded_offsets, found, closed_head)
         if excluded_rows is None or excluded_offsets is None:
             excluded_rows, excluded_offsets = np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64)
         is_new = excluded_rows >= len(self.base)
         head_rows, head_offsets = _of_each(excluded_rows, excluded_offsets, ~is_new, self.gone)
-        head = self.base.search(queries, k, head_rows, head_offsets, self._head(eligible))
+        head = self.base.search(queries, k, head_rows, head_offsets, self._head(eligible), closed_head)
         may = self.holds if eligible is None else self.holds & eligible.mask[len(self.base) :]
+        may = may if closed is None else may & ~closed[len(self.base) :]
         if not may.any():
             return head
         tail_rows, tail_offsets = _of_each(excluded_rows - len(self.base), excluded_offsets, is_new)
@@ -143,11 +146,9 @@ class LiveIndex:
     def _merged(self, head: Hits, tail: Hits, k: int) -> Hits:
         found = []
         for user in deadline.watched(range(len(head.offsets) - 1)):
-            parts = head.of(user), tail.of(user)
-            rows = np.concatenate([parts[0][0], parts[1][0] + len(self.base)])
-            scores = np.concatenate([parts[0][1], parts[1][1]])
-            order = np.lexsort((rows, -scores))[:k]
-            found.append((rows[order], scores[order]))
+            new_rows, new_scores = tail.of(user)
+            rows, scores = merged([head.of(user), (new_rows + len(self.base), new_scores)])
+            found.append((rows[:k], scores[:k]))
         return Hits.join(found)
 
 

@@ -192,15 +192,15 @@ class LiveUsers:
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
         """Return what users had, as far as it is in the catalogue."""
-        base = self._base.snapshot.histories
         if not len(self._items.useless) and not any(map(self._is_touched, rows.tolist())):
-            return base.take(rows)
+            return self._base.histories(rows)
+        reads_time = self._bundle.config.reads_time and self._base.snapshot.histories.times is not None
         found = [self._history(row) for row in deadline.watched(rows.tolist())]
         return Sequences(
             self._users.to_array(self._users.ids[row] for row in rows.tolist()),
             offsets_of(np.array([len(item_rows) for item_rows, _ in found], dtype=np.int64)),
             np.concatenate([np.zeros(0, np.int64), *(item_rows for item_rows, _ in found)]),
-            None if base.times is None else np.concatenate([np.zeros(0, np.int64), *(times for _, times in found)]),
+            np.concatenate([np.zeros(0, np.int64), *(times for _, times in found)]) if reads_time else None,
             is_ordered=True,
         )
 
@@ -241,7 +241,7 @@ class LiveUsers:
         return bool(len(self._items.useless)) and bool(self._items.is_useless(had).any())
 
     def _history(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of what a user had, oldest first, and when; the times are zeros where nobody reads them."""
+        """Return the rows of what a user had, oldest first, and when, as `with_additions` has them; without times 0."""
         base = self._base.snapshot.histories
         rows, times = np.zeros(0, np.int64), np.zeros(0, np.int64)
         if row < len(base):
@@ -250,11 +250,13 @@ class LiveUsers:
             times = np.zeros(len(rows), np.int64) if base.times is None else base.times[mine]
         events = [(self._items.ids.row(item_id), time) for item_id, time in self._events.of(row, self._position)]
         events.sort(key=lambda event: event[1])
+        new_times = np.array([time for _, time in events], dtype=np.int64)
         rows = np.append(rows, np.array([-1 if at is None else at for at, _ in events], dtype=np.int64))
-        times = np.append(times, np.array([time for _, time in events], dtype=np.int64))
         if base.times is not None:
-            order = np.argsort(times, kind="stable")
-            rows, times = rows[order], times[order]
+            order = np.argsort(np.append(np.maximum.accumulate(times), new_times), kind="stable")
+            rows, times = rows[order], np.append(times, new_times)[order]
+        else:
+            times = np.append(times, new_times)
         return rows[rows >= 0], times[rows >= 0]
 
     def _remembered(self, rows: np.ndarray, histories: Sequences) -> np.ndarray:
@@ -463,6 +465,7 @@ class Events:
     def __init__(self, base: Ground) -> None:
         self.base = base.known
         self._users = base.users
+        self._items = base.items
         self._user_ids = list(base.users.ids)
         self._new: dict[ExternalId, _Change] = {}
         self._by_user: dict[int, list[tuple[int, ExternalId, int]]] = {}
@@ -471,14 +474,17 @@ class Events:
     def add(self, record: Record) -> bool:
         """Add an event, and its user if he is new; return whether it counts.
 
-        One whose ids cannot be ids here does not, nor one of the same user, item and second as another, as in tables.
+        One whose ids cannot be ids here does not, nor one of the same user, item and second as another, be it in the
+        log or in the tables.
         """
-        user_id, item_id = self._users.parse(record.body[USER_ID]), record.body[ITEM_ID]
+        user_id, item_id = self._users.parse(record.body[USER_ID]), self._items.parse(record.body[ITEM_ID])
         what = user_id, item_id, record.body["time"]
-        if not self._users.fits(user_id) or what in self._known:
+        if not self._users.fits(user_id) or not self._items.fits(item_id) or what in self._known:
             return False
         self._known.add(what)
         row = self._users.row(user_id)
+        if row is not None and self._is_held(row, item_id, record.body["time"]):
+            return False
         if row is None and user_id not in self._new:
             self._new[user_id] = _Change(record.position, len(self._user_ids), None)
             self._user_ids.append(user_id)
@@ -486,6 +492,14 @@ class Events:
         assert row is not None, "a user is never removed"
         self._by_user.setdefault(row, []).append((record.position, item_id, record.body["time"]))
         return True
+
+    def _is_held(self, row: int, item_id: ExternalId, time: int) -> bool:
+        """Return whether the tables hold an event of one of their users."""
+        histories, item = self.base.snapshot.histories, self._items.row(item_id)
+        if histories.times is None or item is None:
+            return False
+        mine = slice(histories.offsets[row], histories.offsets[row + 1])
+        return bool(((histories.times[mine] == time) & (histories.item_rows[mine] == item)).any())
 
     def of(self, row: int, position: int) -> list[tuple[ExternalId, int]]:
         """Return the items and times of a user's events up to a position, in the order of arrival."""

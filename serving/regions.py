@@ -75,18 +75,16 @@ class Regions:
         query: Float32[np.ndarray, " width"],
         needed: int,
         eligible: Eligible,
-        excluded: Int64[np.ndarray, " exclusions"],
-    ) -> tuple[Int64[np.ndarray, " candidates"], int]:
+    ) -> tuple[Int64[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"], int]:
         """Return a little more than `needed` eligible rows, very likely with the best of them among them.
 
-        The second number is how many eligible items were compared for it.
+        With them their scores, in single precision, and how many eligible items were compared for it.
 
         Args:
             vectors: The items' unit vectors.
             query: The user's.
-            needed: How many items are wanted; as many are left after exclusions.
+            needed: How many items are wanted, no more than are eligible.
             eligible: What can be found at all.
-            excluded: Eligible rows that must not be found, rising.
         """
         rows, starts = self._arranged(eligible)
         sizes = np.diff(starts)
@@ -94,28 +92,30 @@ class Regions:
         nearest = nearest[sizes[nearest] > 0]
         seen = np.cumsum(sizes[nearest])
         best = _Best(needed + SLACK, max(needed, _JUDGED))
-        start, so_far, looked_at = 0, 0, max(_FIRST_ROUND, 2 * needed + len(excluded))
+        start, so_far, looked_at = 0, 0, max(_FIRST_ROUND, 2 * needed)
         while start < len(nearest):
             deadline.check()
             stop = int(np.searchsorted(seen, looked_at)) + 1
             chosen = nearest[start:stop]
             some = rows[ragged_arange(starts[chosen], sizes[chosen])]
-            if len(excluded):
-                some = some[~_is_in(some, excluded)]
             news = best.add(some, np.take(vectors, some, axis=0) @ query)
             so_far = int(seen[min(stop, len(seen)) - 1])
             if start and news <= _NEXT_TO_NOTHING and best.is_full:
                 break
             pays = so_far < _NOT_PAYING * len(rows) or news < _NOT_PAYING
             start, looked_at = stop, 2 * so_far if pays else len(rows)
-        return best.rows, so_far
+        return best.rows, best.scores, so_far
 
     def shares_near(
         self, queries: Float32[np.ndarray, "users width"], eligible: Eligible
     ) -> Float64[np.ndarray, " users"]:
         """Return which part of the items in the regions nearest to each user is eligible."""
         num_near = min(_NEAR, len(self.centres))
-        nearest = np.argpartition(queries @ self.centres.T, -num_near, axis=1)[:, -num_near:]
+        # One by one: a product of matrices depends on how many there are.
+        near = np.empty((len(queries), len(self.centres)), dtype=np.float32)
+        for user, query in enumerate(queries):
+            near[user] = self.centres @ query
+        nearest = np.argpartition(near, -num_near, axis=1)[:, -num_near:]
         fitting, all_items = (
             np.diff(starts)[nearest].sum(axis=1) for _, starts in (self._arranged(eligible), self._order)
         )
@@ -150,7 +150,7 @@ class _Best:
         self._kept = max(kept, judged)
         self._judged = judged
         self.rows = np.zeros(0, dtype=np.int64)
-        self._scores = np.zeros(0, dtype=np.float32)
+        self.scores = np.zeros(0, dtype=np.float32)
 
     @property
     def is_full(self) -> bool:
@@ -159,16 +159,11 @@ class _Best:
     def add(self, rows: np.ndarray, scores: np.ndarray) -> float:
         """Take in more rows and return the share of the best that they are."""
         num_old = len(self.rows)
-        all_rows, all_scores = np.concatenate([self.rows, rows]), np.concatenate([self._scores, scores])
+        all_rows, all_scores = np.concatenate([self.rows, rows]), np.concatenate([self.scores, scores])
         if len(all_rows) > self._kept:
             best = np.argpartition(-all_scores, self._kept - 1)[: self._kept]
         else:
             best = np.arange(len(all_rows))
-        self.rows, self._scores = all_rows[best], all_scores[best]
-        judged = best[np.argsort(-self._scores)[: self._judged]]
+        self.rows, self.scores = all_rows[best], all_scores[best]
+        judged = best[np.argsort(-self.scores)[: self._judged]]
         return float(np.mean(judged >= num_old)) if len(judged) else 0.0
-
-
-def _is_in(rows: np.ndarray, rising: np.ndarray) -> np.ndarray:
-    places = np.minimum(np.searchsorted(rising, rows), len(rising) - 1)
-    return np.asarray(rising[places] == rows)

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 
 from features.cells import item_texts
 from serving import deadline
-from serving.hits import Found, Hits
+from serving.hits import Found, Hits, merged
 from serving.live_index import Vectors
 from serving.people import Asking
 from serving.snapshot import Snapshot
@@ -139,19 +139,23 @@ class Moved:
         """Return search results with the candidates first, in their new order, and all others after them."""
         return Hits.join([self._first(user, *hits.of(user)) for user in range(len(hits))])
 
-    def relevance(self, user: int, found: Found) -> Found:
-        """Return what one of the user's searches found, by the relevance that the new order gives."""
+    def relevance(self, user: int, found: Found, may: Callable[[np.ndarray], np.ndarray], depth: int) -> Found:
+        """Return the best of some items, by the relevance that the new order gives to those that were moved.
+
+        Args:
+            user: Whose.
+            found: The best of these items, `depth` of them or all there are, as a search found them.
+            may: Returns which of the moved items are among them.
+            depth: How many are returned at most.
+        """
         moved = self.found[user]
         if moved is None:
             return found
         rows, scores = found
-        order = np.argsort(moved[0])
-        places = np.minimum(np.searchsorted(moved[0][order], rows), len(order) - 1)
-        is_moved = moved[0][order][places] == rows
-        falling = _falling(moved[1])
-        scores = np.where(is_moved, falling[order[places]], scores)
-        best = np.lexsort((rows, -scores))
-        return rows[best], scores[best]
+        is_other = np.isin(rows, moved[0], invert=True)
+        mine = may(moved[0])
+        rows, scores = merged([(moved[0][mine], _falling(moved[1])[mine]), (rows[is_other], scores[is_other])])
+        return rows[:depth], scores[:depth]
 
     def _first(self, user: int, rows: Int64[np.ndarray, " rows"], scores: Float32[np.ndarray, " rows"]) -> Found:
         moved = self.found[user]

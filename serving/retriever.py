@@ -37,7 +37,7 @@ from serving.queries import query_vector
 from serving.reasons import contributions, most
 from serving.remembered import RememberedVectors
 from serving.reranking import Moved, Reranking
-from serving.rules import Places, Rules, arrange, depth_of, parts_of
+from serving.rules import Part, Places, Rules, arrange, depth_of, parts_of
 from serving.seal import Seal
 from serving.snapshot import Snapshot, attribute_columns, encode_users
 from serving.stages import timed
@@ -551,9 +551,12 @@ class Retriever:
             for row in pinned[np.isin(pinned, own.rows, invert=True)].tolist():
                 places.pin(row)
             scale = 1.0 if asking.is_known[user] else 1 / (self.popularity.greatest_share or 1.0)
-            relevance = (lambda found: found) if moved is None else partial(moved.relevance, user)
-            more = partial(self._more, one, own, relevance)
-            arrange(places, tiers, [relevance(hits.of(user)) for hits in first], depth, more, scale)
+            more = partial(self._more, one, own, partial(_by_relevance, moved, user))
+            best = [
+                _by_relevance(moved, user, part, depth, hits.of(user))
+                for part, hits in zip(tiers[0], first, strict=True)
+            ]
+            arrange(places, tiers, best, depth, more, scale)
             rows = np.array(places.rows, dtype=np.int64)
             found.append((rows, self._scores(one, rows)))
         return Hits.join(found)
@@ -562,13 +565,15 @@ class Retriever:
         self,
         one: Asking,
         barred: Barred,
-        relevance: Callable[[Found], Found],
-        eligible: Eligible | None,
+        by_relevance: Callable[..., Found],
+        part: Part,
+        closed: Bool[np.ndarray, " items"] | None,
         depth: int,
         decided: Int64[np.ndarray, " decided"],
     ) -> Found:
-        """Return more of the best for one user, without what was decided on already."""
-        return relevance(self._search(one, barred.and_all(decided), depth, eligible).of(0))
+        """Return more of the best for one user, as `rules.Search` does."""
+        hits = self._search(one, barred.and_all(decided), depth, part.eligible, closed)
+        return by_relevance(part, depth, hits.of(0), closed, decided)
 
     def _scores(self, one: Asking, rows: Int64[np.ndarray, " items"]) -> Float32[np.ndarray, " items"]:
         """Return one user's scores of some items."""
@@ -576,25 +581,40 @@ class Retriever:
             return self.popularity.shares(rows)
         return cosines(self.index.vectors[rows], one.vectors).astype(np.float32)
 
-    def _search(self, asking: Asking, barred: Barred, depth: int, eligible: Eligible | None) -> Hits:
-        """Return the `depth` best items of each: the nearest, or the most popular where the model knows nothing."""
+    def _search(
+        self,
+        asking: Asking,
+        barred: Barred,
+        depth: int,
+        eligible: Eligible | None,
+        closed: Bool[np.ndarray, " items"] | None = None,
+    ) -> Hits:
+        """Return the `depth` best items of each: the nearest, or the most popular where the model knows nothing.
+
+        Args:
+            asking: Who asks.
+            barred: What each must not get.
+            depth: How many items.
+            eligible: The items that a filter lets through. None: all.
+            closed: Items that nobody gets though the filter lets them through. None: none.
+        """
         if asking.is_known.all():
-            return self.index.search(asking.vectors, depth, barred.rows, barred.offsets, eligible)
+            return self.index.search(asking.vectors, depth, barred.rows, barred.offsets, eligible, closed)
         known = np.flatnonzero(asking.is_known)
         answers: Iterator[Found] = iter(())
         if len(known):
             mine = barred.take(known)
-            nearest = self.index.search(asking.vectors[known], depth, mine.rows, mine.offsets, eligible)
+            nearest = self.index.search(asking.vectors[known], depth, mine.rows, mine.offsets, eligible, closed)
             answers = map(nearest.of, range(len(known)))
+        may = None if eligible is None else eligible.mask
+        if closed is not None:
+            may = ~closed if may is None else may & ~closed
         return Hits.join(
             [
-                next(answers) if is_known else self._most_popular(barred.of(user), depth, eligible)
+                next(answers) if is_known else self.popularity.best(depth, barred.of(user), may)
                 for user, is_known in watched(enumerate(asking.is_known.tolist()))
             ]
         )
-
-    def _most_popular(self, barred: np.ndarray, depth: int, eligible: Eligible | None) -> Found:
-        return self.popularity.best(depth, barred, None if eligible is None else eligible.mask)
 
     def _recommendations(self, rows: np.ndarray, scores: np.ndarray, first_rank: int = 1) -> list[Recommendation]:
         ids, titles = self.items.ids, self.titles
@@ -603,3 +623,25 @@ class Retriever:
             Recommendation(ids[row], score, rank, None if titles is None else titles[row])
             for rank, (row, score) in pairs
         ]
+
+
+def _by_relevance(
+    moved: Moved | None,
+    user: int,
+    part: Part,
+    depth: int,
+    found: Found,
+    closed: Bool[np.ndarray, " items"] | None = None,
+    decided: Sequence[int] | Int64[np.ndarray, " decided"] = (),
+) -> Found:
+    """Return the best of a part, what a reranker moved among them where it moved it; see `Moved.relevance`."""
+    if moved is None:
+        return found
+
+    def may(rows: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        allowed = np.isin(rows, decided, invert=True)
+        for mask in (None if part.eligible is None else part.eligible.mask, None if closed is None else ~closed):
+            allowed = allowed if mask is None else allowed & mask[rows]
+        return allowed
+
+    return moved.relevance(user, found, may, depth)

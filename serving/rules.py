@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from serving import deadline
 from serving.filters import Filter, Filters, Groups
-from serving.hits import Eligible, Found, are_alike, cosines, greatest_cosines
+from serving.hits import Eligible, Found, are_alike, cosines, greatest_cosines, merged
 from serving.ids import ExternalId
 from serving.live_index import Vectors
 from serving.overlay import LiveFilters
@@ -41,6 +41,8 @@ _DEEPEST = 8192
 # How many candidates are compared with those placed at a time, and how many of all items, so that memory stays small.
 _STAGED = 256
 _COMPARED = 4096
+# A vector of length 1 in single precision is that much longer or shorter, and so is its cosine to a copy of it.
+_ROUNDED = 1e-6
 # Where less than this share of the candidates could be placed, all items are compared before the next search.
 _FEW_PLACED = 0.25
 
@@ -68,7 +70,8 @@ class Rules:
         boosts: Of which the first that an item fits counts.
         bury: Items that fit any of these come last.
         at_most: How many items of each value of a column there may be, by column. An empty cell has no value.
-        distinct: Of items with a cosine of at least so much only the first is given. None: however alike they are.
+        distinct: Of items with a cosine of at least so much, up to a millionth, only the first is given; 1: of exact
+            copies. None: however alike they are.
     """
 
     diversity: float = 0.0
@@ -196,7 +199,7 @@ class Places:
         self.rows: list[int] = []
         self._num_places = num_places
         self._diversity = rules.diversity
-        self._distinct = np.inf if rules.distinct is None else rules.distinct
+        self._distinct = np.inf if rules.distinct is None else rules.distinct - _ROUNDED
         self._compares = bool(rules.diversity) or rules.distinct is not None
         self._limits = [Limit(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most]
         self._vectors = vectors
@@ -350,8 +353,8 @@ class _Candidates:
         np.maximum(self.nearest, cosines(self.vectors, self.vectors[placed]), out=self.nearest)
 
 
-Search = Callable[[Eligible | None, int, Int64[np.ndarray, " decided"]], Found]
-"""Returns so many of the best items among the eligible ones, without those that were decided on."""
+Search = Callable[[Part, Bool[np.ndarray, " items"] | None, int, Int64[np.ndarray, " decided"]], Found]
+"""Returns so many of the best items of a part, without those that are closed and those that were decided on."""
 
 
 def depth_of(rules: Rules, num_places: int) -> int:
@@ -390,22 +393,17 @@ def arrange(
 
 def _searched(places: Places, tier: Sequence[Part], depth: int, search: Search) -> list[Found]:
     closed, decided = places.closed(), places.decided
-    return [search(_without(part.eligible, closed), depth, decided) for part in deadline.watched(tier)]
-
-
-def _without(eligible: Eligible | None, closed: Bool[np.ndarray, " items"] | None) -> Eligible | None:
-    if closed is None:
-        return eligible
-    return Eligible(~closed if eligible is None else eligible.mask & ~closed)
+    return [search(part, closed, depth, decided) for part in deadline.watched(tier)]
 
 
 def _pool(tier: Sequence[Part], found: Sequence[Found], depth: int, scale: float) -> Pool:
     """Return the best of all parts: as deep as each was looked into, none of another can be missing among them."""
-    sums = np.repeat([part.by for part in tier], [len(rows) for rows, _ in found])
-    rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in found)])
-    scores = np.concatenate([np.zeros(0), *(scores for _, scores in found)]).astype(np.float64)
-    relevance = scores * scale + sums
+    rows, relevance = merged(
+        [(np.zeros(0, np.int64), np.zeros(0))]
+        + [
+            (rows, scores.astype(np.float64) * scale + part.by)
+            for part, (rows, scores) in zip(tier, found, strict=True)
+        ]
+    )
     is_complete = all(len(some) < depth for some, _ in found)
-    order = np.lexsort((rows, -relevance))
-    order = order if is_complete else order[:depth]
-    return Pool(rows[order], relevance[order], is_complete)
+    return Pool(rows, relevance, True) if is_complete else Pool(rows[:depth], relevance[:depth], False)

@@ -10,7 +10,7 @@ index/
   items.parquet         the catalogue, in the order of rows, and `interactions.parquet` how often each item was had
   vectors.safetensors   `items` by row; `users` by their order in users.parquet (not where the time of asking matters)
   items.faiss           the index; regions.safetensors where its filtered searches look, if it has such
-  users.parquet         user_id, history (item ids, oldest first) and, for a model that looks at the clock, times
+  users.parquet         user_id, history (item ids, oldest first) and, where the tables have them, times
   attributes.parquet    what the model reads of the users beside that
   facts.safetensors     what a learned ranker reads of the items, where the bundle has one
   tokens.safetensors    what late interaction reads of them, where the bundle's ranker is that
@@ -263,7 +263,7 @@ def encode_users(
                 attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
                 user_ids=block.user_ids,
                 request_times=None if now is None else np.full(len(block), now, dtype=np.int64),
-                event_times=block.times,
+                event_times=block.times if bundle.config.reads_time else None,
             )
         progress(users.stop, len(histories))
     return vectors
@@ -277,8 +277,6 @@ def attribute_columns(bundle: ModelBundle) -> list[str]:
 def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame | None]:
     """Return everyone of either table, sorted by id, with what they did and the attributes that the model reads."""
     active = tables.interactions.sequences(tables.catalog)
-    if not bundle.config.reads_time:
-        active = replace(active, times=None)
     columns = attribute_columns(bundle)
     if tables.users is None:
         return active, pd.DataFrame({column: [None] * len(active) for column in columns}) if columns else None

@@ -19,7 +19,17 @@ from jaxtyping import Float32
 
 from serving.hits import Eligible, Hits
 from serving.index import ItemIndex, divide, num_threads_set
-from serving.kinds import DESCRIPTIONS, TUNED_CUTOFF, Kind, Plan, candidates, efforts, num_regions, standard
+from serving.kinds import (
+    DESCRIPTIONS,
+    FIRST_LEVEL,
+    TUNED_CUTOFF,
+    Kind,
+    Plan,
+    candidates,
+    efforts,
+    num_regions,
+    standard,
+)
 
 # Users whose searches are compared with the truth: a third to tune by, a third to check by, a third to judge by.
 SAMPLE = 1500
@@ -219,10 +229,9 @@ def regions_pay(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -
     eligible = Eligible(np.random.default_rng(_SEED).random(len(index)) < _FILTERED_SHARE)
     if not len(eligible):
         return False
-    nothing, needed = np.zeros(0, np.int64), min(TUNED_CUTOFF, len(eligible))
+    needed = min(FIRST_LEVEL, len(eligible))
     compared = [
-        index.regions.candidates(index.vectors, query, needed, eligible, nothing)[1]
-        for query in queries[:_FILTERED_USERS]
+        index.regions.candidates(index.vectors, query, needed, eligible)[2] for query in queries[:_FILTERED_USERS]
     ]
     return float(np.mean(compared)) <= (1 - _SPARED) * len(eligible)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.config import FeatureSettings
@@ -283,3 +283,61 @@ def test_conditions_are_what_plain_python_says_they_are(cells, any_of, none_of, 
         if number is not None and number in any_of and number >= least and text not in none_of
     ]
     assert found == expected
+
+
+BIG = 2**53
+WHOLE = [0, 1, 2, 3, -1, 100, *range(BIG - 2, BIG + 4), 2**62, 2**63 - 1]
+FRACTIONS = [0.1, 0.2, 0.3, 1.1, 9.99, 19.99, -0.1, 1e30, 3.0, 16777217.0]
+WORDS = [*"abcdefghijkl"]
+# Of each sort of column: the type, what may be in a cell, and how a value is read before it is compared with one.
+TYPES = {
+    "int8": (pa.int8(), st.sampled_from([0, 1, 2, 3, -1, 100]), int),
+    "int64": (pa.int64(), st.sampled_from(WHOLE), int),
+    "uint64": (pa.uint64(), st.sampled_from([0, 1, BIG, BIG + 1, 2**63, 2**63 + 1, 2**64 - 1]), int),
+    "float32": (pa.float32(), st.sampled_from(FRACTIONS), np.float32),
+    "float64": (pa.float64(), st.sampled_from([*FRACTIONS, float(BIG)]), float),
+    "text": (pa.large_string(), st.sampled_from(WORDS), str),
+    "texts": (pa.list_(pa.string()), st.lists(st.sampled_from(WORDS), max_size=3), str),
+    "pairs": (pa.list_(pa.string(), 2), st.lists(st.sampled_from(WORDS), min_size=2, max_size=2), str),
+    "views": (pa.list_view(pa.string()), st.lists(st.sampled_from(WORDS), max_size=3), str),
+    "whole pairs": (pa.list_(pa.int32(), 2), st.lists(st.integers(0, 12), min_size=2, max_size=2), int),
+}
+ASKED = {
+    int: st.sampled_from([*WHOLE, 0.5, 2.5, 3.0, -0.5, float(BIG), 2**63, 2**63 + 1, 2**64, 1e30, BIG + 2.5]),
+    np.float32: st.sampled_from([*FRACTIONS, 0.15, 1e300, 16777216, 16777217, 3]),
+    float: st.sampled_from([*FRACTIONS, 0.15, 1e300, BIG, BIG + 1, 3]),
+    str: st.sampled_from([*WORDS, "z"]),
+}
+
+
+def read_as(read, value):
+    """A value in the type of a column: exactly, or the nearest where the column has fractions."""
+    with np.errstate(over="ignore"):
+        return value if read is int else read(value)
+
+
+@pytest.mark.parametrize("sort", TYPES)
+@given(data=st.data())
+@settings(max_examples=40)
+def test_columns_of_every_type_are_compared_as_plain_python_does(sort, data):
+    kind, cell, read = TYPES[sort]
+    cells = data.draw(st.lists(st.none() | cell, min_size=1, max_size=20))
+    asked = st.integers(0, 14) if sort == "whole pairs" else ASKED[read]
+    values = data.draw(st.lists(asked, min_size=1, max_size=14))
+    test = data.draw(
+        st.sampled_from(
+            ["any", "not", "min", "max"] if not pa.types.is_nested(kind) and read is not str else ["any", "not"]
+        )
+    )
+    frame = pd.DataFrame({"item_id": column(list(range(len(cells))), pa.int64()), "c": column(cells, kind)})
+    filters = Filters(Catalog(frame))
+    found = filters.mask(filters.of({"c": {test: values if test in ("any", "not") else values[0]}})).tolist()
+    wanted = [read_as(read, value) for value in values]
+    there = [[] if one is None else one if isinstance(one, list) else [read_as(read, one)] for one in cells]
+    expected = {
+        "any": [any(one in wanted for one in mine) for mine in there],
+        "not": [not any(one in wanted for one in mine) for mine in there],
+        "min": [any(one >= wanted[0] for one in mine) for mine in there],
+        "max": [any(one <= wanted[0] for one in mine) for mine in there],
+    }
+    assert found == expected[test]

@@ -68,6 +68,35 @@ def shop():
     return make_tables(histories, ITEMS, titles=[f"Thing {item}" for item in ITEMS], users=users)
 
 
+def make_timed(tables, times):
+    interactions = replace(tables.interactions, frame=tables.interactions.frame.assign(timestamp=times))
+    return replace(tables, interactions=interactions)
+
+
+# When the tables' events were: those of a user an hour apart, the newest of all at LAST.
+LAST, HOUR = 1_700_000_000, 3600
+
+
+def timed_shop():
+    tables = shop()
+    users = tables.interactions.frame["user_id"]
+    left = users.groupby(users).cumcount(ascending=False).to_numpy()
+    return make_timed(tables, pd.Series(LAST - HOUR * left, dtype="int64[pyarrow]"))
+
+
+def positioned_shop():
+    """Whose events have an order of their own, and times that are another."""
+    tables = timed_shop()
+    times = tables.interactions.frame["timestamp"].to_numpy()
+    shuffled = LAST - HOUR * np.random.default_rng(4).permutation(len(times))
+    frame = tables.interactions.frame.assign(
+        timestamp=pd.Series(shuffled, dtype="int64[pyarrow]"),
+        position=pd.Series(np.arange(len(times)), dtype="int64[pyarrow]"),
+    )
+    return replace(tables, interactions=replace(tables.interactions, frame=frame))
+
+
+SHOPS = {"without times": shop, "with times": timed_shop, "with positions": positioned_shop}
 EXACT, GRAPH = Plan(), Plan(kind="hnsw", links=16, breadth=64)
 
 
@@ -150,18 +179,31 @@ def store(tmp_path):
     store.close()
 
 
-WRITES = st.one_of(
-    st.builds(put, st.sampled_from([*ITEMS[:6], *NEW]), st.sampled_from([*TITLES, None])),
-    st.builds(deletion, st.sampled_from([*ITEMS[:6], *NEW])),
-    st.builds(event, st.sampled_from([*range(100, 110)]), st.sampled_from([*ITEMS[:6], *NEW]), st.sampled_from([7, 8])),
-)
+def writes_to(tables):
+    """Writes; of events some late, some repeated, and some that the tables hold."""
+    frame = tables.interactions.frame
+    times = [7, LAST - HOUR, LAST - HOUR - 1, LAST, LAST + 1, 1_800_000_000]
+    events = [
+        st.builds(
+            event, st.sampled_from([*range(100, 110)]), st.sampled_from([*ITEMS[:6], *NEW]), st.sampled_from(times)
+        )
+    ]
+    if "timestamp" in frame:
+        held = list(frame[["user_id", "item_id", "timestamp"]].itertuples(index=False, name=None))
+        events.append(st.sampled_from(held).map(lambda one: event(*one)))
+    return st.one_of(
+        st.builds(put, st.sampled_from([*ITEMS[:6], *NEW]), st.sampled_from([*TITLES, None])),
+        st.builds(deletion, st.sampled_from([*ITEMS[:6], *NEW])),
+        *events,
+    )
 
 
-@given(batches=st.lists(st.lists(WRITES, min_size=1, max_size=8), min_size=1, max_size=4))
-@settings(max_examples=4, phases=[Phase.generate])
-def test_answers_are_those_of_an_index_made_anew(batches, tmp_path_factory):
+@pytest.mark.parametrize("tables", [make() for make in SHOPS.values()], ids=SHOPS)
+@given(data=st.data())
+@settings(max_examples=2, phases=[Phase.generate])
+def test_answers_are_those_of_an_index_made_anew(tables, data, tmp_path_factory):
+    batches = data.draw(st.lists(st.lists(writes_to(tables), min_size=1, max_size=8), min_size=1, max_size=4))
     store = SqliteStore(tmp_path_factory.mktemp("log") / "live.db")
-    tables = shop()
     base = base_of(tables)
     live = Live(base, store)
     untouched = answers(base)
@@ -368,9 +410,22 @@ def test_events_that_the_tables_are_new_enough_to_hold_are_not_counted_twice(sto
     assert content_of_history(Live(base_of(tables), store).current(), 200) == [ITEMS[9]]
 
 
-def make_timed(tables, times):
-    interactions = replace(tables.interactions, frame=tables.interactions.frame.assign(timestamp=times))
-    return replace(tables, interactions=interactions)
+def test_the_newest_interaction_of_the_tables_counts_once_though_it_stands_in_the_log_too(store, monkeypatch):
+    """Tables know whole seconds, and a log when it received something to the fraction of one."""
+    tables = timed_shop()
+    user, item, newest = tables.interactions.frame.sort_values("timestamp").iloc[-1][
+        ["user_id", "item_id", "timestamp"]
+    ]
+    assert newest == LAST
+    other = next(item_id for item_id in ITEMS if item_id not in tables.interactions.frame["item_id"].tolist())
+    monkeypatch.setattr("serving.store.time.time", lambda: LAST + 0.4)
+    store.append([event(int(user), item, LAST), event(int(user), other, LAST)])
+    base = base_of(tables)
+    now = Live(base, store).current()
+    counts = [one.popularity.shares(np.array([base.items.row(item)]))[0] for one in (base, now)]
+    total = len(tables.interactions)
+    assert counts[1] == pytest.approx(counts[0] * total / (total + 1))
+    assert content_of_history(now, int(user)) == [other, *content_of_history(base, int(user))]
 
 
 def test_ids_that_cannot_be_ids_here_are_left_out(store):

@@ -9,8 +9,6 @@ from serving.index import divide
 from serving.regions import Regions
 from tests.serving.vectors import by_hand, clustered_vectors, some_eligible, unit_vectors
 
-NOTHING = np.zeros(0, np.int64)
-
 
 @pytest.fixture(autouse=True)
 def small_rounds(monkeypatch):
@@ -46,7 +44,7 @@ def test_candidates_hold_nearly_all_of_the_best_of_a_clustered_catalogue_by_comp
     eligible = some_eligible(6000, share)
     found = compared = 0
     for query in queries:
-        rows, num_compared = regions.candidates(vectors, query, needed, eligible, NOTHING)
+        rows, _, num_compared = regions.candidates(vectors, query, needed, eligible)
         compared += num_compared
         assert eligible.mask[rows].all()
         assert len(np.unique(rows)) == len(rows) >= needed
@@ -59,7 +57,7 @@ def test_where_vectors_have_no_clusters_all_is_compared_and_nothing_twice():
     vectors = unit_vectors(4000)
     regions, eligible = divide(vectors, 64), some_eligible(4000, 0.5)
     for query in unit_vectors(20, seed=1):
-        rows, num_compared = regions.candidates(vectors, query, 20, eligible, NOTHING)
+        rows, _, num_compared = regions.candidates(vectors, query, 20, eligible)
         assert num_compared <= len(eligible)
         assert len(np.intersect1d(rows, by_hand(vectors, query, 20, eligible=eligible))) >= 19
 
@@ -69,18 +67,9 @@ def test_a_search_that_does_not_pay_takes_few_rounds(monkeypatch):
     regions, eligible = divide(vectors, 256), some_eligible(40_000, 0.9)
     rounds, add = [], regions_module._Best.add
     monkeypatch.setattr(regions_module._Best, "add", lambda *given: (rounds.append(len(given[1])), add(*given))[1])
-    _, num_compared = regions.candidates(vectors, unit_vectors(1, width=32, seed=1)[0], 100, eligible, NOTHING)
+    *_, num_compared = regions.candidates(vectors, unit_vectors(1, width=32, seed=1)[0], 100, eligible)
     assert num_compared == sum(rounds) == len(eligible)
     assert rounds[-1] > 0.4 * len(eligible)
-
-
-def test_excluded_rows_are_left_out(space):
-    vectors, regions, queries = space
-    eligible = some_eligible(6000, 0.3)
-    best = by_hand(vectors, queries[0], 60, eligible=eligible)
-    rows, _ = regions.candidates(vectors, queries[0], 20, eligible, np.sort(best[:40]))
-    assert not np.isin(rows, best[:40]).any()
-    assert len(np.intersect1d(rows, best[40:])) >= 19
 
 
 def test_eligible_items_in_few_regions_or_in_one_are_found(space):
@@ -88,7 +77,7 @@ def test_eligible_items_in_few_regions_or_in_one_are_found(space):
     largest = np.bincount(regions.of_item).argsort()[-2:]
     for chosen in (largest, largest[:1]):
         eligible = Eligible(np.isin(regions.of_item, chosen))
-        rows, _ = regions.candidates(vectors, queries[0], 10, eligible, NOTHING)
+        rows, *_ = regions.candidates(vectors, queries[0], 10, eligible)
         assert set(by_hand(vectors, queries[0], 10, eligible=eligible)) <= set(rows.tolist())
 
 

@@ -24,6 +24,7 @@ from serving.snapshot import Snapshot
 from serving.store import SqliteStore, Write
 from serving.wanted import Person, Wanted
 from tests.serving.doubles import FakeBundle, country, id_series, make_features, make_tables, unit, vector_of
+from tests.serving.vectors import unit_vectors
 
 WINDOW = 3
 
@@ -53,9 +54,14 @@ class Shelf:
     def where(self, *conditions):
         return self.filters.of(dict(conditions))
 
-    def search(self, eligible, depth, placed):
+    def open_rows(self, part, closed):
+        mask = np.ones(len(self), dtype=bool) if part.eligible is None else part.eligible.mask
+        return np.flatnonzero(mask if closed is None else mask & ~closed).tolist()
+
+    def search(self, part, closed, depth, placed):
         """What an index is to find: the best first, equal ones in the order of rows."""
-        rows = [row for row in range(len(self)) if (eligible is None or eligible.mask[row]) and row not in set(placed)]
+        placed = set(placed)
+        rows = [row for row in self.open_rows(part, closed) if row not in placed]
         rows = np.array(sorted(rows, key=lambda row: (-self.scores[row], row))[:depth], dtype=np.int64)
         return rows, self.scores[rows]
 
@@ -67,7 +73,7 @@ def quickly(shelf, rules, where, num_places):
         if any(part.allows(row) for tier in tiers for part in tier):
             places.pin(row)
     depth = depth_of(rules, num_places)
-    first = [shelf.search(part.eligible, depth, []) for part in tiers[0]]
+    first = [shelf.search(part, None, depth, []) for part in tiers[0]]
     arrange(places, tiers, first, depth, shelf.search)
     return places.rows
 
@@ -192,14 +198,15 @@ def test_few_values_in_a_large_catalogue_do_not_mean_that_all_of_it_is_searched(
     shelf = Shelf(["a", "b", "c"] * (size // 3), [[]] * size, rng.normal(size=(size, 3)), rng.integers(-8, 8, size))
     asked = []
 
-    def search(eligible, depth, placed):
-        asked.append(depth if eligible is None else min(depth, len(eligible)))
-        return shelf.search(eligible, depth, placed)
+    def search(part, closed, depth, placed):
+        asked.append(min(depth, len(shelf.open_rows(part, closed))))
+        return shelf.search(part, closed, depth, placed)
 
     rules = Rules(diversity=diversity, at_most=[("brand", 2)])
     places = Places(10, rules, shelf.filters, shelf.vectors)
     depth = depth_of(rules, 10)
-    arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
+    tier = parts_of(rules, (), shelf.filters)[0]
+    arrange(places, [tier], [search(tier[0], None, depth, [])], depth, search)
     assert len(places.rows) == 6
     assert sum(asked) < 1000
 
@@ -211,16 +218,26 @@ def test_copies_of_what_was_placed_are_not_searched_through_one_by_one():
     shelf = Shelf(["a"] * size, [[]] * size, vectors, np.append(np.full(size - 1, 8), 0))
     asked = []
 
-    def search(eligible, depth, placed):
-        asked.append(depth if eligible is None else min(depth, len(eligible)))
-        return shelf.search(eligible, depth, placed)
+    def search(part, closed, depth, placed):
+        asked.append(min(depth, len(shelf.open_rows(part, closed))))
+        return shelf.search(part, closed, depth, placed)
 
     rules = Rules(distinct=0.95)
     places = Places(2, rules, shelf.filters, shelf.vectors)
     depth = depth_of(rules, 2)
-    arrange(places, parts_of(rules, (), shelf.filters)[0:1], [search(None, depth, [])], depth, search)
+    tier = parts_of(rules, (), shelf.filters)[0]
+    arrange(places, [tier], [search(tier[0], None, depth, [])], depth, search)
     assert places.rows == [0, size - 1]
     assert sum(asked) < 1000
+
+
+@pytest.mark.parametrize("width", [3, 64])
+def test_of_exact_copies_one_is_given_and_of_others_all(width):
+    vectors = unit_vectors(300, width=width)
+    copies = np.concatenate([vectors, vectors[::-1]])
+    shelf = Shelf(["a"] * 600, [[]] * 600, copies, np.arange(600) % 7)
+    placed = quickly(shelf, Rules(distinct=1.0), (), 600)
+    assert sorted(row if row < 300 else 599 - row for row in placed) == list(range(300))
 
 
 ITEMS = [f"i{number}" for number in range(60)]

@@ -176,7 +176,7 @@ def test_users_of_whom_nothing_is_known_are_no_measure():
 
 
 def test_regions_are_kept_for_filters_where_items_cluster_and_only_there(monkeypatch):
-    for name, small in [("regions._FIRST_ROUND", 64), ("regions._JUDGED", 10), ("tuning.TUNED_CUTOFF", 10)]:
+    for name, small in [("regions._FIRST_ROUND", 64), ("regions._JUDGED", 10), ("tuning.FIRST_LEVEL", 10)]:
         monkeypatch.setattr(f"serving.{name}", small)
     assert regions_pay(ItemIndex.build(clustered_vectors(20_000), "ivf-sq8"), USERS)
     isotropic = unit_vectors(5000)
