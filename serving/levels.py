@@ -4,9 +4,9 @@ A deep search of such an index finds some of the items that a shallow one missed
 disagree about the order, and pages made of them show an item twice or never. Here the depth of a search follows from
 nothing but the user and the filter: the first level of a user's order is what a search of a fixed depth finds, best
 first, except what scores like the worst of it; each further level is what a search of twice the depth finds beyond the
-levels before it; and the last level are all the other items, compared one and all. How many levels are worked out depends on how many items are asked for and
-excluded; what is in them does not. An item that only a deeper level finds counts as no better than the worst of the
-levels before it, so that scores fall and orders can be merged.
+levels before it; and the last level are all other items, compared one and all. How many levels are worked out depends
+on how many items are asked for and excluded; what is in them does not. An item that only a deeper level finds counts as
+no better than the worst of the levels before it, so that scores fall and orders can be merged.
 """
 
 from __future__ import annotations
