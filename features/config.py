@@ -161,9 +161,8 @@ class FeaturesConfig(StrictTable):
 
     interactions: str | None = None
     """Path of the interactions: a CSV or Parquet file, a folder of such files, or a pattern such as `orders-*.csv`;
-    relative to the folder of run.toml. Of a search: which document answers
-    which query. None: nobody had anything yet, so nothing is learned, and items are found by their texts as they
-    are."""
+    relative to the folder of run.toml. Of a search: which document answers which query. None: nobody had anything yet,
+    so nothing is learned, and items are found by their texts as they are."""
     items: str | None = None
     """Path of the catalogue, as of the interactions, or a folder of documents (`.md`, `.txt`). None: the items are
     those of the interactions, known by id alone."""

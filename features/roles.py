@@ -262,7 +262,11 @@ class Roles:
 
     def _described(self, candidates: list[str]) -> tuple[str, str] | None:
         """Return the column of ids on which a name or a price depends, as those of items do."""
-        others = [name for name in self._free() if name not in candidates and _varies(self.events[name])]
+        others = [
+            name
+            for name in self._free()
+            if name not in candidates and _varies(self.events[name]) and not _looks_like_time(self.events[name])
+        ]
         depending = {one: [name for name in others if self._determines(one, name)] for one in candidates}
         most = max(map(len, depending.values()), default=0)
         best = [one for one in candidates if len(depending[one]) == most]

@@ -2,6 +2,7 @@
 
 - `config`: `ServingConfig`, what the operator decides (`serving.toml`, environment, flags).
 - `index`: `ItemIndex`, the search over the items' vectors; the only file that imports FAISS.
+- `levels`: `Walk`, one order of the items for each user of an approximate index, of which every answer is a cut.
 - `kinds`: `Plan`, which kind of index and with which parameters; `hits`: `Hits`, `Eligible` and `Excluded` rows.
 - `tuning`: `tune`, which index suits a catalogue, by measurement.
 - `exact`: `Exact`, every item compared, on a CPU or a GPU; `regions`: `Regions`, for filtered searches.

@@ -26,6 +26,7 @@ from serving.app import create_app
 from serving.config import ServingConfig
 from tests.benchmarks import (
     ablations,
+    agreement,
     duplicates,
     encoding,
     evenness,
@@ -553,3 +554,7 @@ def test_a_soak_says_what_each_ten_seconds_were_like_and_draws_it(tmp_path: Path
     assert soak.p99_of(record, 10, 20) == pytest.approx(500)
     soak.draw(rows, tmp_path / "soak.png", "a title")
     assert (tmp_path / "soak.png").stat().st_size > 5_000
+
+
+def test_answers_agree_by_every_way_in() -> None:
+    assert agreement.compare(100, seed=7) == (100, [])

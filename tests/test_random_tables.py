@@ -26,7 +26,7 @@ def quiet(monkeypatch):
     monkeypatch.setitem(os.environ, "TQDM_DISABLE", "1")
 
 
-@settings(FEW, max_examples=15)
+@settings(FEW, max_examples=8)
 @given(cases())
 def test_every_cell_is_read_as_it_was_meant_or_named(tmp_path_factory, case: Case):
     folder = tmp_path_factory.mktemp("case")
@@ -34,7 +34,7 @@ def test_every_cell_is_read_as_it_was_meant_or_named(tmp_path_factory, case: Cas
     shutil.rmtree(folder)
 
 
-@settings(FEW, max_examples=2)
+@settings(FEW, max_examples=1)
 @given(cases())
 def test_what_init_is_content_with_goes_the_whole_way(tmp_path_factory, case: Case):
     folder = tmp_path_factory.mktemp("case")

@@ -5,45 +5,47 @@
 
 A case is a question: about someone known, new, described or unknown, with a filter, exclusions and rules drawn at
 random, to a service with or without items that people had, a reranker, shortlists and live writes. Its answer as one
-long list must hold, to the item and the bit of the score, in pages, among others in a batch, over HTTP, and in the
-nightly table (what that can ask). Where live writes stand on top of an index that misses nothing, it must hold of an
-index made anew from the tables with the log folded in, too. Indexes of all other cases miss much on purpose.
+long list must hold, to the item and the bit of the score, in pages, among others in a batch, in what a service says
+over HTTP, and in the nightly table (what that can ask). Where live writes stand on top of an index that misses nothing,
+it must hold of an index made anew from the tables with the log folded in, too. Indexes of all other cases miss much on
+purpose.
 
 A world is a catalogue, people, an index and a log of writes; some hundred cases share one. Vectors are made from ids,
 so that nothing but what is under test differs between two ways.
 
 `--cost` measures what it costs that answers are cuts of one order: searches one at a time and of 64 at once, in turns
-with searches of the same index that go as deep as each request needs and no deeper.
+with searches of the same index that put in the same effort, and go as deep as each request needs and no deeper.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
 
 from features.config import FeaturesConfig, FeatureSettings
 from features.tables import Tables
 from serving import index as index_module
-from serving.app import create_app
+from serving.answers import Answers
 from serving.config import ServingConfig
 from serving.contract import Contract
 from serving.folding import fold
-from serving.hits import SLACK, Hits, rank
+from serving.hits import SLACK, Hits, rank, rank_one
 from serving.index import ItemIndex, divide, num_threads_set
 from serving.kinds import KINDS, Kind, Plan, num_regions, standard
 from serving.live import Live
@@ -59,9 +61,11 @@ from tests.serving.doubles import WIDTH, FakeBundle, country, make_tables, unit
 from towers.reranking import Deadline, Shortlist
 
 ITEMS, USERS, CASES_A_WORLD = 1200, 40, 120
+_REPORTED = 1000
 LAST = 1_700_000_000
 BRANDS = [f"brand-{number}" for number in range(12)]
 CONTRACT = Contract.of(ServingConfig())
+ANSWERS = Answers(CONTRACT)
 DEEP = [1, 3, 10, 10, 10, 25, 60, 150, 400]
 
 
@@ -79,6 +83,7 @@ def _vector(item_id: str, brand: object, title: object) -> np.ndarray:
     return 1.2 * _direction(f"centre {None if pd.isna(brand) else brand}") + _direction(name)
 
 
+@functools.cache
 def _direction(name: str) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return np.random.default_rng(seed).normal(size=WIDTH)
@@ -107,9 +112,6 @@ class World:
     retriever: Retriever
     anew: Retriever | None
     path: Path
-
-    def __post_init__(self) -> None:
-        self.client = create_app(self.retriever).test_client()
 
 
 def make_world(rng: np.random.Generator, kind: Kind, path: Path) -> World:
@@ -303,12 +305,12 @@ def differences(world: World, question: Question, rng: np.random.Generator) -> I
     if items_of(together[place]) != whole:
         yield f"among {len(others)} others"
     body = {**question.body, "k": question.depth, "users": [question.said]}
-    answer = world.client.post("/recommendations", json=body).json
-    if [(item["item_id"], item["score"], item["rank"]) for item in answer["answers"][0]["items"]] != whole:
+    served = orjson.loads(orjson.dumps(ANSWERS.about_body(retriever, body)))
+    if _items_said(served["answers"][0]) != whole:
         yield "over HTTP"
-    if not question.body and not isinstance(question.who, Person):
-        one = world.client.get(f"/recommendations/{question.who}?k={question.depth}").json
-        if [(item["item_id"], item["score"], item["rank"]) for item in one["items"]] != whole:
+    if not isinstance(question.who, Person):
+        wanted = question.wanted(retriever, question.depth)
+        if _items_said(orjson.loads(orjson.dumps(ANSWERS.about_user(retriever, str(question.who), wanted)))) != whole:
             yield "over HTTP, about one"
     if set(question.body) <= {"filter"} and isinstance(retriever.index, ItemIndex):
         row = None if isinstance(question.who, Person) else retriever.users.row(question.who)
@@ -318,6 +320,10 @@ def differences(world: World, question: Question, rng: np.random.Generator) -> I
         rebuilt = items_of(world.anew.recommend(question.who, question.wanted(world.anew, question.depth)))
         if rebuilt != whole:
             yield "of an index made anew"
+
+
+def _items_said(content: dict[str, Any]) -> Items:
+    return [(item["item_id"], item["score"], item["rank"]) for item in content["items"]]
 
 
 def _is_nobody(world: World, question: Question) -> bool:
@@ -354,16 +360,13 @@ def as_large_catalogues(is_large: bool) -> Iterator[None]:
         index_module._SCANNED_NUMBERS = before
 
 
-def compare(
-    cases: int, seed: int, kinds: Sequence[Kind] = KINDS, progress: Callable[[int], object] = lambda done: None
-) -> tuple[int, list[str]]:
+def compare(cases: int, seed: int, kinds: Sequence[Kind] = KINDS) -> tuple[int, list[str]]:
     """Put questions to worlds of each kind in turn, and return how many were put and what differed.
 
     Args:
         cases: How many questions.
         seed: Which ones.
         kinds: Kinds of index.
-        progress: Called with the number of questions that were put since the last call.
     """
     num_cases, found = 0, []
     with tempfile.TemporaryDirectory() as folder:
@@ -381,7 +384,6 @@ def compare(
                         f"world {number}, {world.name}: {way}: {question}" for way in differences(world, question, rng)
                     ]
             num_cases += num_questions
-            progress(num_questions)
     return num_cases, found
 
 
@@ -389,6 +391,11 @@ def as_deep_as_needed(index: ItemIndex, queries: np.ndarray, k: int, excluded: S
     """Return what an index finds by a search as deep as the request needs and no deeper, as no seam would need more."""
     fetch = k + max(map(len, excluded)) + SLACK
     scores, rows = index._fetch(queries, fetch)
+    if len(queries) == 1:
+        own = set(excluded[0].tolist())
+        free = (row for row in rows[0][scores[0].argsort()[::-1]].tolist() if row not in own and row >= 0)
+        found = rank_one(index.vectors, queries[0], np.array(list(itertools.islice(free, k + SLACK))))
+        return Hits.join([(found[0][:k], found[1][:k])])
     for user, own in enumerate(excluded):
         barred = np.isin(rows[user], own)
         scores[user][barred], rows[user][barred] = -np.inf, -1
@@ -452,12 +459,14 @@ def main() -> None:
         if given.cost:
             show_cost(given.items, kinds)
             return
-        with tqdm(total=given.cases, unit=" cases", disable=None) as bar:
-            num_cases, found = compare(given.cases, given.seed, kinds, bar.update)
-    for line in found[:20]:
-        print(line)
-    by_way = Counter(line.split(": ")[1] for line in found)
-    print(f"{num_cases:,} cases: {len(found)} differences {dict(by_way) or ''}")
+        num_cases, found = 0, Counter[str]()
+        for number, start in enumerate(range(0, given.cases, _REPORTED)):
+            some, lines = compare(min(_REPORTED, given.cases - start), given.seed + number, kinds)
+            for line in lines:
+                print(line)
+            num_cases += some
+            found.update(line.split(": ")[1] for line in lines)
+            print(f"{num_cases:,} cases: {found.total()} differences {dict(found) or ''}", flush=True)
     sys.exit(1 if found else 0)
 
 

@@ -9,7 +9,7 @@ the id.
 
 Right is, for every column: its cells reach the model as they were meant; or the table that `init` prints says that it
 is left out; or `init` ends with status 2 and lines that name the file. Rows that are not read are counted in a note.
-The first case that is otherwise is shown, as small as it can be made, and the program ends with status 1.
+The first case that is otherwise is shown, and the program ends with status 1.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Whatever it was trained on, and whatever it reads, the model gives the same vectors, to the bit. All combinations:
 
-    python -m tests.benchmarks.same_table
+    python tests/benchmarks/same_table.py
 """
 
 from __future__ import annotations
