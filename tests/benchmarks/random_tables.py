@@ -169,8 +169,9 @@ def _check_answers(case: Case, config: FeaturesConfig, tables: Tables) -> None:
     if answered != known:
         raise WrongReadingError(f"recommend: users {sorted(known - answered)} of {sorted(known)} are not in the file")
     client = create_app(Path("bundle"), ServingConfig(watch_seconds=0)).test_client()
-    for cell, user in dict(zip(case.interactions[0].cells, case.interactions[0].values, strict=True)).items():
+    for written, user in dict(zip(case.interactions[0].cells, case.interactions[0].values, strict=True)).items():
         if user is not None:
+            cell = str(user) if case.kind == "parquet" else written
             answer = client.get(f"/recommendations/{quote(cell, safe='')}?k=3")
             if answer.status_code != 200 or answer.json["fallback"] is not None:
                 raise WrongReadingError(f"user {cell!r} as the file has it: {answer.status_code} {answer.text[:200]}")
