@@ -26,7 +26,7 @@ from serving.snapshot import FOLDER
 from serving.store import Store
 from serving.wanted import Person
 from towers.manifest import MANIFEST, BundleError
-from towers.process import release_memory
+from towers.process import release_memory, step_back
 from towers.ranker import FOLDER as RANKER
 from towers.ranker import NAME as RANKER_SEAL
 
@@ -123,6 +123,7 @@ class Source:
         self._said = what
 
     def _watch(self, seconds: float) -> None:
+        step_back()  # requests come first
         patience = 0.0
         while True:
             time.sleep(max(seconds, patience))

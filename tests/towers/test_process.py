@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from towers.process import (
     prepared_environment,
     release_memory,
     restart_prepared,
+    step_back,
     uses_glibc,
 )
 
@@ -153,3 +155,20 @@ def test_memory_between_pieces_that_are_in_use_is_given_back():
     release_memory()
     assert before - psutil.Process().memory_info().rss > 80_000_000
     assert len(kept) == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell threads apart")
+def test_a_thread_steps_back_alone():
+    def priority():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found, before = [], priority()
+
+    def work():
+        step_back()
+        found.append(priority())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert (found, priority()) == ([max(before, 10)], before)
