@@ -286,9 +286,9 @@ def test_the_fewer_bits_are_kept_the_more_is_lost_and_rescoring_brings_most_of_i
         ("rabitq", "bits=2"): 8,
         ("rabitq", "bits=1"): 4,
     }
-    as_is = [found["rabitq", f"bits={bits}"][2] for bits in (4, 2, 1)]
+    as_is = [found["rabitq", f"bits={bits}"][3] for bits in (4, 2, 1)]
     assert as_is == sorted(as_is, reverse=True)
-    assert found["rabitq", "bits=1"][2] < 0.7 < 0.9 < found["rabitq", "bits=1"][4]
+    assert found["rabitq", "bits=1"][3] < 0.7 < 0.9 < found["rabitq", "bits=1"][5]
 
 
 def search_of(answered: list[int], queries: int) -> text_search.Search:

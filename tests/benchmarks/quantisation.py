@@ -3,8 +3,8 @@
     python tests/benchmarks/quantisation.py runs/latest
 
 The vectors are those of a bundle's items, the questions those of its users (of its items where it has no users), and
-the truth is the comparison of whole vectors. Without re-scoring little more than the first k of the cheap comparison
-are looked at again; with it, as many as `serving/kinds.py` proposes are compared again with their whole vectors. Random
+the truth is the comparison of whole vectors. Without re-scoring the 128 best of the cheap comparison are compared again
+with their whole vectors (`FIRST_LEVEL` in `serving/kinds.py`); with it, as many times more as is proposed there. Random
 vectors stand in where no bundle is named: the worst case, since nothing in them can be left out.
 """
 

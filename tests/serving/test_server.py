@@ -263,7 +263,8 @@ def load():
     return lambda environ, start: start("200 OK", []) or []
 
 granian_server.Supervised(
-    "app", started=shared / STARTED, port=port, interface=Interfaces.WSGI, workers=2, blocking_threads=2
+    "app", started=shared / STARTED, port=port, interface=Interfaces.WSGI, workers=2, blocking_threads=2,
+    workers_kill_timeout=5,  # as of the service: the signal may come before a new worker listens to it
 ).serve(target_loader=load, wrap_loader=False)
 """
 
