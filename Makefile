@@ -43,7 +43,7 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-		--numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 rivals: .rivals/installed ## make .rivals with what tests/benchmarks measures ours beside
 

@@ -110,6 +110,7 @@ def assert_alike(
         assert item_id == other_id or abs(expected.get(item_id, 2) - score) < 4e-6
 
 
+@pytest.mark.slow
 def test_the_service_answers_a_hundred_users_as_brute_force_does_and_as_the_file_says(answers):
     expected = by_brute_force(answers, 20)
     file = read_frame(answers / "candidates.parquet")
@@ -143,6 +144,7 @@ def test_whoever_posts_what_the_tables_say_of_a_user_gets_that_users_answer(answ
             assert_alike(*ranked[0], *ranked[1])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, beside):
     assert towers(beside, "train", "run.toml", "--set", "training.track=false").returncode == 0
     assert weights_of(beside) == weights_of(trained)
@@ -168,6 +170,7 @@ def in_the_second_epoch(folder: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(trained, beside):
     process = start(beside, "train", "run.toml", *EVERY_STEP)
     in_the_second_epoch(beside, process)
@@ -184,6 +187,7 @@ def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(tra
     assert sorted(path.name for path in (beside / "runs").iterdir()) == ["latest", "run-1"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
     process = start(beside, "train", "run.toml", *EVERY_STEP)
     in_the_second_epoch(beside, process)

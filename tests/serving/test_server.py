@@ -103,6 +103,7 @@ def copy(pristine: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("server", "how"), [("granian", signal.SIGTERM), ("gunicorn", signal.SIGINT)])
 def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pristine, tmp_path, server, how):
     planted = "sqlite:///planted-live.db"
@@ -188,6 +189,7 @@ STALLED = (
 """Beginnings of requests after which nothing comes."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["granian", "gunicorn"])
 def test_senders_who_stall_keep_nobody_waiting_and_what_was_begun_is_finished_before_the_end(
     pristine, tmp_path, server
@@ -269,6 +271,7 @@ granian_server.Supervised(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", ["lives", "dies"])
 def test_workers_are_replaced_however_often_they_are_killed_unless_none_can_start(tmp_path, dies):
     with socket.socket() as probe:

@@ -229,9 +229,8 @@ def test_a_broken_bundle_is_one_line_with_the_remedy_and_nothing_is_written(fold
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("name", ["no folder", "weights with one bit changed", "weights of another shape, sealed"])
-def test_it_is_the_same_in_a_process_of_its_own(folder, name):
-    break_it, words = BROKEN[name]
+def test_it_is_the_same_in_a_process_of_its_own(folder):
+    break_it, words = BROKEN["weights with one bit changed"]
     break_it(folder / "runs" / "model")
     ended = subprocess.run(
         [sys.executable, "-m", "towers", *COMMANDS["recommend"]],

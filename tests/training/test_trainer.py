@@ -175,10 +175,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 @pytest.mark.parametrize(
     ("strategy", "stop_after"),
     [
-        *(("all", step) for step in (1, 7, 12, 13, 25)),  # an epoch has 12 steps
-        *(("sampled", step) for step in (1, 12, 25)),
-        *(("hard", step) for step in (7, 12, 13, 25)),
-        *(("remembered", step) for step in (1, 7, 13)),
+        *(("all", step) for step in (1, 12, 25)),  # an epoch has 12 steps
+        *(("sampled", step) for step in (12, 25)),
+        *(("hard", step) for step in (7, 12, 13)),
+        *(("remembered", step) for step in (1, 13)),
         ("hard and remembered", 13),
         ("classic", 7),
         ("chunks", 7),
