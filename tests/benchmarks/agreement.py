@@ -138,7 +138,8 @@ def make_world(rng: np.random.Generator, kind: Kind, path: Path) -> World:
             snapshot = snapshot.with_shortlists(lists)
         return Retriever(bundle, snapshot, recommend_seen=with_seen, reranking=reranking, clock=lambda: LAST + 1e6)
 
-    retriever, anew = opened(tables, listed=bool(rng.random() < 0.6)), None
+    base = retriever = opened(tables, listed=bool(rng.random() < 0.6))
+    anew = None
     if is_live:
         store = SqliteStore(path / f"{rng.integers(2**60)}.db")
         live = Live(retriever, store)
@@ -146,10 +147,18 @@ def make_world(rng: np.random.Generator, kind: Kind, path: Path) -> World:
             store.append(_writes(rng, tables))
             retriever = live.current()
         if is_whole:
-            anew = opened(fold(tables, store)[0], listed=False)
+            rebuilt = opened(fold(tables, store)[0], listed=False)
+            anew = rebuilt if _reaches_all(base) and _reaches_all(rebuilt) else None
         store.close()
     name = f"{plan}{', live' if is_live else ''}{'' if reranking is None else ', reranked'}"
     return World(name, retriever, anew, path)
+
+
+def _reaches_all(retriever: Retriever) -> bool:
+    """Return whether a search may find every item; in HNSW's graph an exact copy may be one that no link leads to."""
+    index = retriever.snapshot.index
+    _, rows = index._fetch(np.asarray(index.vectors[:1]), len(index))
+    return len(np.unique(rows[rows >= 0])) == len(index)
 
 
 def _tables(rng: np.random.Generator) -> Tables:
