@@ -144,7 +144,8 @@ class Moved:
 
         Args:
             user: Whose.
-            found: The best of these items, `depth` of them or all there are, as a search found them.
+            found: The best of these items, as a search found them: all there are, or `most` of them more than `depth`,
+                so that however far down an item was moved, none is missing that comes before it.
             may: Returns which of the moved items are among them.
             depth: How many are returned at most.
         """

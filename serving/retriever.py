@@ -540,10 +540,8 @@ class Retriever:
             ],
             dtype=np.int64,
         )
-        depth = depth_of(rules, wanted.depth)
-        if moved is not None:
-            depth = max(depth, moved.most)
-        first = [self._search(asking, barred, depth, part.eligible) for part in tiers[0]]
+        depth, beyond = depth_of(rules, wanted.depth), 0 if moved is None else moved.most
+        first = [self._search(asking, barred, depth + beyond, part.eligible) for part in tiers[0]]
         found = []
         for user in watched(range(len(asking))):
             one, own = asking.take(np.array([user])), barred.take(np.array([user]))
@@ -551,7 +549,7 @@ class Retriever:
             for row in pinned[np.isin(pinned, own.rows, invert=True)].tolist():
                 places.pin(row)
             scale = 1.0 if asking.is_known[user] else 1 / (self.popularity.greatest_share or 1.0)
-            more = partial(self._more, one, own, partial(_by_relevance, moved, user))
+            more = partial(self._more, one, own, beyond, partial(_by_relevance, moved, user))
             best = [
                 _by_relevance(moved, user, part, depth, hits.of(user))
                 for part, hits in zip(tiers[0], first, strict=True)
@@ -565,6 +563,7 @@ class Retriever:
         self,
         one: Asking,
         barred: Barred,
+        beyond: int,
         by_relevance: Callable[..., Found],
         part: Part,
         closed: Bool[np.ndarray, " items"] | None,
@@ -572,7 +571,7 @@ class Retriever:
         decided: Int64[np.ndarray, " decided"],
     ) -> Found:
         """Return more of the best for one user, as `rules.Search` does."""
-        hits = self._search(one, barred.and_all(decided), depth, part.eligible, closed)
+        hits = self._search(one, barred.and_all(decided), depth + beyond, part.eligible, closed)
         return by_relevance(part, depth, hits.of(0), closed, decided)
 
     def _scores(self, one: Asking, rows: Int64[np.ndarray, " items"]) -> Float32[np.ndarray, " items"]:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.sequences import Queries
 from features.tables import read_tables
@@ -18,7 +20,7 @@ from serving.config import ServingConfig
 from serving.live import Live
 from serving.offline import Audience, write_candidates
 from serving.operation import open_retriever
-from serving.reranking import Reranking
+from serving.reranking import Moved, Reranking
 from serving.retriever import Retriever
 from serving.rules import Boost, Rules
 from serving.source import identity_of
@@ -293,3 +295,19 @@ def test_a_damaged_ranker_is_not_served(real: Path):
 
 def test_equal_scores_keep_the_retrievers_order():
     assert order_of(np.array([1.0, 2.0, 1.0, 2.0], dtype=np.float32)).tolist() == [1, 3, 0, 2]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 12))
+def test_where_a_reranker_moved_items_to_does_not_depend_on_how_deep_was_searched(seed, depth, more):
+    rng = np.random.default_rng(seed)
+    scores = np.sort(rng.choice(np.linspace(0, 1, 9), size=20).astype(np.float32))[::-1]
+    rows = rng.permutation(20)
+    own = rng.choice(20, size=6, replace=False)
+    moved = Moved([(rows[own], scores[own])])
+
+    def best(deep):
+        fetched = deep + moved.most
+        return moved.relevance(0, (rows[:fetched], scores[:fetched]), lambda some: np.ones(len(some), bool), deep)
+
+    for one, other in zip(best(depth), best(depth + more), strict=True):
+        np.testing.assert_array_equal(one, other[:depth])
