@@ -19,6 +19,7 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.split import Split, leave_one_out
 from features.tables import Tables, read_tables
+from features.text import words as words_in
 from tests.running import write_small_shop
 from towers.cli import main
 from training import auditing, judging
@@ -98,7 +99,7 @@ def audit(shop: Path) -> Audit:
 
 
 def words(text: Any) -> int:
-    return 0 if pd.isna(text) else len(re.findall(r"\w+", text))
+    return 0 if pd.isna(text) else len(words_in(text))
 
 
 def span(label: str, values: pd.Series) -> pd.Series:
