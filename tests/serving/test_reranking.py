@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from features.sequences import Queries
 from features.tables import read_tables
 from serving.app import create_app
 from serving.config import ServingConfig
+from serving.hits import Hits
+from serving.index import ItemIndex
 from serving.live import Live
 from serving.offline import Audience, write_candidates
 from serving.operation import open_retriever
-from serving.reranking import Moved, Reranking
+from serving.reranking import Reranking
 from serving.retriever import Retriever
 from serving.rules import Boost, Rules
 from serving.source import identity_of
@@ -297,17 +297,19 @@ def test_equal_scores_keep_the_retrievers_order():
     assert order_of(np.array([1.0, 2.0, 1.0, 2.0], dtype=np.float32)).tolist() == [1, 3, 0, 2]
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 12))
-def test_where_a_reranker_moved_items_to_does_not_depend_on_how_deep_was_searched(seed, depth, more):
-    rng = np.random.default_rng(seed)
-    scores = np.sort(rng.choice(np.linspace(0, 1, 9), size=20).astype(np.float32))[::-1]
-    rows = rng.permutation(20)
-    own = rng.choice(20, size=6, replace=False)
-    moved = Moved([(rows[own], scores[own])])
+def test_pages_fit_together_where_what_was_moved_comes_after_what_a_part_of_the_rules_still_has(backwards, monkeypatch):
+    """As with an approximate index, whose scores of the first candidates and of a filter's best are not the same."""
+    search = ItemIndex.search
 
-    def best(deep):
-        fetched = deep + moved.most
-        return moved.relevance(0, (rows[:fetched], scores[:fetched]), lambda some: np.ones(len(some), bool), deep)
+    def searched(index, queries, k, rows=None, offsets=None, eligible=None, closed=None):
+        hits = search(index, queries, k, rows, offsets, eligible, closed)
+        found = [hits.of(user) for user in range(len(hits))]
+        return hits if eligible is not None else Hits.join([(some, scores - 2) for some, scores in found])
 
-    for one, other in zip(best(depth), best(depth + more), strict=True):
-        np.testing.assert_array_equal(one, other[:depth])
+    monkeypatch.setattr(ItemIndex, "search", searched)
+    lifted = backwards.filters.of({"item_id": {"not": [backwards.items.ids[0]]}})
+    rules = Rules(boosts=[Boost(lifted, 0.1)])
+    for user_id in range(100, 104):
+        whole = ids(backwards.recommend(user_id, Wanted(60, rules=rules)))
+        pages = [ids(backwards.recommend(user_id, Wanted(15, offset, rules=rules))) for offset in range(0, 60, 15)]
+        assert [item for page in pages for item in page] == whole
