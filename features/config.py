@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from features.errors import DataError
 from features.messages import shown
 
-Kind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
+FeatureKind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
 TimeFormatName = Annotated[
     str, Field(pattern=r"^(iso|dmy|mdy|digits|seconds|milliseconds|microseconds|nanoseconds|excel|.*%.*)$")
 ]
@@ -31,7 +31,7 @@ class StrictTable(BaseModel):
 class FeatureSettings(StrictTable):
     """How one column becomes part of a vector."""
 
-    kind: Kind
+    kind: FeatureKind
     """`id` (something is learned of each value, and hidden now and then in training), `category`, `categories` (several
     values in one cell), `number`, `text`, `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
     separator: str | None = None

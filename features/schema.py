@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from features.config import EncoderSettings, FeaturesConfig, FeatureSettings, Kind
+from features.config import EncoderSettings, FeatureKind, FeaturesConfig, FeatureSettings
 from features.spelling import Spelling
 
 ITEM_ID = "item_id"
 USER_ID = "user_id"
 MAX_ID_CHARACTERS = 512
 """The longest id of a user or an item: in tables, in requests and in live writes."""
-SPARSE_KINDS: tuple[Kind, ...] = ("id", "category", "categories", "text")
-DENSE_KINDS: tuple[Kind, ...] = ("number", "vector", "time")
-SPELT_KINDS: tuple[Kind, ...] = ("id", "category", "categories", "text")
+SPARSE_KINDS: tuple[FeatureKind, ...] = ("id", "category", "categories", "text")
+DENSE_KINDS: tuple[FeatureKind, ...] = ("number", "vector", "time")
+SPELT_KINDS: tuple[FeatureKind, ...] = ("id", "category", "categories", "text")
 """Kinds whose cells are values or texts, so that it matters how they are spelt."""
 
 
@@ -40,7 +40,7 @@ class Feature:
     """
 
     name: str
-    kind: Kind
+    kind: FeatureKind
     separator: str | None = None
     fixed: int | None = None
     encoder: str | None = None

@@ -10,7 +10,7 @@ import click
 from features.messages import ACCEPT
 from features.redaction import has_password
 from serving.config import PRODUCTION, ServingConfig, read_settings
-from serving.kinds import KINDS, Kind
+from serving.search.index_config import INDEX_KINDS, IndexKind
 
 SETTINGS_FILE = Path("serving.toml")
 
@@ -42,7 +42,9 @@ _tables = {
     type=click.FloatRange(0, 1, min_open=True),
     help="Try each kind, measure it with users, and keep the fastest that finds this share of their best 100 items.",
 )
-@click.option("--kind", type=click.Choice(KINDS), help="How to search; with --recall, the only kind that is tuned.")
+@click.option(
+    "--kind", type=click.Choice(INDEX_KINDS), help="How to search; with --recall, the only kind that is tuned."
+)
 @click.option("--live", metavar="STORE", help="Fold in what a service has been written: its setting `live`.")
 @_config
 @click.option(
@@ -59,7 +61,7 @@ def index(
     items: Path | None,
     users: Path | None,
     recall: float | None,
-    kind: Kind | None,
+    kind: IndexKind | None,
     live: str | None,
     config: Path | None,
     shortlists: int | None,
@@ -72,8 +74,8 @@ def index(
     each search compares every item, which is right up to some hundred thousand. The columns are held to what training
     saw in them.
     """
-    from serving.operation import build_index
-    from towers.bundle import ModelBundle
+    from serving.jobs.build_index import build_index
+    from towers.bundle.bundle import ModelBundle
 
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
@@ -110,9 +112,9 @@ def recommend(
     DIR is a bundle, such as runs/latest. The answers are those that the service gives with the same settings, but that
     a ranker has all the time it takes.
     """
-    from serving.operation import recommend_everyone
+    from serving.jobs.recommend_all import recommend_all
 
-    recommend_everyone(bundle, output, k, users, conditions, settings=_settings(config), **flags)
+    recommend_all(bundle, output, k, users, conditions, settings=_settings(config), **flags)
 
 
 @click.command()
@@ -126,7 +128,7 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
 
     DIR is a bundle, such as runs/latest. Its index is made if there is none.
     """
-    from serving.operation import show_search
+    from serving.jobs.search_text import show_search
 
     show_search(bundle, words, k, conditions, _settings(config))
 
@@ -150,7 +152,7 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     DIR is a bundle, such as runs/run-1; or a link that `towers swap` moves, such as runs/production, or an alias of
     MLflow's registry, such as models:/two-towers@champion, which are followed. The index is made if there is none.
     """
-    from serving.launch import serve_bundle
+    from serving.server.launch import serve_bundle
 
     _warn_of_password(flags["live"])
     serve_bundle(bundle, _settings(config, flags))
@@ -190,7 +192,7 @@ def key() -> None:
 @_keys
 def add(name: str, path: Path, *, write: bool) -> None:
     """Make a key for NAME and show it, this once."""
-    from serving.keys import add_key
+    from serving.http.key_file import add_key
 
     click.echo(add_key(path, name, "write" if write else "read"))
     click.echo(f"Shown only now; {path} holds its hash. Send it as `Authorization: Bearer <key>`.", err=True)
@@ -200,7 +202,7 @@ def add(name: str, path: Path, *, write: bool) -> None:
 @_keys
 def list_keys(path: Path) -> None:
     """Show whose keys there are, and what they are good for."""
-    from serving.keys import read_keys
+    from serving.http.key_file import read_keys
 
     for known in read_keys(path):
         click.echo(f"{known.name}\t{known.scope}\t{known.created}")
@@ -211,7 +213,7 @@ def list_keys(path: Path) -> None:
 @_keys
 def remove(name: str, path: Path) -> None:
     """Make the key of NAME worthless."""
-    from serving.keys import remove_key
+    from serving.http.key_file import remove_key
 
     remove_key(path, name)
     click.echo(f"{path}: the key {name!r} is no longer accepted")
@@ -241,7 +243,7 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None,
     What is alike depends on what the model reads: with texts and attributes it is what is described alike, by id alone
     what the same people had. The nearest scores of a sample, which are told, show where to set the threshold.
     """
-    from serving.likeness import report_duplicates
+    from serving.jobs.similarity_reports import report_duplicates
 
     report_duplicates(bundle, threshold, output, pairs, _settings(config))
 
@@ -265,7 +267,7 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path, config: Path 
     DIR is a bundle, such as runs/latest. The file has a row for each item: item_id, cluster (0 is the largest), name,
     and the score with the centre of the cluster: the lower, the less typical.
     """
-    from serving.likeness import report_clusters
+    from serving.jobs.similarity_reports import report_clusters
 
     report_clusters(bundle, num_clusters, output, _settings(config))
 
@@ -291,7 +293,7 @@ def swap(bundle: Path, link: Path, config: Path | None) -> None:
     the service was started with, points to it, and every worker goes over by itself within seconds. Where LINK is an
     alias, the bundle is registered in MLflow as a new version, and the services that follow the alias fetch it.
     """
-    from serving.operation import swap_bundle
+    from serving.deploy.swap import swap_bundle
 
     swap_bundle(bundle, link, _settings(config))
 
@@ -304,6 +306,6 @@ def rollback(link: Path, config: Path | None) -> None:
 
     A second rollback goes forward again.
     """
-    from serving.operation import roll_back
+    from serving.deploy.swap import roll_back
 
     roll_back(link, _settings(config))

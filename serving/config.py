@@ -17,9 +17,9 @@ from features.encoders.policy import RemotePolicy, origins_of
 from features.errors import DataError
 from features.messages import shown
 from serving import deadline
-from serving.batching import Batching
-from serving.logs import Format
-from towers.trust import Trust
+from serving.observability.logs import Format
+from serving.search.micro_batching import MicroBatching
+from towers.bundle.trust import Trust
 
 ENVIRONMENT_PREFIX = "TOWERS_"
 PRODUCTION = Path("runs/production")
@@ -52,7 +52,7 @@ class ServingConfig(StrictTable):
     timeout_seconds: float = Field(default=2.0, gt=0, le=3600)
     """How long a request may take once it has arrived, the wait for its turn included, in seconds. One that takes
     longer is ended with 503 and `Retry-After`. Raise it for a catalogue of millions of items."""
-    batching: Batching = "off"
+    batching: MicroBatching = "off"
     """Whether what the threads of a worker have to do at a moment is done together: searches, and encodings of people
     who are described; a score may then differ in its last digit with who else is asking. auto: each where some trials
     at the start say that it pays."""

@@ -1,7 +1,7 @@
 """How long a request may take: every loop of every stage calls `check`, wherever it is.
 
-When the request of a thread has to be answered is noted by thread, as in `serving.stages`: the work need not know who
-asked. Where no request is being answered (`towers index`, a file for everyone, a reload) nothing ends it.
+When the request of a thread has to be answered is noted by thread, as in `serving.observability.timings`: the work need
+not know who asked. Where no request is being answered (`towers index`, a file for everyone, a reload) nothing ends it.
 
 Work inside one call to a library cannot be interrupted, so `parts` cuts work on many rows into short pieces. How long
 these are does not depend on the clock: the same request is computed in the same way each time.

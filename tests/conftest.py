@@ -15,7 +15,7 @@ from beartype.roar import BeartypeDecorHintPep3119Exception
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-from towers.quiet import quiet_imports
+from towers.warnings_filter import quiet_imports
 
 quiet_imports()
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a test's runs go nowhere else

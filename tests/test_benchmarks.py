@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from serving.app import create_app
 from serving.config import ServingConfig
+from serving.http.app import create_app
 from tests.benchmarks import (
     ablations,
     agreement,
@@ -44,7 +44,7 @@ from tests.benchmarks.harness import Answer, Reader, make_keys, request_bytes, t
 from tests.benchmarks.ids_only import Measured, Task, measure, read, spread
 from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_step, task_of
 from training.config import RunConfig
-from training.evaluation import TableRecommender
+from training.evaluation.evaluate import TableRecommender
 
 GIVEN = argparse.Namespace(threads=1, epochs=2, rounds=2)
 
@@ -424,7 +424,7 @@ def broken_app(environ, start_response):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> SimpleNamespace:
     """A service in this process with keys and live writes, its keys and its document."""
-    from tests.serving.test_openapi import make_shop
+    from tests.serving.http.contract.test_openapi import make_shop
 
     folder = tmp_path_factory.mktemp("attacked")
     keys = make_keys(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.broken_tables import BROKEN, BrokenTables, write_run_toml, write_sound
-from towers.cli import main
+from towers.cli.main import main
 
 UNREADABLE = [
     case

@@ -13,8 +13,8 @@ import click
 import psutil
 import pytest
 
-from towers.cli import main
-from towers.demo import EPOCHS, SIZES, Terminal
+from towers.cli.demo import EPOCHS, SIZES, Terminal
+from towers.cli.main import main
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("TOWERS_", "MLFLOW_"))}
 

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from features.files import sha256
-from features.table_files import read_frame
-from features.tables import read_tables
+from features.tables.table_files import read_frame
+from features.tables.tables import read_tables
 from tests.running import ask, free_port, quicker, served, start, towers, write_small_shop
-from towers.bundle import ModelBundle
-from towers.cli import main
+from towers.bundle.bundle import ModelBundle
+from towers.cli.main import main
 
 WEIGHTS = "model.safetensors"
 EVERY_STEP = ("--set", "training.checkpoint_seconds=0")

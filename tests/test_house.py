@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +19,20 @@ from features.config import StrictTable
 ROOT = Path(__file__).parents[1]
 ROOMS = ("features", "towers", "training", "serving")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-TOP_LEVEL = {"Makefile", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml", "docs", "notebooks", "tests", *ROOMS}
+PACKAGES = sorted({path.parent for path in SOURCES})
+TOP_LEVEL = {
+    "Makefile",
+    "LICENSE",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "pyproject.toml",
+    "docs",
+    "notebooks",
+    "tests",
+    *ROOMS,
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -30,6 +44,25 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.partition(".")[0])
     return names
+
+
+def module_of(path: Path) -> str:
+    """The name by which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports, inside its functions and for its types, too."""
+    ours = {module_of(path) for path in SOURCES}
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= full & ours if full & ours else {node.module}
+    return (names & ours) - {module_of(path)}
 
 
 def tracked() -> list[str]:
@@ -47,9 +80,9 @@ def test_the_arrows_between_the_rooms_hold() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
-        ("faiss", "serving/index.py"),
+        ("faiss", "serving/search/faiss_index.py"),
         ("flask", "serving/"),
-        ("mlflow", ("training/", "serving/registry.py")),
+        ("mlflow", ("training/", "serving/deploy/mlflow_registry.py")),
         ("pickle", "nowhere"),
     ],
 )
@@ -78,15 +111,24 @@ def test_a_python_of_ours_is_started_in_one_way_only() -> None:
     assert named == {"towers/process.py"}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_signpost_names_each_file_of_its_room_and_no_other(room: str) -> None:
-    there = {
-        path.stem for path in (ROOT / room).glob("[!_]*") if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    text = " ".join((import_module(room).__doc__ or "").split())
-    listed = re.findall(r"((?:`[a-z_]+`(?:, | and )?)+):", text)  # `negatives`, `losses`: what ...
-    named = {name for names in listed for name in re.findall(r"`([a-z_]+)`", names)}
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_package_names_each_of_its_files_and_no_other(package: Path) -> None:
+    there = {path.stem for path in package.glob("[!_]*") if path.suffix == ".py" or (path / "__init__.py").exists()}
+    tree = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+    text = " ".join((ast.get_docstring(tree) or "").split())
+    listed = re.findall(r"((?:`[a-z0-9_]+`(?:, | and )?)+):", text)  # `negatives`, `losses`: what ...
+    named = {name for names in listed for name in re.findall(r"`([a-z0-9_]+)`", names)}
     assert named == there
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_reader_sees_the_whole_of_a_folder(package: Path) -> None:
+    assert len([path for path in package.glob("[!_]*") if path.is_file()]) <= 15
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    imports = {module_of(path): modules_imported(path) for path in SOURCES}
+    TopologicalSorter(imports).prepare()
 
 
 @pytest.mark.parametrize("room", ROOMS)

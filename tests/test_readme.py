@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from features.config import ColumnSettings, EncoderSettings, FeaturesConfig, FeatureSettings, StrictTable
 from serving.config import ServingConfig
-from towers import cli
+from towers.cli import main as cli
 from towers.config import TowersConfig
 from training.config import TrainingConfig
 

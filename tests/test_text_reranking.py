@@ -18,17 +18,17 @@ import pytest
 import torch
 from flask.testing import FlaskClient
 
-from serving.app import create_app
 from serving.config import ServingConfig
+from serving.http.app import create_app
 from tests.serving.conftest import write_untrained
-from tests.serving.test_server import Served
+from tests.serving.server.test_server import Served
 from tests.tiny_models import tiny_cross_encoder, tiny_model
-from towers.bundle import ModelBundle
-from towers.cli import main
-from towers.ranker import read_seal
-from towers.text_rerankers import open_cross_encoder
-from training import text_ranking
-from training.text_ranking import Comparison, learn_to_compare
+from towers.bundle.bundle import ModelBundle
+from towers.cli.main import main
+from towers.rerankers.manifest import read_ranker_manifest
+from towers.rerankers.text import open_cross_encoder
+from training.rerankers import text as text_ranking
+from training.rerankers.text import Comparison, fit_cross_encoder
 
 pytest.importorskip("sentence_transformers", reason="the extra `text`")
 
@@ -121,7 +121,7 @@ def ids(answer: dict) -> list[int]:
 
 
 def test_its_seal_says_what_it_gains_and_costs(late: Path):
-    sealed = read_seal(ModelBundle.open(late))
+    sealed = read_ranker_manifest(ModelBundle.open(late))
     assert (sealed.kind, sealed.num_candidates) == ("late-interaction", 40)
     judgement = sealed.judgement
     assert judgement is not None
@@ -198,7 +198,7 @@ def test_commands_re_rank_what_serving_toml_says(late: Path, folder: Path):
 
 
 def test_a_cross_encoder_is_served_the_same_way(cross: Path):
-    sealed = read_seal(ModelBundle.open(cross))
+    sealed = read_ranker_manifest(ModelBundle.open(cross))
     assert (sealed.kind, sealed.num_candidates) == ("cross-encoder", 20)
     answer, plain = (found(client_of(cross, rerank=on, rerank_budget_ms=60_000), "red lamp") for on in (True, False))
     assert answer["reranked"] is True
@@ -257,7 +257,7 @@ def test_a_cross_encoder_learns_to_tell_answers_from_others(folder: Path, monkey
         return float(np.mean(firsts))
 
     before = first()
-    learn_to_compare(model, [comparison() for _ in range(1200)], seed=0)
+    fit_cross_encoder(model, [comparison() for _ in range(1200)], seed=0)
     assert first() > before + 0.3
 
 
@@ -280,7 +280,7 @@ def test_without_anything_held_out_somebody_must_say_how_much_it_counts(
     assert "trained with `refit`" in capsys.readouterr().err
     said = towers(folder, *words, "--share", "0.7")
     assert "N@10" not in said
-    sealed = read_seal(ModelBundle.open(folder / "runs" / "refitted"))
+    sealed = read_ranker_manifest(ModelBundle.open(folder / "runs" / "refitted"))
     assert sealed.judgement is None
     assert sealed.reading is not None
     assert sealed.reading.share == 0.7

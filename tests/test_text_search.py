@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from flask.testing import FlaskClient
 
-from serving.app import create_app
-from serving.operation import open_retriever
-from towers.bundle import ModelBundle
-from towers.cli import main
+from serving.http.app import create_app
+from serving.jobs.open import open_recommender
+from towers.bundle.bundle import ModelBundle
+from towers.cli.main import main
 
 TOPICS = {
     "bicycle": "wheel pedal saddle chain gear brake tyre spoke frame handlebar",
@@ -152,7 +152,7 @@ def towers(folder: Path, *words: str) -> str:
 
 
 def _client(bundle: Path) -> FlaskClient:
-    return create_app(open_retriever(bundle)).test_client()
+    return create_app(open_recommender(bundle)).test_client()
 
 
 def _topic(folder: Path, document_id: str) -> str:

@@ -54,7 +54,7 @@ def warm_towers(folder: Path) -> Iterator[Path]:
 
 def host(address: str) -> None:
     """Load the libraries, then fork for each command that comes, until standard input closes."""
-    from towers.quiet import quiet_imports
+    from towers.warnings_filter import quiet_imports
 
     quiet_imports()
     for name in LIBRARIES:
@@ -103,7 +103,7 @@ def _run(told: dict[str, Any], streams: list[int]) -> int:
     sys.argv = ["towers", *told["words"]]
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    from towers.cli import main
+    from towers.cli.main import main
 
     try:
         return main(told["words"])

@@ -9,7 +9,7 @@ import sys
 if not sys.flags.safe_path and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH109, PTH120
     del sys.path[0]
 
-from towers.cli import main
+from towers.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

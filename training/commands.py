@@ -54,8 +54,8 @@ def init(
     """
     from features.errors import DataError, Problems
     from features.files import atomic_file
-    from features.inference import render_table
-    from training.proposal import propose, render_model_settings, said_of
+    from features.inference.inference import render_table
+    from training.tasks.init import propose, render_model_settings, said_of
 
     if output.exists() and not force:
         raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
@@ -101,10 +101,10 @@ def train(
     Ctrl-C, or SIGTERM, stops after the current step; the same command with --resume goes on exactly from there. Nothing
     that is served changes: runs/latest points to the newest bundle, and `towers swap` moves what a service follows.
     """
-    from training.shipping import ship
+    from training.tasks.train import train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
-    bundle = ship(settings, overrides, output=output, resume=resume, device=device)
+    bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
     name = shlex.quote(str(bundle))
     click.echo(
         f"\nNext, to try it:\n  towers serve {name}\n"
@@ -158,13 +158,13 @@ def evaluate(
     leave-one-out: each user's last item. time: one cut in time for everybody. users: people never seen.
     queries: the same by what is said of them alone. cold-items: products never seen.
     """
+    from training.audit.ranks import About, RanksWriter
     from training.config import read_run_config
-    from training.judging import assess
-    from training.ranks import About, RanksWriter
+    from training.tasks.evaluate import evaluate_run
 
     overrides = (*preset_settings(preset), *overrides)
     ranks = RanksWriter() if output is not None else None
-    report = assess(
+    report = evaluate_run(
         settings, overrides, protocol, part=part, seeds=seeds, device=device, beside=beside, bound=bound, ranks=ranks
     )
     click.echo(report.to_text())
@@ -206,9 +206,9 @@ def audit(evaluation: Path, gates: tuple[str, ...], least: int, recommender: str
     whole is meant. MEASURE is recall@10, recall@50, gap@10, gap@50 (how far a slice is below the whole), exposure@10 or
     exposure@50 (share of what is shown over share of the catalogue); without @ it is @50. Status 3 is for CI.
     """
-    from training.auditing import examine
+    from training.tasks.audit import audit_run
 
-    if not examine(evaluation, gates, recommender=recommender, least=least, show=show):
+    if not audit_run(evaluation, gates, recommender=recommender, least=least, show=show):
         raise click.exceptions.Exit(GATE_FAILED)
 
 
@@ -268,6 +268,6 @@ def train_ranker(bundle: Path, **chosen: Any) -> None:
     the texts of what is asked, or was had, and of a candidate together: the closest look, and the dearest. Late
     interaction compares the tokens of both, those of the items read beforehand; its --model is a bi-encoder.
     """
-    from training.reranking import Choice, train_bundle_ranker
+    from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
 
-    train_bundle_ranker(bundle, Choice(**chosen))
+    train_bundle_ranker(bundle, RankerChoice(**chosen))

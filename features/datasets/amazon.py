@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pajson
 
-from features.datasets.source import Source
+from features.datasets.source import OriginalFiles
 from features.errors import DataError
 
 CATEGORIES = (
@@ -88,7 +88,7 @@ def category_of(name: str) -> str:
     raise DataError(f"no category {name!r} in Amazon Reviews 2023; there are {', '.join(CATEGORIES)}")
 
 
-def interactions(source: Source, category: str) -> Iterator[pa.Table]:
+def interactions(source: OriginalFiles, category: str) -> Iterator[pa.Table]:
     """Yield `user_id, item_id, rating, timestamp` (Unix seconds) in blocks, in the order of the file.
 
     Raises:
@@ -103,7 +103,7 @@ def interactions(source: Source, category: str) -> Iterator[pa.Table]:
             yield pa.table([*columns, seconds], names=["user_id", "item_id", "rating", "timestamp"])
 
 
-def items(source: Source, category: str) -> Iterator[pa.Table]:
+def items(source: OriginalFiles, category: str) -> Iterator[pa.Table]:
     """Yield the products in blocks of rows.
 
     Raises:
@@ -115,7 +115,7 @@ def items(source: Source, category: str) -> Iterator[pa.Table]:
             yield pa.Table.from_pylist(block, schema=ITEM_COLUMNS)
 
 
-def _file(source: Source, category: str, prefix: str) -> str:
+def _file(source: OriginalFiles, category: str, prefix: str) -> str:
     names = [f"{prefix}{category}.jsonl.gz", f"{prefix}{category}.jsonl"]
     return next((name for name in names if source.has(name)), names[0])
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from features.datasets.source import Source
+from features.datasets.source import OriginalFiles
 
 MAX_TAGS = 20
 """Tags kept per book: those given most often."""
@@ -19,7 +19,7 @@ SHELF = re.compile(
 """Tags that say what someone did with their copy rather than what the book is about."""
 
 
-def interactions(source: Source) -> pa.Table:
+def interactions(source: OriginalFiles) -> pa.Table:
     """Return `user_id, item_id, rating, position`: the place in the file is the place in time."""
     ratings = _read(source, "ratings.csv").to_pandas()
     ratings = ratings.rename(columns={"book_id": "item_id"})[["user_id", "item_id", "rating"]]
@@ -27,7 +27,7 @@ def interactions(source: Source) -> pa.Table:
     return pa.Table.from_pandas(ratings, preserve_index=False)
 
 
-def items(source: Source) -> pa.Table:
+def items(source: OriginalFiles) -> pa.Table:
     """Return every column of the books, and `tags` where there are any.
 
     Sums of what readers did (`average_rating`, `ratings_count` and the like) are kept: `towers init` warns of them.
@@ -39,7 +39,7 @@ def items(source: Source) -> pa.Table:
     return pa.Table.from_pandas(books, preserve_index=False)
 
 
-def _tags(source: Source) -> pd.Series:
+def _tags(source: OriginalFiles) -> pd.Series:
     """Return, by Goodreads' number of the book, its tags, most often given first, separated by `|`."""
     names = _read(source, "tags.csv").to_pandas().set_index("tag_id")["tag_name"].astype(str)
     names = names[(names.str.len() > 1) & ~names.str.contains(SHELF)]
@@ -53,7 +53,7 @@ def _tags(source: Source) -> pd.Series:
     return joined
 
 
-def _read(source: Source, name: str) -> pa.Table:
+def _read(source: OriginalFiles, name: str) -> pa.Table:
     options = pacsv.ParseOptions(newlines_in_values=True)
     types = {"isbn": pa.string(), "isbn13": pa.string(), "title": pa.string(), "original_title": pa.string()}
     with source.open(name) as file:

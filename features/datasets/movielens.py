@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from features.datasets.source import Source
+from features.datasets.source import OriginalFiles
 from features.errors import DataError
 
 MAX_TAGS = 30
@@ -50,7 +50,7 @@ _TYPES = {"user_id": pa.int64(), "item_id": pa.int64(), "rating": pa.float64(), 
 _YEAR = re.compile(r"^(?P<title>.*?)\s*\((?P<year>\d{4})(?:[-\u2013]\d{0,4})?\)\s*$")
 
 
-def interactions(source: Source) -> Iterator[pa.Table]:
+def interactions(source: OriginalFiles) -> Iterator[pa.Table]:
     """Yield `user_id, item_id, rating, timestamp` in blocks, in the order of the file.
 
     Raises:
@@ -64,7 +64,7 @@ def interactions(source: Source) -> Iterator[pa.Table]:
         yield from _rating_blocks(source)
 
 
-def items(source: Source) -> pa.Table:
+def items(source: OriginalFiles) -> pa.Table:
     """Return `item_id, title, year, genres` and, where people gave tags, `tags`.
 
     Raises:
@@ -84,7 +84,7 @@ def items(source: Source) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def users(source: Source) -> pa.Table | None:
+def users(source: OriginalFiles) -> pa.Table | None:
     """Return the people's attributes; None for the sets that have none."""
     if source.has("u.user"):
         rows = _split(source, "u.user", "|", 5)
@@ -110,7 +110,7 @@ def _ratings(data: bytes, separator: str) -> pa.Table:
     )
 
 
-def _rating_blocks(source: Source) -> Iterator[pa.Table]:
+def _rating_blocks(source: OriginalFiles) -> Iterator[pa.Table]:
     names = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
     convert = pacsv.ConvertOptions(
         column_types={name: _TYPES[ours] for name, ours in names.items()}, include_columns=list(names)
@@ -123,7 +123,7 @@ def _rating_blocks(source: Source) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch]).rename_columns(list(names.values()))
 
 
-def _split(source: Source, name: str, separator: str, width: int) -> list[list[str]]:
+def _split(source: OriginalFiles, name: str, separator: str, width: int) -> list[list[str]]:
     rows = [line.split(separator) for line in source.text(name).splitlines() if line]
     for number, row in enumerate(rows, start=1):
         if len(row) != width:
@@ -141,7 +141,7 @@ def _films_100k(text: str) -> list[tuple[str, ...]]:
     return films
 
 
-def _film_frame(source: Source, films: list[tuple[str, ...]]) -> pd.DataFrame:
+def _film_frame(source: OriginalFiles, films: list[tuple[str, ...]]) -> pd.DataFrame:
     if not films or any(len(film) != 3 for film in films):
         raise DataError(f"{source.path}: the films are not in a MovieLens format; {source.hint}")
     named = [_YEAR.match(title) for _, title, _ in films]
@@ -157,7 +157,7 @@ def _film_frame(source: Source, films: list[tuple[str, ...]]) -> pd.DataFrame:
     )
 
 
-def _tags(source: Source) -> pd.Series:
+def _tags(source: OriginalFiles) -> pd.Series:
     """Return, by film, the tags that most people gave it, most often given first, separated by `|`."""
     table = _csv(source, "tags.csv", {"movieId": pa.int64(), "tag": pa.string()})
     tags = table.to_pandas()
@@ -170,7 +170,7 @@ def _tags(source: Source) -> pd.Series:
     return joined
 
 
-def _csv(source: Source, name: str, types: dict[str, pa.DataType]) -> pa.Table:
+def _csv(source: OriginalFiles, name: str, types: dict[str, pa.DataType]) -> pa.Table:
     options = pacsv.ConvertOptions(column_types=types, include_columns=list(types))
     with source.open(name) as file:
         return pacsv.read_csv(file, parse_options=pacsv.ParseOptions(newlines_in_values=True), convert_options=options)

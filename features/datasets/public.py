@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from features.datasets import amazon, goodbooks, movielens
 from features.datasets.download import Original, cache_folder, download
-from features.datasets.source import Source
+from features.datasets.source import OriginalFiles
 from features.errors import DataError
 from features.files import atomic_file
 
@@ -94,7 +94,7 @@ class PublicSet:
             DataError: A file is missing or not in its format.
         """
         links = " and ".join(original.url for original in self.originals)
-        source = Source(path, f"download {links} and give the folder or the zip with --from")
+        source = OriginalFiles(path, f"download {links} and give the folder or the zip with --from")
         try:
             return _write(self._tables(source), output)
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, EOFError) as error:
@@ -103,7 +103,7 @@ class PublicSet:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{path}: not in the format of {self.name} ({reason}); {source.hint}") from None
 
-    def _tables(self, source: Source) -> dict[str, Iterable[pa.Table]]:
+    def _tables(self, source: OriginalFiles) -> dict[str, Iterable[pa.Table]]:
         if source.has("interactions.parquet"):
             return {name: _parquet(source, name) for name in TABLES if source.has(f"{name}.parquet")}
         if self.name.startswith(AMAZON):
@@ -116,7 +116,7 @@ class PublicSet:
         return tables if users is None else {**tables, "users": [users]}
 
 
-def _parquet(source: Source, name: str) -> Iterator[pa.Table]:
+def _parquet(source: OriginalFiles, name: str) -> Iterator[pa.Table]:
     with source.open(f"{name}.parquet") as file:
         for batch in pq.ParquetFile(file).iter_batches():
             yield pa.Table.from_batches([batch])

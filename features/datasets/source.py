@@ -15,7 +15,7 @@ from features.errors import DataError
 
 
 @dataclass(frozen=True)
-class Source:
+class OriginalFiles:
     """Original files by their names, without the folders they lie in.
 
     Attributes:

@@ -1,6 +1,7 @@
-"""The generated shop: `words` (and `words.toml`) · `products` · `people` · `choices` · `shop`, with `generate_shop`.
+"""A generated shop whose best possible recall is known: the default data of the demo and of the tests.
 
-The default data of the demo and of the tests; the best possible recall on it is known.
+- `shop`: `generate_shop`, and the tables as files; `products`, `people`, `choices`: what it sells, to whom, and why.
+- `words`: the words of titles and texts, from `words.toml`.
 """
 
 from features.shop.shop import SIZES, Shop, Size, expected_recall, generate_shop, write_shop

@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from features.sequences import Sequences, offsets_of, ragged_arange
+from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.sequences import Sequences
 from features.shop.people import People
 from features.shop.products import END, FIRST_DAY, PRICE_CARE, WEEK, Products
 from features.shop.words import Words

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from features.sequences import Sequences, offsets_of
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
 from features.shop.products import CHARACTER, END, FIRST_DAY, PRICE_CARE
 from features.shop.words import Words
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from features.sequences import offsets_of
+from features.sequences.ragged import offsets_of
 from features.shop.words import Words, make_names, say_product
 
 FIRST_DAY = np.datetime64("2024-07-01", "s")

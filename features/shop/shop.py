@@ -16,7 +16,7 @@ import pandas as pd
 
 from features.errors import DataError
 from features.files import atomic_file
-from features.sequences import Sequences
+from features.sequences.sequences import Sequences
 from features.shop.choices import World, moments_of, probabilities, visit
 from features.shop.people import LEAST_EVENTS, make_people, make_visits
 from features.shop.products import make_products

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from features.schema import ITEM_ID
-from features.tables import Tables, read_tables
+from features.tables.tables import Tables, read_tables
 from tests.benchmarks.ids_only import spread
-from towers.quiet import quiet_imports
+from towers.warnings_filter import quiet_imports
 from training.config import RunConfig, read_run_config
-from training.evaluation import evaluate
-from training.judging import split_by
-from training.learning import learn
+from training.evaluation.evaluate import evaluate
+from training.loop.fit import fit
+from training.tasks.protocols import split_by
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def judge(config: RunConfig, tables: Tables, protocol: str, seed: int) -> dict[s
     config = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
     sequences = tables.interactions.sequences(tables.catalog)
     split = split_by(protocol, sequences, len(tables.catalog), config)
-    learned = learn(config, tables, split, device=torch.device("cpu"))
+    learned = fit(config, tables, split, device=torch.device("cpu"))
     seen = config.features.recommend_seen
     result = evaluate(
         learned.recommender(config.features.history), split.validation, split.candidates, recommend_seen=seen

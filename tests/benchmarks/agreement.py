@@ -39,33 +39,36 @@ import pandas as pd
 import pyarrow as pa
 
 from features.config import FeaturesConfig, FeatureSettings
-from features.tables import Tables
-from serving import index as index_module
-from serving.answers import Answers
+from features.tables.tables import Tables
 from serving.config import ServingConfig
-from serving.contract import Contract
-from serving.folding import fold
-from serving.hits import SLACK, Hits, rank, rank_one
-from serving.index import ItemIndex, divide, num_threads_set
-from serving.kinds import KINDS, Kind, Plan, num_regions, standard
-from serving.live import Live
-from serving.offline import Audience, make_shortlists, write_candidates
-from serving.reranking import Reranking
-from serving.retriever import Answer, Retriever
-from serving.snapshot import Snapshot
-from serving.store import SqliteStore, Write
-from serving.tuning import Chosen
-from serving.wanted import Person, Wanted
+from serving.http.contract.schemas import Contract
+from serving.http.handlers import RecommendHandler
+from serving.jobs.precompute import precompute_top_k
+from serving.jobs.recommend_all import Audience, write_candidates
+from serving.live.compaction import compact
+from serving.live.follower import LiveRecommender
+from serving.live.log import Write
+from serving.live.sqlite_log import SqliteLog
+from serving.recommend.recommender import Recommender
+from serving.recommend.request import RecommendRequest, UserProfile
+from serving.recommend.reranking import RerankStage
+from serving.recommend.response import RecommendResponse
+from serving.search import faiss_index as index_module
+from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
+from serving.search.index_config import INDEX_KINDS, IndexConfig, IndexKind, num_regions, standard
+from serving.search.results import SLACK, Hits, rank, rank_one
+from serving.search.tuning import Chosen
+from serving.snapshot.snapshot import Snapshot
 from tests.benchmarks.index import made
 from tests.serving.doubles import WIDTH, FakeBundle, country, make_tables, unit
-from towers.reranking import Deadline, Shortlist
+from towers.rerankers.reranker import Deadline, Shortlist
 
 ITEMS, USERS, CASES_A_WORLD = 1200, 40, 120
 _REPORTED = 1000
 LAST = 1_700_000_000
 BRANDS = [f"brand-{number}" for number in range(12)]
 CONTRACT = Contract.of(ServingConfig())
-ANSWERS = Answers(CONTRACT)
+ANSWERS = RecommendHandler(CONTRACT)
 DEEP = [1, 3, 10, 10, 10, 25, 60, 150, 400]
 
 
@@ -109,12 +112,12 @@ class World:
     """
 
     name: str
-    retriever: Retriever
-    anew: Retriever | None
+    retriever: Recommender
+    anew: Recommender | None
     path: Path
 
 
-def make_world(rng: np.random.Generator, kind: Kind, path: Path) -> World:
+def make_world(rng: np.random.Generator, kind: IndexKind, path: Path) -> World:
     """Return a world of a kind of index, at random."""
     tables = _tables(rng)
     is_live, is_whole = bool(rng.random() < 0.5), bool(rng.random() < 0.4)
@@ -127,34 +130,34 @@ def make_world(rng: np.random.Generator, kind: Kind, path: Path) -> World:
     )
     bundle = Bundle(path, features)
     with_seen = bool(rng.random() < 0.2)
-    reranking = Reranking(Shuffler(), 30, None) if rng.random() < 0.3 else None
+    reranking = RerankStage(Shuffler(), 30, None) if rng.random() < 0.3 else None
 
-    def opened(tables: Tables, *, listed: bool) -> Retriever:
+    def opened(tables: Tables, *, listed: bool) -> Recommender:
         snapshot = Snapshot.build(
             bundle, tables, choose=lambda vectors, _: Chosen(ItemIndex.build(vectors, plan), 1, None, 0)
         )
         if listed:
-            lists = make_shortlists(Retriever(bundle, snapshot, recommend_seen=with_seen), 40)
+            lists = precompute_top_k(Recommender(bundle, snapshot, recommend_seen=with_seen), 40)
             snapshot = snapshot.with_shortlists(lists)
-        return Retriever(bundle, snapshot, recommend_seen=with_seen, reranking=reranking, clock=lambda: LAST + 1e6)
+        return Recommender(bundle, snapshot, recommend_seen=with_seen, reranking=reranking, clock=lambda: LAST + 1e6)
 
     base = retriever = opened(tables, listed=bool(rng.random() < 0.6))
     anew = None
     if is_live:
-        store = SqliteStore(path / f"{rng.integers(2**60)}.db")
-        live = Live(retriever, store)
+        store = SqliteLog(path / f"{rng.integers(2**60)}.db")
+        live = LiveRecommender(retriever, store)
         for _ in range(int(rng.integers(1, 4))):
             store.append(_writes(rng, tables))
             retriever = live.current()
         if is_whole:
-            rebuilt = opened(fold(tables, store)[0], listed=False)
+            rebuilt = opened(compact(tables, store)[0], listed=False)
             anew = rebuilt if _reaches_all(base) and _reaches_all(rebuilt) else None
         store.close()
     name = f"{plan}{', live' if is_live else ''}{'' if reranking is None else ', reranked'}"
     return World(name, retriever, anew, path)
 
 
-def _reaches_all(retriever: Retriever) -> bool:
+def _reaches_all(retriever: Recommender) -> bool:
     """Return whether a search may find every item; in HNSW's graph an exact copy may be one that no link leads to."""
     index = retriever.snapshot.index
     _, rows = index._fetch(np.asarray(index.vectors[:1]), len(index))
@@ -185,7 +188,7 @@ def _tables(rng: np.random.Generator) -> Tables:
     return tables
 
 
-def _plan(kind: Kind, *, is_whole: bool) -> Plan:
+def _plan(kind: IndexKind, *, is_whole: bool) -> IndexConfig:
     """Return a plan that finds everything, or one that misses much."""
     plan = standard(kind, ITEMS, WIDTH, prefixes=[WIDTH // 2])
     if is_whole:
@@ -226,7 +229,7 @@ class Question:
         depth: How many items in all.
     """
 
-    who: int | Person
+    who: int | UserProfile
     body: dict[str, Any]
     depth: int
 
@@ -241,13 +244,13 @@ class Question:
         if rng.random() < 0.35:
             depth = min(depth, 60)
             body |= _rules(rng)
-        who: int | Person = int(100 + rng.integers(USERS + 20))
+        who: int | UserProfile = int(100 + rng.integers(USERS + 20))
         if rng.random() < 0.3:
             history = [f"i{one}" for one in rng.integers(ITEMS + 5, size=int(rng.integers(0, 12)))]
-            who = Person(history, {"country": "de"} if rng.random() < 0.5 else {})
+            who = UserProfile(history, {"country": "de"} if rng.random() < 0.5 else {})
         return cls(who, body, depth)
 
-    def wanted(self, retriever: Retriever, k: int, offset: int = 0) -> Wanted:
+    def wanted(self, retriever: Recommender, k: int, offset: int = 0) -> RecommendRequest:
         """Return what must be of the answer, in a retriever's terms."""
         asked = CONTRACT.body({**self.body, "k": k, "offset": offset, "users": [self.said]})
         return CONTRACT.wanted(asked, retriever.filters)
@@ -255,7 +258,7 @@ class Question:
     @property
     def said(self) -> Any:
         """Who it is about, as a body says it."""
-        if isinstance(self.who, Person):
+        if isinstance(self.who, UserProfile):
             return {"history": list(self.who.history), "attributes": dict(self.who.attributes)}
         return self.who
 
@@ -287,7 +290,7 @@ def _rules(rng: np.random.Generator) -> dict[str, Any]:
 Items = list[tuple[Any, float, int]]
 
 
-def items_of(answer: Answer) -> Items:
+def items_of(answer: RecommendResponse) -> Items:
     """Return the items of an answer with their scores and ranks."""
     return [(item.item_id, float(item.score), item.rank) for item in answer.items]
 
@@ -317,12 +320,12 @@ def differences(world: World, question: Question, rng: np.random.Generator) -> I
     served = orjson.loads(orjson.dumps(ANSWERS.about_body(retriever, body)))
     if _items_said(served["answers"][0]) != whole:
         yield "over HTTP"
-    if not isinstance(question.who, Person):
+    if not isinstance(question.who, UserProfile):
         wanted = question.wanted(retriever, question.depth)
         if _items_said(orjson.loads(orjson.dumps(ANSWERS.about_user(retriever, str(question.who), wanted)))) != whole:
             yield "over HTTP, about one"
     if set(question.body) <= {"filter"} and isinstance(retriever.index, ItemIndex):
-        row = None if isinstance(question.who, Person) else retriever.users.row(question.who)
+        row = None if isinstance(question.who, UserProfile) else retriever.users.row(question.who)
         if row is not None and nightly(world, question, row) != whole:
             yield "in the nightly table"
     if world.anew is not None and not _is_nobody(world, question):
@@ -338,7 +341,7 @@ def _items_said(content: dict[str, Any]) -> Items:
 def _is_nobody(world: World, question: Question) -> bool:
     """Return whether someone is known only for items that are gone, who is nobody to an index made anew."""
     assert world.anew is not None
-    if isinstance(question.who, Person):
+    if isinstance(question.who, UserProfile):
         return False
     is_known = [one.users.row(question.who) is not None for one in (world.retriever, world.anew)]
     return is_known == [True, False]
@@ -369,7 +372,7 @@ def as_large_catalogues(is_large: bool) -> Iterator[None]:
         index_module._SCANNED_NUMBERS = before
 
 
-def compare(cases: int, seed: int, kinds: Sequence[Kind] = KINDS) -> tuple[int, list[str]]:
+def compare(cases: int, seed: int, kinds: Sequence[IndexKind] = INDEX_KINDS) -> tuple[int, list[str]]:
     """Put questions to worlds of each kind in turn, and return how many were put and what differed.
 
     Args:
@@ -414,10 +417,10 @@ def as_deep_as_needed(index: ItemIndex, queries: np.ndarray, k: int, excluded: S
     return Hits.join([(ranked_rows[user, :k], ranked_scores[user, :k]) for user in range(len(queries))])
 
 
-def show_cost(items: int, kinds: Sequence[Kind], rounds: int = 7, seen: int = 30) -> None:
+def show_cost(items: int, kinds: Sequence[IndexKind], rounds: int = 7, seen: int = 30) -> None:
     """Print how many searches a second there are for each that goes as deep as needed and no deeper."""
     vectors, queries = made(items, 64, 64)
-    regions, rng = divide(vectors, num_regions(items)), np.random.default_rng(0)
+    regions, rng = kmeans(vectors, num_regions(items)), np.random.default_rng(0)
     near = ItemIndex.build(vectors).scan(queries, 200)
     excluded = []
     for user in range(len(queries)):
@@ -459,7 +462,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20_000, help="how many questions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of index")
+    parser.add_argument("--kinds", default=",".join(INDEX_KINDS), help="kinds of index")
     parser.add_argument("--cost", action="store_true", help="measure what it costs")
     parser.add_argument("--items", type=int, default=100_000, help="of the catalogue that the cost is measured with")
     given = parser.parse_args()

@@ -39,18 +39,18 @@ import psutil
 import torch
 
 from features.errors import DataError
-from serving.operation import build_index
-from serving.reranking import Reranking
-from serving.retriever import Retriever
-from serving.store import open_store
+from serving.jobs.build_index import build_index
+from serving.live.open_log import open_log
+from serving.recommend.recommender import Recommender
+from serving.recommend.reranking import RerankStage
 from tests import running
 from tests.broken_files import DAMAGES, Damage, damaged, files_in
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
-from towers.bundle import ModelBundle
-from towers.learned_ranker import RankNetwork
-from towers.manifest import BundleError
-from towers.rank_features import RankFeatures
-from towers.ranker import write_ranker
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.manifest import BundleError
+from towers.rerankers.candidate_features import RankFeatures
+from towers.rerankers.learned import RankNetwork
+from towers.rerankers.manifest import write_ranker
 
 LIVE = "live.db"
 SECONDS = 60
@@ -99,8 +99,8 @@ def make_bundle(folder: Path, tables: Path, seed: int, encoder: Path | None) -> 
 
 def make_log(path: Path) -> None:
     """Write a log with a few items in it, all of it in the one file."""
-    store = open_store(str(path))
-    from serving.store import Write
+    store = open_log(str(path))
+    from serving.live.log import Write
 
     store.append([Write("item", {"item_id": f"new-{number}", "cells": {"title": "red lamp"}}) for number in range(3)])
     store.close()
@@ -121,7 +121,7 @@ def before_serving(one: Path, other: Path, damages: dict[str, Damage]) -> Outcom
             else:
                 outcomes.add_wrong(damage_name, f"{name}: {outcome}")
         with damaged(one, LIVE, damage, other):
-            outcome = _outcome(lambda: open_store(str(one / LIVE)).close())
+            outcome = _outcome(lambda: open_log(str(one / LIVE)).close())
         # A log that is not there, or empty, is begun; what is damaged further in is seen when it is read.
         outcomes.add(damage_name, outcome) if outcome in ("one line", "opened") else outcomes.add_wrong(
             damage_name, f"{LIVE}: {outcome}"
@@ -140,7 +140,7 @@ def before_serving(one: Path, other: Path, damages: dict[str, Damage]) -> Outcom
 
 
 def _open(path: Path) -> None:
-    Retriever.open(path, rerank=lambda bundle, snapshot: Reranking.open(bundle, snapshot, None, None))
+    Recommender.open(path, rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
 
 
 def _outcome(action: Any) -> str:
@@ -264,7 +264,7 @@ def _missing_in(path: Path, item_ids: list[str]) -> list[str]:
     """Return what is wrong where items are not in a log, as whoever opens it next finds it."""
     if not item_ids:
         return []
-    log = open_store(str(path))
+    log = open_log(str(path))
     there, position = set(), 0
     while records := log.since(position):
         there |= {record.body.get("item_id") for record in records}

@@ -17,18 +17,18 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import normalize
 
-from features.cells import item_texts
 from features.config import EncoderSettings
 from features.encoders.encoder import PretrainedText
-from features.sequences import Queries
-from features.tables import read_tables
+from features.sequences.sequences import Queries
+from features.tables.tables import read_tables
+from features.values.cells import item_texts
 from tests.benchmarks.encoding import packaged_model
 from tests.benchmarks.ids_only import spread
-from towers.quiet import quiet_imports
-from training.baselines import HALF_LIVES, choose_text_neighbours
+from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
-from training.evaluation import Evaluation, Recommender, evaluate
-from training.judging import split_by
+from training.evaluation.baselines.tuning import HALF_LIVES, choose_text_neighbours
+from training.evaluation.evaluate import Evaluation, Recommender, evaluate
+from training.tasks.protocols import split_by
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
-from serving.duplicates import Duplicates, find_duplicates
-from serving.kinds import num_regions
+from serving.jobs.duplicates import Duplicates, find_duplicates
+from serving.search.index_config import num_regions
 from tests.benchmarks.index import made, of_bundle, unit
 
 SAMPLE = 1000

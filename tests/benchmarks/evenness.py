@@ -22,7 +22,7 @@ import numpy as np
 
 from tests.benchmarks.ids_only import LENGTHS, TITLES, Measured, Task, is_there, measure, processor, read, run, spread
 from towers.process import available_cores
-from towers.quiet import quiet_imports
+from towers.warnings_filter import quiet_imports
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ import pandas as pd
 import psutil
 
 from features.files import move_link
-from serving.operation import build_index
+from serving.jobs.build_index import build_index
 from tests import running
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
-from tests.serving.test_reranking import add_ranker
-from towers.bundle import ModelBundle
+from tests.serving.recommend.test_reranking import add_ranker
+from towers.bundle.bundle import ModelBundle
 
 ITEMS = [f"p{number}" for number in range(120)]
 USERS = list(range(1000, 1090))
@@ -84,7 +84,7 @@ def make_bundles(folder: Path) -> list[Path]:
 
 def make_keys(folder: Path) -> dict[str, str]:
     """Write `keys.toml` with a key that may read and one that may write; return the keys by what they may do."""
-    from serving.keys import add_key
+    from serving.http.key_file import add_key
 
     return {name: add_key(folder / "keys.toml", name, name) for name in ("read", "write")}  # type: ignore[arg-type]
 

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.featurizer import Featurizer
+from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
-from features.split import Split, leave_one_out
-from features.tables import Tables, read_tables
+from features.sequences.split import Split, leave_one_out
+from features.tables.tables import Tables, read_tables
 from towers.process import prepared_environment
 from training.config import RunConfig
-from training.evaluation import Recommender, evaluate
-from training.learning import Learned
-from training.trainer import Progress, Trainer, TrainingData
+from training.evaluation.evaluate import Recommender, evaluate
+from training.loop.fit import TrainedModel
+from training.loop.trainer import Progress, Trainer, TrainingData
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = {"ml-1m": 200, "amazon-beauty": 50, "goodbooks": 200}
@@ -150,6 +150,6 @@ def measure(task: Task) -> Measured:
     began = time.perf_counter()
     model = trainer.fit()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    learned = Learned(model, data, trainer.progress, ends[-1] - began)
+    learned = TrainedModel(model, data, trainer.progress, ends[-1] - began)
     seconds = [end - before for before, end in zip([began, *ends[:-1]], ends, strict=True)]
     return Measured(seconds, steps[-1], peak, task.ndcg(learned.recommender(config.features.history)))

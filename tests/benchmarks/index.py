@@ -29,11 +29,11 @@ import numpy as np
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from serving.hits import Eligible, Hits
-from serving.index import ItemIndex, divide, num_threads_set
-from serving.kinds import Kind, num_regions
-from serving.tuning import Measured, Tuning, sample_of, thirds, tune
-from towers.bundle import ModelBundle
+from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
+from serving.search.index_config import IndexKind, num_regions
+from serving.search.results import AllowedItems, Hits
+from serving.search.tuning import Measured, Tuning, sample_of, thirds, tune
+from towers.bundle.bundle import ModelBundle
 
 K = 100
 # From so many items on, what is tried by hand is tried on a tenth of them first, and those that come so near to the
@@ -76,7 +76,7 @@ def of_bundle(path: Path, items: int, users: int, seed: int = 0) -> tuple[np.nda
         raise SystemExit(f"{path}: its users' vectors depend on the time of asking and are not in its index")
     catalogue, rng = vectors["items"], np.random.default_rng(seed)
     missing = max(0, items - len(catalogue))
-    regions = divide(catalogue, num_regions(len(catalogue)))
+    regions = kmeans(catalogue, num_regions(len(catalogue)))
     order = np.argsort(regions.of_item, kind="stable")
     starts = np.searchsorted(regions.of_item[order], np.arange(len(regions.centres) + 1))
     moved = rng.integers(len(catalogue), size=missing)
@@ -273,7 +273,7 @@ def compare_memory(vectors: np.ndarray, queries: np.ndarray, wanted: float, pref
     """Print the smallest index that finds enough: of the kinds that keep the least of each item, then of the others."""
     print(f"\nThe smallest index with recall@{K} of {wanted:g} after re-scoring")
     smallest: Measured | None = None
-    kinds: list[Kind] = ["pq", "rabitq", "sq4", "sq8"]
+    kinds: list[IndexKind] = ["pq", "rabitq", "sq4", "sq8"]
     for kind in kinds:
         tuning = _tuned(vectors, queries, wanted, kind, prefixes)
         enough = [one for one in (*tuning.tried, *([smallest] if smallest else [])) if one.recall >= wanted]
@@ -290,7 +290,7 @@ def compare_memory(vectors: np.ndarray, queries: np.ndarray, wanted: float, pref
 
 
 def _tuned(
-    vectors: np.ndarray, queries: np.ndarray, wanted: float, kind: Kind | None = None, prefixes: Sequence[int] = ()
+    vectors: np.ndarray, queries: np.ndarray, wanted: float, kind: IndexKind | None = None, prefixes: Sequence[int] = ()
 ) -> Tuning:
     with tqdm(desc="Ours", unit=" kinds", disable=None, leave=False) as bar:
         show = functools.partial(_show, bar)
@@ -306,7 +306,7 @@ def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> 
     print(f"\nFiltered search with {index.plan}, beside comparing every eligible item (bars: recall 0.98, speed 1)")
     print(f"{'filter':30}{'eligible':>12}{'recall@10':>11}{'recall@100':>12}{'speed@10':>10}{'speed@100':>11}")
     rng = np.random.default_rng(11)
-    regions = divide(index.vectors, 64).of_item
+    regions = kmeans(index.vectors, 64).of_item
     lines = []
     for kind in ("of any sort", "of some regions"):
         for share in SHARES:
@@ -317,7 +317,7 @@ def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> 
                 near = np.cumsum(np.bincount(regions, minlength=64)[order]) <= share * len(index)
                 mask = np.isin(regions, order[near]) if near.any() else mask & (regions == order[0])
             if mask.any():
-                lines.append(_filtered(index, asking, Eligible(mask)))
+                lines.append(_filtered(index, asking, AllowedItems(mask)))
                 found, speed = (
                     "".join(f"{one:11.{digits}f}" for one in half)
                     for half, digits in zip(lines[-1], (4, 2), strict=True)
@@ -327,7 +327,7 @@ def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> 
     print(f"the least recall {recalls.min():.4f} (bar 0.98), the least speed {speeds.min():.2f} (bar 1)")
 
 
-def _filtered(index: ItemIndex, queries: np.ndarray, eligible: Eligible) -> tuple[list[float], list[float]]:
+def _filtered(index: ItemIndex, queries: np.ndarray, eligible: AllowedItems) -> tuple[list[float], list[float]]:
     """Return recall and relative speed for 10 and for 100 items."""
     found, ratios = [], []
     for k in (10, K):

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from features.sequences import offsets_of
-from training.metrics import bootstrap_interval, ndcg_at
-from training.ranks import Ranks
+from features.sequences.ragged import offsets_of
+from training.audit.ranks import Ranks
+from training.evaluation.metrics import bootstrap_interval, ndcg_at
 
 
 def main() -> None:

@@ -33,16 +33,17 @@ import numpy as np
 import psutil
 
 from features.files import move_link
-from features.tables import read_tables
-from serving.folding import fold
-from serving.live import Live
-from serving.operation import build_index
-from serving.retriever import Retriever
-from serving.snapshot import Snapshot
-from serving.store import Record, SqliteStore, State, Write
+from features.tables.tables import read_tables
+from serving.jobs.build_index import build_index
+from serving.live.compaction import compact
+from serving.live.follower import LiveRecommender
+from serving.live.log import LogState, Record, Write
+from serving.live.sqlite_log import SqliteLog
+from serving.recommend.recommender import Recommender
+from serving.snapshot.snapshot import Snapshot
 from tests import running
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
-from towers.bundle import ModelBundle
+from towers.bundle.bundle import ModelBundle
 
 K = 10
 _SECONDS_TO_ANSWER = 60
@@ -297,7 +298,7 @@ class Client(threading.Thread):
 class Until:
     """A log as it was at a position."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: SqliteLog) -> None:
         self._store = store
         self.clock = store.clock
         self.position = 0
@@ -306,7 +307,7 @@ class Until:
         """Refuse to write."""
         raise AssertionError("it is only read")
 
-    def state(self) -> State:
+    def state(self) -> LogState:
         """Return which log it is, and where it ends."""
         return replace(self._store.state(), end=self.position)
 
@@ -390,10 +391,10 @@ def _swap(service: Service, folder: Path, target: Path, num_workers: int) -> Non
 
 def _compared(folder: Path, bundles: dict[str, Path], tally: Tally) -> list[str]:
     """Return what of the sampled answers is not what a retriever of the same model and position answers."""
-    wrong, store = [], SqliteStore(folder / "live.db")
+    wrong, store = [], SqliteLog(folder / "live.db")
     for model, path in bundles.items():
         until = Until(store)
-        live = Live(Retriever.open(path), until)
+        live = LiveRecommender(Recommender.open(path), until)
         for _, position, user, items in sorted(one for one in tally.sampled if one[0] == model):
             until.position = position
             expected = [(item.item_id, item.score) for item in live.current().recommend(user, K).items]
@@ -405,11 +406,11 @@ def _compared(folder: Path, bundles: dict[str, Path], tally: Tally) -> list[str]
 
 def _compared_anew(folder: Path, bundles: dict[str, Path], service: Service) -> list[str]:
     """Return what of the service's answers is not what an index made anew with the whole log in it answers."""
-    wrong, store = [], SqliteStore(folder / "live.db")
+    wrong, store = [], SqliteLog(folder / "live.db")
     model = service.ask("GET", "/readyz")[1]["towers-model"]
     bundle = ModelBundle.open(bundles[model])
-    tables, _ = fold(read_tables(bundle.config.features, bundle.tables_folder), store, bundle.spellings)
-    anew = Retriever(bundle, Snapshot.build(bundle, tables))
+    tables, _ = compact(read_tables(bundle.config.features, bundle.tables_folder), store, bundle.spellings)
+    anew = Recommender(bundle, Snapshot.build(bundle, tables))
     for user in anew.users.ids:
         content = service.ask("GET", f"/recommendations/{user}?k={K}")[2]
         items = [(item["item_id"], item["score"]) for item in content["items"]]

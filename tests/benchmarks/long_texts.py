@@ -278,9 +278,9 @@ def _minimal(schema: dict[str, Any], document: dict[str, Any]) -> Any:
 
 def _make_bundle(folder: Path) -> tuple[Path, dict[str, str]]:
     """Write a bundle that reads columns of every kind, with its index; return it, and a known user and item."""
-    from serving.operation import build_index
+    from serving.jobs.build_index import build_index
     from tests.serving.conftest import SETTINGS, write_shop, write_untrained
-    from towers.bundle import ModelBundle
+    from towers.bundle.bundle import ModelBundle
 
     rng = np.random.default_rng(0)
     write_shop(folder / "data")

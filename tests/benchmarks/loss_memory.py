@@ -18,8 +18,8 @@ import psutil
 import torch
 from torch.nn import functional
 
-from training.losses import nested_softmax_loss
-from training.negatives import Forbidden, Negatives
+from training.loop.losses import nested_softmax_loss
+from training.loop.negatives import MaskedPairs, Negatives
 
 PRECISIONS = {"ours, float32": torch.float32, "ours, bfloat16": torch.bfloat16}
 
@@ -39,7 +39,7 @@ def measure(name: str, items: int, positions: int, width: int, prefixes: list[in
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     if name in PRECISIONS:
-        own = Forbidden(torch.arange(positions), targets, starts=torch.arange(positions + 1))
+        own = MaskedPairs(torch.arange(positions), targets, starts=torch.arange(positions + 1))
         negatives = Negatives(torch.arange(items), own)
         loss = nested_softmax_loss(
             users,

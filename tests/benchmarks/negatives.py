@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.featurizer import Featurizer
+from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
-from features.split import leave_one_out
-from features.tables import read_tables
-from towers.quiet import quiet_imports
+from features.sequences.split import leave_one_out
+from features.tables.tables import read_tables
+from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
-from training.evaluation import evaluate
-from training.learning import Learned
-from training.trainer import Trainer, TrainingData
+from training.evaluation.evaluate import evaluate
+from training.loop.fit import TrainedModel
+from training.loop.trainer import Trainer, TrainingData
 
 LARGE = 8
 """How many times as large a large batch is."""
@@ -82,7 +82,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     model = trainer.fit()
     seconds = time.perf_counter() - began
     peak = _peak_bytes() - before
-    learned = Learned(model, data, trainer.progress, seconds)
+    learned = TrainedModel(model, data, trainer.progress, seconds)
     means = evaluate(
         learned.recommender(config.features.history),
         split.test,

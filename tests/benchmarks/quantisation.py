@@ -4,8 +4,8 @@
 
 The vectors are those of a bundle's items, the questions those of its users (of its items where it has no users), and
 the truth is the comparison of whole vectors. Without re-scoring the 128 best of the cheap comparison are compared again
-with their whole vectors (`FIRST_LEVEL` in `serving/kinds.py`); with it, as many times more as is proposed there. Random
-vectors stand in where no bundle is named: the worst case, since nothing in them can be left out.
+with their whole vectors (`FIRST_LEVEL` in `serving/search/index_config.py`); with it, as many times more as is proposed
+there. Random vectors stand in where no bundle is named: the worst case, since nothing in them can be left out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.index import ItemIndex
-from serving.kinds import Plan, candidates
-from serving.operation import open_retriever
-from serving.tuning import sample_of
+from serving.jobs.open import open_recommender
+from serving.search.faiss_index import ItemIndex
+from serving.search.index_config import IndexConfig, candidates
+from serving.search.tuning import sample_of
 
 CUTOFFS = (10, 100)
 KINDS = ("sq8", "sq4", "rabitq", "flat")
@@ -26,7 +26,7 @@ KINDS = ("sq8", "sq4", "rabitq", "flat")
 RANDOM_ITEMS, RANDOM_WIDTH = 5_000, 64
 
 
-def plans(num_items: int, width: int, prefixes: list[int]) -> list[Plan]:
+def plans(num_items: int, width: int, prefixes: list[int]) -> list[IndexConfig]:
     """Return the structures that keep less of each vector, at their standard effort."""
     kinds = [kind for kind in KINDS if kind != "flat" or prefixes]
     return [plan for kind in kinds for plan in candidates(num_items, width, kind, prefixes)]
@@ -55,7 +55,7 @@ def measure(vectors: np.ndarray, queries: np.ndarray, prefixes: list[int]) -> li
 def main(arguments: list[str]) -> None:
     """Print the table of a bundle, or of random vectors."""
     if arguments:
-        retriever = open_retriever(Path(arguments[0]))
+        retriever = open_recommender(Path(arguments[0]))
         vectors, prefixes = retriever.snapshot.index.vectors, retriever.bundle.config.towers.prefixes
         users = retriever.snapshot.user_vectors
         queries = sample_of(vectors if users is None or not len(users) else users)

@@ -33,12 +33,12 @@ import pandas as pd
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from features.config import FeaturesConfig, parse_settings
-from features.table_files import read_frame
-from features.tables import Tables, read_tables
-from serving.app import create_app
+from features.tables.table_files import read_frame
+from features.tables.tables import Tables, read_tables
 from serving.config import ServingConfig
+from serving.http.app import create_app
 from tests.random_tables import Case, Column, cases, wrong_cells
-from towers.cli import main as towers
+from towers.cli.main import main as towers
 
 _QUICK = """
 [towers]

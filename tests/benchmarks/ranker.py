@@ -9,11 +9,12 @@ of its films, their titles taken out, are searched for with the titles of `ASKED
 films are the pairs that can be learned from, and what retrieves is MiniLM as it is.
 
 Of these tables `towers init`, `train` and `index` make a bundle, as anybody's would be made, and of that for each kind
-`towers train-ranker` and `index` another; the rankers are made with what that training held out. Then a `Retriever` is
-asked, with each. N@10 is over the whole catalogue; the interval is the paired bootstrap's over questions, relative to
-retrieval alone on the same questions. The milliseconds are those of one request in one thread, everything included that
-is done for it. `--slow` is how many questions a cross-encoder is asked; `--model` is a folder of sentence-transformers,
-the MiniLM that the test packages bring unless another is named; `--learn 0` leaves a cross-encoder as it is.
+`towers train-ranker` and `index` another; the rankers are made with what that training held out. Then a `Recommender`
+is asked, with each. N@10 is over the whole catalogue; the interval is the paired bootstrap's over questions, relative
+to retrieval alone on the same questions. The milliseconds are those of one request in one thread, everything included
+that is done for it. `--slow` is how many questions a cross-encoder is asked; `--model` is a folder of
+sentence-transformers, the MiniLM that the test packages bring unless another is named; `--learn 0` leaves a
+cross-encoder as it is.
 
 A bundle that is in the folder already is judged as it is. Ends with status 1 if the bar is missed: the learned ranker's
 N@10 over 200 candidates 5 % above retrieval alone, 99 of 100 re-rankings in less than 20 ms.
@@ -35,18 +36,19 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from serving.index import set_num_threads
-from serving.reranking import Reranking
-from serving.retriever import Answer, Retriever
-from serving.snapshot import Snapshot
-from serving.stages import begin, spent
+from serving.observability.timings import begin, spent
+from serving.recommend.recommender import Recommender
+from serving.recommend.reranking import RerankStage
+from serving.recommend.response import RecommendResponse
+from serving.search.faiss_index import set_num_threads
+from serving.snapshot.snapshot import Snapshot
 from tests.benchmarks.encoding import packaged_model, public_items
 from tests.benchmarks.quality import towers
 from tests.benchmarks.text_search import without
-from towers.bundle import ModelBundle
-from towers.quiet import quiet_imports
-from towers.ranker import has_ranker, read_seal
-from training.metrics import bootstrap_interval
+from towers.bundle.bundle import ModelBundle
+from towers.rerankers.manifest import has_ranker, read_ranker_manifest
+from towers.warnings_filter import quiet_imports
+from training.evaluation.metrics import bootstrap_interval
 
 LENGTHS = (50, 100, 200)
 GAIN, MILLISECONDS = 0.05, 20.0
@@ -102,7 +104,7 @@ def main() -> None:
     make(folder, given)
     bundle = ModelBundle.open(folder / "runs" / "plain")
     snapshot = Snapshot.open(bundle)
-    runs = [judge("retrieval alone", Retriever(bundle, snapshot), questions)]
+    runs = [judge("retrieval alone", Recommender(bundle, snapshot), questions)]
     for kind in given.kinds:
         runs += judge_kind(kind, folder, given, questions)
     print("\n".join(table(runs)))
@@ -195,13 +197,13 @@ def judge_kind(kind: str, folder: Path, given: argparse.Namespace, questions: Se
             return []
         towers("index", f"runs/{kind}", folder=folder)
     bundle = ModelBundle.open(path)
-    snapshot, sealed = Snapshot.open(bundle), read_seal(bundle)
+    snapshot, sealed = Snapshot.open(bundle), read_ranker_manifest(bundle)
     lengths = LENGTHS if kind == "learned" else (sealed.num_candidates,)
     questions = questions[: given.slow] if kind == "cross-encoder" else questions
     found = []
     for length in lengths:
-        reranking = Reranking.open(bundle, snapshot, length, budget_seconds=None)
-        found.append(judge(f"{kind}, {length}", Retriever(bundle, snapshot, reranking=reranking), questions))
+        reranking = RerankStage.open(bundle, snapshot, length, budget_seconds=None)
+        found.append(judge(f"{kind}, {length}", Recommender(bundle, snapshot, reranking=reranking), questions))
     return found
 
 
@@ -214,11 +216,11 @@ def _words(kind: str, given: argparse.Namespace) -> list[str]:
     return [*model, "--learn", str(given.learn)] if given.learn else model
 
 
-def judge(name: str, retriever: Retriever, questions: Sequence[Question]) -> Judged:
+def judge(name: str, retriever: Recommender, questions: Sequence[Question]) -> Judged:
     """Ask every question."""
     now = [0.0]
     retriever._clock = lambda: now[0]
-    ask: Callable[[int | str, int], Answer] = (
+    ask: Callable[[int | str, int], RecommendResponse] = (
         retriever.search if isinstance(questions[0].who, str) else retriever.recommend  # type: ignore[assignment]
     )
     gains, seconds, whole = (np.zeros(len(questions)) for _ in range(3))

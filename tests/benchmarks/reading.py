@@ -41,7 +41,7 @@ def write(path: Path, rows: int) -> None:
 
 def measure(path: Path, times: int = 3) -> float:
     """Return the least processor seconds of reading the file with the packages that this process imports."""
-    from features.table_files import read_frame
+    from features.tables.table_files import read_frame
 
     spent = []
     for _ in range(times):

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from features.split import leave_one_out
-from features.tables import read_tables
-from towers.quiet import quiet_imports
+from features.sequences.split import leave_one_out
+from features.tables.tables import read_tables
+from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
-from training.evaluation import evaluate
-from training.learning import learn, relearn
+from training.evaluation.evaluate import evaluate
+from training.loop.fit import fit, refit
 
 
 def main() -> None:
@@ -37,8 +37,8 @@ def main() -> None:
         sequences = tables.interactions.sequences(tables.catalog)
         split = leave_one_out(sequences, len(tables.catalog), recommend_seen=config.features.recommend_seen)
         assert split.test is not None
-        early = learn(config, tables, split, device=torch.device("cpu"))
-        refitted = relearn(config, tables, split.test.history, early)
+        early = fit(config, tables, split, device=torch.device("cpu"))
+        refitted = refit(config, tables, split.test.history, early)
         found = [
             evaluate(
                 learned.recommender(config.features.history),

@@ -20,14 +20,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.rows import typed_rows
 from features.schema import ITEM_ID
-from features.tables import Catalog, Tables
-from serving.ids import IdMap
-from serving.people import Described
-from serving.wanted import Person
+from features.tables.rows import typed_rows
+from features.tables.tables import Catalog, Tables
+from serving.catalog.ids import IdMap
+from serving.recommend.request import UserProfile
+from serving.recommend.users import EncodedProfiles
 from tests.serving.conftest import write_untrained
-from towers.bundle import ModelBundle
+from towers.bundle.bundle import ModelBundle
 
 NUM_ITEMS, NUM_USERS = 40, 30
 FEATURES = {
@@ -229,8 +229,8 @@ class Shop:
                 for name, value in row.items()
                 if value is not None
             }
-            people.append(Person([], json.loads(json.dumps(said))))
-        described = Described.of(people, IdMap(np.array([1])), kinds, bundle)
+            people.append(UserProfile([], json.loads(json.dumps(said))))
+        described = EncodedProfiles.of(people, IdMap(np.array([1])), kinds, bundle)
         assert described.is_known.all()
         assert described.attributes is not None
         assert described.unknown_values == [{}] * NUM_USERS, (trained, spelling)

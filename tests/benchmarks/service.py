@@ -42,25 +42,26 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from features.column_contract import ColumnContract
 from features.config import FeaturesConfig
-from features.featurizer import Featurizer
+from features.featurizer.column_contract import ColumnContract
+from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
-from features.sequences import Sequences, offsets_of
-from features.tables import Catalog
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
+from features.tables.tables import Catalog
 from serving.config import ServingConfig
-from serving.offline import make_shortlists
-from serving.operation import LISTED
-from serving.retriever import Retriever
-from serving.seal import Seal
-from serving.server import Told
-from serving.snapshot import Snapshot
-from serving.tuning import choose, sample_of
+from serving.jobs.build_index import LISTED
+from serving.jobs.precompute import precompute_top_k
+from serving.recommend.recommender import Recommender
+from serving.search.tuning import choose, sample_of
+from serving.server.told import WorkerInstructions
+from serving.snapshot.manifest import IndexManifest
+from serving.snapshot.snapshot import Snapshot
 from tests.benchmarks.ids_only import ROOT, processor
 from tests.benchmarks.index import made
-from towers.bundle import ModelBundle, write_bundle
+from towers.bundle.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
-from towers.two_tower import TwoTower
+from towers.model.two_tower import TwoTower
 
 RIVAL = ROOT / ".rivals" / "bin" / "python"
 PARTS = ("known", "described", "latency", "rival", "servers", "batching")
@@ -119,7 +120,7 @@ def write_bundles(folder: Path, items: int, users: int) -> None:
         bundle = _write_model(folder / name, catalog, histories)
         if name != "listed":
             chosen = choose(catalogue, sample_of(tastes), recall=recall)
-        seal = Seal.of(
+        seal = IndexManifest.of(
             bundle,
             catalog_digest="made",
             plan=chosen.index.plan,
@@ -134,7 +135,7 @@ def write_bundles(folder: Path, items: int, users: int) -> None:
         counts = np.bincount(histories.item_rows, minlength=items).astype(np.int64)
         snapshot = Snapshot(catalog, chosen.index, histories, None, tastes, counts, seal)
         if name == "listed":
-            snapshot = snapshot.with_shortlists(make_shortlists(Retriever(bundle, snapshot), LISTED))
+            snapshot = snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), LISTED))
         snapshot.save(bundle.path)
         print(f"{name}: {seal.plan}, recall@100 {seal.recall_at_100:.4f}")
 
@@ -216,7 +217,7 @@ def bare(body_bytes: int, **settings: str) -> Iterator[str]:
     """Serve a constant under our server while the block runs, and yield its address."""
     port = free_port()
     with tempfile.NamedTemporaryFile() as told:
-        Told(Path(), ServingConfig(port=port, **settings)).write(told.fileno())
+        WorkerInstructions(Path(), ServingConfig(port=port, **settings)).write(told.fileno())
         command = [sys.executable, "-m", "tests.benchmarks.rivals.bare_flask", told.name]
         with running(command, f"http://127.0.0.1:{port}/readyz", BODY_BYTES=str(body_bytes)):
             yield f"http://127.0.0.1:{port}"

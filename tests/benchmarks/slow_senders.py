@@ -196,7 +196,7 @@ def _is_ready(port: int) -> bool:
 
 def measure(folder: Path, server: str, kind: Kind, senders: int, seconds: float) -> Answers:
     """Return what customers and operators got beside the senders."""
-    from serving.keys import add_key
+    from serving.http.key_file import add_key
 
     key, key_file = {}, None
     if kind.keys:
@@ -217,12 +217,12 @@ def measure(folder: Path, server: str, kind: Kind, senders: int, seconds: float)
 
 def make_bundle(folder: Path) -> None:
     """Write a small bundle with its index."""
-    from serving.seal import with_index
+    from serving.deploy.prepare import ensure_index
     from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 
     write_shop(folder / "data")
     write_untrained(folder / "runs" / "model", folder / "data", SETTINGS)
-    with_index(folder / "runs" / "model")
+    ensure_index(folder / "runs" / "model")
 
 
 def report(rows: Sequence[tuple[str, str, Answers]], say: Callable[[str], None] = print) -> bool:

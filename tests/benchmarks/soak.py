@@ -41,11 +41,11 @@ import numpy as np
 import pandas as pd
 
 from features.files import move_link
-from serving.operation import build_index
+from serving.jobs.build_index import build_index
 from tests import running
 from tests.benchmarks.harness import Memory, Server, end_in_order, every, pin, request_bytes, say, serving, verdict
 from tests.serving.conftest import write_untrained
-from towers.bundle import ModelBundle
+from towers.bundle.bundle import ModelBundle
 
 SECONDS_OF_A_ROW = 10.0
 """How much time a row of the CSV is about."""

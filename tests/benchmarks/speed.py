@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.table_files import read_frame
+from features.tables.table_files import read_frame
 from tests.benchmarks.ids_only import (
     LENGTHS,
     ROOT,
@@ -44,9 +44,9 @@ from tests.benchmarks.ids_only import (
     spread,
 )
 from towers.process import available_cores
-from towers.quiet import quiet_imports
+from towers.warnings_filter import quiet_imports
 from training.config import TrainingConfig
-from training.evaluation import TableRecommender
+from training.evaluation.evaluate import TableRecommender
 
 RIVAL = ROOT / ".rivals" / "bin" / "python"
 PROGRAM = Path(__file__).parent / "rivals" / "sasrec_rectools.py"

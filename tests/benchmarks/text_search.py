@@ -36,17 +36,18 @@ import torch
 
 from features.config import EncoderSettings, FeaturesConfig
 from features.encoders.encoder import PretrainedText
-from features.featurizer import Featurizer
+from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
-from features.sequences import Sequences, offsets_of
-from features.tables import Catalog, Users
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
+from features.tables.tables import Catalog, Users
 from tests.benchmarks.encoding import packaged_model, public_items
 from towers.config import TowersConfig
-from towers.quiet import quiet_imports
-from towers.two_tower import TwoTower
+from towers.model.two_tower import TwoTower
+from towers.warnings_filter import quiet_imports
 from training.config import RunConfig, TrainingConfig
-from training.metrics import bootstrap_interval
-from training.trainer import Trainer, TrainingData
+from training.evaluation.metrics import bootstrap_interval
+from training.loop.trainer import Trainer, TrainingData
 
 CUTOFFS = (1, 10, 50)
 FOR_VALIDATION = 400

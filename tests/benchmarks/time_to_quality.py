@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from features.split import leave_one_out
-from features.tables import read_tables
-from towers.quiet import quiet_imports
+from features.sequences.split import leave_one_out
+from features.tables.tables import read_tables
+from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
-from training.learning import learn
-from training.trainer import Progress
+from training.loop.fit import fit
+from training.loop.trainer import Progress
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def seconds_to(goals: list[float], settings: Path, overrides: tuple[str, ...]) -
             if reached[goal] is None and measured["validation_ndcg_at_10"] >= goal:
                 reached[goal] = time.monotonic() - began
 
-    learn(config, tables, split, device=torch.device("cpu"), on_epoch=look)
+    fit(config, tables, split, device=torch.device("cpu"), on_epoch=look)
     return reached
 
 

@@ -36,24 +36,26 @@ import pyarrow as pa
 import torch
 from flask.testing import FlaskClient
 
-from features.column_contract import ColumnContract
 from features.config import FeaturesConfig
-from features.featurizer import Featurizer
+from features.featurizer.column_contract import ColumnContract
+from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
-from features.sequences import Sequences, offsets_of
-from features.tables import Catalog, Users
-from serving.app import create_app
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
+from features.tables.tables import Catalog, Users
 from serving.bounds import MAX_SEARCH_CHARACTERS
 from serving.config import ServingConfig
-from serving.index import ItemIndex, set_num_threads
-from serving.retriever import Retriever
-from serving.seal import Seal
-from serving.snapshot import Snapshot
-from serving.store import Write, open_store
+from serving.http.app import create_app
+from serving.live.log import Write
+from serving.live.open_log import open_log
+from serving.recommend.recommender import Recommender
+from serving.search.faiss_index import ItemIndex, set_num_threads
+from serving.snapshot.manifest import IndexManifest
+from serving.snapshot.snapshot import Snapshot
 from tests.benchmarks.index import made, unit
-from towers.bundle import ModelBundle, write_bundle
+from towers.bundle.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
-from towers.two_tower import TwoTower
+from towers.model.two_tower import TwoTower
 
 KINDS = ("exact", "ivf", "hnsw", "live")
 ITEMS, USERS, WIDTH, HISTORY = 100_000, 2_000, 64, 200
@@ -134,7 +136,7 @@ def catalogue_of(items: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     return vectors, tastes, frame
 
 
-def retriever_of(folder: Path, kind: str, vectors: np.ndarray, tastes: np.ndarray, frame: pd.DataFrame) -> Retriever:
+def retriever_of(folder: Path, kind: str, vectors: np.ndarray, tastes: np.ndarray, frame: pd.DataFrame) -> Recommender:
     """Return a retriever over the items with an index of a kind."""
     rng = np.random.default_rng(1)
     lengths = np.append(np.full(LONG_HISTORIES, LONG), rng.integers(5, 100, size=USERS - LONG_HISTORIES))
@@ -149,7 +151,7 @@ def retriever_of(folder: Path, kind: str, vectors: np.ndarray, tastes: np.ndarra
     catalog, people = Catalog(frame), Users(attributes.assign(user_id=histories.user_ids))
     bundle = write_model(folder, catalog, people, histories)
     index = ItemIndex.build(vectors, kind)  # type: ignore[arg-type]
-    seal = Seal.of(
+    seal = IndexManifest.of(
         bundle,
         catalog_digest="made",
         plan=index.plan,
@@ -162,7 +164,7 @@ def retriever_of(folder: Path, kind: str, vectors: np.ndarray, tastes: np.ndarra
         width=WIDTH,
     )
     counts = np.bincount(rows, minlength=len(vectors)).astype(np.int64)
-    return Retriever(bundle, Snapshot(catalog, index, histories, attributes, tastes, counts, seal))
+    return Recommender(bundle, Snapshot(catalog, index, histories, attributes, tastes, counts, seal))
 
 
 def write_model(folder: Path, catalog: Catalog, people: Users, histories: Sequences) -> ModelBundle:
@@ -199,7 +201,7 @@ def write_live(path: Path, items: int) -> None:
             zip(rng.integers(LONG_HISTORIES, size=EVENTS), rng.integers(items, size=EVENTS), strict=True)
         )
     ]
-    open_store(str(path)).append(writes)
+    open_log(str(path)).append(writes)
 
 
 def cases(settings: ServingConfig, world: World) -> Iterator[Case]:

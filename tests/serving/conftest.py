@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from features.column_contract import ColumnContract
 from features.config import FeaturesConfig
-from features.featurizer import Featurizer
+from features.featurizer.column_contract import ColumnContract
+from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
-from features.tables import read_tables
-from serving.operation import build_index
+from features.tables.tables import read_tables
+from serving.jobs.build_index import build_index
 from tests.serving.doubles import country, make_retriever, make_tables
-from towers.bundle import ModelBundle, write_bundle
+from towers.bundle.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
-from towers.two_tower import TwoTower
+from towers.model.two_tower import TwoTower
 
 
 @pytest.fixture

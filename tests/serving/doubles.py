@@ -14,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 
 from features.config import FeaturesConfig, FeatureSettings
-from features.tables import Catalog, Interactions, Tables, Users
-from serving.retriever import Retriever
-from serving.snapshot import Snapshot
-from towers.bundle import ModelBundle
+from features.tables.tables import Catalog, Interactions, Tables, Users
+from serving.recommend.recommender import Recommender
+from serving.snapshot.snapshot import Snapshot
+from towers.bundle.bundle import ModelBundle
 from towers.config import TowersConfig
 
 WIDTH = 16
@@ -113,7 +113,7 @@ def make_features(**changes):
 def make_retriever(tables, path="bundle", clock=None, recommend_seen=None, **features):
     bundle = FakeBundle(path, make_features(**features))
     more = {} if clock is None else {"clock": clock}
-    return Retriever(bundle, Snapshot.build(bundle, tables), recommend_seen=recommend_seen, **more)
+    return Recommender(bundle, Snapshot.build(bundle, tables), recommend_seen=recommend_seen, **more)
 
 
 def country():

@@ -16,10 +16,9 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from features.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES
 from features.messages import did_you_mean, shown
 from features.schema import MAX_ID_CHARACTERS
-from serving.app import create_app
+from features.values.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES
 from serving.bounds import (
     MAX_BRACKETS,
     MAX_CONDITIONS,
@@ -31,13 +30,14 @@ from serving.bounds import (
     MAX_TEXT_CHARACTERS,
     MAX_VALUE_CHARACTERS,
 )
+from serving.catalog.filters import _NUMBER
 from serving.config import ServingConfig
 from serving.errors import NotReady
-from serving.filters import _NUMBER
-from serving.keys import add_key
-from serving.logs import JsonFormatter, TextFormatter
+from serving.http.app import create_app
+from serving.http.key_file import add_key
+from serving.observability.logs import JsonFormatter, TextFormatter
 from tests.benchmarks.long_texts import Sent, requests, texts
-from tests.serving.test_openapi import LIMITS, make_shop
+from tests.serving.http.contract.test_openapi import LIMITS, make_shop
 
 MAX_ANSWER_BYTES = 8_192
 MAX_LINE_CHARACTERS = 10_000

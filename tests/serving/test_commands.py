@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.kinds import KINDS
-from serving.retriever import Retriever
+from serving.recommend.recommender import Recommender
+from serving.search.index_config import INDEX_KINDS
 from tests.serving.conftest import SETTINGS, write_untrained
-from towers.cli import main
+from towers.cli.main import main
 
 
 @pytest.fixture
@@ -73,11 +73,11 @@ def many_items(folder, pristine):
 
 
 def test_index_tunes_itself_and_shows_what_it_tried(folder, many_items, capsys, monkeypatch):
-    monkeypatch.setattr("serving.tuning._ROUNDS", 1)
+    monkeypatch.setattr("serving.search.tuning._ROUNDS", 1)
     assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 0
     said = capsys.readouterr().out
     assert "searches/s" in said
-    for kind in KINDS:
+    for kind in INDEX_KINDS:
         assert (f" {kind} " in said) == (kind != "flat"), "the model has no prefixes"
     seal = manifest(folder)
     assert f"{seal['plan']['kind']} index (recall@100 {seal['recall_at_100']:.3f})" in said
@@ -98,7 +98,7 @@ def test_an_index_of_a_kind_is_served(folder, many_items, capsys):
 
 
 def test_a_model_with_prefixes_has_an_index_on_one_of_them(folder, pristine, many_items, capsys, monkeypatch):
-    monkeypatch.setattr("serving.tuning._ROUNDS", 1)
+    monkeypatch.setattr("serving.search.tuning._ROUNDS", 1)
     settings = {**SETTINGS, "towers": {**SETTINGS["towers"], "prefixes": [4, 8]}}
     write_untrained(folder / "runs" / "nested", pristine / "data", settings)
     assert run("index", "runs/nested", *many_items, "--kind", "flat", "--recall", 0.8) == 0
@@ -118,8 +118,8 @@ def test_a_prefix_of_a_model_without_any_is_one_line(folder, many_items, capsys)
 
 
 def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, capsys, monkeypatch):
-    monkeypatch.setattr("serving.tuning._ROUNDS", 1)
-    monkeypatch.setattr("serving.tuning.efforts", lambda plan, num_items: iter([[plan]]))
+    monkeypatch.setattr("serving.search.tuning._ROUNDS", 1)
+    monkeypatch.setattr("serving.search.tuning.efforts", lambda plan, num_items: iter([[plan]]))
     assert run("index", "runs/latest", *many_items, "--kind", "hnsw", "--recall", 1) == 0
     said = capsys.readouterr().out
     recall = manifest(folder)["recall_at_100"]
@@ -147,14 +147,14 @@ def test_sigterm_while_tuning_leaves_the_old_index(folder, many_items, capsys, m
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr("serving.tuning.searches_per_second", terminate)
+    monkeypatch.setattr("serving.search.tuning.searches_per_second", terminate)
     assert run("index", "runs/latest", *many_items, "--recall", 0.9) == 143
     assert manifest(folder) == before
     assert [path.name for path in (folder / "runs/model").iterdir() if "partial" in path.name] == []
 
 
 def test_a_catalogue_that_is_slow_to_compare_gets_a_hint(folder, capsys, monkeypatch):
-    monkeypatch.setattr("serving.operation._MANY_ITEMS", 100)
+    monkeypatch.setattr("serving.jobs.build_index._MANY_ITEMS", 100)
     assert run("index", "runs/latest") == 0
     assert "each search compares 120 items; `towers index runs/latest --recall 0.99`" in capsys.readouterr().out
 
@@ -264,7 +264,7 @@ def test_settings_of_the_folder_are_read_and_their_mistakes_told(folder, capsys)
 
 @pytest.mark.parametrize("command", [("serve",), ("recommend", "--output", "c.parquet"), ("search", "red lamp")])
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(folder, monkeypatch, capsys, command):
-    monkeypatch.setattr("serving.index.faiss.get_num_gpus", lambda: 0)
+    monkeypatch.setattr("serving.search.faiss_index.faiss.get_num_gpus", lambda: 0)
     (folder / "serving.toml").write_text('device = "cuda"\n')
     assert run(command[0], "runs/gone", *command[1:]) == 2
     assert_one_line(capsys, 'device = "cuda": FAISS finds no GPU; choose "cpu" or "auto", or see `towers doctor`')
@@ -274,7 +274,7 @@ def test_ctrl_c_in_the_middle_leaves_no_file(folder, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("serving.offline._table", interrupt)
+    monkeypatch.setattr("serving.jobs.recommend_all._table", interrupt)
     assert run("recommend", "runs/latest", "--output", "out/c.parquet") == 130
     assert list((folder / "out").iterdir()) == []
 
@@ -291,7 +291,7 @@ def test_duplicates_are_written_in_groups_and_told(folder, pristine, capsys):
     assert f"d.parquet: {len(groups)} items in {groups['group'].nunique()} groups" in said
     assert f"p.parquet: {len(pairs):,} pairs" in said
     assert "The nearest other item scores" in said
-    vectors = Retriever.open(folder / "runs/latest").snapshot.index.vectors
+    vectors = Recommender.open(folder / "runs/latest").snapshot.index.vectors
     above = np.triu(vectors.astype(float) @ vectors.T.astype(float) >= 0.9, 1).sum()
     assert len(pairs) == above > 0
     # A copy has no id that the model knows; but two of the same text, price and tags are alike to it.
@@ -353,7 +353,7 @@ def test_ctrl_c_while_comparing_leaves_the_old_file(folder, capsys, monkeypatch)
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("serving.duplicates._Search._among", interrupt)
+    monkeypatch.setattr("serving.jobs.duplicates._Search._among", interrupt)
     assert run("duplicates", "runs/latest", "--threshold", 0.8) == 130
     assert (folder / "duplicates.parquet").read_bytes() == before
     assert not list(folder.glob(".*.partial"))

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from serving import deadline
-from serving.app import create_app
-from serving.batching import Batcher
 from serving.config import ServingConfig
 from serving.errors import DeadlineExceededError
-from serving.index import ItemIndex
-from serving.kinds import Plan
-from serving.live import Live
-from serving.retriever import Retriever
-from serving.snapshot import Snapshot
-from serving.store import SqliteStore, Write
+from serving.http.app import create_app
+from serving.live.follower import LiveRecommender
+from serving.live.log import Write
+from serving.live.sqlite_log import SqliteLog
+from serving.recommend.recommender import Recommender
+from serving.search.faiss_index import ItemIndex
+from serving.search.index_config import IndexConfig
+from serving.search.micro_batching import MicroBatcher
+from serving.snapshot.snapshot import Snapshot
 from tests.serving.doubles import FakeBundle, country, make_features
 
 
@@ -62,7 +63,7 @@ def where_it_ends(app, request, monkeypatch):
         looks = {}
         for look, looker in enumerate(clock.lookers, start=1):
             looks.setdefault(looker, [look, look])[1] = look
-        del looks["door"]  # where the clock is started
+        del looks["middleware"]  # where the clock is started
         for look in {look for pair in looks.values() for look in pair}:
             patch.setattr(deadline, "perf_counter", Clock(look))
             answer = ask(client, request)
@@ -81,12 +82,12 @@ MANY = [100, 101, 108, "nobody", {"history": ["item-003", "item-005"]}, {"attrib
 RULES = {"diversity": 0.5, "distinct": 0.9, "boost": [{"filter": {"item_id": "item-001"}, "by": 1}]}
 OTHERS = {"item_id": {"not": ["item-001"]}}
 REQUESTS = {
-    "plain": (("/recommendations/103", None), {"retriever", "index"}),
-    "many": (("/recommendations", {"users": MANY}), {"people", "snapshot", "index", "retriever", "answers"}),
-    "filtered": (("/recommendations", {"users": MANY, "filter": OTHERS}), {"exact", "index"}),
-    "arranged": (("/recommendations", {"users": MANY, **RULES}), {"rules", "hits", "retriever"}),
-    "reasons": (("/recommendations/103?reasons=3", None), {"reasons", "snapshot", "retriever"}),
-    "similar": (("/items/item-001/similar?distinct=0.9", None), {"rules", "index"}),
+    "plain": (("/recommendations/103", None), {"recommender", "faiss_index"}),
+    "many": (("/recommendations", {"users": MANY}), {"users", "encoding", "faiss_index", "recommender", "handlers"}),
+    "filtered": (("/recommendations", {"users": MANY, "filter": OTHERS}), {"brute_force", "faiss_index"}),
+    "arranged": (("/recommendations", {"users": MANY, **RULES}), {"rules", "results", "recommender"}),
+    "reasons": (("/recommendations/103?reasons=3", None), {"explanations", "encoding", "recommender"}),
+    "similar": (("/items/item-001/similar?distinct=0.9", None), {"rules", "faiss_index"}),
 }
 
 
@@ -95,18 +96,20 @@ def test_a_request_ends_at_its_deadline_wherever_it_is(retriever, monkeypatch, r
     assert expected <= where_it_ends(create_app(retriever), request_, monkeypatch)
 
 
-@pytest.mark.parametrize("plan", [Plan(kind="ivf", regions=8, probes=2), Plan(kind="hnsw", links=8, breadth=32)])
+@pytest.mark.parametrize(
+    "plan", [IndexConfig(kind="ivf", regions=8, probes=2), IndexConfig(kind="hnsw", links=8, breadth=32)]
+)
 def test_every_kind_of_index_ends_at_the_deadline_live_writes_on_top_or_not(shop, plan, tmp_path, monkeypatch):
     bundle = FakeBundle("bundle", make_features(user=country()))
     snapshot = Snapshot.build(bundle, shop)
     snapshot = replace(snapshot, index=ItemIndex.build(snapshot.index.vectors, plan))
-    base, store = Retriever(bundle, snapshot), SqliteStore(tmp_path / "live.db")
+    base, store = Recommender(bundle, snapshot), SqliteLog(tmp_path / "live.db")
     store.append([Write("item", {"item_id": "new", "cells": {"title": "New"}})])
     store.append([Write("event", {"user_id": 100, "item_id": "item-001", "time": 1})])
     request = ("/recommendations", {"users": MANY, **RULES})
-    assert {"index", "rules", "retriever"} <= where_it_ends(create_app(base), request, monkeypatch)
-    live = create_app(Live(base, store).current())
-    assert {"index", "rules", "overlay", "live_index"} <= where_it_ends(live, request, monkeypatch)
+    assert {"faiss_index", "rules", "recommender"} <= where_it_ends(create_app(base), request, monkeypatch)
+    live = create_app(LiveRecommender(base, store).current())
+    assert {"faiss_index", "rules", "delta", "delta_index"} <= where_it_ends(live, request, monkeypatch)
 
 
 def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(retriever, monkeypatch, caplog):
@@ -167,7 +170,7 @@ def test_who_waits_for_others_waits_no_longer_than_his_deadline_and_does_not_end
         deadline.check()
         return asked
 
-    batcher = Batcher(answer, most=4)
+    batcher = MicroBatcher(answer, most=4)
 
     def hurried(one):
         deadline.start(0.05)

@@ -10,14 +10,14 @@ import pytest
 
 from features.config import EncoderSettings, FeaturesConfig, parse_settings
 from features.errors import DataError
-from serving import logs
-from serving.app import create_app
 from serving.config import ServingConfig, read_settings
 from serving.errors import NotReady
-from serving.problems import problem_of
-from serving.store import open_store
+from serving.http.app import create_app
+from serving.http.contract.problems import problem_of
+from serving.live.open_log import open_log
+from serving.observability import logs
 from tests import running
-from towers.cli import main
+from towers.cli.main import main
 
 PLANTED = "planted-pa55word"
 UNREACHABLE = f"postgresql://towers:{PLANTED}@127.0.0.1:9/shop"
@@ -47,7 +47,7 @@ needs_psycopg = pytest.mark.skipif(find_spec("psycopg") is None, reason="psycopg
 def test_an_address_that_cannot_be_used_is_told_without_its_password(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="live: ") as told:
-        open_store(address)
+        open_log(address)
     assert PLANTED not in str(told.value)
     assert list(tmp_path.iterdir()) == [], "no file has a password for a name"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.sequences import offsets_of
-from serving.hits import Eligible
+from features.sequences.ragged import offsets_of
+from serving.search.results import AllowedItems
 
 
 def unit_vectors(count, width=16, seed=0):
@@ -38,4 +38,4 @@ def by_hand(vectors, query, k, excluded=(), eligible=None):
 
 
 def some_eligible(num_items, share, seed=77):
-    return Eligible(np.random.default_rng(seed).random(num_items) < share)
+    return AllowedItems(np.random.default_rng(seed).random(num_items) < share)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from training import judging, shipping
 from training.commands import evaluate, train
 from training.config import read_run_config
 from training.presets import PRESETS, preset_settings
+from training.tasks import evaluate as judging
+from training.tasks import train as shipping
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ def test_a_larger_preset_is_larger(run_toml: Path) -> None:
     assert len({towers.width for towers in sizes}) == 3
 
 
-@pytest.mark.parametrize(("command", "room", "does"), [(train, shipping, "ship"), (evaluate, judging, "assess")])
+@pytest.mark.parametrize(
+    ("command", "room", "does"), [(train, shipping, "train_and_bundle"), (evaluate, judging, "evaluate_run")]
+)
 def test_a_preset_replaces_the_file_and_set_replaces_the_preset(
     run_toml: Path, monkeypatch: pytest.MonkeyPatch, command: object, room: object, does: str
 ) -> None:

@@ -1,6 +1,7 @@
 """What service.py is measured against: a Flask route that returns a constant, under our server and its settings.
 
-BODY_BYTES=1000 python -m tests.benchmarks.rivals.bare_flask FILE, as `serving.server.Told` writes one
+BODY_BYTES=1000 python -m tests.benchmarks.rivals.bare_flask FILE, as `serving.server.server.WorkerInstructions` writes
+one
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 from flask import Flask, Response
 
-from serving import server
+from serving.server import server
 
 
 def create() -> Flask:

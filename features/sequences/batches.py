@@ -1,0 +1,205 @@
+"""From featurized tables and sequences to what one training step reads: jagged tensors and rows, never padded.
+
+`EntityFeatures` holds the features of many items (or users) once, as tensors; a step takes the rows it needs.
+`TrainingBatches` deals the users' sequences into batches of about equal work; batch `n` of epoch `e` depends on the
+seed, `e` and `n` alone, so that a run can stop anywhere and go on exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from features.sequences.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class EntityFeatures:
+    """The features of `entities` items or users.
+
+    Attributes:
+        sparse: One key per sparse feature, a bag of rows per entity. None without sparse features.
+        dense: Numbers, times and ready-made vectors side by side, scaled, `[entities, dense]`.
+        tokens: Of texts whose encoder is trained, a key for each. None without such texts.
+    """
+
+    sparse: KeyedJaggedTensor | None
+    dense: Float[Tensor, "entities dense"]
+    tokens: KeyedJaggedTensor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of entities."""
+        return len(self.dense)
+
+    def take(self, rows: Int[Tensor, chosen]) -> EntityFeatures:
+        """Return the entities at `rows`, in that order."""
+        sparse = None if self.sparse is None else take_jagged(self.sparse, rows)
+        tokens = None if self.tokens is None else take_jagged(self.tokens, rows)
+        return EntityFeatures(sparse, self.dense[rows], tokens)
+
+    def to(self, device: torch.device) -> EntityFeatures:
+        """Return the same features on `device`."""
+        sparse, tokens = (None if one is None else one.to(device) for one in (self.sparse, self.tokens))
+        return EntityFeatures(sparse, self.dense.to(device), tokens)
+
+
+def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> KeyedJaggedTensor:
+    """Return the columns (entities) `rows` of a `KeyedJaggedTensor`, for every key."""
+    keys = features.keys()
+    stride = features.stride()
+    bags = (torch.arange(len(keys), device=rows.device)[:, None] * stride + rows[None, :]).reshape(-1)
+    lengths = features.lengths()[bags].long()
+    starts = features.offsets()[bags].long()
+    ends = torch.cumsum(lengths, 0)
+    total = int(ends[-1]) if len(ends) else 0
+    values = torch.arange(total, device=rows.device) + torch.repeat_interleave(
+        starts - (ends - lengths), lengths, output_size=total
+    )
+    return KeyedJaggedTensor(keys=keys, values=features.values()[values], lengths=lengths.int())
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Several users' sequences, one after another, without padding.
+
+    Attributes:
+        users: Positions in the `Sequences` they come from, `[users]`.
+        offsets: Where each user's events begin, `[users + 1]`.
+        item_rows: Catalogue rows, `[events]`, oldest first.
+        times: Unix seconds, `[events]`, or None.
+        is_target: Which events are to be predicted from those before them, `[events]`.
+        known_offsets: Where each user's known positives begin, `[users + 1]`.
+        known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
+        answer_rows: Catalogue row to be predicted at each target, `[events]`. None: its own.
+        request_times: Unix seconds at which each event is asked for, `[events]`. None: when it came, as in `times`.
+    """
+
+    users: Int[Tensor, users]
+    offsets: Int[Tensor, users_plus_1]
+    item_rows: Int[Tensor, events]
+    times: Int[Tensor, events] | None
+    is_target: Tensor
+    known_offsets: Int[Tensor, users_plus_1]
+    known_rows: Int[Tensor, known]
+    answer_rows: Int[Tensor, events] | None = None
+    request_times: Int[Tensor, events] | None = None
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        """Return the same batch on `device`."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+class TrainingBatches:
+    """A training set dealt into batches of about `batch_events` events, anew each epoch.
+
+    Args:
+        sequences: The training data. Users without order in their data are shuffled anew each epoch, so that any
+            part of a user's items learns to predict the rest.
+        history: How many events before a target are read. Longer sequences give their newest `history + 1` events.
+        batch_events: How many events a batch holds at most (a single longer sequence makes a batch of its own).
+        recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
+        seed: Decides the order of users, with the epoch.
+        targets: What is predicted of data with an order: the `next` target, one drawn from all that are yet to come
+            (`future`), or, as of data without an order, `any`.
+        shown: Of data that is shuffled: share of a user's items that is read before the first is predicted.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        *,
+        history: int,
+        batch_events: int,
+        recommend_seen: bool,
+        seed: int,
+        targets: Literal["next", "future", "any"] = "next",
+        shown: float = 0.0,
+    ) -> None:
+        enough = np.flatnonzero(sequences.lengths > 0)
+        self.sequences = sequences
+        self.history = history
+        self.batch_events = batch_events
+        self.recommend_seen = recommend_seen
+        self.seed = seed
+        self.is_shuffled = targets == "any" or not sequences.is_ordered
+        self.is_future = targets == "future" and sequences.is_ordered
+        self.shown = shown if self.is_shuffled else 0.0
+        self._users = enough
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
+        """Yield the batches of an epoch, from batch `start` on."""
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(self._users)
+        sequences = _shuffled(self.sequences, generator) if self.is_shuffled else self.sequences
+        for place, group in enumerate(self._deal(order)[start:], start):
+            batch = self._batch(sequences, order[group])
+            yield _with_answers_to_come(batch, [self.seed, epoch, place]) if self.is_future else batch
+
+    def num_batches(self, epoch: int) -> int:
+        """Return how many batches the epoch has."""
+        return len(self._deal(np.random.default_rng([self.seed, epoch]).permutation(self._users)))
+
+    def _deal(self, order: np.ndarray) -> list[slice]:
+        lengths = np.minimum(self.sequences.lengths[order], self.history + 1)
+        slices, begin, held = [], 0, 0
+        for i, length in enumerate(lengths.tolist()):
+            if held and held + length > self.batch_events:
+                slices.append(slice(begin, i))
+                begin, held = i, 0
+            held += length
+        return [*slices, slice(begin, len(order))]
+
+    def _batch(self, sequences: Sequences, users: np.ndarray) -> SequenceBatch:
+        whole = sequences.take(users)
+        window = np.repeat(whole.offsets[1:], whole.lengths) - np.arange(whole.num_events) <= self.history + 1
+        is_target = np.ones(whole.num_events, dtype=bool) if self.recommend_seen else whole.first_visits()
+        newest = whole.keep(window)
+        is_target = is_target[window]
+        truncated = whole.lengths > self.history + 1
+        is_target[newest.offsets[:-1][truncated]] = False
+        place = np.arange(newest.num_events) - np.repeat(newest.offsets[:-1], newest.lengths)
+        is_target &= place >= np.repeat((newest.lengths * self.shown).astype(np.int64), newest.lengths)
+        return SequenceBatch(
+            users=torch.from_numpy(users),
+            offsets=torch.from_numpy(newest.offsets),
+            item_rows=torch.from_numpy(newest.item_rows.astype(np.int64)),
+            times=None if newest.times is None else torch.from_numpy(newest.times),
+            is_target=torch.from_numpy(is_target),
+            known_offsets=torch.from_numpy(whole.offsets),
+            known_rows=torch.from_numpy(whole.item_rows.astype(np.int64)),
+        )
+
+
+def _with_answers_to_come(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
+    """Return the batch with each target's answer drawn from the user's targets from there on, asked for when it came.
+
+    Asked for at once, it would teach that what comes within the hour is what comes at any time; a service asks at all
+    distances from what is known of somebody.
+    """
+    places = batch.is_target.nonzero()[:, 0]
+    users = torch.searchsorted(batch.offsets, places, right=True) - 1
+    ends = torch.bincount(users, minlength=len(batch.users)).cumsum(0)[users]
+    place = torch.arange(len(places))
+    drawn = torch.from_numpy(np.random.default_rng(seed).random(len(places)))
+    chosen = place + (drawn * (ends - place)).long()
+    source = torch.arange(len(batch.item_rows))
+    source[places] = places[chosen]
+    times = None if batch.times is None else batch.times[source]
+    return replace(batch, answer_rows=batch.item_rows[source], request_times=times)
+
+
+def _shuffled(sequences: Sequences, generator: np.random.Generator) -> Sequences:
+    keys = generator.random(sequences.num_events)
+    order = np.lexsort((keys, sequences.event_users))
+    times = None if sequences.times is None else sequences.times[order]
+    return replace(sequences, item_rows=sequences.item_rows[order], times=times)

@@ -1,0 +1,409 @@
+"""The ways of asking whether a recommender is any good: what it may learn from, and what it must then find.
+
+`leave_one_out` (a user's next item), `time_split` (one cut in time for everybody), `held_out_users` (people never
+seen), `held_out_queries` (the same, of whom nothing is shown) and `cold_items` (products never seen) each turn
+`Sequences` into a `Split`. Selection is done on `validation`; `test` is looked at once. What is true of all:
+
+- Nothing of a question, its answer or anything the same user did later, is in `train`.
+- An item that the user already had cannot be an answer unless items may be recommended again (`recommend_seen`),
+  because it is taken out of the ranking. An answer is then an item that was new to the user when it came.
+- Every user in `train` has events there; every user is asked at most once in `validation` and once in `test`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from features.errors import DataError
+from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.sequences import Queries, Sequences
+
+MIN_ITEMS_TO_HOLD_OUT = 5
+"""Different items a person needs for `held_out_users`, as in Mult-VAE: with fewer, a fifth is less than one item."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of the interactions.
+
+    Attributes:
+        train: What may be learnt from. Vocabularies, counts and statistics come from here too.
+        validation: Questions for early stopping and for choosing settings.
+        test: Questions for the final judgement; None where nothing was held out for it.
+        candidates: Which catalogue rows are ranked, `[items]`.
+        name: The protocol, as the command line calls it.
+    """
+
+    train: Sequences
+    validation: Queries
+    test: Queries | None
+    candidates: Bool[np.ndarray, "items"]
+    name: str
+
+    @property
+    def warm_items(self) -> Bool[np.ndarray, "items"]:
+        """Which catalogue rows occur in the training data, `[items]`; the others are cold."""
+        return _occurring(self.train, len(self.candidates))
+
+
+def leave_one_out(
+    sequences: Sequences, num_items: int, *, recommend_seen: bool = False, test: bool = True, seed: int = 0
+) -> Split:
+    """Hold out every user's last item for the test and the one before it for validation (protocol L).
+
+    The history of a question is everything before its answer, so the test history includes the validation item.
+    Only items that occur in the interactions are ranked, as in the published tables. Users with too few items (three,
+    or two without a test) stay in the training data whole.
+
+    Args:
+        sequences: All interactions. Where they have no order, each user's events are shuffled first: the last one of
+            an arbitrary order would often be the last in the alphabet.
+        num_items: Size of the catalogue.
+        recommend_seen: Whether an item that the user already had may be the answer. If not, the answers are the last
+            two items that were new to him; what he repeated after the answer is left out.
+        test: Whether to hold out test items at all. Without them the last item is the validation item.
+        seed: For the shuffle of unordered data.
+
+    Raises:
+        DataError: No user has enough items.
+
+    Example:
+        >>> ones = np.array([7])
+        >>> events = Sequences(ones, np.array([0, 5]), np.array([3, 1, 3, 0, 2]), times=None, is_ordered=True)
+        >>> split = leave_one_out(events, num_items=4)
+        >>> split.train.item_rows.tolist(), split.validation.target_rows.tolist()
+        ([3, 1, 3], [0])
+        >>> split.test.history.item_rows.tolist(), split.test.target_rows.tolist()
+        ([3, 1, 3, 0], [2])
+    """
+    sequences = sequences if sequences.is_ordered else _shuffled(sequences, np.random.default_rng(seed))
+    needed = 3 if test else 2
+    remaining, counts = _answers_from_end(sequences, recommend_seen)
+    users = np.flatnonzero(counts >= needed)
+    if not len(users):
+        raise DataError(
+            f"leave-one-out needs a user with at least {needed} different items, found at most "
+            f"{counts.max(initial=0)} per user; give more interactions"
+        )
+    asked = np.isin(sequences.event_users, users)
+    last, before_last = (np.flatnonzero(asked & (remaining == place)) for place in (0, 1))
+    ends = sequences.offsets[1:].copy()
+    ends[users] = before_last if test else last
+    return Split(
+        train=_with_events(_heads(sequences, np.arange(len(sequences)), ends)),
+        validation=_next_item(sequences, users, before_last if test else last),
+        test=_next_item(sequences, users, last) if test else None,
+        candidates=_occurring(sequences, num_items),
+        name="leave-one-out",
+    )
+
+
+def time_split(
+    sequences: Sequences,
+    num_items: int,
+    *,
+    recommend_seen: bool = False,
+    test: bool = True,
+    test_share: float = 0.1,
+    validation_share: float = 0.1,
+) -> Split:
+    """Cut time for everybody at once: learn from before, be judged on after (protocol T).
+
+    The newest `test_share` of all events are the test window, the `validation_share` before them the validation
+    window, what is older is the training data. A question is asked at the beginning of its window: the history is all
+    that the user did before it, the answers are the items of the window that were new to him. Somebody without a
+    history is asked all the same (a cold user); items that training has not seen can be answers (cold items). The
+    whole catalogue is ranked. Events at the very moment of a cut count as after it.
+
+    Args:
+        sequences: All interactions, with times.
+        num_items: Size of the catalogue.
+        recommend_seen: Whether an item that the user already had may be an answer.
+        test: Whether to hold out a test window at all. Without it the newest events are the validation window.
+        test_share: Share of the events in the test window.
+        validation_share: Share of the events in the validation window.
+
+    Raises:
+        DataError: There are no times, or they do not differ enough to cut between them.
+    """
+    if sequences.times is None:
+        raise DataError(
+            "the time protocol needs the time of every interaction, found none; name the column in "
+            "[features.columns] timestamp, or use another protocol"
+        )
+    cuts = _cuts(sequences.times, [validation_share, test_share] if test else [validation_share])
+    windows = [_window(sequences, start, end, recommend_seen) for start, end in pairwise(cuts)]
+    for window, name in zip(windows, ("validation", "test"), strict=False):
+        if not len(window):
+            raise DataError(f"the time protocol found no user with a new item in the {name} window; give more events")
+    return Split(
+        train=_with_events(sequences.keep(sequences.times < cuts[0])),
+        validation=windows[0],
+        test=windows[1] if test else None,
+        candidates=np.ones(num_items, dtype=bool),
+        name="time",
+    )
+
+
+def held_out_users(
+    sequences: Sequences,
+    num_items: int,
+    *,
+    recommend_seen: bool = False,
+    test: bool = True,
+    seed: int = 0,
+    share: float = 0.1,
+    history_share: float = 0.8,
+    least: int = MIN_ITEMS_TO_HOLD_OUT,
+) -> Split:
+    """Hold out whole people, show most of what each had, and ask for the rest (protocol S).
+
+    A tenth of the users with at least five different items is held out for the test and a tenth for validation.
+    `history_share` of each one's items, drawn at random, is the history (in the user's order, with its repeats); the
+    rest must be found. Random even where there is an order, as in Mult-VAE, so that figures can be compared with the
+    papers that followed it; it therefore measures taste, not what comes next: for that there are L and T. The question
+    is asked at the user's last event. The whole catalogue is ranked.
+
+    Args:
+        sequences: All interactions.
+        num_items: Size of the catalogue.
+        recommend_seen: Taken for likeness with the other protocols: no hidden item is in the history either way.
+        test: Whether to hold out test users at all.
+        seed: Chooses the users and their hidden items.
+        share: Share of the users for each of test and validation.
+        history_share: Share of a held-out user's items that is shown.
+        least: Different items of whoever may be held out.
+
+    Raises:
+        DataError: Fewer than three users have so many different items.
+    """
+    rng = np.random.default_rng(seed)
+    first = sequences.first_visits()
+    able = np.flatnonzero(np.bincount(sequences.event_users[first], minlength=len(sequences)) >= least)
+    if len(able) < 3:
+        raise DataError(
+            f"this protocol needs at least 3 users with {least} different items, found {len(able)}; give more "
+            "interactions or use another protocol"
+        )
+    size = max(1, round(share * len(able)))
+    chosen = rng.permutation(able)
+    held_out = [np.sort(chosen[:size]), np.sort(chosen[size : 2 * size])]
+    hidden = _hidden_items(sequences, first, history_share, rng)
+    gone = np.concatenate(held_out if test else held_out[1:])
+    return Split(
+        train=_with_events(sequences.take(np.setdiff1d(np.arange(len(sequences)), gone))),
+        validation=_hidden_part(sequences, held_out[1], hidden),
+        test=_hidden_part(sequences, held_out[0], hidden) if test else None,
+        candidates=np.ones(num_items, dtype=bool),
+        name="users",
+    )
+
+
+def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True, seed: int = 0) -> Split:
+    """Hold out whole queries and ask for all their documents, by what is written in them alone (protocol Q).
+
+    A tenth of the queries is held out for the test and a tenth for validation. The whole catalogue is ranked, and what
+    answers one query may answer another.
+
+    Args:
+        sequences: Which documents answer which query.
+        num_items: How many documents there are.
+        test: Whether to hold out test queries at all.
+        seed: Chooses the queries.
+
+    Raises:
+        DataError: There are fewer than three queries.
+    """
+    split = held_out_users(sequences, num_items, test=test, seed=seed, history_share=0.0, least=1)
+    return replace(split, name="queries")
+
+
+def cold_items(
+    sequences: Sequences,
+    num_items: int,
+    *,
+    recommend_seen: bool = False,
+    test: bool = True,
+    seed: int = 0,
+    test_share: float = 0.1,
+    validation_share: float = 0.1,
+) -> Split:
+    """Take items out of the training data altogether, and ask the users whose last item is one of them (protocol C).
+
+    Of the items that occur, `test_share` are cold for the test and another `validation_share` for validation, drawn at
+    random. The questions are those of leave-one-out whose answer is such an item, so that nothing that came after a
+    question is learnt from. Histories hold no cold item. The whole catalogue is ranked, cold and warm together.
+
+    Args:
+        sequences: All interactions. Without an order each user's events are shuffled first.
+        num_items: Size of the catalogue.
+        recommend_seen: Whether an item that the user already had may be the answer.
+        test: Whether to take test items out at all.
+        seed: Chooses the items.
+        test_share: Share of the items that is cold for the test.
+        validation_share: Share of the items that is cold for validation.
+
+    Raises:
+        DataError: No user's last item is cold.
+    """
+    rng = np.random.default_rng(seed)
+    sequences = sequences if sequences.is_ordered else _shuffled(sequences, rng)
+    occurring = rng.permutation(np.flatnonzero(_occurring(sequences, num_items)))
+    num_test, num_validation = (max(1, round(part * len(occurring))) for part in (test_share, validation_share))
+    num_test *= test
+    cold_rows = (occurring[num_test : num_test + num_validation], occurring[:num_test])
+    is_warm = ~np.isin(sequences.item_rows, np.concatenate(cold_rows))
+    ends = sequences.offsets[1:].copy()
+    questions = []
+    for rows in cold_rows[: 1 + test]:
+        users, events = _last_answers_among(sequences, rows, recommend_seen)
+        kept = _next_item(sequences, users, events, is_warm)
+        questions.append(kept)
+        ends[users] = events
+        if not len(kept):
+            raise DataError(
+                f"the cold-items protocol found no user whose last item is among the {len(rows):,} cold ones; give "
+                "more interactions or use another protocol"
+            )
+    return Split(
+        train=_with_events(_heads(sequences, np.arange(len(sequences)), ends, is_warm)),
+        validation=questions[0],
+        test=questions[1] if test else None,
+        candidates=np.ones(num_items, dtype=bool),
+        name="cold-items",
+    )
+
+
+def _occurring(sequences: Sequences, num_items: int) -> Bool[np.ndarray, "items"]:
+    return np.bincount(sequences.item_rows, minlength=num_items) > 0
+
+
+def _with_events(sequences: Sequences) -> Sequences:
+    """Return only the users who have events: an id without any would tell that somebody comes later."""
+    return sequences.take(np.flatnonzero(sequences.lengths > 0))
+
+
+def _shuffled(sequences: Sequences, rng: np.random.Generator) -> Sequences:
+    """Return every user's events in a random order of their own."""
+    order = np.lexsort((rng.random(sequences.num_events), sequences.event_users))
+    times = None if sequences.times is None else sequences.times[order]
+    return replace(sequences, item_rows=sequences.item_rows[order], times=times)
+
+
+def _answers_from_end(
+    sequences: Sequences, recommend_seen: bool
+) -> tuple[Int[np.ndarray, "events"], Int[np.ndarray, "users"]]:
+    """Return how many possible answers of the user follow each one (-1: not one itself), and each user's number."""
+    possible = np.ones(sequences.num_events, dtype=bool) if recommend_seen else sequences.first_visits()
+    users = sequences.event_users
+    counts = np.bincount(users[possible], minlength=len(sequences))
+    so_far = np.cumsum(possible)
+    return np.where(possible, np.cumsum(counts)[users] - so_far, -1), counts
+
+
+def _heads(
+    sequences: Sequences,
+    users: Int[np.ndarray, "chosen"],
+    ends: Int[np.ndarray, "chosen"],
+    allowed: Bool[np.ndarray, "events"] | None = None,
+) -> Sequences:
+    """Return the events of the given users before the event `ends`, and of these only the allowed ones."""
+    starts = sequences.offsets[:-1][users]
+    events = ragged_arange(starts, ends - starts)
+    heads = Sequences(
+        user_ids=sequences.user_ids[users],
+        offsets=offsets_of(ends - starts),
+        item_rows=sequences.item_rows[events],
+        times=None if sequences.times is None else sequences.times[events],
+        is_ordered=sequences.is_ordered,
+    )
+    return heads if allowed is None else heads.keep(allowed[events])
+
+
+def _next_item(
+    sequences: Sequences,
+    users: Int[np.ndarray, "chosen"],
+    events: Int[np.ndarray, "chosen"],
+    allowed: Bool[np.ndarray, "all_events"] | None = None,
+) -> Queries:
+    """Return a question per user, answered by the item of one event; those without a history are left out."""
+    queries = Queries(
+        history=_heads(sequences, users, events, allowed),
+        target_offsets=np.arange(len(users) + 1),
+        target_rows=sequences.item_rows[events],
+        times=None if sequences.times is None else sequences.times[events],
+    )
+    return queries.take(np.flatnonzero(queries.history.lengths > 0))
+
+
+def _last_answers_among(
+    sequences: Sequences, item_rows: Int[np.ndarray, "cold"], recommend_seen: bool
+) -> tuple[Int[np.ndarray, "chosen"], Int[np.ndarray, "chosen"]]:
+    """Return the users whose last possible answer is one of the given items, and that event of each."""
+    remaining, _ = _answers_from_end(sequences, recommend_seen)
+    events = np.flatnonzero((remaining == 0) & np.isin(sequences.item_rows, item_rows))
+    return sequences.event_users[events], events
+
+
+def _cuts(times: Int[np.ndarray, "events"], shares: list[float]) -> list[int]:
+    """Return the moments at which the newest windows begin, each holding its share of the events, and the end."""
+    ordered = np.sort(times)
+    places = [int(len(ordered) * (1 - sum(shares[place:]))) for place in range(len(shares))]
+    cuts = [*ordered[places].tolist(), int(ordered[-1]) + 1] if len(ordered) else []
+    if len({*ordered[:1].tolist(), *cuts}) < len(shares) + 2:
+        raise DataError(
+            f"the time protocol needs events at many different times, found {len(np.unique(ordered)):,} different "
+            f"times for {len(ordered):,} events; use another protocol"
+        )
+    return cuts
+
+
+def _window(sequences: Sequences, start: int, end: int, recommend_seen: bool) -> Queries:
+    """Return the questions asked at `start` that events before `end` answer."""
+    assert sequences.times is not None
+    before = sequences.times < start
+    pairs = sequences.event_users * (sequences.item_rows.max(initial=0) + 1) + sequences.item_rows
+    inside = ~before & (sequences.times < end)
+    if not recommend_seen:
+        inside &= ~np.isin(pairs, pairs[before])
+    answers = sequences.keep(inside)
+    answers = answers.keep(answers.first_visits())
+    asked = np.flatnonzero(answers.lengths > 0)
+    return Queries(
+        history=sequences.keep(before).take(asked),
+        target_offsets=offsets_of(answers.lengths[asked]),
+        target_rows=answers.item_rows,
+        times=np.full(len(asked), start, dtype=np.int64),
+    )
+
+
+def _hidden_items(
+    sequences: Sequences, first: Bool[np.ndarray, "events"], history_share: float, rng: np.random.Generator
+) -> Bool[np.ndarray, "events"]:
+    """Return which events are of an item that its user is asked for: the same random share of everyone's items."""
+    users = sequences.event_users
+    order = np.lexsort((rng.random(sequences.num_events), ~first, users))
+    place = np.empty(sequences.num_events, dtype=np.int64)
+    place[order] = ragged_arange(np.zeros(len(sequences), dtype=np.int64), sequences.lengths)
+    num_items = np.bincount(users[first], minlength=len(sequences))
+    num_hidden = np.floor((1 - history_share) * num_items + 1e-9).astype(np.int64)
+    chosen = first & (place < num_hidden[users])
+    pairs = users * (sequences.item_rows.max(initial=0) + 1) + sequences.item_rows
+    return np.isin(pairs, pairs[chosen])
+
+
+def _hidden_part(sequences: Sequences, users: Int[np.ndarray, "chosen"], hidden: Bool[np.ndarray, "events"]) -> Queries:
+    """Return one question per user: the hidden items are the answers, the other events the history."""
+    answers = sequences.keep(hidden & sequences.first_visits()).take(users)
+    everything = sequences.take(users)
+    newest = None if everything.times is None else np.maximum.reduceat(everything.times, everything.offsets[:-1])
+    return Queries(
+        history=sequences.keep(~hidden).take(users),
+        target_offsets=answers.offsets,
+        target_rows=answers.item_rows,
+        times=newest,
+    )

@@ -1,0 +1,719 @@
+"""Which items a request allows: conditions on the columns of the catalogue, typed by the column.
+
+| condition | in a query | in a body or from Python | columns |
+|---|---|---|---|
+| any of these | `category=shoes&category=boots` | `{"category": ["shoes", "boots"]}`, or one value | all |
+| none of these | `brand_not=Acme` | `{"brand": {"not": ["Acme"]}}` | all |
+| from, up to | `price_min=10&price_max=50` | `{"price": {"min": 10, "max": 50}}` | numbers, times |
+
+All conditions must hold; a range includes both ends, and a date is its first moment. A cell of several values (a list,
+or text with a separator) fits if any of them does. An empty cell fits nothing but "none of these". `item_id` is a
+column, too: so there are lists of items to allow and to deny. A column named like a condition comes before it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int64
+
+from features.config import FeatureSettings
+from features.errors import DataError
+from features.messages import did_you_mean, shown
+from features.schema import ITEM_ID
+from features.sequences.ragged import offsets_of, ragged_arange
+from features.tables.tables import Catalog
+from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACTERS, MAX_VALUE_CHARACTERS
+from serving.search.results import AllowedItems
+
+Test = Literal["any", "not", "min", "max"]
+Mask = Bool[np.ndarray, " items"]
+
+_TESTS: tuple[Test, ...] = ("any", "not", "min", "max")
+# Each character can be matched in one way only: then the time to match grows with the length and not faster.
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
+# What is remembered of filters: a mask, the rows and their order by regions, 17 bytes an item.
+_REMEMBERED_BYTES = 1 << 27
+_BYTES_PER_ITEM = 17
+# Longer lists of values are not likely to come again, and would take memory themselves.
+_REMEMBERED_VALUES = 1000
+# From so many values on, a column of numbers is searched for all at once.
+_MANY_VALUES = 8
+_MOST_NAMED = 12
+_MOST_NUMBER = 1e300
+# 2024 and 20240331 are dates; any other number of digits are Unix seconds.
+_DIGITS_OF_DATES = (4, 8)
+
+
+@dataclass(frozen=True, order=True)
+class Condition:
+    """What must hold for one column.
+
+    Attributes:
+        column: The column.
+        test: Whether the cell must be `any` of the values, must `not` be, or must be at least or at most one.
+        values: In the type of the column.
+    """
+
+    column: str
+    test: Test
+    values: tuple[Any, ...]
+
+
+Filter = tuple[Condition, ...]
+"""Conditions that must all hold, sorted; the same conditions are the same filter."""
+
+
+def both(one: Filter, other: Filter) -> Filter:
+    """Return the filter that lets through what fits both."""
+    return _sorted([*one, *other]) if one and other else one or other
+
+
+class Filters:
+    """The columns of a catalogue, ready to be filtered by; safe to use from several threads.
+
+    Attributes:
+        catalog: The items.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: Mapping[str, FeatureSettings] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        """Take the columns of a catalogue.
+
+        Args:
+            catalog: The items.
+            settings: How the model reads the columns: which hold times, and what separates several values.
+            columns: Those that may be filtered by. None: all.
+
+        Raises:
+            DataError: The catalogue has no such column.
+        """
+        self.catalog = catalog
+        self._settings = settings or {}
+        self._allowed = list(catalog.frame.columns if columns is None else columns)
+        self._read: dict[str, _Column] = {}
+        self._groups: dict[str, ItemsByValue] = {}
+        self._known: OrderedDict[Filter, AllowedItems] = OrderedDict()
+        self._num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
+        self._turn = threading.Lock()
+        missing = [name for name in self._allowed if name not in catalog.frame.columns]
+        if missing:
+            there = _named(list(catalog.frame.columns))
+            raise DataError(f"filter_columns: the catalogue has no column {missing[0]!r}; it has {there}")
+
+    def of_part(self, catalog: Catalog, columns: Sequence[str] | None = None) -> Filters:
+        """Return the same columns, or some of them, of other items, whose table has the same types."""
+        return Filters(catalog, self._settings, self._allowed if columns is None else columns)
+
+    def of(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
+        """Return the filter that a body or a program describes.
+
+        Args:
+            given: By column: a value, a list of values, or a table of `any`, `not`, `min` and `max`.
+            place: Where it stands, for messages.
+
+        Raises:
+            DataError: Names the column, what was expected and what was found.
+        """
+        _refuse_many(place, len(given), MAX_CONDITIONS, "columns")
+        said = []
+        for column, wanted in given.items():
+            where = f"{place}.{column}"
+            self._check(column, where)
+            said += [(column, test, values, stands) for test, values, stands in _tests(wanted, where)]
+        _refuse_many(place, sum(len(values) for _, _, values, _ in said), MAX_FILTER_VALUES, "values")
+        return _sorted([self._condition(*one) for one in said])
+
+    def from_query(self, given: Mapping[str, Sequence[str]]) -> Filter:
+        """Return the filter that the parameters of a query describe.
+
+        Args:
+            given: The values of each parameter, `category`, `category_not`, `price_min`, `price_max`.
+
+        Raises:
+            DataError: Names the parameter, what was expected and what was found.
+        """
+        _refuse_many("query", len(given), MAX_CONDITIONS, "conditions")
+        _refuse_many("query", sum(map(len, given.values())), MAX_FILTER_VALUES, "values to filter by")
+        conditions = []
+        for name, values in given.items():
+            column, test = self._column_and_test(name)
+            if test in ("min", "max") and len(values) > 1:
+                raise DataError(f"{name}: expected once, found {len(values)} times")
+            conditions.append(self._condition(column, test, values, name))
+        return _sorted(conditions)
+
+    def columns(self) -> dict[str, ColumnSchema]:
+        """Return what may be asked of each column that can be compared, without reading its cells."""
+        nothing = Catalog(self.catalog.frame.iloc[:0])
+        read = {name: _read(nothing, name, self._settings.get(name)) for name in self._allowed}
+        return {
+            name: ColumnSchema(column.value.schema, column.has_order)
+            for name, column in read.items()
+            if column.value is not None
+        }
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return len(self.catalog)
+
+    def mask(self, wanted: Filter) -> Mask:
+        """Return which items fit; all where there are no conditions."""
+        eligible = self.eligible(wanted)
+        return np.ones(self.num_items, dtype=bool) if eligible is None else eligible.mask
+
+    def groups(self, column: str, where: str) -> ItemsByValue:
+        """Return the items by the values of a column.
+
+        Args:
+            column: The column.
+            where: The place in the request that names it, for a message.
+
+        Raises:
+            DataError: There is no such column to ask for, or its cells cannot be compared.
+        """
+        self._check(column, where)
+        found = self._groups.get(column)
+        if found is None:
+            read = self._column(column)
+            _comparable(read, column, where)
+            found = self._groups[column] = ItemsByValue.of(*read.cells(), self.num_items)
+        return found
+
+    def eligible(self, wanted: Filter) -> AllowedItems | None:
+        """Return the items that fit, remembered for the next request; None for an empty filter."""
+        if not wanted:
+            return None
+        with self._turn:
+            known = self._known.get(wanted)
+            if known is not None:
+                self._known.move_to_end(wanted)
+                return known
+        mask = np.ones(len(self.catalog), dtype=bool)
+        for condition in wanted:
+            mask &= self._mask(condition)
+        found = AllowedItems(mask)
+        if sum(len(condition.values) for condition in wanted) <= _REMEMBERED_VALUES:
+            with self._turn:
+                self._known[wanted] = found
+                while len(self._known) > self._num_known:
+                    self._known.popitem(last=False)
+        return found
+
+    def _mask(self, condition: Condition) -> Mask:
+        column, values = self._column(condition.column), condition.values
+        match condition.test:
+            case "any":
+                return column.any_of(values)
+            case "not":
+                return ~column.any_of(values)
+            case "min":
+                return column.at_least(values[0])
+            case "max":
+                return column.at_most(values[0])
+
+    def _condition(self, name: str, test: Test, values: Sequence[Any], where: str) -> Condition:
+        column = self._column(name)
+        value = _comparable(column, name, where)
+        if test in ("min", "max") and not column.has_order:
+            raise DataError(f"{where}: expected a column of numbers or times, but {name!r} holds {column.holds}")
+        typed = [value.read(one) for one in values]
+        for one, known in zip(values, typed, strict=True):
+            if known is None:
+                raise DataError(f"{where}: expected {value.spoken(one)}, found {shown(one)}")
+        return Condition(name, test, tuple(sorted(set(typed))))
+
+    def _column(self, name: str) -> _Column:
+        found = self._read.get(name)
+        if found is None:
+            settings = self._settings.get(name)
+            found = self._read[name] = _read(self.catalog, name, settings)
+        return found
+
+    def _column_and_test(self, name: str) -> tuple[str, Test]:
+        if name in self._allowed:
+            return name, "any"
+        column, _, ending = name.rpartition("_")
+        for test in _TESTS[1:]:
+            if ending == test and column in self._allowed:
+                return column, test
+        raise self._unknown(name, name)
+
+    def _check(self, column: str, where: str) -> None:
+        if column not in self._allowed:
+            raise self._unknown(column, where)
+
+    def _unknown(self, name: str, where: str) -> DataError:
+        hint = did_you_mean(name, self._allowed)
+        return DataError(f"{where}: no column to filter by; the catalogue has {_named(self._allowed)}{hint}")
+
+
+@dataclass(frozen=True)
+class ColumnSchema:
+    """What a request may say of a column.
+
+    Attributes:
+        value: The JSON schema of a value.
+        has_order: Whether `min` and `max` may be asked.
+    """
+
+    value: Mapping[str, Any]
+    has_order: bool
+
+    @property
+    def tests(self) -> tuple[Test, ...]:
+        """Which conditions there are."""
+        return _TESTS if self.has_order else ("any", "not")
+
+
+@dataclass(frozen=True)
+class ItemsByValue:
+    """The items by the values of a column. Values are numbers from 0.
+
+    Attributes:
+        values: Each item's values, one item's after the other's, none twice, `[cells]`.
+        offsets: Where each item's begin, `[items + 1]`.
+    """
+
+    values: Int64[np.ndarray, " cells"]
+    offsets: Int64[np.ndarray, " items_plus_1"]
+
+    @classmethod
+    def of(cls, rows: np.ndarray, values: np.ndarray, num_items: int) -> ItemsByValue:
+        """Return the items by their values, from pairs of an item's row and a value, in any order."""
+        num_values = int(values.max(initial=0)) + 1
+        pairs = np.unique(rows.astype(np.int64) * num_values + values)
+        return cls(pairs % num_values, offsets_of(np.bincount(pairs // num_values, minlength=num_items)))
+
+    def of_item(self, row: int) -> list[int]:
+        """Return the values of an item."""
+        values: list[int] = self.values[self.offsets[row] : self.offsets[row + 1]].tolist()
+        return values
+
+    @cached_property
+    def num_values(self) -> int:
+        """How many values there are."""
+        return int(self.values.max(initial=-1)) + 1
+
+    def have(self, rows: Int64[np.ndarray, " rows"], wanted: Bool[np.ndarray, " values"]) -> Bool[np.ndarray, " rows"]:
+        """Return which of the items have one of the wanted values."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        is_wanted = wanted[self.values[ragged_arange(self.offsets[rows], lengths)]]
+        found = np.zeros(len(rows), dtype=bool)
+        found[np.repeat(np.arange(len(rows)), lengths)[is_wanted]] = True
+        return found
+
+    def with_value(self, value: int) -> Int64[np.ndarray, " rows"]:
+        """Return the items that have a value."""
+        rows, offsets = self._by_value
+        return rows[offsets[value] : offsets[value + 1]]
+
+    @cached_property
+    def _by_value(self) -> tuple[Int64[np.ndarray, " cells"], Int64[np.ndarray, " values_plus_1"]]:
+        """The items of each value, one value's after the other's, and where each value's begin."""
+        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        counts = np.bincount(self.values, minlength=self.num_values)
+        return rows[np.argsort(self.values, kind="stable")], offsets_of(counts)
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """What a value of a column must be.
+
+    Attributes:
+        typed: Returns what was given as the column has it; None where it cannot be such a value.
+        expected: What is allowed, for a message.
+        schema: The same as a JSON schema.
+        longest: The most characters that it may have as text.
+    """
+
+    typed: Callable[[Any], Any]
+    expected: str
+    schema: Mapping[str, Any]
+    longest: int = MAX_NUMBER_CHARACTERS
+
+    def read(self, given: Any) -> Any:
+        """Return what `typed` does, and None for text that is too long, which is not looked at."""
+        return None if self._is_long(given) else self.typed(given)
+
+    def spoken(self, given: Any) -> str:
+        """Return what was expected in the place of what was given."""
+        return f"{self.expected} of at most {self.longest} characters" if self._is_long(given) else self.expected
+
+    def _is_long(self, given: Any) -> bool:
+        return isinstance(given, str) and len(given) > self.longest
+
+
+class _Column(Protocol):
+    """A column that can be asked which rows fit."""
+
+    value: ValueType | None
+    """What a value must be; None where the column cannot be compared."""
+    holds: str
+    """What is in it, for a message."""
+    has_order: bool
+    """Whether there is more and less."""
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        """Return which rows have one of the values."""
+
+    def at_least(self, value: Any) -> Mask:
+        """Return which rows have the value or more."""
+
+    def at_most(self, value: Any) -> Mask:
+        """Return which rows have the value or less."""
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that have values and those values, as numbers from 0; a row of several values repeats."""
+
+
+class _Ordered:
+    """Numbers, and times as Unix seconds.
+
+    A value is compared in the type of the column: in one of fractions as the nearest of its numbers, which is what the
+    cells were written as, and in one of whole numbers exactly, however large.
+    """
+
+    has_order = True
+
+    def __init__(self, values: np.ndarray, present: Mask, value: ValueType, holds: str) -> None:
+        self.value: ValueType | None = value
+        self.holds = holds
+        self._values = values
+        self._present = present
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        known = np.array([one for one in map(self._typed, values) if one is not None], dtype=self._values.dtype)
+        if len(known) > _MANY_VALUES:
+            return np.asarray(np.isin(self._values, known) & self._present)
+        mask = np.zeros(len(self._values), dtype=bool)
+        for value in known:
+            mask |= self._values == value
+        return np.asarray(mask & self._present)
+
+    def at_least(self, value: Any) -> Mask:
+        bound = math.ceil(value) if self._is_whole else self._nearest(value)
+        return np.asarray(self._present & (self._values >= bound))
+
+    def at_most(self, value: Any) -> Mask:
+        bound = math.floor(value) if self._is_whole else self._nearest(value)
+        return np.asarray(self._present & (self._values <= bound))
+
+    @property
+    def _is_whole(self) -> bool:
+        return bool(np.issubdtype(self._values.dtype, np.integer))
+
+    def _typed(self, value: Any) -> Any:
+        """Return a value in the type of the column; None where no cell can be it."""
+        if self._is_whole:
+            limits = np.iinfo(self._values.dtype)
+            whole = int(value)
+            return whole if whole == value and limits.min <= whole <= limits.max else None
+        return self._nearest(value)
+
+    def _nearest(self, value: Any) -> Any:
+        """Return the number of the column's type that is nearest to a value."""
+        with np.errstate(over="ignore"):
+            return self._values.dtype.type(value)
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.flatnonzero(self._present)
+        return rows, np.unique(self._values[rows], return_inverse=True)[1]
+
+
+class _Named:
+    """Texts, truths and lists of them: for each value the rows that have it."""
+
+    has_order = False
+
+    def __init__(self, rows: np.ndarray, values: pa.Array, num_items: int, value: ValueType, holds: str) -> None:
+        self.value: ValueType | None = value
+        self.holds = holds
+        encoded = values.dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        self._codes = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
+        self._rows = rows[np.argsort(codes, kind="stable")].astype(np.int32)
+        self._offsets = offsets_of(np.bincount(codes, minlength=len(self._codes)))
+        self._num_items = num_items
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        mask = np.zeros(self._num_items, dtype=bool)
+        for value in values:
+            code = self._codes.get(value)
+            if code is not None:
+                mask[self._rows[self._offsets[code] : self._offsets[code + 1]]] = True
+        return mask
+
+    def at_least(self, value: Any) -> Mask:
+        raise AssertionError("it has no order")
+
+    at_most = at_least
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._rows, np.repeat(np.arange(len(self._codes)), np.diff(self._offsets))
+
+
+class _Ids:
+    """The items' own ids."""
+
+    has_order = False
+    holds = "ids"
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        value = _WHOLE_VALUE if np.issubdtype(catalog.item_ids.dtype, np.integer) else _TEXT_VALUE
+        self.value: ValueType | None = replace(value, expected=f"{value.expected}, as items' ids are")
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        if not self._catalog.is_unique:
+            return self._catalog.frame[ITEM_ID].isin(values).to_numpy(bool)
+        mask: Mask = np.zeros(len(self._catalog), dtype=bool)
+        rows = self._catalog.rows_of(list(values))
+        mask[rows[rows >= 0]] = True
+        return mask
+
+    def at_least(self, value: Any) -> Mask:
+        raise AssertionError("it has no order")
+
+    at_most = at_least
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(len(self._catalog)), np.arange(len(self._catalog))
+
+
+class _Incomparable:
+    """Vectors, structures, bytes: nothing that a request could name."""
+
+    has_order = False
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self.value: ValueType | None = None
+        self.holds = str(kind)
+
+    def any_of(self, values: Any) -> Mask:
+        raise AssertionError("no value fits")
+
+    at_least = at_most = any_of
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        raise AssertionError("no values can be told apart")
+
+
+def _comparable(column: _Column, name: str, where: str) -> ValueType:
+    if column.value is None:
+        raise DataError(f"{where}: column {name!r} holds {column.holds}, which cannot be compared; choose another")
+    return column.value
+
+
+def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Column:
+    """Return a column as its type and its settings say."""
+    if name == ITEM_ID:
+        return _Ids(catalog)
+    cells = pa.array(catalog.frame[name])
+    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    kind = cells.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _numbers(cells, is_time=settings is not None and settings.kind == "time")
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _times(cells)
+    if _is_list(kind):
+        inner = kind.value_type
+        if not (_is_text(inner) or pa.types.is_integer(inner)):
+            return _Incomparable(kind)
+        # Not arrow's indices of parents, which count for lists of a fixed size what is in empty cells, too.
+        there = cells.drop_null()
+        lengths = pc.list_value_length(there).to_numpy(zero_copy_only=False)
+        rows = np.repeat(np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False)), lengths)
+        return _several(rows, there.flatten(), len(cells))
+    if settings is not None and settings.kind == "categories" and settings.separator and _is_text(kind):
+        parts = pc.split_pattern(cells, settings.separator)
+        rows = pc.list_parent_indices(parts).to_numpy(zero_copy_only=False)
+        return _several(rows, pc.utf8_trim_whitespace(parts.flatten()), len(cells))
+    rows = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
+    if _is_text(kind):
+        return _Named(rows, cells.drop_null(), len(cells), _TEXT_VALUE, "text")
+    if pa.types.is_boolean(kind):
+        return _Named(rows, cells.drop_null(), len(cells), _TRUTH_VALUE, "truths")
+    return _Incomparable(kind)
+
+
+def _numbers(cells: pa.Array, *, is_time: bool) -> _Column:
+    present = cells.is_valid().to_numpy(zero_copy_only=False)
+    values = cells.fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(cells.type):
+        present = present & ~np.isnan(values)
+    if is_time:
+        return _Ordered(values, present, _MOMENT_VALUE, "times")
+    return _Ordered(values, present, _NUMBER_VALUE, "numbers")
+
+
+def _times(cells: pa.Array) -> _Column:
+    present = cells.is_valid().to_numpy(zero_copy_only=False)
+    moments = pd.to_datetime(pd.Series(cells.to_pandas()), utc=True)
+    seconds = moments.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.float64) / 1e6
+    return _Ordered(seconds, present, _MOMENT_VALUE, "times")
+
+
+def _several(rows: np.ndarray, values: pa.Array, num_items: int) -> _Column:
+    kept = values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(values.type):
+        return _Named(rows[kept], values.drop_null(), num_items, _WHOLE_VALUE, "lists of whole numbers")
+    return _Named(rows[kept], values.drop_null(), num_items, _TEXT_VALUE, "lists of texts")
+
+
+def _without_point(value: Any) -> Any:
+    """Return a whole number that is written as 7.0, which in JSON is the same as 7, as 7; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, str):
+        if not _NUMBER.fullmatch(value):
+            return None
+        value = int(value) if _WHOLE.fullmatch(value) else float(value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _MOST_NUMBER:
+        return None
+    return value
+
+
+def _whole(value: Any) -> int | None:
+    value = _without_point(value)
+    if isinstance(value, str) and _WHOLE.fullmatch(value) and (value == "0" or value.lstrip("-")[0] != "0"):
+        value = int(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and -(2**63) <= value < 2**63 else None
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value or None
+    number = _whole(value)
+    return None if number is None else str(number)
+
+
+def _truth(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def _moment(value: Any) -> int | float | None:
+    if not isinstance(value, str):
+        return _number(value)
+    try:
+        if _NUMBER.fullmatch(value) and not (value.isdigit() and len(value) in _DIGITS_OF_DATES):
+            return _number(value)
+        moment = datetime.fromisoformat(f"{value}-01-01" if len(value) == _DIGITS_OF_DATES[0] else value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        # Digits that are no date, such as 12345678, are seconds after all.
+        return _number(value)
+
+
+_INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+# Queries hold nothing but text, and in a body, too, a number may be written as text.
+_WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$", "maxLength": 19}]}
+DATES: list[dict[str, Any]] = [
+    {"type": "string", "format": spelling, "maxLength": MAX_NUMBER_CHARACTERS} for spelling in ("date", "date-time")
+]
+"""JSON schemas of the ways to write a date."""
+_NUMBER_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER},
+        {
+            "type": "string",
+            "pattern": r"^[+-]?([0-9]{1,30}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2})?$",
+            "maxLength": MAX_NUMBER_CHARACTERS,
+        },
+    ]
+}
+_NUMBER_VALUE = ValueType(_number, "a number", _NUMBER_SCHEMA)
+_WHOLE_VALUE = ValueType(_whole, "a whole number", _WHOLE_SCHEMA)
+_TEXT_VALUE = ValueType(
+    _text,
+    "text",
+    {"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_VALUE_CHARACTERS}, _INTEGER]},
+    MAX_VALUE_CHARACTERS,
+)
+_TRUTH_VALUE = ValueType(
+    _truth, "true or false", {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["true", "false"]}]}
+)
+_MOMENT_VALUE = ValueType(
+    _moment, "a date such as 2024-03-31, or Unix seconds", {"anyOf": [*DATES, *_NUMBER_SCHEMA["anyOf"]]}
+)
+
+
+def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
+    """Return the conditions that a body has for one column, with where each stands."""
+    if not isinstance(wanted, Mapping):
+        return [("any", wanted if isinstance(wanted, list | tuple) else [wanted], where)]
+    strange = [name for name in wanted if name not in _TESTS]
+    if strange or not wanted:
+        raise DataError(f"{where}: expected any, not, min or max, found {shown(strange[0] if strange else 'nothing')}")
+    found: list[tuple[Test, Sequence[Any], str]] = []
+    for test in _TESTS:
+        if test in wanted:
+            values = wanted[test]
+            is_several = isinstance(values, list | tuple) and test in ("any", "not")
+            found.append((test, values if is_several else [values], f"{where}.{test}"))
+    return found
+
+
+def _refuse_many(where: str, count: int, most: int, what: str) -> None:
+    if count > most:
+        raise DataError(f"{where}: expected at most {most:,} {what}, found {count:,}")
+
+
+def _sorted(conditions: Sequence[Condition]) -> Filter:
+    """Return the conditions in order.
+
+    Raises:
+        DataError: A range ends before it begins.
+    """
+    least = {one.column: one.values[0] for one in conditions if one.test == "min"}
+    for one in conditions:
+        if one.test == "max" and least.get(one.column, one.values[0]) > one.values[0]:
+            raise DataError(
+                f"{one.column}: expected min up to max, found min {least[one.column]} above max {one.values[0]}"
+            )
+    return tuple(sorted(conditions, key=lambda one: (one.column, one.test)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(
+        is_of_kind(kind)
+        for is_of_kind in (
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+            pa.types.is_list_view,
+            pa.types.is_large_list_view,
+        )
+    )
+
+
+def _named(columns: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in list(columns)[:_MOST_NAMED])
+    return f"{shown}, ..." if len(columns) > _MOST_NAMED else shown or "none"

@@ -1,0 +1,155 @@
+"""The web application: `create_app` puts the API and the page around a `Recommender`.
+
+Any WSGI server can run it (`towers serve` starts one). A worker that finds nothing to answer from stays up, says 503,
+and looks again: whoever mends the bundle need not restart anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+from flask import Flask
+
+from serving.bounds import query_guard
+from serving.config import ServingConfig
+from serving.deploy.hot_reload import LastServed, RecommenderProvider, identity_of
+from serving.errors import NotReady
+from serving.http.auth import register_guards
+from serving.http.contract.openapi import Documents
+from serving.http.contract.problems import register_problems
+from serving.http.contract.schemas import Contract
+from serving.http.fast_path import FastPath
+from serving.http.handlers import RecommendHandler
+from serving.http.live_routes import live_routes
+from serving.http.middleware import add_middleware, guards_of, metrics_of
+from serving.http.probes import probes
+from serving.http.routes import IdConverter, recommend_routes
+from serving.http.version_headers import register_versions
+from serving.http.web_page import web_page
+from serving.live.log import EventLog
+from serving.live.open_log import open_log
+from serving.observability.metrics import Metrics
+from serving.recommend.recommender import Recommender
+from serving.recommend.reranking import RerankStage
+from serving.search.faiss_index import set_num_threads
+from serving.snapshot.snapshot import Snapshot
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.private_copies import PrivateCopies
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(
+    source: Recommender | Path | str,
+    settings: ServingConfig | None = None,
+    shared: Path | None = None,
+    copies: Path | None = None,
+) -> Flask:
+    """Return the application.
+
+    Args:
+        source: A retriever, or the folder of a bundle, which is then opened with one thread per search: this is what
+            a server's worker does, after the fork.
+        settings: What the operator decides. None: the defaults.
+        shared: A folder in memory where the workers of one server meet. None: there is one worker.
+        copies: A folder for copies of what is served, where nobody else may write. None: files are read where they
+            lie, and one that is cut off there ends this process.
+
+    Raises:
+        DataError: The file of keys cannot be read.
+    """
+    settings = settings or ServingConfig()
+    app = Flask(__name__)
+    app.url_map.merge_slashes = False
+    app.url_map.converters["id"] = IdConverter
+    app.extensions["towers"] = settings
+    register_problems(app)
+    register_versions(app)
+    app.register_blueprint(recommend_routes)
+    app.register_blueprint(live_routes)
+    app.register_blueprint(web_page)
+    app.register_blueprint(probes)
+    metrics = metrics_of(app, shared)
+    guards = [query_guard, *guards_of(settings, metrics, shared)]
+    register_guards(app, guards)
+    on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
+    answers = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)
+    live = settings.live
+    store = None if live is None else open_log(live.get_secret_value(), create=shared is None)
+    kept = None if copies is None else PrivateCopies(copies)
+    opened = _source(source, settings, partial(_tell, metrics), store, kept, LastServed(shared))
+    documents = Documents(answers.contract, takes_writes=store is not None)
+    app.extensions |= {"towers_source": opened, "towers_answers": answers, "towers_documents": documents}
+    short_way = FastPath(app.wsgi_app, opened, answers, guards)
+    app.wsgi_app = short_way  # type: ignore[method-assign]
+    add_middleware(app, settings, metrics)
+    return app
+
+
+def _tell(metrics: Metrics, retriever: Recommender) -> None:
+    """Let the metrics say what this worker answers from."""
+    created = datetime.fromisoformat(retriever.snapshot.seal.created)
+    metrics.tell(model=retriever.model, index=retriever.snapshot.seal.created, created=created.timestamp())
+
+
+def _source(
+    source: Recommender | Path | str,
+    settings: ServingConfig,
+    tell: Callable[[Recommender], None],
+    store: EventLog | None,
+    copies: PrivateCopies | None,
+    last: LastServed,
+) -> RecommenderProvider:
+    if isinstance(source, Recommender):
+        opened = RecommenderProvider(lambda: source, tell, store)
+        opened.get()
+        return opened
+    path = Path(source)
+    # The workers share the cores already, and a library's threads do not survive a fork.
+    torch.set_num_threads(1)
+    set_num_threads(1)
+
+    def on_open(retriever: Recommender) -> None:
+        tell(retriever)
+        last.note(retriever.bundle.path)
+
+    def open_last() -> Recommender | None:
+        bundle = last.bundle()
+        return None if bundle is None else _open(bundle, settings, copies)
+
+    opened = RecommenderProvider(
+        lambda: _open(path, settings, copies), on_open, store, lambda: identity_of(path), open_last
+    )
+    try:
+        opened.get()
+    except NotReady:
+        _log.warning("serving 503 until %s can be opened", path)
+    if settings.watch_seconds:
+        opened.watch(settings.watch_seconds)
+    return opened
+
+
+def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> Recommender:
+    # Resolved, so that a link that moves meanwhile cannot mix two bundles.
+    retriever = Recommender.open(
+        path.resolve(),
+        device=settings.device,
+        recommend_seen=settings.recommend_seen,
+        filter_columns=settings.filter_columns,
+        rerank=partial(_reranking, settings),
+        copies=copies,
+        trust=settings.trust,
+    )
+    retriever.work_together(settings.threads, settings.batching)
+    return retriever
+
+
+def _reranking(settings: ServingConfig, bundle: ModelBundle, snapshot: Snapshot) -> RerankStage | None:
+    if not settings.rerank:
+        return None
+    return RerankStage.open(bundle, snapshot, settings.rerank_candidates, settings.rerank_budget_ms / 1000)

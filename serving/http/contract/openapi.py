@@ -1,0 +1,310 @@
+"""What the service is, for programs: an OpenAPI 3.1 document, made from the types of `serving.http.contract.schemas`.
+
+Which columns may be asked for and which attributes are read depends on the catalogue and on the model, so that each
+service has its own document.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from features.schema import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
+from features.tables.rows import cell_schemas
+from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES
+from serving.catalog.filters import ColumnSchema
+from serving.catalog.ids import LARGEST_EXACT, IdMap
+from serving.http.contract.problems import CODES, PROBLEM_TYPE, ProblemContent
+from serving.http.contract.schemas import (
+    AS_WRITTEN,
+    MOST_LIMITS,
+    MOST_OF_A_VALUE,
+    NAMED,
+    REPEATED,
+    BatchRecommendations,
+    Contract,
+    EventsAccepted,
+    EventsRequest,
+    ItemWritten,
+    Liveness,
+    Readiness,
+    SearchResponse,
+    SimilarItems,
+    UserRecommendations,
+)
+from serving.recommend.recommender import Recommender
+from serving.recommend.users import attribute_schema
+from serving.snapshot.snapshot import Snapshot
+
+Schema = dict[str, Any]
+
+ANYWHERE = (401, 403, 414, 429, 500, 503)
+"""Problems that any request may have: no key or one that is not good for it, a query string that is too long, too many
+requests, a mistake of ours."""
+
+_REF = "#/components/schemas/{model}"
+_ANSWERS = (
+    Liveness,
+    Readiness,
+    UserRecommendations,
+    BatchRecommendations,
+    SimilarItems,
+    SearchResponse,
+    ProblemContent,
+)
+_OF_WRITES = (EventsRequest, ItemWritten, EventsAccepted)
+_IN_ANSWERS = {"ItemBody", "ReasonBody", "SimilarItems", "RecommendationsBody", "UserRecommendations", "ItemWritten"}
+_WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+_DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
+# Without blanks around it: what Python takes for one is more than what the patterns of JSON schemas do.
+_TRIMMED = r"^[^\s\x1c-\x1f\x85]([\s\S]*[^\s\x1c-\x1f\x85])?$"
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without titles that say the names again."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+class Documents:
+    """The document of a service as JSON, made once for each index, because that takes half a second.
+
+    Args:
+        contract: Request schemas and limits.
+        takes_writes: Whether the service takes live writes.
+    """
+
+    def __init__(self, contract: Contract, *, takes_writes: bool) -> None:
+        self._contract = contract
+        self._takes_writes = takes_writes
+        self._snapshot: Callable[[], Snapshot | None] = lambda: None
+        self._content = b""
+        self._turn = threading.Lock()
+
+    def of(self, retriever: Recommender) -> bytes:
+        """Return the document for what a retriever answers from."""
+        with self._turn:
+            if self._snapshot() is not retriever.snapshot:
+                self._content = orjson.dumps(document(self._contract, retriever, takes_writes=self._takes_writes))
+                # Weak, or an index that is no longer served would stay in memory.
+                self._snapshot = weakref.ref(retriever.snapshot)
+            return self._content
+
+
+def document(contract: Contract, retriever: Recommender, *, takes_writes: bool = False) -> Schema:
+    """Return the OpenAPI document of a service."""
+    columns = retriever.filters.columns()
+    for_user = [_in_path("user_id", "The user, as in the tables."), *_parameters(contract.query_for_user, columns)]
+    for_item = [_in_path("item_id", "The item, as in the catalogue."), *_parameters(contract.query, columns)]
+    body = {"required": True, "content": _json(contract.one, contract.many)}
+    paths = {
+        "/recommendations/{user_id}": {
+            "get": {
+                **_operation("recommend", "What to recommend to a user", [UserRecommendations], 422),
+                "parameters": for_user,
+            }
+        },
+        "/recommendations": {
+            "post": {
+                **_operation(
+                    "recommend_described",
+                    "What to recommend to someone who is described, or to several users",
+                    [UserRecommendations, BatchRecommendations],
+                    *(400, 408, 413, 415, 422),
+                ),
+                "requestBody": body,
+            }
+        },
+        "/items/{item_id}/similar": {
+            "get": {
+                **_operation("similar", "The items most like one", [SimilarItems], 404, 422),
+                "parameters": for_item,
+            }
+        },
+        "/search": {
+            "get": {
+                **_operation("search", "The items nearest to what is written", [SearchResponse], 422),
+                "parameters": _parameters(contract.query_in_words, columns),
+            }
+        },
+        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Liveness])},
+        "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Readiness])},
+    }
+    if takes_writes:
+        paths |= _write_paths(retriever)
+    info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
+    schemas = _schemas(contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
+    _say_ids(schemas, retriever)
+    key = {"type": "http", "scheme": "bearer", "description": "A key of this service, if it asks for keys."}
+    components = {"schemas": schemas, "securitySchemes": {"key": key}}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
+
+
+def _write_paths(retriever: Recommender) -> Schema:
+    """Return the operations that change something."""
+    item = {"name": "item_id", "in": "path", "required": True, "description": "The item, known or new."}
+    of_item = [{**item, "schema": _path_id(retriever.items.is_integer)}]
+    put = _operation("put_item", "The item is in the catalogue", [ItemWritten], 400, 408, 413, 415, 422)
+    put["responses"]["201"] = {
+        **put["responses"]["200"],
+        "description": "The item is new in the catalogue",
+    }
+    columns = {"required": True, "content": {"application/json": {"schema": _ref("Cells")}}}
+    posted = _operation("post_events", "The events are remembered", [EventsAccepted], 400, 408, 413, 415, 422)
+    return {
+        "/items/{item_id}": {
+            "put": {**put, "parameters": of_item, "requestBody": columns},
+            "delete": {
+                **_operation("delete_item", "The item is no longer in the catalogue", [ItemWritten], 404),
+                "parameters": of_item,
+            },
+        },
+        "/events": {"post": {**posted, "requestBody": {"required": True, "content": _json(EventsRequest)}}},
+    }
+
+
+def _write_schemas(retriever: Recommender) -> Schema:
+    """Return what those operations speak of: ids as the tables have them, and the columns of an item."""
+    cells = cell_schemas(retriever.snapshot.catalog.frame)
+    return {
+        **_made(_OF_WRITES),
+        "UserId": _id(retriever.users.is_integer),
+        "ItemId": _id(retriever.items.is_integer),
+        "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
+    }
+
+
+def _path_id(is_integer: bool) -> Schema:
+    return {"type": "string", "pattern": _DIGITS if is_integer else _TRIMMED, "maxLength": MAX_ID_CHARACTERS}
+
+
+def _id(is_integer: bool) -> Schema:
+    return {"anyOf": [_WHOLE_ID, _path_id(is_integer)]}
+
+
+def _operation(name: str, summary: str, answers: Sequence[type], *problems: int) -> Schema:
+    responses: Schema = {"200": {"description": summary, "content": _json(*answers)}}
+    for status in sorted({*problems, *ANYWHERE}):
+        content = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
+        responses[str(status)] = {"description": CODES[status][1], "content": content}
+    return {"operationId": name, "summary": summary, "responses": responses}
+
+
+def _json(*types: type) -> Schema:
+    named = [_ref(one.__name__) for one in types]
+    return {"application/json": {"schema": named[0] if len(named) == 1 else {"anyOf": named}}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REF.format(model=name)}
+
+
+def _in_path(name: str, description: str) -> Schema:
+    schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> list[Schema]:
+    """Return what may stand behind the `?`: the fields of a query, and conditions on columns."""
+    asked = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))
+    fields, needed = asked["properties"], asked.get("required", [])
+    found = [{**_parameter(name, schema), "required": name in needed} for name, schema in fields.items()]
+    for name, column in columns.items():
+        for test in column.tests:
+            parameter = name if test == "any" else f"{name}_{test}"
+            # A parameter comes before a column of its name, and a column before a condition on another.
+            if parameter not in fields and (test == "any" or parameter not in columns):
+                found.append(_condition(parameter, name, test, column))
+    return found
+
+
+def _parameter(name: str, schema: Schema) -> Schema:
+    described = {"name": name, "in": "query", "description": schema.pop("description")}
+    if name in REPEATED or name in AS_WRITTEN or schema.get("type") in ("integer", "number"):
+        return {**described, "schema": schema}
+    return {**described, "content": {"application/json": {"schema": schema}}}
+
+
+def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> Schema:
+    said = {"any": "is one of these", "not": "is none of these", "min": "is at least this", "max": "is at most this"}
+    several = _values(schema)
+    return {
+        "name": parameter,
+        "in": "query",
+        "description": f"Only items whose {column!r} {said[test]}.",
+        "schema": several if test in ("any", "not") else schema.value,
+    }
+
+
+def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender) -> Schema:
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
+    return {
+        **_made((contract.one, contract.many, *_ANSWERS)),
+        "Filter": {
+            **_table({name: _said_of(column) for name, column in columns.items()}),
+            "maxProperties": MAX_CONDITIONS,
+            "description": f"Conditions, of at most {MAX_FILTER_VALUES:,} values together.",
+        },
+        "Attributes": _table(attribute_schema(retriever.attributes)),
+        "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
+    }
+
+
+def _say_ids(schemas: Schema, retriever: Recommender) -> None:
+    """Let the schemas of answers say the ids of this service: a whole number that does not fit is text, see `IdMap`."""
+    said = {USER_ID: _said_id(retriever.users), ITEM_ID: _said_id(retriever.items)}
+    for name in _IN_ANSWERS & schemas.keys():
+        for field, schema in schemas[name]["properties"].items():
+            if field in said:
+                kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
+                schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
+            elif field == "unknown_items" and retriever.items.is_wide:
+                schema["items"] = {"type": "string"}
+
+
+def _said_id(ids: IdMap) -> Schema:
+    if ids.is_wide or not ids.is_integer:
+        return {"type": "string"}
+    whole = {"type": "integer", "minimum": -LARGEST_EXACT, "maximum": LARGEST_EXACT}
+    return {"anyOf": [whole, {"type": "string"}]}  # text: an unknown user, or an id that came later and does not fit
+
+
+def _made(types: Sequence[Any]) -> Schema:
+    """Return the schemas of some types, and of those that they are made of, by name."""
+    adapters = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
+    _, made = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=_Untitled)  # type: ignore[arg-type]
+    schemas: Schema = _resolved(made["$defs"])
+    return schemas
+
+
+def _said_of(column: ColumnSchema) -> Schema:
+    """Return what a body may say of a column: a value, several, or a table of conditions."""
+    several = {"anyOf": [column.value, _values(column)]}
+    tests: Schema = {test: several if test in ("any", "not") else column.value for test in column.tests}
+    return {"anyOf": [*several["anyOf"], {**_table(tests), "minProperties": 1}]}
+
+
+def _values(column: ColumnSchema) -> Schema:
+    return {"type": "array", "items": column.value, "maxItems": MAX_FILTER_VALUES}
+
+
+def _table(properties: Mapping[str, Any]) -> Schema:
+    return {"type": "object", "properties": dict(properties), "additionalProperties": False}
+
+
+def _resolved(schema: Any) -> Any:
+    """Return a schema with references in the place of names."""
+    if isinstance(schema, list):
+        return [_resolved(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _resolved(value) for key, value in schema.items() if key != NAMED}
+    return {**_ref(schema[NAMED]), **inner} if NAMED in schema else inner

@@ -1,0 +1,196 @@
+"""The one shape of every error over HTTP: a problem as RFC 9457 has it (`application/problem+json`).
+
+`{"type": "about:blank", "title": …, "status": …, "detail": …, "code": …, "errors": [{"field": …, "detail": …}]}`
+
+`title` belongs to the status, `code` is for programs, `detail` for people, and `errors` names the mistakes one by one,
+at most twenty. Also for errors that Flask and Werkzeug find themselves. What was our own mistake goes to the log, not
+to the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from flask import Flask, Response
+from typing_extensions import TypedDict
+from werkzeug.exceptions import HTTPException
+
+from features.errors import UnavailableError
+from features.messages import cut
+from features.redaction import redacted
+from serving.bounds import MAX_MISTAKES
+from serving.errors import DeadlineExceededError, NotReady
+from serving.observability.logs import current
+from serving.observability.timings import timed
+
+RETRY_AFTER_SECONDS = 5
+
+PROBLEM_TYPE = "application/problem+json"
+
+# What a program reads, and the words of RFC 9110 for it.
+CODES = {
+    400: ("bad_request", "Bad Request"),
+    401: ("no_key", "Unauthorized"),
+    403: ("forbidden", "Forbidden"),
+    404: ("not_found", "Not Found"),
+    405: ("method_not_allowed", "Method Not Allowed"),
+    408: ("too_slow", "Request Timeout"),
+    413: ("too_large", "Content Too Large"),
+    414: ("uri_too_long", "URI Too Long"),
+    415: ("unsupported_media_type", "Unsupported Media Type"),
+    422: ("invalid", "Unprocessable Content"),
+    429: ("too_many_requests", "Too Many Requests"),
+    500: ("internal", "Internal Server Error"),
+    503: ("not_ready", "Service Unavailable"),
+}
+# What an answer repeats of a request is bounded, however long the names in it are.
+_MAX_FIELD_CHARACTERS = 200
+_MAX_DETAIL_CHARACTERS = 1_000
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory", "std::bad_alloc")
+_log = logging.getLogger(__name__)
+
+
+class Mistake(TypedDict):
+    """One thing that is wrong with a request."""
+
+    field: str
+    """Where: a parameter, or a path in the body such as `history.0`."""
+    detail: str
+    """What was expected there, and what was found."""
+
+
+class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
+    """A request that cannot be answered.
+
+    Attributes:
+        status: Of the HTTP answer.
+        detail: What was expected, what was found, what to do.
+        errors: The mistakes one by one, at most `MAX_MISTAKES`; empty where `detail` says it all.
+    """
+
+    def __init__(self, status: int, detail: str, errors: Sequence[Mistake] = ()) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = list(errors)
+
+    @classmethod
+    def invalid(cls, *mistakes: Mistake) -> Problem:
+        """Return the problem of a request that is well-formed and asks for what cannot be."""
+        named = [_bounded(mistake) for mistake in mistakes[:MAX_MISTAKES]]
+        more = len(mistakes) - len(named)
+        also = f" (and {more:,} mistakes more than `errors` names)" if more else ""
+        return cls(422, f"{named[0]['field']}: {named[0]['detail']}{also}", named)
+
+
+def _bounded(mistake: Mistake) -> Mistake:
+    field, detail = cut(mistake["field"], _MAX_FIELD_CHARACTERS), cut(mistake["detail"], _MAX_DETAIL_CHARACTERS)
+    return Mistake(field=field, detail=detail)
+
+
+class ProblemContent(TypedDict):
+    """A problem as RFC 9457 has it."""
+
+    type: str
+    """Always `about:blank`: the status says what kind of problem it is."""
+    title: str
+    """The name of the status."""
+    status: int
+    """The status of the answer."""
+    detail: str
+    """What was expected, what was found, what to do."""
+    code: str
+    """The kind of problem in a word, for programs."""
+    errors: list[Mistake]
+    """The mistakes one by one; empty where `detail` says it all."""
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return an answer's content in JSON."""
+    with timed("serialise"):
+        return orjson.dumps(content)
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """Return an answer in JSON."""
+    # Passed on as it is, a list of one part, the body goes out in one piece and not through an iterator.
+    return Response(json_bytes(content), status, mimetype="application/json", direct_passthrough=True)
+
+
+def register_problems(app: Flask) -> None:
+    """Let every error of `app` have the one shape."""
+    for kind in (HTTPException, Exception):
+        app.register_error_handler(kind, problem_of)
+
+
+def problem_of(error: Exception) -> Response:
+    """Return the answer for an error."""
+    match error:
+        case Problem():
+            return _response(error.status, error.detail, error.errors)
+        case NotReady():
+            return _not_ready(error)
+        case UnavailableError():
+            return _not_ready(NotReady("the service that makes vectors of texts gives no answer", error))
+        case DeadlineExceededError():
+            current.ended_by = "deadline"
+            return _try_again(str(error), "deadline_exceeded")
+        case HTTPException():
+            return http_problem(error)
+    if is_out_of_memory(error):
+        current.ended_by = "memory"
+        said = cut(" ".join(str(error).split()), _MAX_DETAIL_CHARACTERS)
+        _log.error("out of memory in one request, which was ended: %s", said)
+        return _try_again("there was not enough memory for this request; ask for less at once", "out_of_memory")
+    return _unexpected(error)
+
+
+def _response(status: int, detail: str, errors: Sequence[Mistake] = (), code: str | None = None) -> Response:
+    usual_code, title = CODES.get(status) or CODES[400 if status < 500 else 500]
+    content = ProblemContent(
+        type="about:blank",
+        title=title,
+        status=status,
+        detail=cut(detail, 2 * _MAX_DETAIL_CHARACTERS),
+        code=code or usual_code,
+        errors=list(errors),
+    )
+    return Response(orjson.dumps(content), status, mimetype=PROBLEM_TYPE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; torch says so with a `RuntimeError`."""
+    is_said = isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+    return is_said or isinstance(error, MemoryError)
+
+
+def _not_ready(error: NotReady) -> Response:
+    if error.said != str(error):
+        _log.error("%s", error)
+    return _try_again(redacted(error.said))
+
+
+def _try_again(detail: str, code: str | None = None) -> Response:
+    """Return a 503 that says when to ask again."""
+    response = _response(503, detail, code=code)
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def http_problem(error: HTTPException) -> Response:
+    """Return the answer for an error of Werkzeug's, with the headers that belong to it."""
+    assert error.code is not None, "werkzeug gives every HTTP exception that it raises a code"
+    response = _response(error.code, error.description or error.name)
+    # Allow (405) and Location (redirects) belong to the answer; the type of the body is ours.
+    for name, value in error.get_headers():
+        if name.lower() not in ("content-type", "content-length"):
+            response.headers.add(name, value)
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    _log.error("unexpected error", exc_info=error)
+    return _response(500, "the server made a mistake; its log says more")

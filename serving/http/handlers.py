@@ -1,0 +1,212 @@
+"""From what is asked over HTTP to what is answered: the content of each answer, whoever carries it.
+
+Flask's views (`serving.http.routes`) and the short way around them (`serving.http.fast_path`) both ask
+`RecommendHandler`, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from features.errors import DataError
+from features.schema import MAX_ID_CHARACTERS
+from serving.bounds import json_value
+from serving.catalog.ids import ExternalId
+from serving.deadline import watched
+from serving.http.contract.problems import Mistake, Problem
+from serving.http.contract.schemas import (
+    BatchRecommendations,
+    BatchRecommendRequest,
+    Contract,
+    ItemBody,
+    ItemQuery,
+    ReasonBody,
+    RecommendationsBody,
+    SearchResponse,
+    SimilarItems,
+    UserRecommendations,
+    parameters,
+    wrong,
+)
+from serving.recommend.recommender import Recommender
+from serving.recommend.request import RecommendRequest, UserProfile
+from serving.recommend.response import Reason, Recommendation, RecommendResponse
+
+_Given = Mapping[str, Sequence[str]]
+_Kind = TypeVar("_Kind", bound=ItemQuery)
+
+
+class RecommendHandler:
+    """What a service answers; safe to use from several threads.
+
+    Attributes:
+        contract: What can be asked.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        on_fallback: Callable[[str], None] = lambda fallback: None,
+        on_rerank: Callable[[str], None] = lambda outcome: None,
+    ) -> None:
+        """Take what can be asked.
+
+        Args:
+            contract: That.
+            on_fallback: Called with the name of each fallback that answered in the model's place.
+            on_rerank: Called with how each re-ranking ended: `done`, or `late`.
+        """
+        self.contract = contract
+        self._on_fallback = on_fallback
+        self._on_rerank = on_rerank
+
+    def about_user(self, retriever: Recommender, user_id: str, wanted: RecommendRequest) -> UserRecommendations:
+        """Return what to recommend to someone.
+
+        Raises:
+            Problem: The id is too long.
+        """
+        _refuse_long("user_id", user_id)
+        answer = retriever.recommend(user_id, wanted)
+        return {**self._known(retriever, user_id, answer), "model": retriever.model}
+
+    def about_body(self, retriever: Recommender, content: Any) -> UserRecommendations | BatchRecommendations:
+        """Return what to recommend to someone who is described, or to several.
+
+        Raises:
+            Problem: The body asks for what cannot be; says what and where.
+        """
+        asked = self.contract.body(content)
+        wanted = self.contract.wanted(asked, retriever.filters)
+        try:
+            if isinstance(asked, BatchRecommendRequest):
+                whom = asked.whom()
+                answers = zip(whom, retriever.recommend_many(whom, wanted), strict=True)
+                each = [self._about(retriever, who, answer) for who, answer in watched(answers)]
+                return BatchRecommendations(answers=each, model=retriever.model)
+            person = asked.person()
+            return {**self._about(retriever, person, retriever.recommend(person, wanted)), "model": retriever.model}
+        except DataError as error:
+            raise wrong(error) from None
+
+    def about_item(self, retriever: Recommender, item_id: str, wanted: RecommendRequest) -> SimilarItems:
+        """Return which items are most like one.
+
+        Raises:
+            Problem: There is no such item, or its id is too long.
+        """
+        _refuse_long("item_id", item_id)
+        answer = retriever.similar(item_id, wanted)
+        if answer is None:
+            raise Problem(404, f"no item {item_id!r} in the catalogue")
+        item = retriever.items.said(retriever.items.parse(item_id))
+        return SimilarItems(item_id=item, items=self._items(retriever, answer), fallback=None, model=retriever.model)
+
+    def about_words(self, retriever: Recommender, given: _Given) -> SearchResponse:
+        """Return which items are nearest to what is written, as the parameters of a query say it.
+
+        Raises:
+            Problem: They ask for what cannot be, or the model reads no texts.
+        """
+        asked, wanted = self._asked(self.contract.query_in_words, retriever, given)
+        try:
+            answer = retriever.search(asked.q, wanted)
+        except DataError as error:
+            raise wrong(error) from None
+        items = self._items(retriever, answer)
+        content = SearchResponse(q=asked.q, items=items, fallback=answer.fallback, model=retriever.model)
+        if answer.reranked is not None:
+            content["reranked"] = answer.reranked
+        return content
+
+    def wanted(self, kind: type[ItemQuery], retriever: Recommender, given: _Given) -> RecommendRequest:
+        """Return what the parameters of a query want of the answer.
+
+        Args:
+            kind: What they may ask.
+            retriever: Whose columns the others may speak of.
+            given: The parameters, each with all its values.
+
+        Raises:
+            Problem: They ask for what cannot be; says what and where.
+        """
+        return self._asked(kind, retriever, given)[1]
+
+    def _asked(self, kind: type[_Kind], retriever: Recommender, given: _Given) -> tuple[_Kind, RecommendRequest]:
+        """Return what the parameters of a query ask, and what they want of the answer."""
+        asked = parameters(kind, {name: texts for name, texts in given.items() if name in kind.model_fields})
+        try:
+            conditions = retriever.filters.from_query(
+                {name: texts for name, texts in given.items() if name not in kind.model_fields}
+            )
+        except DataError as error:
+            raise wrong(error) from None
+        return asked, self.contract.wanted(asked, retriever.filters, conditions)
+
+    def _about(
+        self, retriever: Recommender, who: ExternalId | UserProfile, answer: RecommendResponse
+    ) -> RecommendationsBody:
+        if not isinstance(who, UserProfile):
+            return self._known(retriever, who, answer)
+        unknown = [retriever.items.said(item_id) for item_id in answer.unknown_items]
+        values = {column: list(given) for column, given in answer.unknown_values.items()}
+        return {**self._recommended(retriever, None, answer), "unknown_items": unknown, "unknown_values": values}
+
+    def _known(self, retriever: Recommender, user_id: ExternalId, answer: RecommendResponse) -> RecommendationsBody:
+        return self._recommended(retriever, retriever.users.said(retriever.users.parse(user_id)), answer)
+
+    def _recommended(
+        self, retriever: Recommender, user_id: ExternalId | None, answer: RecommendResponse
+    ) -> RecommendationsBody:
+        content = RecommendationsBody(user_id=user_id, items=self._items(retriever, answer), fallback=answer.fallback)
+        if answer.reranked is not None:
+            content["reranked"] = answer.reranked
+        return content
+
+    def _items(self, retriever: Recommender, answer: RecommendResponse) -> list[ItemBody]:
+        """Return the items of an answer; whatever answered in the model's place is told, and whether time was up."""
+        if answer.fallback is not None:
+            self._on_fallback(answer.fallback)
+        elif answer.reranked is not None:
+            self._on_rerank("done" if answer.reranked else "late")
+        items = [_item(item) for item in answer.items]
+        if not retriever.items.is_said_as_is:
+            said = retriever.items.said
+            for one in (*items, *(reason for item in items for reason in item.get("because", ()))):
+                one["item_id"] = said(one["item_id"])
+        return items
+
+
+def parsed_json(body: bytes) -> Any:
+    """Return what a body says.
+
+    Raises:
+        Problem: It is not JSON, or nested too deep.
+    """
+    try:
+        return json_value(body)
+    except ValueError as error:
+        raise Problem(400, f"the body is not valid JSON: {error}") from None
+
+
+def _refuse_long(where: str, external_id: str) -> None:
+    if len(external_id) > MAX_ID_CHARACTERS:
+        detail = f"expected at most {MAX_ID_CHARACTERS} characters, found {len(external_id):,}"
+        raise Problem.invalid(Mistake(field=where, detail=detail))
+
+
+def _item(item: Recommendation) -> ItemBody:
+    content = ItemBody(item_id=item.item_id, score=item.score, rank=item.rank)
+    if item.title is not None:
+        content["title"] = item.title
+    if item.because is not None:
+        content["because"] = [_because(reason) for reason in item.because]
+    return content
+
+
+def _because(reason: Reason) -> ReasonBody:
+    content = ReasonBody(item_id=reason.item_id, contribution=reason.contribution)
+    if reason.title is not None:
+        content["title"] = reason.title
+    return content

@@ -1,0 +1,167 @@
+"""How much a service takes on: requests in hand per worker, and requests a second per client.
+
+A queue that grows answers nobody in time. So a worker answers `threads` requests at once, lets some more wait for their
+turn, and refuses the rest at once, which a balancer takes as "try another". The servers cannot do that: granian's
+`backpressure` and gunicorn's `worker_connections` bound connections, whether or not something is asked on them, and
+leave the rest waiting in the kernel, without an answer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import mmap
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+_SECONDS_STUCK = 60.0
+_RATES = "rates"
+_KEY_BYTES = 16
+_NUM_CLIENTS = 1 << 16
+
+
+class ConcurrencyLimiter:
+    """The requests that this worker has in hand, bounded.
+
+    Args:
+        threads: How many are answered at once.
+        waiting: How many more may wait for their turn.
+        on_change: Called with the number in hand whenever it changes.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        waiting: int,
+        on_change: Callable[[int], None] = lambda in_hand: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = threads + waiting
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(threads):
+            self._free.put(None)
+        self._on_change = on_change
+        self._in_hand = 0
+        self._clock = clock
+        self._moved = clock()
+        self._counting = threading.Lock()
+
+    def take(self, seconds: float | None = None) -> bool:
+        """Wait for a turn and return True; return False at once where too many wait already.
+
+        Args:
+            seconds: The longest wait; False is returned after it. None: however long.
+        """
+        with self._counting:
+            if self._in_hand >= self._most:
+                return False
+            if not self._in_hand:
+                self._moved = self._clock()
+            self._in_hand += 1
+            self._on_change(self._in_hand)
+        try:
+            self._free.get(timeout=seconds)
+        except Empty:
+            self._leave()
+            return False
+        return True
+
+    def give_back(self) -> None:
+        """End a turn."""
+        self._free.put(None)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Count one request less."""
+        with self._counting:
+            self._in_hand -= 1
+            self._moved = self._clock()
+            self._on_change(self._in_hand)
+
+    @property
+    def in_hand(self) -> int:
+        """How many requests are being answered or wait."""
+        return self._in_hand
+
+    def is_stuck(self) -> bool:
+        """Return whether requests are in hand and none of them has been done with for a minute."""
+        return self._in_hand > 0 and self._clock() - self._moved > _SECONDS_STUCK
+
+
+class RateLimiter:
+    """Requests a second per client, counted by all workers of a server together.
+
+    Every client may ask `burst` times at once and then `rate` times a second. What is kept of a client is one moment:
+    the one at which he will have been quiet for long enough (the generic cell rate algorithm). The moments lie in a
+    table of fixed size in shared memory, at a place that is the hash of the client with a secret key; two of the
+    clients may share a place, one in 65,536 of any two.
+
+    Args:
+        rate: Requests a second.
+        burst: Requests at once.
+        folder: Where the workers of one server meet. None: this process is the only one.
+        clock: Seconds that all workers agree on.
+    """
+
+    def __init__(
+        self, rate: float, burst: int, folder: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._interval = 1 / rate
+        self._tolerance = (burst - 1) / rate
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._file = None if folder is None else _shared_file(folder / _RATES)
+        num_bytes = _KEY_BYTES + 8 * _NUM_CLIENTS
+        memory = mmap.mmap(-1 if self._file is None else self._file, num_bytes)
+        if self._file is None:
+            memory[:_KEY_BYTES] = secrets.token_bytes(_KEY_BYTES)
+        else:
+            weakref.finalize(self, os.close, self._file)
+        self._key = bytes(memory[:_KEY_BYTES])
+        self._moments = memoryview(memory)[_KEY_BYTES:].cast("d")
+
+    def wait(self, client: str) -> float:
+        """Count a request of a client and return 0; return the seconds he has to wait where it is too many."""
+        digest = blake2b(client.encode("utf-8", "surrogateescape"), digest_size=8, key=self._key).digest()
+        place = int.from_bytes(digest) % _NUM_CLIENTS
+        with self._turn:
+            if self._file is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_EX, 8, _KEY_BYTES + 8 * place)
+            try:
+                return self._count(place)
+            finally:
+                if self._file is not None:
+                    fcntl.lockf(self._file, fcntl.LOCK_UN, 8, _KEY_BYTES + 8 * place)
+
+    def _count(self, place: int) -> float:
+        now = self._clock()
+        quiet_since = max(now, self._moments[place])
+        early = quiet_since - self._tolerance - now
+        if early > 0:
+            return early
+        self._moments[place] = quiet_since + self._interval
+        return 0.0
+
+
+def retry_after(seconds: float) -> int:
+    """Return a time to wait as `Retry-After` has it: whole seconds, at least one."""
+    return max(1, math.ceil(seconds))
+
+
+def _shared_file(path: Path) -> int:
+    """Return the table of a folder, opened, made by whichever worker comes first."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.lockf(file, fcntl.LOCK_EX, _KEY_BYTES)
+    if os.fstat(file).st_size == 0:
+        os.ftruncate(file, _KEY_BYTES + 8 * _NUM_CLIENTS)
+        os.pwrite(file, secrets.token_bytes(_KEY_BYTES), 0)
+    fcntl.lockf(file, fcntl.LOCK_UN, _KEY_BYTES)
+    return file

@@ -1,0 +1,135 @@
+"""What can be written while the service runs: items put and deleted, events.
+
+A write is checked as the tables are, then remembered, and only then acknowledged: it survives whatever happens after,
+and the next answer of any worker has it in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+from flask import Blueprint, Response, current_app
+from jaxtyping import Float32
+
+from features.errors import DataError
+from features.messages import shown
+from features.schema import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
+from features.tables.rows import typed_rows
+from features.tables.tables import SECONDS_PER_DAY
+from features.values.cells import size_of
+from serving.bounds import MAX_TEXT_CHARACTERS
+from serving.catalog.ids import ExternalId, IdMap
+from serving.http.contract.problems import Problem, json_response
+from serving.http.contract.schemas import EventBody, EventsAccepted, EventsRequest, ItemWritten, read
+from serving.http.routes import current_retriever, json_body
+from serving.live.follower import encoded, vector_to_json
+from serving.live.log import AppendResult, EventLog, Write
+from serving.recommend.recommender import Recommender
+
+live_routes = Blueprint("writes", __name__)
+
+
+@live_routes.put("/items/<id:item_id>")
+def put_item(item_id: str) -> Response:
+    """Put an item into the catalogue, or in the place of the one of this id; the body holds its columns."""
+    store, retriever = _store(), current_retriever()
+    known = retriever.items.row(item_id) is not None
+    own_id = _checked("item_id", retriever.items, item_id)
+    cells = json_body()
+    if not isinstance(cells, dict):
+        raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
+    if retriever.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
+        raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
+    row, own_vector = _placed(retriever, own_id, cells)
+    # With its vector, which every other worker then need not make while its requests wait.
+    vector = vector_to_json(retriever.model, own_vector)
+    done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
+    said = retriever.items.said(own_id)
+    content = ItemWritten(item_id=said, position=done.position)
+    if unknown := retriever.bundle.unknown_values_of_items(row)[0]:
+        content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
+    return json_response(content, 200 if known else 201)
+
+
+@live_routes.delete("/items/<id:item_id>")
+def delete_item(item_id: str) -> Response:
+    """Take an item out of the catalogue."""
+    store, retriever = _store(), current_retriever()
+    if retriever.items.row(item_id) is None:
+        raise Problem(404, f"no item {shown(item_id)} in the catalogue")
+    own_id = retriever.items.parse(item_id)
+    done = store.append([Write("deletion", {ITEM_ID: own_id})])
+    return json_response(ItemWritten(item_id=retriever.items.said(own_id), position=done.position))
+
+
+@live_routes.post("/events")
+def post_events() -> Response:
+    """Append to what users had; whoever is new is known from then on."""
+    store, retriever = _store(), current_retriever()
+    body = read(EventsRequest, json_body())
+    now = int(store.clock.now())
+    found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
+    done: AppendResult = store.append(found)
+    accepted = len(found) - done.num_repeated
+    return json_response(EventsAccepted(accepted=accepted, repeated=done.num_repeated, position=done.position))
+
+
+def _write(event: EventBody, where: str, retriever: Recommender, now: int) -> Write:
+    user_id = _checked(f"{where}.user_id", retriever.users, event.user_id)
+    if retriever.items.row(event.item_id) is None:
+        raise Problem(422, f"{where}.item_id: no item {shown(event.item_id)} in the catalogue; put it there first")
+    if event.time is not None and event.time > now + SECONDS_PER_DAY:
+        raise Problem(422, f"{where}.time: expected Unix seconds in the past, found {event.time}, in the future")
+    item_id = retriever.items.parse(event.item_id)
+    key = None
+    if event.event_id is not None:
+        key = f"named {event.event_id}"
+    elif event.time is not None:
+        key = f"at {orjson.dumps([user_id, item_id, event.time]).decode()}"
+    return Write("event", {USER_ID: user_id, ITEM_ID: item_id, "time": now if event.time is None else event.time}, key)
+
+
+def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
+    """Return an id in the type of the others.
+
+    Raises:
+        Problem: It cannot be one of them.
+    """
+    parsed = ids.parse(external_id)
+    if not ids.fits(parsed):
+        text = "text without blanks around it"
+        limit = "" if ids.is_integer else f" and at most {MAX_ID_CHARACTERS} characters long"
+        expected = f"{'a whole number' if ids.is_integer else text}, as in the tables{limit}"
+        raise Problem(422, f"{where}: expected {expected}, found {shown(external_id)}")
+    return parsed
+
+
+def _placed(
+    retriever: Recommender, item_id: ExternalId, cells: dict[str, Any]
+) -> tuple[pd.DataFrame, Float32[np.ndarray, " width"]]:
+    """Return an item as a row of the catalogue, and its unit vector.
+
+    Raises:
+        Problem: It has a column that the catalogue has not, a cell of another type, more text than is read at once, or
+            nothing that the model reads.
+    """
+    characters = sum(size_of(cell)[0] for cell in cells.values())
+    if characters > MAX_TEXT_CHARACTERS:
+        detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all cells together, found {characters:,}"
+        raise Problem(422, f"body: {detail}")
+    like, spellings = retriever.snapshot.catalog.frame, retriever.bundle.spellings
+    try:
+        row = typed_rows(like, [{ITEM_ID: item_id, **cells}], spellings)
+        return row, encoded(retriever.bundle, row)[0]
+    except DataError as error:
+        raise Problem(422, str(error)) from None
+
+
+def _store() -> EventLog:
+    store: EventLog | None = current_app.extensions["towers_source"].store
+    if store is None:
+        raise Problem(403, "this service takes no writes; it would if it were started with --live FILE")
+    return store

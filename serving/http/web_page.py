@@ -1,0 +1,36 @@
+"""A page for people: a user's id shows what they had, what they would be recommended and why; words find items."""
+
+from __future__ import annotations
+
+from flask import Blueprint, render_template, request
+
+from features.schema import MAX_ID_CHARACTERS
+from serving.bounds import MAX_SEARCH_CHARACTERS
+from serving.http.routes import current_retriever
+from serving.recommend.request import RecommendRequest
+from serving.recommend.text_query import reads_texts
+
+web_page = Blueprint("page", __name__)
+
+NUM_SHOWN = 12
+
+
+@web_page.get("/")
+def home() -> str:
+    """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
+    retriever = current_retriever()
+    ids = retriever.users.ids
+    user_id = request.args.get("user", "").strip()[:MAX_ID_CHARACTERS]
+    q = request.args.get("q", "").strip()[:MAX_SEARCH_CHARACTERS]
+    searches = reads_texts(retriever.bundle)
+    return render_template(
+        "home.html",
+        user_id=user_id,
+        q=q,
+        searches=searches,
+        found=retriever.search(q, NUM_SHOWN) if q and searches else None,
+        answer=retriever.recommend(user_id, RecommendRequest(NUM_SHOWN, reasons=1)) if user_id else None,
+        history=retriever.history(user_id, NUM_SHOWN) if user_id else None,
+        examples=ids[:: max(1, len(ids) // 5)][:5],
+        seal=retriever.snapshot.seal,
+    )

@@ -1,0 +1,268 @@
+"""Items that are nearly the same: pairs that score above a threshold, groups of them, and answers without repeats.
+
+Comparing every pair costs the square of the catalogue. Instead the items are divided into regions, and each is compared
+with the items of the few regions that are nearest to it: a pair is found if either of the two looks into the region of
+the other. How many regions that takes is measured: a sample is compared with every item, and of its true pairs it is
+known exactly how many regions would have shown them. For a million items, 2,048 regions and 8 looks that is some ten
+thousand comparisons an item, in matrix products, in the place of a million.
+
+Items that are the same to four decimals are one item here, told beside the first of them: so ten thousand copies are
+ten thousand pairs and not fifty million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float32, Int64
+from scipy.sparse.csgraph import connected_components
+
+from features.errors import DataError
+from serving.search.faiss_index import kmeans
+from serving.search.index_config import num_regions
+from serving.search.partitions import Partitions
+from serving.search.results import ROUNDING
+
+Progress = Callable[[int, int], None]
+
+MAX_PAIRS = 20_000_000
+"""More pairs than this are no finding but a threshold that is too low."""
+
+# Up to this many items every pair is compared: a second or so.
+_COMPARED_ALL = 20_000
+_SAMPLE = 2_000
+_MEASURED_PAIRS = 20_000
+# Of the true pairs of one half of the sample this share must be found; what is told is measured with the other half.
+_WANTED = 0.98
+# With fewer true pairs than this nothing is measured, and so many regions are looked into.
+_FEWEST_PAIRS = 40
+_USUAL_LOOKS = 8
+_MOST_LOOKS = 64
+# Scores held at a time, 16 MB: they stay in the cache between the product and the comparison.
+_CELLS = 1 << 22
+_ROWS = 1 << 16
+_DECIMALS = 4
+_SEED = 2
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What is alike in a catalogue.
+
+    Attributes:
+        threshold: The score from which on two items are alike.
+        rows: The first item of each pair, as a catalogue row, `[pairs]`, rising.
+        others: The second, of a later row, `[pairs]`.
+        scores: Their cosine, `[pairs]`. Copies of an item have one pair each, with the first of them.
+        group_of: Which group each item is in, `[items]`, -1 for those in none. Groups are what pairs connect, numbered
+            from 0, the largest first.
+        recall: The share of the true pairs of a sample that were found; 1 where all were compared, None where there
+            were too few to measure.
+        nearest: The score of the nearest other item of each item of a sample, rising, `[sample]`.
+    """
+
+    threshold: float
+    rows: Int64[np.ndarray, " pairs"]
+    others: Int64[np.ndarray, " pairs"]
+    scores: Float32[np.ndarray, " pairs"]
+    group_of: Int64[np.ndarray, " items"]
+    recall: float | None
+    nearest: Float32[np.ndarray, " sample"]
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups there are."""
+        return int(self.group_of.max(initial=-1)) + 1
+
+    @property
+    def num_grouped(self) -> int:
+        """How many items are in one."""
+        return int((self.group_of >= 0).sum())
+
+
+def find_duplicates(
+    vectors: Float32[np.ndarray, "items width"],
+    threshold: float,
+    regions: Partitions | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Duplicates:
+    """Return the items that are alike.
+
+    Args:
+        vectors: Unit vectors by catalogue row.
+        threshold: The cosine from which on two items are alike, above 0.
+        regions: Of the same vectors, if they are known already.
+        progress: Called with the number of regions done and of all.
+
+    Raises:
+        DataError: Nearly everything is alike.
+    """
+    vectors = np.require(vectors, np.float32, ["C"])
+    first = _first_copies(vectors)
+    is_copy = first != np.arange(len(vectors))
+    distinct, copies = np.flatnonzero(~is_copy), np.flatnonzero(is_copy)
+    search = _Search.over(vectors, distinct, threshold, regions)
+    found = np.concatenate([np.zeros((2, 0), np.int64), *search.pairs(progress)], axis=1)
+    pairs = np.concatenate([distinct[found], np.stack([first[copies], copies])], axis=1)
+    rows, others, scores = _scored(vectors, pairs, threshold)
+    return Duplicates(
+        threshold, rows, others, scores, _groups(rows, others, len(vectors)), search.recall, search.nearest
+    )
+
+
+class _Search:
+    """Unit vectors in regions, and into how many of these each item looks for what is alike."""
+
+    def __init__(self, vectors: np.ndarray, threshold: float, regions: Partitions) -> None:
+        self.vectors = torch.from_numpy(vectors)
+        self.threshold = threshold
+        self.centres = torch.from_numpy(regions.centres)
+        self.of_item = torch.from_numpy(regions.of_item.astype(np.int64))
+        self.looks = 1
+        self.recall: float | None = 1.0
+        self.nearest = np.zeros(0, dtype=np.float32)
+
+    @classmethod
+    def over(cls, vectors: np.ndarray, rows: np.ndarray, threshold: float, regions: Partitions | None) -> _Search:
+        """Return the search among some of the rows, with as many looks as a sample shows to be needed."""
+        chosen = vectors if len(rows) == len(vectors) else vectors[rows]
+        if len(rows) <= _COMPARED_ALL:
+            regions = Partitions(chosen[:1], np.zeros(len(rows), dtype=np.int32))
+        elif regions is None:
+            regions = kmeans(chosen, num_regions(len(rows)))
+        else:
+            regions = Partitions(regions.centres, regions.of_item[rows])
+        search = cls(chosen, threshold, regions)
+        search._measure()
+        return search
+
+    def pairs(self, progress: Progress) -> Iterator[np.ndarray]:
+        """Yield pairs that are alike, `[2, some]`, perhaps twice and perhaps a rounding error below the threshold."""
+        members, visitors = self._by_region()
+        num_found = 0
+        for region in range(len(self.centres)):
+            for pairs in self._among(members[region], visitors[region]):
+                num_found += pairs.shape[1]
+                if num_found > MAX_PAIRS:
+                    raise DataError(
+                        f"expected at most {MAX_PAIRS:,} pairs of items alike, found more with a threshold of "
+                        f"{self.threshold:g}; raise --threshold"
+                    )
+                yield pairs
+            progress(region + 1, len(self.centres))
+
+    def _among(self, members: torch.Tensor, visitors: torch.Tensor) -> Iterator[np.ndarray]:
+        """Yield the pairs among the members of a region, and of these with its visitors."""
+        if not len(members):
+            return
+        inside = self.vectors[members]
+        for asking, are_members in ((members, True), (visitors, False)):
+            for part in _parts(len(asking), _CELLS // len(members)):
+                block = asking[part]
+                alike = self.vectors[block] @ inside.T >= self.threshold - ROUNDING
+                here, there = alike.nonzero(as_tuple=True)
+                one, other = block[here], members[there]
+                pairs = torch.stack([torch.minimum(one, other), torch.maximum(one, other)])
+                # Among members, every pair is met from both sides.
+                yield pairs[:, one < other if are_members else slice(None)].numpy()
+
+    def _by_region(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the items of each region, and those of others that look into it."""
+        members = _divided(torch.arange(len(self.vectors)), self.of_item, len(self.centres))
+        blocks = []
+        for part in _parts(len(self.vectors), 4 * _CELLS // len(self.centres)):
+            looks = (self.vectors[part] @ self.centres.T).topk(self.looks, dim=1).indices.to(torch.int32)
+            asking, place = (looks != self.of_item[part, None]).nonzero(as_tuple=True)
+            blocks.append(((asking + part.start).to(torch.int32), looks[asking, place]))
+        asking, region = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return members, _divided(asking.long(), region, len(self.centres))
+
+    def _measure(self) -> None:
+        """Compare a sample with everything, and choose the number of looks by the pairs that are in it."""
+        rng = np.random.default_rng(_SEED)
+        sample = torch.from_numpy(np.sort(rng.permutation(len(self.vectors))[:_SAMPLE]))
+        pairs, nearest = self._true_pairs(sample)
+        self.nearest = np.sort(nearest)
+        if len(self.centres) == 1:
+            return
+        pairs = pairs[rng.permutation(len(pairs))[:_MEASURED_PAIRS]]
+        needed = np.sort(np.minimum(self._looks_needed(pairs), self._looks_needed(pairs[:, [1, 0]])))
+        is_tuning = rng.permutation(len(pairs)) % 2 == 0
+        self.looks, self.recall = min(_USUAL_LOOKS, len(self.centres)), None
+        if len(pairs) >= _FEWEST_PAIRS:
+            enough = int(np.quantile(needed[is_tuning], _WANTED, method="higher"))
+            self.looks = min(enough, _MOST_LOOKS, len(self.centres))
+            self.recall = float(np.mean(needed[~is_tuning] <= self.looks))
+
+    def _true_pairs(self, sample: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of the sample's items with any other, `[pairs, 2]`, and the best score of each of them."""
+        asked = self.vectors[sample]
+        nearest = torch.full((len(sample),), -1.0)
+        parts = []
+        for part in _parts(len(self.vectors), _CELLS // max(1, len(sample))):
+            scores = asked @ self.vectors[part].T
+            itself = torch.nonzero((sample >= part.start) & (sample < part.stop))[:, 0]
+            scores[itself, sample[itself] - part.start] = -1.0
+            nearest = torch.maximum(nearest, scores.amax(dim=1))
+            one, other = (scores >= self.threshold).nonzero(as_tuple=True)
+            parts.append(torch.stack([sample[one], other + part.start], dim=1))
+        return torch.cat(parts).numpy(), nearest.numpy()
+
+    def _looks_needed(self, pairs: np.ndarray) -> np.ndarray:
+        """Return how many of the nearest regions the first of each pair must look into to see the second."""
+        needed = [torch.zeros(0, dtype=torch.int64)]
+        for part in _parts(len(pairs), _CELLS // len(self.centres)):
+            block = torch.from_numpy(pairs[part])
+            scores = self.vectors[block[:, 0]] @ self.centres.T
+            own = scores.gather(1, self.of_item[block[:, 1], None])
+            needed.append((scores > own).sum(dim=1) + 1)
+        return torch.cat(needed).numpy()
+
+
+def _parts(length: int, step: int) -> Iterator[slice]:
+    """Yield slices that divide a length into steps, each of at least one."""
+    step = max(1, step)
+    yield from (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _divided(values: torch.Tensor, region: torch.Tensor, num_regions: int) -> list[torch.Tensor]:
+    """Return the values of each region."""
+    arranged = values[torch.argsort(region, stable=True)]
+    ends = torch.bincount(region, minlength=num_regions).cumsum(0).tolist()
+    return [arranged[start:end] for start, end in pairwise([0, *ends])]
+
+
+def _first_copies(vectors: np.ndarray) -> np.ndarray:
+    """Return the first row whose vector is the same to four decimals, for each row."""
+    factors = np.random.default_rng(_SEED).integers(1, 2**63, size=vectors.shape[1], dtype=np.int64)
+    codes = np.empty(len(vectors), dtype=np.int64)
+    for block in _parts(len(vectors), _ROWS):
+        codes[block] = (np.rint(vectors[block] * 10**_DECIMALS).astype(np.int64) * factors).sum(axis=1)
+    _, first, place = np.unique(codes, return_index=True, return_inverse=True)
+    return np.asarray(first[place], dtype=np.int64)
+
+
+def _scored(vectors: np.ndarray, pairs: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each pair once, in order, with its score in double precision, without those below the threshold."""
+    rows, others = np.divmod(np.unique(pairs[0] * len(vectors) + pairs[1]), len(vectors))
+    scores = np.empty(len(rows))
+    for block in _parts(len(rows), _ROWS):
+        scores[block] = np.vecdot(vectors[rows[block]].astype(np.float64), vectors[others[block]].astype(np.float64))
+    alike = scores >= threshold
+    return rows[alike], others[alike], scores[alike].astype(np.float32)
+
+
+def _groups(rows: np.ndarray, others: np.ndarray, num_items: int) -> np.ndarray:
+    """Return the group of each item, -1 for those that are alone."""
+    links = sp.coo_array((np.ones(len(rows), dtype=np.int8), (rows, others)), shape=(num_items, num_items))
+    _, component = connected_components(links, directed=False)
+    sizes = np.bincount(component)
+    order = np.argsort(-sizes, kind="stable")
+    number = np.full(len(sizes), -1)
+    number[order] = np.arange(len(sizes))
+    return np.where(sizes[component] > 1, number[component], -1).astype(np.int64)

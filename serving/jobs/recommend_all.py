@@ -1,0 +1,207 @@
+"""Candidates for everyone, as a table or as shortlists: what the service would answer to each user, found in one go.
+
+Columns `user_id`, `item_id` (of the type they came in), `score` (float32) and `rank` (from 1). The file appears when it
+is complete, and an interrupted run leaves none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from features.errors import DataError
+from features.files import atomic_file
+from features.schema import ITEM_ID, USER_ID
+from features.tables.tables import read_frame
+from serving.catalog.filters import Filter
+from serving.config import ServingConfig
+from serving.jobs.open import _filter, open_recommender
+from serving.jobs.precompute import _blocks
+from serving.recommend.recommender import Recommender
+from serving.recommend.request import RecommendRequest
+from serving.search.results import Hits
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Who is to be recommended something, in the order of the output.
+
+    Attributes:
+        user_ids: Each once, `[users]`, int64 or object (str).
+        user_rows: Their positions in the retriever's users, `[users]`, -1 where unknown.
+    """
+
+    user_ids: np.ndarray
+    user_rows: np.ndarray
+
+    @classmethod
+    def everyone(cls, retriever: Recommender) -> Audience:
+        """Return every known user."""
+        return cls(retriever.snapshot.histories.user_ids, np.arange(len(retriever.users)))
+
+    @classmethod
+    def read(cls, path: Path, retriever: Recommender) -> Audience:
+        """Return the users whom a table names, each once, in its order.
+
+        Raises:
+            DataError: There is no column of users, or its ids are missing or of another type than the known ones.
+        """
+        frame = read_frame(path)
+        column = retriever.bundle.config.features.columns.user_id
+        column = column if column in frame else USER_ID
+        if column not in frame:
+            raise DataError(
+                f"{path}: expected a column {column!r} of users, found {', '.join(map(repr, frame.columns))}"
+            )
+        cells = frame[column]
+        if cells.isna().any():
+            raise DataError(f"{path}: column {column!r}, row {int(cells.isna().argmax()) + 1}: no id; remove the row")
+        ids = [retriever.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
+        wrong = [user_id for user_id in ids if isinstance(user_id, int) != retriever.users.is_integer]
+        if wrong:
+            raise DataError(f"{path}: column {column!r}: expected whole numbers as in the tables, found {wrong[0]!r}")
+        rows = [retriever.users.row(user_id) for user_id in ids]
+        return cls(
+            retriever.users.to_array(ids), np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+        )
+
+    @property
+    def num_unknown(self) -> int:
+        """How many are unknown."""
+        return int((self.user_rows < 0).sum())
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.user_ids)
+
+
+def write_candidates(
+    retriever: Recommender,
+    audience: Audience,
+    k: int,
+    path: Path,
+    *,
+    where: Filter = (),
+    with_fallback: bool = False,
+    progress: Callable[[int], object] = lambda num_users: None,
+) -> int:
+    """Write the recommendations of an audience to a Parquet file and return the number of rows.
+
+    Args:
+        retriever: Who answers.
+        audience: Who asks.
+        k: How many items each.
+        path: The file; replaced if it is there.
+        where: What must hold of the items.
+        with_fallback: Whether to add the column `fallback`: what answered in the model's place, else null.
+        progress: Called after each block with the number of users in it.
+    """
+    schema = _schema(retriever, with_fallback)
+    num_rows = 0
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for users, hits, fallback in _answers(retriever, audience, RecommendRequest(k, where=where)):
+            table = _table(retriever, audience.user_ids[users], hits, fallback, schema)
+            writer.write_table(table)
+            num_rows += len(table)
+            progress(len(users))
+    return num_rows
+
+
+def _answers(
+    retriever: Recommender, audience: Audience, wanted: RecommendRequest
+) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
+    """Yield blocks of the audience by position, with what they get and who got a fallback."""
+    popular = retriever.popular(wanted).of(0)
+    for users in _blocks(len(audience)):
+        rows = audience.user_rows[users]
+        known = rows >= 0
+        hits, known_fallback = retriever.recommend_rows(rows[known], wanted)
+        fallback = np.ones(len(users), dtype=bool)
+        fallback[known] = known_fallback
+        if not known.all():
+            answers = (hits.of(place) for place in range(int(known.sum())))
+            hits = Hits.join([next(answers) if is_known else popular for is_known in known])
+        yield users, hits, fallback
+
+
+def _table(
+    retriever: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
+) -> pa.Table:
+    lengths = np.diff(hits.offsets)
+    ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1
+    columns = [
+        pa.array(np.repeat(user_ids, lengths), type=schema.field(USER_ID).type),
+        pa.array(retriever.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),
+        pa.array(hits.scores),
+        pa.array(ranks.astype(np.int32)),
+    ]
+    if "fallback" in schema.names:
+        columns.append(pa.array(["popular" if given else None for given in np.repeat(fallback, lengths)], pa.string()))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _schema(retriever: Recommender, with_fallback: bool) -> pa.Schema:
+    columns = {
+        USER_ID: _id_type(retriever.users.is_integer),
+        ITEM_ID: _id_type(retriever.items.is_integer),
+        "score": pa.float32(),
+        "rank": pa.int32(),
+    }
+    return pa.schema(columns | ({"fallback": pa.string()} if with_fallback else {}))
+
+
+def _id_type(is_integer: bool) -> pa.DataType:
+    return pa.int64() if is_integer else pa.string()
+
+
+def recommend_all(
+    bundle: Path,
+    output: Path,
+    k: int,
+    users: Path | None,
+    conditions: Sequence[str] = (),
+    *,
+    with_fallback: bool,
+    settings: ServingConfig | None = None,
+    accept_changed_columns: bool = False,
+) -> None:
+    """Write k recommendations for everyone, or for the users in a table, and say how many.
+
+    Args:
+        bundle: The bundle.
+        output: The file to write.
+        k: How many for each.
+        users: A table of those who are to be recommended something. None: everyone.
+        conditions: What must hold of the items, such as `brand=Acme` and `price_max=50`.
+        with_fallback: Whether to say what answered in the model's place.
+        settings: Those of the service whose answers these are. None: the defaults.
+        accept_changed_columns: Where the index is made first: see `build_index`.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: The output is a folder, a table cannot be read, or a condition cannot hold.
+    """
+    if output.is_dir():
+        raise DataError(
+            f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
+        )
+    retriever = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
+    where = _filter(conditions, retriever)
+    audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
+    started = time.perf_counter()
+    with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
+        num_rows = write_candidates(
+            retriever, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
+        )
+    seconds = time.perf_counter() - started
+    click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
+    if audience.num_unknown:
+        click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")

@@ -1,0 +1,31 @@
+"""What `towers search` does."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from serving.config import ServingConfig
+from serving.jobs.open import _filter, open_recommender
+from serving.recommend.request import RecommendRequest
+
+
+def show_search(
+    bundle: Path, words: str, k: int, conditions: Sequence[str] = (), settings: ServingConfig | None = None
+) -> None:
+    """Show the k items nearest to some words, as a service of these settings finds them.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: The model reads no texts, or a condition cannot hold.
+    """
+    retriever = open_recommender(bundle, settings)
+    answer = retriever.search(words, RecommendRequest(k, where=_filter(conditions, retriever)))
+    if answer.fallback is not None:
+        click.echo(f"none of the words is known; {answer.fallback} items in their place", err=True)
+    for item in answer.items:
+        title = "" if item.title is None else f"  {textwrap.shorten(item.title, 80, placeholder='...')}"
+        click.echo(f"{item.rank:4}  {item.score:.3f}  {item.item_id}{title}")

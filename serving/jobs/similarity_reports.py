@@ -1,0 +1,205 @@
+"""What `towers duplicates` and `towers clusters` do: from a bundle to tables, and a summary for people."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from features.errors import DataError
+from features.files import atomic_file
+from features.schema import ITEM_ID
+from features.values.cells import item_texts
+from serving.config import ServingConfig
+from serving.jobs.clusters import Clusters, make_clusters, typical_words
+from serving.jobs.duplicates import Duplicates, find_duplicates
+from serving.jobs.open import open_recommender
+from serving.recommend.recommender import Recommender
+
+_SHOWN = 10
+_EXAMPLES = 3
+_LETTERS = 40
+
+
+def report_duplicates(
+    bundle: Path, threshold: float, output: Path, pairs: Path | None, settings: ServingConfig | None = None
+) -> None:
+    """Find the items of a bundle's index that are alike, write their groups, and say what was found.
+
+    Args:
+        bundle: The bundle; its index is made if there is none.
+        threshold: The cosine from which on two items are alike.
+        output: The file of groups.
+        pairs: The file of pairs. None: they are not written.
+        settings: Those of the service. None: the defaults.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: A file cannot be written, or nearly everything is alike.
+    """
+    for path in (output, *([] if pairs is None else [pairs])):
+        _refuse_folder(path)
+    retriever = open_recommender(bundle, settings)
+    index = retriever.snapshot.index
+    started = time.perf_counter()
+    with tqdm(unit=" regions", desc="Comparing", disable=None, leave=False) as bar:
+        found = find_duplicates(index.vectors, threshold, index.regions, lambda done, total: _show(bar, done, total))
+    seconds = time.perf_counter() - started
+    _write(output, _groups_table(retriever, found))
+    if pairs is not None:
+        _write(pairs, _pairs_table(retriever, found))
+    click.echo(_said_of(found, len(index), seconds))
+    for line in _group_lines(retriever, found):
+        click.echo(line)
+    click.echo(f"\n{output}: {found.num_grouped:,} items in {found.num_groups:,} groups")
+    if pairs is not None:
+        click.echo(f"{pairs}: {len(found.rows):,} pairs")
+
+
+def report_clusters(
+    bundle: Path, num_clusters: int | None, output: Path, settings: ServingConfig | None = None
+) -> None:
+    """Divide the items of a bundle's index into clusters, name and write them, and show them.
+
+    Args:
+        bundle: The bundle; its index is made if there is none.
+        num_clusters: How many. None: as many as suit the catalogue.
+        output: The file.
+        settings: Those of the service. None: the defaults.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: The file cannot be written, or there are fewer items than clusters.
+    """
+    _refuse_folder(output)
+    retriever = open_recommender(bundle, settings)
+    num_items = len(retriever.items)
+    if num_clusters is not None and num_clusters > num_items:
+        raise DataError(
+            f"--clusters {num_clusters:,}: expected at most as many as the {num_items:,} items; ask for fewer"
+        )
+    clusters = make_clusters(retriever.snapshot.index.vectors, num_clusters)
+    titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
+    names = _names(retriever, clusters, titles)
+    ids = pa.array(retriever.items.ids)
+    name_of_item = pa.array(names).take(pa.array(clusters.of_item))
+    columns = {ITEM_ID: ids, "cluster": clusters.of_item, "name": name_of_item, "score": clusters.scores}
+    _write(output, pa.table(columns))
+    for line in _cluster_lines(retriever, clusters, names, titles):
+        click.echo(line)
+    click.echo(f"\n{output}: {num_items:,} items in {clusters.num_clusters:,} clusters")
+
+
+def _groups_table(retriever: Recommender, found: Duplicates) -> pa.Table:
+    """Return the items of the groups, those first that people had most."""
+    had = retriever.snapshot.interactions
+    rows = np.flatnonzero(found.group_of >= 0)
+    rows = rows[np.lexsort((rows, -had[rows], found.group_of[rows]))]
+    groups = found.group_of[rows]
+    nearest, scores = _nearest(found)
+    ids = pa.array(retriever.items.ids)
+    return pa.table(
+        {
+            "group": groups,
+            "place": np.arange(len(rows)) - np.searchsorted(groups, groups) + 1,
+            ITEM_ID: ids.take(pa.array(rows)),
+            "interactions": had[rows],
+            "nearest_id": ids.take(pa.array(nearest[rows])),
+            "score": scores[rows],
+        }
+    )
+
+
+def _nearest(found: Duplicates) -> tuple[np.ndarray, np.ndarray]:
+    """Return the item that each item is most alike, and the score; anything for those that are in no pair."""
+    one, other = np.concatenate([found.rows, found.others]), np.concatenate([found.others, found.rows])
+    both = np.concatenate([found.scores, found.scores])
+    best_last = np.lexsort((-other, both))
+    nearest = np.zeros(len(found.group_of), dtype=np.int64)
+    scores = np.zeros(len(found.group_of), dtype=np.float32)
+    nearest[one[best_last]], scores[one[best_last]] = other[best_last], both[best_last]
+    return nearest, scores
+
+
+def _pairs_table(retriever: Recommender, found: Duplicates) -> pa.Table:
+    ids = pa.array(retriever.items.ids)
+    one, other = ids.take(pa.array(found.rows)), ids.take(pa.array(found.others))
+    return pa.table({ITEM_ID: one, "other_id": other, "score": found.scores})
+
+
+def _said_of(found: Duplicates, num_items: int, seconds: float) -> str:
+    spare = found.num_grouped - found.num_groups
+    measured = "not measured, too few pairs" if found.recall is None else f"{found.recall:.3f}"
+    middle, high = (float(np.quantile(found.nearest, share)) for share in (0.5, 0.99))
+    return (
+        f"{num_items:,} items: {found.num_grouped:,} are alike in {found.num_groups:,} groups at {found.threshold:g}, "
+        f"so {spare:,} could go; {seconds:.1f} s, share of the pairs found {measured}\n"
+        f"The nearest other item scores {middle:.3f} for half of the items, {high:.3f} for one in a hundred."
+    )
+
+
+def _group_lines(retriever: Recommender, found: Duplicates) -> list[str]:
+    """Return a line for each of the largest groups: its size, and what people had most of it."""
+    titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
+    had = retriever.snapshot.interactions
+    lines = []
+    for group in range(min(_SHOWN, found.num_groups)):
+        rows = np.flatnonzero(found.group_of == group)
+        lines.append(f"{len(rows):8,}  {_examples(titles, rows[np.argsort(-had[rows], kind='stable')])}")
+    return [f"{'items':>8}  the largest groups", *lines] if lines else []
+
+
+def _names(retriever: Recommender, clusters: Clusters, titles: list[str]) -> list[str]:
+    """Return the typical words of each cluster; what is nearest to its centre where nothing is written."""
+    features = retriever.bundle.config.features
+    texts = item_texts(retriever.snapshot.catalog, features.item)
+    if texts is None:
+        texts = titles if features.title is not None else [""] * len(titles)
+    words = typical_words(clusters, texts)
+    return [
+        ", ".join(some) if some else f"like {titles[clusters.nearest(cluster, 1)[0]]}"
+        for cluster, some in enumerate(words)
+    ]
+
+
+def _cluster_lines(retriever: Recommender, clusters: Clusters, names: list[str], titles: list[str]) -> list[str]:
+    """Return a line for each cluster: its size, its share of what people had, its name, and what is typical of it."""
+    had = np.bincount(clusters.of_item, weights=retriever.snapshot.interactions, minlength=clusters.num_clusters)
+    shares = had / max(1.0, had.sum())
+    sizes = np.bincount(clusters.of_item, minlength=clusters.num_clusters)
+    lines = [f"{'items':>8} {'had':>7}  name and typical items"]
+    for cluster, name in enumerate(names):
+        typical = _examples(titles, clusters.nearest(cluster, _EXAMPLES))
+        lines.append(f"{sizes[cluster]:8,} {shares[cluster]:7.1%}  {name}: {typical}")
+    return lines
+
+
+def _examples(titles: list[str], rows: np.ndarray) -> str:
+    shown = [_short(titles[row]) for row in rows[:_EXAMPLES].tolist()]
+    return " | ".join(shown) + (" | ..." if len(rows) > _EXAMPLES else "")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 3]}..."
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; name the file to write, such as {path / 'items.parquet'}")
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _show(bar: tqdm[Any], done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)

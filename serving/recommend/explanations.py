@@ -1,0 +1,70 @@
+"""Why an item is recommended: "because you liked ...", by leaving one item of the history out at a time.
+
+What an item of someone's history contributed to a recommendation is its score less the score that it would have had
+from the same history without that item. That is a statement about the model, not about how alike two items are: an
+item may be like another and yet weigh nothing, as the model reads histories. Of two items that say the same, neither
+is missed much, and both contribute little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
+from serving.deadline import watched
+from serving.search.results import cosines
+
+MOST_WEIGHED = 50
+"""How many items of a history are left out in turn: those that somebody had last."""
+
+
+def contributions(
+    history: Sequences,
+    item_vectors: Float32[np.ndarray, "items width"],
+    encode: Callable[[Sequences], Float32[np.ndarray, "histories width"]],
+    most_read: int,
+) -> tuple[Int64[np.ndarray, " weighed"], Float64[np.ndarray, "weighed items"]]:
+    """Return the items of one user's history, newest first, and what each contributed to the score of each item.
+
+    Args:
+        history: Of one user.
+        item_vectors: Of the items that are recommended.
+        encode: Returns the vector that the same user would have with each of several histories.
+        most_read: How many of the newest events of a history the model reads.
+    """
+    weighed = _newest_items(history)
+    vectors = encode(_without_each(history, weighed, most_read))
+    scores = cosines(vectors[:, None], item_vectors[None])
+    return weighed, scores[0] - scores[1:]
+
+
+def most(contributed: Float64[np.ndarray, "weighed items"], num_reasons: int) -> list[list[tuple[int, float]]]:
+    """Return the greatest contributions to each item as positions and amounts; none is negative or nothing."""
+    order = np.argsort(-contributed, axis=0, kind="stable")[:num_reasons]
+    amounts = np.take_along_axis(contributed, order, axis=0)
+    each = zip(order.T.tolist(), amounts.T.tolist(), strict=True)
+    return [[pair for pair in zip(*one, strict=True) if pair[1] > 0] for one in each]
+
+
+def _newest_items(history: Sequences) -> Int64[np.ndarray, " weighed"]:
+    newest_first = history.item_rows[::-1]
+    return newest_first[np.sort(np.unique(newest_first, return_index=True)[1])[:MOST_WEIGHED]].astype(np.int64)
+
+
+def _without_each(history: Sequences, items: np.ndarray, most_read: int) -> Sequences:
+    """Return the newest events of the history as it is, and then of the history without each of some items."""
+    kept = [np.arange(history.num_events)[-most_read:]]
+    kept += [np.flatnonzero(history.item_rows != item)[-most_read:] for item in watched(items)]
+    events = np.concatenate(kept)
+    return replace(
+        history,
+        user_ids=np.repeat(history.user_ids, len(kept)),
+        offsets=offsets_of(np.array([len(some) for some in kept])),
+        item_rows=history.item_rows[events],
+        times=None if history.times is None else history.times[events],
+    )

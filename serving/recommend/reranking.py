@@ -1,0 +1,232 @@
+"""The second look of a service: the first candidates of an answer in the order of a `Reranker`, while there is time.
+
+It comes before the rules (`serving.recommend.rules`), so that what pins, boosts, limits and variety ask still holds: of
+the candidates, whoever comes to a place gets the relevance that the retriever's order had there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from features.values.cells import item_texts
+from serving import deadline
+from serving.observability.timings import timed
+from serving.recommend.users import QueryBatch
+from serving.search.results import Hits, ScoredRows, merged
+from serving.search.vectors import StackedVectors
+from serving.snapshot.snapshot import Snapshot
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.sealed_file import BundleError
+from towers.bundle.sealed_folder import SealedFolder, reading
+from towers.rerankers.learned import LearnedRanker
+from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker, remedy_of
+from towers.rerankers.reranker import Deadline, OutOfTimeError, Reranker, Shortlist, order_of
+from towers.rerankers.text import CrossEncoderRanker, LateInteractionRanker
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RerankStage:
+    """A reranker, and how much it may do.
+
+    Attributes:
+        reranker: It.
+        num_candidates: How many of the first it puts into a better order.
+        budget_seconds: How long it may take for all users of a request together. None: as long as it takes.
+        reads_words: Whether what is found for words is put into a better order, too.
+    """
+
+    reranker: Reranker
+    num_candidates: int
+    budget_seconds: float | None
+    reads_words: bool = False
+
+    @classmethod
+    def open(
+        cls, bundle: ModelBundle, snapshot: Snapshot, num_candidates: int | None, budget_seconds: float | None
+    ) -> RerankStage | None:
+        """Return the re-ranking of a bundle; None where it has no ranker, or none that fits the index.
+
+        Args:
+            bundle: The bundle.
+            snapshot: What it makes of today's tables.
+            num_candidates: How many of the first are put into a better order. None: as many as the ranker is made for.
+            budget_seconds: How long that may take for a request. None: as long as it takes.
+
+        Raises:
+            BundleError: The ranker is damaged, or it was trained with other weights.
+            DataError: The libraries that it needs are not there.
+        """
+        if not has_ranker(bundle.path):
+            return None
+        sealed, folder = open_ranker(bundle)
+        reranker = _opened(bundle, snapshot, sealed, folder)
+        if reranker is None:
+            _log.warning("not re-ranked: the index is older than the ranker; type: towers index %s", bundle.path)
+            return None
+        _warn_if_late(sealed, budget_seconds)
+        reads_words = sealed.reading is not None or bool(bundle.config.asked_by)
+        return cls(reranker, num_candidates or sealed.num_candidates, budget_seconds, reads_words)
+
+    def move(
+        self,
+        asking: QueryBatch,
+        hits: Hits,
+        vectors: Float32[np.ndarray, "items width"] | StackedVectors,
+        known: Callable[[np.ndarray], np.ndarray],
+        now: int | None,
+    ) -> RerankedHits:
+        """Put the first candidates of each user into a better order, as far as the time goes.
+
+        Whoever the model knows nothing of got what is popular, and keeps it as it is.
+
+        Args:
+            asking: Who asks.
+            hits: What was found for each.
+            vectors: The items' vectors by row.
+            known: Returns rows as the index was made with, -1 for items that came since.
+            now: When they ask, in Unix seconds.
+        """
+        budgets = [seconds for seconds in (self.budget_seconds, deadline.left()) if seconds is not None]
+        end = Deadline(min(budgets, default=None))
+        found = []
+        with timed("rerank"):
+            for user in deadline.watched(range(len(asking))):
+                rows, scores = (part[: self.num_candidates] for part in hits.of(user))
+                moved = None
+                if asking.is_known[user] and len(rows):
+                    shortlist = _shortlist(asking, user, (rows, scores), vectors, known, now)
+                    moved = self._moved(shortlist, (rows, scores), end)
+                found.append(moved)
+        return RerankedHits(found)
+
+    def _moved(self, shortlist: Shortlist, found: ScoredRows, end: Deadline) -> ScoredRows | None:
+        """Return what was found in a better order; None where there was no time for it."""
+        try:
+            end.check()
+            order = order_of(self.reranker.scores(shortlist, end))
+            end.check()
+        except OutOfTimeError:
+            return None
+        return found[0][order], found[1][order]
+
+
+@dataclass(frozen=True)
+class RerankedHits:
+    """The candidates that were put into another order, for each of several users.
+
+    Attributes:
+        found: By user: the candidates in the new order, each with the retriever's score. None: the old one stands.
+    """
+
+    found: Sequence[ScoredRows | None]
+
+    def was(self, user: int) -> bool:
+        """Return whether a user's candidates are in the order of the reranker."""
+        return self.found[user] is not None
+
+    @property
+    def most(self) -> int:
+        """How many candidates were moved of any user, at most."""
+        return max((len(moved[0]) for moved in self.found if moved is not None), default=0)
+
+    def over(self, hits: Hits) -> Hits:
+        """Return search results with the candidates first, in their new order, and all others after them."""
+        return Hits.join([self._first(user, *hits.of(user)) for user in range(len(hits))])
+
+    def relevance(
+        self, user: int, found: ScoredRows, may: Callable[[np.ndarray], np.ndarray], depth: int
+    ) -> ScoredRows:
+        """Return the best of some items, by the relevance that the new order gives to those that were moved.
+
+        Args:
+            user: Whose.
+            found: The best of these items, as a search found them: all there are, or `most` of them more than `depth`,
+                so that however far down an item was moved, none is missing that comes before it.
+            may: Returns which of the moved items are among them.
+            depth: How many are returned at most.
+        """
+        moved = self.found[user]
+        if moved is None:
+            return found
+        rows, scores = found
+        is_other = np.isin(rows, moved[0], invert=True)
+        mine = may(moved[0])
+        rows, scores = merged([(moved[0][mine], _falling(moved[1])[mine]), (rows[is_other], scores[is_other])])
+        return rows[:depth], scores[:depth]
+
+    def _first(self, user: int, rows: Int64[np.ndarray, " rows"], scores: Float32[np.ndarray, " rows"]) -> ScoredRows:
+        moved = self.found[user]
+        if moved is None:
+            return rows, scores
+        is_other = np.isin(rows, moved[0], invert=True)
+        return np.concatenate([moved[0], rows[is_other]]), np.concatenate([moved[1], scores[is_other]])
+
+
+def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerManifest, folder: SealedFolder) -> Reranker | None:
+    """Return the ranker of a bundle; None where the index has not what it reads of the items."""
+    tokens = snapshot.tokens
+    if sealed.kind == "learned":
+        return None if snapshot.facts is None else LearnedRanker.open(bundle, snapshot.facts)
+    remedy = remedy_of(bundle.path)
+    if sealed.reading is None:
+        raise BundleError(f"{folder.path}: does not say how it reads texts; {remedy}")
+    with reading(folder.path, remedy):
+        model = folder.folder(MODEL)
+    if sealed.kind == "cross-encoder":
+        texts = item_texts(snapshot.catalog, bundle.config.features.item) or [""] * len(snapshot.catalog)
+        return CrossEncoderRanker.open(model, texts, sealed.reading)
+    is_of_it = tokens is not None and tokens.made_by == sealed.digest
+    return LateInteractionRanker.open(model, tokens, sealed.reading) if tokens is not None and is_of_it else None
+
+
+def _warn_if_late(sealed: RankerManifest, budget_seconds: float | None) -> None:
+    """Say so where a ranker was too slow for the time that it has now."""
+    if sealed.judgement is None or budget_seconds is None:
+        return
+    taken, given = sealed.judgement.milliseconds, 1000 * budget_seconds
+    if taken > given:
+        _log.warning(
+            "most answers will not be re-ranked: the ranker takes %.0f ms for %d candidates, and rerank_budget_ms is "
+            "%g; raise it, or lower rerank_candidates",
+            taken,
+            sealed.num_candidates,
+            given,
+        )
+
+
+def _falling(scores: Float32[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
+    """Return scores from the highest on, none like another: who was put before another is to stay there."""
+    falling = np.sort(scores)[::-1].copy()
+    for place in np.flatnonzero(falling[1:] == falling[:-1]) + 1:
+        falling[place] = min(falling[place], np.nextafter(falling[place - 1], np.float32(-np.inf)))
+    return falling
+
+
+def _shortlist(
+    asking: QueryBatch,
+    user: int,
+    found: ScoredRows,
+    vectors: Float32[np.ndarray, "items width"] | StackedVectors,
+    known: Callable[[np.ndarray], np.ndarray],
+    now: int | None,
+) -> Shortlist:
+    had = asking.had.of(user)
+    mine = slice(asking.had.offsets[user], asking.had.offsets[user + 1])
+    return Shortlist(
+        user_vector=asking.vectors[user],
+        history_rows=known(had),
+        history_vectors=vectors[had],
+        history_times=None if asking.times is None else asking.times[mine],
+        now=now,
+        rows=known(found[0]),
+        vectors=vectors[found[0]],
+        scores=found[1],
+        words="" if asking.words is None else asking.words[user],
+    )

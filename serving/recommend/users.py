@@ -1,0 +1,265 @@
+"""Whoever is asked about, as the model and the search take them: vectors, histories, and attributes as cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32, Int64
+
+from features.config import FeatureSettings
+from features.errors import DataError
+from features.messages import shown
+from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.sequences import UNKNOWN_TIME, Sequences
+from features.values.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES, refuse_large
+from features.values.numbers import MOST_NUMBER
+from features.values.times import seconds_of
+from serving.bounds import MAX_NUMBER_CHARACTERS
+from serving.catalog.filters import DATES
+from serving.catalog.ids import ExternalId, IdMap
+from serving.deadline import watched
+from serving.recommend.request import UserProfile
+from towers.bundle.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class Barred:
+    """Rows of the catalogue that each of several users must not get.
+
+    Attributes:
+        rows: One user's after the other's, in any order, repeats allowed, `[barred]`.
+        offsets: Where each user's begin, `[users + 1]`.
+    """
+
+    rows: Int64[np.ndarray, " barred"]
+    offsets: Int64[np.ndarray, " users_plus_1"]
+
+    def of(self, user: int) -> Int64[np.ndarray, " _"]:
+        """Return the rows of the user at position `user`."""
+        return self.rows[self.offsets[user] : self.offsets[user + 1]]
+
+    @classmethod
+    def nothing(cls, num_users: int) -> Barred:
+        """Return that users may get anything."""
+        return cls(np.zeros(0, np.int64), np.zeros(num_users + 1, np.int64))
+
+    def take(self, users: np.ndarray) -> Barred:
+        """Return the users at the given positions, in that order."""
+        lengths = np.diff(self.offsets)[users]
+        return Barred(self.rows[ragged_arange(self.offsets[:-1][users], lengths)], offsets_of(lengths))
+
+    def and_all(self, rows: Int64[np.ndarray, " more"]) -> Barred:
+        """Return the same, and for everyone `rows` as well."""
+        if not len(rows):
+            return self
+        each = [part for user in range(len(self.offsets) - 1) for part in (self.of(user), rows)]
+        return Barred(np.concatenate(each), self.offsets + len(rows) * np.arange(len(self.offsets)))
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """Those who are asked about at once.
+
+    Attributes:
+        vectors: Their unit vectors, `[users, width]`; anything where nothing is known.
+        had: What each had, oldest first.
+        is_known: Of whom the model knows anything, `[users]`.
+        times: When each of `had` was, in Unix seconds, `[barred]`; None where nobody knows.
+        words: What each asks for in words; None where they ask by what they had.
+    """
+
+    vectors: Float32[np.ndarray, "users width"]
+    had: Barred
+    is_known: Bool[np.ndarray, " users"]
+    times: Int64[np.ndarray, " barred"] | None = None
+    words: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self.is_known)
+
+    @classmethod
+    def nobody(cls, num_users: int, width: int) -> QueryBatch:
+        """Return users of whom nothing is known."""
+        vectors = np.zeros((num_users, width), dtype=np.float32)
+        return cls(vectors, Barred.nothing(num_users), np.zeros(num_users, dtype=bool))
+
+    def take(self, users: np.ndarray) -> QueryBatch:
+        """Return those at the given positions, in that order."""
+        times = None if self.times is None else Barred(self.times, self.had.offsets).take(users).rows
+        words = None if self.words is None else [self.words[user] for user in users.tolist()]
+        return QueryBatch(self.vectors[users], self.had.take(users), self.is_known[users], times, words)
+
+    @classmethod
+    def join(cls, one: QueryBatch, other: QueryBatch, order: Int64[np.ndarray, " users"]) -> QueryBatch:
+        """Return those of `one` and `other` together, in the given order of positions."""
+        had = Barred(
+            np.concatenate([one.had.rows, other.had.rows]),
+            np.concatenate([one.had.offsets, other.had.offsets[1:] + one.had.offsets[-1]]),
+        )
+        vectors = np.concatenate([one.vectors, other.vectors])
+        times = None
+        if one.times is not None or other.times is not None:
+            times = np.concatenate([one.known_times, other.known_times])
+        words = None
+        if one.words is not None or other.words is not None:
+            words = [text for part in (one, other) for text in part.words or [""] * len(part)]
+        return cls(vectors, had, np.concatenate([one.is_known, other.is_known]), times, words).take(order)
+
+    @property
+    def known_times(self) -> Int64[np.ndarray, " barred"]:
+        """When each of `had` was, as far as it is known."""
+        return np.full(len(self.had.rows), UNKNOWN_TIME) if self.times is None else self.times
+
+
+@dataclass(frozen=True)
+class EncodedProfiles:
+    """People who were described, in the model's terms.
+
+    Attributes:
+        histories: What they had, as far as the catalogue has it; no ids. Times are None where nobody's are known.
+        attributes: A row each, as in the users' table; None where nothing is known of anyone.
+        is_known: Of whom anything is known that the model reads, `[users]`.
+        unknown_items: What each had that is not in the catalogue, each item once.
+        unknown_values: Values of each user's attributes that the model does not know, by column.
+    """
+
+    histories: Sequences
+    attributes: pd.DataFrame | None
+    is_known: Bool[np.ndarray, " users"]
+    unknown_items: list[tuple[ExternalId, ...]]
+    unknown_values: list[Mapping[str, tuple[str, ...]]]
+
+    @classmethod
+    def of(
+        cls, people: Sequence[UserProfile], items: IdMap, kinds: Mapping[str, FeatureSettings], bundle: ModelBundle
+    ) -> EncodedProfiles:
+        """Return described people in the model's terms.
+
+        Args:
+            people: They.
+            items: The catalogue.
+            kinds: The attributes that the model reads.
+            bundle: The model.
+
+        Raises:
+            DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
+                not as many as the history.
+        """
+        rows = [items.places(one.history) for one in watched(people)]
+        given = [_cells(one.attributes, kinds) for one in watched(people)]
+        unknown = [_unknown(one, mine) for one, mine in watched(zip(people, rows, strict=True))]
+        is_known = np.array([bool((mine >= 0).any()) for mine in rows], dtype=bool)
+        attributes = _frame(given, kinds) if any(given) else None
+        unknown_values: list[Mapping[str, tuple[str, ...]]] = [{}] * len(people)
+        if attributes is not None:
+            is_known |= bundle.knows(attributes)
+            unknown_values = [*bundle.unknown_values(attributes)]
+        histories = Sequences(
+            np.full(len(people), None),
+            offsets_of(np.array([len(mine) for mine in rows], dtype=np.int64)),
+            np.concatenate([np.zeros(0, np.int64), *rows]),
+            _times(people),
+            is_ordered=True,
+        )
+        return cls(
+            histories.keep(histories.item_rows >= 0) if any(unknown) else histories,
+            attributes,
+            is_known,
+            unknown,
+            unknown_values,
+        )
+
+
+def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
+    """Return the JSON schema of what may be said of someone, by attribute."""
+    number = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+    name: dict[str, Any] = {"type": ["string", "number", "boolean"], "maxLength": MAX_CELL_CHARACTERS}
+    schemas: dict[str, list[dict[str, Any]]] = {
+        "number": [number],
+        "time": [*DATES, number],
+        "vector": [{"type": "array", "items": number, "maxItems": MAX_CELL_VALUES}],
+        "categories": [name, {"type": "array", "items": name, "maxItems": MAX_CELL_VALUES}],
+    }
+    return {
+        column: {"anyOf": [*schemas.get(settings.kind, [name]), {"type": "null"}]} for column, settings in kinds.items()
+    }
+
+
+def _times(people: Sequence[UserProfile]) -> Int64[np.ndarray, " events"] | None:
+    """Return when everyone had what they had; None where nobody says."""
+    for one in people:
+        if one.times is not None and len(one.times) != len(one.history):
+            raise DataError(
+                f"times: expected one for each of the {len(one.history)} items of history, found {len(one.times)}"
+            )
+    if all(one.times is None for one in people):
+        return None
+    each = [[UNKNOWN_TIME] * len(one.history) if one.times is None else one.times for one in people]
+    return np.array([time for times in each for time in times], dtype=np.int64)
+
+
+def _unknown(one: UserProfile, rows: np.ndarray) -> tuple[ExternalId, ...]:
+    if rows.min(initial=0) >= 0:
+        return ()
+    return tuple(dict.fromkeys(item for item, row in zip(one.history, rows.tolist(), strict=True) if row < 0))
+
+
+def _frame(given: Sequence[Mapping[str, Any]], kinds: Mapping[str, FeatureSettings]) -> pd.DataFrame:
+    """Return everyone's cells as rows of the users' table."""
+    columns = {}
+    for name in dict.fromkeys(name for cells in given for name in cells):
+        is_number = kinds[name].kind in ("number", "time")
+        columns[name] = pd.Series([cells.get(name) for cells in given], dtype="float64" if is_number else "object")
+    return pd.DataFrame(columns)
+
+
+def _cells(attributes: Mapping[str, Any], kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
+    """Return what is known of someone, as cells of the users' table."""
+    unknown = [name for name in attributes if name not in kinds]
+    if unknown:
+        known = ", ".join(map(repr, kinds)) or "none"
+        raise DataError(f"attributes: the model does not read {shown(unknown[0])}; it reads {known}")
+    return {name: _cell(name, kinds[name].kind, value) for name, value in attributes.items() if value is not None}
+
+
+def _cell(name: str, kind: str, value: Any) -> Any:
+    """Return a value as a cell of the users' table."""
+    refuse_large(f"attributes.{name}", value)
+    cell: Any = None
+    match kind:
+        case "number":
+            expected = "a number"
+            cell = float(value) if _is_number(value) else None
+        case "time":
+            expected = "a date or Unix seconds"
+            cell = _seconds(value)
+        case "vector":
+            expected = "a list of numbers"
+            cell = value if isinstance(value, list) and all(map(_is_number, value)) else None
+        case "categories":
+            expected = "texts"
+            values = value if isinstance(value, list) else [value]
+            is_several = all(isinstance(one, str | int | float) for one in values)
+            cell = value if isinstance(value, str) else values if is_several else None
+        case _:
+            expected = "text or a number"
+            cell = value if isinstance(value, str | int | float) else None
+    if cell is None:
+        raise DataError(f"attributes.{name}: expected {expected}, found {shown(value)}")
+    return cell
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a date, in the spellings that tables have, as Unix seconds; None where it is neither."""
+    if isinstance(value, str):
+        return seconds_of(value) if len(value) <= MAX_NUMBER_CHARACTERS else None
+    return float(value) if _is_number(value) else None

@@ -1,0 +1,146 @@
+"""Every item compared with every user, by matrix products, on a CPU or a GPU: the measure for every other search.
+
+It is what filters and whole catalogues are searched with where that is the fastest, and it needs no index: FAISS's GPU
+indexes ignore filters, and its scan of a part of the items goes one row at a time. Memory is bounded by blocks of users
+and items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from serving import deadline
+from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, ScoredRows, rank
+
+# Scores held at a time: 64 MB.
+_CELLS = 1 << 24
+_MOST_USERS = 1024
+# With more than this share of the items eligible, all are compared and masked: reading in order beats picking.
+_MASKED_SHARE = 0.3
+
+
+class BruteForce:
+    """The items' vectors on a device, to be compared one and all.
+
+    Attributes:
+        vectors: Unit vectors by catalogue row, `[items, width]`.
+        device: Where the products are computed.
+    """
+
+    def __init__(self, vectors: Float32[np.ndarray, "items width"], device: str = "cpu") -> None:
+        self.vectors = vectors
+        self.device = device
+        self._items = torch.from_numpy(vectors).to(device)
+
+    def best(
+        self,
+        queries: Float32[np.ndarray, "users width"],
+        users: np.ndarray,
+        needed: np.ndarray,
+        excluded: ExcludedPairs,
+        eligible: AllowedItems | None = None,
+    ) -> Iterator[ScoredRows]:
+        """Yield the best items of some of the users, in their order.
+
+        Args:
+            queries: Unit vectors of all users.
+            users: Positions of those who are to be answered.
+            needed: How many items each of all users gets; as many are left after exclusions.
+            excluded: What each of all users must not get.
+            eligible: What can be found at all. None: every item.
+        """
+        pool = _Pool.of(self._items, eligible)
+        num_items = max(1, len(pool.items))
+        size = deadline.PRODUCTS // (num_items * self.vectors.shape[1])
+        for part in deadline.parts(len(users), size, max(1, min(_MOST_USERS, _CELLS // num_items))):
+            yield from self._block(queries, users[part], needed, excluded, pool)
+
+    def _block(
+        self, queries: np.ndarray, users: np.ndarray, needed: np.ndarray, excluded: ExcludedPairs, pool: _Pool
+    ) -> Iterator[ScoredRows]:
+        fetch = min(len(pool.items), int(needed[users].max(initial=0)) + SLACK)
+        scores, places = self._top(queries[users], users, fetch, excluded, pool)
+        rows = pool.rows_at(places)
+        if np.isneginf(scores).any():
+            rows = np.where(np.isneginf(scores), -1, rows)
+        ranked_rows, ranked_scores = rank(self.vectors, queries[users], rows)
+        for place, user in deadline.watched(enumerate(users.tolist())):
+            most = int(needed[user])
+            # What is not among these scores no more than the last of them; if that is too close, places are contested.
+            if most and fetch < len(pool.items) and ranked_scores[place, most - 1] <= scores[place, -1] + ROUNDING:
+                yield self._contested(queries[user : user + 1], user, most, excluded, pool)
+            else:
+                yield ranked_rows[place, :most], ranked_scores[place, :most]
+
+    def _top(
+        self, queries: np.ndarray, users: np.ndarray, fetch: int, excluded: ExcludedPairs, pool: _Pool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the highest scores of each user and their places in the pool, best first, a block of items a time."""
+        asked = torch.from_numpy(queries).to(self.device)
+        step = max(1, _CELLS // max(1, len(users)))
+        scores = torch.zeros((len(users), 0), device=self.device)
+        places = torch.zeros((len(users), 0), dtype=torch.int64, device=self.device)
+        for start in deadline.watched(range(0, len(pool.items), step)):
+            found = pool.scores(asked, users, slice(start, start + step), excluded)
+            some, at = found.topk(min(fetch, found.shape[1]), dim=1)
+            scores, order = torch.cat([scores, some], dim=1).topk(min(fetch, scores.shape[1] + some.shape[1]), dim=1)
+            places = torch.cat([places, at + start], dim=1).gather(1, order)
+        return scores.cpu().numpy(), places.cpu().numpy()
+
+    def _contested(self, query: np.ndarray, user: int, most: int, excluded: ExcludedPairs, pool: _Pool) -> ScoredRows:
+        """Return a user's best items where more score alike than were looked at, such as copies of an item."""
+        users = np.array([user])
+        scores = pool.scores(torch.from_numpy(query).to(self.device), users, slice(None), excluded)[0].cpu().numpy()
+        threshold = np.partition(scores, -most)[-most] - ROUNDING
+        rows = pool.rows_at(np.flatnonzero(scores >= threshold))
+        ranked_rows, ranked_scores = rank(self.vectors, query, rows[None])
+        return ranked_rows[0, :most], ranked_scores[0, :most]
+
+
+class _Pool:
+    """The items that are compared: all, some of them masked, or only the eligible ones, picked together."""
+
+    def __init__(self, items: Tensor, rows: np.ndarray | None, barred: Tensor | None) -> None:
+        self.items = items
+        self._rows = rows
+        self._barred = barred
+
+    @classmethod
+    def of(cls, items: Tensor, eligible: AllowedItems | None) -> _Pool:
+        if eligible is None:
+            return cls(items, None, None)
+        if eligible.share > _MASKED_SHARE:
+            return cls(items, None, torch.from_numpy(~eligible.mask).to(items.device))
+        rows = eligible.rows
+        return cls(items.index_select(0, torch.from_numpy(rows).to(items.device)), rows, None)
+
+    def rows_at(self, places: np.ndarray) -> np.ndarray:
+        """Return the catalogue rows of places in the pool."""
+        return places if self._rows is None else self._rows[places]
+
+    def scores(self, asked: Tensor, users: np.ndarray, part: slice, excluded: ExcludedPairs) -> Tensor:
+        """Return the scores of a part of the pool for each user, -inf where an item must not be found."""
+        scores = asked @ self.items[part].T
+        if self._barred is not None:
+            scores.masked_fill_(self._barred[part], -torch.inf)
+        lines, places = self._excluded_places(users, excluded)
+        if len(places):
+            first = part.start or 0
+            here = (places >= first) & (places < first + scores.shape[1])
+            index = torch.from_numpy(lines[here]), torch.from_numpy(places[here] - first)
+            scores[index[0].to(scores.device), index[1].to(scores.device)] = -torch.inf
+        return scores
+
+    def _excluded_places(self, users: np.ndarray, excluded: ExcludedPairs) -> tuple[np.ndarray, np.ndarray]:
+        """Return the exclusions of the users as lines of the scores and places in the pool."""
+        if not len(excluded.pairs):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        rows = [excluded.rows_of(user) for user in users.tolist()]
+        lines = np.repeat(np.arange(len(users)), [len(some) for some in rows])
+        joined = np.concatenate(rows)
+        return lines, joined if self._rows is None else np.searchsorted(self._rows, joined)

@@ -1,0 +1,674 @@
+"""Searching the catalogue: the items nearest to a user. The only file that knows FAISS.
+
+Towers end in unit vectors, so the inner product is the cosine and the score. An `ItemIndex` speaks of catalogue rows
+only; ids belong to `serving.recommend`. It always returns min(k, eligible items) results and never FAISS's -1, however
+it searches: where FAISS comes back short, every item is compared.
+
+What FAISS finds is scored again with the full vectors. Each user has one order of the items that a filter lets through,
+and every answer is a cut of it: neither how many items are asked for nor who else is searched for at the same time
+changes the order (`serving.search.levels`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss as published
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int
+
+from features.errors import DataError
+from features.sequences.ragged import offsets_of
+from serving import deadline
+from serving.observability.timings import timed
+from serving.search.brute_force import BruteForce
+from serving.search.index_config import FIRST_LEVEL, TUNED_CUTOFF, IndexConfig, IndexKind, num_regions, standard
+from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, highest
+from serving.search.micro_batching import MicroBatcher, MicroBatching, is_wanted
+from serving.search.partitions import Partitions
+from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
+
+faiss: Any = published  # the types that it publishes leave out half of it
+
+Device = Literal["auto", "cpu", "cuda"]
+_Alone = tuple[np.ndarray, int, np.ndarray | None]  # one user's vector, how many items, and which not
+
+# How far from 1 a vector's length may be.
+_UNIT_TOLERANCE = 1e-3
+# FAISS's GPU indexes return at most 2,048 results, and on a CPU a full scan is then faster than its heap.
+_MOST_FETCHED = 2048
+# Filtered searches. Up to this many numbers in the vectors of all eligible items, those are compared one and all.
+_SCANNED_NUMBERS = 1 << 20
+# FAISS's search is used where this share of the items near a user is eligible, and goes twice as deep for less than the
+# second share.
+_MOSTLY_ELIGIBLE = 0.3
+_NEARLY_ALL_ELIGIBLE = 0.8
+# About how many items an index that is not exact compares for each that it returns.
+_COMPARED_FOR_EACH = 64
+# Of how many queries FAISS searches for at once must not change what it finds for one. Where it compares them with
+# centres or items, it multiplies matrices from 20 queries on; where it turns them, always; elsewhere never.
+_TOGETHER = 16
+_MANY_TOGETHER: tuple[IndexKind, ...] = ("hnsw", "pq", "sq8", "sq4")
+_ALONE: tuple[IndexKind, ...] = ("rabitq",)
+_SEED = 1
+_KMEANS_ROUNDS = 10
+_ITEMS_PER_CENTRE = 64
+_WALK_WHILE_BUILDING = 100
+_SMALL = 1 << 20
+_LEAST_LIMIT = 1 << 26
+_LARGEST_TABLE = 32
+_ON_GPU: tuple[IndexKind, ...] = ("exact", "flat", "ivf", "ivf-sq8")
+
+
+def check_device(device: Device) -> None:
+    """Make sure that an index can search on a device.
+
+    Raises:
+        DataError: It is `cuda`, and FAISS finds no GPU.
+    """
+    if device == "cuda" and faiss.get_num_gpus() == 0:
+        raise DataError('device = "cuda": FAISS finds no GPU; choose "cpu" or "auto", or see `towers doctor`')
+
+
+class ItemIndex:
+    """The items' vectors, ready to be searched, from several threads too.
+
+    Attributes:
+        vectors: Unit vectors by catalogue row, `[items, width]`.
+        plan: How it searches.
+        regions: Where filtered searches look first; None where they compare every eligible item.
+    """
+
+    def __init__(
+        self,
+        vectors: Float32[np.ndarray, "items width"],
+        index: Any,
+        plan: IndexConfig,
+        regions: Partitions | None = None,
+        *,
+        on_gpu: bool = False,
+    ) -> None:
+        self.vectors = vectors
+        self.plan = plan
+        self.regions = regions
+        self._index = index
+        self._exact = BruteForce(vectors, "cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+        self._on_gpu = on_gpu
+        # FAISS's GPU indexes are not thread-safe, not even for reading: searches take turns.
+        self._turn: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
+        self._efforts: dict[int, Any] = {}
+        self._together: MicroBatcher[_Alone, Hits] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Float32[np.ndarray, "items width"],
+        plan: IndexConfig | IndexKind = "exact",
+        regions: Partitions | None = None,
+    ) -> ItemIndex:
+        """Return an index over `vectors`, one unit vector per catalogue row; the same vectors give the same index.
+
+        Args:
+            vectors: The items' vectors.
+            plan: How to search, or a kind with the parameters that suit the number of items.
+            regions: Of the same vectors, in as many parts as the plan says. None: they are made where they are needed.
+
+        Raises:
+            ValueError: A vector is not of length 1, and the inner product would rank by length. (Zeros, of items of
+                which the model knows nothing, are near to nothing.)
+            DataError: The kind needs more items.
+        """
+        vectors = np.require(vectors, np.float32, ["C", "W"])
+        check_unit_length(vectors, or_zero=True)
+        plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
+        if regions is None and not plan.is_exact:
+            regions = kmeans(vectors, plan.regions or num_regions(len(vectors)))
+        return cls(vectors, _built(vectors, plan, regions), plan, regions)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        vectors: Float32[np.ndarray, "items width"],
+        plan: IndexConfig | IndexKind = "exact",
+        regions: Partitions | None = None,
+    ) -> ItemIndex:
+        """Return the index that `save` wrote to `path`, over the same `vectors`; processes share its memory.
+
+        Args:
+            path: The file.
+            vectors: The items' vectors.
+            plan: How it searches.
+            regions: Those that it was built with; they have a file of their own.
+
+        Raises:
+            ValueError: The file is not FAISS's, or holds other vectors or another similarity.
+        """
+        index = _read(path)
+        plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
+        expected = len(vectors), plan.prefix or vectors.shape[1]
+        if (index.ntotal, index.d) != expected:
+            raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {expected}")
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError("it does not rank by inner product")
+        _check_ids(index, len(vectors))
+        if regions is not None and len(regions.of_item) != len(vectors):
+            raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
+        return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
+
+    def save(self, path: Path) -> None:
+        """Write the index to `path` in FAISS's own format, without its regions."""
+        faiss.write_index(self._index, str(path))
+
+    def to(self, device: Device) -> ItemIndex:
+        """Return this index on a device; `auto` is a GPU where FAISS finds one and can hold this kind.
+
+        Raises:
+            DataError: `cuda` was asked for, and FAISS finds no GPU or has no such kind there.
+        """
+        check_device(device)
+        # Without a GPU, FAISS's own function for this returns an empty index without a word.
+        num_gpus = 0 if device == "cpu" else faiss.get_num_gpus()
+        if device == "cuda" and self.kind not in _ON_GPU:
+            raise DataError(
+                f"device cuda: an index of kind {self.kind} searches on a CPU only; choose the device cpu, or make "
+                f"the index anew with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
+            )
+        if num_gpus == 0 or self.kind not in _ON_GPU:
+            return self
+        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
+        return ItemIndex(self.vectors, moved, self.plan, self.regions, on_gpu=True)
+
+    def with_effort(self, plan: IndexConfig) -> ItemIndex:
+        """Return this index, searched with the effort of another plan of the same structure."""
+        assert plan.structure == self.plan.structure, f"{plan} cannot search what was built as {self.plan}"
+        return ItemIndex(self.vectors, self._index, plan, self.regions, on_gpu=self._on_gpu)
+
+    def without_regions(self) -> ItemIndex:
+        """Return this index, whose filtered searches compare every eligible item."""
+        return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.vectors)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a vector has."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def kind(self) -> IndexKind:
+        """How it searches."""
+        return self.plan.kind
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the result is the true one by construction."""
+        return self.plan.is_exact
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that the index takes beside `vectors`, which it only looks things up in."""
+        counted = 0
+
+        def count(data: bytes) -> None:
+            nonlocal counted
+            counted += len(data)
+
+        faiss.write_index(self._index, faiss.PyCallbackIOWriter(count))
+        return counted + (0 if self.regions is None else self.regions.num_bytes)
+
+    def search(
+        self,
+        queries: Float32[np.ndarray, "users width"],
+        k: int,
+        excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
+        excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
+        eligible: AllowedItems | None = None,
+        closed: Bool[np.ndarray, " items"] | None = None,
+    ) -> Hits:
+        """Return the min(k, eligible) items with the highest score of each user, or nearly, if the kind is not exact.
+
+        They are the first of one order of the eligible items, which depends on the user alone.
+
+        Args:
+            queries: Unit vectors of users, `[users, width]`.
+            k: How many items, at least 0.
+            excluded_rows: Catalogue rows that must not be found, one user after the other, in any order, repeats
+                allowed, `[exclusions]`. None: every item is eligible.
+            excluded_offsets: Where each user's exclusions begin, `[users + 1]`.
+            eligible: The items that a filter lets through. None: all.
+            closed: Items that nobody must get, though the filter lets them through; the order of the others is the
+                same without them. None: none.
+        """
+        deadline.check()
+        with timed("search"):
+            if len(queries) == 1 and eligible is None and closed is None:
+                if self._together is not None:
+                    return self._together((queries, k, excluded_rows), k)
+                answer = self._of_one(queries, k, excluded_rows)
+                if answer is not None:
+                    return Hits.join([answer])
+            allowed = (
+                eligible if closed is None else AllowedItems(~closed if eligible is None else eligible.mask & ~closed)
+            )
+            return self._of_many(
+                SearchTask.of(queries, k, excluded_rows, excluded_offsets, allowed, len(self)), eligible
+            )
+
+    def confirms(self, query: np.ndarray, rows: np.ndarray, least: np.float32) -> bool:
+        """Return whether what this index found is still what it finds; see `LiveIndex.confirms`."""
+        return True
+
+    def search_together(self, most: int, batching: MicroBatching) -> None:
+        """Let searches that several threads make for one user each, unfiltered, be made together where that pays.
+
+        Args:
+            most: How many at once.
+            batching: `auto`: if some trials say that it pays.
+        """
+        trial: list[_Alone] = [(self.vectors[row : row + 1], TUNED_CUTOFF, None) for row in range(min(most, len(self)))]
+        if is_wanted(batching, self._search_each, trial):
+            self._together = MicroBatcher(self._search_each, most)
+
+    def _search_each(self, asked: Sequence[_Alone]) -> list[Hits]:
+        """Return what several users get, all of whom want the same number of items."""
+        excluded = [np.zeros(0, np.int64) if rows is None else rows for _, _, rows in asked]
+        offsets = offsets_of(np.array([len(rows) for rows in excluded]))
+        queries, k = np.concatenate([query for query, _, _ in asked]), asked[0][1]
+        hits = self._of_many(SearchTask.of(queries, k, np.concatenate(excluded), offsets, None, len(self)), None)
+        return [Hits.join([hits.of(user)]) for user in range(len(asked))]
+
+    def _of_many(self, asked: SearchTask, within: AllowedItems | None) -> Hits:
+        """Return everyone's answer.
+
+        Args:
+            asked: What is asked.
+            within: The items of which each user has one order; those that can be found are among them. None: all.
+        """
+        if self._compares_all(asked.eligible if self.is_exact else within):
+            return asked.compared(self._exact)
+        if not self.is_exact:
+            return Hits.join(self._by_levels(asked, within))
+        found: list[ScoredRows | None] = [None] * len(asked)
+        for user, answer in self._settled(asked):
+            found[user] = answer
+        missing = np.array([user for user, answer in enumerate(found) if answer is None], dtype=np.int64)
+        compared = asked.best(self._exact, missing) if len(missing) else iter(())
+        return Hits.join([next(compared) if answer is None else answer for answer in found])
+
+    def scan(
+        self,
+        queries: Float32[np.ndarray, "users width"],
+        k: int,
+        excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
+        excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
+        eligible: AllowedItems | None = None,
+    ) -> Hits:
+        """Return what `search` ought to, by comparing every eligible item: the measure for every kind of index."""
+        asked = SearchTask.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
+        return asked.compared(self._exact)
+
+    def _of_one(self, queries: np.ndarray, k: int, excluded_rows: np.ndarray | None) -> ScoredRows | None:
+        """Return the answer of one user, if FAISS's first results settle it; the same as among others, but sooner.
+
+        For so few candidates lists are faster than arrays.
+        """
+        excluded = set() if excluded_rows is None else set(excluded_rows.tolist())
+        needed = min(k, len(self) - len(excluded))
+        fetch = needed + len(excluded) + SLACK
+        if not self.is_exact:
+            # Where scores are true, fewer results with the effort of a level are the first of that level.
+            fetch = FIRST_LEVEL if self.plan.is_rescored else min(fetch, FIRST_LEVEL)
+        if not 0 < needed <= fetch <= min(_MOST_FETCHED, len(self) // 2):
+            return None
+        scores, rows = self._fetch(np.ascontiguousarray(queries, dtype=np.float32), fetch)
+        order = scores[0].argsort()[::-1]
+        eligible = (row for row in rows[0][order].tolist() if row not in excluded and row >= 0)
+        best = list(islice(eligible, needed + SLACK))
+        if len(best) < needed:
+            return None
+        ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], np.array(best))
+        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found.
+        worst = min(ranked_scores) if len(best) == needed + SLACK else scores[0, order[-1]]
+        if ranked_scores[needed - 1] <= worst + ROUNDING:
+            return None
+        return ranked_rows[:needed], ranked_scores[:needed]
+
+    def _compares_all(self, eligible: AllowedItems | None) -> bool:
+        """Return whether nothing is faster than comparing every eligible item."""
+        if eligible is None:
+            return False
+        return len(eligible) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
+
+    def _settled(self, asked: SearchTask) -> Iterator[tuple[int, ScoredRows]]:
+        """Yield the users, by position, whose answer FAISS's first results settle, with that answer."""
+        fetch = asked.needed + asked.excluded.counts + SLACK
+        for fetched, users in _groups(fetch, min(_MOST_FETCHED, len(self) // 2)):
+            for part in self._parts(users, fetched):
+                yield from self._settled_by(asked, part, fetched)
+
+    def _settled_by(self, asked: SearchTask, users: np.ndarray, fetch: int) -> Iterator[tuple[int, ScoredRows]]:
+        """Yield the users, by position, whose answer FAISS's first `fetch` results settle, with that answer."""
+        queries = asked.queries[users]
+        scores, rows = self._fetch(queries, fetch)
+        worst = scores.min(axis=1)
+        short = np.zeros(len(users), dtype=bool)
+        barred = asked.barred(users, rows)
+        if barred is not None:
+            scores[barred] = -np.inf
+            rows = np.where(barred, -1, rows)
+            short = rows.shape[1] - np.count_nonzero(barred, axis=1) < asked.needed[users]
+        kept_scores, kept_rows = highest(scores, rows, int(asked.needed[users].max()) + SLACK)
+        if kept_rows is not rows:
+            worst = np.maximum(worst, kept_scores.min(axis=1))
+        ranked_rows, ranked_scores = rank(self.vectors, queries, kept_rows)
+        for place, user in enumerate(users.tolist()):
+            most = int(asked.needed[user])
+            # What was not fetched scores no more than the worst that was; if that is too close, places are contested.
+            contested = most and ranked_scores[place, most - 1] <= worst[place] + ROUNDING
+            if not short[place] and not contested:
+                yield user, (ranked_rows[place, :most], ranked_scores[place, :most])
+
+    def _by_levels(self, asked: SearchTask, within: AllowedItems | None) -> list[ScoredRows]:
+        """Return everyone's answer out of the levels of an order of some items; see `serving.search.levels`."""
+        queries, walk = asked.queries, LevelSearch(asked, self.vectors)
+        users = np.flatnonzero(asked.needed)
+        depths = self._depths(queries[users], within)
+
+        def search(some: np.ndarray, depth: int) -> Probed:
+            for part in self._parts(some, depth):
+                yield part, *self._fetch(queries[part], depth)
+
+        missing = walk.go(users, depths, min(_MOST_FETCHED, len(self) // 2), search)
+        if within is not None and self.regions is not None:
+            in_regions = np.isin(missing, users[depths == NO_LEVEL])
+            probe = partial(self._from_regions, self.regions, queries, within)
+            first, deepest = np.full(in_regions.sum(), FIRST_LEVEL), min(_MOST_FETCHED, len(within) // 2)
+            missing = np.append(missing[~in_regions], walk.go(missing[in_regions], first, deepest, probe))
+        walk.end(missing, self._exact)
+        return walk.answers()
+
+    def _depths(self, queries: np.ndarray, within: AllowedItems | None) -> np.ndarray:
+        """Return how deep the first level of FAISS's searches is for each user; `NO_LEVEL` where they are of no use."""
+        if within is None:
+            return np.full(len(queries), FIRST_LEVEL)
+        if within.share < _MOSTLY_ELIGIBLE:
+            return np.full(len(queries), NO_LEVEL)
+        # What counts is how much is eligible where a user looks, which a category may hold all of, or nothing.
+        near = np.full(len(queries), within.share)
+        if self.regions is not None:
+            near = self.regions.shares_near(queries, within)
+        steps = [near >= _NEARLY_ALL_ELIGIBLE, near >= _NEARLY_ALL_ELIGIBLE / 2, near >= _MOSTLY_ELIGIBLE]
+        return np.select(steps, [FIRST_LEVEL, 2 * FIRST_LEVEL, 4 * FIRST_LEVEL], NO_LEVEL)
+
+    def _parts(self, users: np.ndarray, depth: int) -> Iterator[np.ndarray]:
+        """Yield some of the users at a time, for each of whom FAISS is to search so deep."""
+        compared = len(self) * self.width if self.is_exact else depth * _COMPARED_FOR_EACH * self.width
+        for part in deadline.parts(len(users), deadline.PRODUCTS // compared):
+            yield users[part]
+
+    def _fetch(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the `wanted` highest scores, as far as FAISS finds them, with those scores.
+
+        In any order; -1 where FAISS runs dry.
+        """
+        return highest(*self._candidates(queries, wanted), wanted)
+
+    def _candidates(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `_fetch` chooses from: as many rows for each that is wanted as the plan scores again."""
+        fetch = min(wanted * self.plan.rescored, len(self), _MOST_FETCHED if self._on_gpu else len(self))
+        effort = self._efforts.get(wanted)
+        if effort is None:
+            effort = self._efforts[wanted] = _effort(self.plan, wanted)
+        beginnings = _beginnings(queries, self.plan.prefix)
+        size = self._num_together
+        with self._turn:
+            if len(queries) <= size:
+                scores, rows = self._index.search(beginnings, fetch, **effort)
+            else:
+                found = [
+                    self._index.search(beginnings[start : start + size], fetch, **effort)
+                    for start in range(0, len(queries), size)
+                ]
+                scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if self.plan.is_rescored:
+            scores = inner_products(queries, self.vectors, rows)
+            scores[rows < 0] = -np.inf
+        return scores, rows
+
+    @property
+    def _num_together(self) -> int:
+        """For how many users FAISS searches at once."""
+        if self.is_exact or self._on_gpu or self.kind in _MANY_TOGETHER:
+            return len(self.vectors) + _MOST_FETCHED
+        return 1 if self.kind in _ALONE else _TOGETHER
+
+    def _from_regions(
+        self, regions: Partitions, queries: np.ndarray, within: AllowedItems, users: np.ndarray, depth: int
+    ) -> Probed:
+        """Yield what is found for each user by looking region by region."""
+        for user in deadline.watched(users):
+            rows, scores, _ = regions.candidates(self.vectors, queries[user], depth, within)
+            yield np.array([user]), scores[None], rows[None]
+
+
+def check_unit_length(vectors: Float32[np.ndarray, "rows width"], *, or_zero: bool = False) -> None:
+    """Make sure that every vector has length 1, or perhaps is nothing but zeros.
+
+    Raises:
+        ValueError: Says which vector has not.
+    """
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    wrong = np.flatnonzero(~((np.abs(lengths - 1) <= _UNIT_TOLERANCE) | (or_zero & (lengths == 0))))
+    if len(wrong):
+        raise ValueError(f"expected vectors of length 1, found length {lengths[wrong[0]]:.4g} at row {wrong[0]}")
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Let each search use this many threads. Servers use 1: their workers share the cores already."""
+    faiss.omp_set_num_threads(num_threads)
+
+
+@contextmanager
+def num_threads_set(num_threads: int) -> Iterator[None]:
+    """Let searches use this many threads inside the block."""
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    try:
+        faiss.omp_set_num_threads(num_threads)
+        torch.set_num_threads(num_threads)
+        yield
+    finally:
+        faiss.omp_set_num_threads(before[0])
+        torch.set_num_threads(before[1])
+
+
+def kmeans(
+    vectors: Float32[np.ndarray, "items width"],
+    num_regions: int,
+    *,
+    rounds: int = _KMEANS_ROUNDS,
+    items_per_centre: int = _ITEMS_PER_CENTRE,
+) -> Partitions:
+    """Return the items divided into regions of items that are alike, the same each time.
+
+    Args:
+        vectors: Unit vectors.
+        num_regions: How many regions.
+        rounds: How often the centres are moved.
+        items_per_centre: How many items are looked at for it, for each centre; a sample where there are more.
+    """
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        num_regions,
+        niter=rounds,
+        spherical=True,
+        seed=_SEED,
+        max_points_per_centroid=items_per_centre,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(vectors)
+    _, nearest = kmeans.index.search(vectors, 1)
+    return Partitions(np.ascontiguousarray(kmeans.centroids), nearest[:, 0].astype(np.int32))
+
+
+def inner_products(
+    queries: Float32[np.ndarray, "users width"],
+    vectors: Float32[np.ndarray, "items width"],
+    rows: Int[np.ndarray, "users candidates"],
+) -> Float32[np.ndarray, "users candidates"]:
+    """Return the score of each candidate for its user, in single precision; anything where the row is -1."""
+    scores = np.zeros(rows.shape, dtype=np.float32)
+    faiss.fvec_inner_products_by_idx(
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(vectors),
+        faiss.swig_ptr(rows),
+        vectors.shape[1],
+        *rows.shape,
+    )
+    return scores
+
+
+def _read(path: Path) -> Any:
+    """Return FAISS's index in a file, which is mapped into memory.
+
+    Raises:
+        ValueError: It is none, or holds more than the file has room for.
+    """
+    # What a file says of its sizes is believed before anything is read. It can say little more than there is: only
+    # the tables that FAISS makes of centres and codes are larger than those.
+    before = faiss.get_deserialization_vector_byte_limit()
+    try:
+        faiss.set_deserialization_vector_byte_limit(_LEAST_LIMIT + _LARGEST_TABLE * path.stat().st_size)
+        # Of a file that ends within a number FAISS's mapping makes an end of the process: small ones are read.
+        is_small = path.stat().st_size < _SMALL
+        return faiss.read_index(str(path), 0 if is_small else faiss.IO_FLAG_MMAP_IFC)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"FAISS cannot read it ({' '.join(str(error).split())[:200]})") from None
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before)
+
+
+def _check_ids(index: Any, num_items: int) -> None:
+    """Make sure that an index finds rows of the catalogue, where it keeps rows: each once.
+
+    Raises:
+        ValueError: It does not.
+    """
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is None:
+        return
+    lists, found = inverted.invlists, np.zeros(num_items, dtype=bool)
+    for place in range(lists.nlist):
+        size = lists.list_size(place)
+        if not size:
+            continue
+        rows = faiss.rev_swig_ptr(lists.get_ids(place), size)
+        if rows.min() < 0 or rows.max() >= num_items:
+            raise ValueError(f"it finds row {rows.max() if rows.min() >= 0 else rows.min()} of {num_items}")
+        found[rows] = True
+    if not found.all():
+        raise ValueError(f"it never finds row {found.argmin()}")
+
+
+def _beginnings(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float32[np.ndarray, "rows prefix"]:
+    """Return the first numbers of each vector, at length 1; the vectors as they are where the prefix is 0."""
+    if not prefix:
+        return vectors
+    short = vectors[:, :prefix]
+    lengths = np.sqrt(np.einsum("ij,ij->i", short, short))
+    return np.ascontiguousarray(short / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None], dtype=np.float32)
+
+
+def _built(vectors: np.ndarray, plan: IndexConfig, regions: Partitions | None) -> Any:
+    """Return FAISS's index of a plan, holding the vectors, or their beginnings, which lie in regions of their own."""
+    if plan.prefix:
+        vectors = _beginnings(vectors, plan.prefix)
+        regions = kmeans(vectors, plan.regions) if plan.regions else None
+    index = _empty(vectors.shape[1], plan, regions)
+    num_threads = faiss.omp_get_max_threads()
+    try:
+        if plan.kind == "hnsw":
+            # Several threads would link the items in another order each time.
+            faiss.omp_set_num_threads(1)
+        index.train(vectors)
+        index.add(vectors)
+    finally:
+        faiss.omp_set_num_threads(num_threads)
+    return index
+
+
+def _empty(width: int, plan: IndexConfig, regions: Partitions | None) -> Any:
+    """Return FAISS's index of a plan, not yet trained."""
+    metric = faiss.METRIC_INNER_PRODUCT
+    num_codes = width * plan.bits // 4
+    match plan.kind:
+        case "exact" | "flat":
+            return faiss.IndexFlat(width, metric)
+        case "hnsw":
+            index = faiss.IndexHNSWFlat(width, plan.links, metric)
+            index.hnsw.efConstruction = _WALK_WHILE_BUILDING
+            return index
+        case "sq8":
+            return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, metric)
+        case "sq4":
+            return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_4bit, metric)
+        case "pq":
+            return _quiet(faiss.IndexPQFastScan(width, num_codes, 4, metric))
+        case "rabitq":
+            turned = faiss.IndexRaBitQFastScan(width, metric, 32, plan.bits)
+            turned.qb = 8
+            return faiss.IndexPreTransform(faiss.RandomRotationMatrix(width, width), turned)
+    assert regions is not None, f"{plan.kind} looks into regions"
+    centres = faiss.IndexFlatIP(width)
+    centres.add(regions.centres)
+    shape = centres, width, len(regions.centres)
+    match plan.kind:
+        case "ivf":
+            return faiss.IndexIVFFlat(*shape, metric)
+        case "ivf-sq8":
+            return faiss.IndexIVFScalarQuantizer(*shape, faiss.ScalarQuantizer.QT_8bit, metric, True)
+        case "ivf-pq":
+            index = _quiet(faiss.IndexIVFPQFastScan(*shape, num_codes, 4, metric))
+            index.by_residual = True
+            return index
+
+
+def _quiet(index: Any) -> Any:
+    """Return the index, which learns its codes without a word, however few the items."""
+    index.pq.cp.min_points_per_centroid = 1
+    return index
+
+
+def _effort(plan: IndexConfig, wanted: int) -> dict[str, Any]:
+    """Return what FAISS is told about the effort of one search; more than was tuned for where more is wanted."""
+    wanted = max(wanted, FIRST_LEVEL)
+    more = wanted / FIRST_LEVEL
+    if plan.kind == "hnsw":
+        breadth = max(wanted * plan.rescored, round(plan.breadth * more))
+        return {"params": faiss.SearchParametersHNSW(efSearch=breadth)}
+    if plan.regions:
+        probes = min(plan.regions, int(np.ceil(plan.probes * more)))
+        return {"params": faiss.SearchParametersIVF(nprobe=probes)}
+    return {}
+
+
+def _groups(fetch: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield users by position, those together who need about as many results; not those who need more than `most`."""
+    if len(fetch) == 1:
+        if fetch[0] <= most:
+            yield int(fetch[0]), np.zeros(1, np.int64)
+        return
+    rounded = np.where(fetch > most, 0, np.minimum(most, 2 ** np.ceil(np.log2(np.maximum(1, fetch))))).astype(np.int64)
+    for size in np.unique(rounded[rounded > 0]).tolist():
+        users = np.flatnonzero(rounded == size)
+        yield int(fetch[users].max()), users

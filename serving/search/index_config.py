@@ -1,0 +1,212 @@
+"""The kinds of index and their parameters, as data: what can be built, what suits a catalogue, what can be tried.
+
+Every kind but `exact` finds candidates cheaply and compares those again with the full vectors, so scores are always
+true and only a place in the list can be missed. What a kind costs depends on two sorts of numbers: those it is built
+with (`prefix`, `regions`, `links`, `bits`) and those each search may choose anew (`probes`, `breadth`, `rescored`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from features.config import StrictTable
+from features.errors import DataError
+
+IndexKind = Literal["exact", "flat", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
+
+INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
+DESCRIPTIONS: dict[IndexKind, str] = {
+    "exact": "every item is compared",
+    "flat": "every item, the first numbers of its vector",
+    "hnsw": "a graph is walked, from neighbour to neighbour",
+    "ivf": "the nearest regions are compared",
+    "ivf-sq8": "the nearest regions, a byte a number",
+    "ivf-pq": "the nearest regions, 4 bits a number or 2, in the processor's registers",
+    "pq": "every item, 4 bits a number or 2, in the processor's registers",
+    "sq8": "every item, a byte a number",
+    "sq4": "every item, 4 bits a number",
+    "rabitq": "every item, turned at random, 1 to 4 bits a number",
+}
+"""What each kind compares with a user first; the best of that are compared again with their full vectors."""
+
+TUNED_CUTOFF = 100
+"""Parameters are chosen for this many results."""
+
+FIRST_LEVEL = 128
+"""How many candidates an approximate search finds at first, however few are needed: the results that parameters are
+chosen for, and some that a user must not get. A deeper search puts in proportionally more effort."""
+
+# Fewer items cannot be divided or learnt from, and are compared within a tenth of a millisecond.
+_FEWEST_ITEMS = 1000
+_ITEMS_PER_REGION = 30
+_RESCORED = {"flat": 8, "ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
+_MOST_RESCORED = 128
+# What is tried on the prefixes of a model's vectors, too.
+_SHORTENED: tuple[IndexKind, ...] = ("flat", "hnsw", "ivf", "ivf-pq", "pq")
+
+
+class IndexConfig(StrictTable):
+    """How an index is built and searched. 0 where a kind has no such number."""
+
+    kind: IndexKind = "exact"
+    """How it searches."""
+    prefix: int = Field(0, ge=0)
+    """How many of the first numbers of a vector are compared first. 0: all of them."""
+    bits: int = Field(32, ge=1, le=32)
+    """How much is kept of each number of a vector for the first comparison."""
+    regions: int = Field(0, ge=0)
+    """How many regions the items are divided into."""
+    links: int = Field(0, ge=0)
+    """How many neighbours each item is linked to."""
+    probes: int = Field(0, ge=0)
+    """How many regions a search looks into."""
+    breadth: int = Field(0, ge=0)
+    """How many candidates a walk keeps in view."""
+    rescored: int = Field(1, ge=1)
+    """How many candidates are compared again for each result."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the true best items are found by construction."""
+        return self.kind == "exact"
+
+    @property
+    def is_rescored(self) -> bool:
+        """Whether what is compared first is not the whole of each vector."""
+        return self.bits < 32 or self.prefix > 0
+
+    @property
+    def structure(self) -> tuple[str, int, int, int, int]:
+        """What the index is built from; plans that share it differ only in the effort of a search."""
+        return self.kind, self.prefix, self.bits, self.regions, self.links
+
+    def __str__(self) -> str:
+        """Return the plan in a few words, such as `ivf-pq bits=4 regions=512 probes=64 rescored=2`."""
+        default = IndexConfig(kind=self.kind)
+        numbers = [name for name in type(self).model_fields if name != "kind"]
+        said = [f"{name}={getattr(self, name)}" for name in numbers if getattr(self, name) != getattr(default, name)]
+        return " ".join([self.kind, *said])
+
+
+def standard(kind: IndexKind, num_items: int, width: int, prefixes: Sequence[int] = ()) -> IndexConfig:
+    """Return a kind with the parameters that suit a catalogue, generous in effort.
+
+    Args:
+        kind: How the index searches.
+        num_items: How many items there are.
+        width: How many numbers a vector has.
+        prefixes: How many of its first numbers are a vector by themselves, rising.
+
+    Raises:
+        DataError: The kind needs more items, or prefixes.
+    """
+    if kind != "exact" and num_items < _FEWEST_ITEMS:
+        raise DataError(f"--kind {kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
+    if kind == "flat" and not prefixes:
+        raise DataError(
+            "--kind flat: expected a model whose vectors have prefixes, found none; set towers.prefixes, such as "
+            "[16, 32], and train again, or choose another kind"
+        )
+    regions = num_regions(num_items)
+    rescored = _RESCORED.get(kind, 1)
+    match kind:
+        case "exact":
+            return IndexConfig()
+        case "flat":
+            return IndexConfig(kind=kind, prefix=prefixes[-1], rescored=rescored)
+        case "hnsw":
+            return IndexConfig(kind=kind, links=32, breadth=256)
+        case "ivf":
+            return IndexConfig(kind=kind, regions=regions, probes=_generous(regions))
+        case "ivf-sq8" | "ivf-pq":
+            bits = 8 if kind == "ivf-sq8" else 4
+            return IndexConfig(kind=kind, bits=bits, regions=regions, probes=_generous(regions), rescored=rescored)
+        case "pq" | "sq4":
+            return IndexConfig(kind=kind, bits=4, rescored=rescored)
+        case "sq8":
+            return IndexConfig(kind=kind, bits=8, rescored=rescored)
+        case "rabitq":
+            return IndexConfig(kind=kind, bits=2, rescored=rescored)
+
+
+def candidates(
+    num_items: int, width: int, kind: IndexKind | None = None, prefixes: Sequence[int] = ()
+) -> list[IndexConfig]:
+    """Return the structures worth building for a catalogue, the simplest first, at their standard effort.
+
+    Args:
+        num_items: How many items there are.
+        width: How many numbers a vector has.
+        kind: Only this one. None: each.
+        prefixes: How many of its first numbers are a vector by themselves, rising.
+
+    Raises:
+        DataError: The kind needs more items, or prefixes.
+    """
+    possible = INDEX_KINDS if num_items >= _FEWEST_ITEMS else ("exact",)
+    kinds = [kind] if kind else [one for one in possible if one != "flat" or prefixes]
+    return [
+        plan for one in kinds for plan in _variants(standard(one, num_items, width, prefixes), width, list(prefixes))
+    ]
+
+
+def efforts(plan: IndexConfig, num_items: int) -> Iterator[list[IndexConfig]]:
+    """Yield ladders of the same structure: in each, every rung searches harder than the one before and finds more."""
+    most = min(_MOST_RESCORED, max(1, num_items // (2 * TUNED_CUTOFF)))
+    rescored = _steps(1, most, per_doubling=1 if plan.regions else 2) if plan.is_rescored else [1]
+    if plan.links:
+        # All that a walk has in view was compared already, and to compare it again costs little beside.
+        yield [
+            plan.model_copy(update={"breadth": breadth, "rescored": max(1, min(rescored[-1], breadth // TUNED_CUTOFF))})
+            for breadth in _steps(16, 4096, 4)
+        ]
+    elif plan.regions:
+        # Fewer regions hold too few items, and an answer that comes back short is found by comparing all.
+        least = min(plan.regions, math.ceil(2 * TUNED_CUTOFF * plan.regions / num_items))
+        for times in rescored:
+            found = {"rescored": times}
+            yield [plan.model_copy(update=found | {"probes": probes}) for probes in _steps(least, plan.regions, 8)]
+    else:
+        yield [plan.model_copy(update={"rescored": times}) for times in rescored]
+
+
+def num_regions(num_items: int) -> int:
+    """Return into how many regions a catalogue is divided: about twice the root of its size, a power of two."""
+    wanted = 1 << round(math.log2(2 * max(1, num_items) ** 0.5))
+    return max(1, min(wanted, num_items // _ITEMS_PER_REGION))
+
+
+def _variants(plan: IndexConfig, width: int, prefixes: list[int]) -> list[IndexConfig]:
+    whole = [] if plan.prefix else _coded(plan, width)
+    shorter = prefixes if plan.kind in _SHORTENED else []
+    return [*whole, *(plan.model_copy(update={"prefix": prefix}) for prefix in shorter)]
+
+
+def _coded(plan: IndexConfig, width: int) -> list[IndexConfig]:
+    match plan.kind:
+        # Two numbers share a code of four bits.
+        case "ivf-pq" | "pq" if width % 2 == 0:
+            return [plan, plan.model_copy(update={"bits": 2})]
+        case "rabitq":
+            return [plan.model_copy(update={"bits": bits}) for bits in (4, 2, 1)]
+        case _:
+            return [plan]
+
+
+def _generous(regions: int) -> int:
+    return max(1, min(regions, max(8, regions // 4)))
+
+
+def _steps(least: int, most: int, per_doubling: int = 2) -> list[int]:
+    """Return whole numbers from `least` to `most`, evenly spread over each doubling.
+
+    Example:
+        >>> _steps(1, 20), _steps(1, 20, per_doubling=1)
+        ([1, 2, 3, 4, 6, 8, 11, 16, 20], [1, 2, 4, 8, 16, 20])
+    """
+    num_steps = int(per_doubling * math.log2(max(1, most / least)) + 1e-9)
+    return sorted({*(round(least * 2 ** (step / per_doubling)) for step in range(num_steps + 1)), max(least, most)})

@@ -1,0 +1,222 @@
+"""One order of the items for each user of an approximate index, of which every answer is a cut.
+
+A deep search of such an index finds some of the items that a shallow one missed, so two searches of different depths
+disagree about the order, and pages made of them show an item twice or never. Here the depth of a search follows from
+nothing but the user and the filter: the first level of a user's order is what a search of a fixed depth finds, best
+first, except what scores like the worst of it; each further level is what a search of twice the depth finds beyond the
+levels before it; and the last level are all other items, compared one and all. How many levels are worked out depends
+on how many items are asked for and excluded; what is in them does not. An item that only a deeper level finds counts as
+no better than the worst of the levels before it, so that scores fall and orders can be merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from serving.search.brute_force import BruteForce
+from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, Hits, ScoredRows, rank, take
+
+Probed = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Some users at a time, the scores of what was found for each, and its rows, in any order.
+
+Scores are in single precision, `[users, found]`; a row is -1 where there is nothing.
+"""
+
+Probe = Callable[[np.ndarray, int], Probed]
+"""Searches for some users, so deep."""
+
+NO_LEVEL = np.iinfo(np.int64).max
+"""The depth of the first level where there is none and all items are compared."""
+
+
+class SearchTask:
+    """One search: who asks, for how many, and what must not be found.
+
+    Attributes:
+        queries: Unit vectors of users, `[users, width]`.
+        needed: How many items each user gets, `[users]`.
+        excluded: What each user must not get.
+        eligible: What can be found at all. None: every item.
+    """
+
+    def __init__(
+        self,
+        queries: Float32[np.ndarray, "users width"],
+        needed: Int64[np.ndarray, " users"],
+        excluded: ExcludedPairs,
+        eligible: AllowedItems | None,
+    ) -> None:
+        self.queries = queries
+        self.needed = needed
+        self.excluded = excluded
+        self.eligible = eligible
+
+    @classmethod
+    def of(
+        cls,
+        queries: np.ndarray,
+        k: int,
+        rows: np.ndarray | None,
+        offsets: np.ndarray | None,
+        eligible: AllowedItems | None,
+        num_items: int,
+    ) -> SearchTask:
+        """Return a search for the min(k, eligible) best items of each user; see `Excluded.of`."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if eligible is not None and len(eligible) == num_items:
+            eligible = None
+        excluded = ExcludedPairs.of(rows, offsets, len(queries), num_items, eligible)
+        available = num_items if eligible is None else len(eligible)
+        return cls(queries, np.minimum(k, available - excluded.counts), excluded, eligible)
+
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return len(self.queries)
+
+    def best(self, exact: BruteForce, users: np.ndarray) -> Iterator[ScoredRows]:
+        """Yield the answers of some of the users from comparing every eligible item."""
+        return exact.best(self.queries, users, self.needed, self.excluded, self.eligible)
+
+    def compared(self, exact: BruteForce) -> Hits:
+        """Return everyone's answer from comparing every eligible item."""
+        return Hits.join(list(self.best(exact, np.arange(len(self)))))
+
+    def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+        """Return which of the rows, one line per user, must not be found, those of -1 among them; None for none."""
+        if self.eligible is None and not len(self.excluded.pairs):
+            return rows < 0 if rows.min() < 0 else None
+        barred = rows < 0
+        if len(self.excluded.pairs):
+            barred |= self.excluded.contains(users[:, None], rows)
+        if self.eligible is not None:
+            barred |= ~self.eligible.mask[rows]
+        return barred
+
+    def without(self, pairs: Int64[np.ndarray, " pairs"]) -> SearchTask:
+        """Return the same without more pairs of user and row, as in `Excluded.pairs`, in any order."""
+        if self.eligible is not None:
+            pairs = pairs[self.eligible.mask[pairs % self.excluded.num_items]]
+        return SearchTask(self.queries, self.needed, self.excluded.and_pairs(pairs), self.eligible)
+
+
+class LevelSearch:
+    """The levels of several users, worked out one after the other until each has enough.
+
+    Args:
+        asked: What is asked.
+        vectors: The items' unit vectors.
+    """
+
+    def __init__(self, asked: SearchTask, vectors: Float32[np.ndarray, "items width"]) -> None:
+        self._asked = asked
+        self._vectors = vectors
+        self._left = asked.needed.copy()
+        self._found: list[list[ScoredRows]] = [[] for _ in range(len(asked))]
+        # The lowest score in the levels of each user so far.
+        self._lowest = np.full(len(asked), np.inf, dtype=np.float32)
+
+    def go(self, users: np.ndarray, depths: Int64[np.ndarray, " users"], deepest: int, probe: Probe) -> np.ndarray:
+        """Work out the levels of some users, and return those of them for whom these are not enough.
+
+        Args:
+            users: Their positions.
+            depths: How deep the first level of each is.
+            deepest: How deep a level may be at most.
+            probe: Searches.
+        """
+        beyond: list[np.ndarray] = []
+        while len(users):
+            beyond.append(users[depths > deepest])
+            users, depths = users[depths <= deepest], depths[depths <= deepest]
+            pairs: list[np.ndarray] = []
+            for depth in np.unique(depths).tolist():
+                for some, scores, rows in probe(users[depths == depth], depth):
+                    pairs.append(self._take_in(some, scores, rows))
+            is_short = self._left[users] > 0
+            users, depths = users[is_short], 2 * depths[is_short]
+            if len(users):
+                self._asked = self._asked.without(np.concatenate(pairs))
+        return np.concatenate([users, *beyond])
+
+    def end(self, users: np.ndarray, exact: BruteForce) -> None:
+        """Give some users what is missing out of all items that are in none of their levels."""
+        rest = SearchTask(self._asked.queries, self._left, self._asked.excluded, self._asked.eligible)
+        for user, found in zip(users.tolist(), list(rest.best(exact, users)), strict=True):
+            self._give(user, *found)
+
+    def answers(self) -> list[ScoredRows]:
+        """Return what everyone gets."""
+        return [parts[0] if len(parts) == 1 else _joined(parts) for parts in self._found]
+
+    def _take_in(self, users: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " pairs"]:
+        """Give users what a level has for them; return the pairs of user and row of levels that had not enough."""
+        rows = np.where(_is_settled(scores, rows), rows, -1)
+        barred = self._asked.barred(users, rows)
+        if barred is None:
+            is_short = rows.shape[1] < self._left[users]
+        else:
+            is_short = np.count_nonzero(~barred, axis=1) < self._left[users]
+            scores = np.where(barred, -np.inf, scores)
+        enough, short = np.flatnonzero(~is_short), np.flatnonzero(is_short)
+        if len(enough):
+            free = rows if barred is None else np.where(barred, -1, rows)
+            self._give_first(users[enough], scores[enough], free[enough])
+        if not len(short):
+            return np.zeros(0, np.int64)
+        return self._give_all(users[short], rows[short])
+
+    def _give_first(self, users: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+        """Give users the best of a level, in which there is enough."""
+        kept_scores, kept_rows = highest(scores, rows, int(self._left[users].max()) + SLACK)
+        passed_over = None if kept_rows is rows else kept_scores.min(axis=1)
+        ranked_rows, ranked_scores = rank(self._vectors, self._asked.queries[users], kept_rows)
+        for place, user in enumerate(users.tolist()):
+            most = int(self._left[user])
+            found = ranked_rows[place], ranked_scores[place]
+            # What was passed over scores no more than the worst that was kept; if that is too close, all are ranked.
+            if passed_over is not None and most and found[1][most - 1] <= passed_over[place] + ROUNDING:
+                one = rank(self._vectors, self._asked.queries[user : user + 1], rows[place : place + 1])
+                found = one[0][0], one[1][0]
+            self._give(user, found[0][:most], found[1][:most])
+
+    def _give_all(self, users: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " pairs"]:
+        """Give users all of a level that they may get; return the pairs of user and row of the level."""
+        rows, scores = rank(self._vectors, self._asked.queries[users], rows)
+        barred = self._asked.barred(users, rows)
+        lowest = np.where(rows < 0, np.inf, scores).min(axis=1, initial=np.inf)
+        for place, user in enumerate(users.tolist()):
+            free = slice(None) if barred is None else ~barred[place]
+            self._give(user, rows[place][free], scores[place][free])
+        self._lowest[users] = np.minimum(self._lowest[users], lowest)
+        return np.asarray((users[:, None] * self._asked.excluded.num_items + rows)[rows >= 0])
+
+    def _give(self, user: int, rows: np.ndarray, scores: np.ndarray) -> None:
+        self._left[user] -= len(rows)
+        self._found[user].append((rows, np.minimum(scores, self._lowest[user]) if self._found[user] else scores))
+
+
+def _is_settled(scores: np.ndarray, rows: np.ndarray) -> Bool[np.ndarray, "users found"]:
+    """Return what belongs to a level: not what scores like the worst, others of which a search left out.
+
+    Where a search found less than was asked for, it left nothing out.
+    """
+    is_full = rows.min(axis=1, initial=0) >= 0
+    edge = np.where(is_full, scores.min(axis=1, initial=np.inf) + ROUNDING, -np.inf)
+    return np.asarray(scores > edge[:, None])
+
+
+def _joined(parts: list[ScoredRows]) -> ScoredRows:
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([scores for _, scores in parts])
+
+
+def highest(scores: np.ndarray, rows: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of each user's `kept` highest scores, with those scores, in any order."""
+    if kept >= rows.shape[1]:
+        return scores, rows
+    best = np.argpartition(scores, -kept, axis=1)[:, -kept:]
+    return take(scores, best), take(rows, best)

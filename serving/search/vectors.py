@@ -1,0 +1,33 @@
+"""Vectors by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+
+@dataclass(frozen=True)
+class StackedVectors:
+    """The vectors of an index and those after them, by row."""
+
+    head: Float32[np.ndarray, "items width"]
+    tail: Float32[np.ndarray, "more width"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many vectors there are, and how many numbers each has."""
+        return len(self.head) + len(self.tail), self.head.shape[1]
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows width"]:
+        """Return the vectors of rows."""
+        rows = np.asarray(rows, dtype=np.int64)
+        is_new = rows >= len(self.head)
+        if not is_new.any():
+            return np.asarray(self.head[rows])
+        found = np.empty((len(rows), self.tail.shape[1]), dtype=np.float32)
+        found[~is_new] = self.head[rows[~is_new]]
+        found[is_new] = self.tail[rows[is_new] - len(self.head)]
+        return found

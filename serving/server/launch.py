@@ -1,0 +1,103 @@
+"""What `towers serve` does before the server is there: verify what is to be served, and say what to try.
+
+Nothing heavy is loaded for it: the workers load it anyway, and a service that was killed should be back at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from features.files import LATEST
+from features.schema import ITEM_ID, USER_ID
+from serving.catalog.ids import fits_json
+from serving.config import PRODUCTION, ServingConfig
+from serving.deploy.mlflow_registry import Alias, fetched
+from serving.deploy.prepare import ensure_index
+from serving.live.open_log import open_log
+from serving.server.server import address_of, become_server, find_port
+from serving.snapshot.manifest import FOLDER
+
+
+def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
+    """Become the server, which says what to try as soon as it answers; does not return.
+
+    Args:
+        bundle: A bundle, a link to one, or an alias such as `models:/two-towers@champion`.
+        settings: What the operator decides.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one,
+            there can be no log of live writes, there is no GPU to search on, or the registry does not answer.
+    """
+    if settings.keys is not None:
+        from serving.http.key_file import read_keys
+
+        read_keys(Path(settings.keys))
+    if settings.device == "cuda":
+        from serving.search.faiss_index import check_device
+
+        check_device(settings.device)
+    settings = settings.model_copy(update={"port": find_port(settings)})
+    alias = Alias.parse(bundle)
+    if alias is not None:
+        bundle = fetched(alias, settings)
+    elif bundle.name == LATEST and bundle.is_symlink():
+        newest, bundle = bundle, bundle.parent / bundle.readlink()
+        click.echo(
+            f"note: {newest} is {bundle}, which is served until the next start, whatever is trained meanwhile; in "
+            f"production serve {PRODUCTION}, which only `towers swap` moves"
+        )
+    manifest = ensure_index(bundle, settings)
+    if settings.live is not None:
+        # Here and not by the workers: one that is started again would begin another log where one was lost.
+        open_log(settings.live.get_secret_value()).close()
+    _note_wide_ids(bundle)
+    become_server(bundle, settings, alias, greeting=_what_to_try(bundle, settings, manifest.version))
+
+
+def _what_to_try(bundle: Path, settings: ServingConfig, version: str) -> str:
+    address = address_of(settings)
+    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    return (
+        f"Serving {bundle} (model {version}) at {address} with {settings.server}, {workers}. Try:\n"
+        f"  {address}/   in a browser\n"
+        f"  curl '{address}/recommendations/{quote(str(_somebody(bundle)), safe='')}?k=10'\n"
+        "Ctrl-C stops it."
+    )
+
+
+def _note_wide_ids(bundle: Path) -> None:
+    for name, column in (("users", USER_ID), ("items", ITEM_ID)):
+        wide = _too_wide(bundle / FOLDER / f"{name}.parquet", column)
+        if wide is not None:
+            click.echo(
+                f"note: ids of {name} are text in answers, because JavaScript rounds numbers beyond 2^53, such as "
+                f"{wide}; send them as text, too"
+            )
+
+
+def _too_wide(path: Path, column: str) -> int | None:
+    """Return an id that does not fit into a JSON number, from the statistics of a Parquet file; None if all do."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for found in map(group.column, range(group.num_columns)):
+            if found.path_in_schema == column and found.statistics is not None and found.statistics.has_min_max:
+                for number in (found.statistics.min, found.statistics.max):
+                    if isinstance(number, int) and not fits_json(number):
+                        return number
+    return None
+
+
+def _somebody(bundle: Path) -> Any:
+    """Return the id of a known user."""
+    import pyarrow.parquet as pq
+
+    rows = next(pq.ParquetFile(bundle / FOLDER / "users.parquet").iter_batches(1, columns=[USER_ID]), None)
+    return "somebody" if rows is None or not len(rows) else rows[USER_ID][0].as_py()

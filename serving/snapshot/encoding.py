@@ -1,0 +1,66 @@
+"""Users and items to unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32
+
+from features.schema import USER_ID
+from features.sequences.sequences import Sequences
+from serving import deadline
+from serving.live.delta_index import DeltaIndex
+from serving.observability.timings import timed
+from serving.search.faiss_index import ItemIndex
+from serving.snapshot.manifest import FOLDER as FOLDER
+from towers.bundle.bundle import ModelBundle
+
+_ENCODE_BLOCK = 4096
+
+
+def encode_users(
+    bundle: ModelBundle,
+    index: ItemIndex | DeltaIndex,
+    histories: Sequences,
+    attributes: pd.DataFrame | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    now: int | None = None,
+) -> Float32[np.ndarray, "users width"]:
+    """Return users' unit vectors, made in blocks.
+
+    Args:
+        bundle: The model.
+        index: Where the vectors of the items in the histories are.
+        histories: What each user did, oldest first.
+        attributes: One row per user; None where there are none.
+        progress: Called with the number of users done and of all.
+        now: The time of asking in Unix seconds, for models that look at it.
+    """
+    recent = histories.last(bundle.config.features.history)
+    vectors = np.zeros((len(histories), index.width), dtype=np.float32)
+    size = _EVENTS_AT_ONCE // max(1, bundle.config.features.history)
+    for users in deadline.parts(len(histories), size, _ENCODE_BLOCK):
+        is_all = users.stop - users.start == len(recent)
+        block = recent if is_all else recent.take(np.arange(users.start, users.stop))
+        with timed("encode"):
+            vectors[users] = bundle.encode_users(
+                index.vectors[block.item_rows],
+                block.offsets,
+                attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
+                user_ids=block.user_ids,
+                request_times=None if now is None else np.full(len(block), now, dtype=np.int64),
+                event_times=block.times if bundle.config.reads_time else None,
+            )
+        progress(users.stop, len(histories))
+    return vectors
+
+
+def attribute_columns(bundle: ModelBundle) -> list[str]:
+    """Return the columns of the users' table that a model reads."""
+    return [column for column in bundle.config.features.user if column != USER_ID]
+
+
+# Events that are read in one go where there is a deadline.
+_EVENTS_AT_ONCE = 4096

@@ -1,0 +1,357 @@
+"""Everything a server answers from, in one folder: `index/` inside a bundle.
+
+A bundle is the model; a snapshot is what the model makes of today's tables: the catalogue with its vectors and their
+index, what everyone did, and what is popular. Weights change weekly and tables daily, so the folder has its own seal,
+and a snapshot opens only together with the bundle whose weights made it.
+
+```
+index/
+  manifest.json         the seal: digests of weights and catalogue, kind, measured recall, each file's bytes and sha256
+  items.parquet         the catalogue, in the order of rows, and `interactions.parquet` how often each item was had
+  vectors.safetensors   `items` by row; `users` by their order in users.parquet (not where the time of asking matters)
+  items.faiss           the index; regions.safetensors where its filtered searches look, if it has such
+  users.parquet         user_id, history (item ids, oldest first) and, where the tables have them, times
+  attributes.parquet    what the model reads of the users beside that
+  facts.safetensors     what a learned ranker reads of the items, where the bundle has one
+  tokens.safetensors    what late interaction reads of them, where the bundle's ranker is that
+  shortlists.safetensors  the best items of each user, `rows` and `scores`, where they were asked for
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from features.files import atomic_folder, mapped
+from features.parquet import read_parquet
+from features.schema import ITEM_ID, USER_ID
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
+from features.tables.tables import Catalog, Interactions, Tables, Users
+from features.values.cells import item_texts
+from serving.search.faiss_index import ItemIndex
+from serving.search.partitions import FILE as REGIONS
+from serving.search.partitions import Partitions
+from serving.search.tuning import SAMPLE, Chooser, choose, sample_of
+from serving.snapshot.encoding import attribute_columns, encode_users
+from serving.snapshot.manifest import FOLDER as FOLDER
+from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
+from serving.snapshot.precomputed import FILE as SHORTLISTS
+from serving.snapshot.precomputed import PrecomputedTopK
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.sealed_file import BundleError
+from towers.bundle.sealed_folder import SealedFolder, reading
+from towers.rerankers.item_statistics import ItemStatistics
+from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker
+from towers.rerankers.token_embeddings import TokenReader, TokenVectors
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tables of a day as a model sees them. Rows of items are positions in `catalog`, of users in `histories`.
+
+    Attributes:
+        catalog: What can be recommended.
+        index: The items' vectors, searchable.
+        histories: Everything each known user did, oldest first; users sorted by id, some perhaps without events.
+        attributes: What the model reads of each user beside that, one row each; None where it reads nothing.
+        user_vectors: The users' unit vectors, `[users, width]`; None where they depend on the time of asking.
+        interactions: How often each item was had, `[items]`.
+        seal: What is said of it on disk.
+        facts: What a learned ranker reads of the items; None where the bundle had none when this was made.
+        tokens: What late interaction reads of them; likewise.
+        shortlists: What each user gets; None where that was not asked for.
+        folder: Where it was read; None where it was made now.
+    """
+
+    catalog: Catalog
+    index: ItemIndex
+    histories: Sequences
+    attributes: pd.DataFrame | None
+    user_vectors: Float32[np.ndarray, "users width"] | None
+    interactions: Int64[np.ndarray, " items"]
+    seal: IndexManifest
+    facts: ItemStatistics | None = None
+    tokens: TokenVectors | None = None
+    shortlists: PrecomputedTopK | None = None
+    folder: SealedFolder | None = None
+
+    @classmethod
+    def build(
+        cls,
+        bundle: ModelBundle,
+        tables: Tables,
+        choose: Chooser = choose,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        live: LogOffset | None = None,
+    ) -> Snapshot:
+        """Return what `bundle` makes of `tables`.
+
+        Args:
+            bundle: The model.
+            tables: Today's tables; items and users that training did not know are welcome.
+            choose: Chooses the index over the items' vectors, given vectors of some users. One that compares every
+                item, unless said otherwise.
+            progress: Called with the number of users encoded so far and of all users.
+            live: What of a log of live writes is in the tables. None: nothing was folded in.
+
+        Raises:
+            BundleError: The model's vectors are not vectors of length 1, as after a training that diverged.
+        """
+        catalog = tables.catalog
+        try:
+            index = ItemIndex.build(bundle.encode_items(catalog))
+        except ValueError as error:
+            raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
+        histories, attributes = _people(tables, bundle)
+        vectors = None if bundle.config.reads_time else encode_users(bundle, index, histories, attributes, progress)
+        asking = _asking(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
+        chosen = choose(index.vectors, asking)
+        seal = IndexManifest.of(
+            bundle,
+            catalog_digest=_digest(catalog),
+            plan=chosen.index.plan,
+            recall_at_100=chosen.recall,
+            recall_wanted=chosen.wanted,
+            recall_users=chosen.num_users,
+            num_items=len(catalog),
+            num_users=len(histories),
+            num_interactions=histories.num_events,
+            width=index.width,
+            newest_event=_newest(tables.interactions),
+            live=live,
+        )
+        interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
+        ranker = open_ranker(bundle) if has_ranker(bundle.path) else None
+        kind = None if ranker is None else ranker[0].kind
+        return cls(
+            catalog,
+            chosen.index,
+            histories,
+            attributes,
+            vectors,
+            interactions,
+            seal,
+            facts=_facts(tables, bundle) if kind == "learned" else None,
+            tokens=_tokens(catalog, bundle, *ranker) if ranker and kind == "late-interaction" else None,
+        )
+
+    def with_shortlists(self, shortlists: PrecomputedTopK) -> Snapshot:
+        """Return the same, with what each user gets."""
+        seal = self.seal.model_copy(update={"shortlists": shortlists.listed})
+        return replace(self, shortlists=shortlists, seal=seal)
+
+    def save(self, bundle_path: Path) -> Path:
+        """Write the folder `index/` into a bundle, in the place of one that is there, and return its path."""
+        with atomic_folder(bundle_path / FOLDER) as folder:
+            _write(folder / "items.parquet", _arrow(self.catalog.frame))
+            _write(folder / "interactions.parquet", pa.table({"interactions": self.interactions}))
+            _write(folder / "users.parquet", self._users_table())
+            if self.attributes is not None:
+                _write(folder / "attributes.parquet", _arrow(self.attributes))
+            users = {} if self.user_vectors is None else {"users": self.user_vectors}
+            save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
+            self.index.save(folder / "items.faiss")
+            if self.index.regions is not None:
+                self.index.regions.save(folder / REGIONS)
+            if self.facts is not None:
+                self.facts.save(folder / "facts.safetensors")
+            if self.tokens is not None:
+                self.tokens.save(folder / "tokens.safetensors")
+            if self.shortlists is not None:
+                self.shortlists.save(folder)
+            self.seal.write(folder)
+        return bundle_path / FOLDER
+
+    @classmethod
+    def open(cls, bundle: ModelBundle) -> Snapshot:
+        """Read the folder `index/` of a bundle.
+
+        Raises:
+            BundleError: There is none, it is damaged or of a newer format, or other weights made it.
+        """
+        seal, folder = IndexManifest.open(bundle.path / FOLDER, bundle, bundle.copies, bundle.trust.keys)
+        with reading(folder.path, seal.remedy(bundle.path), "its files do not fit together"):
+            return cls._read(folder, seal)
+
+    @classmethod
+    def _read(cls, folder: SealedFolder, seal: IndexManifest) -> Snapshot:
+        # First what has its size from its bytes: by that the sizes that other files only claim are judged.
+        vectors = _vectors(folder.file("vectors.safetensors"), seal)
+        catalog = Catalog(_frame(folder.file("items.parquet"), seal.num_items))
+        regions = Partitions.load(folder.file(REGIONS)) if REGIONS in folder else None
+        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], seal.plan, regions)
+        histories = _histories(read_parquet(folder.file("users.parquet"), seal.num_users), catalog)
+        attributes = None
+        if "attributes.parquet" in folder:
+            attributes = _frame(folder.file("attributes.parquet"), seal.num_users)
+        interactions = read_parquet(folder.file("interactions.parquet"), seal.num_items)["interactions"].to_numpy()
+        facts = ItemStatistics.load(folder.file("facts.safetensors")) if "facts.safetensors" in folder else None
+        tokens = TokenVectors.load(folder.file("tokens.safetensors")) if "tokens.safetensors" in folder else None
+        shortlists = None
+        if seal.shortlists is not None:
+            shortlists = _shortlists(folder.file(SHORTLISTS), seal.shortlists, seal.num_items)
+        read = [len(one) for one in (facts, tokens) if one is not None]
+        counts = {len(catalog), len(index), len(interactions), seal.num_items, *read}
+        people = {
+            len(histories),
+            seal.num_users,
+            *(len(one) for one in (attributes, vectors.get("users"), shortlists) if one is not None),
+        }
+        if len(counts) > 1 or len(people) > 1:
+            raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
+        users = vectors.get("users")
+        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, tokens, shortlists, folder)
+
+    def _users_table(self) -> pa.Table:
+        item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
+        history = pa.LargeListArray.from_arrays(
+            pa.array(self.histories.offsets), item_ids.take(self.histories.item_rows)
+        )
+        columns = {USER_ID: pa.array(self.histories.user_ids.tolist()), "history": history}
+        if self.histories.times is not None:
+            columns["times"] = pa.LargeListArray.from_arrays(pa.array(self.histories.offsets), self.histories.times)
+        return pa.table(columns)
+
+
+def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame | None]:
+    """Return everyone of either table, sorted by id, with what they did and the attributes that the model reads."""
+    active = tables.interactions.sequences(tables.catalog)
+    columns = attribute_columns(bundle)
+    if tables.users is None:
+        return active, pd.DataFrame({column: [None] * len(active) for column in columns}) if columns else None
+    histories = _with_inactive(active, tables.users)
+    if not columns:
+        return histories, None
+    known = tables.users.frame.reindex(columns=columns)
+    return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
+
+
+def _facts(tables: Tables, bundle: ModelBundle) -> ItemStatistics:
+    return ItemStatistics.of(tables.interactions.sequences(tables.catalog), tables.catalog, bundle.config.features.item)
+
+
+def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerManifest, folder: SealedFolder) -> TokenVectors:
+    """Return the vectors of the items' tokens, by the model of the bundle's ranker."""
+    assert sealed.reading is not None, "it reads texts"
+    reader = TokenReader.open(folder.folder(MODEL), sealed.reading.max_tokens)
+    texts = item_texts(catalog, bundle.config.features.item) or []
+    with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
+        return TokenVectors.of(reader, texts, sealed.digest, bar.update)
+
+
+def _newest(interactions: Interactions) -> float | None:
+    """Return when the newest interaction was, in Unix seconds; None where there are no times."""
+    if "timestamp" not in interactions.frame or not len(interactions):
+        return None
+    return float(interactions.frame["timestamp"].max())
+
+
+def _with_inactive(active: Sequences, users: Users) -> Sequences:
+    """Return the sequences with those users added who did nothing yet, sorted by id."""
+    inactive = np.setdiff1d(users.user_ids, active.user_ids)
+    user_ids = np.concatenate([active.user_ids, inactive])
+    offsets = np.concatenate([active.offsets, np.full(len(inactive), active.num_events)])
+    return Sequences(user_ids, offsets, active.item_rows, active.times, active.is_ordered).take(
+        np.argsort(user_ids, kind="stable")
+    )
+
+
+def _asking(
+    bundle: ModelBundle, index: ItemIndex, histories: Sequences, attributes: pd.DataFrame | None
+) -> Float32[np.ndarray, "users width"]:
+    """Return the vectors of some users as they are now, for models that look at the clock."""
+    users = np.random.default_rng(0).permutation(np.flatnonzero(histories.lengths > 0))[:SAMPLE]
+    known = None if attributes is None else attributes.iloc[users].reset_index(drop=True)
+    vectors = encode_users(bundle, index, histories.take(users), known, now=int(time.time()))
+    return sample_of(vectors)
+
+
+def _histories(table: pa.Table, catalog: Catalog) -> Sequences:
+    history = table["history"].combine_chunks()
+    lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False)
+    value_set = _arrow(catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
+    rows = pc.index_in(history.flatten().cast(value_set.type), value_set=value_set)
+    if rows.null_count:
+        raise ValueError(f"{rows.null_count} items of histories are not in the catalogue")
+    times = None
+    if "times" in table.column_names:
+        times = table["times"].combine_chunks().flatten().to_numpy()
+        if len(times) != len(rows):
+            raise ValueError(f"{len(rows)} items of histories, {len(times)} times")
+    user_ids = table[USER_ID].to_numpy()
+    return Sequences(user_ids, offsets_of(lengths), rows.to_numpy().astype(np.int64), times, is_ordered=True)
+
+
+def _digest(catalog: Catalog) -> str:
+    """Return the SHA-256 of what the catalogue says, whatever file it came from."""
+    digest = hashlib.sha256()
+    table = _arrow(catalog.frame)
+    with pa.ipc.new_stream(_HashSink(digest), table.schema) as stream:
+        stream.write_table(table)
+    return digest.hexdigest()
+
+
+class _HashSink:
+    """A file that only remembers the hash of what is written to it."""
+
+    closed = False
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return len(memoryview(data))
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _arrow(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None).combine_chunks()
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def _frame(path: Path, num_rows: int) -> pd.DataFrame:
+    frame: pd.DataFrame = read_parquet(path, num_rows).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+    return frame
+
+
+def _vectors(path: Path, seal: IndexManifest) -> dict[str, Float32[np.ndarray, "rows width"]]:
+    vectors, _ = mapped(path, "F32")
+    for name, num_rows in (("items", seal.num_items), ("users", seal.num_users)):
+        expected = num_rows, seal.width
+        if name in vectors and vectors[name].shape != expected:
+            raise ValueError(f"vectors of {name}: found {vectors[name].shape}, expected {expected}")
+    return vectors
+
+
+def _shortlists(path: Path, listed: PrecomputedInfo, num_items: int) -> PrecomputedTopK:
+    arrays, _ = mapped(path, "F32", "I32")
+    rows, scores = arrays["rows"], arrays["scores"]
+    if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape or rows.dtype != np.int32:
+        raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")
+    if rows.size and not -1 <= rows.min() <= rows.max() < num_items:
+        raise ValueError(f"shortlists with row {rows.max()} of {num_items}")
+    return PrecomputedTopK(rows, scores, listed.with_seen)

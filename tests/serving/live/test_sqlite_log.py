@@ -1,0 +1,285 @@
+"""The contract of a log, the same for each that there is."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from features.errors import DataError
+from serving.errors import NotReady
+from serving.live.log import Write
+from serving.live.open_log import open_log
+from serving.live.sqlite_log import SqliteLog
+from tests import running
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """The address of a PostgreSQL server; the test is skipped where the machine has none."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = [shutil.which(name) for name in ("initdb", "postgres")]
+    if not all(programs):
+        pytest.skip("no PostgreSQL on this machine")
+    # It does not run as root, and whoever else it runs as must reach its folder.
+    who = {} if os.getuid() else {"user": "postgres", "group": "postgres"}
+    try:
+        os.getuid() or pwd.getpwnam("postgres")
+    except KeyError:
+        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        if who:
+            shutil.chown(folder, **who)
+        data = Path(folder) / "data"
+        initdb, program = (str(Path(name).resolve()) for name in programs)
+        made = [initdb, "--pgdata", data, "--username", "towers", "--auth", "trust", "--no-sync", "--no-locale"]
+        subprocess.run(made, check=True, capture_output=True, cwd=folder, **who)
+        port = running.free_port()
+        server = subprocess.Popen(
+            [program, "-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1"],
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            **who,
+        )
+        address = f"postgresql://towers@127.0.0.1:{port}/postgres"
+        try:
+            wait_for_postgres(address)
+            yield address
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
+
+
+def wait_for_postgres(address):
+    import psycopg
+
+    deadline = time.monotonic() + running.SECONDS
+    while True:
+        try:
+            psycopg.connect(address).close()
+            return
+        except psycopg.OperationalError:
+            assert time.monotonic() < deadline, "PostgreSQL does not answer"
+            time.sleep(0.1)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def address(request, tmp_path):
+    """A log that is empty."""
+    if request.param == "sqlite":
+        return str(tmp_path / "live.db")
+    import psycopg
+
+    server = request.getfixturevalue("postgres")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS towers_log, towers_about")
+    return server
+
+
+@pytest.fixture
+def opened(address):
+    """Opens the same log once more."""
+    stores = []
+
+    def open_again():
+        stores.append(open_log(address))
+        return stores[-1]
+
+    yield open_again
+    for store in stores:
+        store.close()
+
+
+def event(number, key=None):
+    return Write("event", {"number": number, "text": "ä\0"}, key)
+
+
+def numbers(records):
+    return [record.body["number"] for record in records]
+
+
+def test_what_was_appended_comes_back_in_order_with_its_types(opened):
+    store = opened()
+    first = store.append([event(1), event("2")])
+    second = store.append([Write("deletion", {"number": 3})])
+    records = store.since(0)
+    assert numbers(records) == [1, "2", 3]
+    assert [record.kind for record in records] == ["event", "event", "deletion"]
+    assert records[0].body["text"] == "ä\0"
+    assert records[1].position == first.position < records[2].position == second.position
+    assert numbers(store.since(first.position)) == [3]
+    assert store.since(second.position) == []
+    assert abs(records[0].received - records[2].received) < 60
+
+
+def test_a_key_counts_once(opened):
+    store = opened()
+    assert store.append([event(1, "a"), event(2, "a"), event(3)]).num_repeated == 1
+    assert store.append([event(4, "a")]).num_repeated == 1
+    assert opened().append([event(5, "a"), event(6, "b")]).num_repeated == 1
+    assert numbers(store.since(0)) == [1, 3, 6]
+
+
+def test_the_version_changes_with_every_write_of_anyone_and_not_without(opened):
+    store, other = opened(), opened()
+    assert store.state() == other.state()
+    seen = store.version()
+    assert store.version() == seen
+    for writer in (store, other, store):
+        writer.append([event(1)])
+        assert store.version() != seen
+        seen = store.version()
+        assert store.version() == seen
+
+
+def test_many_writers_lose_nothing_and_readers_see_a_prefix_at_any_time(opened):
+    stores = [opened() for _ in range(3)]
+    acknowledged, seen, done = [], [], threading.Event()
+
+    def write(store, name):
+        names = [f"{name}-{number}" for number in range(40)]
+        acknowledged.extend((store.append([event(name)]).position, name) for name in names)
+
+    def read(store):
+        position = 0
+        while not done.is_set() or store.since(position):
+            for record in store.since(position):
+                seen.append(record.body["number"])
+                position = record.position
+
+    writers = [threading.Thread(target=write, args=(store, place)) for place, store in enumerate(stores)]
+    reader = threading.Thread(target=read, args=(opened(),))
+    for thread in (*writers, reader):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert seen == numbers(stores[0].since(0))
+    assert sorted(seen) == sorted(number for _, number in acknowledged)
+
+
+def test_more_than_is_given_at_once_is_read_in_several_goes(opened, monkeypatch):
+    for name in ("sqlite_log", "postgres_log"):
+        monkeypatch.setattr(f"serving.live.{name}.MOST_AT_ONCE", 3)
+    store = opened()
+    store.append([event(number) for number in range(8)])
+    assert numbers(store.since(0)) == [0, 1, 2]
+    assert numbers(store.since(store.since(0)[-1].position)) == [3, 4, 5]
+
+
+WRITER = """
+import sys
+from serving.live.log import Write
+from serving.live.open_log import open_log
+store = open_log(sys.argv[1])
+for number in range(10**9):
+    store.append([Write("event", {"number": number})])
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_survives_kill_9(opened, address):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, address],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    acknowledged = [int(writer.stdout.readline()) for _ in range(100)]
+    writer.send_signal(signal.SIGKILL)
+    acknowledged += [int(line) for line in writer.stdout if line.endswith("\n")]
+    writer.wait()
+    writer.stdout.close()
+    kept = numbers(opened().since(0))
+    assert kept[: len(acknowledged)] == acknowledged
+    assert len(kept) - len(acknowledged) <= 1, "one more may have been on the disk before anybody heard of it"
+
+
+def test_sqlite_keeps_its_log_on_the_disk_before_it_says_so(tmp_path):
+    store = SqliteLog(tmp_path / "live.db")
+    writer = store._file().writer
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,), "2 is FULL"
+    store.close()
+
+
+def test_a_file_that_is_something_else_is_one_clear_line(tmp_path):
+    (tmp_path / "products.csv").write_text("a,b\n1,2\n" * 500)
+    with pytest.raises(DataError, match=r"products.csv: cannot be used for live writes \(.*\); name another file"):
+        open_log(str(tmp_path / "products.csv"))
+
+
+def test_an_address_of_another_kind_is_one_clear_line():
+    with pytest.raises(DataError, match=r"live: expected a file, sqlite:///FILE or postgresql://.*, found mysql://"):
+        open_log("mysql://x")
+
+
+@pytest.mark.parametrize("spelling", ["{}", "sqlite:///{}"])
+def test_a_file_can_be_spelt_in_several_ways(tmp_path, spelling, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_log(spelling.format("live.db")).close()
+    open_log(spelling.format(tmp_path / "sub" / "live.db")).close()
+    assert (tmp_path / "live.db").exists()
+    assert (tmp_path / "sub" / "live.db").exists()
+
+
+def test_a_log_that_is_closed_or_broken_says_so_instead_of_losing_a_write(address):
+    store = open_log(address)
+    store.close()
+    for asked in (lambda: store.append([event(1)]), lambda: store.since(0), store.version):
+        with pytest.raises(NotReady, match="the log of live writes cannot be"):
+            asked()
+
+
+def test_a_database_that_stands_still_is_not_waited_for(postgres, monkeypatch):
+    import psycopg
+
+    for name in ("_SECONDS_TO_READ", "_SECONDS_TO_WRITE"):
+        monkeypatch.setattr(f"serving.live.postgres_log.{name}", 0.3)
+    store = open_log(postgres)
+    held = psycopg.connect(postgres)
+    held.execute("LOCK TABLE towers_log IN ACCESS EXCLUSIVE MODE")
+    # Not even the server's own time limit: what stands still does not look at its clock.
+    began = time.monotonic()
+    for ask in (store.version, lambda: store.append([event(1, "still")])):
+        connection = store._reader if ask == store.version else store._writer
+        connection.do(lambda one: one.execute("SET statement_timeout = 0"))
+        with pytest.raises(NotReady, match=r"did not answer within 0\.3 s"):
+            ask()
+    assert time.monotonic() - began < 2
+    held.close()
+    store.version()
+    assert store.append([event(1, "goes on")]).position > 0
+    store.close()
+
+
+def test_after_the_database_closed_a_connection_the_next_request_opens_another(postgres):
+    import psycopg
+
+    store = open_log(postgres)
+    store.append([event(1, "before")])
+    store.version()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    for ask in (store.version, lambda: store.append([event(2, "lost")])):
+        with pytest.raises(NotReady, match="the log of live writes cannot be"):
+            ask()
+    assert store.append([event(2, "after")]).num_repeated == 0
+    assert numbers(store.since(0))[-1] == 2
+    store.close()
+
+
+def test_a_database_that_does_not_answer_is_one_clear_line():
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with pytest.raises(DataError, match=r"live: the database cannot be used .*; see that it runs, and the address"):
+        open_log(f"postgresql://towers@127.0.0.1:{running.free_port()}/postgres")

@@ -1,0 +1,151 @@
+"""The spectral start against the ridge regression that it stands for, solved slowly, and what training makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from pydantic import ValidationError
+from sklearn.feature_extraction.text import TfidfTransformer
+
+from features.config import FeaturesConfig, FeatureSettings
+from features.errors import DataError
+from features.featurizer.featurizer import Featurizer
+from features.schema import Schema
+from features.sequences.ragged import offsets_of
+from features.sequences.sequences import Sequences
+from features.tables.tables import Catalog
+from towers.config import TowersConfig
+from training.config import RunConfig, TrainingConfig
+from training.loop.spectral_init import decompose
+from training.loop.trainer import Trainer, TrainingData
+
+RANDOM = np.random.default_rng(0)
+HAD = (RANDOM.random((40, 24)) < 0.25).astype(np.float32)
+COLORS = np.eye(4, dtype=np.float32)[RANDOM.integers(4, size=24)]
+SETTINGS: dict[str, Any] = {"regularisation": 3.0, "attributes": 2.0, "seed": 0}
+
+
+def start(width: int = 64, **settings: Any):
+    bags = {"color": sp.csr_array(COLORS)}
+    return decompose(sp.csr_array(HAD), bags, width, **{**SETTINGS, **settings})
+
+
+@pytest.mark.parametrize("attributes", [0.0, 2.0])
+def test_inner_products_are_the_scores_of_a_ridge_regression(attributes: float) -> None:
+    described = attributes * TfidfTransformer().fit_transform(COLORS).toarray().T
+    stacked = np.concatenate([HAD, described]).astype(np.float64)
+    gram = stacked.T @ stacked
+    scores = gram @ np.linalg.inv(gram + 3.0 * np.eye(24))
+    items = start(attributes=attributes).items[:, :-1]
+    longest = np.sqrt(scores.diagonal().max())
+    np.testing.assert_allclose(items @ items.T * longest**2, scores, atol=1e-5)
+
+
+def test_items_have_length_one_and_the_longest_needs_no_more_for_it() -> None:
+    items = start(width=9).items
+    assert items.shape == (24, 9)
+    np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1, atol=1e-6)
+    assert items[:, -1].min() == pytest.approx(0, abs=1e-3)
+
+
+def test_of_a_wide_vector_the_numbers_beyond_the_rank_are_zero() -> None:
+    items = start(width=100).items
+    assert items.shape == (24, 100)
+    assert not items[:, 24:-1].any()
+
+
+def test_an_item_that_nobody_had_is_where_its_value_begins() -> None:
+    had = HAD.copy()
+    had[:, 0] = 0
+    begun = decompose(sp.csr_array(had), {"color": sp.csr_array(COLORS)}, 64, **SETTINGS)
+    item, value = begun.items[0, :-1], begun.values["color"][COLORS[0].argmax(), :-1]
+    assert item @ value / np.linalg.norm(item) / np.linalg.norm(value) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_same_seed_begins_at_the_same_place() -> None:
+    np.testing.assert_array_equal(start().items, start().items)
+
+
+def trainer_of(features: dict[str, FeatureSettings], **options: Any) -> Trainer:
+    config = RunConfig(
+        features=FeaturesConfig(interactions="none.parquet", history=30, item=features),
+        towers=TowersConfig(width=32, history="mean", id_dropout=0.5),
+        training=TrainingConfig(
+            start="spectral", start_regularisation=3.0, start_attributes=2.0, batch_events=64, epochs=2, patience=1
+        ),
+    )
+    users, rows = HAD.nonzero()
+    offsets = offsets_of(np.bincount(users, minlength=len(HAD)))
+    sequences = Sequences(np.arange(len(HAD)), offsets, rows, None, is_ordered=False)
+    words = np.array(["red", "green", "blue", "grey"])[COLORS.argmax(1)]
+    catalog = Catalog(pd.DataFrame({"item_id": np.arange(24), "color": words, "name": [f"{w} thing" for w in words]}))
+    featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, None, sequences)
+    data = TrainingData.prepare(sequences, catalog, None, featurizer)
+    return Trainer(config, data, device=torch.device("cpu"), quiet=True, **options)
+
+
+WITH_COLOR = {"item_id": FeatureSettings(kind="id"), "color": FeatureSettings(kind="category")}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{}, {"name": FeatureSettings(kind="text")}, {"name": FeatureSettings(kind="text", fixed=8)}],
+    ids=["color", "and a text", "and a fixed text"],
+)
+def test_the_towers_begin_at_the_decomposition_whatever_else_is_known_of_an_item(others: dict[str, Any]) -> None:
+    qualities = iter([0.9, 0.1, 0.1, 0.1])
+    trainer = trainer_of({**WITH_COLOR, **others}, validate=lambda model: next(qualities))
+    model = trainer.fit()  # the beginning was the best
+    assert trainer.progress.best_step == 0
+    with torch.no_grad():
+        items = model.item_vectors(trainer.data.item_features)
+        history = torch.tensor([3, 7, 11])
+        user = model.user_vectors(
+            items[history], torch.tensor([0, 3]), trainer.data.user_features.take(torch.tensor([0]))
+        )
+    np.testing.assert_allclose(items.norm(dim=1), 1, atol=1e-5)
+    expected = items[:, :-1] @ items[history, :-1].sum(0)
+    np.testing.assert_allclose(torch.corrcoef(torch.stack([items @ user[0], expected]))[0, 1], 1, atol=1e-5)
+    if not others:
+        places = start(width=32).items[:, :-1]
+        np.testing.assert_allclose(items[:, :-1] @ items[:, :-1].T, places @ places.T, atol=1e-4)
+
+
+def test_training_goes_on_from_there_and_is_kept_where_it_is_better() -> None:
+    qualities = iter([0.1, 0.5, 0.9])
+    told: list[tuple[int, float]] = []
+    trainer = trainer_of(
+        WITH_COLOR,
+        validate=lambda model: next(qualities),
+        on_epoch=lambda progress, measured: told.append((progress.epoch, measured["validation_ndcg_at_10"])),
+    )
+    trainer.fit()
+    assert told == [(0, 0.1), (1, 0.5), (2, 0.9)]
+    assert trainer.progress.best == 0.9
+    assert trainer.progress.best_step == trainer.progress.step > 0
+
+
+def test_no_step_is_made_when_none_was_best() -> None:
+    trainer = trainer_of(WITH_COLOR, steps=0)
+    model = trainer.fit()
+    assert trainer.progress.step == 0
+    assert not model.user_tower.beginning.any()
+
+
+def test_items_without_ids_have_no_such_start() -> None:
+    with pytest.raises(DataError, match="add item_id"):
+        trainer_of({"color": FeatureSettings(kind="category")}).fit()
+
+
+def test_without_histories_there_is_no_such_start() -> None:
+    with pytest.raises(ValidationError, match='set start = "random"'):
+        RunConfig(
+            features=FeaturesConfig(interactions="none.parquet"),
+            towers=TowersConfig(history="none"),
+            training=TrainingConfig(start="spectral"),
+        )

@@ -1,0 +1,76 @@
+"""The running average of the weights: the paper's, and never mixed up with the weights themselves."""
+
+import pytest
+import torch
+from torch import nn
+
+from training.loop.weight_averaging import EVERY, RECENCY, WeightAverage
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Linear(1, 1, bias=False)
+
+
+def put(model: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        model.weight.fill_(value)
+
+
+def test_the_average_is_the_papers(model: nn.Module) -> None:
+    put(model, 7.0)
+    average, expected = WeightAverage(model), 7.0
+    values = torch.randn(40 * EVERY, generator=torch.Generator().manual_seed(0))
+    for step, value in enumerate(values.tolist(), start=1):
+        put(model, value)
+        average.add(step)
+        if step % EVERY == 1:
+            t = step // EVERY + 1
+            share = (RECENCY + 1) / (t + RECENCY)
+            expected = (1 - share) * expected + share * value
+    assert average.tensors["weight"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_first_weights_take_the_place_of_the_random_ones(model: nn.Module) -> None:
+    put(model, 1e6)
+    average = WeightAverage(model)
+    put(model, 3.0)
+    average.add(1)  # its share is (8 + 1) / (1 + 8) = 1
+    assert average.tensors["weight"].item() == 3.0
+
+
+def test_the_mean_weight_is_a_tenth_of_the_run_old(model: nn.Module) -> None:
+    average = WeightAverage(model)
+    for step in range(1, 2000 * EVERY + 1):
+        put(model, float(step))
+        average.add(step)
+    age = 1 - average.tensors["weight"].item() / (2000 * EVERY)
+    assert age == pytest.approx(1 / (RECENCY + 2), rel=0.01)
+
+
+def test_the_model_gets_its_own_weights_back_whatever_happens(model: nn.Module) -> None:
+    put(model, 1.0)
+    average = WeightAverage(model)
+    put(model, 5.0)
+    with average.in_place():
+        assert model.weight.item() == 1.0
+    assert model.weight.item() == 5.0
+    with pytest.raises(KeyboardInterrupt), average.in_place():
+        raise KeyboardInterrupt
+    assert model.weight.item() == 5.0
+    assert average.tensors["weight"].item() == 1.0
+
+
+def test_a_restored_average_goes_on_as_if_nothing_had_happened(model: nn.Module) -> None:
+    first = WeightAverage(model)
+    for step in range(1, 101):
+        put(model, step**0.5)
+        first.add(step)
+    second = WeightAverage(nn.Linear(1, 1, bias=False))
+    second._model.load_state_dict(model.state_dict())
+    second.restore({name: value.clone() for name, value in first.tensors.items()})
+    for average in (first, second):
+        with torch.no_grad():
+            average._model.weight.fill_(2.0)
+        average.add(101)
+    assert first.tensors["weight"].item() == second.tensors["weight"].item()

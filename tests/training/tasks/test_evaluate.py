@@ -1,0 +1,142 @@
+"""`towers evaluate`: which questions are asked, and that nothing is fitted twice that would come out the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from features.sequences.sequences import Queries
+from features.sequences.split import Split
+from tests.running import write_small_shop
+from training.commands import evaluate
+from training.evaluation.baselines.popularity import PopularityBaseline
+from training.evaluation.evaluate import Evaluation, Recommender
+from training.tasks import evaluate as judging
+from training.tasks.evaluate import SELECTED, evaluate_run
+
+RUN = """\
+[features]
+interactions = "data/interactions.parquet"
+items = "data/items.parquet"
+item = { title = { kind = "text" } }
+columns = { timestamp = "timestamp" }
+
+[training]
+seed = 5
+"""
+PROTOCOLS = ["leave-one-out", "time", "users", "cold-items"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """A run.toml beside a small shop."""
+    write_small_shop(tmp_path / "data", users=150, items=100, interactions=1_600)
+    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
+    return tmp_path / "run.toml"
+
+
+@pytest.fixture
+def learned_from(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
+    """The splits that towers were trained on; popularity stands in for the towers, and for all baselines."""
+    splits = []
+
+    def trained(config: Any, tables: Any, split: Split, device: torch.device, name: str) -> Recommender:
+        splits.append(split)
+        return named("two towers", split)
+
+    monkeypatch.setattr(judging, "_trained", trained)
+    return splits
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
+    """The splits that baselines were fitted on."""
+    splits = []
+
+    def fit(split: Split, *, recommend_seen: bool, texts: list[str] | None) -> tuple[list[Recommender], list[str]]:
+        assert texts is not None
+        assert len(texts) == 100
+        splits.append(split)
+        return [named("popularity", split)], ["The same for all.", f"Fit {len(splits)}."]
+
+    monkeypatch.setattr(judging, "fit_baselines", fit)
+    return splits
+
+
+def named(name: str, split: Split) -> PopularityBaseline:
+    recommender = PopularityBaseline.fit(split.train, len(split.candidates))
+    recommender.name = name
+    return recommender
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_baselines_are_fitted_once_where_every_seed_has_the_same_split(
+    settings: Path, learned_from: list[Split], fitted: list[Split], protocol: str
+):
+    report = evaluate_run(settings, (), protocol, seeds=3, device="cpu")
+    assert len(learned_from) == 3
+    assert report.seeds == (5, 6, 7)
+    if protocol in ("users", "cold-items"):
+        assert len(fitted) == 3
+        assert report.notes == ("The same for all.", "seed 5: Fit 1.", "seed 6: Fit 2.", "seed 7: Fit 3.")
+        assert not np.array_equal(learned_from[0].train.item_rows, learned_from[1].train.item_rows)
+    else:
+        assert len(fitted) == 1
+        assert report.notes == ("The same for all.", "Fit 1.")
+        assert all(np.array_equal(learned_from[0].train.item_rows, other.train.item_rows) for other in learned_from)
+    assert report.rows[1].metrics["ndcg_at_10"].sd == pytest.approx(report.rows[0].metrics["ndcg_at_10"].sd)
+
+
+def test_without_an_order_each_seed_has_its_own_last_items(
+    settings: Path, learned_from: list[Split], fitted: list[Split]
+):
+    settings.write_text(RUN.replace('columns = { timestamp = "timestamp" }', ""), encoding="utf-8")
+    evaluate_run(settings, (), "leave-one-out", seeds=2, device="cpu")
+    assert len(fitted) == 2
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_on_validation_the_test_questions_are_never_asked(
+    settings: Path, learned_from: list[Split], fitted: list[Split], protocol: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+    ask = judging.evaluate
+
+    def listening(recommender: Recommender, questions: Queries, *rest: Any, **more: Any) -> Evaluation:
+        asked.append(questions)
+        return ask(recommender, questions, *rest, **more)
+
+    monkeypatch.setattr(judging, "evaluate", listening)
+    report = evaluate_run(settings, (), protocol, part="validation", seeds=1, device="cpu")
+    (split,) = learned_from
+    assert all(questions is split.validation for questions in asked)
+    assert report.headline.startswith(f"{protocol} · validation · {len(split.validation):,} questions")
+    assert report.notes[-1] == SELECTED
+    on_test = evaluate_run(settings, (), protocol, seeds=1, device="cpu")
+    assert asked[-1] is learned_from[-1].test
+    assert on_test.part == "test"
+    assert SELECTED not in on_test.notes
+    # Whichever part is asked, the same is learned from.
+    assert np.array_equal(learned_from[0].train.item_rows, learned_from[1].train.item_rows)
+
+
+def test_people_who_were_held_out_are_also_judged_by_twenty(
+    settings: Path, learned_from: list[Split], fitted: list[Split]
+):
+    metrics = evaluate_run(settings, (), "users", seeds=1, device="cpu").rows[0].metrics
+    assert {"recall_at_20", "recall_at_50", "ndcg_at_100"} <= metrics.keys()
+    assert "recall_at_20" not in evaluate_run(settings, (), "time", seeds=1, device="cpu").rows[0].metrics
+
+
+def test_the_flag_chooses_the_questions(settings: Path, learned_from: list[Split], fitted: list[Split]):
+    said = CliRunner().invoke(evaluate, [str(settings), "--on", "validation"], catch_exceptions=False).stdout
+    assert said.startswith("leave-one-out · validation · ")
+    said = CliRunner().invoke(evaluate, [str(settings)], catch_exceptions=False).stdout
+    assert said.startswith("leave-one-out · test · ")
+    wrong = CliRunner().invoke(evaluate, [str(settings), "--on", "training"])
+    assert "'training' is not one of 'test', 'validation'" in wrong.output

@@ -1,0 +1,5 @@
+"""The command line.
+
+- `main`: the command `towers` and its error messages; `commands`: `towers keygen` and `towers sign`.
+- `doctor`: checks the installation; `demo`: all commands on a generated shop.
+"""

@@ -1,0 +1,212 @@
+"""Where a recommender fails: the slices of a judgement, the worst first, for the terminal, as a page and as a table.
+
+Recall@50 decides, as the retriever's work is to have the answer among the candidates; what a re-ranker makes of their
+order is another question. The rule of thumb that every report repeats is that of `advice`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.files import atomic_file
+from features.tables.tables import data_digests, read_tables
+from training.audit.ranks import About, Ranks
+from training.audit.slices import CUTOFFS, WHOLE, slice_metrics
+from training.evaluation.html import aligned, html_page, html_paragraphs, html_table
+
+TABLE = "slices.parquet"
+PAGE = "audit.html"
+LEAST = 30
+"""Questions that a slice needs to be told by itself and to fail a gate."""
+POOR, GOOD = 0.85, 0.95
+"""Shares of the answers among the first 50, of the rule of thumb."""
+
+_WIDEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The slices of one recommender's judgement.
+
+    Attributes:
+        about: What was judged.
+        recommender: Whose it is.
+        num_seeds: Trainings; the questions of all of them are together.
+        least: Questions that a slice needs to be told by itself.
+        slices: One row each, the whole first; see `slicing.slice_metrics` for the columns.
+        notes: What a reader should know, a sentence each.
+    """
+
+    about: About
+    recommender: str
+    num_seeds: int
+    least: int
+    slices: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, ranks: Ranks, recommender: str | None = None, least: int = LEAST) -> Audit:
+        """Cut a judgement by the tables that it was made from, as they are today.
+
+        Args:
+            ranks: What the evaluation kept.
+            recommender: Whose judgement. None: that of the recommender in question, the first.
+            least: Values with fewer questions are put together.
+
+        Raises:
+            DataError: There is no such recommender, or the tables cannot be read or lack what was judged.
+        """
+        chosen = ranks.of(recommender or ranks.recommenders[0])
+        config, folder = ranks.about.settings.features, Path(ranks.about.tables_folder)
+        tables = read_tables(config, folder)
+        changed = [name for name, digest in data_digests(config, folder).items() if digest != ranks.about.digests[name]]
+        notes = [f"The {name} changed since the evaluation; slices are by what they are now." for name in changed]
+        return cls(
+            about=ranks.about,
+            recommender=chosen.recommenders[0],
+            num_seeds=chosen.answers["seed"].nunique(),
+            least=least,
+            slices=slice_metrics(chosen, tables, config, least),
+            notes=tuple(notes),
+        )
+
+    @property
+    def whole(self) -> pd.Series:
+        """The row of the whole."""
+        return self.slices.iloc[0]
+
+    @property
+    def worst(self) -> pd.DataFrame:
+        """The slices with enough questions, the one farthest below the whole first."""
+        apart = self.slices[(self.slices["facet"] != WHOLE) & (self.slices["questions"] >= self.least)]
+        return apart.sort_values("gap_at_50", ascending=False, kind="stable")
+
+    @property
+    def headline(self) -> str:
+        """One line on what was cut: whose judgement, which questions, into what."""
+        facets = self.slices["facet"].nunique() - 1
+        seeds = "" if self.num_seeds == 1 else f" · {self.num_seeds} seeds"
+        return (
+            f"{self.recommender} · {self.about.protocol} · {self.about.part} · {self.whole['questions']:,} questions"
+            f"{seeds} · {len(self.slices) - 1:,} slices by {facets} facets"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return everything as flat names, for a tracking server: `all/recall_at_50`, `language/fr/gap_at_50`, …."""
+        flat: dict[str, float] = {}
+        names = [f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "gap", "exposure")]
+        for row in self.slices.to_dict("records"):
+            prefix = WHOLE if row["facet"] == WHOLE else f"{_word(row['facet'])}/{_word(row['value'])}"
+            flat |= {f"{prefix}/{name}": float(row[name]) for name in names if pd.notna(row[name])}
+        return flat
+
+    def write(self, folder: Path) -> None:
+        """Write `slices.parquet` and `audit.html` into a folder, each complete or not at all."""
+        with atomic_file(folder / TABLE) as temporary:
+            pq.write_table(pa.Table.from_pandas(self.slices, preserve_index=False), temporary, compression="zstd")
+        with atomic_file(folder / PAGE) as temporary:
+            temporary.write_text(self.to_html(), encoding="utf-8")
+
+    def to_text(self, most: int = 15) -> str:
+        """Return the worst slices for a terminal, at most 120 columns wide.
+
+        Args:
+            most: How many slices.
+        """
+        lines = [self.headline, self._whole_line(), "", self.advice()]
+        worst = list(self.worst.head(most).itertuples(index=False))
+        if worst:
+            head = ["the worst", "questions", "R@50", "95 %", "gap ", "R@10", "shown / there"]
+            rows = [[f"{row.facet}={row.value}", *_numbers(row), _lift(row)] for row in worst]
+            lines += ["", *aligned([head, *rows], _WIDEST_NAME)]
+        return "\n".join([*lines, "", *self._meanings(), *self.notes])
+
+    def to_html(self) -> str:
+        """Return a page of its own with every slice; nothing is loaded from elsewhere."""
+        worst = [self._html_row(row, f"{row.facet}={row.value}") for row in self.worst.head(25).itertuples(index=False)]
+        parts = [html_paragraphs([self._whole_line(), *self.advice().splitlines()])]
+        parts += ["<h2>The worst first</h2>", html_table(_HTML_HEAD, worst)]
+        for facet, slices in self.slices.iloc[1:].groupby("facet", sort=False):
+            rows = [self._html_row(row, str(row.value)) for row in slices.itertuples(index=False)]
+            parts += [f"<h2>{escape(str(facet))}</h2>", html_table(_HTML_HEAD, rows)]
+        return html_page(self.headline, *parts, html_paragraphs([*self._meanings(), *self.notes]))
+
+    def advice(self) -> str:
+        """Return the rule of thumb, and on which side of it the whole is."""
+        recall = float(self.whole["recall_at_50"])
+        if recall < POOR:
+            verdict = "so look at the encoder and the data first"
+        elif recall > GOOD:
+            verdict = "so if the lists are still poor, add a re-ranker"
+        else:
+            verdict = "so either may pay; begin with the worst slices"
+        return (
+            f"R@50 is {recall:.1%}, {verdict}.\nThe rule of thumb: below {POOR:.0%} the encoder or the data is the "
+            f"problem; above {GOOD:.0%} and still poor, add a re-ranker.\nIt comes from search, where the question "
+            "says what is wanted; what somebody takes next nobody can know so well."
+        )
+
+    def _whole_line(self) -> str:
+        whole = self.whole
+        bounds = {k: _interval(whole[f"recall_at_{k}_low"], whole[f"recall_at_{k}_high"]) for k in CUTOFFS}
+        return " · ".join(f"R@{k} {whole[f'recall_at_{k}']:.4f} {bounds[k]}" for k in reversed(CUTOFFS))
+
+    def _meanings(self) -> list[str]:
+        by_chance = f"{len(self.worst)} slices some {len(self.worst) / 20:.0f}"
+        return [
+            f"gap: how far R@50 is below the whole's; * it is outside the 95 % interval, as for {by_chance} by chance.",
+            "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
+            f"Where there are many values, those with fewer than {self.least} questions are together as (other).",
+        ]
+
+    def _html_row(self, row: Any, name: str) -> str:
+        questions, recall, interval, gap, recall_at_10 = _numbers(row)
+        share = 0.0 if pd.isna(row.recall_at_50) else row.recall_at_50
+        shares = (row.answer_share, row.catalogue_share, row.exposure_at_50)
+        others = "".join(
+            f"<td>{cell}</td>" for cell in (recall_at_10, *("–" if pd.isna(one) else f"{one:.1%}" for one in shares))
+        )
+        return (
+            f'<tr{" class=few" if row.questions < self.least else ""}><th scope="row">{escape(name)}</th>'
+            f'<td>{questions}</td><td class=bar style="--share:{share:.0%}">{recall}</td><td>{interval}</td>'
+            f"<td{' class=apart' if row.stands_apart else ''}>{gap.rstrip('* ')}</td>{others}</tr>"
+        )
+
+
+_HTML_HEAD = (
+    "", "questions", "R@50", "95 %", "gap", "R@10", "of the answers", "of the items", "of what is shown"
+)  # fmt: skip
+
+
+def _numbers(row: Any) -> list[str]:
+    """Return the cells of a slice: questions, recall@50 with its interval and gap, recall@10."""
+    if row.questions == 0:
+        return ["0", "–", "–", "– ", "–"]
+    return [
+        f"{row.questions:,}",
+        f"{row.recall_at_50:.4f}",
+        _interval(row.recall_at_50_low, row.recall_at_50_high),
+        f"{row.gap_at_50:+.4f}{'*' if row.stands_apart else ' '}",
+        f"{row.recall_at_10:.4f}",
+    ]
+
+
+def _lift(row: Any) -> str:
+    return "" if not row.catalogue_share > 0 else f"{row.exposure_at_50 / row.catalogue_share:.2f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def _word(text: str) -> str:
+    """Return text as a part of a metric's name: MLflow takes neither every letter nor every path."""
+    return re.sub(r"[^\w \-]+", "_", text).strip() or "_"

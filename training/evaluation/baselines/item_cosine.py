@@ -1,0 +1,61 @@
+"""Items by the cosine of the users that they share."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float32
+
+from features.sequences.matrix import interaction_matrix
+from features.sequences.sequences import Queries, Sequences
+
+
+class ItemCosine:
+    """Items are alike if the same people had them; a person gets what is most like the history, summed over it.
+
+    `similarity(i, j) = users of both / sqrt(users of i * users of j)`, 0 of an item with itself, and for each
+    recommended item only the `neighbours` most alike count.
+    """
+
+    name = "item-item cosine"
+
+    def __init__(self, similarity: sp.csr_array[np.float32]) -> None:
+        """Take the similarity of every history item (row) with every recommended one (column)."""
+        self._similarity = similarity
+
+    @classmethod
+    def fit(cls, train: Sequences, num_items: int, *, neighbours: int | None = 100) -> ItemCosine:
+        """Compute the similarities.
+
+        Args:
+            train: Who had what.
+            num_items: Size of the catalogue.
+            neighbours: How many similar items of each recommended item count. None: all of them, which takes memory of
+                the order of the square of the catalogue.
+        """
+        had = interaction_matrix(train, num_items)
+        norms = np.sqrt(np.bincount(had.indices, minlength=num_items))
+        had.data /= norms[had.indices].astype(np.float32)
+        by_item = sp.csr_array(had.T)
+        block = max(1, 8_000_000 // max(1, num_items))
+        parts = [
+            _nearest(sp.csr_array(by_item[start : start + block] @ had), start, neighbours)
+            for start in range(0, num_items, block)
+        ]
+        return cls(sp.csr_array(sp.vstack(parts).T))
+
+    def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
+        """Return the summed similarity of each item with the items of the history."""
+        return (interaction_matrix(queries.history, self._similarity.shape[0]) @ self._similarity).toarray()
+
+
+def _nearest(similarity: sp.csr_array[np.float32], first_row: int, count: int | None) -> sp.csr_array[np.float32]:
+    """Return only the largest `count` entries of each row, without the item itself; row 0 is the item `first_row`."""
+    rows = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
+    similarity.data[similarity.indices == rows + first_row] = 0
+    if count is not None:
+        for row in np.flatnonzero(np.diff(similarity.indptr) > count):
+            values = similarity.data[similarity.indptr[row] : similarity.indptr[row + 1]]
+            values[np.argpartition(values, -count)[:-count]] = 0
+    similarity.eliminate_zeros()
+    return similarity

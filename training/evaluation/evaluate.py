@@ -1,0 +1,327 @@
+"""Questions to judgement: rank the whole catalogue for every question, exactly, and score where the answers come.
+
+A `Recommender` only gives scores. What may not be recommended (the history, and what is no candidate) is taken out
+here, in one place and in the same way for all of them, and ties are broken by lot, so that a recommender that knows
+nothing does as well as chance and no better. No sampled negatives, no index in between: what is measured is the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Float32, Int
+from tqdm import tqdm
+
+from features.errors import CellError, DataError
+from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.sequences import Queries
+from features.values.distinct import column_cells
+from features.values.readings import numbers_in
+from training.evaluation.metrics import NEVER, bootstrap_interval, coverage, metrics_per_question
+
+CUTOFFS = (10, 50, 100)
+"""The k of the metrics."""
+CUTOFFS_FOR_USERS = (10, 20, 50, 100)
+"""For people who were held out: their tables in the literature have Recall@20, Recall@50 and NDCG@100."""
+MAX_CELLS = 2**24
+"""Most scores in memory at a time, whatever the block (16 million: some 250 MB with the comparisons and the order)."""
+
+
+def cutoffs_of(protocol: str) -> tuple[int, ...]:
+    """Return the k of the metrics of a protocol, as `Split.name` calls it."""
+    return CUTOFFS_FOR_USERS if protocol == "users" else CUTOFFS
+
+
+class Recommender(Protocol):
+    """Whatever can give every item a score for every question."""
+
+    @property
+    def name(self) -> str:
+        """What the row in the report is called."""
+
+    def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
+        """Return a score for every item of the catalogue, higher is better, -inf for an item that is out of question.
+
+        It is called with a block of the questions. It need not leave out histories and non-candidates, and must not
+        look at the answers.
+        """
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well one recommender did on one set of questions.
+
+    Attributes:
+        name: The recommender's.
+        ranks: Rank of each answer among all candidates, from 1, `[targets]`; `NEVER` where it is not recommended.
+        target_offsets: Where each question's answers begin, `[questions + 1]`.
+        per_question: One number per question, by metric: `recall_at_10`, `ndcg_at_10`, `mrr_at_10`, ….
+        coverage: Share of the candidates recommended to anybody, by metric: `coverage_at_10`, …; empty for a slice.
+        num_candidates: How many items were ranked.
+        exposure: How many questions were shown each item among the first k, `[items]`, by k; empty where the coverage
+            is.
+    """
+
+    name: str
+    ranks: Int[np.ndarray, "targets"]
+    target_offsets: Int[np.ndarray, "questions_plus_1"]
+    per_question: dict[str, np.ndarray]
+    coverage: dict[str, float]
+    num_candidates: int
+    exposure: dict[int, Int[np.ndarray, "items"]] = field(default_factory=dict)
+
+    @property
+    def num_questions(self) -> int:
+        """The number of questions."""
+        return len(self.target_offsets) - 1
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean over the questions, by metric, and the coverage."""
+        return {name: float(values.mean()) for name, values in self.per_question.items()} | self.coverage
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % bootstrap interval of every mean, by metric."""
+        low, high = bootstrap_interval(np.stack(list(self.per_question.values()), axis=1))
+        return {name: (float(low[column]), float(high[column])) for column, name in enumerate(self.per_question)}
+
+    def lead_over(self, other: Evaluation, metric: str) -> tuple[float, float, float]:
+        """Return by how much the mean is above another recommender's on the same questions, with its 95 % interval.
+
+        Returns:
+            The mean difference and the bounds of the paired bootstrap interval. The lead is real if 0 is outside.
+        """
+        assert np.array_equal(self.target_offsets, other.target_offsets), "not the same questions"
+        differences = self.per_question[metric] - other.per_question[metric]
+        low, high = bootstrap_interval(differences[:, None])
+        return float(differences.mean()), float(low[0]), float(high[0])
+
+    def only(self, targets: Bool[np.ndarray, "targets"]) -> Evaluation | None:
+        """Return the judgement on some of the answers; None if there are none of them.
+
+        The ranks stay those among all candidates. Questions without any such answer are left out.
+        """
+        lengths = np.add.reduceat(targets.astype(np.int64), self.target_offsets[:-1])
+        if not targets.any():
+            return None
+        offsets = offsets_of(lengths[lengths > 0])
+        cutoffs = tuple(
+            int(name.removeprefix("recall_at_")) for name in self.per_question if name.startswith("recall_at_")
+        )
+        values = metrics_per_question(self.ranks[targets], offsets, cutoffs)
+        return Evaluation(self.name, self.ranks[targets], offsets, values, {}, self.num_candidates)
+
+
+def evaluate(
+    recommender: Recommender,
+    queries: Queries,
+    candidates: Bool[np.ndarray, "items"],
+    *,
+    recommend_seen: bool,
+    cutoffs: tuple[int, ...] = CUTOFFS,
+    block: int = 512,
+    seed: int = 0,
+    with_coverage: bool = True,
+    progress: bool = False,
+) -> Evaluation:
+    """Rank all candidates for every question and judge the ranking.
+
+    Args:
+        recommender: Gives the scores.
+        queries: The questions and their answers.
+        candidates: Which items are ranked.
+        recommend_seen: Whether items of a question's history stay in its ranking.
+        cutoffs: The k of the metrics.
+        block: Most questions at a time; fewer where the catalogue is large. The result does not depend on it.
+        seed: For breaking ties: every item has the same chance to come first among its equals.
+        with_coverage: Whether to find out what is recommended, for the coverage and the exposure; it takes most of the
+            time.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: A score is NaN or +inf.
+    """
+    assert len(queries) > 0, "no questions"
+    assert candidates[queries.target_rows].all(), "an answer is no candidate"
+    size = max(1, min(block, MAX_CELLS // len(candidates)))
+    longest = min(max(cutoffs), int(candidates.sum()))
+    ranks = np.empty(len(queries.target_rows), dtype=np.int64)
+    exposure = {k: np.zeros(len(candidates), dtype=np.int64) for k in cutoffs if with_coverage}
+    with tqdm(
+        total=len(queries), desc=recommender.name, unit=" questions", leave=False, disable=None if progress else True
+    ) as bar:
+        for start in range(0, len(queries), size):
+            part = queries.take(np.arange(start, min(start + size, len(queries))))
+            scores = _masked_scores(recommender, part, candidates, recommend_seen)
+            lots = _Lots(seed, start, len(candidates))
+            first, end = queries.target_offsets[[start, start + len(part)]]
+            ranks[first:end] = _ranks(scores, part, lots)
+            if with_coverage:
+                top = _top(scores, longest, lots)
+                for k, shown in exposure.items():
+                    np.add.at(shown, top[:, :k][top[:, :k] >= 0], 1)
+            bar.update(len(part))
+    shares = {f"coverage_at_{k}": coverage(shown > 0, candidates) for k, shown in exposure.items()}
+    values = metrics_per_question(ranks, queries.target_offsets, cutoffs)
+    num_candidates = int(candidates.sum())
+    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, exposure)
+
+
+def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:
+    """Return the judgement on warm and cold users and on warm and cold items apart; those that are empty are left out.
+
+    A user is cold without any history. An item is cold if training has not seen it.
+
+    Args:
+        evaluation: Of these very questions.
+        queries: The questions.
+        warm_items: Which items training has seen (`Split.warm_items`).
+    """
+    assert np.array_equal(evaluation.target_offsets, queries.target_offsets), "not the same questions"
+    has_history = np.repeat(queries.history.lengths > 0, np.diff(queries.target_offsets))
+    is_warm = warm_items[queries.target_rows]
+    chosen = {"warm users": has_history, "cold users": ~has_history, "warm items": is_warm, "cold items": ~is_warm}
+    parts = {name: evaluation.only(targets) for name, targets in chosen.items()}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+class TableRecommender:
+    """Recommendations that somebody else made, as a table; for judging what a service gave out, or an oracle's list.
+
+    Items that the table does not give to a user are never found. Users who are not in it get nothing.
+    """
+
+    def __init__(self, name: str, table: pd.DataFrame, item_ids: np.ndarray) -> None:
+        """Read the table.
+
+        Args:
+            name: What the row in the report is called.
+            table: `user_id`, `item_id` and `rank` (from 1), or `score` where there is no rank. Any order of rows.
+            item_ids: The catalogue's ids, in its order.
+
+        Raises:
+            DataError: A column is missing, a rank or score is no number, an item is not in the catalogue, or a user
+                has an item twice.
+        """
+        missing = {"user_id", "item_id"} - set(table.columns)
+        if missing or not {"rank", "score"} & set(table.columns):
+            found = ", ".join(map(str, table.columns))
+            raise DataError(
+                f"{name}: expected the columns user_id, item_id and rank or score, found {found}; rename them"
+            )
+        self.name = name
+        self._num_items = len(item_ids)
+        rows = pd.Index(item_ids).get_indexer(pd.Index(table["item_id"].to_numpy()))
+        if (rows < 0).any():
+            unknown = table["item_id"].to_numpy()[rows < 0][0]
+            raise DataError(f"{name}: item {unknown!r} is not in the catalogue; use the catalogue it was made from")
+        self._users = pd.Index(pd.unique(table["user_id"].to_numpy()))
+        users = self._users.get_indexer(pd.Index(table["user_id"].to_numpy()))
+        order = np.argsort(users, kind="stable")
+        pairs = users.astype(np.int64) * self._num_items + rows
+        if len(np.unique(pairs)) < len(pairs):
+            raise DataError(f"{name}: a user has the same item twice; keep one row for each")
+        scores = -_numbers(name, table, "rank") if "rank" in table else _numbers(name, table, "score")
+        self._item_rows = rows[order]
+        self._scores = scores[order].astype(np.float32)
+        self._offsets = offsets_of(np.bincount(users, minlength=len(self._users)))
+
+    def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
+        """Return the table's scores, -inf where it says nothing."""
+        users = self._users.get_indexer(pd.Index(queries.history.user_ids))
+        known = np.flatnonzero(users >= 0)
+        lengths = np.diff(self._offsets)[users[known]]
+        events = ragged_arange(self._offsets[:-1][users[known]], lengths)
+        scores = np.full((len(queries), self._num_items), -np.inf, dtype=np.float32)
+        scores[np.repeat(known, lengths), self._item_rows[events]] = self._scores[events]
+        return scores
+
+
+def _numbers(name: str, table: pd.DataFrame, column: str) -> Float[np.ndarray, " rows"]:
+    try:
+        numbers, _, _ = numbers_in(column_cells(table[column]))
+    except CellError as error:
+        raise DataError(f"{name}: column {column!r}, {error}") from None
+    if np.isnan(numbers).any():
+        row = int(np.flatnonzero(np.isnan(numbers))[0])
+        raise DataError(f"{name}: column {column!r}, row {row + 1:,}: expected a number, found none; remove the row")
+    return numbers
+
+
+class _Lots:
+    """One random number per item for each question, for breaking ties; the same however the questions are divided."""
+
+    def __init__(self, seed: int, first_question: int, num_items: int) -> None:
+        self._seed = seed
+        self._first_question = first_question
+        self._num_items = num_items
+
+    def of(self, question: int) -> Float[np.ndarray, "items"]:
+        """Return the numbers of the question at a place of the block."""
+        return np.random.default_rng([self._seed, self._first_question + question]).random(self._num_items)
+
+
+def _masked_scores(
+    recommender: Recommender, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
+) -> Float32[np.ndarray, "questions items"]:
+    """Return the scores with -inf for what is out of question."""
+    scores = np.array(recommender.scores(queries), dtype=np.float32)
+    assert scores.shape == (len(queries), len(candidates)), f"{recommender.name}: wrong shape {scores.shape}"
+    if not (scores < np.inf).all():
+        raise ValueError(f"{recommender.name}: expected finite scores, found NaN or +inf; the model has diverged")
+    if not candidates.all():
+        scores[:, ~candidates] = -np.inf
+    if not recommend_seen:
+        assert _answers_are_new(queries), "an answer is in its question's history"
+        scores[queries.history.event_users, queries.history.item_rows] = -np.inf
+    return scores
+
+
+def _answers_are_new(queries: Queries) -> bool:
+    width = 1 + max(int(queries.history.item_rows.max(initial=0)), int(queries.target_rows.max(initial=0)))
+    seen = queries.history.event_users * width + queries.history.item_rows
+    answers = np.repeat(np.arange(len(queries)), np.diff(queries.target_offsets)) * width + queries.target_rows
+    return not np.isin(answers, seen).any()
+
+
+def _ranks(scores: Float32[np.ndarray, "questions items"], queries: Queries, lots: _Lots) -> Int[np.ndarray, "targets"]:
+    """Return the rank of every answer."""
+    lengths = np.diff(queries.target_offsets)
+    ranks = np.empty(len(queries.target_rows), dtype=np.int64)
+    # One answer of each question at a time, so that memory does not grow with their number.
+    for place in range(int(lengths.max())):
+        asked = np.flatnonzero(lengths > place)
+        targets = queries.target_offsets[asked] + place
+        item_rows = queries.target_rows[targets]
+        own = scores[asked, item_rows]
+        others = scores if len(asked) == len(scores) else scores[asked]
+        ranks[targets] = 1 + np.count_nonzero(others > own[:, None], axis=1)
+        equal = others == own[:, None]
+        for row in np.flatnonzero((np.count_nonzero(equal, axis=1) > 1) & (own > -np.inf)):
+            lot = lots.of(int(asked[row]))
+            ranks[targets[row]] += np.count_nonzero(lot[equal[row]] > lot[item_rows[row]])
+        ranks[targets[own == -np.inf]] = NEVER
+    return ranks
+
+
+def _top(
+    scores: Float32[np.ndarray, "questions items"], length: int, lots: _Lots
+) -> Int[np.ndarray, "questions length"]:
+    """Return the rows of the first items, best first, -1 where nothing is left to recommend."""
+    top = np.argpartition(scores, scores.shape[1] - length, axis=1)[:, -length:]
+    values = np.take_along_axis(scores, top, axis=1)
+    order = np.argsort(-values, axis=1)
+    top, values = np.take_along_axis(top, order, axis=1), np.take_along_axis(values, order, axis=1)
+    has_ties = (values[:, 1:] == values[:, :-1]).any(axis=1)
+    has_ties |= np.count_nonzero(scores >= values[:, -1:], axis=1) > length
+    for row in np.flatnonzero(has_ties):
+        worthy = np.flatnonzero((scores[row] >= values[row, -1]) & (scores[row] > -np.inf))
+        best = worthy[np.lexsort((lots.of(int(row))[worthy], scores[row, worthy]))[::-1][:length]]
+        top[row] = -1
+        top[row, : len(best)] = best
+    return np.where(np.isneginf(values) & ~has_ties[:, None], -1, top)

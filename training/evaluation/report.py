@@ -1,0 +1,389 @@
+"""The judgement as people read it: one table, the baselines beside the model, for the terminal, as JSON and as HTML.
+
+The first row is the recommender in question. An estimate over one run carries the bootstrap interval over its
+questions; over several seeds it carries the standard deviation between the runs, which is what another seed may bring.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.errors import DataError
+from features.files import atomic_file
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.html import aligned, html_page, html_paragraphs, html_table
+
+PRIMARY_METRIC = "ndcg_at_10"
+SHARE_METRIC = "recall_at_10"
+"""By which a model is compared with a limit that nobody can pass."""
+LABELS = {
+    "recall_at_10": "R@10",
+    "ndcg_at_10": "N@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_20": "R@20",
+    "recall_at_50": "R@50",
+    "recall_at_100": "R@100",
+    "ndcg_at_100": "N@100",
+    "coverage_at_10": "cov@10",
+}
+"""What the metrics are called where people read them."""
+COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100", "coverage_at_10")
+"""What the tables show, in this order; the JSON has everything."""
+COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
+"""The same for people who were held out, with what their tables in the literature have."""
+MEANING = (
+    "R recall (hit rate where there is one answer), N NDCG, MRR one over the rank of the first answer, "
+    "cov share of the items that anybody is given"
+)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how sure it is.
+
+    Attributes:
+        mean: The number.
+        low: Lower bound of its 95 % bootstrap interval over the questions; None where there is none.
+        high: Upper bound.
+        sd: Standard deviation between runs with different seeds; None for a single run.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    sd: float | None = None
+
+    @property
+    def margin(self) -> float | None:
+        """What stands after the ±: the standard deviation between seeds, or half the width of the interval."""
+        if self.sd is not None:
+            return self.sd
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """How a recommender did on some of the answers.
+
+    Attributes:
+        num_questions: Questions with such an answer, on average over the seeds.
+        metrics: By metric.
+    """
+
+    num_questions: int
+    metrics: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """How one recommender did.
+
+    Attributes:
+        name: The recommender's.
+        metrics: By metric, `recall_at_10` and so on.
+        slices: By slice, `cold users` and so on; empty where none were asked for.
+        lead: How far the first row's NDCG@10 is above this one's, on the same questions; None for the first row.
+        is_bound: Whether the row is a limit that nobody can pass, and so takes no part in the comparison.
+    """
+
+    name: str
+    metrics: dict[str, Estimate]
+    slices: dict[str, SliceRow]
+    lead: Estimate | None = None
+    is_bound: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """A judgement of several recommenders on the same questions.
+
+    Attributes:
+        protocol: `leave-one-out`, `time`, `users` or `cold-items`.
+        part: `test` or `validation`.
+        num_questions: Of each seed.
+        num_candidates: How many items were ranked.
+        seeds: One per run.
+        rows: The recommender in question first.
+        notes: What a reader should know, a sentence each.
+    """
+
+    protocol: str
+    part: str
+    num_questions: tuple[int, ...]
+    num_candidates: int
+    seeds: tuple[int, ...]
+    rows: tuple[ReportRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        protocol: str,
+        part: str,
+        runs: Mapping[int, Sequence[Evaluation]],
+        *,
+        slices: Mapping[int, Mapping[str, Mapping[str, Evaluation]]] | None = None,
+        bounds: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ) -> EvaluationReport:
+        """Put the judgements of one or several runs together.
+
+        Args:
+            protocol: Name of the split.
+            part: `test` or `validation`.
+            runs: The evaluations by seed; the same recommenders in the same order, the one in question first.
+            slices: By seed, recommender and slice, as `evaluation.slices` gives them.
+            bounds: Names of the recommenders that are limits, such as an oracle.
+            notes: Sentences for the reader.
+        """
+        first = next(iter(runs.values()))
+        names = [evaluation.name for evaluation in first]
+        assert all([evaluation.name for evaluation in run] == names for run in runs.values()), "not the same rows"
+        rows = [
+            ReportRow(
+                name=name,
+                metrics=_estimates([run[place] for run in runs.values()]),
+                slices=_slice_rows([slices[seed].get(name, {}) for seed in runs] if slices else []),
+                lead=_lead([(run[0], run[place]) for run in runs.values()]) if place else None,
+                is_bound=name in bounds,
+            )
+            for place, name in enumerate(names)
+        ]
+        return cls(
+            protocol=protocol,
+            part=part,
+            num_questions=tuple(run[0].num_questions for run in runs.values()),
+            num_candidates=first[0].num_candidates,
+            seeds=tuple(runs),
+            rows=tuple(rows),
+            notes=tuple(notes),
+        )
+
+    @property
+    def headline(self) -> str:
+        """One line on what was asked: protocol, questions, candidates, seeds."""
+        least, most = min(self.num_questions), max(self.num_questions)
+        questions = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        ranked = f"all {self.num_candidates:,} items ranked"
+        return f"{self.protocol} · {self.part} · {questions} questions · {ranked} · {seeds}"
+
+    def metrics(self) -> dict[str, float]:
+        """Return everything as flat names, for a tracking server: `ndcg_at_10`, `baseline/EASE/ndcg_at_10`, …."""
+        flat: dict[str, float] = {}
+        for place, row in enumerate(self.rows):
+            prefix = f"baseline/{row.name}/" if place else ""
+            flat |= {f"{prefix}{name}": estimate.mean for name, estimate in row.metrics.items()}
+            for part, sliced in row.slices.items():
+                flat |= {f"{prefix}{part}/{name}": estimate.mean for name, estimate in sliced.metrics.items()}
+        return flat
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain lists and dictionaries; `from_dict` is the inverse."""
+        return {"format": FORMAT, "primary_metric": PRIMARY_METRIC, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> EvaluationReport:
+        """Return the report that `to_dict` gave.
+
+        Raises:
+            DataError: The dictionary is not one of those.
+        """
+        try:
+            if values["format"] != FORMAT:
+                raise DataError(f"report: expected format {FORMAT}, found {values['format']!r}; make the report again")
+            return cls(
+                protocol=str(values["protocol"]),
+                part=str(values["part"]),
+                num_questions=tuple(values["num_questions"]),
+                num_candidates=int(values["num_candidates"]),
+                seeds=tuple(values["seeds"]),
+                rows=tuple(_read_row(row) for row in values["rows"]),
+                notes=tuple(values["notes"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"report: not a report of an evaluation ({error!r}); make the report again") from None
+
+    @classmethod
+    def read(cls, path: Path) -> EvaluationReport:
+        """Return the report in a JSON file.
+
+        Raises:
+            DataError: There is no such file, or it is not a report.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; `towers evaluate` writes one") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not valid JSON ({error}); make the report again") from None
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` and `report.html` into a folder, each complete or not at all."""
+        texts = {
+            "report.json": json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            "report.html": self.to_html(),
+        }
+        for name, text in texts.items():
+            with atomic_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    def to_text(self) -> str:
+        """Return the table for a terminal, at most 120 columns wide."""
+        shown = self._shown()
+        best = _best(self.rows, shown)
+        body = [[row.name, *(_cell(row, name, best) for name in shown)] for row in self.rows]
+        lines = [self.headline, "", *aligned([["", *(f"{LABELS[name]} " for name in shown)], *body])]
+        legend = "* best   " if len(self.rows) > 1 else ""
+        lines += ["", f"{legend}± {self._margin_meaning()}", *self._lead_lines()]
+        if any(row.slices for row in self.rows):
+            lines += ["", "N@10 apart, with the number of questions", "", *aligned(self._slice_table())]
+        return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
+
+    def to_html(self) -> str:
+        """Return a page of its own with the table; nothing is loaded from elsewhere."""
+        shown = self._shown()
+        best = _best(self.rows, shown)
+        body = [
+            f'<tr{" class=bound" if row.is_bound else ""}><th scope="row">{escape(row.name)}</th>'
+            f"{''.join(_html_cell(row, name, best) for name in shown)}</tr>"
+            for row in self.rows
+        ]
+        below = [f"± {self._margin_meaning()}. {MEANING}.", *self._lead_lines(), *self.notes]
+        results = html_table(["", *(LABELS[name] for name in shown)], body)
+        return html_page(self.headline, results, self._slice_html(), html_paragraphs(below))
+
+    def _shown(self) -> list[str]:
+        columns = COLUMNS_FOR_USERS if self.protocol == "users" else COLUMNS
+        return [name for name in columns if any(name in row.metrics for row in self.rows)]
+
+    def _margin_meaning(self) -> str:
+        if len(self.seeds) > 1:
+            return f"standard deviation between {len(self.seeds)} seeds"
+        return "half the 95 % bootstrap interval over the questions"
+
+    def _lead_lines(self) -> list[str]:
+        ours = self.rows[0]
+        lines = []
+        for row in self.rows:
+            if row.is_bound:
+                share = ours.metrics[SHARE_METRIC].mean / max(row.metrics[SHARE_METRIC].mean, 1e-12)
+                lines.append(f"{ours.name} reaches {share:.0%} of the {LABELS[SHARE_METRIC]} of {row.name}")
+            elif row.lead is not None:
+                word = "ahead of" if row.lead.mean >= 0 else "behind"
+                by = f"{abs(row.lead.mean):.4f} in {LABELS[PRIMARY_METRIC]}"
+                lines.append(f"{ours.name} is {word} {row.name} by {by}, {_spread(row.lead)}")
+        return lines
+
+    def _slice_table(self) -> list[list[str]]:
+        names = list(dict.fromkeys(name for row in self.rows for name in row.slices))
+        counts = {
+            name: next(row.slices[name].num_questions for row in self.rows if name in row.slices) for name in names
+        }
+        head = ["", *(f"{name} ({counts[name]:,})" for name in names)]
+        return [head, *([row.name, *(_slice_cell(row, name) for name in names)] for row in self.rows if row.slices)]
+
+    def _slice_html(self) -> str:
+        if not any(row.slices for row in self.rows):
+            return ""
+        head, *rows = self._slice_table()
+        body = [
+            f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+            for name, *cells in rows
+        ]
+        return f"<h2>N@10 apart</h2>\n{html_table(head, body)}"
+
+
+def _estimates(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:
+    """Return each metric over one run with its interval, or over several with their standard deviation."""
+    means = [evaluation.means for evaluation in evaluations]
+    if len(evaluations) > 1:
+        return {name: _between_seeds([run[name] for run in means]) for name in means[0]}
+    intervals = evaluations[0].intervals
+    return {name: Estimate(mean, *intervals.get(name, (None, None))) for name, mean in means[0].items()}
+
+
+def _between_seeds(values: Sequence[float]) -> Estimate:
+    return Estimate(float(np.mean(values)), sd=float(np.std(values, ddof=1)))
+
+
+def _slice_rows(runs: Sequence[Mapping[str, Evaluation]]) -> dict[str, SliceRow]:
+    """Return the slices; one that some seed does not have is left to the seeds that do."""
+    rows = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        evaluations = [run[name] for run in runs if name in run]
+        num_questions = round(float(np.mean([evaluation.num_questions for evaluation in evaluations])))
+        rows[name] = SliceRow(num_questions, _estimates(evaluations))
+    return rows
+
+
+def _lead(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Estimate:
+    leads = [ours.lead_over(other, PRIMARY_METRIC) for ours, other in pairs]
+    return Estimate(*leads[0]) if len(leads) == 1 else _between_seeds([mean for mean, _, _ in leads])
+
+
+def _best(rows: Sequence[ReportRow], names: Sequence[str]) -> dict[str, float]:
+    """Return the best mean of each metric, limits apart."""
+    return {
+        name: max((row.metrics[name].mean for row in rows if name in row.metrics and not row.is_bound), default=np.inf)
+        for name in names
+    }
+
+
+def _is_best(row: ReportRow, name: str, best: Mapping[str, float]) -> bool:
+    return not row.is_bound and row.metrics[name].mean >= best[name]
+
+
+def _plain(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f}" + ("" if estimate.margin is None else f" ±{estimate.margin:.4f}")
+
+
+def _spread(estimate: Estimate) -> str:
+    if estimate.low is not None and estimate.high is not None:
+        return f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+    return "" if estimate.sd is None else f"±{estimate.sd:.4f}"
+
+
+def _cell(row: ReportRow, name: str, best: Mapping[str, float]) -> str:
+    if name not in row.metrics:
+        return "– "
+    number = f"{row.metrics[name].mean:.4f}" if name.startswith("coverage") else _plain(row.metrics[name])
+    return number + ("*" if _is_best(row, name, best) else " ")
+
+
+def _slice_cell(row: ReportRow, name: str) -> str:
+    return _plain(row.slices[name].metrics[PRIMARY_METRIC]) if name in row.slices else "–"
+
+
+def _html_cell(row: ReportRow, name: str, best: Mapping[str, float]) -> str:
+    if name not in row.metrics:
+        return "<td>–</td>"
+    estimate = row.metrics[name]
+    mark = " class=best" if _is_best(row, name, best) else ""
+    margin = "" if estimate.margin is None else f" <small>±{estimate.margin:.4f}</small>"
+    return f'<td{mark} title="{_spread(estimate)}">{estimate.mean:.4f}{margin}</td>'
+
+
+def _read_row(values: Mapping[str, Any]) -> ReportRow:
+    return ReportRow(
+        name=str(values["name"]),
+        metrics=_read_estimates(values["metrics"]),
+        slices={
+            name: SliceRow(int(part["num_questions"]), _read_estimates(part["metrics"]))
+            for name, part in values["slices"].items()
+        },
+        lead=None if values["lead"] is None else Estimate(**values["lead"]),
+        is_bound=bool(values["is_bound"]),
+    )
+
+
+def _read_estimates(values: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {name: Estimate(**estimate) for name, estimate in values.items()}

@@ -1,0 +1,172 @@
+"""From a split to a trained model, and from a model to a judgement: what `train` and `evaluate` have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from features.errors import DataError
+from features.featurizer.featurizer import Featurizer
+from features.schema import Schema
+from features.sequences.sequences import Queries, Sequences
+from features.sequences.split import Split
+from features.tables.tables import Tables
+from towers.model.two_tower import TwoTower
+from training.config import RunConfig
+from training.evaluation.evaluate import Evaluation, evaluate
+from training.evaluation.report import PRIMARY_METRIC
+from training.evaluation.two_tower_recommender import TwoTowerRecommender
+from training.loop.trainer import Progress, Trainer, TrainingData
+
+MOST_VALIDATION_QUESTIONS = 10_000
+"""Questions asked after each epoch; a sample where there are more."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model and what it was trained on.
+
+    Attributes:
+        model: With the best weights, in evaluation mode.
+        data: What it learned from.
+        progress: How the training went.
+        seconds: How long it took, validation included.
+    """
+
+    model: TwoTower
+    data: TrainingData
+    progress: Progress
+    seconds: float
+
+    def recommender(self, history: int) -> TwoTowerRecommender:
+        """Return the model as evaluation wants it."""
+        data = self.data
+        return TwoTowerRecommender(self.model, data.featurizer, data.item_features, data.users, history)
+
+
+def fit(
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    *,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
+) -> TrainedModel:
+    """Train on the split's training data until its validation N@10 has stopped rising.
+
+    Args:
+        config: The settings.
+        tables: Where the features come from.
+        split: What is learned from and what is held out.
+        device: Where to train.
+        checkpoint: The file to resume from later; None: none is written.
+        resume: Whether to go on from that file.
+        on_step: Told the step and the mean loss of the epoch so far.
+        on_epoch: Told the progress and what was measured.
+
+    Raises:
+        DataError: The settings ask for times that the tables do not have.
+    """
+    if config.towers.time_bias and split.train.times is None:
+        raise DataError(
+            "[towers] time_bias needs the time of every interaction, found none; name the column under "
+            "[features.columns] timestamp, or leave time_bias out"
+        )
+    began = time.monotonic()
+    featurizer = fit_featurizer(config, tables, split.train)
+    data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
+    questions = _sample(split.validation, config.training.seed)
+
+    def validate(model: TwoTower) -> float:
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.history)
+        return judge(towers, questions, split, config, cutoffs=(10,)).means[PRIMARY_METRIC]
+
+    trainer = Trainer(
+        config,
+        data,
+        device=device,
+        checkpoint=checkpoint,
+        validate=validate,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+    if resume:
+        trainer.resume()
+    model = trainer.fit()
+    return TrainedModel(model, data, trainer.progress, time.monotonic() - began)
+
+
+def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: TrainedModel) -> TrainedModel:
+    """Train once more, on `sequences` and nothing held out: as many passes as were best, with the rates they had."""
+    began = time.monotonic()
+    featurizer = fit_featurizer(config, tables, sequences)
+    data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
+    growth = sequences.num_events / first.data.train.num_events
+    trainer = Trainer(
+        config,
+        data,
+        device=first.model.log_scale.device,
+        steps=round(first.progress.best_step * growth),
+        cut_steps=[round(step * growth) for step in first.progress.cut_steps],
+    )
+    model = trainer.fit()
+    return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began)
+
+
+def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:
+    """Return the featurizer of the training data; where no history is read, the catalogue is known beforehand."""
+    return Featurizer.fit(
+        Schema.from_config(config.features),
+        tables.catalog,
+        tables.users,
+        train,
+        whole_catalog=not config.towers.reads_history,
+        shared_texts=config.towers.shared,
+    )
+
+
+def judge(
+    towers: TwoTowerRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
+) -> Evaluation:
+    """Return how well the towers answer questions of the split."""
+    return evaluate(
+        towers,
+        questions,
+        split.candidates,
+        recommend_seen=config.features.recommend_seen,
+        cutoffs=cutoffs,
+        with_coverage=False,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` stands for here.
+
+    Raises:
+        DataError: It is `cuda`, and torch cannot use a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        found = f"built for CUDA {torch.version.cuda}, but finds no GPU" if torch.version.cuda else "built for a CPU"
+        raise DataError(
+            f"--device cuda: torch {torch.__version__} is {found}; leave --device out, or see `towers doctor`"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _sample(questions: Queries, seed: int) -> Queries:
+    if len(questions) <= MOST_VALIDATION_QUESTIONS:
+        return questions
+    chosen = np.random.default_rng(seed).choice(len(questions), MOST_VALIDATION_QUESTIONS, replace=False)
+    return questions.take(np.sort(chosen))

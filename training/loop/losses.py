@@ -1,0 +1,248 @@
+"""The contrastive loss: a softmax in which the positive competes with the negatives it was given.
+
+Letters: P positives (predictions made in a batch), N negatives, D width, R positives and C negatives of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from towers.model.feature_tower import unit
+from training.loop.negatives import MaskedPairs, Negatives
+
+BLOCK_CELLS = 6_000_000
+"""Logits held at once."""
+BITS = math.log2(math.e)
+"""In a unit of the natural logarithm. Blocks are in bits, because powers of 2 take half as long as those of e."""
+ROUND = 64
+"""Rows of a block are a multiple of it."""
+BLOCK_COLUMNS = 16_384
+"""Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
+PREFIX_WEIGHT = 1.0
+"""What the loss of a prefix counts beside that of the whole vectors."""
+
+
+def softmax_loss(
+    users: Float[Tensor, "P D"],
+    positives: Float[Tensor, "P D"],
+    items: Float[Tensor, "N D"],
+    scale: Float[Tensor, ""],
+    negatives: Negatives,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
+    """Return the mean over positives of -log softmax of the positive among itself and the negatives.
+
+    **What it does.** Pulls each user to the item that was chosen and pushes him away from the others, from each as much
+    as the model still believes in it. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j`
+    with logits `s_pj` and weights `w_pj`::
+
+        loss_p = log(exp(s+) + Z-) - s+        Z- = sum_j w_pj exp(s_pj)
+
+    A weight says how many items a negative stands for. With every item a negative of weight 1 this is the exact softmax
+    over the catalogue. With a sample the weights are those of `MixedSampler`, and `Z-` estimates the sum over the
+    catalogue without the positive. Items known to be liked are no negatives: their cells are taken out, to the last
+    bit.
+
+    **When to use it.** Always: which negatives there are (`AllItems`, or a `MixedSampler` of `UniformSampler`,
+    `InBatchSampler`, `CrossBatchMemory` and `HardNegatives`) is what differs. Up to some 30,000 items take all.
+
+    **Cost.** P x N x D multiplications, thrice (logits, and the gradients of users and items), four times from
+    `BLOCK_COLUMNS` items on. Logits are made in blocks and never kept: memory is `BLOCK_CELLS`, not P x N. On a GPU the
+    host waits once per block of columns where there are several; otherwise never.
+
+    **Relations.**
+
+    * *log-Q correction.* Weight `draws / expected draws`: Bengio and Senecal 2008; Yi et al. 2019 for in-batch
+      negatives, who correct the positive as well (`log_q = "all"`).
+    * *Corrected log-Q* (Khrylchenko et al. 2025, arXiv 2507.09331). Their loss, with `n` draws `d` other than the
+      positive, of probability `Q'(d) = Q(d) / (1 - Q(p))`, is::
+
+          -sg(1 - P) (s+ - log sum_d exp(s_d - log Q'(d)))        P = exp(s+) / (exp(s+) + Z-)
+                                                                  Z- = 1/n sum_d exp(s_d) / Q'(d)
+
+      where `sg` stops the gradient. Its gradient is `(1 - P) (dlog Z- - ds+)`. Ours is
+      `(dZ- + exp(s+) ds+) / (exp(s+) + Z-) - ds+ = (1 - P) dlog Z- + P ds+ - ds+`, the same: leaving the positive out
+      of the sample and in the sum *is* their weight, the probability that the model errs. What remains is their `Z-`,
+      a mean over the draws that count with a renormalised `Q'`: those are the weights that a sample has.
+    * *Sampled softmax without correction, InfoNCE, MultipleNegativesRanking:* `log_q = "none"`.
+
+    **Source.** See above; masking by id after Yang et al. 2020.
+
+    Args:
+        users: Unit vectors of the users at the moment of each prediction.
+        positives: Unit vectors of the items that were chosen.
+        items: Unit vectors of the negatives.
+        scale: 1 / temperature.
+        negatives: Which items they are, what they weigh, and which cells are not negatives; among those must be each
+            positive's own cell where it was drawn.
+        precision: Of the matrix products with the negatives; bfloat16 is three times as fast where the processor has
+            it. Sums, exponentials and the positive's own logit stay in the precision of the vectors.
+    """
+    loss: Tensor = _Softmax.apply(users, positives, items, scale, negatives, precision)
+    return loss
+
+
+def nested_softmax_loss(
+    users: Float[Tensor, "P D"],
+    positives: Float[Tensor, "P D"],
+    items: Float[Tensor, "N D"],
+    scale: Float[Tensor, ""],
+    negatives: Negatives,
+    *,
+    prefix_scales: Mapping[int, Float[Tensor, ""]],
+    prefix_weight: float = PREFIX_WEIGHT,
+    precision: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
+    """Return the mean of the softmax loss of whole vectors and of those of their beginnings.
+
+    **What it does.** Vectors of width D come with shorter ones inside: their first `m` numbers, brought to length one
+    again. Each of those widths is given the task of `softmax_loss`, with the same negatives and a temperature of its
+    own, so that the numbers of a vector are ordered: the first say the most. With weight `w` for each of `n` widths::
+
+        loss = (loss_D + w sum_m loss_m) / (1 + n w)
+
+    **When to use it.** Where an index is to compare short vectors first and whole ones after (`towers.prefixes`).
+    Without prefixes it is `softmax_loss`, to the last bit.
+
+    **Cost.** For each prefix once more the loss, in fewer multiplications and as many exponentials. Memory grows by
+    copies of the shortened vectors and their gradients; no width keeps logits.
+
+    **Source.** Matryoshka representation learning (Kusupati et al. 2022, arXiv 2205.13147), who give each width the
+    weight 1.
+
+    Args:
+        users: Unit vectors of the users at the moment of each prediction.
+        positives: Unit vectors of the items that were chosen.
+        items: Unit vectors of the negatives.
+        scale: 1 / temperature of whole vectors.
+        negatives: As for `softmax_loss`.
+        prefix_scales: 1 / temperature of each prefix, by its width.
+        prefix_weight: What the loss of each prefix counts; that of whole vectors counts 1.
+        precision: As for `softmax_loss`.
+    """
+    loss = softmax_loss(users, positives, items, scale, negatives, precision=precision)
+    for width, prefix_scale in prefix_scales.items():
+        short = unit(users[:, :width]), unit(positives[:, :width]), unit(items[:, :width])
+        loss = loss + prefix_weight * softmax_loss(*short, prefix_scale, negatives, precision=precision)
+    return loss / (1 + prefix_weight * len(prefix_scales))
+
+
+class _Softmax(torch.autograd.Function):
+    """Loss and gradients together, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: Float[Tensor, "P D"],
+        positives: Float[Tensor, "P D"],
+        items: Float[Tensor, "N D"],
+        scale: Float[Tensor, ""],
+        negatives: Negatives,
+        precision: torch.dtype,
+    ) -> Float[Tensor, ""]:
+        positive_logits = scale * (users * positives).sum(-1)
+        fast = users.dtype if precision == torch.float32 else precision
+        d_users, d_items = torch.zeros_like(users), torch.zeros_like(items)
+        log_sums = positive_logits.clone()
+        columns = _slices(len(items), BLOCK_COLUMNS)
+        blocks = [_rounded(items[column], fast) for column in columns]
+        rows = _slices(len(users), _rows_at_once(min(len(items), BLOCK_COLUMNS)))
+        for row, cells in zip(rows, _cells_of(rows, negatives.forbidden), strict=True):
+            scaled = _rounded(users[row] * (scale * BITS), fast)
+            num_rows = row.stop - row.start
+            for column, block in zip(columns, blocks, strict=True):
+                bits = _bits(scaled, block, negatives, row, column, cells, users.dtype)
+                shift = bits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(users.dtype).min)
+                weights = bits.sub_(shift).exp2_()
+                log_sum = (shift + weights.sum(dim=1, keepdim=True).log2())[:num_rows, 0] / BITS
+                log_sums[row] = torch.logaddexp(log_sums[row], log_sum)
+            for column, block in zip(columns, blocks, strict=True):
+                if len(columns) > 1:
+                    shift = _padded(log_sums[row, None] * BITS, len(scaled))
+                    weights = _bits(scaled, block, negatives, row, column, cells, users.dtype).sub_(shift).exp2_()
+                rounded = weights.to(fast)
+                share = (shift[:num_rows] - log_sums[row, None] * BITS).exp2()
+                weighted = scaled * _padded(share / BITS, len(scaled)).to(fast)
+                d_users[row] += (rounded @ block)[:num_rows] * share
+                d_items[column] += (rounded.T @ weighted)[: column.stop - column.start]
+        d_positive_logits = (positive_logits - log_sums).exp() - 1
+        d_users += d_positive_logits[:, None] * positives
+        d_scale = (users * d_users).sum()
+        d_users *= scale
+        d_positives = scale * d_positive_logits[:, None] * users
+        ctx.save_for_backward(d_users, d_positives, d_items, d_scale)
+        ctx.num_positives = num_positives = max(len(users), 1)
+        return (log_sums - positive_logits).sum() / num_positives
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradients[0] / ctx.num_positives
+        d_users, d_positives, d_items, d_scale = (factor * saved for saved in ctx.saved_tensors)
+        return d_users, d_positives, d_items, d_scale, None, None
+
+
+def _bits(
+    scaled: Float[Tensor, "rounded_R D"],
+    items: Float[Tensor, "rounded_C D"],
+    negatives: Negatives,
+    row: slice,
+    column: slice,
+    cells: tuple[Int[Tensor, "cells"], Int[Tensor, "cells"]],
+    dtype: torch.dtype,
+) -> Float[Tensor, "rounded_R rounded_C"]:
+    """Return the weighted logits of a block in bits, -inf where a cell is forbidden or beyond the last item."""
+    num_rows, num_columns = row.stop - row.start, column.stop - column.start
+    bits: Tensor = (scaled @ items.T).to(dtype)
+    bits[:, num_columns:] = -torch.inf
+    if negatives.expected is not None and negatives.factors is not None:
+        bits[:num_rows, :num_columns] -= (negatives.factors[row] @ negatives.expected[:, column]).log2_()
+    if num_columns < len(negatives.rows):
+        here = (cells[1] >= column.start) & (cells[1] < column.stop)
+        cells = cells[0][here], cells[1][here] - column.start
+    bits.view(-1).index_fill_(0, cells[0] * bits.shape[1] + cells[1], -torch.inf)
+    return bits
+
+
+def _rows_at_once(num_columns: int) -> int:
+    """Return how many positives a block has."""
+    rows = BLOCK_CELLS // max(1, num_columns)
+    return max(ROUND, rows // ROUND * ROUND)
+
+
+def _rounded(vectors: Float[Tensor, "rows D"], dtype: torch.dtype) -> Float[Tensor, "rounded D"]:
+    """Return the vectors in the precision of the products; where that is another, followed by zeros to a round number.
+
+    On a CPU oneDNN builds a program for each shape that it multiplies in bfloat16, and keeps it, half a megabyte each.
+    As hardly two batches are of the same size, memory would grow with every step; of round numbers there are few.
+    """
+    if vectors.dtype == dtype:
+        return vectors
+    step = max(ROUND, 1 << max(len(vectors).bit_length() - 4, 0))
+    return _padded(vectors.to(dtype), -(-len(vectors) // step) * step)
+
+
+def _padded(values: Float[Tensor, "R C"], rows: int) -> Float[Tensor, "rounded_R C"]:
+    """Return the values with zeros up to so many rows."""
+    return functional.pad(values, (0, 0, 0, rows - len(values)))
+
+
+def _cells_of(rows: list[slice], forbidden: MaskedPairs) -> list[tuple[Tensor, Tensor]]:
+    """Return the forbidden cells of each block of positives, their rows counted from its first."""
+    cuts = forbidden.starts[[0, *(row.stop for row in rows)]].tolist()
+    return [
+        (forbidden.positives[first:last] - row.start, forbidden.negatives[first:last])
+        for row, (first, last) in zip(rows, pairwise(cuts), strict=True)
+    ]
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(begin, min(begin + size, total)) for begin in range(0, total, size)]

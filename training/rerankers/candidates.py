@@ -1,0 +1,99 @@
+"""What retrieval finds for questions whose answers are known: what a ranker learns from, and is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from features.sequences.sequences import Queries
+from features.tables.tables import Tables
+from features.values.cells import texts_written
+from towers.bundle.bundle import ModelBundle
+from towers.rerankers.reranker import Shortlist
+
+_BLOCK = 512
+
+
+def shortlists(
+    bundle: ModelBundle, tables: Tables, questions: Queries, num_candidates: int
+) -> Iterator[tuple[Shortlist, Bool[np.ndarray, " candidates"]]]:
+    """Yield the shortlist of each question, as a service would make it, and which candidates are answers.
+
+    Args:
+        bundle: The model.
+        tables: The catalogue and the users.
+        questions: Who asks, when, and what should be found.
+        num_candidates: How long a shortlist is.
+    """
+    vectors = bundle.encode_items(tables.catalog)
+    for start in range(0, len(questions), _BLOCK):
+        block = questions.take(np.arange(start, min(start + _BLOCK, len(questions))))
+        people = _user_vectors(bundle, tables, block, vectors)
+        scores = people @ vectors.T
+        if not bundle.config.features.recommend_seen:
+            scores[block.history.event_users, block.history.item_rows] = -np.inf
+        words = _words(bundle, tables, block)
+        for place in range(len(block)):
+            found = _shortlist(bundle, block, place, people[place], scores[place], vectors, num_candidates)
+            shortlist, is_answer = found
+            yield replace(shortlist, words=words[place]), is_answer
+
+
+def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]:
+    """Return what each question asks in words; nothing where users are no queries."""
+    columns = {column: bundle.config.features.user[column] for column in bundle.config.asked_by}
+    if tables.users is None or not columns:
+        return [""] * len(questions)
+    return texts_written(tables.users.attributes_of(questions.history.user_ids), columns) or [""] * len(questions)
+
+
+def _user_vectors(
+    bundle: ModelBundle, tables: Tables, questions: Queries, vectors: Float32[np.ndarray, "items width"]
+) -> Float32[np.ndarray, "questions width"]:
+    past = questions.history.last(bundle.config.features.history)
+    reads_time = bundle.config.reads_time
+    return bundle.encode_users(
+        vectors[past.item_rows],
+        past.offsets,
+        attributes=None if tables.users is None else tables.users.attributes_of(past.user_ids),
+        user_ids=past.user_ids,
+        request_times=questions.times if reads_time else None,
+        event_times=past.times if reads_time else None,
+    )
+
+
+def _shortlist(
+    bundle: ModelBundle,
+    questions: Queries,
+    place: int,
+    user_vector: Float32[np.ndarray, " width"],
+    scores: Float32[np.ndarray, " items"],
+    vectors: Float32[np.ndarray, "items width"],
+    num_candidates: int,
+) -> tuple[Shortlist, Bool[np.ndarray, " candidates"]]:
+    history = questions.history
+    mine = slice(history.offsets[place], history.offsets[place + 1])
+    rows = _best(scores, num_candidates)
+    answers = questions.target_rows[questions.target_offsets[place] : questions.target_offsets[place + 1]]
+    has_times = bundle.config.reads_time and history.times is not None
+    shortlist = Shortlist(
+        user_vector=user_vector,
+        history_rows=history.item_rows[mine].astype(np.int64),
+        history_vectors=vectors[history.item_rows[mine]],
+        history_times=history.times[mine] if has_times and history.times is not None else None,
+        now=None if questions.times is None else int(questions.times[place]),
+        rows=rows,
+        vectors=vectors[rows],
+        scores=scores[rows],
+    )
+    return shortlist, np.isin(rows, answers)
+
+
+def _best(scores: Float32[np.ndarray, " items"], most: int) -> np.ndarray:
+    """Return the rows of the highest scores, best first, equal ones in order; none of -inf."""
+    rows = np.argpartition(-scores, most)[:most] if most < len(scores) else np.arange(len(scores))
+    rows = rows[scores[rows] > -np.inf]
+    return rows[np.lexsort((rows, -scores[rows]))].astype(np.int64)

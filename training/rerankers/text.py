@@ -1,0 +1,237 @@
+"""How the rankers that read texts are made: a cross-encoder, as it comes or taught, and late interaction.
+
+Neither is taught on the questions that it is judged by. A cross-encoder can learn from those of the training data: that
+the retriever has seen their answers does not matter to a ranker that does not read the retriever's opinion. How much
+its own opinion counts is chosen on questions that were held out, for each part of them by all the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch.nn import functional
+from tqdm import tqdm
+
+from features.encoders.folder import copy_model, find_model
+from features.encoders.local import quiet_models
+from features.errors import DataError
+from features.sequences.sequences import Queries, Sequences
+from features.tables.tables import Tables
+from towers.bundle.bundle import ModelBundle
+from towers.model.precision import fastest_precision
+from towers.rerankers.manifest import MODEL, Reading
+from towers.rerankers.reranker import MOST_CHARACTERS, Deadline, Shortlist
+from towers.rerankers.text import (
+    CrossEncoderRanker,
+    LateInteractionRanker,
+    TextRanker,
+    asked_text,
+    mixed,
+    open_cross_encoder,
+)
+from towers.rerankers.token_embeddings import TokenReader, TokenVectors
+from training.rerankers.candidates import shortlists
+from training.rerankers.examples import RankingDataset
+from training.rerankers.learned import FOLDS, assign_folds
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""How much the opinion of a ranker may count."""
+NEGATIVES = 7
+"""Candidates that an answer is told apart from."""
+QUESTIONS_A_STEP = 8
+LEARNING_RATE = 5e-5
+WARM_UP = 0.1
+"""Of the steps; after them the rate falls to nothing."""
+
+Save = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a cross-encoder learns from.
+
+    Attributes:
+        asked: What is asked, or was had.
+        candidates: The text of the answer, and after it those of items that are none.
+    """
+
+    asked: str
+    candidates: Sequence[str]
+
+
+def make_late_interaction(name: str, texts: Sequence[str], reading: Reading) -> tuple[TextRanker, Save]:
+    """Return late interaction by a model of sentence-transformers, and what saves that.
+
+    Args:
+        name: Its folder, or its name on the hub.
+        texts: What is written of each item.
+        reading: How it reads them.
+
+    Raises:
+        DataError: There is no such model.
+    """
+    folder = find_model(name)
+    reader = TokenReader.open(folder, reading.max_tokens)
+    with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
+        tokens = TokenVectors.of(reader, texts, progress=bar.update)
+    return LateInteractionRanker(tokens, reader, reading), lambda into: copy_model(folder, into / MODEL)
+
+
+def make_cross_encoder(
+    name: str,
+    texts: Sequence[str],
+    reading: Reading,
+    comparisons: Callable[[], Sequence[Comparison]] | None,
+    seed: int,
+) -> tuple[TextRanker, Save]:
+    """Return a cross-encoder, and what saves it.
+
+    Args:
+        name: The folder of the model, or its name on the hub; any transformer where it is to learn.
+        texts: What is written of each item.
+        reading: How it reads them.
+        comparisons: What it learns from first. None: it stays as it is.
+        seed: For what is random in it.
+
+    Raises:
+        DataError: There is no such model, or it judges no pairs and is not to learn that.
+    """
+    folder = find_model(name)
+    is_one = judges_pairs(folder)
+    if comparisons is None and not is_one:
+        raise DataError(f"{folder}: no cross-encoder, but a transformer that could learn to be one; add --learn 2000")
+    if comparisons is None:
+        model = open_cross_encoder(folder, reading.max_tokens)
+        return CrossEncoderRanker(model, texts, reading), lambda into: copy_model(folder, into / MODEL)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_cross_encoder(folder, reading.max_tokens, with_new_head=not is_one)
+        fit_cross_encoder(model, comparisons(), seed)
+    return CrossEncoderRanker(model, texts, reading), lambda into: _save(model, into / MODEL)
+
+
+def judges_pairs(folder: Path) -> bool:
+    """Return whether the model in a folder is a cross-encoder, and not only a transformer that could become one."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kinds = content.get("architectures") or []
+    return any(kind.endswith(("ForSequenceClassification", "ForCausalLM")) for kind in kinds)
+
+
+def comparisons_of(
+    bundle: ModelBundle,
+    tables: Tables,
+    questions: Queries,
+    known: Sequences,
+    texts: Sequence[str],
+    *,
+    num_read: int,
+    num_candidates: int,
+    seed: int,
+) -> list[Comparison]:
+    """Return what a cross-encoder learns from questions: to tell an answer from other items that retrieval finds.
+
+    Args:
+        bundle: What retrieves.
+        tables: The catalogue and the users.
+        questions: Who asks, and what should be found.
+        known: All that anybody had, that of the questions which are held out included: none of it is no answer.
+        texts: What is written of each item.
+        num_read: How many of the newest items of a history are read.
+        num_candidates: How long the shortlists are.
+        seed: For which items stand beside the answer.
+    """
+    rng = np.random.default_rng(seed)
+    place_of = {user_id: place for place, user_id in enumerate(known.user_ids.tolist())}
+    found = shortlists(bundle, tables, questions, num_candidates)
+    made = []
+    for place, (shortlist, _) in enumerate(
+        tqdm(found, total=len(questions), desc="Lessons", disable=None, leave=False)
+    ):
+        answer = int(questions.target_rows[questions.target_offsets[place]])
+        had = known.items_of(place_of[questions.history.user_ids[place]])
+        others = shortlist.rows[~np.isin(shortlist.rows, had)]
+        asked = asked_text(shortlist, texts, num_read)
+        if asked and texts[answer] and len(others):
+            rows = [answer, *rng.choice(others, NEGATIVES, replace=len(others) < NEGATIVES).tolist()]
+            made.append(Comparison(asked, [texts[row][:MOST_CHARACTERS] for row in rows]))
+    return made
+
+
+def fit_cross_encoder(model: CrossEncoder, comparisons: Sequence[Comparison], seed: int) -> None:
+    """Let a cross-encoder learn, in one pass, to score an answer above the others (softmax over each question).
+
+    Raises:
+        DataError: There is nothing to learn from.
+    """
+    if not comparisons:
+        raise DataError("nothing to learn from: no question has both a text and an answer with one; leave out --learn")
+    order = np.random.default_rng(seed).permutation(len(comparisons))
+    steps = np.array_split(order, -(-len(comparisons) // QUESTIONS_A_STEP))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, len(steps)))
+    precision = fastest_precision(torch.device("cpu"))
+    model.train()
+    for chosen in tqdm(steps, desc="Learning", disable=None, leave=False):
+        some = [comparisons[place] for place in chosen]
+        pairs = [(one.asked, text) for one in some for text in one.candidates]
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            scores = model(model.preprocess(pairs))["scores"]
+        logits = scores.float().view(len(some), -1)
+        optimiser.zero_grad()
+        functional.cross_entropy(logits, torch.zeros(len(some), dtype=torch.int64)).backward()
+        optimiser.step()
+        schedule.step()
+    model.eval()
+
+
+def scores_of(
+    ranker: TextRanker, shares: Sequence[float]
+) -> Callable[[Shortlist], Float32[np.ndarray, "candidates shares"]]:
+    """Return what gives the scores of a shortlist's candidates, for each share that the ranker's opinion may have."""
+
+    def read(shortlist: Shortlist) -> np.ndarray:
+        opinions = ranker.opinions(shortlist, Deadline(None))
+        return np.stack([mixed(shortlist.scores, *opinions, share) for share in shares], axis=1)
+
+    return read
+
+
+def choose_weight(
+    lessons: RankingDataset, shares: Sequence[float], seed: int
+) -> tuple[float, Float[np.ndarray, " questions"]]:
+    """Return how much a ranker's opinion should count, and N@10 by question with what the other questions chose.
+
+    Args:
+        lessons: With a score for each share, as `scores_of` gives them.
+        shares: They.
+        seed: Deals the questions into parts.
+    """
+    everyone = np.arange(len(lessons))
+    found = np.stack([lessons.ndcg(everyone, lessons.features[..., place]) for place in range(len(shares))])
+    part, after = assign_folds(len(lessons), seed), np.zeros(len(lessons))
+    for fold in range(FOLDS):
+        judged = part == fold
+        if judged.any():
+            others = found[:, ~judged] if not judged.all() else found
+            after[judged] = found[int(others.mean(axis=1).argmax()), judged]
+    return shares[int(found.mean(axis=1).argmax())], after
+
+
+def _rate(step: int, num_steps: int) -> float:
+    warm = max(1, round(WARM_UP * num_steps))
+    return min((step + 1) / warm, (num_steps - step) / max(1, num_steps - warm))
+
+
+def _save(model: CrossEncoder, folder: Path) -> None:
+    with quiet_models():
+        model.save_pretrained(str(folder), create_model_card=False)

@@ -1,0 +1,65 @@
+"""The model card: the README.md of a bundle, for whoever finds the folder."""
+
+from __future__ import annotations
+
+from features.config import FeatureSettings
+from training.config import RunConfig
+from training.evaluation.report import EvaluationReport
+from training.loop.fit import TrainedModel
+
+
+def model_card(config: RunConfig, learned: TrainedModel, report: EvaluationReport) -> str:
+    """Return what a bundle is, what it was trained on, how good it was found, and what to do with it, in Markdown."""
+    train = learned.data.train
+    return f"""\
+# A two-tower recommender
+
+A user tower and an item tower, trained into one space of {config.towers.width} dimensions by Two Towers. The score of
+an item for a user is the dot product of their unit vectors.
+
+## Trained on
+
+- {train.num_events:,} interactions of {len(train):,} users with {len(learned.data.catalog):,} items; the newest \
+{config.features.history} of each user are read.
+- Item features: {_listed(config.features.item) or "`item_id` (id)"}.
+- User features: {_listed(config.features.user) or "none; users are known by what they did"}.
+- {learned.progress.best_step:,} steps, seed {config.training.seed}.
+
+## How good it is
+
+```
+{report.to_text()}
+```
+
+This was measured on validation data, by which the weights were also selected; `towers evaluate` measures on test data.
+
+## Use
+
+```
+towers serve .
+towers recommend . --output candidates.parquet
+```
+"""
+
+
+def unlearned_card(config: RunConfig, num_items: int) -> str:
+    """Return the card of a bundle for which nothing was learned, in Markdown."""
+    return f"""\
+# A search by words
+
+Texts stand in a space of {config.towers.width} dimensions where their words are, by Two Towers. The score of an item
+for a query is the dot product of their unit vectors. Nothing was learned: there were no pairs of query and item.
+
+- {num_items:,} items; what is read of them: {_listed(config.features.item)}.
+
+## Use
+
+```
+towers serve .
+towers search . "some words"
+```
+"""
+
+
+def _listed(features: dict[str, FeatureSettings]) -> str:
+    return ", ".join(f"`{name}` ({setting.kind})" for name, setting in features.items())

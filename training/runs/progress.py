@@ -1,0 +1,62 @@
+"""What a person sees while towers learn: what was read, and a line per epoch. All of it goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from features.sequences.sequences import Sequences
+from features.tables.tables import Tables
+from training.config import RunConfig
+from training.loop.trainer import Progress
+from training.runs.mlflow_tracker import Tracker
+
+OnEpoch = Callable[[Progress, dict[str, float]], None]
+
+
+def describe(tables: Tables, sequences: Sequences) -> None:
+    """Say what was read, and what was repaired on the way."""
+    for note in tables.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(
+        f"{sequences.num_events:,} interactions of {len(sequences):,} users, {len(tables.catalog):,} items", err=True
+    )
+
+
+def start_tracking(
+    config: RunConfig,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Tracker:
+    """Begin the MLflow run of a training, or take it up again; its parameters are the settings, unless others are."""
+    return Tracker.start(
+        enabled=config.training.track,
+        experiment=config.training.experiment,
+        run_name=name,
+        params=config.model_dump(mode="json") if params is None else params,
+        tags=tags,
+        run_id=run_id,
+    )
+
+
+def report_epochs(tracker: Tracker) -> OnEpoch:
+    """Return a listener that writes a line per epoch (the best one so far is marked) and records it; 0 is the start."""
+    header = iter(["epoch    loss   validation N@10   events/s"])
+
+    def tell(progress: Progress, measured: dict[str, float]) -> None:
+        for line in header:
+            tqdm.write(line, file=sys.stderr)
+        quality = measured.get("validation_ndcg_at_10")
+        shown = "" if quality is None else f"{quality:.4f}{' *' if progress.best_step == progress.step else '  '}"
+        learned = f"{measured['loss']:7.4f}" if "loss" in measured else ""
+        speed = f"{measured['events_per_second']:10,.0f}" if "events_per_second" in measured else ""
+        tqdm.write(f"{progress.epoch:5d} {learned:>7} {shown:>17} {speed:>10}".rstrip(), file=sys.stderr)
+        tracker.log_metrics({f"epoch/{name}": value for name, value in measured.items()}, step=progress.epoch)
+
+    return tell

@@ -1,0 +1,157 @@
+"""Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them.
+
+A training moves nothing that is served: `runs/latest` is for whoever looks at the newest model, and a bundle that
+another link points to, such as `runs/production`, which `towers swap` moves, is not replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from features.errors import DataError
+from features.files import LATEST, move_link
+from training.config import RunConfig
+
+RUNS = Path("runs")
+_TABLES = "tables.json"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass
+class Run:
+    """One run's places.
+
+    Attributes:
+        folder: Where the bundle will be.
+        workspace: What is kept until it is: the checkpoint, and the settings and tables it belongs to.
+    """
+
+    folder: Path
+
+    @property
+    def workspace(self) -> Path:
+        """The folder of what is kept while training."""
+        return self.folder.with_name(f".{self.folder.name}.training")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that training is resumed from."""
+        return self.workspace / "checkpoint.safetensors"
+
+    @property
+    def tracked_as(self) -> str | None:
+        """The run's id in MLflow, kept with the checkpoint so that a resumed training goes on in the same record."""
+        path = self.workspace / "mlflow-run"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    @tracked_as.setter
+    def tracked_as(self, run_id: str | None) -> None:
+        if run_id is not None:
+            (self.workspace / "mlflow-run").write_text(run_id, encoding="utf-8")
+
+    @classmethod
+    def begin(cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING) -> Run:
+        """Return a new run; what is left of an unfinished one of the same name is removed.
+
+        Args:
+            config: The settings.
+            stem: What the run is called after.
+            output: Where the bundle goes; None: the next free place.
+            digests: SHA-256 of each table that is read.
+
+        Raises:
+            DataError: The output exists and is no bundle, so that replacing it could lose something; or a link other
+                than `latest` points to it, so that it may be served.
+        """
+        folder = output or _free_name(stem)
+        if (link := _link_to(folder)) is not None:
+            raise DataError(f"{folder}: {link} points to it, so it may be served; name another --output, or remove it")
+        if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+            raise DataError(f"{folder}: exists and is not a bundle; name another --output, or remove it")
+        run = cls(folder)
+        shutil.rmtree(run.workspace, ignore_errors=True)
+        run.workspace.mkdir(parents=True)
+        (run.workspace / "settings.json").write_text(_fingerprint(config), encoding="utf-8")
+        (run.workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
+        return run
+
+    @classmethod
+    def unfinished(
+        cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING
+    ) -> Run:
+        """Return the newest unfinished run with the same settings; arguments as of `initialise_embeddings`.
+
+        Raises:
+            DataError: There is none, or it began with other tables.
+        """
+        folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
+        mine = _fingerprint(config)
+        for folder in folders:
+            settings = folder / "settings.json"
+            if not (folder / "checkpoint.safetensors").is_file() or not settings.is_file():
+                continue
+            if settings.read_text(encoding="utf-8") == mine:
+                _refuse_other_tables(folder, config, digests)
+                return cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
+        where = output or RUNS / f"{stem}-*"
+        raise DataError(
+            f"{where}: no unfinished run with these settings and a checkpoint; train without --resume to begin one"
+        )
+
+    def abandon(self) -> None:
+        """Remove what was kept for resuming."""
+        shutil.rmtree(self.workspace, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Remove what was kept for resuming; in a folder `runs`, point `latest` here."""
+        self.abandon()
+        if self.folder.resolve().parent.name != RUNS.name:
+            return
+        link = self.folder.parent / LATEST
+        if link.is_symlink() or not link.exists():
+            move_link(link, self.folder)
+
+
+def _link_to(folder: Path) -> Path | None:
+    """Return a link beside a bundle that points to it, the one to the newest excepted; None if there is none."""
+    if not folder.is_dir():
+        return None
+    links = (path for path in sorted(folder.parent.iterdir()) if path.is_symlink() and path.name != LATEST)
+    return next((link for link in links if link.resolve() == folder.resolve()), None)
+
+
+def _free_name(stem: str) -> Path:
+    taken = {path.name.removeprefix(".").removesuffix(".training") for path in RUNS.glob(f"*{stem}-*")}
+    number = next(number for number in range(1, len(taken) + 2) if f"{stem}-{number}" not in taken)
+    return RUNS / f"{stem}-{number}"
+
+
+def _fingerprint(config: RunConfig) -> str:
+    """Return a digest of the settings that decide the weights."""
+    content = config.model_dump(mode="json")
+    for name in ("track", "experiment", "checkpoint_seconds"):
+        del content["training"][name]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_other_tables(workspace: Path, config: RunConfig, digests: Mapping[str, str]) -> None:
+    """Refuse tables that are not those that a run began with: its weights would be those of other rows."""
+    path = workspace / _TABLES
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    changed = [name for name in digests if before.get(name) != digests[name]]
+    if changed:
+        table = getattr(config.features, changed[0])
+        raise DataError(
+            f"{table}: not the table that the unfinished run began with ({workspace}); put that one back, or train "
+            "without --resume"
+        )
+
+
+def _age(folder: Path) -> float:
+    return -folder.stat().st_mtime

@@ -1,0 +1,6 @@
+"""What the commands do, one file each.
+
+- `init`: `towers init`; `train`: `towers train`; `evaluate`: `towers evaluate`; `audit`: `towers audit`;
+  `train_ranker`: `towers train-ranker`.
+- `protocols`: which split an evaluation or a training uses.
+"""

@@ -1,0 +1,58 @@
+"""What `towers audit` does: cut a judgement into slices, tell and record the worst, and hold it against the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from training.audit.ranks import Ranks
+from training.audit.report import PAGE, TABLE, Audit
+from training.audit.thresholds import Threshold
+from training.runs.progress import start_tracking
+
+
+def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None, least: int, show: int) -> bool:
+    """Audit what an evaluation found, and return whether it passes all gates.
+
+    Args:
+        evaluation: The folder that `towers evaluate --output` wrote; the audit is written into it.
+        gates: What must not be, a line each.
+        recommender: Whose judgement. None: that of the one in question.
+        least: Questions that a slice needs.
+        show: How many of the worst slices are told.
+
+    Raises:
+        DataError: A gate cannot be read, the folder holds no ranks, or the tables do not go with them.
+    """
+    parsed = [Threshold.parse(gate) for gate in gates]
+    audit = Audit.of(Ranks.read(evaluation), recommender, least)
+    audit.write(evaluation)
+    click.echo(audit.to_text(show))
+    click.echo(f"\n{evaluation / PAGE} and {TABLE} written")
+    _record(audit, evaluation)
+    passed = [_passes(gate, audit) for gate in parsed]  # each is told, whatever those before it said
+    return all(passed)
+
+
+def _record(audit: Audit, evaluation: Path) -> None:
+    """Record the slices in MLflow, as a run of their own."""
+    about = audit.about
+    tags = {**about.digests, "protocol": about.protocol, "part": about.part, "recommender": audit.recommender}
+    with start_tracking(about.settings, f"audit {about.protocol}", tags) as tracker:
+        tracker.log_metrics({f"slice/{name}": value for name, value in audit.metrics().items()}, step=0)
+        for name in (PAGE, TABLE):
+            tracker.log_artifact(evaluation / name, "audit")
+
+
+def _passes(gate: Threshold, audit: Audit) -> bool:
+    """Tell how a gate went, and return whether it holds."""
+    failures = gate.failures(audit.slices, audit.least)
+    if not len(failures):
+        click.echo(f"gate holds: {gate.text}", err=True)
+        return True
+    for row in failures.itertuples(index=False):
+        where = "" if gate.facet is None else f" in {row.facet}={row.value}"
+        click.echo(f"gate fails: {gate.text}: {row.found:.4f}{where} ({row.questions:,} questions)", err=True)
+    return False

@@ -1,0 +1,161 @@
+"""What `towers evaluate` does: for every seed split, learn, and answer the questions held out, the baselines beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from features.errors import DataError
+from features.sequences.sequences import Queries
+from features.sequences.split import Split
+from features.tables.table_files import read_frame
+from features.tables.tables import Tables, read_tables
+from features.values.cells import item_texts
+from training.audit.ranks import RanksWriter
+from training.config import RunConfig, read_run_config
+from training.evaluation.baselines.bm25 import fit_query_baselines
+from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.evaluate import Evaluation, Recommender, TableRecommender, cutoffs_of, evaluate, slices
+from training.evaluation.report import EvaluationReport
+from training.loop.fit import choose_device, fit
+from training.runs.progress import describe, report_epochs, start_tracking
+from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
+
+SELECTED = (
+    "Asked on validation, by which training was stopped and the settings of the baselines were chosen: good for "
+    "comparing settings, a little flattering as a measure; --on test is the measure."
+)
+
+
+def evaluate_run(
+    settings: Path,
+    overrides: Sequence[str],
+    protocol: str | None,
+    *,
+    seeds: int,
+    device: str,
+    part: QuestionSet = "test",
+    beside: Sequence[str] = (),
+    bound: Sequence[str] = (),
+    ranks: RanksWriter | None = None,
+) -> EvaluationReport:
+    """Return the judgement of the settings under a protocol.
+
+    Args:
+        settings: Path of run.toml.
+        overrides: `table.key=value` each.
+        protocol: As the command line calls it; None: see `usual_protocol`.
+        seeds: How many trainings; the first has the seed of the settings.
+        device: `auto`, `cpu` or `cuda`.
+        part: Which of the questions held out are asked.
+        beside: `NAME=FILE` each: recommendations to judge with the rest.
+        bound: The same, for limits.
+        ranks: Where the rank of each answer is kept for an audit. None: nowhere.
+
+    Raises:
+        DataError: Something in the settings, the tables or the files is wrong.
+    """
+    config = read_run_config(settings, tuple(overrides))
+    where = choose_device(device)
+    tables = read_tables(config.features, settings.parent)
+    sequences = tables.interactions.sequences(tables.catalog)
+    protocol = protocol or usual_protocol(config, sequences)
+    given = [_table(text, tables) for text in (*beside, *bound)]
+    describe(tables, sequences)
+    runs: dict[int, list[Evaluation]] = {}
+    parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
+    notes: dict[int, list[str]] = {}
+    others: _Others | None = None
+    for seed in range(config.training.seed, config.training.seed + seeds):
+        seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+        split = split_by(protocol, sequences, len(tables.catalog), seeded)
+        click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} interactions to learn from", err=True)
+        towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
+        ours = _answers(towers, split, part, config)
+        if others is None or is_drawn(protocol, sequences):
+            others = _Others.fit(split, part, config, tables, given)
+        runs[seed], notes[seed] = [ours, *others.evaluations], others.notes
+        parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
+        if ranks is not None:
+            ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
+    return EvaluationReport.of(
+        protocol,
+        part,
+        runs,
+        slices=parts if protocol in ("time", "cold-items") else None,
+        bounds=[text.partition("=")[0] for text in bound],
+        notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
+    )
+
+
+def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> Recommender:
+    with start_tracking(config, f"evaluate {name}") as tracker:
+        learned = fit(
+            config,
+            tables,
+            split,
+            device=device,
+            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
+            on_epoch=report_epochs(tracker),
+        )
+    return learned.recommender(config.features.history)
+
+
+@dataclass(frozen=True)
+class _Others:
+    """What stands beside the towers: the judgements of all other recommenders on a split, and the notes on them."""
+
+    evaluations: list[Evaluation]
+    notes: list[str]
+
+    @classmethod
+    def fit(
+        cls, split: Split, part: QuestionSet, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
+    ) -> _Others:
+        """Fit the baselines, and judge them and the tables that were given."""
+        if config.towers.reads_history:
+            texts = item_texts(tables.catalog, config.features.item)
+            baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)
+        else:
+            baselines, notes = fit_query_baselines(split, tables, config.features)
+        return cls([_answers(recommender, split, part, config) for recommender in (*baselines, *given)], notes)
+
+
+def _questions(split: Split, part: QuestionSet) -> Queries:
+    questions = split.test if part == "test" else split.validation
+    assert questions is not None, "every protocol of this command holds out a test part"
+    return questions
+
+
+def _answers(recommender: Recommender, split: Split, part: QuestionSet, config: RunConfig) -> Evaluation:
+    return evaluate(
+        recommender,
+        _questions(split, part),
+        split.candidates,
+        recommend_seen=config.features.recommend_seen,
+        cutoffs=cutoffs_of(split.name),
+        progress=True,
+    )
+
+
+def _merged(notes: Mapping[int, Sequence[str]]) -> list[str]:
+    """Return the notes of all seeds, each once; what only some seeds say with the seeds that do."""
+    seeds_of: dict[str, list[int]] = {}
+    for seed, lines in notes.items():
+        for line in lines:
+            seeds_of.setdefault(line, []).append(seed)
+    return [
+        line if len(seeds) == len(notes) else f"seed {', '.join(map(str, seeds))}: {line}"
+        for line, seeds in seeds_of.items()
+    ]
+
+
+def _table(text: str, tables: Tables) -> TableRecommender:
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise DataError(f"expected NAME=FILE, found {text!r}; for example 'last week=candidates.parquet'")
+    return TableRecommender(name, read_frame(Path(file)), tables.catalog.item_ids)

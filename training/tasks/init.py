@@ -1,0 +1,216 @@
+"""What `towers init` proposes: which table plays which part, and settings of the model that suit such tables."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from features.config import ColumnSettings, FeaturesConfig, parse_settings
+from features.errors import DataError, Problems
+from features.inference.column_names import may_be_ids
+from features.inference.inference import (
+    SEARCH_WIDTH,
+    Files,
+    Inference,
+    document_key,
+    infer_features,
+    infer_search,
+    render_run_toml,
+)
+from features.tables.table_files import RawTable, read_table
+from features.tables.tables import read_tables
+
+SPARSE = 20
+"""Interactions per user below which little is known of anybody, and a model must be kept from learning it by heart."""
+
+ORDERED = """\
+history = "transformer"  # the order of a user's interactions is known, and the newest matter most
+blocks = 2               # layers of the transformer
+heads = 2                # attention heads of each layer
+"""
+TIMED = """\
+time_bias = true         # how long ago matters, too: times are known
+"""
+UNORDERED = """\
+history = "mean"         # the order of a user's interactions is not known
+"""
+
+TRAINING = """\
+[training]
+seed = 0                 # same seed, same weights
+epochs = 100             # at most; early stopping usually ends before
+patience = 2             # epochs without a better validation N@10 until the learning rates are lowered
+rate_cuts = 2            # how often they are lowered before training stops
+batch_events = 2048      # interactions per step
+negatives = "auto"       # all items up to 30,000 of them, a corrected sample beyond
+track = true             # record the run in MLflow
+"""
+
+
+SEARCH_TRAINING = """\
+[training]
+seed = 0                    # same seed, same weights
+epochs = 100                # at most; it ends when held-out queries are answered no better, and keeps the best
+negatives = "sampled"       # other documents of the batch, and some drawn; to encode all of them takes long
+in_batch_negatives = 512    # how many of the first
+uniform_negatives = 512     # and of the second
+table_learning_rate = 0.02  # what is learned of a word is a correction, and begins small
+track = true                # record the run in MLflow
+"""
+SEARCH = f"""\
+[towers]
+width = {SEARCH_WIDTH}             # numbers in a vector; the more, the truer is what the words of a text say
+history = "none"         # a query is what is written in it
+shared = true            # queries and documents are read by the same encoder
+"""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What `towers init` makes of the tables.
+
+    Attributes:
+        inference: What was found in them.
+        settings: The text of run.toml.
+        problems: What is wrong with the tables, so that training would refuse them.
+    """
+
+    inference: Inference
+    settings: str
+    problems: tuple[DataError, ...] = ()
+
+
+def propose(
+    output: Path,
+    *,
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
+    documents: Path | None,
+    queries: Path | None,
+    pairs: Path | None,
+    named: Mapping[str, str] | None = None,
+    time_format: str | None = None,
+) -> Proposal:
+    """Return what is made of the tables of a recommender, or of a search, after reading them as training will.
+
+    Args:
+        output: Where run.toml will be.
+        interactions: Who had what, of a recommender.
+        items: Its catalogue.
+        users: Its users' attributes.
+        documents: Of a search: what there is.
+        queries: What was asked.
+        pairs: Which documents answer which query.
+        named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
+        time_format: How the times are written, if it is known.
+
+    Raises:
+        DataError: The tables are not those of either, or cannot be made sense of; all that is wrong at once.
+    """
+    if documents is None:
+        if interactions is None or queries is not None or pairs is not None:
+            raise DataError(
+                "name the tables: --interactions FILE (and --items, --users) of a recommender, or --documents FILE or "
+                "FOLDER (and --queries with --pairs) of a search"
+            )
+        files = Files(interactions, items, users)
+    elif interactions is not None or items is not None or users is not None:
+        raise DataError("--documents are those of a search: give --queries and --pairs with them, and no other table")
+    elif named or time_format:
+        raise DataError("--user-column, --item-column and the like are about --interactions; a search has none")
+    else:
+        files = Files(pairs, documents, queries)
+    problems = Problems()
+    tables: dict[str, RawTable] = {}
+    for name, path in (("interactions", files.interactions), ("items", files.items), ("users", files.users)):
+        if path is not None:
+            with problems:
+                tables[name] = read_table(path, may_be_ids)
+    unreadable = Problems(problems.found)
+    if ("interactions" if documents is None else "items") not in tables or (documents is not None and unreadable.found):
+        unreadable.raise_all()
+    inference = None
+    with problems:
+        inference = _inferred(tables, named, time_format, is_search=documents is not None)
+    if inference is None:
+        unreadable.raise_all()  # with that table there, it might have been made sense of
+        _check_alone(files, tables, problems)
+        problems.raise_all()
+    assert inference is not None, "nothing was wrong"
+    files = Files(files.interactions, *(getattr(files, one) if one in tables else None for one in ("items", "users")))
+    proposal = _read_as_training(inference, files, output, problems)
+    if unreadable.found:
+        Problems(proposal.problems).raise_all()
+    return proposal
+
+
+def _inferred(
+    tables: Mapping[str, RawTable], named: Mapping[str, str] | None, time_format: str | None, *, is_search: bool
+) -> Inference:
+    frames = {name: table.frame for name, table in tables.items()}
+    notes = tuple(note for table in tables.values() for note in table.notes)
+    if is_search:
+        found = infer_search(frames["items"], frames.get("users"), frames.get("interactions"))
+    else:
+        found = infer_features(
+            frames["interactions"], frames.get("items"), frames.get("users"), named=named, time_format=time_format
+        )
+    return replace(found, notes=notes)
+
+
+def _read_as_training(inference: Inference, files: Files, output: Path, problems: Problems) -> Proposal:
+    """Return the proposal with the counts and the notes of the tables as training will read them."""
+    settings = render_run_toml(inference, files, output.parent)
+    config = parse_settings(FeaturesConfig, tomllib.loads(settings)["features"], str(output))
+    tables = None
+    with problems:
+        tables = read_tables(config, output.parent)
+    if tables is None or problems.found:
+        return Proposal(inference, settings, tuple(problems.found))
+    if inference.num_events:
+        events = tables.interactions.frame
+        inference = replace(
+            inference,
+            num_events=len(events),
+            num_users=events["user_id"].nunique(),
+            num_items=events["item_id"].nunique(),
+        )
+    inference = replace(inference, notes=tables.notes, is_read=True)
+    return Proposal(inference, render_run_toml(inference, files, output.parent))
+
+
+def _check_alone(files: Files, tables: Mapping[str, RawTable], problems: Problems) -> None:
+    """Find what is wrong with the items' and the users' tables, though it is not known whom they go with."""
+    for name, path in (("items", files.items), ("users", files.users)):
+        if path is not None and name in tables:
+            with problems:
+                key = ColumnSettings(item_id=document_key(tables[name].frame))
+                read_tables(FeaturesConfig(items=str(path.absolute()), columns=key, missing_ids="drop"), Path())
+
+
+def said_of(inference: Inference) -> str:
+    """Return what the tables hold, in a few words."""
+    events, users, items = f"{inference.num_events:,}", f"{inference.num_users:,}", f"{inference.num_items:,}"
+    if not inference.is_search:
+        return f"{events} interactions of {users} users with {items} items"
+    return f"{events} pairs of {users} queries with {items} documents" if inference.num_events else f"{items} documents"
+
+
+def render_model_settings(inference: Inference) -> str:
+    """Return the `[towers]` and `[training]` parts of run.toml, commented."""
+    if inference.is_search:
+        return f"{SEARCH}\n{SEARCH_TRAINING}" if inference.num_events else SEARCH
+    per_user = inference.num_events / max(inference.num_users, 1)
+    is_sparse = per_user < SPARSE
+    few = f"{per_user:.0f} interactions per user {'are few' if is_sparse else 'are many'}"
+    towers = [
+        "[towers]\nwidth = 64               # numbers in a vector; memory and search cost grow with it\n",
+        ORDERED if inference.is_ordered else UNORDERED,
+        TIMED if inference.column("timestamp") is not None else "",
+        f"dropout = {0.5 if is_sparse else 0.2}            # share of the numbers hidden while training; {few}\n",
+    ]
+    tables = "table_learning_rate = 0.05  # of the embedding tables, half the usual: little is known of each user\n"
+    return f"{''.join(towers)}\n{TRAINING}{tables if is_sparse else ''}"

@@ -1,0 +1,60 @@
+"""Which split an evaluation uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from features.errors import DataError
+from features.sequences.sequences import Sequences
+from features.sequences.split import Split, cold_items, held_out_queries, held_out_users, leave_one_out, time_split
+from training.config import RunConfig
+
+QuestionSet = Literal["test", "validation"]
+
+
+def usual_protocol(config: RunConfig, sequences: Sequences) -> str:
+    """Return the protocol of whoever asks for none: queries where no history is read, else as there is an order."""
+    if not config.towers.reads_history:
+        return "queries"
+    return "leave-one-out" if sequences.is_ordered else "users"
+
+
+def is_drawn(protocol: str, sequences: Sequences) -> bool:
+    """Whether the split of a protocol is drawn by lot, so that each seed has its own."""
+    return protocol in ("users", "queries", "cold-items") or (protocol == "leave-one-out" and not sequences.is_ordered)
+
+
+def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunConfig) -> Split:
+    """Return the split of a protocol, as the command line calls it."""
+    seen, seed = config.features.recommend_seen, config.training.seed
+    match protocol:
+        case "leave-one-out":
+            return leave_one_out(sequences, num_items, recommend_seen=seen, seed=seed)
+        case "time":
+            return time_split(sequences, num_items, recommend_seen=seen)
+        case "users":
+            return held_out_users(sequences, num_items, recommend_seen=seen, seed=seed)
+        case "queries":
+            return held_out_queries(sequences, num_items, seed=seed)
+        case "cold-items":
+            return cold_items(sequences, num_items, recommend_seen=seen, seed=seed)
+    raise DataError(f"expected a protocol, found {protocol!r}; see towers evaluate --help")
+
+
+def early_stopping_split(config: RunConfig, sequences: Sequences, num_items: int) -> Split:
+    """Hold out validation data only: each user's last item, or, without an order, a part of some users' items.
+
+    Where no history is read, whole users are held out: queries.
+    """
+    if not config.towers.reads_history:
+        return held_out_queries(sequences, num_items, test=False, seed=config.training.seed)
+    chosen = config.training.validation
+    if chosen == "leave-one-out" or (chosen == "auto" and sequences.is_ordered):
+        return leave_one_out(sequences, num_items, recommend_seen=config.features.recommend_seen, test=False)
+    return held_out_users(
+        sequences,
+        num_items,
+        recommend_seen=config.features.recommend_seen,
+        test=False,
+        seed=config.training.seed,
+    )

@@ -1,0 +1,170 @@
+"""What `towers train` does: hold out validation data only, learn, report beside the baselines, and write the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import torch
+
+from features.featurizer.column_contract import ColumnContract
+from features.sequences.split import Split
+from features.tables.tables import Tables, data_digests, read_tables
+from features.values.cells import item_texts
+from towers.bundle.bundle import write_bundle
+from towers.bundle.signature import signing_key
+from towers.model.two_tower import TwoTower
+from training.config import RunConfig, read_run_config
+from training.evaluation.baselines.bm25 import fit_query_baselines
+from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.evaluate import Evaluation, Recommender, cutoffs_of, evaluate
+from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
+from training.loop.fit import TrainedModel, choose_device, fit, fit_featurizer, refit
+from training.runs.model_card import model_card, unlearned_card
+from training.runs.progress import describe, report_epochs, start_tracking
+from training.runs.run_folder import Run
+from training.tasks.protocols import early_stopping_split
+
+
+def train_and_bundle(
+    settings: Path, overrides: Sequence[str], *, output: Path | None, resume: bool, device: str
+) -> Path:
+    """Train on the tables of run.toml and return the folder of the bundle.
+
+    Args:
+        settings: Path of run.toml.
+        overrides: `table.key=value` each.
+        output: Where the bundle goes; None: the next free `runs/run-N`.
+        resume: Whether to go on with the newest unfinished run of these settings.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DataError: Something in the settings or the tables is wrong, there is nothing to resume, or the key that is to
+            sign the bundle cannot be used.
+        Stopped: A signal ended the training; it can be resumed from the checkpoint that was written.
+    """
+    signing_key()  # one that cannot be used is told now, and not after the training
+    config = read_run_config(settings, tuple(overrides))
+    where = choose_device(device)
+    tables = read_tables(config.features, settings.parent)
+    sequences = tables.interactions.sequences(tables.catalog)
+    if not sequences.num_events:
+        return _ship_unlearned(config, settings, tables, output)
+    split = early_stopping_split(config, sequences, len(tables.catalog))
+    digests = data_digests(config.features, settings.parent)
+    find = Run.unfinished if resume else Run.begin
+    run = find(config, settings.stem, output, digests)
+    describe(tables, sequences)
+    with _resumable(run), start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
+        run.tracked_as = tracker.run_id
+        learned = fit(
+            config,
+            tables,
+            split,
+            device=where,
+            checkpoint=run.checkpoint,
+            resume=resume,
+            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
+            on_epoch=report_epochs(tracker),
+        )
+        report = _report(config, tables, split, learned)
+        click.echo(f"\n{report.to_text()}\n")
+        tracker.log_metrics(report.metrics(), step=learned.progress.step)
+        if config.training.refit:
+            click.echo(f"training once more, on all {sequences.num_events:,} interactions", err=True)
+            learned = refit(config, tables, sequences, learned)
+        _write(run.folder, config, settings, digests, tables, learned, report)
+        tracker.log_artifacts(run.folder)
+    run.finish()
+    click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
+    if tracker.how_to_look is not None:
+        click.echo(f"recorded in MLflow; to look at it: {tracker.how_to_look}")
+    return run.folder
+
+
+def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
+    """Write a bundle whose texts stand where their words are: nobody asked anything yet that could be learned from."""
+    run = Run.begin(config, settings.stem, output)
+    with _resumable(run):
+        for note in tables.notes:
+            click.echo(f"note: {note}", err=True)
+        featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
+        torch.manual_seed(config.training.seed)
+        model = TwoTower(config.towers, featurizer, config.features.history)
+        write_bundle(
+            run.folder,
+            settings=config.model_dump(mode="json"),
+            tables_folder=settings.parent,
+            data_digests=data_digests(config.features, settings.parent),
+            featurizer=featurizer,
+            contract=ColumnContract.of(featurizer, tables),
+            weights=model.state_dict(),
+            report={},
+            pages={"README.md": unlearned_card(config, len(tables.catalog))},
+            primary_metric={},
+        )
+    run.finish()
+    click.echo(f"{run.folder}: bundle written; without pairs there was nothing to learn, texts stand as they are")
+    return run.folder
+
+
+@contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """Say how a run that is stopped goes on; of one that ends before its first checkpoint nothing is left."""
+    try:
+        yield
+    except BaseException as error:
+        if not run.checkpoint.is_file():
+            run.abandon()
+        elif isinstance(error, KeyboardInterrupt):
+            click.echo("\nstopped; the same command with --resume goes on from here", err=True)
+        raise
+
+
+def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedModel) -> EvaluationReport:
+    seen = config.features.recommend_seen
+    if config.towers.reads_history:
+        texts = item_texts(tables.catalog, config.features.item)
+        baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
+    else:
+        baselines, notes = fit_query_baselines(split, tables, config.features)
+    recommenders: list[Recommender] = [learned.recommender(config.features.history), *baselines]
+
+    def answers(recommender: Recommender) -> Evaluation:
+        return evaluate(
+            recommender,
+            split.validation,
+            split.candidates,
+            recommend_seen=seen,
+            cutoffs=cutoffs_of(split.name),
+            progress=True,
+        )
+
+    runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
+    return EvaluationReport.of(split.name, "validation", runs, notes=notes)
+
+
+def _write(
+    folder: Path,
+    config: RunConfig,
+    settings: Path,
+    digests: dict[str, str],
+    tables: Tables,
+    learned: TrainedModel,
+    report: EvaluationReport,
+) -> None:
+    primary = report.rows[0].metrics[PRIMARY_METRIC].mean
+    write_bundle(
+        folder,
+        settings=config.model_dump(mode="json"),
+        tables_folder=settings.parent,
+        data_digests=digests,
+        featurizer=learned.data.featurizer,
+        contract=ColumnContract.of(learned.data.featurizer, tables),
+        weights=learned.model.state_dict(),
+        report=report.to_dict(),
+        pages={"report.html": report.to_html(), "README.md": model_card(config, learned, report)},
+        primary_metric={PRIMARY_METRIC: primary},
+    )
