@@ -52,17 +52,19 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_of(path) for path in SOURCES}
+
+
 def modules_imported(path: Path) -> set[str]:
     """The modules of ours that a file imports, inside its functions and for its types, too."""
-    ours = {module_of(path) for path in SOURCES}
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             full = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= full & ours if full & ours else {node.module}
-    return (names & ours) - {module_of(path)}
+            names |= full & MODULES or {node.module}
+    return (names & MODULES) - {module_of(path)}
 
 
 def tracked() -> list[str]:

@@ -21,7 +21,7 @@ from werkzeug.exceptions import Forbidden, Unauthorized
 
 from features.errors import DataError
 from serving.bounds import MAX_HEADER_CHARACTERS
-from serving.http.key_file import _RANKS, Key, Scope, _digest, read_keys
+from serving.http.key_file import RANKS, Key, Scope, key_digest, read_keys
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _CHALLENGES = (WWWAuthenticate("bearer", {"realm": "Two Towers"}), WWWAuthenticate("basic", {"realm": "Two Towers"}))
@@ -64,7 +64,7 @@ class Keys:
     def find(self, secret: str) -> Key | None:
         """Return the key that this is; every one is compared, in constant time."""
         self._look_again()
-        presented, found = _digest(secret), None
+        presented, found = key_digest(secret), None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, presented):
                 found = key
@@ -105,7 +105,7 @@ def key_guard(keys: Keys, on_refusal: Callable[[WSGIEnvironment], None] = lambda
         if key is None:
             on_refusal(environ)
             raise Unauthorized("expected a key: `Authorization: Bearer <key>`", www_authenticate=_CHALLENGES)
-        if _RANKS[key.scope] < _RANKS[needed]:
+        if RANKS[key.scope] < RANKS[needed]:
             on_refusal(environ)
             raise Forbidden(f"the key {key.name!r} may read only; this needs one that may write")
         environ["towers.client"] = key.name

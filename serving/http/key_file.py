@@ -21,7 +21,7 @@ Scope = Literal["none", "read", "write"]
 _BEGINNING = "tt_"
 
 
-_RANKS: dict[Scope, int] = {"none": 0, "read": 1, "write": 2}
+RANKS: dict[Scope, int] = {"none": 0, "read": 1, "write": 2}
 
 
 class Key(StrictTable):
@@ -66,7 +66,7 @@ def add_key(path: Path, name: str, scope: Literal["read", "write"]) -> str:
         raise DataError(f"{path}: there is a key {name!r} already; remove it first, or choose another name")
     secret = _BEGINNING + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    _write(path, [*keys, Key(name=name, scope=scope, sha256=_digest(secret), created=created)])
+    _write(path, [*keys, Key(name=name, scope=scope, sha256=key_digest(secret), created=created)])
     return secret
 
 
@@ -84,7 +84,8 @@ def remove_key(path: Path, name: str) -> None:
     _write(path, left)
 
 
-def _digest(secret: str) -> str:
+def key_digest(secret: str) -> str:
+    """Return the SHA-256 of a key, which the file holds in its place."""
     return sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 

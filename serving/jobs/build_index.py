@@ -1,4 +1,4 @@
-"""What the operator's commands do: an index from today's tables, candidates for everyone, another bundle to serve."""
+"""What `towers index` does: an index of today's tables, tuned and saved in the bundle."""
 
 from __future__ import annotations
 

@@ -46,7 +46,12 @@ def open_recommender(
     )
 
 
-def _filter(conditions: Sequence[str], retriever: Recommender) -> Filter:
+def parse_conditions(conditions: Sequence[str], retriever: Recommender) -> Filter:
+    """Return the filter of `--where` conditions, such as `brand=Acme` and `price_max=50`.
+
+    Raises:
+        DataError: A condition is not NAME=VALUE, or cannot hold.
+    """
     given: dict[str, list[str]] = {}
     for condition in conditions:
         name, equals, value = condition.partition("=")

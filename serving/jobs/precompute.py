@@ -24,7 +24,7 @@ def precompute_top_k(
     """
     depth = min(depth, len(retriever.items))
     shortlists = PrecomputedTopK.empty(len(retriever.users), depth, with_seen=retriever.recommend_seen)
-    for users in _blocks(len(retriever.users)):
+    for users in blocks(len(retriever.users)):
         hits, is_fallback = retriever.recommend_rows(users, depth)
         shortlists.put(users, hits)
         shortlists.rows[users[is_fallback]] = -1
@@ -32,5 +32,6 @@ def precompute_top_k(
     return shortlists
 
 
-def _blocks(num_users: int) -> Iterator[np.ndarray]:
+def blocks(num_users: int) -> Iterator[np.ndarray]:
+    """Yield the rows of `BLOCK` users at a time."""
     return (np.arange(start, min(start + BLOCK, num_users)) for start in range(0, num_users, BLOCK))

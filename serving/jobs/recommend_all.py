@@ -23,8 +23,8 @@ from features.schema import ITEM_ID, USER_ID
 from features.tables.tables import read_frame
 from serving.catalog.filters import Filter
 from serving.config import ServingConfig
-from serving.jobs.open import _filter, open_recommender
-from serving.jobs.precompute import _blocks
+from serving.jobs.open import open_recommender, parse_conditions
+from serving.jobs.precompute import blocks
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest
 from serving.search.results import Hits
@@ -120,7 +120,7 @@ def _answers(
 ) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
     """Yield blocks of the audience by position, with what they get and who got a fallback."""
     popular = retriever.popular(wanted).of(0)
-    for users in _blocks(len(audience)):
+    for users in blocks(len(audience)):
         rows = audience.user_rows[users]
         known = rows >= 0
         hits, known_fallback = retriever.recommend_rows(rows[known], wanted)
@@ -194,7 +194,7 @@ def recommend_all(
             f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
         )
     retriever = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
-    where = _filter(conditions, retriever)
+    where = parse_conditions(conditions, retriever)
     audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
     started = time.perf_counter()
     with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from serving.config import ServingConfig
-from serving.jobs.open import _filter, open_recommender
+from serving.jobs.open import open_recommender, parse_conditions
 from serving.recommend.request import RecommendRequest
 
 
@@ -23,7 +23,7 @@ def show_search(
         DataError: The model reads no texts, or a condition cannot hold.
     """
     retriever = open_recommender(bundle, settings)
-    answer = retriever.search(words, RecommendRequest(k, where=_filter(conditions, retriever)))
+    answer = retriever.search(words, RecommendRequest(k, where=parse_conditions(conditions, retriever)))
     if answer.fallback is not None:
         click.echo(f"none of the words is known; {answer.fallback} items in their place", err=True)
     for item in answer.items:

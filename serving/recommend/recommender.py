@@ -74,7 +74,7 @@ class Recommender:
         items: The catalogue.
         attributes: What the model reads of users beside their history, by column of the users' table.
         filters: The columns of the catalogue that answers can be filtered by; `filters.of({"brand": "Acme"})` is a
-            `Wanted.where`.
+            `RecommendRequest.where`.
         titles: What to call each item; None where the catalogue has no titles.
         index: The search.
         known: What the users had, and their vectors.

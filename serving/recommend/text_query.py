@@ -1,4 +1,4 @@
-"""Words to a vector in the space of the items: what `Retriever.search` looks near.
+"""Words to a vector in the space of the items: what `Recommender.search` looks near.
 
 A model of a search has a tower for queries: users who are nothing but what is written. For any other the words are
 those of an item that is not there: the item tower reads them as it reads a new item of which nothing else is known.

@@ -265,7 +265,7 @@ class ItemIndex:
             )
 
     def confirms(self, query: np.ndarray, rows: np.ndarray, least: np.float32) -> bool:
-        """Return whether what this index found is still what it finds; see `LiveIndex.confirms`."""
+        """Return whether what this index found is still what it finds; see `DeltaIndex.confirms`."""
         return True
 
     def search_together(self, most: int, batching: MicroBatching) -> None:

@@ -64,7 +64,7 @@ class SearchTask:
         eligible: AllowedItems | None,
         num_items: int,
     ) -> SearchTask:
-        """Return a search for the min(k, eligible) best items of each user; see `Excluded.of`."""
+        """Return a search for the min(k, eligible) best items of each user; see `ExcludedPairs.of`."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if eligible is not None and len(eligible) == num_items:
             eligible = None
@@ -96,7 +96,7 @@ class SearchTask:
         return barred
 
     def without(self, pairs: Int64[np.ndarray, " pairs"]) -> SearchTask:
-        """Return the same without more pairs of user and row, as in `Excluded.pairs`, in any order."""
+        """Return the same without more pairs of user and row, as in `ExcludedPairs.pairs`, in any order."""
         if self.eligible is not None:
             pairs = pairs[self.eligible.mask[pairs % self.excluded.num_items]]
         return SearchTask(self.queries, self.needed, self.excluded.and_pairs(pairs), self.eligible)

@@ -14,7 +14,7 @@ from serving.observability import logs
 from serving.server.told import WorkerInstructions
 
 
-def _main(told: str, server: str) -> None:
+def main(told: str, server: str) -> None:
     """Follow the alias that a server was told, as long as that lives; Ctrl-C is for the server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     given = WorkerInstructions.read(Path(told))
@@ -25,4 +25,4 @@ def _main(told: str, server: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    main(*sys.argv[1:])

@@ -32,7 +32,7 @@ from serving.config import ServingConfig, without_settings
 from serving.deploy.mlflow_registry import Alias, followed
 from serving.http.bodies import SECONDS_FOR_HEADERS
 from serving.observability import logs
-from serving.server.told import _TOLD, WorkerInstructions
+from serving.server.told import INSTRUCTIONS_FILE, WorkerInstructions
 from towers.process import own_python
 from towers.warnings_filter import quiet_imports
 
@@ -201,7 +201,7 @@ def _run(settings: ServingConfig, shared: Path) -> None:
 
 def _tell(told: WorkerInstructions, shared: Path) -> Path:
     """Write what the workers are told into a file in their folder, and return its path."""
-    path = shared / _TOLD
+    path = shared / INSTRUCTIONS_FILE
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         told.write(file)

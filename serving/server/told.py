@@ -6,19 +6,13 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
 from serving.config import ServingConfig
 
-if TYPE_CHECKING:
-    pass
-
-
-_TOLD = "told.json"
-
-
+INSTRUCTIONS_FILE = "told.json"
+"""Where the workers of one server find their instructions, in the folder where they meet."""
 _PATHS = ("bundle", "shared", "copies")
 
 

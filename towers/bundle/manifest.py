@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.errors import DataError
+from towers.bundle.private_copies import PrivateCopies
 from towers.bundle.sealed_file import BundleError as BundleError
 from towers.bundle.sealed_folder import MANIFEST as MANIFEST
 from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of
@@ -18,8 +19,6 @@ from towers.bundle.trust import DEFAULT_TRUST, Trust
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from towers.bundle.private_copies import PrivateCopies
 
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"

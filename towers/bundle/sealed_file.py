@@ -10,11 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom, BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    pass
-
+from typing import NamedTuple
 
 # A file that says it has so many bytes and takes up less than this share of them on the disk is holes, not data.
 _LARGE = 1 << 30

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from features.errors import DataError
 from features.files import sha256
+from towers.bundle.private_copies import PrivateCopies, PrivateCopy
 from towers.bundle.sealed_file import BundleError, SealedFile, check_digest, open_plain, opened_as_sealed
 from towers.bundle.signature import MOST_SIGNATURE_BYTES, SUFFIX, SignatureError, prove
-
-if TYPE_CHECKING:
-    from towers.bundle.private_copies import PrivateCopies, PrivateCopy
 
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 16 << 20

@@ -50,8 +50,8 @@ class Ease:
         Raises:
             ValueError: More than `MAX_EASE_ITEMS` items occur.
         """
-        item_rows, gram = _gram(train, num_items)
-        return cls(_ease_weights(gram, regularisation), item_rows, num_items, regularisation)
+        item_rows, gram = gram_matrix(train, num_items)
+        return cls(ease_weights(gram, regularisation), item_rows, num_items, regularisation)
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the summed weights of the history's items for each item."""
@@ -61,7 +61,9 @@ class Ease:
         return scores
 
 
-def _gram(train: Sequences, num_items: int) -> tuple[Int[np.ndarray, "known"], Float32[np.ndarray, "known known"]]:
+def gram_matrix(
+    train: Sequences, num_items: int
+) -> tuple[Int[np.ndarray, "known"], Float32[np.ndarray, "known known"]]:
     """Return the catalogue rows of the items that occur, and how many users had each two of them."""
     had = interaction_matrix(train, num_items)
     item_rows = np.unique(had.indices).astype(np.int64)
@@ -71,9 +73,7 @@ def _gram(train: Sequences, num_items: int) -> tuple[Int[np.ndarray, "known"], F
     return item_rows, (known.T @ known).toarray()
 
 
-def _ease_weights(
-    gram: Float32[np.ndarray, "known known"], regularisation: float
-) -> Float32[np.ndarray, "known known"]:
+def ease_weights(gram: Float32[np.ndarray, "known known"], regularisation: float) -> Float32[np.ndarray, "known known"]:
     """Return EASE's weights; takes one more matrix of the size of `gram`."""
     if not len(gram):
         return gram

@@ -61,7 +61,7 @@ class Ials:
         """
         settings = settings or IalsSettings()
         with _one_blas_thread():
-            model = _implicit_als()(
+            model = implicit_als()(
                 factors=settings.factors,
                 regularization=settings.regularisation,
                 alpha=settings.confidence,
@@ -79,7 +79,7 @@ class Ials:
         return scores
 
 
-def _implicit_als() -> Any:
+def implicit_als() -> Any:
     """Return implicit's class, without the advice on widgets for progress bars that its import gives in a notebook."""
     with warnings.catch_warnings(action="ignore", category=TqdmWarning):
         from implicit.cpu.als import AlternatingLeastSquares

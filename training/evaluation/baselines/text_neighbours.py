@@ -40,7 +40,7 @@ class TextNeighbours:
     @classmethod
     def fit(cls, texts: Sequence[str], warm_items: Bool[np.ndarray, "items"], *, half_life: float) -> TextNeighbours:
         """Compare all items by the words in the texts of the warm ones: what is not known yet has no part in it."""
-        return cls(_text_vectors(texts, warm_items), half_life)
+        return cls(text_vectors(texts, warm_items), half_life)
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the cosine of each item with the history, 0 where nothing is written of either."""
@@ -54,7 +54,7 @@ class TextNeighbours:
         return scores
 
 
-def _text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -> sp.csr_array[np.float32]:
+def text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -> sp.csr_array[np.float32]:
     """Return the TF-IDF of each item's words and pairs of words, at unit length."""
     vectorizer = TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True, max_features=MOST_TERMS, dtype=np.float32)
     vectorizer.fit(compress(texts, warm_items))

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from features.sequences.split import Split
 from features.values.text import words
-from training.evaluation.baselines.ease import MAX_EASE_ITEMS, Ease, _ease_weights, _gram
-from training.evaluation.baselines.ials import Ials, _implicit_als
+from training.evaluation.baselines.ease import MAX_EASE_ITEMS, Ease, ease_weights, gram_matrix
+from training.evaluation.baselines.ials import Ials, implicit_als
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.baselines.text_neighbours import TextNeighbours, _text_vectors
+from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
 from training.evaluation.evaluate import Recommender, evaluate
 
 MOST_QUESTIONS = 2_000
@@ -75,8 +75,8 @@ def fit_baselines(
 def choose_ease(split: Split, *, recommend_seen: bool, regularisations: Sequence[float] = REGULARISATIONS) -> Ease:
     """Return EASE with the regularisation that has the best NDCG@10 on the validation questions."""
     num_items = len(split.candidates)
-    item_rows, gram = _gram(split.train, num_items)
-    trials = (Ease(_ease_weights(gram, value), item_rows, num_items, value) for value in regularisations)
+    item_rows, gram = gram_matrix(split.train, num_items)
+    trials = (Ease(ease_weights(gram, value), item_rows, num_items, value) for value in regularisations)
     return _best(trials, len(regularisations), split, recommend_seen)
 
 
@@ -97,7 +97,7 @@ def choose_ials(split: Split, *, recommend_seen: bool) -> Ials:
 def choose_text_neighbours(split: Split, texts: Sequence[str], *, recommend_seen: bool) -> TextNeighbours:
     """Return the neighbours by text with the half-life that has the best NDCG@10 on the validation questions."""
     half_lives = HALF_LIVES if split.train.is_ordered else (math.inf,)
-    vectors = _text_vectors(texts, split.warm_items)
+    vectors = text_vectors(texts, split.warm_items)
     return _best((TextNeighbours(vectors, value) for value in half_lives), len(half_lives), split, recommend_seen)
 
 
@@ -120,7 +120,7 @@ def _ease(split: Split, recommend_seen: bool) -> tuple[Ease | None, str]:
 def _ials(split: Split, recommend_seen: bool) -> tuple[Ials | None, str]:
     """Return iALS, tuned where that is affordable, and what the report says of it."""
     try:
-        _implicit_als()
+        implicit_als()
     except ImportError as error:
         return None, f"iALS is left out: it needs the library implicit ({error}); pip install implicit adds it."
     num_events = split.train.num_events
