@@ -180,8 +180,8 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
     assert refused.headers["Retry-After"]
 
 
-def test_an_item_is_searchable_in_under_a_second_with_a_real_model(pristine, tmp_path):
-    """With all that belongs to it: the item tower, the log on the disk, and the next search."""
+def test_an_item_is_searchable_in_under_half_a_second_with_a_real_model(pristine, tmp_path):
+    """With the item tower, the log on the disk, and the next search; the fastest of three, as others only slow it."""
     from features.tables.tables import read_tables
     from serving.recommend.recommender import Recommender
     from serving.snapshot.snapshot import Snapshot
@@ -192,12 +192,15 @@ def test_an_item_is_searchable_in_under_a_second_with_a_real_model(pristine, tmp
     app = create_app(Recommender(bundle, Snapshot.build(bundle, tables)), ServingConfig(live=str(tmp_path / "live.db")))
     client = app.test_client()
     client.get("/recommendations/1001")
-    started = time.perf_counter()
-    put = client.put("/items/new", json={"title": "red steel lamp", "price": 3, "tags": "red|lamp"})
-    found = ids(client.get("/recommendations/1001?k=130"))
-    assert time.perf_counter() - started < 1
-    assert put.status_code == 201
-    assert "new" in found
+    seconds = []
+    for name in ("new", "newer", "newest"):
+        started = time.perf_counter()
+        put = client.put(f"/items/{name}", json={"title": "red steel lamp", "price": 3, "tags": "red|lamp"})
+        found = ids(client.get("/recommendations/1001?k=130"))
+        seconds.append(time.perf_counter() - started)
+        assert put.status_code == 201
+        assert name in found
+    assert min(seconds) < 0.5
     assert client.put("/items/new", json={"price": "cheap"}).status_code == 422
 
 
