@@ -22,7 +22,7 @@ from features.tables.table_files import read_frame
 from features.tables.tables import Catalog
 from features.values.cells import item_texts
 from training.evaluation.baselines import tuning as baselines
-from training.evaluation.baselines.ease import Ease
+from training.evaluation.baselines.ease import Ease, ease_weights
 from training.evaluation.baselines.ials import Ials, IalsSettings
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
@@ -113,7 +113,7 @@ def test_ease_in_single_precision_agrees_with_double_on_a_catalogue_with_a_long_
     inverse = np.linalg.inv(gram + 10 * np.eye(1_500))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    ours = baselines._ease_weights(gram.astype(np.float32), 10.0)
+    ours = ease_weights(gram.astype(np.float32), 10.0)
     assert np.abs(ours - weights).max() < 1e-4
     assert ours.flags.c_contiguous
 
