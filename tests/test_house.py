@@ -67,6 +67,13 @@ def modules_imported(path: Path) -> set[str]:
     return (names & MODULES) - {module_of(path)}
 
 
+def siblings(module: str, other: str) -> tuple[str, str]:
+    """The folders, or files beside folders, in which two modules part: `serving.http` and `serving.live`."""
+    mine, its = module.split("."), other.split(".")
+    depth = next((at for at, pair in enumerate(zip(mine, its, strict=False)) if pair[0] != pair[1]), None)
+    return (module, module) if depth is None else (".".join(mine[: depth + 1]), ".".join(its[: depth + 1]))
+
+
 def tracked() -> list[str]:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -128,9 +135,16 @@ def test_a_reader_sees_the_whole_of_a_folder(package: Path) -> None:
     assert len([path for path in package.glob("[!_]*") if path.is_file()]) <= 15
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_no_files_and_no_folders_import_each_other_in_a_circle() -> None:
     imports = {module_of(path): modules_imported(path) for path in SOURCES}
+    folders: dict[str, set[str]] = {}
+    for module, used in imports.items():
+        for other in used:
+            mine, its = siblings(module, other)
+            if mine != its:
+                folders.setdefault(mine, set()).add(its)
     TopologicalSorter(imports).prepare()
+    TopologicalSorter(folders).prepare()
 
 
 @pytest.mark.parametrize("room", ROOMS)

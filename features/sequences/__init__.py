@@ -1,6 +1,6 @@
 """Who did what, in which order.
 
-- `ragged`: offsets of rows of different lengths; `sequences`: `Sequences`, the events of each user in order;
+- `ragged`: rows of different lengths, end to end; `sequences`: `Sequences`, the events of each user in order;
   `matrix`: the same as a sparse matrix.
 - `split`: training, validation and test questions; `batches`: jagged batches for the model.
 """

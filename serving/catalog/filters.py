@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -36,12 +36,11 @@ from features.schema import ITEM_ID
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.tables.tables import Catalog
 from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACTERS, MAX_VALUE_CHARACTERS
+from serving.search.conditions import TESTS, Condition, Filter, Test, as_filter
 from serving.search.results import AllowedItems
 
-Test = Literal["any", "not", "min", "max"]
 Mask = Bool[np.ndarray, " items"]
 
-_TESTS: tuple[Test, ...] = ("any", "not", "min", "max")
 # Each character can be matched in one way only: then the time to match grows with the length and not faster.
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
@@ -56,30 +55,6 @@ _MOST_NAMED = 12
 _MOST_NUMBER = 1e300
 # 2024 and 20240331 are dates; any other number of digits are Unix seconds.
 _DIGITS_OF_DATES = (4, 8)
-
-
-@dataclass(frozen=True, order=True)
-class Condition:
-    """What must hold for one column.
-
-    Attributes:
-        column: The column.
-        test: Whether the cell must be `any` of the values, must `not` be, or must be at least or at most one.
-        values: In the type of the column.
-    """
-
-    column: str
-    test: Test
-    values: tuple[Any, ...]
-
-
-Filter = tuple[Condition, ...]
-"""Conditions that must all hold, sorted; the same conditions are the same filter."""
-
-
-def both(one: Filter, other: Filter) -> Filter:
-    """Return the filter that lets through what fits both."""
-    return _sorted([*one, *other]) if one and other else one or other
 
 
 class Filters:
@@ -109,7 +84,7 @@ class Filters:
         self._settings = settings or {}
         self._allowed = list(catalog.frame.columns if columns is None else columns)
         self._read: dict[str, _Column] = {}
-        self._groups: dict[str, ItemsByValue] = {}
+        self._by_value: dict[str, ItemsByValue] = {}
         self._known: OrderedDict[Filter, AllowedItems] = OrderedDict()
         self._num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
         self._turn = threading.Lock()
@@ -122,8 +97,8 @@ class Filters:
         """Return the same columns, or some of them, of other items, whose table has the same types."""
         return Filters(catalog, self._settings, self._allowed if columns is None else columns)
 
-    def of(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
-        """Return the filter that a body or a program describes.
+    def parse(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
+        """Return the filter that a JSON object describes.
 
         Args:
             given: By column: a value, a list of values, or a table of `any`, `not`, `min` and `max`.
@@ -139,7 +114,7 @@ class Filters:
             self._check(column, where)
             said += [(column, test, values, stands) for test, values, stands in _tests(wanted, where)]
         _refuse_many(place, sum(len(values) for _, _, values, _ in said), MAX_FILTER_VALUES, "values")
-        return _sorted([self._condition(*one) for one in said])
+        return as_filter([self._condition(*one) for one in said])
 
     def from_query(self, given: Mapping[str, Sequence[str]]) -> Filter:
         """Return the filter that the parameters of a query describe.
@@ -158,7 +133,7 @@ class Filters:
             if test in ("min", "max") and len(values) > 1:
                 raise DataError(f"{name}: expected once, found {len(values)} times")
             conditions.append(self._condition(column, test, values, name))
-        return _sorted(conditions)
+        return as_filter(conditions)
 
     def columns(self) -> dict[str, ColumnSchema]:
         """Return what may be asked of each column that can be compared, without reading its cells."""
@@ -177,10 +152,10 @@ class Filters:
 
     def mask(self, wanted: Filter) -> Mask:
         """Return which items fit; all where there are no conditions."""
-        eligible = self.eligible(wanted)
-        return np.ones(self.num_items, dtype=bool) if eligible is None else eligible.mask
+        allowed = self.allowed(wanted)
+        return np.ones(self.num_items, dtype=bool) if allowed is None else allowed.mask
 
-    def groups(self, column: str, where: str) -> ItemsByValue:
+    def by_value(self, column: str, where: str) -> ItemsByValue:
         """Return the items by the values of a column.
 
         Args:
@@ -191,14 +166,14 @@ class Filters:
             DataError: There is no such column to ask for, or its cells cannot be compared.
         """
         self._check(column, where)
-        found = self._groups.get(column)
+        found = self._by_value.get(column)
         if found is None:
             read = self._column(column)
             _comparable(read, column, where)
-            found = self._groups[column] = ItemsByValue.of(*read.cells(), self.num_items)
+            found = self._by_value[column] = ItemsByValue.of(*read.cells(), self.num_items)
         return found
 
-    def eligible(self, wanted: Filter) -> AllowedItems | None:
+    def allowed(self, wanted: Filter) -> AllowedItems | None:
         """Return the items that fit, remembered for the next request; None for an empty filter."""
         if not wanted:
             return None
@@ -210,7 +185,7 @@ class Filters:
         mask = np.ones(len(self.catalog), dtype=bool)
         for condition in wanted:
             mask &= self._mask(condition)
-        found = AllowedItems(mask)
+        found = AllowedItems(mask, wanted)
         if sum(len(condition.values) for condition in wanted) <= _REMEMBERED_VALUES:
             with self._turn:
                 self._known[wanted] = found
@@ -252,7 +227,7 @@ class Filters:
         if name in self._allowed:
             return name, "any"
         column, _, ending = name.rpartition("_")
-        for test in _TESTS[1:]:
+        for test in TESTS[1:]:
             if ending == test and column in self._allowed:
                 return column, test
         raise self._unknown(name, name)
@@ -281,7 +256,7 @@ class ColumnSchema:
     @property
     def tests(self) -> tuple[Test, ...]:
         """Which conditions there are."""
-        return _TESTS if self.has_order else ("any", "not")
+        return TESTS if self.has_order else ("any", "not")
 
 
 @dataclass(frozen=True)
@@ -665,11 +640,11 @@ def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
     """Return the conditions that a body has for one column, with where each stands."""
     if not isinstance(wanted, Mapping):
         return [("any", wanted if isinstance(wanted, list | tuple) else [wanted], where)]
-    strange = [name for name in wanted if name not in _TESTS]
+    strange = [name for name in wanted if name not in TESTS]
     if strange or not wanted:
         raise DataError(f"{where}: expected any, not, min or max, found {shown(strange[0] if strange else 'nothing')}")
     found: list[tuple[Test, Sequence[Any], str]] = []
-    for test in _TESTS:
+    for test in TESTS:
         if test in wanted:
             values = wanted[test]
             is_several = isinstance(values, list | tuple) and test in ("any", "not")
@@ -680,21 +655,6 @@ def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
 def _refuse_many(where: str, count: int, most: int, what: str) -> None:
     if count > most:
         raise DataError(f"{where}: expected at most {most:,} {what}, found {count:,}")
-
-
-def _sorted(conditions: Sequence[Condition]) -> Filter:
-    """Return the conditions in order.
-
-    Raises:
-        DataError: A range ends before it begins.
-    """
-    least = {one.column: one.values[0] for one in conditions if one.test == "min"}
-    for one in conditions:
-        if one.test == "max" and least.get(one.column, one.values[0]) > one.values[0]:
-            raise DataError(
-                f"{one.column}: expected min up to max, found min {least[one.column]} above max {one.values[0]}"
-            )
-    return tuple(sorted(conditions, key=lambda one: (one.column, one.test)))
 
 
 def _is_text(kind: pa.DataType) -> bool:

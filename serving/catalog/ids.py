@@ -60,11 +60,11 @@ class IdMap:
         assert len(rows) == len(self.ids), f"{len(self.ids) - len(rows)} ids occur twice"
         self._rows: Rows = rows
 
-    def laid_over(self, ids: list[ExternalId], rows: Rows) -> IdMap:
+    def with_lookup(self, ids: list[ExternalId], rows: Rows) -> IdMap:
         """Return a map of ids of the same type that has other ids by row, and finds rows elsewhere.
 
         Args:
-            ids: The ids by row; an id may stand in several, of which `rows` knows the one that holds.
+            ids: The ids by row; an id may stand in several, of which `rows` knows the live one.
             rows: Where an id is found.
         """
         other = copy.copy(self)

@@ -228,9 +228,9 @@ class _LiveOrStale:
 
 def warm(retriever: Recommender) -> None:
     """Let a retriever answer once as it will have to, so that its first caller need not wait longer than others."""
-    for user_id in retriever.users.ids[:1]:
+    for user_id in retriever.state.users.ids[:1]:
         retriever.recommend(user_id, _NUM_WARMED)
-    retriever.recommend(UserProfile(retriever.items.ids[:1]), _NUM_WARMED)
+    retriever.recommend(UserProfile(retriever.state.items.ids[:1]), _NUM_WARMED)
     retriever.popular(_NUM_WARMED)
 
 

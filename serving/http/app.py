@@ -141,11 +141,11 @@ def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> 
         device=settings.device,
         recommend_seen=settings.recommend_seen,
         filter_columns=settings.filter_columns,
-        rerank=partial(_reranking, settings),
+        open_rerank=partial(_reranking, settings),
         copies=copies,
         trust=settings.trust,
     )
-    retriever.work_together(settings.threads, settings.batching)
+    retriever.enable_micro_batching(settings.threads, settings.batching)
     return retriever
 
 

@@ -78,7 +78,7 @@ class RecommendHandler:
             Problem: The body asks for what cannot be; says what and where.
         """
         asked = self.contract.body(content)
-        wanted = self.contract.wanted(asked, retriever.filters)
+        wanted = self.contract.wanted(asked, retriever.state.filters)
         try:
             if isinstance(asked, BatchRecommendRequest):
                 whom = asked.whom()
@@ -100,7 +100,7 @@ class RecommendHandler:
         answer = retriever.similar(item_id, wanted)
         if answer is None:
             raise Problem(404, f"no item {item_id!r} in the catalogue")
-        item = retriever.items.said(retriever.items.parse(item_id))
+        item = retriever.state.items.said(retriever.state.items.parse(item_id))
         return SimilarItems(item_id=item, items=self._items(retriever, answer), fallback=None, model=retriever.model)
 
     def about_words(self, retriever: Recommender, given: _Given) -> SearchResponse:
@@ -137,24 +137,24 @@ class RecommendHandler:
         """Return what the parameters of a query ask, and what they want of the answer."""
         asked = parameters(kind, {name: texts for name, texts in given.items() if name in kind.model_fields})
         try:
-            conditions = retriever.filters.from_query(
+            conditions = retriever.state.filters.from_query(
                 {name: texts for name, texts in given.items() if name not in kind.model_fields}
             )
         except DataError as error:
             raise wrong(error) from None
-        return asked, self.contract.wanted(asked, retriever.filters, conditions)
+        return asked, self.contract.wanted(asked, retriever.state.filters, conditions)
 
     def _about(
         self, retriever: Recommender, who: ExternalId | UserProfile, answer: RecommendResponse
     ) -> RecommendationsBody:
         if not isinstance(who, UserProfile):
             return self._known(retriever, who, answer)
-        unknown = [retriever.items.said(item_id) for item_id in answer.unknown_items]
+        unknown = [retriever.state.items.said(item_id) for item_id in answer.unknown_items]
         values = {column: list(given) for column, given in answer.unknown_values.items()}
         return {**self._recommended(retriever, None, answer), "unknown_items": unknown, "unknown_values": values}
 
     def _known(self, retriever: Recommender, user_id: ExternalId, answer: RecommendResponse) -> RecommendationsBody:
-        return self._recommended(retriever, retriever.users.said(retriever.users.parse(user_id)), answer)
+        return self._recommended(retriever, retriever.state.users.said(retriever.state.users.parse(user_id)), answer)
 
     def _recommended(
         self, retriever: Recommender, user_id: ExternalId | None, answer: RecommendResponse
@@ -171,8 +171,8 @@ class RecommendHandler:
         elif answer.reranked is not None:
             self._on_rerank("done" if answer.reranked else "late")
         items = [_item(item) for item in answer.items]
-        if not retriever.items.is_said_as_is:
-            said = retriever.items.said
+        if not retriever.state.items.is_said_as_is:
+            said = retriever.state.items.said
             for one in (*items, *(reason for item in items for reason in item.get("because", ()))):
                 one["item_id"] = said(one["item_id"])
         return items

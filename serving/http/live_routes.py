@@ -36,18 +36,18 @@ live_routes = Blueprint("writes", __name__)
 def put_item(item_id: str) -> Response:
     """Put an item into the catalogue, or in the place of the one of this id; the body holds its columns."""
     store, retriever = _store(), current_retriever()
-    known = retriever.items.row(item_id) is not None
-    own_id = _checked("item_id", retriever.items, item_id)
+    known = retriever.state.items.row(item_id) is not None
+    own_id = _checked("item_id", retriever.state.items, item_id)
     cells = json_body()
     if not isinstance(cells, dict):
         raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
-    if retriever.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
+    if retriever.state.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
         raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
     row, own_vector = _placed(retriever, own_id, cells)
     # With its vector, which every other worker then need not make while its requests wait.
     vector = vector_to_json(retriever.model, own_vector)
     done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
-    said = retriever.items.said(own_id)
+    said = retriever.state.items.said(own_id)
     content = ItemWritten(item_id=said, position=done.position)
     if unknown := retriever.bundle.unknown_values_of_items(row)[0]:
         content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
@@ -58,11 +58,11 @@ def put_item(item_id: str) -> Response:
 def delete_item(item_id: str) -> Response:
     """Take an item out of the catalogue."""
     store, retriever = _store(), current_retriever()
-    if retriever.items.row(item_id) is None:
+    if retriever.state.items.row(item_id) is None:
         raise Problem(404, f"no item {shown(item_id)} in the catalogue")
-    own_id = retriever.items.parse(item_id)
+    own_id = retriever.state.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
-    return json_response(ItemWritten(item_id=retriever.items.said(own_id), position=done.position))
+    return json_response(ItemWritten(item_id=retriever.state.items.said(own_id), position=done.position))
 
 
 @live_routes.post("/events")
@@ -78,12 +78,12 @@ def post_events() -> Response:
 
 
 def _write(event: EventBody, where: str, retriever: Recommender, now: int) -> Write:
-    user_id = _checked(f"{where}.user_id", retriever.users, event.user_id)
-    if retriever.items.row(event.item_id) is None:
+    user_id = _checked(f"{where}.user_id", retriever.state.users, event.user_id)
+    if retriever.state.items.row(event.item_id) is None:
         raise Problem(422, f"{where}.item_id: no item {shown(event.item_id)} in the catalogue; put it there first")
     if event.time is not None and event.time > now + SECONDS_PER_DAY:
         raise Problem(422, f"{where}.time: expected Unix seconds in the past, found {event.time}, in the future")
-    item_id = retriever.items.parse(event.item_id)
+    item_id = retriever.state.items.parse(event.item_id)
     key = None
     if event.event_id is not None:
         key = f"named {event.event_id}"

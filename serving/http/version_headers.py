@@ -24,6 +24,6 @@ def register_versions(app: Flask) -> None:
 def version_headers(retriever: Recommender) -> list[tuple[str, str]]:
     """Return the headers that say which model, which index and what of the log produced an answer."""
     headers = [(MODEL_HEADER, retriever.model), (INDEX_HEADER, retriever.index_version)]
-    if retriever.position is not None:
-        headers.append((LIVE_HEADER, str(retriever.position)))
+    if retriever.state.position is not None:
+        headers.append((LIVE_HEADER, str(retriever.state.position)))
     return headers

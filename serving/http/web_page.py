@@ -19,7 +19,7 @@ NUM_SHOWN = 12
 def home() -> str:
     """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
     retriever = current_retriever()
-    ids = retriever.users.ids
+    ids = retriever.state.users.ids
     user_id = request.args.get("user", "").strip()[:MAX_ID_CHARACTERS]
     q = request.args.get("q", "").strip()[:MAX_SEARCH_CHARACTERS]
     searches = reads_texts(retriever.bundle)

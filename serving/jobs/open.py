@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from features.errors import DataError
-from serving.catalog.filters import Filter
 from serving.config import ServingConfig
 from serving.jobs.build_index import build_index
 from serving.recommend.recommender import Recommender
 from serving.recommend.reranking import RerankStage
+from serving.search.conditions import Filter
 from serving.search.faiss_index import check_device
 from serving.snapshot.manifest import NAME
 from serving.snapshot.snapshot import FOLDER, Snapshot
@@ -42,7 +42,7 @@ def open_recommender(
     # Nobody waits, so that it may take as long as it takes.
     reranking = RerankStage.open(bundle, snapshot, settings.rerank_candidates, None) if settings.rerank else None
     return Recommender(
-        bundle, snapshot, device=settings.device, recommend_seen=settings.recommend_seen, reranking=reranking
+        bundle, snapshot, device=settings.device, recommend_seen=settings.recommend_seen, rerank=reranking
     )
 
 
@@ -58,4 +58,4 @@ def parse_conditions(conditions: Sequence[str], retriever: Recommender) -> Filte
         if not equals:
             raise DataError(f"--where {condition}: expected NAME=VALUE, such as brand=Acme or price_max=50")
         given.setdefault(name, []).append(value)
-    return retriever.filters.from_query(given)
+    return retriever.state.filters.from_query(given)

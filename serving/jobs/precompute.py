@@ -22,9 +22,9 @@ def precompute_top_k(
         depth: How many items each.
         progress: Called after each block with the number of users in it.
     """
-    depth = min(depth, len(retriever.items))
-    shortlists = PrecomputedTopK.empty(len(retriever.users), depth, with_seen=retriever.recommend_seen)
-    for users in blocks(len(retriever.users)):
+    depth = min(depth, len(retriever.state.items))
+    shortlists = PrecomputedTopK.empty(len(retriever.state.users), depth, with_seen=retriever.recommend_seen)
+    for users in blocks(len(retriever.state.users)):
         hits, is_fallback = retriever.recommend_rows(users, depth)
         shortlists.put(users, hits)
         shortlists.rows[users[is_fallback]] = -1

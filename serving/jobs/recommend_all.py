@@ -21,12 +21,12 @@ from features.errors import DataError
 from features.files import atomic_file
 from features.schema import ITEM_ID, USER_ID
 from features.tables.tables import read_frame
-from serving.catalog.filters import Filter
 from serving.config import ServingConfig
 from serving.jobs.open import open_recommender, parse_conditions
 from serving.jobs.precompute import blocks
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest
+from serving.search.conditions import Filter
 from serving.search.results import Hits
 
 
@@ -45,7 +45,7 @@ class Audience:
     @classmethod
     def everyone(cls, retriever: Recommender) -> Audience:
         """Return every known user."""
-        return cls(retriever.snapshot.histories.user_ids, np.arange(len(retriever.users)))
+        return cls(retriever.snapshot.histories.user_ids, np.arange(len(retriever.state.users)))
 
     @classmethod
     def read(cls, path: Path, retriever: Recommender) -> Audience:
@@ -64,13 +64,13 @@ class Audience:
         cells = frame[column]
         if cells.isna().any():
             raise DataError(f"{path}: column {column!r}, row {int(cells.isna().argmax()) + 1}: no id; remove the row")
-        ids = [retriever.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
-        wrong = [user_id for user_id in ids if isinstance(user_id, int) != retriever.users.is_integer]
+        ids = [retriever.state.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
+        wrong = [user_id for user_id in ids if isinstance(user_id, int) != retriever.state.users.is_integer]
         if wrong:
             raise DataError(f"{path}: column {column!r}: expected whole numbers as in the tables, found {wrong[0]!r}")
-        rows = [retriever.users.row(user_id) for user_id in ids]
+        rows = [retriever.state.users.row(user_id) for user_id in ids]
         return cls(
-            retriever.users.to_array(ids), np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+            retriever.state.users.to_array(ids), np.array([-1 if row is None else row for row in rows], dtype=np.int64)
         )
 
     @property
@@ -150,8 +150,8 @@ def _table(
 
 def _schema(retriever: Recommender, with_fallback: bool) -> pa.Schema:
     columns = {
-        USER_ID: _id_type(retriever.users.is_integer),
-        ITEM_ID: _id_type(retriever.items.is_integer),
+        USER_ID: _id_type(retriever.state.users.is_integer),
+        ITEM_ID: _id_type(retriever.state.items.is_integer),
         "score": pa.float32(),
         "rank": pa.int32(),
     }

@@ -79,7 +79,7 @@ def report_clusters(
     """
     _refuse_folder(output)
     retriever = open_recommender(bundle, settings)
-    num_items = len(retriever.items)
+    num_items = len(retriever.state.items)
     if num_clusters is not None and num_clusters > num_items:
         raise DataError(
             f"--clusters {num_clusters:,}: expected at most as many as the {num_items:,} items; ask for fewer"
@@ -87,7 +87,7 @@ def report_clusters(
     clusters = make_clusters(retriever.snapshot.index.vectors, num_clusters)
     titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
     names = _names(retriever, clusters, titles)
-    ids = pa.array(retriever.items.ids)
+    ids = pa.array(retriever.state.items.ids)
     name_of_item = pa.array(names).take(pa.array(clusters.of_item))
     columns = {ITEM_ID: ids, "cluster": clusters.of_item, "name": name_of_item, "score": clusters.scores}
     _write(output, pa.table(columns))
@@ -103,7 +103,7 @@ def _groups_table(retriever: Recommender, found: Duplicates) -> pa.Table:
     rows = rows[np.lexsort((rows, -had[rows], found.group_of[rows]))]
     groups = found.group_of[rows]
     nearest, scores = _nearest(found)
-    ids = pa.array(retriever.items.ids)
+    ids = pa.array(retriever.state.items.ids)
     return pa.table(
         {
             "group": groups,
@@ -128,7 +128,7 @@ def _nearest(found: Duplicates) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs_table(retriever: Recommender, found: Duplicates) -> pa.Table:
-    ids = pa.array(retriever.items.ids)
+    ids = pa.array(retriever.state.items.ids)
     one, other = ids.take(pa.array(found.rows)), ids.take(pa.array(found.others))
     return pa.table({ITEM_ID: one, "other_id": other, "score": found.scores})
 

@@ -1,7 +1,7 @@
-"""A retriever that keeps up with the log of live writes: before each answer it takes in what arrived since the last.
+"""A recommender that follows the event log: before each request it reads what arrived since the last one.
 
 Whether anything did costs microseconds to ask. Every worker does the same, so that an acknowledged write is in the next
-answer of each of them.
+response of each of them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,22 @@ from features.errors import DataError, UnavailableError
 from features.schema import ITEM_ID
 from features.tables.rows import fitting_rows
 from features.tables.tables import Catalog
-from serving.catalog.filters import Filters
 from serving.catalog.ids import ExternalId
-from serving.catalog.popularity import ItemPopularity
 from serving.errors import NotReady
-from serving.live.delta import DeltaEvents, DeltaItems, Ground, LiveFilters, LivePopularity, LiveUsers, Overlay
+from serving.live.delta import DeltaEvents, DeltaItems, LiveFilters, LivePopularity, LiveUsers
 from serving.live.log import EventLog, LogState, Record, readable
-from serving.recommend.known_users import KnownUsers
 from serving.recommend.recommender import Recommender
-from serving.search.faiss_index import ItemIndex, check_unit_length
+from serving.recommend.state import ServingState
+from serving.search.faiss_index import check_unit_length
 from towers.bundle.bundle import ModelBundle
 
-# Rows that no longer hold and lie after the index are removed when they are most, and at least so many.
+# Superseded rows after the index are removed when they outnumber the live ones, and at least so many.
 _WORTH_REMOVING = 4096
 _log = logging.getLogger(__name__)
 
 
 class LiveRecommender:
-    """A retriever that keeps up with a log; `current` is safe to call from several threads."""
+    """A recommender that follows a log; `current` is safe to call from several threads."""
 
     def __init__(self, base: Recommender, store: EventLog) -> None:
         self._base = base
@@ -46,25 +44,26 @@ class LiveRecommender:
         self._version: object = None
         self._turn = threading.Lock()
         self._num_failed = 0
-        self._ground = _ground(base)
         # Whatever the clock says: what is written while an index is served is not in its tables.
         store.clock.pass_over(base.snapshot.seal.events_until)
         self._begin()
-        self._retriever = base.overlaid(self._overlay())
+        self._latest = base.with_state(self._state_at())
 
     def _begin(self) -> None:
-        """Begin with the index alone, as if nothing of a log had been seen."""
-        self._state: LogState | None = None
-        self._position, self._held_until = 0, self._base.snapshot.seal.events_until
-        self._items, self._events = DeltaItems(self._ground), DeltaEvents(self._ground)
+        """Begin with the index alone, before any record of a log."""
+        base = self._base
+        self._log_state: LogState | None = None
+        self._position, self._held_until = 0, base.snapshot.seal.events_until
+        self._items = DeltaItems(base.indexed, base.snapshot, base.bundle.config.features.title)
+        self._events = DeltaEvents(base.indexed)
 
     @property
     def latest(self) -> Recommender:
-        """The retriever as it is, whatever may have arrived since."""
-        return self._retriever
+        """The recommender as of the last time that the log was read."""
+        return self._latest
 
     def current(self) -> Recommender:
-        """Return the retriever with everything that was in the log when this was called.
+        """Return the recommender with everything that was in the log when this was called.
 
         Raises:
             NotReady: The log cannot be read.
@@ -81,7 +80,7 @@ class LiveRecommender:
             if version != self._version:
                 self._catch_up()
                 self._version = version
-            return self._retriever
+            return self._latest
 
     def _catch_up(self) -> None:
         state = self._store.state()
@@ -90,20 +89,20 @@ class LiveRecommender:
         while records := self._store.since(self._position):
             self._take_in(records)
             self._position = records[-1].position
-            if self._items.num_useless > max(_WORTH_REMOVING, self._items.num_new // 2):
-                self._items = self._items.without_useless(self._position)
-        self._retriever = self._base.overlaid(self._overlay())
+            if self._items.num_superseded > max(_WORTH_REMOVING, self._items.num_new // 2):
+                self._items = self._items.compacted(self._position)
+        self._latest = self._base.with_state(self._state_at())
 
     def _is_another(self, state: LogState) -> bool:
         """Return whether the log is not the one that was read until now, gone on."""
-        before = self._state
+        before = self._log_state
         if before is None:
             return True
         return (before.log_id, before.opening) != (state.log_id, state.opening) or state.end < self._position
 
     def _begin_with(self, state: LogState) -> None:
         """Begin with the index and with a log of which nothing was read yet."""
-        before, folded = self._state, self._base.snapshot.seal.live
+        before, folded = self._log_state, self._base.snapshot.seal.live
         if folded is not None and folded.log_id == state.log_id and state.end < folded.position:
             # It was put back to what it was before, and what is written next has positions that the index knows.
             _log.error("the log of live writes ends before what is in the index: it counts as another from now on")
@@ -114,16 +113,18 @@ class LiveRecommender:
             self._begin()
         if folded is not None and folded.log_id == state.log_id:
             self._position, self._held_until = folded.position, 0.0
-        self._state = state
+        self._log_state = state
 
     def _take_in(self, records: Sequence[Record]) -> None:
         records = readable(records)
-        newest = {self._base.items.parse(record.body[ITEM_ID]): record for record in records if record.kind != "event"}
+        newest = {
+            self._base.indexed.items.parse(record.body[ITEM_ID]): record for record in records if record.kind != "event"
+        }
         gone = {item_id: record for item_id, record in newest.items() if record.kind == "deletion"}
         for item_id, record in gone.items():
             self._items.remove(record.position, item_id)
         put = {item_id: record for item_id, record in newest.items() if item_id not in gone}
-        self._put([record for item_id, record in put.items() if self._base.items.fits(item_id)])
+        self._put([record for item_id, record in put.items() if self._base.indexed.items.fits(item_id)])
         for record in records:
             if record.kind == "event" and record.received > self._held_until and self._events.add(record):
                 self._items.count(record.body[ITEM_ID])
@@ -156,7 +157,7 @@ class LiveRecommender:
 
     def _vectors(self, records: Sequence[Record], frame: pd.DataFrame) -> Float32[np.ndarray, "items width"]:
         """Return the unit vectors of items: those that came with them, where this model made them."""
-        width = self._base.index.width
+        width = self._base.indexed.vectors.shape[1]
         sent = [vector_from_json(record.body.get("vector"), self._base.model, width) for record in records]
         vectors = np.array([np.zeros(width, np.float32) if one is None else one for one in sent])
         missing = [place for place, one in enumerate(sent) if one is None]
@@ -165,20 +166,22 @@ class LiveRecommender:
         return vectors
 
     def _item_id(self, record: Record) -> ExternalId:
-        return self._base.items.parse(record.body[ITEM_ID])
+        return self._base.indexed.items.parse(record.body[ITEM_ID])
 
-    def _overlay(self) -> Overlay:
-        items = self._items.at(self._position)
+    def _state_at(self) -> ServingState:
+        """Return the state as of the position that was read."""
+        indexed, items = self._base.indexed, self._items.at(self._position)
         users = self._events.users_at(self._position)
-        return Overlay(
-            self._position,
-            items.ids,
-            users,
-            self._items.titles,
-            LiveFilters(self._ground.filters, items),
-            items.index,
-            LiveUsers(self._base.bundle, self._events, items, users, self._position),
-            LivePopularity(self._items.popularity, items),
+        return ServingState(
+            position=self._position,
+            items=items.ids,
+            users=users,
+            titles=self._items.titles,
+            filters=LiveFilters(indexed.filters, items),
+            vectors=items.vectors,
+            search=items.index,
+            user_store=LiveUsers(self._base.bundle, self._events, items, users, self._position),
+            popularity=LivePopularity(self._items.popularity, items),
         )
 
 
@@ -213,21 +216,3 @@ def vector_from_json(value: Any, model: str, width: int) -> Float32[np.ndarray, 
     except (binascii.Error, ValueError):
         return None
     return vector
-
-
-def _ground(base: Recommender) -> Ground:
-    assert isinstance(base.filters, Filters), "only an index as it was made can be laid over"
-    assert isinstance(base.index, ItemIndex)
-    assert isinstance(base.known, KnownUsers)
-    assert isinstance(base.popularity, ItemPopularity)
-    return Ground(
-        base.bundle,
-        base.snapshot,
-        base.items,
-        base.users,
-        base.titles,
-        base.filters,
-        base.index,
-        base.known,
-        base.popularity,
-    )

@@ -1,4 +1,4 @@
-"""The users whom the tables know: what each had, their vectors, and of whom nothing is known that the model reads."""
+"""The users of the tables: histories, vectors, attributes."""
 
 from __future__ import annotations
 
@@ -9,60 +9,52 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
 from features.sequences.sequences import Sequences
-from serving.search.faiss_index import ItemIndex
 from serving.snapshot.encoding import encode_users
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
 
 
 class KnownUsers:
-    """The users of a snapshot, by their rows.
+    """The users of a snapshot by row; see `UserStore`.
 
     Attributes:
-        snapshot: Where they are.
-        has_attributes: Of whom an attribute is known that the model reads, `[users]`.
+        snapshot: The snapshot.
+        row_generation: Always the same: rows of an index are never renumbered.
+        has_attributes: For which users an attribute is known that the model reads, `[users]`.
     """
 
-    numbering = b""
-    """Which numbering of items' rows the histories have; the same rows of the same numbering are the same items."""
+    row_generation = b""
 
-    def __init__(self, bundle: ModelBundle, snapshot: Snapshot, index: ItemIndex) -> None:
+    def __init__(self, bundle: ModelBundle, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self._bundle = bundle
-        self._index = index
         histories = snapshot.histories
         self._read = histories if bundle.config.reads_time else replace(histories, times=None)
         self.has_attributes = np.zeros(len(snapshot.histories), dtype=bool)
         if snapshot.attributes is not None:
             self.has_attributes = bundle.knows(snapshot.attributes)
 
-    def is_as_indexed(self, row: int) -> bool:
-        """Return whether a user's history and vector are what they were when the index was made."""
+    def is_unchanged(self, row: int) -> bool:
+        """Return True: the users of an index do not change."""
         return True
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
-        """Return what users had, with its times for models that look at the clock."""
+        """Return users' histories, with times for models that read them."""
         return self._read.take(rows)
 
     def vectors(
         self, rows: Int64[np.ndarray, " users"], histories: Sequences, now: int | None
     ) -> Float32[np.ndarray, "users width"]:
-        """Return users' unit vectors.
-
-        Args:
-            rows: They.
-            histories: What they had.
-            now: The time of asking in Unix seconds, for models that look at the clock.
-        """
+        """Return users' unit vectors: those of the snapshot, or, for models that read the time, made now."""
         if self.snapshot.user_vectors is not None:
             return np.asarray(self.snapshot.user_vectors[rows])
-        return encode_users(self._bundle, self._index, histories, self.attributes(rows), now=now)
+        return encode_users(self._bundle, self.snapshot.index.vectors, histories, self.attributes(rows), now=now)
 
     def attributes(self, rows: Int64[np.ndarray, " users"]) -> pd.DataFrame | None:
-        """Return what the model reads of users beside their history, a row each; None where it reads nothing."""
+        """Return the columns of users that the model reads, one row each; None if it reads none."""
         attributes = self.snapshot.attributes
         return None if attributes is None else attributes.iloc[rows].reset_index(drop=True)
 
     def is_known(self, rows: Int64[np.ndarray, " users"], histories: Sequences) -> Bool[np.ndarray, " users"]:
-        """Return of which users anything is known that the model reads."""
+        """Return for which users there is a history or an attribute that the model reads."""
         return np.asarray((histories.lengths > 0) | self.has_attributes[rows])

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.catalog.filters import Filter
 from serving.catalog.ids import ExternalId
 from serving.recommend.rules import Rules
+from serving.search.conditions import Filter
 
 
 @dataclass(frozen=True, slots=True)

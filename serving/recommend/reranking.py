@@ -18,7 +18,7 @@ from serving import deadline
 from serving.observability.timings import timed
 from serving.recommend.users import QueryBatch
 from serving.search.results import Hits, ScoredRows, merged
-from serving.search.vectors import StackedVectors
+from serving.search.searcher import ItemVectors
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
@@ -74,11 +74,11 @@ class RerankStage:
         reads_words = sealed.reading is not None or bool(bundle.config.asked_by)
         return cls(reranker, num_candidates or sealed.num_candidates, budget_seconds, reads_words)
 
-    def move(
+    def apply(
         self,
-        asking: QueryBatch,
+        queries: QueryBatch,
         hits: Hits,
-        vectors: Float32[np.ndarray, "items width"] | StackedVectors,
+        vectors: ItemVectors,
         known: Callable[[np.ndarray], np.ndarray],
         now: int | None,
     ) -> RerankedHits:
@@ -87,7 +87,7 @@ class RerankStage:
         Whoever the model knows nothing of got what is popular, and keeps it as it is.
 
         Args:
-            asking: Who asks.
+            queries: The users.
             hits: What was found for each.
             vectors: The items' vectors by row.
             known: Returns rows as the index was made with, -1 for items that came since.
@@ -97,11 +97,11 @@ class RerankStage:
         end = Deadline(min(budgets, default=None))
         found = []
         with timed("rerank"):
-            for user in deadline.watched(range(len(asking))):
+            for user in deadline.watched(range(len(queries))):
                 rows, scores = (part[: self.num_candidates] for part in hits.of(user))
                 moved = None
-                if asking.is_known[user] and len(rows):
-                    shortlist = _shortlist(asking, user, (rows, scores), vectors, known, now)
+                if queries.is_known[user] and len(rows):
+                    shortlist = _shortlist(queries, user, (rows, scores), vectors, known, now)
                     moved = self._moved(shortlist, (rows, scores), end)
                 found.append(moved)
         return RerankedHits(found)
@@ -127,7 +127,7 @@ class RerankedHits:
 
     found: Sequence[ScoredRows | None]
 
-    def was(self, user: int) -> bool:
+    def was_reranked(self, user: int) -> bool:
         """Return whether a user's candidates are in the order of the reranker."""
         return self.found[user] is not None
 
@@ -136,7 +136,7 @@ class RerankedHits:
         """How many candidates were moved of any user, at most."""
         return max((len(moved[0]) for moved in self.found if moved is not None), default=0)
 
-    def over(self, hits: Hits) -> Hits:
+    def merged_into(self, hits: Hits) -> Hits:
         """Return search results with the candidates first, in their new order, and all others after them."""
         return Hits.join([self._first(user, *hits.of(user)) for user in range(len(hits))])
 
@@ -210,23 +210,23 @@ def _falling(scores: Float32[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows
 
 
 def _shortlist(
-    asking: QueryBatch,
+    queries: QueryBatch,
     user: int,
     found: ScoredRows,
-    vectors: Float32[np.ndarray, "items width"] | StackedVectors,
+    vectors: ItemVectors,
     known: Callable[[np.ndarray], np.ndarray],
     now: int | None,
 ) -> Shortlist:
-    had = asking.had.of(user)
-    mine = slice(asking.had.offsets[user], asking.had.offsets[user + 1])
+    history = queries.history.row(user)
+    mine = slice(queries.history.offsets[user], queries.history.offsets[user + 1])
     return Shortlist(
-        user_vector=asking.vectors[user],
-        history_rows=known(had),
-        history_vectors=vectors[had],
-        history_times=None if asking.times is None else asking.times[mine],
+        user_vector=queries.vectors[user],
+        history_rows=known(history),
+        history_vectors=vectors[history],
+        history_times=None if queries.times is None else queries.times[mine],
         now=now,
         rows=known(found[0]),
         vectors=vectors[found[0]],
         scores=found[1],
-        words="" if asking.words is None else asking.words[user],
+        words="" if queries.words is None else queries.words[user],
     )

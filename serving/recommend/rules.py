@@ -4,9 +4,9 @@ The order of an answer is defined on the whole of what may be recommended, so th
 
 1. An item's relevance is its score plus what the first of the boosts that it fits adds. (Of what is popular, the score
    is the share of interactions over the greatest such share.) Items are ranked by falling relevance, equal ones in the
-   order of the catalogue, and those that are buried come after all others.
+   order of the catalogue, and those that are demoted come after all others.
 2. Pinned items that may be recommended take the first places, in the order given.
-3. Each further place goes to one of the first `WINDOW` of those left that stand in the same part (buried or not), of
+3. Each further place goes to one of the first `WINDOW` of those left that stand in the same part (demoted or not), of
    whose values, in the columns of `at_most`, fewer than so many were placed, pinned items counted, and whose cosine to
    each item placed before is below `distinct`: to the one with the greatest (1 - diversity) x relevance - diversity x
    its cosine to the nearest item placed before, the first of equal ones. This is maximal marginal relevance (Carbonell
@@ -23,15 +23,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from serving import deadline
-from serving.catalog.filters import Filter, Filters, ItemsByValue
+from serving.catalog.filters import ItemsByValue
 from serving.catalog.ids import ExternalId
-from serving.live.delta import LiveFilters
 from serving.observability.timings import timed
+from serving.recommend.interfaces import ItemFilters
+from serving.search.conditions import Filter
 from serving.search.results import AllowedItems, ScoredRows, are_alike, cosines, greatest_cosines, merged
-from serving.search.vectors import StackedVectors
+from serving.search.searcher import ItemVectors
 
 WINDOW = 100
 """How many of the most relevant items left are weighed for each place."""
@@ -68,7 +69,7 @@ class Rules:
         diversity: 0 to 1: how much it counts for an item to be unlike those before it; 0: not at all.
         pin: Items that come first, in this order.
         boosts: Of which the first that an item fits counts.
-        bury: Items that fit any of these come last.
+        demote: Items that fit any of these come last.
         at_most: How many items of each value of a column there may be, by column. An empty cell has no value.
         distinct: Of items with a cosine of at least so much, up to a millionth, only the first is given; 1: of exact
             copies. None: however alike they are.
@@ -77,7 +78,7 @@ class Rules:
     diversity: float = 0.0
     pin: Sequence[ExternalId] = ()
     boosts: Sequence[Boost] = ()
-    bury: Sequence[Filter] = ()
+    demote: Sequence[Filter] = ()
     at_most: Sequence[tuple[str, int]] = ()
     distinct: float | None = None
 
@@ -87,31 +88,31 @@ class BoostTier:
     """Items whose relevance is the score and one and the same sum.
 
     Attributes:
-        eligible: They; None: every item.
+        allowed: They; None: every item.
         by: The sum.
     """
 
-    eligible: AllowedItems | None
+    allowed: AllowedItems | None
     by: float
 
     def allows(self, row: int) -> bool:
         """Return whether an item is one of them."""
-        return self.eligible is None or bool(self.eligible.mask[row])
+        return self.allowed is None or bool(self.allowed.mask[row])
 
 
-def boost_tiers(rules: Rules, where: Filter, filters: Filters | LiveFilters) -> tuple[list[BoostTier], list[BoostTier]]:
-    """Return what may be recommended, in parts: first what is not buried, then what is."""
-    allowed = filters.eligible(where)
-    if not rules.bury and not rules.boosts:
+def boost_tiers(rules: Rules, where: Filter, filters: ItemFilters) -> tuple[list[BoostTier], list[BoostTier]]:
+    """Return what may be recommended, in parts: first what is not demoted, then what is."""
+    allowed = filters.allowed(where)
+    if not rules.demote and not rules.boosts:
         return [BoostTier(allowed, 0.0)], []
     left = np.ones(filters.num_items, dtype=bool) if allowed is None else allowed.mask
-    buried = np.zeros(filters.num_items, dtype=bool)
-    for one in deadline.watched(rules.bury):
-        buried |= left & filters.mask(one)
-    return _boosted(left & ~buried, rules, filters), _boosted(buried, rules, filters)
+    demoted = np.zeros(filters.num_items, dtype=bool)
+    for one in deadline.watched(rules.demote):
+        demoted |= left & filters.mask(one)
+    return _boosted(left & ~demoted, rules, filters), _boosted(demoted, rules, filters)
 
 
-def _boosted(left: np.ndarray, rules: Rules, filters: Filters | LiveFilters) -> list[BoostTier]:
+def _boosted(left: np.ndarray, rules: Rules, filters: ItemFilters) -> list[BoostTier]:
     """Return items in parts by what boosts add to them."""
     parts = []
     for boost in deadline.watched(rules.boosts):
@@ -119,7 +120,7 @@ def _boosted(left: np.ndarray, rules: Rules, filters: Filters | LiveFilters) -> 
         parts.append((AllowedItems(fits), boost.by))
         left = left & ~fits
     parts = [(AllowedItems(left), 0.0), *parts]
-    return [BoostTier(eligible, by) for eligible, by in parts if len(eligible)]
+    return [BoostTier(allowed, by) for allowed, by in parts if len(allowed)]
 
 
 class MaxPerValue:
@@ -193,8 +194,8 @@ class Slate:
         self,
         num_places: int,
         rules: Rules,
-        filters: Filters | LiveFilters,
-        vectors: Float32[np.ndarray, "items width"] | StackedVectors,
+        filters: ItemFilters,
+        vectors: ItemVectors,
     ) -> None:
         self.rows: list[int] = []
         self._num_places = num_places
@@ -202,7 +203,7 @@ class Slate:
         self._distinct = np.inf if rules.distinct is None else rules.distinct - _ROUNDED
         self._compares = bool(rules.diversity) or rules.distinct is not None
         self._limits = [
-            MaxPerValue(filters.groups(column, f"at_most.{column}"), most) for column, most in rules.at_most
+            MaxPerValue(filters.by_value(column, f"at_most.{column}"), most) for column, most in rules.at_most
         ]
         self._vectors = vectors
         self._placed = np.empty((num_places if self._compares else 0, vectors.shape[1]), dtype=np.float32)

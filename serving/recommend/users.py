@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Int64
 from features.config import FeatureSettings
 from features.errors import DataError
 from features.messages import shown
-from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.ragged import Ragged, offsets_of
 from features.sequences.sequences import UNKNOWN_TIME, Sequences
 from features.values.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES, refuse_large
 from features.values.numbers import MOST_NUMBER
@@ -27,93 +27,56 @@ from towers.bundle.bundle import ModelBundle
 
 
 @dataclass(frozen=True)
-class Barred:
-    """Rows of the catalogue that each of several users must not get.
-
-    Attributes:
-        rows: One user's after the other's, in any order, repeats allowed, `[barred]`.
-        offsets: Where each user's begin, `[users + 1]`.
-    """
-
-    rows: Int64[np.ndarray, " barred"]
-    offsets: Int64[np.ndarray, " users_plus_1"]
-
-    def of(self, user: int) -> Int64[np.ndarray, " _"]:
-        """Return the rows of the user at position `user`."""
-        return self.rows[self.offsets[user] : self.offsets[user + 1]]
-
-    @classmethod
-    def nothing(cls, num_users: int) -> Barred:
-        """Return that users may get anything."""
-        return cls(np.zeros(0, np.int64), np.zeros(num_users + 1, np.int64))
-
-    def take(self, users: np.ndarray) -> Barred:
-        """Return the users at the given positions, in that order."""
-        lengths = np.diff(self.offsets)[users]
-        return Barred(self.rows[ragged_arange(self.offsets[:-1][users], lengths)], offsets_of(lengths))
-
-    def and_all(self, rows: Int64[np.ndarray, " more"]) -> Barred:
-        """Return the same, and for everyone `rows` as well."""
-        if not len(rows):
-            return self
-        each = [part for user in range(len(self.offsets) - 1) for part in (self.of(user), rows)]
-        return Barred(np.concatenate(each), self.offsets + len(rows) * np.arange(len(self.offsets)))
-
-
-@dataclass(frozen=True)
 class QueryBatch:
-    """Those who are asked about at once.
+    """The users, items or texts that items are searched for in one call.
 
     Attributes:
-        vectors: Their unit vectors, `[users, width]`; anything where nothing is known.
-        had: What each had, oldest first.
-        is_known: Of whom the model knows anything, `[users]`.
-        times: When each of `had` was, in Unix seconds, `[barred]`; None where nobody knows.
-        words: What each asks for in words; None where they ask by what they had.
+        vectors: Their unit vectors, `[queries, dim]`; anything where the model knows nothing.
+        history: The rows of each one's history, oldest first.
+        is_known: For which of them the model knows anything, `[queries]`; the others get what is popular.
+        times: The time of each event of `history` in Unix seconds, `[events]`; None where no time is known.
+        words: The text of each query; None for queries without text.
     """
 
-    vectors: Float32[np.ndarray, "users width"]
-    had: Barred
-    is_known: Bool[np.ndarray, " users"]
-    times: Int64[np.ndarray, " barred"] | None = None
+    vectors: Float32[np.ndarray, "queries dim"]
+    history: Ragged
+    is_known: Bool[np.ndarray, " queries"]
+    times: Int64[np.ndarray, " events"] | None = None
     words: Sequence[str] | None = None
 
     def __len__(self) -> int:
-        """Return how many they are."""
+        """Return the number of queries."""
         return len(self.is_known)
 
     @classmethod
-    def nobody(cls, num_users: int, width: int) -> QueryBatch:
-        """Return users of whom nothing is known."""
-        vectors = np.zeros((num_users, width), dtype=np.float32)
-        return cls(vectors, Barred.nothing(num_users), np.zeros(num_users, dtype=bool))
+    def unknown(cls, num_users: int, dim: int) -> QueryBatch:
+        """Return users about whom nothing is known."""
+        return cls(np.zeros((num_users, dim), np.float32), Ragged.empty(num_users), np.zeros(num_users, dtype=bool))
 
-    def take(self, users: np.ndarray) -> QueryBatch:
-        """Return those at the given positions, in that order."""
-        times = None if self.times is None else Barred(self.times, self.had.offsets).take(users).rows
-        words = None if self.words is None else [self.words[user] for user in users.tolist()]
-        return QueryBatch(self.vectors[users], self.had.take(users), self.is_known[users], times, words)
+    def take(self, queries: np.ndarray) -> QueryBatch:
+        """Return the queries at the given positions, in that order."""
+        times = None if self.times is None else Ragged(self.history.offsets, self.times).take(queries).values
+        words = None if self.words is None else [self.words[query] for query in queries.tolist()]
+        return QueryBatch(self.vectors[queries], self.history.take(queries), self.is_known[queries], times, words)
 
     @classmethod
-    def join(cls, one: QueryBatch, other: QueryBatch, order: Int64[np.ndarray, " users"]) -> QueryBatch:
-        """Return those of `one` and `other` together, in the given order of positions."""
-        had = Barred(
-            np.concatenate([one.had.rows, other.had.rows]),
-            np.concatenate([one.had.offsets, other.had.offsets[1:] + one.had.offsets[-1]]),
-        )
-        vectors = np.concatenate([one.vectors, other.vectors])
+    def join(cls, one: QueryBatch, other: QueryBatch, order: Int64[np.ndarray, " queries"]) -> QueryBatch:
+        """Return the queries of two batches as one, in the given order of positions."""
         times = None
         if one.times is not None or other.times is not None:
             times = np.concatenate([one.known_times, other.known_times])
         words = None
         if one.words is not None or other.words is not None:
             words = [text for part in (one, other) for text in part.words or [""] * len(part)]
-        return cls(vectors, had, np.concatenate([one.is_known, other.is_known]), times, words).take(order)
+        vectors, is_known = (
+            np.concatenate(pair) for pair in ((one.vectors, other.vectors), (one.is_known, other.is_known))
+        )
+        return cls(vectors, one.history.join(other.history), is_known, times, words).take(order)
 
     @property
-    def known_times(self) -> Int64[np.ndarray, " barred"]:
-        """When each of `had` was, as far as it is known."""
-        return np.full(len(self.had.rows), UNKNOWN_TIME) if self.times is None else self.times
+    def known_times(self) -> Int64[np.ndarray, " events"]:
+        """The time of each event of `history`, `UNKNOWN_TIME` where none is known."""
+        return np.full(len(self.history.values), UNKNOWN_TIME) if self.times is None else self.times
 
 
 @dataclass(frozen=True)

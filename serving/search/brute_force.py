@@ -43,7 +43,7 @@ class BruteForce:
         users: np.ndarray,
         needed: np.ndarray,
         excluded: ExcludedPairs,
-        eligible: AllowedItems | None = None,
+        allowed: AllowedItems | None = None,
     ) -> Iterator[ScoredRows]:
         """Yield the best items of some of the users, in their order.
 
@@ -52,9 +52,9 @@ class BruteForce:
             users: Positions of those who are to be answered.
             needed: How many items each of all users gets; as many are left after exclusions.
             excluded: What each of all users must not get.
-            eligible: What can be found at all. None: every item.
+            allowed: What can be found at all. None: every item.
         """
-        pool = _Pool.of(self._items, eligible)
+        pool = _Pool.of(self._items, allowed)
         num_items = max(1, len(pool.items))
         size = deadline.PRODUCTS // (num_items * self.vectors.shape[1])
         for part in deadline.parts(len(users), size, max(1, min(_MOST_USERS, _CELLS // num_items))):
@@ -111,12 +111,12 @@ class _Pool:
         self._barred = barred
 
     @classmethod
-    def of(cls, items: Tensor, eligible: AllowedItems | None) -> _Pool:
-        if eligible is None:
+    def of(cls, items: Tensor, allowed: AllowedItems | None) -> _Pool:
+        if allowed is None:
             return cls(items, None, None)
-        if eligible.share > _MASKED_SHARE:
-            return cls(items, None, torch.from_numpy(~eligible.mask).to(items.device))
-        rows = eligible.rows
+        if allowed.share > _MASKED_SHARE:
+            return cls(items, None, torch.from_numpy(~allowed.mask).to(items.device))
+        rows = allowed.rows
         return cls(items.index_select(0, torch.from_numpy(rows).to(items.device)), rows, None)
 
     def rows_at(self, places: np.ndarray) -> np.ndarray:

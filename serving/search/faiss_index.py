@@ -1,7 +1,8 @@
 """Searching the catalogue: the items nearest to a user. The only file that knows FAISS.
 
 Towers end in unit vectors, so the inner product is the cosine and the score. An `ItemIndex` speaks of catalogue rows
-only; ids belong to `serving.recommend`. It always returns min(k, eligible items) results and never FAISS's -1, however
+only; ids belong to `serving.recommend`. It always returns min(k, number of allowed items) results and never FAISS's -1,
+however
 it searches: where FAISS comes back short, every item is compared.
 
 What FAISS finds is scored again with the full vectors. Each user has one order of the items that a filter lets through,
@@ -12,7 +13,7 @@ changes the order (`serving.search.levels`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -25,20 +26,18 @@ import torch
 from jaxtyping import Bool, Float32, Int
 
 from features.errors import DataError
-from features.sequences.ragged import offsets_of
+from features.sequences.ragged import Ragged
 from serving import deadline
 from serving.observability.timings import timed
 from serving.search.brute_force import BruteForce
-from serving.search.index_config import FIRST_LEVEL, TUNED_CUTOFF, IndexConfig, IndexKind, num_regions, standard
+from serving.search.index_config import FIRST_LEVEL, IndexConfig, IndexKind, num_regions, standard
 from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, highest
-from serving.search.micro_batching import MicroBatcher, MicroBatching, is_wanted
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
 
 faiss: Any = published  # the types that it publishes leave out half of it
 
 Device = Literal["auto", "cpu", "cuda"]
-_Alone = tuple[np.ndarray, int, np.ndarray | None]  # one user's vector, how many items, and which not
 
 # How far from 1 a vector's length may be.
 _UNIT_TOLERANCE = 1e-3
@@ -83,7 +82,7 @@ class ItemIndex:
     Attributes:
         vectors: Unit vectors by catalogue row, `[items, width]`.
         plan: How it searches.
-        regions: Where filtered searches look first; None where they compare every eligible item.
+        regions: Where filtered searches look first; None where they compare every allowed item.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class ItemIndex:
         # FAISS's GPU indexes are not thread-safe, not even for reading: searches take turns.
         self._turn: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
         self._efforts: dict[int, Any] = {}
-        self._together: MicroBatcher[_Alone, Hits] | None = None
 
     @classmethod
     def build(
@@ -192,7 +190,7 @@ class ItemIndex:
         return ItemIndex(self.vectors, self._index, plan, self.regions, on_gpu=self._on_gpu)
 
     def without_regions(self) -> ItemIndex:
-        """Return this index, whose filtered searches compare every eligible item."""
+        """Return this index, whose filtered searches compare every allowed item."""
         return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
 
     def __len__(self) -> int:
@@ -230,62 +228,25 @@ class ItemIndex:
         self,
         queries: Float32[np.ndarray, "users width"],
         k: int,
-        excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
-        excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
-        eligible: AllowedItems | None = None,
+        excluded: Ragged | None = None,
+        allowed: AllowedItems | None = None,
         closed: Bool[np.ndarray, " items"] | None = None,
     ) -> Hits:
-        """Return the min(k, eligible) items with the highest score of each user, or nearly, if the kind is not exact.
-
-        They are the first of one order of the eligible items, which depends on the user alone.
-
-        Args:
-            queries: Unit vectors of users, `[users, width]`.
-            k: How many items, at least 0.
-            excluded_rows: Catalogue rows that must not be found, one user after the other, in any order, repeats
-                allowed, `[exclusions]`. None: every item is eligible.
-            excluded_offsets: Where each user's exclusions begin, `[users + 1]`.
-            eligible: The items that a filter lets through. None: all.
-            closed: Items that nobody must get, though the filter lets them through; the order of the others is the
-                same without them. None: none.
-        """
+        """Return the best items of each user, or nearly the best if the kind is not exact; see `Searcher.search`."""
         deadline.check()
         with timed("search"):
-            if len(queries) == 1 and eligible is None and closed is None:
-                if self._together is not None:
-                    return self._together((queries, k, excluded_rows), k)
-                answer = self._of_one(queries, k, excluded_rows)
-                if answer is not None:
-                    return Hits.join([answer])
-            allowed = (
-                eligible if closed is None else AllowedItems(~closed if eligible is None else eligible.mask & ~closed)
-            )
-            return self._of_many(
-                SearchTask.of(queries, k, excluded_rows, excluded_offsets, allowed, len(self)), eligible
-            )
+            if len(queries) == 1 and allowed is None and closed is None:
+                best = self._of_one(queries, k, excluded)
+                if best is not None:
+                    return Hits.join([best])
+            open_items = allowed
+            if closed is not None:
+                open_items = AllowedItems(~closed if allowed is None else allowed.mask & ~closed)
+            return self._of_many(SearchTask.of(queries, k, excluded, open_items, len(self)), allowed)
 
     def confirms(self, query: np.ndarray, rows: np.ndarray, least: np.float32) -> bool:
-        """Return whether what this index found is still what it finds; see `DeltaIndex.confirms`."""
+        """Return True: the index does not change."""
         return True
-
-    def search_together(self, most: int, batching: MicroBatching) -> None:
-        """Let searches that several threads make for one user each, unfiltered, be made together where that pays.
-
-        Args:
-            most: How many at once.
-            batching: `auto`: if some trials say that it pays.
-        """
-        trial: list[_Alone] = [(self.vectors[row : row + 1], TUNED_CUTOFF, None) for row in range(min(most, len(self)))]
-        if is_wanted(batching, self._search_each, trial):
-            self._together = MicroBatcher(self._search_each, most)
-
-    def _search_each(self, asked: Sequence[_Alone]) -> list[Hits]:
-        """Return what several users get, all of whom want the same number of items."""
-        excluded = [np.zeros(0, np.int64) if rows is None else rows for _, _, rows in asked]
-        offsets = offsets_of(np.array([len(rows) for rows in excluded]))
-        queries, k = np.concatenate([query for query, _, _ in asked]), asked[0][1]
-        hits = self._of_many(SearchTask.of(queries, k, np.concatenate(excluded), offsets, None, len(self)), None)
-        return [Hits.join([hits.of(user)]) for user in range(len(asked))]
 
     def _of_many(self, asked: SearchTask, within: AllowedItems | None) -> Hits:
         """Return everyone's answer.
@@ -294,7 +255,7 @@ class ItemIndex:
             asked: What is asked.
             within: The items of which each user has one order; those that can be found are among them. None: all.
         """
-        if self._compares_all(asked.eligible if self.is_exact else within):
+        if self._compares_all(asked.allowed if self.is_exact else within):
             return asked.compared(self._exact)
         if not self.is_exact:
             return Hits.join(self._by_levels(asked, within))
@@ -309,20 +270,18 @@ class ItemIndex:
         self,
         queries: Float32[np.ndarray, "users width"],
         k: int,
-        excluded_rows: Int[np.ndarray, " exclusions"] | None = None,
-        excluded_offsets: Int[np.ndarray, " users_plus_1"] | None = None,
-        eligible: AllowedItems | None = None,
+        excluded: Ragged | None = None,
+        allowed: AllowedItems | None = None,
     ) -> Hits:
-        """Return what `search` ought to, by comparing every eligible item: the measure for every kind of index."""
-        asked = SearchTask.of(queries, k, excluded_rows, excluded_offsets, eligible, len(self))
-        return asked.compared(self._exact)
+        """Return what `search` ought to, by comparing every allowed item: the measure for every kind of index."""
+        return SearchTask.of(queries, k, excluded, allowed, len(self)).compared(self._exact)
 
-    def _of_one(self, queries: np.ndarray, k: int, excluded_rows: np.ndarray | None) -> ScoredRows | None:
+    def _of_one(self, queries: np.ndarray, k: int, exclusions: Ragged | None) -> ScoredRows | None:
         """Return the answer of one user, if FAISS's first results settle it; the same as among others, but sooner.
 
         For so few candidates lists are faster than arrays.
         """
-        excluded = set() if excluded_rows is None else set(excluded_rows.tolist())
+        excluded = set() if exclusions is None else set(exclusions.values.tolist())
         needed = min(k, len(self) - len(excluded))
         fetch = needed + len(excluded) + SLACK
         if not self.is_exact:
@@ -343,11 +302,11 @@ class ItemIndex:
             return None
         return ranked_rows[:needed], ranked_scores[:needed]
 
-    def _compares_all(self, eligible: AllowedItems | None) -> bool:
-        """Return whether nothing is faster than comparing every eligible item."""
-        if eligible is None:
+    def _compares_all(self, allowed: AllowedItems | None) -> bool:
+        """Return whether nothing is faster than comparing every allowed item."""
+        if allowed is None:
             return False
-        return len(eligible) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
+        return len(allowed) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
 
     def _settled(self, asked: SearchTask) -> Iterator[tuple[int, ScoredRows]]:
         """Yield the users, by position, whose answer FAISS's first results settle, with that answer."""

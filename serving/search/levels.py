@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from features.sequences.ragged import Ragged
 from serving.search.brute_force import BruteForce
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, Hits, ScoredRows, rank, take
 
@@ -39,7 +40,7 @@ class SearchTask:
         queries: Unit vectors of users, `[users, width]`.
         needed: How many items each user gets, `[users]`.
         excluded: What each user must not get.
-        eligible: What can be found at all. None: every item.
+        allowed: What can be found at all. None: every item.
     """
 
     def __init__(
@@ -47,59 +48,53 @@ class SearchTask:
         queries: Float32[np.ndarray, "users width"],
         needed: Int64[np.ndarray, " users"],
         excluded: ExcludedPairs,
-        eligible: AllowedItems | None,
+        allowed: AllowedItems | None,
     ) -> None:
         self.queries = queries
         self.needed = needed
         self.excluded = excluded
-        self.eligible = eligible
+        self.allowed = allowed
 
     @classmethod
     def of(
-        cls,
-        queries: np.ndarray,
-        k: int,
-        rows: np.ndarray | None,
-        offsets: np.ndarray | None,
-        eligible: AllowedItems | None,
-        num_items: int,
+        cls, queries: np.ndarray, k: int, excluded: Ragged | None, allowed: AllowedItems | None, num_items: int
     ) -> SearchTask:
-        """Return a search for the min(k, eligible) best items of each user; see `ExcludedPairs.of`."""
+        """Return a search for the min(k, number of allowed items) best items of each user."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if eligible is not None and len(eligible) == num_items:
-            eligible = None
-        excluded = ExcludedPairs.of(rows, offsets, len(queries), num_items, eligible)
-        available = num_items if eligible is None else len(eligible)
-        return cls(queries, np.minimum(k, available - excluded.counts), excluded, eligible)
+        if allowed is not None and len(allowed) == num_items:
+            allowed = None
+        pairs = ExcludedPairs.of(excluded, len(queries), num_items, allowed)
+        available = num_items if allowed is None else len(allowed)
+        return cls(queries, np.minimum(k, available - pairs.counts), pairs, allowed)
 
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.queries)
 
     def best(self, exact: BruteForce, users: np.ndarray) -> Iterator[ScoredRows]:
-        """Yield the answers of some of the users from comparing every eligible item."""
-        return exact.best(self.queries, users, self.needed, self.excluded, self.eligible)
+        """Yield the answers of some of the users from comparing every allowed item."""
+        return exact.best(self.queries, users, self.needed, self.excluded, self.allowed)
 
     def compared(self, exact: BruteForce) -> Hits:
-        """Return everyone's answer from comparing every eligible item."""
+        """Return everyone's answer from comparing every allowed item."""
         return Hits.join(list(self.best(exact, np.arange(len(self)))))
 
     def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
         """Return which of the rows, one line per user, must not be found, those of -1 among them; None for none."""
-        if self.eligible is None and not len(self.excluded.pairs):
+        if self.allowed is None and not len(self.excluded.pairs):
             return rows < 0 if rows.min() < 0 else None
         barred = rows < 0
         if len(self.excluded.pairs):
             barred |= self.excluded.contains(users[:, None], rows)
-        if self.eligible is not None:
-            barred |= ~self.eligible.mask[rows]
+        if self.allowed is not None:
+            barred |= ~self.allowed.mask[rows]
         return barred
 
     def without(self, pairs: Int64[np.ndarray, " pairs"]) -> SearchTask:
         """Return the same without more pairs of user and row, as in `ExcludedPairs.pairs`, in any order."""
-        if self.eligible is not None:
-            pairs = pairs[self.eligible.mask[pairs % self.excluded.num_items]]
-        return SearchTask(self.queries, self.needed, self.excluded.and_pairs(pairs), self.eligible)
+        if self.allowed is not None:
+            pairs = pairs[self.allowed.mask[pairs % self.excluded.num_items]]
+        return SearchTask(self.queries, self.needed, self.excluded.and_pairs(pairs), self.allowed)
 
 
 class LevelSearch:
@@ -143,7 +138,7 @@ class LevelSearch:
 
     def end(self, users: np.ndarray, exact: BruteForce) -> None:
         """Give some users what is missing out of all items that are in none of their levels."""
-        rest = SearchTask(self._asked.queries, self._left, self._asked.excluded, self._asked.eligible)
+        rest = SearchTask(self._asked.queries, self._left, self._asked.excluded, self._asked.allowed)
         for user, found in zip(users.tolist(), list(rest.best(exact, users)), strict=True):
             self._give(user, *found)
 

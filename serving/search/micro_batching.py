@@ -13,9 +13,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Generic, Literal, TypeVar
 
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from features.sequences.ragged import Ragged
 from serving import deadline
+from serving.observability.timings import timed
+from serving.search.index_config import TUNED_CUTOFF
+from serving.search.results import AllowedItems, Hits
+from serving.search.searcher import ItemSearch, ItemVectors
 
 MicroBatching = Literal["auto", "on", "off"]
 Question = TypeVar("Question")
@@ -113,6 +122,73 @@ class MicroBatcher(Generic[Question, Reply]):
             if self._waiting:
                 self._waiting[0].leads = True
                 self._waiting[0].turn.release()
+
+
+_OneQuery = tuple[np.ndarray, int, np.ndarray]
+"""A user's vector `[1, dim]`, the number of items, and the rows that must not be found."""
+
+
+class MicroBatchedSearch:
+    """A searcher whose unfiltered searches for one user, made by several threads at once, become one search.
+
+    Args:
+        searcher: Does the searches.
+        most: Number of searches that are combined at most.
+    """
+
+    def __init__(self, searcher: ItemSearch, most: int) -> None:
+        self._searcher = searcher
+        self._batcher: MicroBatcher[_OneQuery, Hits] = MicroBatcher(partial(_search_each, searcher), most)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether results are those of comparing every item."""
+        return self._searcher.is_exact
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._searcher)
+
+    def search(
+        self,
+        queries: Float32[np.ndarray, "users dim"],
+        k: int,
+        excluded: Ragged | None = None,
+        allowed: AllowedItems | None = None,
+        closed: Bool[np.ndarray, " items"] | None = None,
+    ) -> Hits:
+        """Return what the searcher finds."""
+        if len(queries) != 1 or allowed is not None or closed is not None:
+            return self._searcher.search(queries, k, excluded, allowed, closed)
+        deadline.check()
+        with timed("search"):
+            return self._batcher((queries, k, np.zeros(0, np.int64) if excluded is None else excluded.values), k)
+
+    def confirms(self, query: Float32[np.ndarray, " dim"], rows: np.ndarray, least: np.float32) -> bool:
+        """Return what the searcher says."""
+        return self._searcher.confirms(query, rows, least)
+
+
+def micro_batched(searcher: ItemSearch, vectors: ItemVectors, most: int, mode: MicroBatching) -> ItemSearch:
+    """Return a searcher that combines concurrent searches where that pays, else the same searcher.
+
+    Args:
+        searcher: Does the searches.
+        vectors: The items' vectors, of which some are the queries of trials.
+        most: Number of searches that are combined at most.
+        mode: `auto`: if trials say that it pays.
+    """
+    nothing = np.zeros(0, np.int64)
+    trial = [(vectors[np.array([row])], TUNED_CUTOFF, nothing) for row in range(min(most, len(searcher)))]
+    wanted = is_wanted(mode, partial(_search_each, searcher), trial)
+    return MicroBatchedSearch(searcher, most) if wanted else searcher
+
+
+def _search_each(searcher: ItemSearch, queries: Sequence[_OneQuery]) -> list[Hits]:
+    """Return the results of several users, all of whom want the same number of items."""
+    vectors = np.concatenate([vector for vector, _, _ in queries])
+    hits = searcher.search(vectors, queries[0][1], Ragged.of([excluded for _, _, excluded in queries]))
+    return [Hits.join([hits.of(user)]) for user in range(len(queries))]
 
 
 def is_wanted(

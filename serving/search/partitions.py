@@ -1,8 +1,8 @@
 """The catalogue divided into regions of items that are alike: how filtered items are found without comparing them all.
 
-Any filter cuts each region down to its eligible items. They are compared region by region, the nearest first, in rounds
+Any filter cuts each region down to its allowed items. They are compared region by region, the nearest first, in rounds
 that each look at as many items as all before it; when a round changes next to nothing, the rest would change less, and
-the search ends. So it costs at most what comparing every eligible item costs, whatever the filter lets through and
+the search ends. So it costs at most what comparing every allowed item costs, whatever the filter lets through and
 however it is related to the taste of the user.
 """
 
@@ -22,7 +22,7 @@ from serving import deadline
 from serving.search.results import SLACK, AllowedItems
 
 FILE = "regions.safetensors"
-# Regions that say how much is eligible near a user.
+# Regions that say how much is allowed near a user.
 _NEAR = 16
 # Eligible items looked at before the first question whether that was enough.
 _FIRST_ROUND = 1024
@@ -74,19 +74,19 @@ class Partitions:
         vectors: Float32[np.ndarray, "items width"],
         query: Float32[np.ndarray, " width"],
         needed: int,
-        eligible: AllowedItems,
+        allowed: AllowedItems,
     ) -> tuple[Int64[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"], int]:
-        """Return a little more than `needed` eligible rows, very likely with the best of them among them.
+        """Return a little more than `needed` allowed rows, very likely with the best of them among them.
 
-        With them their scores, in single precision, and how many eligible items were compared for it.
+        With them their scores, in single precision, and how many allowed items were compared for it.
 
         Args:
             vectors: The items' unit vectors.
             query: The user's.
-            needed: How many items are wanted, no more than are eligible.
-            eligible: What can be found at all.
+            needed: How many items are wanted, no more than are allowed.
+            allowed: What can be found at all.
         """
-        rows, starts = self._arranged(eligible)
+        rows, starts = self._arranged(allowed)
         sizes = np.diff(starts)
         nearest = np.argsort(-(self.centres @ query))
         nearest = nearest[sizes[nearest] > 0]
@@ -107,9 +107,9 @@ class Partitions:
         return best.rows, best.scores, so_far
 
     def shares_near(
-        self, queries: Float32[np.ndarray, "users width"], eligible: AllowedItems
+        self, queries: Float32[np.ndarray, "users width"], allowed: AllowedItems
     ) -> Float64[np.ndarray, " users"]:
-        """Return which part of the items in the regions nearest to each user is eligible."""
+        """Return which part of the items in the regions nearest to each user is allowed."""
         num_near = min(_NEAR, len(self.centres))
         # One by one: a product of matrices depends on how many there are.
         near = np.empty((len(queries), len(self.centres)), dtype=np.float32)
@@ -117,7 +117,7 @@ class Partitions:
             near[user] = self.centres @ query
         nearest = np.argpartition(near, -num_near, axis=1)[:, -num_near:]
         fitting, all_items = (
-            np.diff(starts)[nearest].sum(axis=1) for _, starts in (self._arranged(eligible), self._order)
+            np.diff(starts)[nearest].sum(axis=1) for _, starts in (self._arranged(allowed), self._order)
         )
         share: np.ndarray = fitting / np.maximum(1, all_items)
         return share
@@ -132,14 +132,14 @@ class Partitions:
     def _known(self) -> WeakKeyDictionary[AllowedItems, tuple[np.ndarray, np.ndarray]]:
         return WeakKeyDictionary()
 
-    def _arranged(self, eligible: AllowedItems) -> tuple[np.ndarray, np.ndarray]:
-        """Return the eligible rows region by region, and where each region begins; remembered with the filter."""
-        found = self._known.get(eligible)
+    def _arranged(self, allowed: AllowedItems) -> tuple[np.ndarray, np.ndarray]:
+        """Return the allowed rows region by region, and where each region begins; remembered with the filter."""
+        found = self._known.get(allowed)
         if found is None:
             order, _ = self._order
-            rows = order[eligible.mask[order]].astype(np.int64)
+            rows = order[allowed.mask[order]].astype(np.int64)
             counts = np.bincount(self.of_item[rows], minlength=len(self.centres))
-            found = self._known[eligible] = rows, offsets_of(counts)
+            found = self._known[allowed] = rows, offsets_of(counts)
         return found
 
 

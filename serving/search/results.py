@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from features.sequences.ragged import offsets_of
+from features.sequences.ragged import Ragged, offsets_of
 from serving import deadline
+from serving.search.conditions import Filter
 
 ScoredRows = tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]
 
@@ -95,13 +96,16 @@ class AllowedItems:
 
     Attributes:
         mask: Whether a row may be found, `[items]`.
+        conditions: What the mask was made of, for engines that filter by conditions themselves. Empty: only the mask
+            says it.
     """
 
     mask: Bool[np.ndarray, " items"]
+    conditions: Filter = ()
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " eligible"]:
-        """The rows that may be found, rising."""
+        """The rows that may be found, in ascending order."""
         return np.flatnonzero(self.mask)
 
     @cached_property
@@ -136,32 +140,26 @@ class ExcludedPairs:
 
     @classmethod
     def of(
-        cls,
-        rows: np.ndarray | None,
-        offsets: np.ndarray | None,
-        num_users: int,
-        num_items: int,
-        eligible: AllowedItems | None = None,
+        cls, excluded: Ragged | None, num_users: int, num_items: int, allowed: AllowedItems | None = None
     ) -> ExcludedPairs:
-        """Return each user's exclusions among the eligible items.
+        """Return each user's exclusions among the allowed items.
 
         Args:
-            rows: One user's after the other's, in any order, repeats allowed. None: nothing is excluded.
-            offsets: Where each user's begin, `[users + 1]`.
-            num_users: How many users there are.
-            num_items: How many items there are.
-            eligible: What can be found at all. None: every item.
+            excluded: The rows that each user must not get, in any order, repeats allowed. None: nothing is excluded.
+            num_users: Number of users.
+            num_items: Number of items.
+            allowed: The items that can be found at all. None: all.
         """
-        if rows is None or offsets is None:
-            assert rows is None, "exclusions need the offsets of their users"
+        if excluded is None:
             nothing = np.zeros(0, np.int64)
             return cls(nothing, np.zeros(num_users, np.int64), np.zeros(num_users + 1, np.int64), num_items)
-        assert len(offsets) == num_users + 1, f"{num_users} users, {len(offsets) - 1} lists of exclusions"
-        pairs = rows if num_users == 1 else np.repeat(np.arange(num_users) * num_items, np.diff(offsets)) + rows
+        assert len(excluded) == num_users, f"{num_users} users, {len(excluded)} lists of exclusions"
+        rows = excluded.values
+        pairs = rows if num_users == 1 else excluded.row_of_value * num_items + rows
         pairs = np.sort(pairs.astype(np.int64, copy=False))
         pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])] if len(pairs) else pairs
-        if eligible is not None:
-            pairs = pairs[eligible.mask[pairs % num_items]]
+        if allowed is not None:
+            pairs = pairs[allowed.mask[pairs % num_items]]
         if num_users == 1:
             return cls(pairs, np.array([len(pairs)]), np.array([0, len(pairs)]), num_items)
         counts = np.bincount(pairs // num_items, minlength=num_users)

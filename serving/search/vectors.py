@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from serving.search.searcher import ItemVectors
+
 
 @dataclass(frozen=True)
 class StackedVectors:
-    """The vectors of an index and those after them, by row."""
+    """The vectors of an index, then those of new items, by row; see `ItemVectors`."""
 
-    head: Float32[np.ndarray, "items width"]
+    head: ItemVectors
     tail: Float32[np.ndarray, "more width"]
 
     @property

@@ -11,18 +11,18 @@ from jaxtyping import Float32
 from features.schema import USER_ID
 from features.sequences.sequences import Sequences
 from serving import deadline
-from serving.live.delta_index import DeltaIndex
 from serving.observability.timings import timed
-from serving.search.faiss_index import ItemIndex
-from serving.snapshot.manifest import FOLDER as FOLDER
+from serving.search.searcher import ItemVectors
 from towers.bundle.bundle import ModelBundle
 
-_ENCODE_BLOCK = 4096
+_USERS_AT_ONCE = 4096
+# Events of a block where there is a deadline.
+EVENTS_AT_ONCE = 4096
 
 
 def encode_users(
     bundle: ModelBundle,
-    index: ItemIndex | DeltaIndex,
+    item_vectors: ItemVectors,
     histories: Sequences,
     attributes: pd.DataFrame | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -32,21 +32,21 @@ def encode_users(
 
     Args:
         bundle: The model.
-        index: Where the vectors of the items in the histories are.
-        histories: What each user did, oldest first.
+        item_vectors: The unit vectors of the items in the histories, by row.
+        histories: Each user's history, oldest first.
         attributes: One row per user; None where there are none.
         progress: Called with the number of users done and of all.
-        now: The time of asking in Unix seconds, for models that look at it.
+        now: The time of the request in Unix seconds, for models that read it.
     """
     recent = histories.last(bundle.config.features.history)
-    vectors = np.zeros((len(histories), index.width), dtype=np.float32)
-    size = _EVENTS_AT_ONCE // max(1, bundle.config.features.history)
-    for users in deadline.parts(len(histories), size, _ENCODE_BLOCK):
+    vectors = np.zeros((len(histories), item_vectors.shape[1]), dtype=np.float32)
+    size = EVENTS_AT_ONCE // max(1, bundle.config.features.history)
+    for users in deadline.parts(len(histories), size, _USERS_AT_ONCE):
         is_all = users.stop - users.start == len(recent)
         block = recent if is_all else recent.take(np.arange(users.start, users.stop))
         with timed("encode"):
             vectors[users] = bundle.encode_users(
-                index.vectors[block.item_rows],
+                item_vectors[block.item_rows],
                 block.offsets,
                 attributes=None if attributes is None else attributes.iloc[users].reset_index(drop=True),
                 user_ids=block.user_ids,
@@ -60,7 +60,3 @@ def encode_users(
 def attribute_columns(bundle: ModelBundle) -> list[str]:
     """Return the columns of the users' table that a model reads."""
     return [column for column in bundle.config.features.user if column != USER_ID]
-
-
-# Events that are read in one go where there is a deadline.
-_EVENTS_AT_ONCE = 4096

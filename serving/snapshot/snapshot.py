@@ -118,7 +118,9 @@ class Snapshot:
         except ValueError as error:
             raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
         histories, attributes = _people(tables, bundle)
-        vectors = None if bundle.config.reads_time else encode_users(bundle, index, histories, attributes, progress)
+        vectors = (
+            None if bundle.config.reads_time else encode_users(bundle, index.vectors, histories, attributes, progress)
+        )
         asking = _asking(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
         chosen = choose(index.vectors, asking)
         seal = IndexManifest.of(
@@ -277,7 +279,7 @@ def _asking(
     """Return the vectors of some users as they are now, for models that look at the clock."""
     users = np.random.default_rng(0).permutation(np.flatnonzero(histories.lengths > 0))[:SAMPLE]
     known = None if attributes is None else attributes.iloc[users].reset_index(drop=True)
-    vectors = encode_users(bundle, index, histories.take(users), known, now=int(time.time()))
+    vectors = encode_users(bundle, index.vectors, histories.take(users), known, now=int(time.time()))
     return sample_of(vectors)
 
 

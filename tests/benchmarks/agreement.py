@@ -139,7 +139,7 @@ def make_world(rng: np.random.Generator, kind: IndexKind, path: Path) -> World:
         if listed:
             lists = precompute_top_k(Recommender(bundle, snapshot, recommend_seen=with_seen), 40)
             snapshot = snapshot.with_shortlists(lists)
-        return Recommender(bundle, snapshot, recommend_seen=with_seen, reranking=reranking, clock=lambda: LAST + 1e6)
+        return Recommender(bundle, snapshot, recommend_seen=with_seen, rerank=reranking, clock=lambda: LAST + 1e6)
 
     base = retriever = opened(tables, listed=bool(rng.random() < 0.6))
     anew = None
@@ -253,7 +253,7 @@ class Question:
     def wanted(self, retriever: Recommender, k: int, offset: int = 0) -> RecommendRequest:
         """Return what must be of the answer, in a retriever's terms."""
         asked = CONTRACT.body({**self.body, "k": k, "offset": offset, "users": [self.said]})
-        return CONTRACT.wanted(asked, retriever.filters)
+        return CONTRACT.wanted(asked, retriever.state.filters)
 
     @property
     def said(self) -> Any:
@@ -324,8 +324,8 @@ def differences(world: World, question: Question, rng: np.random.Generator) -> I
         wanted = question.wanted(retriever, question.depth)
         if _items_said(orjson.loads(orjson.dumps(ANSWERS.about_user(retriever, str(question.who), wanted)))) != whole:
             yield "over HTTP, about one"
-    if set(question.body) <= {"filter"} and isinstance(retriever.index, ItemIndex):
-        row = None if isinstance(question.who, UserProfile) else retriever.users.row(question.who)
+    if set(question.body) <= {"filter"} and isinstance(retriever.state.search, ItemIndex):
+        row = None if isinstance(question.who, UserProfile) else retriever.state.users.row(question.who)
         if row is not None and nightly(world, question, row) != whole:
             yield "in the nightly table"
     if world.anew is not None and not _is_nobody(world, question):
@@ -357,7 +357,7 @@ def nightly(world: World, question: Question, row: int) -> Items:
     some = Audience(audience.user_ids[around], audience.user_rows[around])
     write_candidates(retriever, some, question.depth, path, where=wanted.where)
     table = pd.read_parquet(path)
-    mine = table[table["user_id"] == retriever.users.ids[row]]
+    mine = table[table["user_id"] == retriever.state.users.ids[row]]
     return list(zip(mine["item_id"], mine["score"].astype(float), mine["rank"], strict=True))
 
 

@@ -203,7 +203,7 @@ def judge_kind(kind: str, folder: Path, given: argparse.Namespace, questions: Se
     found = []
     for length in lengths:
         reranking = RerankStage.open(bundle, snapshot, length, budget_seconds=None)
-        found.append(judge(f"{kind}, {length}", Recommender(bundle, snapshot, reranking=reranking), questions))
+        found.append(judge(f"{kind}, {length}", Recommender(bundle, snapshot, rerank=reranking), questions))
     return found
 
 

@@ -114,13 +114,13 @@ def test_every_kind_of_index_ends_at_the_deadline_live_writes_on_top_or_not(shop
 
 def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(retriever, monkeypatch, caplog):
     app = create_app(retriever, ServingConfig(timeout_seconds=0.05))
-    search = retriever.index.search
+    search = retriever.state.search.search
 
     def slow(*given):
         time.sleep(0.06)
         return search(*given)
 
-    monkeypatch.setattr(retriever.index, "search", slow)
+    monkeypatch.setattr(retriever.state.search, "search", slow)
     for path in ("/recommendations/103", "/items/item-001/similar"):  # without Flask, and with it
         with caplog.at_level(logging.INFO, logger="serving"):
             caplog.clear()
@@ -132,7 +132,7 @@ def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(retriever
         assert line.fields["ended_by"] == "deadline"
         assert line.fields["path"] == path
     assert 'towers_refused_total{reason="deadline"} 2.0' in app.test_client().get("/metrics").text
-    monkeypatch.setattr(retriever.index, "search", search)
+    monkeypatch.setattr(retriever.state.search, "search", search)
     assert app.test_client().get("/recommendations/103").status_code == 200
 
 
@@ -225,7 +225,7 @@ def test_out_of_memory_ends_one_request_only(retriever, monkeypatch, caplog, pat
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(retriever.index, "search", broken)
+        patch.setattr(retriever.state.search, "search", broken)
         answer = client.get(path)
     assert (answer.status_code, answer.json["code"]) == (503, "out_of_memory")
     assert int(answer.headers["Retry-After"]) >= 1

@@ -101,7 +101,7 @@ class Documents:
 
 def document(contract: Contract, retriever: Recommender, *, takes_writes: bool = False) -> Schema:
     """Return the OpenAPI document of a service."""
-    columns = retriever.filters.columns()
+    columns = retriever.state.filters.columns()
     for_user = [_in_path("user_id", "The user, as in the tables."), *_parameters(contract.query_for_user, columns)]
     for_item = [_in_path("item_id", "The item, as in the catalogue."), *_parameters(contract.query, columns)]
     body = {"required": True, "content": _json(contract.one, contract.many)}
@@ -151,7 +151,7 @@ def document(contract: Contract, retriever: Recommender, *, takes_writes: bool =
 def _write_paths(retriever: Recommender) -> Schema:
     """Return the operations that change something."""
     item = {"name": "item_id", "in": "path", "required": True, "description": "The item, known or new."}
-    of_item = [{**item, "schema": _path_id(retriever.items.is_integer)}]
+    of_item = [{**item, "schema": _path_id(retriever.state.items.is_integer)}]
     put = _operation("put_item", "The item is in the catalogue", [ItemWritten], 400, 408, 413, 415, 422)
     put["responses"]["201"] = {
         **put["responses"]["200"],
@@ -176,8 +176,8 @@ def _write_schemas(retriever: Recommender) -> Schema:
     cells = cell_schemas(retriever.snapshot.catalog.frame)
     return {
         **_made(_OF_WRITES),
-        "UserId": _id(retriever.users.is_integer),
-        "ItemId": _id(retriever.items.is_integer),
+        "UserId": _id(retriever.state.users.is_integer),
+        "ItemId": _id(retriever.state.items.is_integer),
         "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
     }
 
@@ -260,13 +260,13 @@ def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever:
 
 def _say_ids(schemas: Schema, retriever: Recommender) -> None:
     """Let the schemas of answers say the ids of this service: a whole number that does not fit is text, see `IdMap`."""
-    said = {USER_ID: _said_id(retriever.users), ITEM_ID: _said_id(retriever.items)}
+    said = {USER_ID: _said_id(retriever.state.users), ITEM_ID: _said_id(retriever.state.items)}
     for name in _IN_ANSWERS & schemas.keys():
         for field, schema in schemas[name]["properties"].items():
             if field in said:
                 kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
                 schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
-            elif field == "unknown_items" and retriever.items.is_wide:
+            elif field == "unknown_items" and retriever.state.items.is_wide:
                 schema["items"] = {"type": "string"}
 
 

@@ -31,12 +31,12 @@ from features.messages import shown
 from features.schema import MAX_ID_CHARACTERS
 from features.values.cells import size_of
 from serving.bounds import MAX_MISTAKES, MAX_SEARCH_CHARACTERS, MAX_TEXT_CHARACTERS, json_value
-from serving.catalog.filters import Filter, Filters, both
 from serving.config import ServingConfig
 from serving.http.contract.problems import Mistake, Problem
-from serving.live.delta import LiveFilters
+from serving.recommend.interfaces import ItemFilters
 from serving.recommend.request import RecommendRequest, UserProfile
 from serving.recommend.rules import Boost, Rules
+from serving.search.conditions import Filter, both
 
 MOST_LIMITS = 4
 """How many columns a request may limit by `at_most`."""
@@ -421,7 +421,7 @@ class Contract:
         is_many = isinstance(content, dict) and "users" in content
         return read(self.many if is_many else self.one, content)
 
-    def wanted(self, asked: ItemQuery, filters: Filters | LiveFilters, conditions: Filter = ()) -> RecommendRequest:
+    def wanted(self, asked: ItemQuery, filters: ItemFilters, conditions: Filter = ()) -> RecommendRequest:
         """Return what a request wants of its answer.
 
         Args:
@@ -434,7 +434,7 @@ class Contract:
         """
         reasons = asked.reasons if isinstance(asked, UserQuery) else 0
         try:
-            where = both(filters.of(asked.filter), conditions)
+            where = both(filters.parse(asked.filter), conditions)
             wanted = RecommendRequest(asked.k, asked.offset, where, asked.exclude, _rules(asked, filters), reasons)
         except DataError as error:
             raise wrong(error) from None
@@ -492,20 +492,20 @@ AS_WRITTEN = frozenset(("q",))
 """Those that are text, whatever it looks like."""
 
 
-def _rules(asked: ItemQuery, filters: Filters | LiveFilters) -> Rules | None:
+def _rules(asked: ItemQuery, filters: ItemFilters) -> Rules | None:
     if not (asked.diversity or asked.distinct or asked.pin or asked.boost or asked.bury or asked.at_most):
         return None
     for column in asked.at_most:
-        filters.groups(column, f"at_most.{column}")
+        filters.by_value(column, f"at_most.{column}")
     return Rules(
         diversity=asked.diversity,
         distinct=asked.distinct,
         pin=asked.pin,
         boosts=[
-            Boost(filters.of(boost.filter, f"boost.{place}.filter"), boost.by)
+            Boost(filters.parse(boost.filter, f"boost.{place}.filter"), boost.by)
             for place, boost in enumerate(asked.boost)
         ],
-        bury=[filters.of(one, f"bury.{place}") for place, one in enumerate(asked.bury)],
+        demote=[filters.parse(one, f"bury.{place}") for place, one in enumerate(asked.bury)],
         at_most=list(asked.at_most.items()),
     )
 

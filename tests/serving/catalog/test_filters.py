@@ -52,7 +52,7 @@ def filters():
 
 
 def fitting(filters, wanted):
-    eligible = filters.eligible(wanted)
+    eligible = filters.allowed(wanted)
     return "".join(ITEMS) if eligible is None else "".join(ITEMS[row] for row in eligible.rows)
 
 
@@ -129,7 +129,7 @@ def test_a_query_lets_through_what_fits(filters, query, expected):
     ],
 )
 def test_a_body_lets_through_what_fits(filters, body, expected):
-    assert fitting(filters, filters.of(body)) == expected
+    assert fitting(filters, filters.parse(body)) == expected
 
 
 @pytest.mark.parametrize(
@@ -182,31 +182,31 @@ def test_a_query_that_cannot_be_names_the_parameter_what_was_expected_and_what_w
 )
 def test_a_body_that_cannot_be_says_where(filters, body, message):
     with pytest.raises(DataError, match=message) as caught:
-        filters.of(body)
+        filters.parse(body)
     assert "\n" not in str(caught.value)
 
 
 def test_ids_that_are_whole_numbers_are_named_by_numbers_or_their_text():
     filters = Filters(Catalog(pd.DataFrame({"item_id": column([7, 42, 9], pa.int64())})))
-    for wanted in (filters.from_query({"item_id": ["42", "8"]}), filters.of({"item_id": [42]})):
-        assert filters.eligible(wanted).rows.tolist() == [1]
+    for wanted in (filters.from_query({"item_id": ["42", "8"]}), filters.parse({"item_id": [42]})):
+        assert filters.allowed(wanted).rows.tolist() == [1]
     for wrong in ("x", "042", 1.5, True, 2**70):
         with pytest.raises(DataError, match=r"filter.item_id: expected a whole number, as items' ids are, found"):
-            filters.of({"item_id": wrong})
+            filters.parse({"item_id": wrong})
 
 
 def test_a_category_of_whole_numbers_in_text_is_found_by_either():
     filters = Filters(
         Catalog(pd.DataFrame({"item_id": column([1, 2], pa.int64()), "size": column(["38", "x"], pa.string())}))
     )
-    assert filters.eligible(filters.of({"size": 38})).rows.tolist() == [0]
+    assert filters.allowed(filters.parse({"size": 38})).rows.tolist() == [0]
 
 
 def test_only_the_columns_that_the_operator_names_can_be_filtered_by():
     catalog = Catalog(pd.DataFrame(COLUMNS))
     filters = Filters(catalog, SETTINGS, ["category"])
-    assert fitting(filters, filters.of({"category": "shoe"})) == "ac"
-    for ask in (lambda: filters.of({"price": 1}), lambda: filters.from_query({"price_min": ["1"]})):
+    assert fitting(filters, filters.parse({"category": "shoe"})) == "ac"
+    for ask in (lambda: filters.parse({"price": 1}), lambda: filters.from_query({"price_min": ["1"]})):
         with pytest.raises(DataError, match=r"no column to filter by; the catalogue has 'category'$"):
             ask()
     with pytest.raises(DataError, match="filter_columns: the catalogue has no column 'colour'; it has 'item_id'"):
@@ -216,24 +216,24 @@ def test_only_the_columns_that_the_operator_names_can_be_filtered_by():
 
 
 def test_the_same_conditions_in_any_order_are_one_filter(filters):
-    one = filters.of({"category": ["shoe", "boot"], "stock": {"min": 1, "max": 15}})
-    two = filters.of({"stock": {"max": 15, "min": 1.0}, "category": ["boot", "shoe", "shoe"]})
+    one = filters.parse({"category": ["shoe", "boot"], "stock": {"min": 1, "max": 15}})
+    two = filters.parse({"stock": {"max": 15, "min": 1.0}, "category": ["boot", "shoe", "shoe"]})
     asked = {"stock_max": ["15"], "category": ["boot", "shoe"], "stock_min": ["1"]}
     assert one == two == filters.from_query(asked)
-    assert filters.eligible(one) is filters.eligible(two)
-    assert one != filters.of({"category": ["shoe", "boot"], "stock": {"min": 1}})
+    assert filters.allowed(one) is filters.allowed(two)
+    assert one != filters.parse({"category": ["shoe", "boot"], "stock": {"min": 1}})
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(filters_module, "_REMEMBERED_BYTES", 3 * 17 * 5)
     filters = Filters(Catalog(pd.DataFrame(COLUMNS)), SETTINGS)
-    first = filters.eligible(filters.of({"stock": 0}))
+    first = filters.allowed(filters.parse({"stock": 0}))
     for stock in range(1, 10):
-        filters.eligible(filters.of({"stock": stock}))
+        filters.allowed(filters.parse({"stock": stock}))
     assert len(filters._known) == 3
-    assert filters.eligible(filters.of({"stock": 0})) is not first
-    many = filters.of({"stock": list(range(2000))})
-    assert filters.eligible(many) is not filters.eligible(many)
+    assert filters.allowed(filters.parse({"stock": 0})) is not first
+    many = filters.parse({"stock": list(range(2000))})
+    assert filters.allowed(many) is not filters.allowed(many)
 
 
 def test_threads_that_filter_at_once_get_their_own_answers():
@@ -246,7 +246,7 @@ def test_threads_that_filter_at_once_get_their_own_answers():
 
     def ask(name):
         for _ in range(20):
-            rows = filters.eligible(filters.of({"name": name})).rows
+            rows = filters.allowed(filters.parse({"name": name})).rows
             if not (names[rows] == name).all() or len(rows) != (names == name).sum():
                 wrong.append(name)
 
@@ -276,7 +276,7 @@ def test_conditions_are_what_plain_python_says_they_are(cells, any_of, none_of, 
         }
     )
     filters = Filters(Catalog(frame))
-    found = filters.eligible(filters.of({"n": {"any": any_of, "min": least}, "t": {"not": none_of}})).rows.tolist()
+    found = filters.allowed(filters.parse({"n": {"any": any_of, "min": least}, "t": {"not": none_of}})).rows.tolist()
     expected = [
         row
         for row, (number, text) in enumerate(cells)
@@ -331,7 +331,7 @@ def test_columns_of_every_type_are_compared_as_plain_python_does(sort, data):
     )
     frame = pd.DataFrame({"item_id": column(list(range(len(cells))), pa.int64()), "c": column(cells, kind)})
     filters = Filters(Catalog(frame))
-    found = filters.mask(filters.of({"c": {test: values if test in ("any", "not") else values[0]}})).tolist()
+    found = filters.mask(filters.parse({"c": {test: values if test in ("any", "not") else values[0]}})).tolist()
     wanted = [read_as(read, value) for value in values]
     there = [[] if one is None else one if isinstance(one, list) else [read_as(read, one)] for one in cells]
     expected = {

@@ -227,4 +227,4 @@ def test_where_the_service_of_the_vectors_is_away_a_write_is_503_and_not_remembe
 def test_a_write_remembers_the_vector_that_its_model_made(client, retriever):
     client.put("/items/new", json={"title": "Brand new"})
     (record,) = client.application.extensions["towers_source"].store.since(0)
-    assert vector_from_json(record.body["vector"], retriever.model, retriever.index.width) is not None
+    assert vector_from_json(record.body["vector"], retriever.model, retriever.state.search.width) is not None

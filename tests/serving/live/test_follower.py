@@ -132,7 +132,7 @@ def answers(retriever):
     """Everything that can be asked, of everyone."""
     users = [*range(100, 110), "nobody"]
     found = {}
-    for k, where in ((40, ()), (5, ()), (5, retriever.filters.of({"title": {"not": ["Chair"]}}))):
+    for k, where in ((40, ()), (5, ()), (5, retriever.state.filters.parse({"title": {"not": ["Chair"]}}))):
         found |= {
             (user, k, where): content(retriever.recommend(user, RecommendRequest(k, where=where))) for user in users
         }
@@ -142,8 +142,8 @@ def answers(retriever):
         }
     rules = Rules(
         pin=[NEW[0], ITEMS[1]],
-        boosts=[Boost(retriever.filters.of({"title": "Lamp"}), 0.3)],
-        bury=[retriever.filters.of({"title": "Table"})],
+        boosts=[Boost(retriever.state.filters.parse({"title": "Lamp"}), 0.3)],
+        bury=[retriever.state.filters.parse({"title": "Table"})],
         at_most=[("title", 2)],
         diversity=0.3,
     )
@@ -272,7 +272,7 @@ def test_an_item_is_found_right_after_it_was_put_and_not_after_it_was_deleted(st
     assert [item.item_id for item in now.similar(ITEMS[0], 40).items].count("new-1") == 1
     assert "new-1" in [item.item_id for item in now.recommend(106, 40).items]
     assert {
-        i.item_id for i in now.recommend(106, RecommendRequest(40, where=now.filters.of({"title": "Lamp"}))).items
+        i.item_id for i in now.recommend(106, RecommendRequest(40, where=now.filters.parse({"title": "Lamp"}))).items
     } == {"new-1"}
     assert next(i for i in now.recommend(106, 40).items if i.item_id == "new-1").title == "Lamp"
     store.append([deletion("new-1"), deletion(ITEMS[5])])
@@ -291,7 +291,7 @@ def test_an_item_that_was_put_several_times_can_be_filtered_by_its_id(store):
         retriever = live.current()
         cases = [({"item_id": "new-1"}, {"new-1"}), ({"item_id": {"not": [*ITEMS, "new-1"]}}, {"new-2"})]
         for where, expected in cases:
-            answer = retriever.recommend(106, RecommendRequest(10, where=retriever.filters.of(where)))
+            answer = retriever.recommend(106, RecommendRequest(10, where=retriever.state.filters.parse(where)))
             assert {item.item_id for item in answer.items} == expected
 
 

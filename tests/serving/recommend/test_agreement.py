@@ -61,7 +61,7 @@ def assert_same(found, expected):
 def test_the_service_agrees_with_brute_force_from_the_bundle(world):
     bundle, tables, retriever = world
     client = create_app(retriever).test_client()
-    for user_id in retriever.users.ids:
+    for user_id in retriever.state.users.ids:
         content = client.get(f"/recommendations/{user_id}?k=50").json
         assert content["fallback"] is None
         found = [(item["item_id"], item["score"]) for item in content["items"]]

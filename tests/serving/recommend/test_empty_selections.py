@@ -40,7 +40,7 @@ def retriever(bundles, request, tmp_path) -> Recommender:
 @pytest.mark.parametrize("rules", [None, Rules()])
 @pytest.mark.parametrize("where", [None, NOTHING])
 def test_nobody_gets_nothing_and_nothing_is_for_nobody(retriever, rules, where):
-    wanted = RecommendRequest(5, where=() if where is None else retriever.filters.from_query(where), rules=rules)
+    wanted = RecommendRequest(5, where=() if where is None else retriever.state.filters.from_query(where), rules=rules)
     hits, is_fallback = retriever.recommend_rows(NOBODY, wanted)
     assert (len(hits), len(is_fallback)) == (0, 0)
     assert retriever.recommend_many([], wanted) == []

@@ -18,7 +18,7 @@ def slowly(retriever, history, item_id, country, times=None):
         who = UserProfile(
             [history[place] for place in kept], country, None if times is None else [times[at] for at in kept]
         )
-        only = retriever.filters.of({"item_id": item_id})
+        only = retriever.state.filters.parse({"item_id": item_id})
         return retriever.recommend(who, RecommendRequest(1, where=only)).items[0].score
 
     everything = set(history)

@@ -106,7 +106,7 @@ def test_popular_items_that_the_history_holds_do_not_come_back():
     """A model that reads no attributes knows nothing of someone whose items all left the catalogue."""
     tables = make_tables({1: ["a", "b"], 2: ["a"], 3: ["c"]}, ["a", "b", "c", "d"])
     retriever = make_retriever(tables)
-    retriever.known.is_known = lambda rows, histories: np.zeros(len(rows), dtype=bool)
+    retriever.state.user_store.is_known = lambda rows, histories: np.zeros(len(rows), dtype=bool)
     assert ids(retriever.recommend(1, 4)) == ["c", "d"]
 
 
@@ -216,8 +216,8 @@ def test_similar_items_leave_the_item_itself_out(shop, retriever):
 
 
 def test_only_what_fits_is_recommended_and_as_many_as_there_are(shop, retriever):
-    names = retriever.filters.of({"title": {"not": [f"Thing item-{number:03d}" for number in range(50)]}})
-    few = retriever.filters.of({"item_id": [f"item-{number:03d}" for number in (3, 60, 70, 80)]})
+    names = retriever.state.filters.parse({"title": {"not": [f"Thing item-{number:03d}" for number in range(50)]}})
+    few = retriever.state.filters.parse({"item_id": [f"item-{number:03d}" for number in (3, 60, 70, 80)]})
     for user_id, history in histories_of(shop).items():
         vector = person(shop, user_id)
         had = set(history)
@@ -233,7 +233,7 @@ def test_only_what_fits_is_recommended_and_as_many_as_there_are(shop, retriever)
 
 
 def test_what_is_popular_is_filtered_too(shop, retriever):
-    where = retriever.filters.of({"item_id": {"not": ["item-000", "item-001"]}})
+    where = retriever.state.filters.parse({"item_id": {"not": ["item-000", "item-001"]}})
     everything = ids(retriever.recommend(999, 100))
     for answer in (
         retriever.recommend(999, RecommendRequest(100, where=where)),
@@ -242,15 +242,15 @@ def test_what_is_popular_is_filtered_too(shop, retriever):
     ):
         assert answer.fallback == "popular"
         assert ids(answer) == [item for item in everything if item not in ("item-000", "item-001")]
-    nothing = retriever.filters.of({"item_id": []})
+    nothing = retriever.state.filters.parse({"item_id": []})
     assert retriever.recommend(999, RecommendRequest(10, where=nothing)).items == []
 
 
 def test_similar_items_are_filtered(shop, retriever):
-    where = retriever.filters.of({"item_id": {"not": ["item-001", "item-002"]}})
+    where = retriever.state.filters.parse({"item_id": {"not": ["item-001", "item-002"]}})
     expected = best(shop, vector_of("item-007"), 10, excluded=["item-007", "item-001", "item-002"])
     assert ids(retriever.similar("item-007", RecommendRequest(10, where=where))) == expected
-    itself = retriever.filters.of({"item_id": ["item-007"]})
+    itself = retriever.state.filters.parse({"item_id": ["item-007"]})
     assert retriever.similar("item-007", RecommendRequest(10, where=itself)).items == []
 
 
@@ -301,7 +301,7 @@ def test_many_are_answered_as_each_alone(shop, retriever):
         UserProfile(),
         107,
     ]
-    where = retriever.filters.of({"item_id": {"not": ["item-002"]}})
+    where = retriever.state.filters.parse({"item_id": {"not": ["item-002"]}})
     for wanted in (5, RecommendRequest(7, offset=3, where=where, exclude=["item-003", "gone", "item-009"])):
         assert retriever.recommend_many(whom, wanted) == [retriever.recommend(who, wanted) for who in whom]
 

@@ -64,7 +64,7 @@ def plain(shop) -> Recommender:
 @pytest.fixture
 def backwards(shop) -> Recommender:
     retriever = make_retriever(shop, user=country())
-    retriever.reranking = RerankStage(Backwards(), 10, None)
+    retriever.rerank = RerankStage(Backwards(), 10, None)
     return retriever
 
 
@@ -112,7 +112,7 @@ def test_time_is_for_all_users_of_a_request_together(plain, shop):
 
 
 def test_it_is_asked_about_what_may_be_recommended_and_nothing_else(shop, plain, backwards):
-    where = plain.filters.of({"item_id": {"not": ids(plain.recommend(100, 5))[:2]}})
+    where = plain.filters.parse({"item_id": {"not": ids(plain.recommend(100, 5))[:2]}})
     excluded = ids(plain.recommend(100, 5))[3]
     answer = backwards.recommend(100, RecommendRequest(100, where=where, exclude=[excluded]))
     had = set(shop.interactions.frame.query("user_id == 100")["item_id"])
@@ -153,9 +153,9 @@ def test_rules_hold_of_the_new_order(plain, backwards):
         return ids(backwards.recommend(100, RecommendRequest(100, rules=Rules(**rules))))
 
     assert arranged(pin=[found[40]]) == [found[40], *found[:40], *found[41:]]
-    buried = filters.of({"item_id": found[:3]})
+    buried = filters.parse({"item_id": found[:3]})
     assert arranged(bury=[buried]) == [*found[3:], *found[:3]]
-    boosted = Boost(filters.of({"item_id": [found[50], found[7]]}), 2.0)
+    boosted = Boost(filters.parse({"item_id": [found[50], found[7]]}), 2.0)
     assert arranged(boosts=[boosted]) == [found[7], found[50], *(one for one in found if one not in found[7:51:43])]
     # The relevance of a place is that of the retriever's order, whoever comes to it.
     best = ids(plain.recommend(100, RecommendRequest(100, rules=Rules(diversity=0.3))))
@@ -165,7 +165,7 @@ def test_rules_hold_of_the_new_order(plain, backwards):
 
 
 def test_rules_without_effect_change_nothing_however_deep_the_answer(backwards):
-    nothing = backwards.filters.of({"item_id": "item-000"})
+    nothing = backwards.filters.parse({"item_id": "item-000"})
     for k in (3, 10, 30, 100):
         rules = Rules(boosts=[Boost(nothing, 0.0)], at_most=[("item_id", 1)])
         assert ids(backwards.recommend(100, RecommendRequest(k, rules=rules))) == ids(backwards.recommend(100, k))
@@ -196,8 +196,8 @@ def test_what_arrives_while_serving_is_reranked_and_known_as_far_as_the_index_wa
     assert answer.reranked is True
     shortlist = backwards.reranking.reranker.asked[-1]
     assert shortlist.history_rows.tolist() == [-1, 4, 7]
-    index = retriever.index
-    rows = [retriever.items.row(item) for item in ("new-1", "item-004", "item-007")]
+    index = retriever.state.search
+    rows = [retriever.state.items.row(item) for item in ("new-1", "item-004", "item-007")]
     np.testing.assert_array_equal(shortlist.history_vectors, index.vectors[np.array(rows)])
     retriever.recommend(100, 5)
     assert backwards.reranking.reranker.asked[-1].history_rows[-1] == -1
@@ -242,7 +242,7 @@ def test_a_bundle_with_a_ranker_is_served_by_it(real: Path):
             assert ids(answer)[50:] == ids(found)[50:]
             moved += ids(answer) != ids(found)
     assert moved > 5
-    assert isinstance(retriever.reranking.reranker, LearnedRanker)
+    assert isinstance(retriever.rerank.reranker, LearnedRanker)
     app = create_app(real, ServingConfig(rerank_budget_ms=60_000, watch_seconds=0))
     assert app.test_client().get("/recommendations/1001?k=3").json["reranked"] is True
     off = create_app(real, ServingConfig(rerank=False, watch_seconds=0))
@@ -261,7 +261,7 @@ def test_the_service_and_training_see_the_same_of_the_same_person(real: Path):
             asked.append(shortlist)
             return shortlist.scores
 
-    retriever.reranking = RerankStage(Listening(), 50, None)
+    retriever.rerank = RerankStage(Listening(), 50, None)
     retriever._clock = lambda: 1_700_000_000 + 2500 * 60
     some = np.arange(8)
     now = np.full(8, 1_700_000_000 + 2500 * 60)
@@ -311,7 +311,7 @@ def test_pages_fit_together_where_what_was_moved_comes_after_what_a_part_of_the_
         return hits if eligible is not None else Hits.join([(some, scores - 2) for some, scores in found])
 
     monkeypatch.setattr(ItemIndex, "search", searched)
-    lifted = backwards.filters.of({"item_id": {"not": [backwards.items.ids[0]]}})
+    lifted = backwards.filters.parse({"item_id": {"not": [backwards.items.ids[0]]}})
     rules = Rules(boosts=[Boost(lifted, 0.1)])
     for user_id in range(100, 104):
         whole = ids(backwards.recommend(user_id, RecommendRequest(60, rules=rules)))

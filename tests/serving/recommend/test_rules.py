@@ -53,7 +53,7 @@ class Shelf:
         return value in self.values[column][row]
 
     def where(self, *conditions):
-        return self.filters.of(dict(conditions))
+        return self.filters.parse(dict(conditions))
 
     def open_rows(self, part, closed):
         mask = np.ones(len(self), dtype=bool) if part.eligible is None else part.eligible.mask
@@ -267,10 +267,10 @@ def test_rules_hold_for_everyone_known_described_or_unknown(shop):
     rules = Rules(
         diversity=0.4,
         pin=["i50", "gone", "i51", "i2", "i50"],
-        bury=[shop.filters.of({"brand": "b0"})],
+        demote=[shop.filters.parse({"brand": "b0"})],
         at_most=[("brand", 3)],
     )
-    where = shop.filters.of({"item_id": {"not": ["i51"]}})
+    where = shop.filters.parse({"item_id": {"not": ["i51"]}})
     wanted = RecommendRequest(18, where=where, exclude=["i40"], rules=rules)
     for who, answer in zip(WHOM, shop.recommend_many(WHOM, wanted), strict=True):
         assert answer == shop.recommend(who, wanted)
@@ -288,7 +288,7 @@ def test_rules_hold_for_everyone_known_described_or_unknown(shop):
 
 @pytest.mark.parametrize("diversity", [0.3, 1.0])
 def test_pages_of_an_arranged_answer_fit_together(shop, diversity):
-    rules = Rules(diversity=diversity, at_most=[("brand", 8)], boosts=[Boost(shop.filters.of({"brand": "b1"}), 0.5)])
+    rules = Rules(diversity=diversity, at_most=[("brand", 8)], boosts=[Boost(shop.filters.parse({"brand": "b1"}), 0.5)])
     for who in (7, "nobody"):
         everything = ids(shop.recommend(who, RecommendRequest(44, rules=rules)))
         pages = [ids(shop.recommend(who, RecommendRequest(11, offset, rules=rules))) for offset in range(0, 44, 11)]
@@ -297,7 +297,9 @@ def test_pages_of_an_arranged_answer_fit_together(shop, diversity):
 
 def test_scores_stay_those_of_the_model(shop):
     plain = {who: {item.item_id: item.score for item in shop.recommend(who, 60).items} for who in (7, 9, "nobody")}
-    rules = Rules(0.5, ["i33"], [Boost(shop.filters.of({"brand": "b1"}), -1.5)], [shop.filters.of({"brand": "b2"})])
+    rules = Rules(
+        0.5, ["i33"], [Boost(shop.filters.parse({"brand": "b1"}), -1.5)], [shop.filters.parse({"brand": "b2"})]
+    )
     for who, scores in plain.items():
         answer = shop.recommend(who, RecommendRequest(60, rules=rules))
         assert {item.item_id: item.score for item in answer.items} == scores
@@ -326,15 +328,15 @@ def test_more_diversity_makes_an_answer_less_alike(shop):
 
 def by_definition(retriever, who, num_places, rules, where):
     """The definition on the vectors and scores of any index: for every place all that is left is looked at."""
-    items, filters = retriever.items, retriever.filters
+    items, filters = retriever.state.items, retriever.state.filters
     answer = retriever.recommend(who, RecommendRequest(filters.num_items, where=where))
-    scale = 1.0 if answer.fallback is None else 1 / retriever.popularity.greatest_share
+    scale = 1.0 if answer.fallback is None else 1 / retriever.state.popularity.greatest_share
     relevance = {items.row(item.item_id): np.float64(np.float32(item.score)) * scale for item in answer.items}
     for row in relevance:
         relevance[row] += next((boost.by for boost in rules.boosts if filters.mask(boost.where)[row]), 0.0)
     buried = {row: any(filters.mask(one)[row] for one in rules.bury) for row in relevance}
-    values = [(filters.groups(column, column), most) for column, most in rules.at_most]
-    vectors = retriever.index.vectors[np.arange(filters.num_items)]
+    values = [(filters.by_value(column, column), most) for column, most in rules.at_most]
+    vectors = retriever.state.vectors[np.arange(filters.num_items)]
 
     alike = cosines(vectors[:, None], vectors[None])
 
@@ -406,7 +408,7 @@ def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, s
     monkeypatch.setattr(hits_module, "_COMPARED_PAIRS", int(rng.integers(1, 500)))
     monkeypatch.setattr(hits_module, "_COMPARED_AT_ONCE", int(rng.integers(1, 50)))
     monkeypatch.setattr(hits_module, "_MANY_MATTER", float(rng.choice([0.0, 0.2, 1.0])))
-    vectors, of = retriever.index.vectors, retriever.filters.of
+    vectors, of = retriever.state.vectors, retriever.state.filters.of
     pair = vectors[rng.choice(90, 2)]
     rules = Rules(
         diversity=float(rng.choice([0.0, 0.3, 1.0])),

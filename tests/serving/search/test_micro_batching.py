@@ -105,7 +105,7 @@ def test_people_get_the_same_together_as_alone(retriever):
         return encode(each)
 
     retriever._encode_each = slow
-    retriever.work_together(4, "on")
+    retriever.enable_micro_batching(4, "on")
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda who: retriever.recommend(who, 5), [*users, *people]))
     assert together == alone

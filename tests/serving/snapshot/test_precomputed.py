@@ -84,7 +84,7 @@ def test_what_is_looked_up_is_what_an_exact_search_finds(pair, whom, k, offset):
     st.integers(0, 5),
     st.fixed_dictionaries(
         {
-            "where": st.sampled_from([(), LOOKING.filters.of({"title": {"not": ["Thing item-007"]}})]),
+            "where": st.sampled_from([(), LOOKING.filters.parse({"title": {"not": ["Thing item-007"]}})]),
             "exclude": st.sampled_from([(), ("item-001", "item-002")]),
             "rules": st.sampled_from([None, Rules(diversity=0.4), Rules(pin=["item-300"])]),
             "reasons": st.sampled_from([0, 2]),

@@ -29,7 +29,7 @@ def saved(bundle, shop):
 def answers(bundle, snapshot):
     retriever = Recommender(bundle, snapshot)
     people = [retriever.recommend(user_id, 20) for user_id in [*range(100, 110), "nobody"]]
-    return [*people, *(retriever.similar(item_id, 5) for item_id in retriever.items.ids)]
+    return [*people, *(retriever.similar(item_id, 5) for item_id in retriever.state.items.ids)]
 
 
 def test_a_reopened_snapshot_answers_as_before(bundle, shop, saved):

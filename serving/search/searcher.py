@@ -1,0 +1,72 @@
+"""What a search engine must be able to do: FAISS, brute force and the index of live updates do it, as others may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from features.sequences.ragged import Ragged
+from serving.search.results import AllowedItems, Hits
+
+
+class ItemVectors(Protocol):
+    """Unit vectors by row of the catalogue, `[items, dim]`: a numpy array, or something that is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of items and dimension."""
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray, /) -> Float32[np.ndarray, "rows dim"]:
+        """Return the vectors of some rows."""
+
+
+class Searcher(Protocol):
+    """Finds the items whose vectors have the greatest inner product with a query.
+
+    An implementation over a vector database keeps the vectors there, pushes `AllowedItems.conditions` down instead of
+    using their mask, and scores what it found with `serving.search.results.rank`.
+    """
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether results are those of comparing every item."""
+
+    def __len__(self) -> int:
+        """Return the number of rows, deleted ones included."""
+
+    def search(
+        self,
+        queries: Float32[np.ndarray, "users dim"],
+        k: int,
+        excluded: Ragged | None = None,
+        allowed: AllowedItems | None = None,
+        closed: Bool[np.ndarray, " items"] | None = None,
+    ) -> Hits:
+        """Return the min(k, number of allowed items) best items of each user, best first.
+
+        Each user has one order of the allowed items, of which every result is a part: it depends neither on `k` nor on
+        the other queries.
+
+        Args:
+            queries: Unit vectors of users.
+            k: Number of items for each user, at least 0.
+            excluded: Rows that must not be found, one row of `Ragged` for each user, in any order, repeats allowed.
+            allowed: The items that a filter lets through. None: all.
+            closed: Items that are left out of the allowed ones without changing the order of the others, `[items]`.
+        """
+
+
+class ItemSearch(Searcher, Protocol):
+    """A searcher that also knows whether results found earlier still hold."""
+
+    def confirms(self, query: Float32[np.ndarray, " dim"], rows: np.ndarray, least: np.float32) -> bool:
+        """Return whether rows that the index found are still a user's best.
+
+        Args:
+            query: The user's unit vector.
+            rows: What was found for it, best first.
+            least: The score of the last of them.
+        """
