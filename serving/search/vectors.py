@@ -21,15 +21,15 @@ class StackedVectors:
     @property
     def shape(self) -> tuple[int, int]:
         """How many vectors there are, and how many numbers each has."""
-        return len(self.head) + len(self.tail), self.head.shape[1]
+        return self.head.shape[0] + len(self.tail), self.head.shape[1]
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows width"]:
         """Return the vectors of rows."""
         rows = np.asarray(rows, dtype=np.int64)
-        is_new = rows >= len(self.head)
+        is_new = rows >= self.head.shape[0]
         if not is_new.any():
             return np.asarray(self.head[rows])
         found = np.empty((len(rows), self.tail.shape[1]), dtype=np.float32)
         found[~is_new] = self.head[rows[~is_new]]
-        found[is_new] = self.tail[rows[is_new] - len(self.head)]
+        found[is_new] = self.tail[rows[is_new] - self.head.shape[0]]
         return found
