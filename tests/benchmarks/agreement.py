@@ -39,6 +39,7 @@ import pandas as pd
 import pyarrow as pa
 
 from features.config import FeaturesConfig, FeatureSettings
+from features.sequences.ragged import Ragged
 from features.tables.tables import Tables
 from serving.config import ServingConfig
 from serving.http.contract.schemas import Contract
@@ -343,7 +344,7 @@ def _is_nobody(world: World, question: Question) -> bool:
     assert world.anew is not None
     if isinstance(question.who, UserProfile):
         return False
-    is_known = [one.users.row(question.who) is not None for one in (world.retriever, world.anew)]
+    is_known = [one.state.users.row(question.who) is not None for one in (world.retriever, world.anew)]
     return is_known == [True, False]
 
 
@@ -447,9 +448,9 @@ def cost(
     for _, place in itertools.product(range(rounds), range(len(queries) // at_once)):
         users = slice(place * at_once, (place + 1) * at_once)
         asked, own = queries[users], excluded[users]
-        offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in own])])
+        rows = Ragged.of(own)
         began = time.perf_counter()
-        index.search(asked, k, np.concatenate(own), offsets)
+        index.search(asked, k, rows)
         between = time.perf_counter()
         as_deep_as_needed(index, asked, k, own)
         ended = time.perf_counter()

@@ -140,7 +140,7 @@ def before_serving(one: Path, other: Path, damages: dict[str, Damage]) -> Outcom
 
 
 def _open(path: Path) -> None:
-    Recommender.open(path, rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
+    Recommender.open(path, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
 
 
 def _outcome(action: Any) -> str:

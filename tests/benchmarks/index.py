@@ -300,11 +300,11 @@ def _tuned(
 
 
 def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> None:
-    """Print recall and speed of filtered searches beside comparing every eligible item."""
+    """Print recall and speed of filtered searches beside comparing every allowed item."""
     index = _tuned(vectors, queries, wanted, "ivf-pq").index
     asking = thirds(sample_of(queries))[-1][:100]
-    print(f"\nFiltered search with {index.plan}, beside comparing every eligible item (bars: recall 0.98, speed 1)")
-    print(f"{'filter':30}{'eligible':>12}{'recall@10':>11}{'recall@100':>12}{'speed@10':>10}{'speed@100':>11}")
+    print(f"\nFiltered search with {index.plan}, beside comparing every allowed item (bars: recall 0.98, speed 1)")
+    print(f"{'filter':30}{'allowed':>12}{'recall@10':>11}{'recall@100':>12}{'speed@10':>10}{'speed@100':>11}")
     rng = np.random.default_rng(11)
     regions = kmeans(index.vectors, 64).of_item
     lines = []
@@ -327,18 +327,18 @@ def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> 
     print(f"the least recall {recalls.min():.4f} (bar 0.98), the least speed {speeds.min():.2f} (bar 1)")
 
 
-def _filtered(index: ItemIndex, queries: np.ndarray, eligible: AllowedItems) -> tuple[list[float], list[float]]:
+def _filtered(index: ItemIndex, queries: np.ndarray, allowed: AllowedItems) -> tuple[list[float], list[float]]:
     """Return recall and relative speed for 10 and for 100 items."""
     found, ratios = [], []
     for k in (10, K):
-        true = index.scan(queries, k, eligible=eligible)
-        hits = Hits.join([index.search(query[None], k, eligible=eligible).of(0) for query in queries])
-        assert (np.diff(hits.offsets) == min(k, len(eligible))).all(), "an answer came back short"
-        assert eligible.mask[hits.rows].all(), "an answer holds what does not fit"
+        true = index.scan(queries, k, allowed=allowed)
+        hits = Hits.join([index.search(query[None], k, allowed=allowed).of(0) for query in queries])
+        assert (np.diff(hits.offsets) == min(k, len(allowed))).all(), "an answer came back short"
+        assert allowed.mask[hits.rows].all(), "an answer holds what does not fit"
         found.append(hits.share_of(true))
         searches: dict[str, Search] = {
-            "search": lambda query, k=k: index.search(query, k, eligible=eligible).rows,  # type: ignore[misc]
-            "scan": lambda query, k=k: index.scan(query, k, eligible=eligible).rows,  # type: ignore[misc]
+            "search": lambda query, k=k: index.search(query, k, allowed=allowed).rows,  # type: ignore[misc]
+            "scan": lambda query, k=k: index.scan(query, k, allowed=allowed).rows,  # type: ignore[misc]
         }
         speeds = in_turns(queries, searches, users=40)
         ratios.append(speeds["search"] / speeds["scan"])

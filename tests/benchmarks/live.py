@@ -411,7 +411,7 @@ def _compared_anew(folder: Path, bundles: dict[str, Path], service: Service) -> 
     bundle = ModelBundle.open(bundles[model])
     tables, _ = compact(read_tables(bundle.config.features, bundle.tables_folder), store, bundle.spellings)
     anew = Recommender(bundle, Snapshot.build(bundle, tables))
-    for user in anew.users.ids:
+    for user in anew.state.users.ids:
         content = service.ask("GET", f"/recommendations/{user}?k={K}")[2]
         items = [(item["item_id"], item["score"]) for item in content["items"]]
         expected = [(item.item_id, item.score) for item in anew.recommend(user, K).items]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.sequences.ragged import offsets_of
+from features.sequences.ragged import Ragged
 from serving.search.results import AllowedItems
 
 
@@ -24,18 +24,17 @@ def clustered_vectors(count, width=16, seed=0, num_clusters=40):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def jagged(lists):
-    rows = np.array([row for one in lists for row in one], dtype=np.int64)
-    return rows, offsets_of(np.array([len(one) for one in lists], dtype=np.int64))
+def ragged(lists):
+    return Ragged.of([np.array(one, dtype=np.int64) for one in lists])
 
 
-def by_hand(vectors, query, k, excluded=(), eligible=None):
+def by_hand(vectors, query, k, excluded=(), allowed=None):
     """The reference: plain Python over double-precision scores, ties by row."""
     scores = {row: np.float32(np.dot(vectors[row].astype(float), query.astype(float))) for row in range(len(vectors))}
     barred = set(np.asarray(excluded).tolist())
-    left = [row for row in scores if row not in barred and (eligible is None or eligible.mask[row])]
+    left = [row for row in scores if row not in barred and (allowed is None or allowed.mask[row])]
     return sorted(left, key=lambda row: (-scores[row], row))[:k]
 
 
-def some_eligible(num_items, share, seed=77):
+def some_allowed(num_items, share, seed=77):
     return AllowedItems(np.random.default_rng(seed).random(num_items) < share)

@@ -52,8 +52,8 @@ def filters():
 
 
 def fitting(filters, wanted):
-    eligible = filters.allowed(wanted)
-    return "".join(ITEMS) if eligible is None else "".join(ITEMS[row] for row in eligible.rows)
+    allowed = filters.allowed(wanted)
+    return "".join(ITEMS) if allowed is None else "".join(ITEMS[row] for row in allowed.rows)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_only_the_columns_that_the_operator_names_can_be_filtered_by():
     with pytest.raises(DataError, match="filter_columns: the catalogue has no column 'colour'; it has 'item_id'"):
         Filters(catalog, SETTINGS, ["colour"])
     with pytest.raises(DataError, match="the catalogue has none"):
-        Filters(catalog, SETTINGS, []).of({"price": 1})
+        Filters(catalog, SETTINGS, []).parse({"price": 1})
 
 
 def test_the_same_conditions_in_any_order_are_one_filter(filters):

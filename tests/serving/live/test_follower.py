@@ -22,7 +22,7 @@ from features.tables.tables import Catalog, read_tables
 from serving.deploy.hot_reload import _LiveOrStale
 from serving.errors import NotReady
 from serving.jobs.precompute import precompute_top_k
-from serving.live import delta as overlay_module
+from serving.live import delta as delta_module
 from serving.live import follower as live_module
 from serving.live.compaction import compact
 from serving.live.follower import LiveRecommender, encoded, vector_to_json
@@ -143,7 +143,7 @@ def answers(retriever):
     rules = Rules(
         pin=[NEW[0], ITEMS[1]],
         boosts=[Boost(retriever.state.filters.parse({"title": "Lamp"}), 0.3)],
-        bury=[retriever.state.filters.parse({"title": "Table"})],
+        demote=[retriever.state.filters.parse({"title": "Table"})],
         at_most=[("title", 2)],
         diversity=0.3,
     )
@@ -227,7 +227,7 @@ def test_answers_are_those_of_an_index_made_anew(tables, data, tmp_path_factory)
 def test_many_writes_are_the_same_too(store, monkeypatch, plan):
     """More rows that do not hold than are passed over, and so many that some are removed."""
     monkeypatch.setattr(live_module, "_WORTH_REMOVING", 10)
-    monkeypatch.setattr(overlay_module, "_PASSED_OVER", 3)
+    monkeypatch.setattr(delta_module, "_EXCLUDED_ROWS", 3)
     rng = np.random.default_rng(0)
     tables = shop()
     live = LiveRecommender(base_of(tables, plan), store)
@@ -268,17 +268,18 @@ def test_an_item_is_found_right_after_it_was_put_and_not_after_it_was_deleted(st
     live = LiveRecommender(base_of(shop()), store)
     store.append([put("new-1", "Lamp")])
     now = live.current()
-    assert now.items.row("new-1") is not None
+    assert now.state.items.row("new-1") is not None
     assert [item.item_id for item in now.similar(ITEMS[0], 40).items].count("new-1") == 1
     assert "new-1" in [item.item_id for item in now.recommend(106, 40).items]
     assert {
-        i.item_id for i in now.recommend(106, RecommendRequest(40, where=now.filters.parse({"title": "Lamp"}))).items
+        i.item_id
+        for i in now.recommend(106, RecommendRequest(40, where=now.state.filters.parse({"title": "Lamp"}))).items
     } == {"new-1"}
     assert next(i for i in now.recommend(106, 40).items if i.item_id == "new-1").title == "Lamp"
     store.append([deletion("new-1"), deletion(ITEMS[5])])
     now = live.current()
     for item_id in ("new-1", ITEMS[5]):
-        assert now.items.row(item_id) is None
+        assert now.state.items.row(item_id) is None
         assert now.similar(item_id, 1) is None
         assert item_id not in [item.item_id for item in now.recommend(106, 40).items]
     assert len(now.recommend("nobody", 40).items) == 29
@@ -304,8 +305,8 @@ def test_an_event_counts_in_the_next_answer(store):
     assert best not in [item.item_id for item in after.items]
     assert live.current().history(106, 1)[0].item_id == best
     expected = unit(vector_of("country=de") + live.current().bundle.encode_items(tables.catalog)[ITEMS.index(best)])
-    row = live.current().items.row(after.items[0].item_id)
-    assert after.items[0].score == pytest.approx(float(expected @ live.current().index.vectors[np.array([row])][0]))
+    row = live.current().state.items.row(after.items[0].item_id)
+    assert after.items[0].score == pytest.approx(float(expected @ live.current().state.vectors[np.array([row])][0]))
 
 
 def test_what_writes_do_not_touch_is_looked_up_and_nothing_else(store, monkeypatch):
@@ -315,7 +316,7 @@ def test_what_writes_do_not_touch_is_looked_up_and_nothing_else(store, monkeypat
     base = base_of(shop())
     live = LiveRecommender(base, store)
     third, *_, far = base.recommend(101, 10).items[2:]
-    taste = base.snapshot.user_vectors[base.users.row(101)]
+    taste = base.snapshot.user_vectors[base.state.users.row(101)]
     names = [f"new-{number}" for number in range(500)]
     new = {float(unit(2 * vector_of(name)) @ taste): name for name in names}
     assert min(new) < third.score - 0.1 < third.score + 0.1 < max(new)
@@ -369,7 +370,7 @@ def test_everyone_sees_what_another_process_wrote(store, tmp_path):
     elsewhere = SqliteLog(tmp_path / "live.db")
     assert elsewhere.state() == store.state()
     position = elsewhere.append([event(200, ITEMS[1])]).position
-    assert live.current().position == position
+    assert live.current().state.position == position
     elsewhere.close()
 
 
@@ -387,7 +388,7 @@ def test_what_an_index_was_made_of_is_not_laid_over_it_again(store):
     base = Recommender(bundle, Snapshot.build(bundle, folded, live=until))
     live = LiveRecommender(base, store)
     assert_same(answers(live.current()), answers(base))
-    assert live.current().position == until.position
+    assert live.current().state.position == until.position
     store.append([event(100, "new-1", 1_800_000_002)])
     assert content_of_history(live.current(), 100)[:4].count("new-1") == 3
 
@@ -399,7 +400,7 @@ def test_another_log_is_laid_over_from_its_beginning(store, tmp_path):
     bundle = TitledBundle("bundle", make_features(user=country()))
     store.append([put("new-1", "Lamp")])
     live = LiveRecommender(Recommender(bundle, Snapshot.build(bundle, folded, live=until)), store)
-    assert live.current().items.row("new-1") is not None
+    assert live.current().state.items.row("new-1") is not None
     other.close()
 
 
@@ -427,7 +428,7 @@ def test_the_newest_interaction_of_the_tables_counts_once_though_it_stands_in_th
     store.append([event(int(user), item, LAST), event(int(user), other, LAST)])
     base = base_of(tables)
     now = LiveRecommender(base, store).current()
-    counts = [one.popularity.shares(np.array([base.items.row(item)]))[0] for one in (base, now)]
+    counts = [one.state.popularity.shares(np.array([base.state.items.row(item)]))[0] for one in (base, now)]
     total = len(tables.interactions)
     assert counts[1] == pytest.approx(counts[0] * total / (total + 1))
     assert content_of_history(now, int(user)) == [other, *content_of_history(base, int(user))]
@@ -439,10 +440,10 @@ def test_ids_that_cannot_be_ids_here_are_left_out(store):
     store.append([event("Ann", ITEMS[0]), event("101", ITEMS[0])])
     store.append([Write("item", {"item_id": "new-1", "cells": {"title": 7, "colour": "red"}})])
     now = live.current()
-    assert now.users.row("Ann") is None
+    assert now.state.users.row("Ann") is None
     assert content_of_history(now, 101)[0] == ITEMS[0]
-    row = now.items.row("new-1")
-    assert now.titles[row] == "new-1"
+    row = now.state.items.row("new-1")
+    assert now.state.titles[row] == "new-1"
 
 
 def test_an_item_that_the_model_cannot_place_is_left_out_and_those_beside_it_are_not(store, monkeypatch, caplog):
@@ -455,7 +456,7 @@ def test_an_item_that_the_model_cannot_place_is_left_out_and_those_beside_it_are
     monkeypatch.setattr(TitledBundle, "encode_items", lost)
     store.append([put("new-1", "Lamp"), put("new-2", "Nowhere"), put("new-3", "Chair")])
     now = live.current()
-    assert [now.items.row(item_id) is not None for item_id in NEW] == [True, False, True]
+    assert [now.state.items.row(item_id) is not None for item_id in NEW] == [True, False, True]
     assert {*NEW} & {item.item_id for item in now.recommend(106, 40).items} == {"new-1", "new-3"}
     assert "item 'new-2' of the log, record 2, is left out: the model cannot place this item" in caplog.text
 
@@ -470,10 +471,10 @@ def test_writes_during_searches_never_give_a_wrong_answer(store):
             now = live.current()
             found = [item.item_id for item in now.recommend(106, 40).items]
             new = [item_id for item_id in found if item_id.startswith("n")]
-            at = now.position // 2
+            at = now.state.position // 2
             expected = [f"n{at}"] if at else []
             if new != expected or len(found) != 30 + len(expected) or len(set(found)) != len(found):
-                wrong.append((now.position, found))
+                wrong.append((now.state.position, found))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -527,12 +528,12 @@ def test_a_real_model_answers_as_one_whose_index_was_made_anew(pristine, store, 
         np.testing.assert_allclose(
             [item.score for item in found.items], [item.score for item in expected.items], atol=1e-5
         )
-    assert UNKNOWN_TIME not in (now.known.histories(np.arange(3)).times if name == "timed" else [])
+    assert UNKNOWN_TIME not in (now.state.user_store.histories(np.arange(3)).times if name == "timed" else [])
 
 
 def test_the_plan_of_a_large_index_still_decides(store):
     base = base_of(shop(), GRAPH)
-    assert not LiveRecommender(base, store).current().index.is_exact
+    assert not LiveRecommender(base, store).current().state.search.is_exact
 
 
 def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch):
@@ -557,7 +558,7 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
     monkeypatch.undo()
     store.append([put("new-1")])
     deadline = time.monotonic() + 5
-    while kept_up().items.row("new-1") is None:
+    while kept_up().state.items.row("new-1") is None:
         assert time.monotonic() < deadline, "the log is not looked at again"
         time.sleep(0.05)
 
@@ -565,7 +566,7 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
 def test_an_item_that_came_with_a_vector_of_this_model_is_not_encoded_again(store, monkeypatch):
     """Requests wait for what a worker has to encode, so only the worker that took the item does."""
     live = LiveRecommender(base_of(shop()), store)
-    vector = np.zeros(live.latest.index.width, np.float32)
+    vector = np.zeros(live.latest.state.vectors.shape[1], np.float32)
     vector[1] = 1
     sent = vector_to_json(live.latest.model, vector)
     damaged = [
@@ -583,14 +584,14 @@ def test_an_item_that_came_with_a_vector_of_this_model_is_not_encoded_again(stor
     store.append([Write("item", {"item_id": "sent", "cells": {"title": "Lamp"}, "vector": sent})])
     now = live.current()
     assert not num_encoded
-    np.testing.assert_array_equal(now.index.vectors[[now.items.row("sent")]], vector[None])
+    np.testing.assert_array_equal(now.state.vectors[[now.state.items.row("sent")]], vector[None])
     bodies = [{"item_id": f"n{place}", "cells": {"title": "Lamp"}, "vector": one} for place, one in enumerate(damaged)]
     store.append([Write("item", body) for body in bodies])
     now = live.current()
     assert len(num_encoded) == 1
     for body in bodies:
         expected = encode(now.bundle, Catalog(pd.DataFrame({"item_id": [body["item_id"]], "title": ["Lamp"]})))
-        np.testing.assert_array_equal(now.index.vectors[[now.items.row(body["item_id"])]], expected)
+        np.testing.assert_array_equal(now.state.vectors[[now.state.items.row(body["item_id"])]], expected)
 
 
 def test_an_item_whose_vector_cannot_be_made_now_is_not_lost(store, monkeypatch):
@@ -605,7 +606,7 @@ def test_an_item_whose_vector_cannot_be_made_now_is_not_lost(store, monkeypatch)
     with pytest.raises(NotReady, match="vectors of items in the log"):
         live.current()
     monkeypatch.setattr(TitledBundle, "encode_items", encode)
-    assert live.current().items.row("new-1") is not None
+    assert live.current().state.items.row("new-1") is not None
 
 
 def test_cells_of_the_log_that_do_not_fit_are_named(store, caplog):

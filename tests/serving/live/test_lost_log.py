@@ -129,16 +129,20 @@ def test_what_is_damaged_while_it_is_read_takes_no_write_and_comes_back_by_itsel
     log = SqliteLog(path)
     live = LiveRecommender(retriever, log)
     log.append([item("first")])
-    assert live.current().items.row("first") is not None
+    assert live.current().state.items.row("first") is not None
     put_back = set_aside(path)
     damage(path)
     for _ in range(2):
         with pytest.raises(NotReady, match="the log of live writes cannot be written to"):
             log.append([item("second")])
-        assert live.latest.items.row("first") is not None, "what was known is not forgotten"
+        assert live.latest.state.items.row("first") is not None, "what was known is not forgotten"
     put_back()
     log.append([item("third")])
-    assert [live.current().items.row(name) is not None for name in ("first", "second", "third")] == [True, False, True]
+    assert [live.current().state.items.row(name) is not None for name in ("first", "second", "third")] == [
+        True,
+        False,
+        True,
+    ]
     assert kept(path) == ["first", "third"]
 
 
@@ -189,12 +193,12 @@ def test_a_log_that_ends_before_what_was_folded_into_the_index_loses_no_later_wr
     before = opened.state().log_id
     monkeypatch.setitem(retriever.snapshot.seal.__dict__, "live", LogOffset(log_id=before, position=9))
     live = LiveRecommender(retriever, opened)
-    assert live.current().items.row("old") is not None
+    assert live.current().state.items.row("old") is not None
     assert opened.state().log_id != before, "from here on it is not the log that was folded in"
     assert "ends before what is in the index" in caplog.text
     opened.append([item("new")])
     for reader in (live, LiveRecommender(retriever, opened)):
-        assert reader.current().items.row("new") is not None
+        assert reader.current().state.items.row("new") is not None
 
 
 UNREADABLE = [

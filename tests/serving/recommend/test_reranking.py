@@ -91,7 +91,7 @@ def test_a_short_answer_is_the_beginning_of_a_long_one_and_pages_fit_together(ba
 
 def test_a_reranker_that_is_too_slow_leaves_the_order_as_it_was(plain, shop):
     slow = make_retriever(shop, user=country())
-    slow.reranking = RerankStage(Backwards(seconds=0.05), 10, 0.01)
+    slow.rerank = RerankStage(Backwards(seconds=0.05), 10, 0.01)
     answer = slow.recommend(100, 20)
     assert ids(answer) == ids(plain.recommend(100, 20))
     assert answer.reranked is False
@@ -100,7 +100,7 @@ def test_a_reranker_that_is_too_slow_leaves_the_order_as_it_was(plain, shop):
 def test_time_is_for_all_users_of_a_request_together(plain, shop):
     slow = make_retriever(shop, user=country())
     reranker = Backwards(seconds=0.1)
-    slow.reranking = RerankStage(reranker, 10, 0.25)
+    slow.rerank = RerankStage(reranker, 10, 0.25)
     answers = slow.recommend_many([100, 101, 102, 103, 104, 105], 20)
     is_moved = [answer.reranked for answer in answers]
     assert is_moved == sorted(is_moved, reverse=True)
@@ -112,12 +112,12 @@ def test_time_is_for_all_users_of_a_request_together(plain, shop):
 
 
 def test_it_is_asked_about_what_may_be_recommended_and_nothing_else(shop, plain, backwards):
-    where = plain.filters.parse({"item_id": {"not": ids(plain.recommend(100, 5))[:2]}})
+    where = plain.state.filters.parse({"item_id": {"not": ids(plain.recommend(100, 5))[:2]}})
     excluded = ids(plain.recommend(100, 5))[3]
     answer = backwards.recommend(100, RecommendRequest(100, where=where, exclude=[excluded]))
     had = set(shop.interactions.frame.query("user_id == 100")["item_id"])
-    (shortlist,) = backwards.reranking.reranker.asked
-    asked = [plain.items.ids[row] for row in shortlist.rows.tolist()]
+    (shortlist,) = backwards.rerank.reranker.asked
+    asked = [plain.state.items.ids[row] for row in shortlist.rows.tolist()]
     assert len(asked) == 10
     for items in (asked, ids(answer)):
         assert not set(items) & (had | {excluded, *ids(plain.recommend(100, 5))[:2]})
@@ -130,12 +130,12 @@ def test_it_is_asked_about_what_may_be_recommended_and_nothing_else(shop, plain,
 def test_it_is_told_who_asks(shop, backwards):
     backwards.recommend(UserProfile(history=["item-003", "gone", "item-050"]), 5)
     backwards.recommend(100, 5)
-    described, known = backwards.reranking.reranker.asked
-    assert [backwards.items.ids[row] for row in described.history_rows] == ["item-003", "item-050"]
-    np.testing.assert_array_equal(described.history_vectors, backwards.index.vectors[described.history_rows])
+    described, known = backwards.rerank.reranker.asked
+    assert [backwards.state.items.ids[row] for row in described.history_rows] == ["item-003", "item-050"]
+    np.testing.assert_array_equal(described.history_vectors, backwards.state.vectors[described.history_rows])
     np.testing.assert_allclose(described.vectors @ described.user_vector, described.scores, atol=1e-6)
     mine = shop.interactions.frame.query("user_id == 100")["item_id"].tolist()
-    assert [backwards.items.ids[row] for row in known.history_rows] == mine
+    assert [backwards.state.items.ids[row] for row in known.history_rows] == mine
 
 
 def test_what_is_popular_and_what_is_similar_keep_their_order(plain, backwards):
@@ -147,14 +147,14 @@ def test_what_is_popular_and_what_is_similar_keep_their_order(plain, backwards):
 
 def test_rules_hold_of_the_new_order(plain, backwards):
     found = ids(backwards.recommend(100, 100))
-    filters = backwards.filters
+    filters = backwards.state.filters
 
     def arranged(**rules) -> list[str]:
         return ids(backwards.recommend(100, RecommendRequest(100, rules=Rules(**rules))))
 
     assert arranged(pin=[found[40]]) == [found[40], *found[:40], *found[41:]]
     buried = filters.parse({"item_id": found[:3]})
-    assert arranged(bury=[buried]) == [*found[3:], *found[:3]]
+    assert arranged(demote=[buried]) == [*found[3:], *found[:3]]
     boosted = Boost(filters.parse({"item_id": [found[50], found[7]]}), 2.0)
     assert arranged(boosts=[boosted]) == [found[7], found[50], *(one for one in found if one not in found[7:51:43])]
     # The relevance of a place is that of the retriever's order, whoever comes to it.
@@ -165,7 +165,7 @@ def test_rules_hold_of_the_new_order(plain, backwards):
 
 
 def test_rules_without_effect_change_nothing_however_deep_the_answer(backwards):
-    nothing = backwards.filters.parse({"item_id": "item-000"})
+    nothing = backwards.state.filters.parse({"item_id": "item-000"})
     for k in (3, 10, 30, 100):
         rules = Rules(boosts=[Boost(nothing, 0.0)], at_most=[("item_id", 1)])
         assert ids(backwards.recommend(100, RecommendRequest(k, rules=rules))) == ids(backwards.recommend(100, k))
@@ -194,13 +194,12 @@ def test_what_arrives_while_serving_is_reranked_and_known_as_far_as_the_index_wa
     retriever = live.current()
     answer = retriever.recommend(UserProfile(history=["new-1", "item-004", "item-007"]), 100)
     assert answer.reranked is True
-    shortlist = backwards.reranking.reranker.asked[-1]
+    shortlist = backwards.rerank.reranker.asked[-1]
     assert shortlist.history_rows.tolist() == [-1, 4, 7]
-    index = retriever.state.search
     rows = [retriever.state.items.row(item) for item in ("new-1", "item-004", "item-007")]
-    np.testing.assert_array_equal(shortlist.history_vectors, index.vectors[np.array(rows)])
+    np.testing.assert_array_equal(shortlist.history_vectors, retriever.state.vectors[rows])
     retriever.recommend(100, 5)
-    assert backwards.reranking.reranker.asked[-1].history_rows[-1] == -1
+    assert backwards.rerank.reranker.asked[-1].history_rows[-1] == -1
     assert not {"new-1", "item-004", "item-007"} & set(ids(answer))
 
 
@@ -231,11 +230,11 @@ def real(pristine: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path
 
 def test_a_bundle_with_a_ranker_is_served_by_it(real: Path):
     retriever = open_recommender(real)
-    opened = Recommender.open(real, rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, 50, None))
-    assert opened.reranking is not None
+    opened = Recommender.open(real, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, 50, None))
+    assert opened.rerank is not None
     plain = Recommender.open(real)
     moved = 0
-    for user_id in plain.users.ids[:10]:
+    for user_id in plain.state.users.ids[:10]:
         answer, found = opened.recommend(user_id, 60), plain.recommend(user_id, 60)
         if answer.fallback is None:
             assert set(ids(answer)[:50]) == set(ids(found)[:50])
@@ -251,8 +250,8 @@ def test_a_bundle_with_a_ranker_is_served_by_it(real: Path):
 
 def test_the_service_and_training_see_the_same_of_the_same_person(real: Path):
     """No skew: the features that the service makes of somebody are those that training would make."""
-    retriever = open_recommender(real)
-    tables = read_tables(retriever.bundle.config.features, retriever.bundle.tables_folder)
+    opened = open_recommender(real)
+    tables = read_tables(opened.bundle.config.features, opened.bundle.tables_folder)
     sequences = tables.interactions.sequences(tables.catalog)
     asked: list[Shortlist] = []
 
@@ -261,10 +260,11 @@ def test_the_service_and_training_see_the_same_of_the_same_person(real: Path):
             asked.append(shortlist)
             return shortlist.scores
 
-    retriever.rerank = RerankStage(Listening(), 50, None)
-    retriever._clock = lambda: 1_700_000_000 + 2500 * 60
+    clock = lambda: 1_700_000_000 + 2500 * 60  # noqa: E731
+    stage = RerankStage(Listening(), 50, None)
+    retriever = Recommender(opened.bundle, opened.snapshot, rerank=stage, clock=clock)
     some = np.arange(8)
-    now = np.full(8, 1_700_000_000 + 2500 * 60)
+    now = np.full(8, clock())
     questions = Queries(sequences.take(some), np.arange(9), np.zeros(8, dtype=np.int64), now)
     maker = RankFeatures(retriever.snapshot.facts)
     for user_id, (mine, _) in zip(
@@ -305,13 +305,13 @@ def test_pages_fit_together_where_what_was_moved_comes_after_what_a_part_of_the_
     """As with an approximate index, whose scores of the first candidates and of a filter's best are not the same."""
     search = ItemIndex.search
 
-    def searched(index, queries, k, rows=None, offsets=None, eligible=None, closed=None):
-        hits = search(index, queries, k, rows, offsets, eligible, closed)
+    def searched(index, queries, k, excluded=None, allowed=None, closed=None):
+        hits = search(index, queries, k, excluded, allowed, closed)
         found = [hits.of(user) for user in range(len(hits))]
-        return hits if eligible is not None else Hits.join([(some, scores - 2) for some, scores in found])
+        return hits if allowed is not None else Hits.join([(some, scores - 2) for some, scores in found])
 
     monkeypatch.setattr(ItemIndex, "search", searched)
-    lifted = backwards.filters.parse({"item_id": {"not": [backwards.items.ids[0]]}})
+    lifted = backwards.state.filters.parse({"item_id": {"not": [backwards.state.items.ids[0]]}})
     rules = Rules(boosts=[Boost(lifted, 0.1)])
     for user_id in range(100, 104):
         whole = ids(backwards.recommend(user_id, RecommendRequest(60, rules=rules)))

@@ -56,7 +56,7 @@ class Shelf:
         return self.filters.parse(dict(conditions))
 
     def open_rows(self, part, closed):
-        mask = np.ones(len(self), dtype=bool) if part.eligible is None else part.eligible.mask
+        mask = np.ones(len(self), dtype=bool) if part.allowed is None else part.allowed.mask
         return np.flatnonzero(mask if closed is None else mask & ~closed).tolist()
 
     def search(self, part, closed, depth, placed):
@@ -79,14 +79,14 @@ def quickly(shelf, rules, where, num_places):
     return places.rows
 
 
-def slowly(shelf, num_places, *, diversity, distinct, pin, boosts, bury, at_most, only):
+def slowly(shelf, num_places, *, diversity, distinct, pin, boosts, demote, at_most, only):
     """The definition, word by word."""
 
     def relevance(row):
         return float(shelf.scores[row]) + next((by for condition, by in boosts if shelf.fits(row, condition)), 0.0)
 
-    def is_buried(row):
-        return any(shelf.fits(row, condition) for condition in bury)
+    def is_demoted(row):
+        return any(shelf.fits(row, condition) for condition in demote)
 
     def likeness(row, other):
         return float(shelf.vectors[row].astype(float) @ shelf.vectors[other].astype(float))
@@ -104,13 +104,13 @@ def slowly(shelf, num_places, *, diversity, distinct, pin, boosts, bury, at_most
         return (1 - diversity) * relevance(row) - diversity * alike
 
     allowed = [row for row in range(len(shelf)) if only is None or shelf.fits(row, only)]
-    ranked = sorted(allowed, key=lambda row: (is_buried(row), -relevance(row), row))
+    ranked = sorted(allowed, key=lambda row: (is_demoted(row), -relevance(row), row))
     placed = [row for row in dict.fromkeys(pin) if row in allowed][:num_places]
     while len(placed) < num_places:
         left = [row for row in ranked if row not in placed and may_stand(row, placed)]
         if not left:
             break
-        window = [row for row in left if is_buried(row) == is_buried(left[0])][: WINDOW if diversity else 1]
+        window = [row for row in left if is_demoted(row) == is_demoted(left[0])][: WINDOW if diversity else 1]
         placed.append(max(window, key=lambda row: worth(row, placed)))
     return placed
 
@@ -150,7 +150,7 @@ def narrow(monkeypatch):
     distinct=None,
     pin=[],
     boosts=[(("tags", "x"), -2.0)],
-    bury=[],
+    demote=[],
     at_most={"brand": 1},
     only=None,
 )
@@ -161,12 +161,12 @@ def narrow(monkeypatch):
     distinct=st.sampled_from([None, None, 1.0, 4.0]),
     pin=st.lists(st.integers(0, 45), max_size=3),
     boosts=st.lists(st.tuples(conditions, st.integers(-16, 16).map(lambda by: by / 8)), max_size=3),
-    bury=st.lists(conditions, max_size=2),
+    demote=st.lists(conditions, max_size=2),
     at_most=st.dictionaries(st.sampled_from(["brand", "tags"]), st.sampled_from([1, 1, 2, 3])),
     only=st.none() | conditions,
 )
 def test_an_answer_is_arranged_as_it_would_be_with_all_items_in_sight(
-    shelf, num_places, diversity, distinct, pin, boosts, bury, at_most, only
+    shelf, num_places, diversity, distinct, pin, boosts, demote, at_most, only
 ):
     shelf = Shelf(*shelf)
     rules = Rules(
@@ -174,7 +174,7 @@ def test_an_answer_is_arranged_as_it_would_be_with_all_items_in_sight(
         distinct=distinct,
         pin=[f"i{row}" for row in pin],
         boosts=[Boost(shelf.where(condition), by) for condition, by in boosts],
-        bury=[shelf.where(condition) for condition in bury],
+        demote=[shelf.where(condition) for condition in demote],
         at_most=list(at_most.items()),
     )
     where = () if only is None else shelf.where(only)
@@ -185,7 +185,7 @@ def test_an_answer_is_arranged_as_it_would_be_with_all_items_in_sight(
         distinct=distinct,
         pin=pin,
         boosts=boosts,
-        bury=bury,
+        demote=demote,
         at_most=list(at_most.items()),
         only=only,
     )
@@ -267,10 +267,10 @@ def test_rules_hold_for_everyone_known_described_or_unknown(shop):
     rules = Rules(
         diversity=0.4,
         pin=["i50", "gone", "i51", "i2", "i50"],
-        demote=[shop.filters.parse({"brand": "b0"})],
+        demote=[shop.state.filters.parse({"brand": "b0"})],
         at_most=[("brand", 3)],
     )
-    where = shop.filters.parse({"item_id": {"not": ["i51"]}})
+    where = shop.state.filters.parse({"item_id": {"not": ["i51"]}})
     wanted = RecommendRequest(18, where=where, exclude=["i40"], rules=rules)
     for who, answer in zip(WHOM, shop.recommend_many(WHOM, wanted), strict=True):
         assert answer == shop.recommend(who, wanted)
@@ -288,7 +288,9 @@ def test_rules_hold_for_everyone_known_described_or_unknown(shop):
 
 @pytest.mark.parametrize("diversity", [0.3, 1.0])
 def test_pages_of_an_arranged_answer_fit_together(shop, diversity):
-    rules = Rules(diversity=diversity, at_most=[("brand", 8)], boosts=[Boost(shop.filters.parse({"brand": "b1"}), 0.5)])
+    rules = Rules(
+        diversity=diversity, at_most=[("brand", 8)], boosts=[Boost(shop.state.filters.parse({"brand": "b1"}), 0.5)]
+    )
     for who in (7, "nobody"):
         everything = ids(shop.recommend(who, RecommendRequest(44, rules=rules)))
         pages = [ids(shop.recommend(who, RecommendRequest(11, offset, rules=rules))) for offset in range(0, 44, 11)]
@@ -298,7 +300,10 @@ def test_pages_of_an_arranged_answer_fit_together(shop, diversity):
 def test_scores_stay_those_of_the_model(shop):
     plain = {who: {item.item_id: item.score for item in shop.recommend(who, 60).items} for who in (7, 9, "nobody")}
     rules = Rules(
-        0.5, ["i33"], [Boost(shop.filters.parse({"brand": "b1"}), -1.5)], [shop.filters.parse({"brand": "b2"})]
+        0.5,
+        ["i33"],
+        [Boost(shop.state.filters.parse({"brand": "b1"}), -1.5)],
+        [shop.state.filters.parse({"brand": "b2"})],
     )
     for who, scores in plain.items():
         answer = shop.recommend(who, RecommendRequest(60, rules=rules))
@@ -334,7 +339,7 @@ def by_definition(retriever, who, num_places, rules, where):
     relevance = {items.row(item.item_id): np.float64(np.float32(item.score)) * scale for item in answer.items}
     for row in relevance:
         relevance[row] += next((boost.by for boost in rules.boosts if filters.mask(boost.where)[row]), 0.0)
-    buried = {row: any(filters.mask(one)[row] for one in rules.bury) for row in relevance}
+    demoted = {row: any(filters.mask(one)[row] for one in rules.demote) for row in relevance}
     values = [(filters.by_value(column, column), most) for column, most in rules.at_most]
     vectors = retriever.state.vectors[np.arange(filters.num_items)]
 
@@ -351,14 +356,14 @@ def by_definition(retriever, who, num_places, rules, where):
             for value in groups.of_item(row)
         )
 
-    ranked = sorted(relevance, key=lambda row: (buried[row], -relevance[row], row))
+    ranked = sorted(relevance, key=lambda row: (demoted[row], -relevance[row], row))
     placed = [row for row in dict.fromkeys(items.rows(rules.pin)[0]) if row in relevance][:num_places]
     while len(placed) < num_places:
         counts = [Counter(value for row in placed for value in groups.of_item(row)) for groups, _ in values]
         left = [row for row in ranked if row not in placed and may_stand(row, placed, counts)]
         if not left:
             break
-        window = [row for row in left if buried[row] == buried[left[0]]][: WINDOW if rules.diversity else 1]
+        window = [row for row in left if demoted[row] == demoted[left[0]]][: WINDOW if rules.diversity else 1]
         weights = (1 - rules.diversity), (rules.diversity if placed else 0.0)
         worth = [weights[0] * relevance[row] - (weights[1] and weights[1] * likeness(row, placed)) for row in window]
         placed.append(window[int(np.argmax(worth))])
@@ -408,7 +413,7 @@ def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, s
     monkeypatch.setattr(hits_module, "_COMPARED_PAIRS", int(rng.integers(1, 500)))
     monkeypatch.setattr(hits_module, "_COMPARED_AT_ONCE", int(rng.integers(1, 50)))
     monkeypatch.setattr(hits_module, "_MANY_MATTER", float(rng.choice([0.0, 0.2, 1.0])))
-    vectors, of = retriever.state.vectors, retriever.state.filters.of
+    vectors, of = retriever.state.vectors, retriever.state.filters.parse
     pair = vectors[rng.choice(90, 2)]
     rules = Rules(
         diversity=float(rng.choice([0.0, 0.3, 1.0])),
@@ -416,7 +421,7 @@ def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, s
         distinct=[None, float(cosines(pair[0], pair[1])), 0.5, 0.99999][rng.integers(4)],
         pin=[f"i{number}" for number in rng.integers(105, size=rng.integers(4))],
         boosts=[Boost(of({"tags": tag}), float(rng.normal())) for tag in rng.choice(["x", "y"], rng.integers(3))],
-        bury=[of({"brand": brand}) for brand in rng.choice(["b0", "b3"], rng.integers(2))],
+        demote=[of({"brand": brand}) for brand in rng.choice(["b0", "b3"], rng.integers(2))],
         at_most=[("brand", int(rng.integers(1, 9))), ("tags", int(rng.integers(5, 30)))][: rng.integers(3)],
     )
     where = () if rng.random() < 0.7 else of({"brand": {"not": ["b2"]}})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from serving.search import brute_force as exact_module
 from serving.search.brute_force import BruteForce
 from serving.search.results import AllowedItems, ExcludedPairs
-from tests.serving.vectors import by_hand, jagged, some_eligible, unit_vectors
+from tests.serving.vectors import by_hand, ragged, some_allowed, unit_vectors
 
 DEVICES = [
     "cpu",
@@ -17,48 +17,48 @@ DEVICES = [
 ]
 
 
-def answers(vectors, queries, k, excluded=None, eligible=None, device="cpu"):
-    barred = ExcludedPairs.of(*(jagged(excluded) if excluded else (None, None)), len(queries), len(vectors), eligible)
-    available = len(vectors) if eligible is None else len(eligible)
+def answers(vectors, queries, k, excluded=None, allowed=None, device="cpu"):
+    barred = ExcludedPairs.of(ragged(excluded) if excluded else None, len(queries), len(vectors), allowed)
+    available = len(vectors) if allowed is None else len(allowed)
     needed = np.minimum(k, available - barred.counts)
-    found = BruteForce(vectors, device).best(queries, np.arange(len(queries)), needed, barred, eligible)
+    found = BruteForce(vectors, device).best(queries, np.arange(len(queries)), needed, barred, allowed)
     return [rows.tolist() for rows, _ in found]
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), num_items=st.integers(1, 120), k=st.integers(0, 150), num_users=st.integers(0, 5))
-def test_finds_exactly_the_best_of_what_is_eligible_and_not_excluded(data, num_items, k, num_users):
+def test_finds_exactly_the_best_of_what_is_allowed_and_not_excluded(data, num_items, k, num_users):
     vectors = unit_vectors(num_items, width=4, seed=num_items)
     queries = unit_vectors(5, width=4, seed=7)[:num_users]
     excluded = [data.draw(st.lists(st.integers(0, num_items - 1), max_size=150)) for _ in range(num_users)]
-    eligible = AllowedItems(np.array(data.draw(st.lists(st.booleans(), min_size=num_items, max_size=num_items))))
-    expected = [by_hand(vectors, queries[user], k, excluded[user], eligible) for user in range(num_users)]
-    assert answers(vectors, queries, k, excluded, eligible) == expected
+    allowed = AllowedItems(np.array(data.draw(st.lists(st.booleans(), min_size=num_items, max_size=num_items))))
+    expected = [by_hand(vectors, queries[user], k, excluded[user], allowed) for user in range(num_users)]
+    assert answers(vectors, queries, k, excluded, allowed) == expected
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.7, 1])
 def test_blocks_of_users_and_items_change_nothing(monkeypatch, share, device):
     vectors, queries = unit_vectors(700), unit_vectors(23, seed=1)
-    eligible = some_eligible(700, share)
+    allowed = some_allowed(700, share)
     excluded = [np.arange(user * 20) for user in range(23)]
-    whole = answers(vectors, queries, 12, excluded, eligible, device)
+    whole = answers(vectors, queries, 12, excluded, allowed, device)
     monkeypatch.setattr(exact_module, "_CELLS", 500)
     monkeypatch.setattr(exact_module, "_MOST_USERS", 5)
-    assert answers(vectors, queries, 12, excluded, eligible, device) == whole
-    assert whole == [by_hand(vectors, queries[user], 12, excluded[user], eligible) for user in range(23)]
+    assert answers(vectors, queries, 12, excluded, allowed, device) == whole
+    assert whole == [by_hand(vectors, queries[user], 12, excluded[user], allowed) for user in range(23)]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_copies_of_an_item_come_in_the_order_of_their_rows_however_many(share):
     vectors, query = unit_vectors(2000, width=64), unit_vectors(1, width=64, seed=1)
-    eligible = some_eligible(2000, share)
-    copies = eligible.rows[::2]
+    allowed = some_allowed(2000, share)
+    copies = allowed.rows[::2]
     vectors[copies] = query[0]
-    assert answers(vectors, query, 30, None, eligible) == [copies[:30].tolist()]
+    assert answers(vectors, query, 30, None, allowed) == [copies[:30].tolist()]
 
 
-def test_nothing_eligible_finds_nothing():
+def test_nothing_allowed_finds_nothing():
     assert answers(unit_vectors(50), unit_vectors(3, seed=1), 5, None, AllowedItems(np.zeros(50, bool))) == [[], [], []]
 
 

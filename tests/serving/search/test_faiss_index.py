@@ -16,7 +16,7 @@ from serving.search import partitions as regions_module
 from serving.search.faiss_index import ItemIndex, check_unit_length, kmeans
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, IndexConfig, standard
 from serving.search.results import AllowedItems
-from tests.serving.vectors import by_hand, clustered_vectors, jagged, some_eligible, unit_vectors
+from tests.serving.vectors import by_hand, clustered_vectors, ragged, some_allowed, unit_vectors
 
 ITEMS, USERS = 4000, 60
 SPACES = {
@@ -63,11 +63,11 @@ def test_finds_the_items_with_the_highest_inner_product():
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), num_items=st.integers(1, 120), k=st.integers(0, 150), num_users=st.integers(0, 5))
-def test_returns_exactly_the_best_eligible_items(data, num_items, k, num_users):
+def test_returns_exactly_the_best_allowed_items(data, num_items, k, num_users):
     vectors = unit_vectors(num_items, width=4, seed=num_items)
     queries = unit_vectors(max(1, num_users), width=4, seed=7)[:num_users]
     excluded = [data.draw(st.lists(st.integers(0, num_items - 1), max_size=150)) for _ in range(num_users)]
-    hits = ItemIndex.build(vectors).search(queries, k, *jagged(excluded))
+    hits = ItemIndex.build(vectors).search(queries, k, ragged(excluded))
     assert len(hits.offsets) == num_users + 1
     for user in range(num_users):
         assert hits.of(user)[0].tolist() == by_hand(vectors, queries[user], k, excluded[user])
@@ -79,7 +79,7 @@ def test_exclusions_never_make_an_answer_short(num_excluded):
     # The worst case: what is excluded is what would have come first.
     best_first = np.argsort(-(vectors @ query[0]))
     excluded = best_first[:num_excluded]
-    rows, _ = ItemIndex.build(vectors).search(query, 10, *jagged([excluded])).of(0)
+    rows, _ = ItemIndex.build(vectors).search(query, 10, ragged([excluded])).of(0)
     assert len(rows) == min(10, 3000 - num_excluded)
     assert rows.tolist() == best_first[num_excluded : num_excluded + 10].tolist()
 
@@ -98,9 +98,9 @@ def test_users_with_short_and_long_exclusions_are_searched_together():
     rng = np.random.default_rng(0)
     excluded = [rng.integers(0, 4000, size=size) for size in rng.choice([0, 3, 60, 700, 3000], size=40)]
     index = ItemIndex.build(vectors)
-    together = index.search(queries, 25, *jagged(excluded))
+    together = index.search(queries, 25, ragged(excluded))
     for user in range(40):
-        alone = index.search(queries[user : user + 1], 25, *jagged([excluded[user]])).of(0)
+        alone = index.search(queries[user : user + 1], 25, ragged([excluded[user]])).of(0)
         np.testing.assert_array_equal(together.of(user)[0], alone[0])
         np.testing.assert_array_equal(together.of(user)[1], alone[1])
         assert alone[0].tolist() == by_hand(vectors, queries[user], 25, excluded[user].tolist())
@@ -170,8 +170,8 @@ def test_every_kind_returns_as_many_as_there_are_each_once_and_in_order(kind, k)
 def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kind, num_excluded):
     index, (vectors, queries) = built(kind), SPACES["clustered"]
     best_first = np.argsort(-(queries[:3] @ vectors.T), axis=1)
-    excluded = jagged(best_first[:, :num_excluded])
-    hits, true = index.search(queries[:3], 10, *excluded), index.scan(queries[:3], 10, *excluded)
+    excluded = ragged(best_first[:, :num_excluded])
+    hits, true = index.search(queries[:3], 10, excluded), index.scan(queries[:3], 10, excluded)
     np.testing.assert_array_equal(np.diff(hits.offsets), min(10, ITEMS - num_excluded))
     for user in range(3):
         assert not np.isin(hits.of(user)[0], best_first[user, :num_excluded]).any()
@@ -181,15 +181,15 @@ def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kin
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.1, 0.29, 0.4, 0.9, 0.9995, 1])
-def test_every_kind_finds_as_many_eligible_items_as_there_are_at_every_selectivity(kind, space, share, by_regions):
+def test_every_kind_finds_as_many_allowed_items_as_there_are_at_every_selectivity(kind, space, share, by_regions):
     index, (_, queries) = built(kind, space), SPACES[space]
-    eligible = some_eligible(ITEMS, share)
+    allowed = some_allowed(ITEMS, share)
     floor = 1 if index.is_exact else 0.98 if share < 0.3 else FLOORS[space]
     # Those who ask one by one are answered otherwise than many at once.
     for asked in [queries, *(queries[user : user + 1] for user in range(5))]:
-        hits, true = (search(asked, 20, eligible=eligible) for search in (index.search, index.scan))
-        np.testing.assert_array_equal(np.diff(hits.offsets), min(20, len(eligible)))
-        assert eligible.mask[hits.rows].all()
+        hits, true = (search(asked, 20, allowed=allowed) for search in (index.search, index.scan))
+        np.testing.assert_array_equal(np.diff(hits.offsets), min(20, len(allowed)))
+        assert allowed.mask[hits.rows].all()
         assert hits.share_of(true) >= (floor if len(asked) > 1 else 0.7)
 
 
@@ -200,8 +200,8 @@ def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_har
     index, (vectors, queries) = built(kind), SPACES["clustered"]
     scores = vectors @ queries[0]
     edge = np.quantile(scores, 1 - share if nearest else share)
-    eligible = AllowedItems(scores > edge if nearest else scores < edge)
-    found, true = (search(queries[:1], 50, eligible=eligible) for search in (index.search, index.scan))
+    allowed = AllowedItems(scores > edge if nearest else scores < edge)
+    found, true = (search(queries[:1], 50, allowed=allowed) for search in (index.search, index.scan))
     assert len(found.rows) == 50
     assert found.share_of(true) >= 0.96
 
@@ -210,18 +210,18 @@ def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_har
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
 def test_filters_and_exclusions_work_together(kind, share, by_regions):
     index, (vectors, queries) = built(kind), SPACES["clustered"]
-    eligible = some_eligible(ITEMS, share)
+    allowed = some_allowed(ITEMS, share)
     best_first = np.argsort(-(queries[:4] @ vectors.T), axis=1)
-    # What would come first among the eligible, all of the eligible but three, half of everything, and nothing.
-    firsts = [[row for row in best_first[user] if eligible.mask[row]] for user in range(4)]
+    # What would come first among the allowed, all of the allowed but three, half of everything, and nothing.
+    firsts = [[row for row in best_first[user] if allowed.mask[row]] for user in range(4)]
     excluded = [firsts[0][:40], firsts[1][3:], best_first[2][: ITEMS // 2], []]
     for users in [[0, 1, 2, 3], [0], [1], [2], [3]]:
-        some = jagged([excluded[user] for user in users])
-        hits, true = (search(queries[users], 10, *some, eligible=eligible) for search in (index.search, index.scan))
+        some = ragged([excluded[user] for user in users])
+        hits, true = (search(queries[users], 10, some, allowed=allowed) for search in (index.search, index.scan))
         np.testing.assert_array_equal(hits.offsets, true.offsets)
         for place, user in enumerate(users):
             rows = hits.of(place)[0]
-            assert eligible.mask[rows].all()
+            assert allowed.mask[rows].all()
             assert not np.isin(rows, excluded[user]).any()
             assert len(rows) == (3 if user == 1 else 10)
         assert hits.share_of(true) >= 0.9
@@ -244,9 +244,9 @@ def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions)
     index.save(tmp_path / "items.faiss")
     loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan, index.regions)
     assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, kind == "exact", index.num_bytes)
-    for eligible in (None, some_eligible(ITEMS, 0.1), some_eligible(ITEMS, 0.6)):
+    for allowed in (None, some_allowed(ITEMS, 0.1), some_allowed(ITEMS, 0.6)):
         for asked in (queries, queries[:1]):
-            found, again = (one.search(asked, 10, eligible=eligible) for one in (index, loaded))
+            found, again = (one.search(asked, 10, allowed=allowed) for one in (index, loaded))
             np.testing.assert_array_equal(found.rows, again.rows)
             np.testing.assert_array_equal(found.scores, again.scores)
 

@@ -12,7 +12,7 @@ from serving.search import partitions as regions_module
 from serving.search.faiss_index import ItemIndex
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, standard
 from serving.search.results import AllowedItems, merged
-from tests.serving.vectors import clustered_vectors, jagged, some_eligible
+from tests.serving.vectors import clustered_vectors, ragged, some_allowed
 
 ITEMS, USERS = 2000, 6
 VECTORS, QUERIES = clustered_vectors(ITEMS), clustered_vectors(USERS, seed=1)
@@ -33,9 +33,9 @@ def built(way):
 
 FILTERS = {
     "all": None,
-    "nearly all": some_eligible(ITEMS, 0.95),
-    "half": some_eligible(ITEMS, 0.5),
-    "a tenth": some_eligible(ITEMS, 0.1),
+    "nearly all": some_allowed(ITEMS, 0.95),
+    "half": some_allowed(ITEMS, 0.5),
+    "a tenth": some_allowed(ITEMS, 0.1),
     "a place": AllowedItems(VECTORS @ VECTORS[7] > 0.2),
 }
 
@@ -43,7 +43,7 @@ FILTERS = {
 @functools.cache
 def order_of(way, user, where):
     """The whole order of a user's items, asked for alone."""
-    return built(way).search(QUERIES[user : user + 1], ITEMS, eligible=FILTERS[where]).of(0)
+    return built(way).search(QUERIES[user : user + 1], ITEMS, allowed=FILTERS[where]).of(0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -61,7 +61,7 @@ def test_every_answer_is_a_cut_of_one_order(way, where, monkeypatch):
             best = order_of(way, user, where)[0]
             excluded.append(np.concatenate([best[: rng.choice([0, 5, 150])], rng.integers(ITEMS, size=10)]))
         closed = rng.random(ITEMS) < 0.5 if rng.random() < 0.4 else None
-        hits = built(way).search(QUERIES[users], k, *jagged(excluded), FILTERS[where], closed)
+        hits = built(way).search(QUERIES[users], k, ragged(excluded), FILTERS[where], closed)
         for place, user in enumerate(users.tolist()):
             rows, scores = order_of(way, user, where)
             kept = ~np.isin(rows, excluded[place]) & (True if closed is None else ~closed[rows])

@@ -11,8 +11,8 @@ import pytest
 
 from serving.recommend.request import UserProfile
 from serving.search.faiss_index import ItemIndex
-from serving.search.micro_batching import MicroBatcher, is_wanted
-from tests.serving.vectors import clustered_vectors
+from serving.search.micro_batching import MicroBatchedSearch, MicroBatcher, is_wanted
+from tests.serving.vectors import clustered_vectors, ragged
 
 
 def wait_until(true):
@@ -97,14 +97,14 @@ def test_people_get_the_same_together_as_alone(retriever):
     users, people = list(range(100, 110)), [UserProfile(history=[f"item-{number:03d}"]) for number in range(10)]
     alone = [retriever.recommend(who, 5) for who in [*users, *people]]
     batches = []
-    encode = retriever._encode_each
+    encode = retriever._encoder.vectors
 
-    def slow(each):
-        batches.append(len(each))
+    def slow(state, histories, attributes):
+        batches.append(len(histories))
         time.sleep(0.02)
-        return encode(each)
+        return encode(state, histories, attributes)
 
-    retriever._encode_each = slow
+    retriever._encoder.vectors = slow
     retriever.enable_micro_batching(4, "on")
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda who: retriever.recommend(who, 5), [*users, *people]))
@@ -116,16 +116,13 @@ def test_people_get_the_same_together_as_alone(retriever):
 def test_searches_of_several_threads_are_made_together_and_find_the_same():
     vectors = clustered_vectors(3000)
     index = ItemIndex.build(vectors)
+    batched = MicroBatchedSearch(index, 4)
     rng = np.random.default_rng(3)
     asked = [(vectors[user : user + 1], k, rng.integers(3000, size=user)) for user in range(40) for k in (3, 7)]
 
-    def search(query, k, excluded):
-        return index.search(query, k, excluded, np.array([0, len(excluded)]))
-
-    alone = [search(*one) for one in asked]
-    index.search_together(4, "on")
+    alone = [index.search(query, k, ragged([excluded])) for query, k, excluded in asked]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda one: search(*one), asked))
+        together = list(pool.map(lambda one: batched.search(one[0], one[1], ragged([one[2]])), asked))
     for one, other in zip(together, alone, strict=True):
         assert one.rows.tolist() == other.rows.tolist()
         assert one.scores.tolist() == other.scores.tolist()

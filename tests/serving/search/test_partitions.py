@@ -7,7 +7,7 @@ from serving.search import partitions as regions_module
 from serving.search.faiss_index import kmeans
 from serving.search.partitions import Partitions
 from serving.search.results import AllowedItems
-from tests.serving.vectors import by_hand, clustered_vectors, some_eligible, unit_vectors
+from tests.serving.vectors import by_hand, clustered_vectors, some_allowed, unit_vectors
 
 
 @pytest.fixture(autouse=True)
@@ -41,69 +41,69 @@ def test_regions_are_the_same_each_time_and_survive_saving(space, tmp_path):
 @pytest.mark.parametrize("needed", [5, 100])
 def test_candidates_hold_nearly_all_of_the_best_of_a_clustered_catalogue_by_comparing_a_part(space, share, needed):
     vectors, regions, queries = space
-    eligible = some_eligible(6000, share)
+    allowed = some_allowed(6000, share)
     found = compared = 0
     for query in queries:
-        rows, _, num_compared = regions.candidates(vectors, query, needed, eligible)
+        rows, _, num_compared = regions.candidates(vectors, query, needed, allowed)
         compared += num_compared
-        assert eligible.mask[rows].all()
+        assert allowed.mask[rows].all()
         assert len(np.unique(rows)) == len(rows) >= needed
-        found += len(np.intersect1d(rows, by_hand(vectors, query, needed, eligible=eligible)))
+        found += len(np.intersect1d(rows, by_hand(vectors, query, needed, allowed=allowed)))
     assert found / (needed * len(queries)) >= 0.98
-    assert share < 0.5 or compared < 0.9 * len(eligible) * len(queries)
+    assert share < 0.5 or compared < 0.9 * len(allowed) * len(queries)
 
 
 def test_where_vectors_have_no_clusters_all_is_compared_and_nothing_twice():
     vectors = unit_vectors(4000)
-    regions, eligible = kmeans(vectors, 64), some_eligible(4000, 0.5)
+    regions, allowed = kmeans(vectors, 64), some_allowed(4000, 0.5)
     for query in unit_vectors(20, seed=1):
-        rows, _, num_compared = regions.candidates(vectors, query, 20, eligible)
-        assert num_compared <= len(eligible)
-        assert len(np.intersect1d(rows, by_hand(vectors, query, 20, eligible=eligible))) >= 19
+        rows, _, num_compared = regions.candidates(vectors, query, 20, allowed)
+        assert num_compared <= len(allowed)
+        assert len(np.intersect1d(rows, by_hand(vectors, query, 20, allowed=allowed))) >= 19
 
 
 def test_a_search_that_does_not_pay_takes_few_rounds(monkeypatch):
     vectors = unit_vectors(40_000, width=32)
-    regions, eligible = kmeans(vectors, 256), some_eligible(40_000, 0.9)
+    regions, allowed = kmeans(vectors, 256), some_allowed(40_000, 0.9)
     rounds, add = [], regions_module._Best.add
     monkeypatch.setattr(regions_module._Best, "add", lambda *given: (rounds.append(len(given[1])), add(*given))[1])
-    *_, num_compared = regions.candidates(vectors, unit_vectors(1, width=32, seed=1)[0], 100, eligible)
-    assert num_compared == sum(rounds) == len(eligible)
-    assert rounds[-1] > 0.4 * len(eligible)
+    *_, num_compared = regions.candidates(vectors, unit_vectors(1, width=32, seed=1)[0], 100, allowed)
+    assert num_compared == sum(rounds) == len(allowed)
+    assert rounds[-1] > 0.4 * len(allowed)
 
 
-def test_eligible_items_in_few_regions_or_in_one_are_found(space):
+def test_allowed_items_in_few_regions_or_in_one_are_found(space):
     vectors, regions, queries = space
     largest = np.bincount(regions.of_item).argsort()[-2:]
     for chosen in (largest, largest[:1]):
-        eligible = AllowedItems(np.isin(regions.of_item, chosen))
-        rows, *_ = regions.candidates(vectors, queries[0], 10, eligible)
-        assert set(by_hand(vectors, queries[0], 10, eligible=eligible)) <= set(rows.tolist())
+        allowed = AllowedItems(np.isin(regions.of_item, chosen))
+        rows, *_ = regions.candidates(vectors, queries[0], 10, allowed)
+        assert set(by_hand(vectors, queries[0], 10, allowed=allowed)) <= set(rows.tolist())
 
 
 def test_a_filter_is_divided_once_and_forgotten_with_it(space):
     _, regions, _ = space
-    eligible = some_eligible(6000, 0.2)
-    first = regions._arranged(eligible)
-    assert regions._arranged(eligible) is first
+    allowed = some_allowed(6000, 0.2)
+    first = regions._arranged(allowed)
+    assert regions._arranged(allowed) is first
     known = len(regions._known)
-    del eligible, first
+    del allowed, first
     assert len(regions._known) == known - 1
 
 
 def test_the_share_near_a_user_is_that_of_the_items_in_the_nearest_regions(space, monkeypatch):
     monkeypatch.setattr(regions_module, "_NEAR", 5)
     _, regions, queries = space
-    eligible = AllowedItems(regions.of_item % 3 > 0)
-    found = regions.shares_near(queries, eligible)
+    allowed = AllowedItems(regions.of_item % 3 > 0)
+    found = regions.shares_near(queries, allowed)
     for user, query in enumerate(queries):
         nearest = np.argsort(-(regions.centres @ query))[:5]
-        assert found[user] == pytest.approx(eligible.mask[np.isin(regions.of_item, nearest)].mean())
+        assert found[user] == pytest.approx(allowed.mask[np.isin(regions.of_item, nearest)].mean())
     assert found.min() < 0.4 < 0.8 < found.max()
     np.testing.assert_array_equal(regions.shares_near(queries, AllowedItems(np.ones(6000, bool))), 1)
 
 
 def test_more_regions_than_there_are_cannot_be_near():
     vectors = unit_vectors(300)
-    eligible = some_eligible(300, 0.5)
-    assert kmeans(vectors, 4).shares_near(vectors[:2], eligible) == pytest.approx(eligible.share)
+    allowed = some_allowed(300, 0.5)
+    assert kmeans(vectors, 4).shares_near(vectors[:2], allowed) == pytest.approx(allowed.share)

@@ -84,7 +84,7 @@ def test_what_is_looked_up_is_what_an_exact_search_finds(pair, whom, k, offset):
     st.integers(0, 5),
     st.fixed_dictionaries(
         {
-            "where": st.sampled_from([(), LOOKING.filters.parse({"title": {"not": ["Thing item-007"]}})]),
+            "where": st.sampled_from([(), LOOKING.state.filters.parse({"title": {"not": ["Thing item-007"]}})]),
             "exclude": st.sampled_from([(), ("item-001", "item-002")]),
             "rules": st.sampled_from([None, Rules(diversity=0.4), Rules(pin=["item-300"])]),
             "reasons": st.sampled_from([0, 2]),
@@ -103,11 +103,13 @@ def test_what_is_asked_beside_a_page_of_the_best_is_heard(who, k, offset, wishes
 def test_of_an_index_that_may_miss_something_it_is_the_beginning_of_what_it_finds(plan):
     bundle, snapshot = snapshot_of(many_tables(), plan)
     looking, searching = both(bundle, snapshot)
-    hits, is_fallback = searching.recommend_rows(np.arange(len(searching.users)), DEPTH)
-    for user, user_id in enumerate(searching.users.ids):
+    hits, is_fallback = searching.recommend_rows(np.arange(len(searching.state.users)), DEPTH)
+    for user, user_id in enumerate(searching.state.users.ids):
         if not is_fallback[user] and user_id != 111:
             rows, scores = hits.of(user)
-            found = [(looking.items.row(item.item_id), item.score) for item in looking.recommend(user_id, 10).items]
+            found = [
+                (looking.state.items.row(item.item_id), item.score) for item in looking.recommend(user_id, 10).items
+            ]
             assert found == list(zip(rows[:10].tolist(), scores[:10].tolist(), strict=True))
 
 

@@ -265,7 +265,7 @@ def two_whole(sound, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def opened(folder: Path) -> Recommender:
-    return Recommender.open(folder, rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
+    return Recommender.open(folder, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -283,7 +283,7 @@ def test_any_damage_to_any_file_that_is_served_from_is_one_line_with_a_remedy(tw
 
 
 def test_after_every_damage_was_mended_it_is_served_as_before(two_whole):
-    assert opened(two_whole[0]).reranking is not None
+    assert opened(two_whole[0]).rerank is not None
 
 
 def _crafted(folder: Path, name: str, change: Callable[[Path], object]) -> None:
