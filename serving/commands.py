@@ -48,7 +48,7 @@ _tables = {
 @click.option("--live", metavar="STORE", help="Fold in what a service has been written: its setting `live`.")
 @_config
 @click.option(
-    "--shortlists",
+    "--precompute",
     metavar="N",
     type=click.IntRange(min=0),
     help="How many items of each user are found now, to be looked up later: 8 bytes each; 0 for none.  [default: 100, "
@@ -64,7 +64,7 @@ def index(
     kind: IndexKind | None,
     live: str | None,
     config: Path | None,
-    shortlists: int | None,
+    precompute: int | None,
     *,
     accept_changed_columns: bool,
 ) -> None:
@@ -80,7 +80,7 @@ def index(
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
     opened = ModelBundle.open(bundle, trust=_settings(config).trust)
-    build_index(opened, tables, kind, recall, live, shortlists, accept_changed_columns=accept_changed_columns)
+    build_index(opened, tables, kind, recall, live, precompute, accept_changed_columns=accept_changed_columns)
 
 
 @click.command()
@@ -149,7 +149,7 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
 def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     """Answer over HTTP, until Ctrl-C.
 
-    DIR is a bundle, such as runs/run-1; or a link that `towers swap` moves, such as runs/production, or an alias of
+    DIR is a bundle, such as runs/run-1; or a link that `towers deploy` moves, such as runs/production, or an alias of
     MLflow's registry, such as models:/two-towers@champion, which are followed. The index is made if there is none.
     """
     from serving.server.launch import serve_bundle
@@ -181,7 +181,7 @@ def _warn_of_password(live: str | None) -> None:
 def key() -> None:
     """Make, list and remove the keys of a service.
 
-    The file holds hashes only. A service that runs takes changes up within a second; `keys = "keys.toml"` in
+    The file holds hashes only. A service that runs takes changes up within a second; `api_keys_file = "keys.toml"` in
     serving.toml makes it ask for keys at all.
     """
 
@@ -286,7 +286,7 @@ _link = click.option(
 @click.argument("bundle", metavar="DIR", type=_file)
 @_link
 @_config
-def swap(bundle: Path, link: Path, config: Path | None) -> None:
+def deploy(bundle: Path, link: Path, config: Path | None) -> None:
     """Let a running service go over to another bundle, without a request failing.
 
     DIR is the bundle, such as runs/run-7. It is verified first, and its index made if there is none; then LINK, which

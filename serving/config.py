@@ -23,7 +23,7 @@ from towers.bundle.trust import Trust
 
 ENVIRONMENT_PREFIX = "TOWERS_"
 PRODUCTION = Path("runs/production")
-"""The link that a service in production is started with. Only `towers swap` and `towers rollback` move it."""
+"""The link that a service in production is started with. Only `towers deploy` and `towers rollback` move it."""
 
 
 def _split(value: Any) -> Any:
@@ -47,12 +47,12 @@ class ServingConfig(StrictTable):
     """Processes that answer. Each holds the model and the index, and one uses about one core."""
     threads: int = Field(default=4, ge=1, le=256)
     """Requests that one worker answers at a time."""
-    waiting: int = Field(default=64, ge=0, le=4096)
+    queue_size: int = Field(default=64, ge=0, le=4096)
     """Requests that may wait in one worker for their turn. One more is refused at once, with 503 and `Retry-After`."""
     timeout_seconds: float = Field(default=2.0, gt=0, le=3600)
     """How long a request may take once it has arrived, the wait for its turn included, in seconds. One that takes
     longer is ended with 503 and `Retry-After`. Raise it for a catalogue of millions of items."""
-    batching: MicroBatching = "off"
+    micro_batching: MicroBatching = "off"
     """Whether what the threads of a worker have to do at a moment is done together: searches, and encodings of people
     who are described; a score may then differ in its last digit with who else is asking. auto: each where some trials
     at the start say that it pays."""
@@ -68,12 +68,12 @@ class ServingConfig(StrictTable):
     """The most users that one request may ask about."""
     max_history: int = Field(default=10_000, ge=0)
     """The most items in the history of someone who is described, and in a list of those to exclude."""
-    max_arranged: int = Field(default=5000, ge=1)
+    max_slate_slots: int = Field(default=5000, ge=1)
     """The most places that one request may have arranged by rules: its users times `offset` + `k`. As all limits of a
     request it is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
     max_limited_users: int = Field(default=10, ge=1)
     """The most users for whom one request may ask `at_most` or `distinct`, which can take several searches for each."""
-    max_explained: int = Field(default=10, ge=1)
+    max_explained_users: int = Field(default=10, ge=1)
     """The most users for whom one request may ask reasons."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     """The largest body of a request, in bytes."""
@@ -82,7 +82,7 @@ class ServingConfig(StrictTable):
     with `max_body_bytes`; each body that is on its way holds a connection."""
     connections: int = Field(default=512, ge=16, le=65_536)
     """The most connections that one worker holds open; more of them wait until one ends. Each may take a thread."""
-    keys: str | None = None
+    api_keys_file: str | None = None
     """File of the keys that are accepted, made by `towers key`. None: whoever can reach the service may use it."""
     rate: float | None = Field(default=None, gt=0, le=1e6)
     """Requests a second that one client (a key; without keys an address) may make, counted by all workers together.

@@ -428,7 +428,7 @@ def written(tmp_path_factory) -> SimpleNamespace:
 
     folder = tmp_path_factory.mktemp("attacked")
     keys = make_keys(folder)
-    settings = ServingConfig(keys=str(folder / "keys.toml"), live=str(folder / "live.db"))
+    settings = ServingConfig(api_keys_file=str(folder / "keys.toml"), live=str(folder / "live.db"))
     app = create_app(make_shop(), settings)
     headers = {"Authorization": f"Bearer {keys['read']}"}
     return SimpleNamespace(app=app, keys=keys, document=app.test_client().get("/openapi.json", headers=headers).json)

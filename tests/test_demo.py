@@ -51,7 +51,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
     assert process.returncode == 0, said
     commands = re.findall(r"^\$ (towers \w+|curl )", said, re.MULTILINE)
     assert commands == [
-        *(f"towers {name}" for name in ("dataset", "init", "evaluate", "train", "swap", "serve")),
+        *(f"towers {name}" for name in ("dataset", "init", "evaluate", "train", "deploy", "serve")),
         *(["curl "] * 6),
         "towers recommend",
     ]
@@ -73,7 +73,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
     for name in ("run.toml", "runs/latest/report.html", "candidates.parquet", "mlflow.db", "evaluation/report.json"):
         assert (kept / name).exists()
     assert f"sqlite:///{kept}/mlflow.db" in said
-    next_steps = r"init --interactions FILE .*\n.*train run.toml\n.*swap runs/latest\n.*serve runs/production\n$"
+    next_steps = r"init --interactions FILE .*\n.*train run.toml\n.*deploy runs/latest\n.*serve runs/production\n$"
     assert re.search(next_steps, said)
 
 

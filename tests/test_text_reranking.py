@@ -170,12 +170,12 @@ def test_time_that_is_up_leaves_the_retrievers_order_and_is_counted(late: Path, 
     assert "reranked" not in off
     assert found(client, "?!")["fallback"] == "popular"
     metrics = client.get("/metrics").text
-    assert 'towers_rerankings_total{outcome="late"} 1.0' in metrics
+    assert 'towers_rerank_total{outcome="timeout"} 1.0' in metrics
     assert 'outcome="done"' not in metrics
     in_time = client_of(late, rerank_budget_ms=60_000)
     in_time.get("/recommendations/3")
     found(in_time, "red lamp")
-    assert 'towers_rerankings_total{outcome="done"} 2.0' in in_time.get("/metrics").text
+    assert 'towers_rerank_total{outcome="done"} 2.0' in in_time.get("/metrics").text
 
 
 def test_commands_re_rank_what_serving_toml_says(late: Path, folder: Path):

@@ -99,7 +99,7 @@ def train(
     """Train on the tables of run.toml and write a bundle that can be served.
 
     Ctrl-C, or SIGTERM, stops after the current step; the same command with --resume goes on exactly from there. Nothing
-    that is served changes: runs/latest points to the newest bundle, and `towers swap` moves what a service follows.
+    that is served changes: runs/latest points to the newest bundle, and `towers deploy` moves what a service follows.
     """
     from training.tasks.train import train_and_bundle
 
@@ -108,7 +108,7 @@ def train(
     name = shlex.quote(str(bundle))
     click.echo(
         f"\nNext, to try it:\n  towers serve {name}\n"
-        f"or, to let runs/production be this one, which a service in production follows:\n  towers swap {name}"
+        f"or, to let runs/production be this one, which a service in production follows:\n  towers deploy {name}"
     )
 
 

@@ -163,7 +163,7 @@ def point_back(alias: Alias) -> str:
     version = _asked(alias, back)
     if version is None:
         raise DataError(
-            f"{alias}: `towers swap` never moved it elsewhere; name a bundle to `towers swap`, or set it in MLflow"
+            f"{alias}: `towers deploy` never moved it elsewhere; name a bundle to `towers deploy`, or set it in MLflow"
         )
     return version
 

@@ -62,7 +62,9 @@ def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
         return
     previous = _previous(link)
     if not previous.is_symlink():
-        raise DataError(f"{previous}: no such link, so {link} never pointed elsewhere; name a bundle to `towers swap`")
+        raise DataError(
+            f"{previous}: no such link, so {link} never pointed elsewhere; name a bundle to `towers deploy`"
+        )
     swap_bundle(previous.parent / previous.readlink(), link, settings)
 
 

@@ -77,7 +77,7 @@ def create_app(
     metrics = metrics_of(app, shared)
     guards = [query_guard, *guards_of(settings, metrics, shared)]
     register_guards(app, guards)
-    on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerankings"))
+    on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerank"))
     answers = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)
     live = settings.live
     store = None if live is None else open_log(live.get_secret_value(), create=shared is None)
@@ -145,7 +145,7 @@ def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> 
         copies=copies,
         trust=settings.trust,
     )
-    retriever.enable_micro_batching(settings.threads, settings.batching)
+    retriever.enable_micro_batching(settings.threads, settings.micro_batching)
     return retriever
 
 

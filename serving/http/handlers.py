@@ -55,7 +55,7 @@ class RecommendHandler:
         Args:
             contract: That.
             on_fallback: Called with the name of each fallback that answered in the model's place.
-            on_rerank: Called with how each re-ranking ended: `done`, or `late`.
+            on_rerank: Called with how each re-ranking ended: `done`, or `timeout`.
         """
         self.contract = contract
         self._on_fallback = on_fallback
@@ -169,7 +169,7 @@ class RecommendHandler:
         if answer.fallback is not None:
             self._on_fallback(answer.fallback)
         elif answer.reranked is not None:
-            self._on_rerank("done" if answer.reranked else "late")
+            self._on_rerank("done" if answer.reranked else "timeout")
         items = [_item(item) for item in answer.items]
         if not retriever.state.items.is_said_as_is:
             said = retriever.state.items.said

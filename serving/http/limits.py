@@ -32,7 +32,7 @@ class ConcurrencyLimiter:
 
     Args:
         threads: How many are answered at once.
-        waiting: How many more may wait for their turn.
+        queue_size: How many more may wait for their turn.
         on_change: Called with the number in hand whenever it changes.
         clock: Seconds.
     """
@@ -40,11 +40,11 @@ class ConcurrencyLimiter:
     def __init__(
         self,
         threads: int,
-        waiting: int,
+        queue_size: int,
         on_change: Callable[[int], None] = lambda in_hand: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most = threads + waiting
+        self._most = threads + queue_size
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(threads):
             self._free.put(None)

@@ -93,7 +93,7 @@ class RequestMiddleware:
         try:
             if not self._turns.take(deadline.left()):
                 deadline.check()
-                self._metrics.count("towers_refused_total", "busy")
+                self._metrics.count("towers_rejected_total", "busy")
                 return http_problem(_busy())(environ, start)
             try:
                 return self._inner(environ, start)
@@ -107,7 +107,7 @@ class RequestMiddleware:
     def _without_its_body(self, error: HTTPException) -> Response:
         """Return the answer to a request whose body was not received: the last of its connection."""
         if error.code in _REFUSALS:
-            self._metrics.count("towers_refused_total", _REFUSALS[error.code])
+            self._metrics.count("towers_rejected_total", _REFUSALS[error.code])
         problem = http_problem(error)
         problem.headers["Connection"] = "close"
         return problem
@@ -116,7 +116,7 @@ class RequestMiddleware:
         spent = stages.spent()
         self._metrics.answered(route, status, seconds, spent)
         if current.ended_by is not None:
-            self._metrics.count("towers_refused_total", current.ended_by)
+            self._metrics.count("towers_rejected_total", current.ended_by)
         if self._is_worth_a_line(status, seconds):
             fields = {
                 "method": environ["REQUEST_METHOD"],
@@ -164,24 +164,26 @@ def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = N
     """
     by_rate = None
     if settings.rate is not None:
-        refused = partial(metrics.count, "towers_refused_total", "rate")
+        refused = partial(metrics.count, "towers_rejected_total", "rate")
         by_rate = rate_guard(RateLimiter(settings.rate, settings.burst, shared), settings.trusted_proxies, refused)
-    if settings.keys is None:
+    if settings.api_keys_file is None:
         return [] if by_rate is None else [by_rate]
 
     def refuse(environ: WSGIEnvironment) -> None:
         """Count a request without a key; where the address that it came from sent too many, that is what it is told."""
-        metrics.count("towers_refused_total", "key")
+        metrics.count("towers_rejected_total", "key")
         if by_rate is not None:
             by_rate(environ, "read")
 
-    by_key = key_guard(Keys(Path(settings.keys)), refuse)
+    by_key = key_guard(Keys(Path(settings.api_keys_file)), refuse)
     return [by_key] if by_rate is None else [by_key, by_rate]
 
 
 def add_middleware(app: Flask, settings: ServingConfig, metrics: Metrics) -> None:
     """Put the door before an application."""
-    turns = ConcurrencyLimiter(settings.threads, settings.waiting, partial(metrics.hold, "towers_requests_in_hand"))
+    turns = ConcurrencyLimiter(
+        settings.threads, settings.queue_size, partial(metrics.hold, "towers_requests_in_progress")
+    )
     app.extensions |= {"towers_metrics": metrics, "towers_turns": turns}
     app.wsgi_app = RequestMiddleware(app.wsgi_app, settings, metrics, turns)  # type: ignore[method-assign]
 

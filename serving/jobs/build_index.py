@@ -64,7 +64,7 @@ def build_index(
     check_can_sign(bundle)
     if shortlists and bundle.config.reads_time:
         raise DataError(
-            f"--shortlists {shortlists}: this model looks at the clock, so that what somebody gets is not known before "
+            f"--precompute {shortlists}: this model looks at the clock, so that what somebody gets is not known before "
             "the request; leave the flag out"
         )
     started = time.perf_counter()
@@ -130,7 +130,7 @@ def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
     if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MOST_LISTED_BYTES:
         return LISTED
     click.echo(
-        f"note: no shortlists for so many users; `towers index {bundle.path} --shortlists {LISTED}` makes them, in "
+        f"note: no shortlists for so many users; `towers index {bundle.path} --precompute {LISTED}` makes them, in "
         f"{num_users * LISTED * BYTES_A_PLACE / 1e9:,.1f} GB"
     )
     return 0

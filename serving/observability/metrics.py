@@ -42,7 +42,7 @@ STATUSES = (200, 201, 202, 204, 301, 304, 308, 400, 401, 403, 404, 405, 408, 409
 UNMATCHED = "none"
 """The route of requests that match none."""
 REFUSALS = ("busy", "rate", "key", "slow", "deadline", "memory")
-RERANKINGS = ("done", "late")
+RERANK_OUTCOMES = ("done", "timeout")
 
 # What a worker says of itself in words stands before its numbers.
 _ABOUT_BYTES = 1024
@@ -86,10 +86,10 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
             ("route", "status"),
             tuple(product(routes, statuses)),
         ),
-        Family("histogram", "towers_request_seconds", "From the request to its answer.", ("route",), routed),
+        Family("histogram", "towers_request_duration_seconds", "From the request to its answer.", ("route",), routed),
         Family(
             "histogram",
-            "towers_stage_seconds",
+            "towers_stage_duration_seconds",
             "Stages of requests that had them.",
             ("stage",),
             tuple(product(STAGES)),
@@ -103,19 +103,19 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
         ),
         Family(
             "counter",
-            "towers_refused_total",
+            "towers_rejected_total",
             "Requests refused: too many in progress, too many of one client, no key, body too slow, deadline, memory.",
             ("reason",),
             tuple(product(REFUSALS)),
         ),
         Family(
             "counter",
-            "towers_rerankings_total",
+            "towers_rerank_total",
             "Answers that were to be re-ranked; late ones are in the retriever's order, as the time was up.",
             ("outcome",),
-            tuple(product(RERANKINGS)),
+            tuple(product(RERANK_OUTCOMES)),
         ),
-        Family("gauge", "towers_requests_in_hand", "Requests being answered or waiting for their turn."),
+        Family("gauge", "towers_requests_in_progress", "Requests being answered or waiting for their turn."),
     ]
 
 
@@ -179,9 +179,9 @@ class Metrics:
             stages: How long its stages took.
         """
         places, numbers = self._places, self._numbers
-        if ("towers_request_seconds", route) not in places:
+        if ("towers_request_duration_seconds", route) not in places:
             route = UNMATCHED
-        taken = places["towers_request_seconds", route]
+        taken = places["towers_request_duration_seconds", route]
         counted = places.get(("towers_requests_total", route, str(status)))
         if counted is None:
             counted = places["towers_requests_total", route, "other"]
@@ -189,7 +189,7 @@ class Metrics:
             numbers[counted] += 1
             _observe(numbers, taken, seconds)
             for stage, lasted in stages.items():
-                _observe(numbers, places["towers_stage_seconds", stage], lasted)
+                _observe(numbers, places["towers_stage_duration_seconds", stage], lasted)
 
     def count(self, name: str, *labels: str) -> None:
         """Add one to a counter."""

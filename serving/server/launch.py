@@ -34,10 +34,10 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
         DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one,
             there can be no log of live writes, there is no GPU to search on, or the registry does not answer.
     """
-    if settings.keys is not None:
+    if settings.api_keys_file is not None:
         from serving.http.key_file import read_keys
 
-        read_keys(Path(settings.keys))
+        read_keys(Path(settings.api_keys_file))
     if settings.device == "cuda":
         from serving.search.faiss_index import check_device
 
@@ -50,7 +50,7 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
         newest, bundle = bundle, bundle.parent / bundle.readlink()
         click.echo(
             f"note: {newest} is {bundle}, which is served until the next start, whatever is trained meanwhile; in "
-            f"production serve {PRODUCTION}, which only `towers swap` moves"
+            f"production serve {PRODUCTION}, which only `towers deploy` moves"
         )
     manifest = ensure_index(bundle, settings)
     if settings.live is not None:

@@ -281,7 +281,7 @@ def _rules(rng: np.random.Generator) -> dict[str, Any]:
         "distinct": float(rng.choice([0.8, 0.95, 1.0])),
         "pin": [f"i{one}" for one in rng.integers(ITEMS, size=2)],
         "boost": [{"filter": _filter(rng), "by": float(rng.choice([-0.3, 0.2, 2.0]))}],
-        "bury": [_filter(rng)],
+        "demote": [_filter(rng)],
         "at_most": {"brand": int(rng.choice([1, 3]))},
     }
     names = [name for name in rules if rng.random() < 0.35] or ["at_most"]

@@ -69,7 +69,7 @@ WARM_UP = 0.1
 
 _SETTINGS = {
     "workers": 2,
-    "keys": "keys.toml",
+    "api_keys_file": "keys.toml",
     "rate": 1_000_000,
     "burst": 1_000_000,
     "live": "live.db",

@@ -340,7 +340,7 @@ class Maker:
             "diversity": 0.5,
             "distinct": 0.9,
             "at_most": {"brand": 1, "tags": 2},
-            "bury": [{"brand": ["Acme"] * 500}] * 8,
+            "demote": [{"brand": ["Acme"] * 500}] * 8,
             "boost": [{"filter": {"price": {"min": place}}, "by": 0.1} for place in range(8)],
             "exclude": history[:5000],
             "reasons": 10,

@@ -382,7 +382,7 @@ def batching(folder: Path, given: argparse.Namespace) -> None:
         ("known", "tuned", known(given.users)),
         ("described", "tuned", described(given.items)),
     ):
-        with ours(folder / bundle, batching="off") as one, ours(folder / bundle, batching="on") as other:
+        with ours(folder / bundle, micro_batching="off") as one, ours(folder / bundle, micro_batching="on") as other:
             found = in_turns({"off": one, "on": other}, dict.fromkeys(("off", "on"), script), given)
         print(
             f"batching   {what:9} {bundle:6} off {found['off'].rate:8,.0f}/s  on {found['on'].rate:8,.0f}/s  times "

@@ -157,7 +157,7 @@ def serving(folder: Path, server: str, key_file: Path | None) -> Iterator[int]:
     from tests.running import environment, free_port
 
     port = free_port()
-    keys = {} if key_file is None else {"TOWERS_KEYS": str(key_file), "TOWERS_RATE": "5"}
+    keys = {} if key_file is None else {"TOWERS_API_KEYS_FILE": str(key_file), "TOWERS_RATE": "5"}
     process = subprocess.Popen(
         [sys.executable, "-m", "towers", "serve", "runs/model", "--port", str(port), "--server", server],
         cwd=folder,

@@ -59,7 +59,7 @@ def attempt(folder: Path) -> None:
     tables = [f"--{name}=data/shop/{name}.parquet" for name in ("interactions", "items", "users")]
     run(folder, towers, "init", *tables)
     run(folder, towers, "train", "run.toml", "--set", "training.epochs=2")
-    run(folder, towers, "swap", "runs/run-1")
+    run(folder, towers, "deploy", "runs/run-1")
     serve(folder, towers)
 
 

@@ -238,11 +238,11 @@ def cases(settings: ServingConfig, world: World) -> Iterator[Case]:
     yield one("100 known, filter by a tag", users=known, filter={"tags": "red"}, k=most_k)
     yield one("100 known, filter by a brand", users=known, filter={"brand": world.brands[:3]}, k=most_k)
     yield one("reasons for one", history=history, reasons=10, k=most_k)
-    yield one("reasons for the most", users=known[: settings.max_explained], reasons=10, k=most_k)
-    yield one("reasons for the most described", users=described[: settings.max_explained], reasons=10, k=most_k)
+    yield one("reasons for the most", users=known[: settings.max_explained_users], reasons=10, k=most_k)
+    yield one("reasons for the most described", users=described[: settings.max_explained_users], reasons=10, k=most_k)
 
     boosts = [{"filter": {"tags": word}, "by": 2 - 4 * place / 7} for place, word in enumerate(_WORDS[:8].tolist())]
-    bury = [{"colour": word} for word in _WORDS[:8].tolist()]
+    demote = [{"colour": word} for word in _WORDS[:8].tolist()]
     rules: dict[str, dict[str, Any]] = {
         "diversity": {"diversity": 0.5},
         "diversity 1": {"diversity": 1.0},
@@ -253,9 +253,9 @@ def cases(settings: ServingConfig, world: World) -> Iterator[Case]:
         "diversity and distinct 0.5": {"diversity": 0.5, "distinct": 0.5},
         "pin": {"pin": items[:100]},
         "boost": {"boost": boosts},
-        "bury": {"bury": bury},
-        "bury 10,000 ids, 8 times": {"bury": [{"item_id": items[:10_000]}] * 8},
-        "boost and bury": {"boost": boosts, "bury": bury},
+        "demote": {"demote": demote},
+        "demote 10,000 ids, 8 times": {"demote": [{"item_id": items[:10_000]}] * 8},
+        "boost and demote": {"boost": boosts, "demote": demote},
         "at most 1 of a brand": {"at_most": {"brand": 1}},
         "at most 3 of 4 columns": {"at_most": {"brand": 3, "maker": 3, "colour": 3, "tags": 3}},
         "at most 20 of 4 columns": {"at_most": {"brand": 20, "maker": 20, "colour": 200, "tags": 800}},
@@ -264,11 +264,11 @@ def cases(settings: ServingConfig, world: World) -> Iterator[Case]:
             "distinct": 0.95,
             "pin": items[:100],
             "boost": boosts,
-            "bury": bury,
+            "demote": demote,
             "at_most": {"brand": 20, "maker": 20, "colour": 200, "tags": 800},
         },
     }
-    most = settings.max_arranged
+    most = settings.max_slate_slots
     for name, rule in rules.items():
         k = min(most_k, most)
         each = max(1, most // most_users)

@@ -50,7 +50,11 @@ def app(tmp_path_factory):
     """A service with a column of each kind that takes writes, asks for keys, and believes a proxy; and a key."""
     folder = tmp_path_factory.mktemp("long")
     secret = add_key(folder / "keys.toml", "shop", "write")
-    settings = {"live": SecretStr(str(folder / "live.db")), "keys": str(folder / "keys.toml"), "trusted_proxies": 1}
+    settings = {
+        "live": SecretStr(str(folder / "live.db")),
+        "api_keys_file": str(folder / "keys.toml"),
+        "trusted_proxies": 1,
+    }
     app = create_app(make_shop(), LIMITS.model_copy(update={**settings, "max_body_bytes": 1 << 21}))
     return app, f"Bearer {secret}"
 

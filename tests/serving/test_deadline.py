@@ -131,7 +131,7 @@ def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(retriever
         (line,) = caplog.records
         assert line.fields["ended_by"] == "deadline"
         assert line.fields["path"] == path
-    assert 'towers_refused_total{reason="deadline"} 2.0' in app.test_client().get("/metrics").text
+    assert 'towers_rejected_total{reason="deadline"} 2.0' in app.test_client().get("/metrics").text
     monkeypatch.setattr(retriever.state.search, "search", search)
     assert app.test_client().get("/recommendations/103").status_code == 200
 
@@ -146,7 +146,7 @@ def test_the_wait_for_a_turn_counts(retriever, monkeypatch):
         return recommend(*given)
 
     monkeypatch.setattr(retriever, "recommend", slow)
-    app = create_app(retriever, ServingConfig(threads=1, waiting=1, timeout_seconds=0.2))
+    app = create_app(retriever, ServingConfig(threads=1, queue_size=1, timeout_seconds=0.2))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(app.test_client().get, "/recommendations/103")
         assert entered.wait(20)
@@ -232,7 +232,7 @@ def test_out_of_memory_ends_one_request_only(retriever, monkeypatch, caplog, pat
     assert "llocate" in caplog.text
     assert "Traceback" not in caplog.text
     assert client.get(path).status_code == 200
-    assert 'towers_refused_total{reason="memory"} 1.0' in client.get("/metrics").text
+    assert 'towers_rejected_total{reason="memory"} 1.0' in client.get("/metrics").text
 
 
 def test_out_of_memory_outside_of_the_views_ends_one_request_only(retriever, monkeypatch):

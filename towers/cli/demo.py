@@ -170,11 +170,11 @@ def serve(terminal: Terminal) -> None:
     """Choose what is served, start the service, ask it, write everybody's candidates meanwhile, and stop it."""
     _head(
         "5. What is served",
-        "A training changes nothing that is served; `towers swap` does. It verifies the bundle, makes its index from\n"
+        "Training changes nothing that is served; `towers deploy` does. It verifies the bundle, makes its index from\n"
         "today's tables (every item's vector, every user's history, what is popular), and points runs/production at\n"
         "it. `towers index runs/production` makes the index anew, each night for one, without a training.",
     )
-    terminal.run("towers", "swap", "runs/latest")
+    terminal.run("towers", "deploy", "runs/latest")
     _head("6. The service", "It runs in the background here; by itself it would run until Ctrl-C.")
     port = _free_port()
     words = ("towers", "serve", "runs/production", "--port", str(port))
@@ -286,7 +286,7 @@ def say_what_next(keep: Path | None, seconds: float) -> None:
         click.echo(f"  mlflow ui --backend-store-uri {shlex.quote(store)}    every training, in a browser")
     click.echo("\nNext, with your own tables (CSV or Parquet; users are optional):")
     click.echo(f"  {program} init --interactions FILE --items FILE --users FILE")
-    click.echo(f"  {program} train run.toml\n  {program} swap runs/latest\n  {program} serve runs/production")
+    click.echo(f"  {program} train run.toml\n  {program} deploy runs/latest\n  {program} serve runs/production")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them.
 
 A training moves nothing that is served: `runs/latest` is for whoever looks at the newest model, and a bundle that
-another link points to, such as `runs/production`, which `towers swap` moves, is not replaced.
+another link points to, such as `runs/production`, which `towers deploy` moves, is not replaced.
 """
 
 from __future__ import annotations

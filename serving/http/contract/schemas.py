@@ -136,7 +136,7 @@ class ItemQuery(_Message):
     """Items that come first, in this order, as far as they may be recommended at all."""
     boost: Annotated[list[BoostBody], Length(8)] = Field(default_factory=list)
     """Sums that are added to scores before ranking; of several that an item fits, the first counts."""
-    bury: Annotated[list[Conditions], Length(8)] = Field(default_factory=list)
+    demote: Annotated[list[Conditions], Length(8)] = Field(default_factory=list)
     """Items that fit any of these come after all others."""
     at_most: AtMost = Field(default_factory=dict)
     """How many items of each value of a column there may be, by column."""
@@ -445,14 +445,14 @@ class Contract:
     def _check_effort(self, wanted: RecommendRequest, num_users: int) -> None:
         """Make sure that a request does not ask for more than the operator allows at once."""
         settings, places = self.settings, num_users * wanted.depth
-        if wanted.rules is not None and places > settings.max_arranged:
+        if wanted.rules is not None and places > settings.max_slate_slots:
             raise _too_much(
-                "k", "places (users x (offset + k)) where there are rules", "max_arranged", settings, places
+                "k", "places (users x (offset + k)) where there are rules", "max_slate_slots", settings, places
             )
         for field, is_asked, setting in (
             ("at_most", wanted.rules is not None and wanted.rules.at_most, "max_limited_users"),
             ("distinct", wanted.rules is not None and wanted.rules.distinct, "max_limited_users"),
-            ("reasons", wanted.reasons, "max_explained"),
+            ("reasons", wanted.reasons, "max_explained_users"),
         ):
             if is_asked and num_users > getattr(settings, setting):
                 raise _too_much(field, f"users where {field} is asked", setting, settings, num_users)
@@ -493,7 +493,7 @@ AS_WRITTEN = frozenset(("q",))
 
 
 def _rules(asked: ItemQuery, filters: ItemFilters) -> Rules | None:
-    if not (asked.diversity or asked.distinct or asked.pin or asked.boost or asked.bury or asked.at_most):
+    if not (asked.diversity or asked.distinct or asked.pin or asked.boost or asked.demote or asked.at_most):
         return None
     for column in asked.at_most:
         filters.by_value(column, f"at_most.{column}")
@@ -505,7 +505,7 @@ def _rules(asked: ItemQuery, filters: ItemFilters) -> Rules | None:
             Boost(filters.parse(boost.filter, f"boost.{place}.filter"), boost.by)
             for place, boost in enumerate(asked.boost)
         ],
-        demote=[filters.parse(one, f"bury.{place}") for place, one in enumerate(asked.bury)],
+        demote=[filters.parse(one, f"demote.{place}") for place, one in enumerate(asked.demote)],
         at_most=list(asked.at_most.items()),
     )
 

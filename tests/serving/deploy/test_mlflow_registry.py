@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from features.errors import DataError
-from serving.commands import rollback, swap
+from serving.commands import deploy, rollback
 from serving.config import ServingConfig
 from serving.deploy import mlflow_registry as registry
 from serving.deploy.mlflow_registry import Alias, fetch, fetched, follow, point_back, promote
@@ -128,7 +128,7 @@ def test_an_alias_that_is_not_there_is_told(folder):
     with pytest.raises(DataError, match=r"models:/two-towers@champion: MLflow at sqlite:.* says: .*not found"):
         fetched(CHAMPION)
     promote(folder / "runs" / "one", CHAMPION)
-    with pytest.raises(DataError, match="`towers swap` never moved it elsewhere"):
+    with pytest.raises(DataError, match="`towers deploy` never moved it elsewhere"):
         point_back(CHAMPION)
     with pytest.raises(DataError, match=r"MLflow at .* says"):
         fetched(Alias("two-towers", "challenger"))
@@ -136,7 +136,9 @@ def test_an_alias_that_is_not_there_is_told(folder):
 
 def test_swap_and_rollback_take_an_alias_as_they_take_a_link(folder):
     for name in ("one", "two"):
-        done = CliRunner().invoke(swap, [str(folder / "runs" / name), "--link", str(CHAMPION)], catch_exceptions=False)
+        done = CliRunner().invoke(
+            deploy, [str(folder / "runs" / name), "--link", str(CHAMPION)], catch_exceptions=False
+        )
         assert done.output.startswith(f"{CHAMPION}: version ")
         assert f"towers rollback --link {CHAMPION}" in done.output
     done = CliRunner().invoke(rollback, ["--link", str(CHAMPION)], catch_exceptions=False)

@@ -29,7 +29,7 @@ def bearer(secret):
 def asked(retriever, path):
     """A service that asks for keys, with a route that writes and one that says nothing of itself."""
     reader, writer = add_key(path, "shop", "read"), add_key(path, "feed", "write")
-    app = create_app(retriever, ServingConfig(keys=str(path)))
+    app = create_app(retriever, ServingConfig(api_keys_file=str(path)))
     app._got_first_request = False
     app.add_url_rule("/written", view_func=needs("write")(lambda: "written"), endpoint="w", methods=["GET", "POST"])
     app.add_url_rule("/unmarked", view_func=lambda: "changed", endpoint="u", methods=["GET", "POST"])
@@ -114,7 +114,7 @@ def test_a_name_is_taken_once_and_only_a_known_one_removed(path):
 
 def test_a_service_does_not_start_without_the_keys_it_was_told_of(retriever, path):
     with pytest.raises(DataError, match="no such file; `towers key add NAME --file"):
-        create_app(retriever, ServingConfig(keys=str(path)))
+        create_app(retriever, ServingConfig(api_keys_file=str(path)))
 
 
 def test_the_command_makes_lists_and_removes(path):

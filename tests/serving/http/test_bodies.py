@@ -56,7 +56,7 @@ def chunked(content):
 
 
 def test_senders_who_are_slow_take_nobodys_turn(retriever):
-    app = create_app(retriever, ServingConfig(threads=1, waiting=0))
+    app = create_app(retriever, ServingConfig(threads=1, queue_size=0))
     senders = [Stalled(BODY) for _ in range(8)]
     with ThreadPoolExecutor(len(senders)) as pool:
         asked = [
@@ -87,7 +87,7 @@ def test_a_body_that_does_not_come_ends_with_its_connection(retriever, monkeypat
     answer = client.post("/recommendations", content_type=JSON, environ_overrides=slow(sender, length))
     assert (answer.status_code, sender.ended) == (status, status)
     assert answer.headers["Connection"] == "close"
-    assert ('towers_refused_total{reason="slow"} 1.0' in client.get("/metrics").text) is (status == 408)
+    assert ('towers_rejected_total{reason="slow"} 1.0' in client.get("/metrics").text) is (status == 408)
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/recommendations"), ("GET", "/recommendations/103")])
@@ -185,7 +185,9 @@ def test_a_body_that_came_in_time_is_never_cut_off():
 
 def test_wrong_keys_count_against_where_they_come_from_and_right_ones_go_on(retriever, tmp_path):
     secret = add_key(tmp_path / "keys.toml", "shop", "read")
-    client = create_app(retriever, ServingConfig(keys=str(tmp_path / "keys.toml"), rate=0.001, burst=2)).test_client()
+    client = create_app(
+        retriever, ServingConfig(api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=2)
+    ).test_client()
     wrong, right = ({"Authorization": f"Bearer {key}"} for key in ("tt_wrong", secret))
     for path in ("/recommendations/103", "/search?q=x"):
         asked = [client.get(path, headers=wrong, environ_base={"REMOTE_ADDR": path}) for _ in range(4)]
@@ -193,4 +195,4 @@ def test_wrong_keys_count_against_where_they_come_from_and_right_ones_go_on(retr
         assert asked[-1].headers["Retry-After"]
     assert client.get("/recommendations/103", headers=right).status_code == 200
     metrics = client.get("/metrics", headers=right)
-    assert 'towers_refused_total{reason="key"} 8.0' in metrics.text
+    assert 'towers_rejected_total{reason="key"} 8.0' in metrics.text

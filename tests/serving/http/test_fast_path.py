@@ -130,7 +130,7 @@ def test_requests_are_counted_by_the_same_routes(client):
 
 def test_keys_and_rates_stand_before_both_ways(retriever, tmp_path):
     secret = add_key(tmp_path / "keys.toml", "shop", "read")
-    client = asking(retriever, keys=str(tmp_path / "keys.toml"), rate=0.001, burst=3)
+    client = asking(retriever, api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=3)
     key = {"Authorization": f"Bearer {secret}"}
     for ask in (client.get, client.head):
         assert ask("/recommendations/103").status_code == 401

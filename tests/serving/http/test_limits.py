@@ -27,7 +27,7 @@ class Clock:
 
 def test_one_more_than_may_wait_is_refused_and_everybody_else_gets_a_turn():
     seen = []
-    turns = ConcurrencyLimiter(threads=2, waiting=3, on_change=seen.append)
+    turns = ConcurrencyLimiter(threads=2, queue_size=3, on_change=seen.append)
     go_on = threading.Event()
     running = []
 
@@ -166,7 +166,7 @@ def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_wh
         return recommend(*given)
 
     monkeypatch.setattr(retriever, "recommend", slow)
-    app = create_app(retriever, ServingConfig(threads=1, waiting=1))
+    app = create_app(retriever, ServingConfig(threads=1, queue_size=1))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(app.test_client().get, "/recommendations/103")
         assert entered.acquire(timeout=20)
@@ -184,8 +184,8 @@ def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_wh
         for probe in ("/healthz", "/readyz", "/metrics"):
             assert app.test_client().get(probe).status_code == 200
         shown = app.test_client().get("/metrics").text
-        assert "towers_requests_in_hand 2.0" in shown
-        assert 'towers_refused_total{reason="busy"} 1.0' in shown
+        assert "towers_requests_in_progress 2.0" in shown
+        assert 'towers_rejected_total{reason="busy"} 1.0' in shown
         go_on.set()
         assert first.result().status_code == second.result().status_code == 200
 

@@ -149,7 +149,7 @@ def test_a_query_can_say_all_that_a_body_can(priced):
         {"exclude": ["i5", "i7", "gone"], "k": 40},
         {"pin": ["i20", "i21"], "diversity": 0.5, "k": 7},
         {"boost": [{"filter": {"category": "boot"}, "by": 0.5}, {"filter": {"price": {"min": 20}}, "by": 0.1}]},
-        {"bury": [{"category": "shoe"}, {"price": {"max": 3}}], "at_most": {"category": 2}, "k": 40},
+        {"demote": [{"category": "shoe"}, {"price": {"max": 3}}], "at_most": {"category": 2}, "k": 40},
         {"filter": {"price": {"min": 20}, "category": ["shoe", "boot"]}, "k": 40},
     ):
         query = {name: value if name in ("exclude", "pin") else json.dumps(value) for name, value in body.items()}
@@ -189,7 +189,7 @@ def test_rules_arrange_an_answer(priced):
     rules = {
         "pin": ["i9", "i8"],
         "boost": [{"filter": {"category": "boot"}, "by": 2}],
-        "bury": [{"price": {"min": 30}}],
+        "demote": [{"price": {"min": 30}}],
         "at_most": {"category": 5},
         "k": 40,
     }
@@ -365,8 +365,8 @@ def test_parameters_that_do_not_exist_or_come_twice_are_invalid(client, query):
         ({"boost": [{"by": 0.5}]}, "boost.0.filter"),
         ({"boost": [{"filter": {}, "by": 3}]}, "boost.0.by"),
         ({"boost": [{"filter": {"colour": "red"}, "by": 1}]}, "boost.0.filter.colour"),
-        ({"bury": {"title": "Thing"}}, "bury"),
-        ({"bury": [{"title": ["x"], "colour": "red"}]}, "bury.0.colour"),
+        ({"demote": {"title": "Thing"}}, "demote"),
+        ({"demote": [{"title": ["x"], "colour": "red"}]}, "demote.0.colour"),
         ({"at_most": {"title": 0}}, "at_most.title"),
         ({"at_most": {"colour": 1}}, "at_most.colour"),
         ({"reasons": 11}, "reasons"),
@@ -391,14 +391,14 @@ def test_a_body_with_wrong_fields_is_invalid_and_says_which(client, body, field)
 
 
 def test_what_takes_long_is_limited_for_all_users_of_a_request_together(retriever):
-    settings = ServingConfig(max_arranged=40, max_explained=2, max_limited_users=2)
+    settings = ServingConfig(max_slate_slots=40, max_explained_users=2, max_limited_users=2)
     client = create_app(retriever, settings).test_client()
     users = {"users": [103, 104, "nobody"]}
     assert client.post("/recommendations", json={**users, "k": 13, "diversity": 0.5}).status_code == 200
     assert client.post("/recommendations", json={**users, "k": 14, "offset": 50}).status_code == 200
     error = error_of(client.post("/recommendations", json={**users, "k": 14, "diversity": 0.5}), 422, "invalid")
     assert "expected at most 40 places (users x (offset + k)) where there are rules, found 42" in error["detail"]
-    assert "max_arranged" in error["detail"]
+    assert "max_slate_slots" in error["detail"]
     for rule in ({"distinct": 0.9}, {"at_most": {"title": 1}}):
         error = error_of(client.post("/recommendations", json={**users, **rule}), 422, "invalid")
         assert error["errors"][0]["field"] in rule

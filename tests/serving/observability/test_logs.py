@@ -92,7 +92,7 @@ def test_a_key_is_never_written(written, retriever, tmp_path):
     from serving.http.key_file import add_key
 
     secret = add_key(tmp_path / "keys.toml", "shop", "read")
-    ask = written(retriever, keys=str(tmp_path / "keys.toml"), log_requests="all")
+    ask = written(retriever, api_keys_file=str(tmp_path / "keys.toml"), log_requests="all")
     _, lines = ask("/recommendations/103", headers={"Authorization": f"Bearer {secret}"})
     assert json.loads(lines[0])["client"] == "shop"
     assert secret not in "".join(lines)

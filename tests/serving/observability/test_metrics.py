@@ -53,11 +53,11 @@ def test_requests_are_counted_by_route_and_status_and_their_durations_fall_into_
     assert requests(found, "/b") == 0
     for end in BUCKETS:
         within = sum(one <= end for one in seconds)
-        assert found["towers_request_seconds_bucket", ("le", str(end)), ("route", "/a")] == within
-    assert found["towers_request_seconds_bucket", ("le", "+Inf"), ("route", "/a")] == 5
-    assert found["towers_request_seconds_sum", ("route", "/a")] == pytest.approx(sum(seconds))
-    assert found["towers_stage_seconds_count", ("stage", "search")] == 5
-    assert ("towers_stage_seconds_count", ("stage", "encode")) not in found
+        assert found["towers_request_duration_seconds_bucket", ("le", str(end)), ("route", "/a")] == within
+    assert found["towers_request_duration_seconds_bucket", ("le", "+Inf"), ("route", "/a")] == 5
+    assert found["towers_request_duration_seconds_sum", ("route", "/a")] == pytest.approx(sum(seconds))
+    assert found["towers_stage_duration_seconds_count", ("stage", "search")] == 5
+    assert ("towers_stage_duration_seconds_count", ("stage", "encode")) not in found
 
 
 def test_threads_lose_no_count():
@@ -78,7 +78,7 @@ def test_threads_lose_no_count():
 def work(folder, done, go_on):
     metrics = make(folder)
     metrics.tell(model=f"model of {os.getpid()}", index="today", created=0.0)
-    metrics.hold("towers_requests_in_hand", 3)
+    metrics.hold("towers_requests_in_progress", 3)
     for _ in range(100):
         metrics.answered("/a", 200, 0.001, {})
     done.set()
@@ -89,7 +89,7 @@ def test_the_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path):
     context = multiprocessing.get_context("fork")
     own = make(tmp_path)
     own.answered("/a", 200, 0.001, {})
-    own.hold("towers_requests_in_hand", 1)
+    own.hold("towers_requests_in_progress", 1)
     workers = []
     for _ in range(3):
         done, go_on = context.Event(), context.Event()
@@ -99,7 +99,7 @@ def test_the_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path):
         workers.append((worker, go_on))
     found = exposed(own)
     assert requests(found) == 301
-    assert found["towers_requests_in_hand",] == 10
+    assert found["towers_requests_in_progress",] == 10
     assert len(own.workers()) == 4
     assert len(list(tmp_path.glob("*.worker"))) == 4
 
@@ -110,7 +110,7 @@ def test_the_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path):
     for _ in range(3):  # a scrape moves the dead's counts, and the next must not count them again
         found = exposed(own)
         assert requests(found) == 301
-        assert found["towers_requests_in_hand",] == 4
+        assert found["towers_requests_in_progress",] == 4
     assert len(own.workers()) == 2
     assert len(list(tmp_path.glob("*.worker"))) == 2
     own.answered("/a", 200, 0.001, {})
@@ -171,9 +171,9 @@ def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(retriever
     assert requests(found, route, "422") == 1
     assert requests(found, "none", "404") == 1
     assert found["towers_fallbacks_total", ("fallback", "popular")] == 1
-    assert found["towers_requests_in_hand",] == 0
+    assert found["towers_requests_in_progress",] == 0
     for stage in ("search", "serialise"):
-        assert found["towers_stage_seconds_count", ("stage", stage)] >= 3
+        assert found["towers_stage_duration_seconds_count", ("stage", stage)] >= 3
     assert found["towers_workers", ("index", retriever.snapshot.seal.created), ("model", retriever.model)] == 1
     assert 0 <= found["towers_index_age_seconds",] < 600
 

@@ -153,8 +153,8 @@ def test_rules_hold_of_the_new_order(plain, backwards):
         return ids(backwards.recommend(100, RecommendRequest(100, rules=Rules(**rules))))
 
     assert arranged(pin=[found[40]]) == [found[40], *found[:40], *found[41:]]
-    buried = filters.parse({"item_id": found[:3]})
-    assert arranged(demote=[buried]) == [*found[3:], *found[:3]]
+    demoted = filters.parse({"item_id": found[:3]})
+    assert arranged(demote=[demoted]) == [*found[3:], *found[:3]]
     boosted = Boost(filters.parse({"item_id": [found[50], found[7]]}), 2.0)
     assert arranged(boosts=[boosted]) == [found[7], found[50], *(one for one in found if one not in found[7:51:43])]
     # The relevance of a place is that of the retriever's order, whoever comes to it.
@@ -177,7 +177,7 @@ def test_an_answer_says_whether_it_was_reranked(backwards, plain):
     assert client.get("/recommendations/nobody?k=3").json["reranked"] is False
     several = client.post("/recommendations", json={"users": [100, {"history": ["item-001"]}], "k": 3}).json
     assert [answer["reranked"] for answer in several["answers"]] == [True, True]
-    assert 'towers_stage_seconds_count{stage="rerank"} 3' in client.get("/metrics").text
+    assert 'towers_stage_duration_seconds_count{stage="rerank"} 3' in client.get("/metrics").text
     assert "reranked" not in create_app(plain).test_client().get("/recommendations/100?k=3").json
 
 

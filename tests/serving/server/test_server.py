@@ -220,9 +220,9 @@ def test_senders_who_stall_keep_nobody_waiting_and_what_was_begun_is_finished_be
                 while connection.recv(4096):
                     pass
         deadline = time.monotonic() + 20
-        while served.metric('towers_refused_total{reason="slow"}') < 40 and time.monotonic() < deadline:
+        while served.metric('towers_rejected_total{reason="slow"}') < 40 and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert served.metric('towers_refused_total{reason="slow"}') == 40
+        assert served.metric('towers_rejected_total{reason="slow"}') == 40
 
         slow = [Slow(served) for _ in range(16)]
         connections += [one.connection for one in slow]

@@ -116,7 +116,10 @@ def test_of_an_index_that_may_miss_something_it_is_the_beginning_of_what_it_find
 def stages(client):
     families = text_string_to_metric_families(client.get("/metrics").text)
     samples = [
-        sample for family in families for sample in family.samples if sample.name == "towers_stage_seconds_count"
+        sample
+        for family in families
+        for sample in family.samples
+        if sample.name == "towers_stage_duration_seconds_count"
     ]
     return {sample.labels["stage"]: sample.value for sample in samples}
 
@@ -198,10 +201,10 @@ def sealed(runs, name="model"):
 
 
 def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
-    assert run("index", "runs/model", "--shortlists", 7) == 0
+    assert run("index", "runs/model", "--precompute", 7) == 0
     assert "the best 7 of each user listed" in capsys.readouterr().out
     assert sealed(runs) == {"depth": 7, "with_seen": False}
-    assert run("index", "runs/model", "--shortlists", 0) == 0
+    assert run("index", "runs/model", "--precompute", 0) == 0
     assert "listed" not in capsys.readouterr().out
     assert sealed(runs) is None
     assert not (runs / "model" / "index" / "shortlists.safetensors").exists()
@@ -214,12 +217,12 @@ def test_untold_it_lists_a_hundred_where_that_is_soon_done(runs, capsys, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(f"serving.jobs.build_index.{limit}", 100)
             assert run("index", "runs/model") == 0
-            assert "--shortlists 100` makes them" in capsys.readouterr().out
+            assert "--precompute 100` makes them" in capsys.readouterr().out
             assert sealed(runs) is None
 
 
 def test_a_model_that_looks_at_the_clock_has_no_lists(runs, capsys):
     assert run("index", "runs/timed") == 0
     assert sealed(runs, "timed") is None
-    assert run("index", "runs/timed", "--shortlists", 10) == 2
-    assert "--shortlists 10: this model looks at the clock" in capsys.readouterr().err
+    assert run("index", "runs/timed", "--precompute", 10) == 2
+    assert "--precompute 10: this model looks at the clock" in capsys.readouterr().err

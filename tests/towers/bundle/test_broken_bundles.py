@@ -188,7 +188,7 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS.values(), ("duplicates", "runs/model"), ("swap", "runs/model")])
+@pytest.mark.parametrize("command", [*COMMANDS.values(), ("duplicates", "runs/model"), ("deploy", "runs/model")])
 def test_a_bundle_that_asks_for_a_secret_is_refused_by_whatever_opens_it(folder, capsys, monkeypatch, command):
     monkeypatch.setenv("TOWERS_LIVE", "planted.db")
     _asks_for_a_secret(folder / "runs" / "model")

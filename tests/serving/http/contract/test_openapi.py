@@ -206,7 +206,7 @@ def guarded(tmp_path_factory):
     """The service with writes and keys, and its keys by what they may do."""
     folder = tmp_path_factory.mktemp("guarded")
     keys = {scope: add_key(folder / "keys.toml", scope, scope) for scope in ("read", "write")}
-    changed = {"live": SecretStr(str(folder / "live.db")), "keys": str(folder / "keys.toml")}
+    changed = {"live": SecretStr(str(folder / "live.db")), "api_keys_file": str(folder / "keys.toml")}
     return create_app(make_shop(), LIMITS.model_copy(update=changed)), keys
 
 
