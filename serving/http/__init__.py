@@ -1,10 +1,10 @@
 """The service over HTTP.
 
-- `app`: `create_app`; `middleware`: what every request passes: id, turn, log line; `fast_path`: simple requests without
-  Flask.
-- `routes`: the JSON API; `live_routes`: items and events; `handlers`: what both ways answer; `web_page`: the page for
-  people; `probes`: alive, ready, metrics.
+- `app`: `create_app`; `middleware`: what every request passes, once; `routes`: the table of all endpoints; `router`:
+  finds the route of a request; `service`: what handlers are given.
+- `handlers`: requests for items; `live_routes`: items and events; `probes`: liveness, readiness, metrics; `web_page`:
+  a page in HTML.
 - `contract`: names, types and limits of requests and responses, the OpenAPI document, errors.
-- `auth`: API keys; `key_file`: where they are kept; `limits`: concurrency and rate limits; `bodies`: request bodies in
-  bounded time and memory; `security_headers`, `version_headers`: headers of every answer.
+- `auth`: API keys; `key_file`: the file of API keys; `limits`: concurrency and rate limits; `bodies`: request bodies in
+  bounded time and memory; `security_headers`: headers for browsers.
 """

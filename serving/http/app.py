@@ -11,31 +11,29 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from flask import Flask
 
-from serving.bounds import query_guard
 from serving.config import ServingConfig
 from serving.deploy.hot_reload import LastServed, RecommenderProvider, identity_of
 from serving.errors import NotReady
-from serving.http.auth import register_guards
 from serving.http.contract.openapi import Documents
-from serving.http.contract.problems import register_problems
 from serving.http.contract.schemas import Contract
-from serving.http.fast_path import FastPath
 from serving.http.handlers import RecommendHandler
-from serving.http.live_routes import live_routes
-from serving.http.middleware import add_middleware, guards_of, metrics_of
-from serving.http.probes import probes
-from serving.http.routes import IdConverter, recommend_routes
-from serving.http.version_headers import register_versions
+from serving.http.limits import ConcurrencyLimiter
+from serving.http.middleware import RequestMiddleware, guards_of
+from serving.http.router import Router
+from serving.http.routes import ROUTES
+from serving.http.service import Service
 from serving.http.web_page import web_page
 from serving.live.log import EventLog
 from serving.live.open_log import open_log
 from serving.observability.metrics import Metrics
 from serving.recommend.recommender import Recommender
 from serving.recommend.reranking import RerankStage
+from serving.recommend.response import Fallback
 from serving.search.faiss_index import set_num_threads
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
@@ -65,29 +63,23 @@ def create_app(
     """
     settings = settings or ServingConfig()
     app = Flask(__name__)
-    app.url_map.merge_slashes = False
-    app.url_map.converters["id"] = IdConverter
-    app.extensions["towers"] = settings
-    register_problems(app)
-    register_versions(app)
-    app.register_blueprint(recommend_routes)
-    app.register_blueprint(live_routes)
+    # The middleware turns every error into a problem response.
+    app.config |= {"PROPAGATE_EXCEPTIONS": True, "TRAP_HTTP_EXCEPTIONS": True}
     app.register_blueprint(web_page)
-    app.register_blueprint(probes)
-    metrics = metrics_of(app, shared)
-    guards = [query_guard, *guards_of(settings, metrics, shared)]
-    register_guards(app, guards)
+    metrics = Metrics(sorted({route.path for route in ROUTES}), get_args(Fallback), shared)
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerank"))
-    answers = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)
+    recommend = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)
     live = settings.live
-    store = None if live is None else open_log(live.get_secret_value(), create=shared is None)
+    log = None if live is None else open_log(live.get_secret_value(), create=shared is None)
     kept = None if copies is None else PrivateCopies(copies)
-    opened = _source(source, settings, partial(_tell, metrics), store, kept, LastServed(shared))
-    documents = Documents(answers.contract, takes_writes=store is not None)
-    app.extensions |= {"towers_source": opened, "towers_answers": answers, "towers_documents": documents}
-    short_way = FastPath(app.wsgi_app, opened, answers, guards)
-    app.wsgi_app = short_way  # type: ignore[method-assign]
-    add_middleware(app, settings, metrics)
+    guards = guards_of(settings, metrics, shared)
+    provider = _provider(source, settings, partial(_tell, metrics), log, kept, LastServed(shared))
+    on_change = partial(metrics.hold, "towers_requests_in_progress")
+    limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, on_change)
+    documents = Documents(ROUTES, recommend.contract, takes_writes=log is not None)
+    service = Service(settings, provider, recommend, metrics, limiter, documents.of)
+    app.extensions["towers"] = service
+    app.wsgi_app = RequestMiddleware(service, Router(ROUTES), guards, app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 
@@ -97,7 +89,7 @@ def _tell(metrics: Metrics, retriever: Recommender) -> None:
     metrics.tell(model=retriever.model, index=retriever.snapshot.seal.created, created=created.timestamp())
 
 
-def _source(
+def _provider(
     source: Recommender | Path | str,
     settings: ServingConfig,
     tell: Callable[[Recommender], None],

@@ -10,12 +10,10 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 from wsgiref.types import WSGIEnvironment
 
-from flask import Flask, current_app, request
 from werkzeug.datastructures import Authorization, WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
@@ -29,18 +27,6 @@ _log = logging.getLogger(__name__)
 
 Guard = Callable[[WSGIEnvironment, Scope], None]
 """Raises a problem where a request must not be answered, given the scope that it needs."""
-
-View = TypeVar("View", bound=Callable[..., object])
-
-
-def needs(scope: Scope) -> Callable[[View], View]:
-    """Mark a view with the scope that a key must have for it; unmarked ones that may change something need `write`."""
-
-    def mark(view: View) -> View:
-        view.scope = scope  # type: ignore[attr-defined]
-        return view
-
-    return mark
 
 
 class Keys:
@@ -111,24 +97,6 @@ def key_guard(keys: Keys, on_refusal: Callable[[WSGIEnvironment], None] = lambda
         environ["towers.client"] = key.name
 
     return check
-
-
-def register_guards(app: Flask, guards: Sequence[Guard]) -> None:
-    """Let every request of `app` pass guards first."""
-
-    def check() -> None:
-        for guard in guards:
-            guard(request.environ, _scope_needed())
-
-    if guards:
-        app.before_request(check)
-
-
-def _scope_needed() -> Scope:
-    """Return which scope the request in hand needs."""
-    view = current_app.view_functions.get(request.endpoint or "")
-    marked: Scope | None = getattr(view, "scope", None)
-    return marked or ("read" if request.method in ("GET", "HEAD", "OPTIONS") else "write")
 
 
 def _presented(keys: Keys, environ: WSGIEnvironment) -> Key | None:

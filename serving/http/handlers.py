@@ -1,8 +1,4 @@
-"""From what is asked over HTTP to what is answered: the content of each answer, whoever carries it.
-
-Flask's views (`serving.http.routes`) and the short way around them (`serving.http.fast_path`) both ask
-`RecommendHandler`, so that they cannot disagree.
-"""
+"""From the parameters of a request for items to the content of its response."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ from typing import Any, TypeVar
 
 from features.errors import DataError
 from features.schema import MAX_ID_CHARACTERS
-from serving.bounds import json_value
 from serving.catalog.ids import ExternalId
 from serving.deadline import watched
 from serving.http.contract.problems import Mistake, Problem
@@ -35,6 +30,7 @@ from serving.recommend.response import Reason, Recommendation, RecommendResponse
 
 _Given = Mapping[str, Sequence[str]]
 _Kind = TypeVar("_Kind", bound=ItemQuery)
+_MAX_CACHED_QUERIES = 256
 
 
 class RecommendHandler:
@@ -60,6 +56,26 @@ class RecommendHandler:
         self.contract = contract
         self._on_fallback = on_fallback
         self._on_rerank = on_rerank
+        self._plain: dict[str, RecommendRequest] = {}
+
+    def plain(self, query_string: str) -> RecommendRequest | None:
+        """Return what `wanted_by_user` found for the same query string, where that does not depend on the catalogue."""
+        return self._plain.get(query_string)
+
+    def wanted_by_user(self, retriever: Recommender, query_string: str, given: _Given) -> RecommendRequest:
+        """Return what a query string wants of the recommendations for a user, and cache it for `plain`.
+
+        Only a page without filters and rules is cached: anything else depends on the catalogue.
+
+        Raises:
+            Problem: A parameter is unknown or invalid.
+        """
+        wanted = self.wanted(self.contract.query_for_user, retriever, given)
+        if wanted == RecommendRequest(wanted.k, wanted.offset, reasons=wanted.reasons, exclude=wanted.exclude[:0]):
+            if len(self._plain) >= _MAX_CACHED_QUERIES:
+                self._plain.clear()
+            self._plain[query_string] = wanted
+        return wanted
 
     def about_user(self, retriever: Recommender, user_id: str, wanted: RecommendRequest) -> UserRecommendations:
         """Return what to recommend to someone.
@@ -176,18 +192,6 @@ class RecommendHandler:
             for one in (*items, *(reason for item in items for reason in item.get("because", ()))):
                 one["item_id"] = said(one["item_id"])
         return items
-
-
-def parsed_json(body: bytes) -> Any:
-    """Return what a body says.
-
-    Raises:
-        Problem: It is not JSON, or nested too deep.
-    """
-    try:
-        return json_value(body)
-    except ValueError as error:
-        raise Problem(400, f"the body is not valid JSON: {error}") from None
 
 
 def _refuse_long(where: str, external_id: str) -> None:

@@ -41,7 +41,7 @@ class ConcurrencyLimiter:
         self,
         threads: int,
         queue_size: int,
-        on_change: Callable[[int], None] = lambda in_hand: None,
+        on_change: Callable[[int], None] = lambda in_progress: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = threads + queue_size
@@ -49,7 +49,7 @@ class ConcurrencyLimiter:
         for _ in range(threads):
             self._free.put(None)
         self._on_change = on_change
-        self._in_hand = 0
+        self._in_progress = 0
         self._clock = clock
         self._moved = clock()
         self._counting = threading.Lock()
@@ -61,12 +61,12 @@ class ConcurrencyLimiter:
             seconds: The longest wait; False is returned after it. None: however long.
         """
         with self._counting:
-            if self._in_hand >= self._most:
+            if self._in_progress >= self._most:
                 return False
-            if not self._in_hand:
+            if not self._in_progress:
                 self._moved = self._clock()
-            self._in_hand += 1
-            self._on_change(self._in_hand)
+            self._in_progress += 1
+            self._on_change(self._in_progress)
         try:
             self._free.get(timeout=seconds)
         except Empty:
@@ -82,18 +82,18 @@ class ConcurrencyLimiter:
     def _leave(self) -> None:
         """Count one request less."""
         with self._counting:
-            self._in_hand -= 1
+            self._in_progress -= 1
             self._moved = self._clock()
-            self._on_change(self._in_hand)
+            self._on_change(self._in_progress)
 
     @property
-    def in_hand(self) -> int:
+    def in_progress(self) -> int:
         """How many requests are being answered or wait."""
-        return self._in_hand
+        return self._in_progress
 
     def is_stuck(self) -> bool:
         """Return whether requests are in hand and none of them has been done with for a minute."""
-        return self._in_hand > 0 and self._clock() - self._moved > _SECONDS_STUCK
+        return self._in_progress > 0 and self._clock() - self._moved > _SECONDS_STUCK
 
 
 class RateLimiter:

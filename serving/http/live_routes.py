@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pandas as pd
-from flask import Blueprint, Response, current_app
 from jaxtyping import Float32
 
 from features.errors import DataError
@@ -22,23 +21,21 @@ from features.tables.tables import SECONDS_PER_DAY
 from features.values.cells import size_of
 from serving.bounds import MAX_TEXT_CHARACTERS
 from serving.catalog.ids import ExternalId, IdMap
-from serving.http.contract.problems import Problem, json_response
+from serving.http.contract.problems import Problem
 from serving.http.contract.schemas import EventBody, EventsAccepted, EventsRequest, ItemWritten, read
-from serving.http.routes import current_retriever, json_body
+from serving.http.router import Reply
+from serving.http.service import ApiRequest, Service, json_reply
 from serving.live.follower import encoded, vector_to_json
 from serving.live.log import AppendResult, EventLog, Write
 from serving.recommend.recommender import Recommender
 
-live_routes = Blueprint("writes", __name__)
 
-
-@live_routes.put("/items/<id:item_id>")
-def put_item(item_id: str) -> Response:
+def put_item(service: Service, request: ApiRequest) -> Reply:
     """Put an item into the catalogue, or in the place of the one of this id; the body holds its columns."""
-    store, retriever = _store(), current_retriever()
+    store, retriever, item_id = _store(service), request.recommender, request.path_value
     known = retriever.state.items.row(item_id) is not None
     own_id = _checked("item_id", retriever.state.items, item_id)
-    cells = json_body()
+    cells = request.json()
     if not isinstance(cells, dict):
         raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
     if retriever.state.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
@@ -51,30 +48,28 @@ def put_item(item_id: str) -> Response:
     content = ItemWritten(item_id=said, position=done.position)
     if unknown := retriever.bundle.unknown_values_of_items(row)[0]:
         content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
-    return json_response(content, 200 if known else 201)
+    return json_reply(content, 200 if known else 201)
 
 
-@live_routes.delete("/items/<id:item_id>")
-def delete_item(item_id: str) -> Response:
+def delete_item(service: Service, request: ApiRequest) -> Reply:
     """Take an item out of the catalogue."""
-    store, retriever = _store(), current_retriever()
+    store, retriever, item_id = _store(service), request.recommender, request.path_value
     if retriever.state.items.row(item_id) is None:
         raise Problem(404, f"no item {shown(item_id)} in the catalogue")
     own_id = retriever.state.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
-    return json_response(ItemWritten(item_id=retriever.state.items.said(own_id), position=done.position))
+    return json_reply(ItemWritten(item_id=retriever.state.items.said(own_id), position=done.position))
 
 
-@live_routes.post("/events")
-def post_events() -> Response:
+def post_events(service: Service, request: ApiRequest) -> Reply:
     """Append to what users had; whoever is new is known from then on."""
-    store, retriever = _store(), current_retriever()
-    body = read(EventsRequest, json_body())
+    store, retriever = _store(service), request.recommender
+    body = read(EventsRequest, request.json())
     now = int(store.clock.now())
     found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
     done: AppendResult = store.append(found)
     accepted = len(found) - done.num_repeated
-    return json_response(EventsAccepted(accepted=accepted, repeated=done.num_repeated, position=done.position))
+    return json_reply(EventsAccepted(accepted=accepted, repeated=done.num_repeated, position=done.position))
 
 
 def _write(event: EventBody, where: str, retriever: Recommender, now: int) -> Write:
@@ -128,8 +123,8 @@ def _placed(
         raise Problem(422, str(error)) from None
 
 
-def _store() -> EventLog:
-    store: EventLog | None = current_app.extensions["towers_source"].store
+def _store(service: Service) -> EventLog:
+    store = service.provider.store
     if store is None:
-        raise Problem(403, "this service takes no writes; it would if it were started with --live FILE")
+        raise Problem(403, "this service takes no writes; start it with --live FILE, or set `live`, to accept them")
     return store

@@ -1,63 +1,66 @@
-"""What every request passes on its way in and out: an id, its body, a turn, a limit, headers, a note of how it went.
+"""Everything that each request passes, once, whatever its endpoint.
 
-The door stands before Flask, as WSGI middleware, so that a request that is refused costs next to nothing and one that
-fails inside is noted all the same.
+In this order: request id, route, body, deadline, concurrency limit, query length, API key, rate limit, the handler;
+then the headers of every response, and the metrics and the log line. Any error on the way becomes a problem response.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from flask import Flask, Response
-from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, ServiceUnavailable, TooManyRequests
+from werkzeug.wrappers import Response
 
 from serving import deadline
+from serving.bounds import query_guard
 from serving.config import ServingConfig
-from serving.errors import DeadlineExceededError
 from serving.http.auth import Guard, Keys, key_guard
 from serving.http.bodies import Bodies, has_body
 from serving.http.contract.problems import http_problem, problem_of
-from serving.http.fast_path import ROUTE
 from serving.http.key_file import Scope
-from serving.http.limits import ConcurrencyLimiter, RateLimiter, retry_after
+from serving.http.limits import RateLimiter, retry_after
+from serving.http.router import Reply, Router
 from serving.http.security_headers import add_headers
+from serving.http.service import ApiRequest, Service
+from serving.http.web_page import RECOMMENDER
 from serving.observability import timings as stages
 from serving.observability.logs import RequestIds, current
 from serving.observability.metrics import UNMATCHED, Metrics
-from serving.recommend.response import Fallback
+from serving.recommend.recommender import Recommender
 
-PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
-"""Paths that take no turn: an operator can ask when nobody else can."""
+MODEL_HEADER, INDEX_HEADER, LIVE_HEADER = "Towers-Model", "Towers-Index", "Towers-Live"
 
 _SECONDS_TO_RETRY = 1
-_REFUSALS = {408: "slow", 503: "busy"}
+_REJECTIONS = {408: "slow", 503: "busy"}
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _log = logging.getLogger(__name__)
 
 
 class RequestMiddleware:
-    """The application, with all that.
+    """The WSGI application of the service.
 
     Args:
-        inner: The application.
-        settings: What the operator decides.
-        metrics: Where requests are counted.
-        turns: The requests in hand.
+        service: What handlers are given.
+        router: Finds the route of a request.
+        guards: Reject requests before their handler is called.
+        page: The WSGI application of the routes without a handler: Flask.
     """
 
-    def __init__(
-        self, inner: WSGIApplication, settings: ServingConfig, metrics: Metrics, turns: ConcurrencyLimiter
-    ) -> None:
-        self._inner = inner
-        self._bodies = Bodies(settings.max_body_bytes, settings.body_seconds)
-        self._settings = settings
-        self._metrics = metrics
-        self._turns = turns
+    def __init__(self, service: Service, router: Router, guards: Sequence[Guard], page: WSGIApplication) -> None:
+        self._service = service
+        self._router = router
+        self._guards = guards
+        self._page = page
+        self._settings = service.settings
+        self._metrics = service.metrics
+        self._limiter = service.limiter
+        self._bodies = Bodies(self._settings.max_body_bytes, self._settings.body_seconds)
         self._ids = RequestIds()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -66,53 +69,83 @@ class RequestMiddleware:
         current.ended_by = None
         current.request_id = request_id = self._ids.of(environ.get("HTTP_X_REQUEST_ID"))
         stages.begin()
-        status, route = "500", UNMATCHED
+        request = ApiRequest(environ, *self._router.match(environ["REQUEST_METHOD"], _path(environ)))
+        status = "500"
 
-        def start(said: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
-            nonlocal status, route
-            status, route = said, _route(environ)  # which Flask forgets as soon as it has answered
+        def start(line: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            nonlocal status
+            status = line
             headers.append(("X-Request-Id", request_id))
+            headers.extend(_version_headers(request))
             add_headers(headers)
-            return start_response(said, headers, *error)
+            return start_response(line, headers, *error)
 
         try:
-            return self._answer(environ, start)
+            try:
+                return self._answer(request, start)
+            except Exception as error:
+                return problem_of(error)(environ, start)
         finally:
-            self._note(environ, route, int(status[:3]), perf_counter() - began)
+            self._note(request, int(status[:3]), perf_counter() - began)
             current.request_id = None
 
-    def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] in PROBES:
-            return self._inner(environ, start)
+    def _answer(self, request: ApiRequest, start: StartResponse) -> Iterable[bytes]:
+        """Answer a request within its limits; probes have none, so that operators are answered in an overload."""
+        environ = request.environ
+        if request.route is not None and not request.route.takes_turn:
+            return self._dispatch(request, start)
         if has_body(environ):
             try:
                 self._bodies.receive(environ)
             except HTTPException as error:
-                return self._without_its_body(error)(environ, start)
+                return self._without_body(error)(environ, start)
         deadline.start(self._settings.timeout_seconds)
         try:
-            if not self._turns.take(deadline.left()):
+            if not self._limiter.take(deadline.left()):
                 deadline.check()
                 self._metrics.count("towers_rejected_total", "busy")
-                return http_problem(_busy())(environ, start)
+                raise ServiceUnavailable("too many requests are in progress; try again", retry_after=_SECONDS_TO_RETRY)
             try:
-                return self._inner(environ, start)
+                return self._dispatch(request, start)
             finally:
-                self._turns.give_back()
-        except (DeadlineExceededError, MemoryError) as error:
-            return problem_of(error)(environ, start)
+                self._limiter.give_back()
         finally:
             deadline.clear()
 
-    def _without_its_body(self, error: HTTPException) -> Response:
-        """Return the answer to a request whose body was not received: the last of its connection."""
-        if error.code in _REFUSALS:
-            self._metrics.count("towers_rejected_total", _REFUSALS[error.code])
+    def _dispatch(self, request: ApiRequest, start: StartResponse) -> Iterable[bytes]:
+        """Let a request pass the guards, and call the handler of its route."""
+        environ, route = request.environ, request.route
+        scope: Scope = "read" if environ["REQUEST_METHOD"] in _SAFE_METHODS else "write"
+        for guard in self._guards:
+            guard(environ, scope if route is None else route.scope)
+        if route is None:
+            return self._without_route(environ)(environ, start)
+        if route.needs_recommender:
+            request.recommender = self._service.provider.get()
+        if route.handler is not None:
+            return route.handler(self._service, request)(environ, start)
+        environ[RECOMMENDER] = getattr(request, "recommender", None)
+        return self._page(environ, start)
+
+    def _without_route(self, environ: WSGIEnvironment) -> Reply:
+        methods = self._router.methods(_path(environ))
+        if not methods:
+            raise NotFound
+        if environ["REQUEST_METHOD"] != "OPTIONS":
+            raise MethodNotAllowed(methods)
+        return Reply(b"", content_type="text/html; charset=utf-8", headers=(("Allow", ", ".join(methods)),))
+
+    def _without_body(self, error: HTTPException) -> Response:
+        """Return the response to a request whose body was not received: the last of its connection."""
+        if error.code in _REJECTIONS:
+            self._metrics.count("towers_rejected_total", _REJECTIONS[error.code])
         problem = http_problem(error)
         problem.headers["Connection"] = "close"
         return problem
 
-    def _note(self, environ: WSGIEnvironment, route: str, status: int, seconds: float) -> None:
+    def _note(self, request: ApiRequest, status: int, seconds: float) -> None:
+        """Count a request, and log it if it is worth a line."""
+        environ, route = request.environ, UNMATCHED if request.route is None else request.route.path
         spent = stages.spent()
         self._metrics.answered(route, status, seconds, spent)
         if current.ended_by is not None:
@@ -141,18 +174,25 @@ class RequestMiddleware:
                 return False
 
 
-def metrics_of(app: Flask, shared: Path | None = None) -> Metrics:
-    """Return where the requests of an application are counted that has all its routes.
+def _path(environ: WSGIEnvironment) -> str:
+    """Return the path of a request as text: WSGI hands over its bytes as Latin-1."""
+    path: str = environ["PATH_INFO"]
+    return path if path.isascii() else path.encode("latin-1").decode(errors="replace")
 
-    Args:
-        app: The application.
-        shared: Where the workers of one server meet. None: there is one worker.
-    """
-    return Metrics(sorted({rule.rule for rule in app.url_map.iter_rules()}), get_args(Fallback), shared)
+
+def _version_headers(request: ApiRequest) -> list[tuple[str, str]]:
+    """Return the headers that say which model, which index and which position of the log a response comes from."""
+    recommender: Recommender | None = getattr(request, "recommender", None)
+    if recommender is None:
+        return []
+    headers = [(MODEL_HEADER, recommender.model), (INDEX_HEADER, recommender.index_version)]
+    if recommender.state.position is not None:
+        headers.append((LIVE_HEADER, str(recommender.state.position)))
+    return headers
 
 
 def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = None) -> list[Guard]:
-    """Return who keeps requests away: who has no key for them, where keys are asked for, and who asks too often.
+    """Return the guards of a service: query length, API key (with `api_keys_file`) and rate limit (with `rate`).
 
     Args:
         settings: What the operator decides.
@@ -167,7 +207,7 @@ def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = N
         refused = partial(metrics.count, "towers_rejected_total", "rate")
         by_rate = rate_guard(RateLimiter(settings.rate, settings.burst, shared), settings.trusted_proxies, refused)
     if settings.api_keys_file is None:
-        return [] if by_rate is None else [by_rate]
+        return [query_guard] if by_rate is None else [query_guard, by_rate]
 
     def refuse(environ: WSGIEnvironment) -> None:
         """Count a request without a key; where the address that it came from sent too many, that is what it is told."""
@@ -176,23 +216,7 @@ def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = N
             by_rate(environ, "read")
 
     by_key = key_guard(Keys(Path(settings.api_keys_file)), refuse)
-    return [by_key] if by_rate is None else [by_key, by_rate]
-
-
-def add_middleware(app: Flask, settings: ServingConfig, metrics: Metrics) -> None:
-    """Put the door before an application."""
-    turns = ConcurrencyLimiter(
-        settings.threads, settings.queue_size, partial(metrics.hold, "towers_requests_in_progress")
-    )
-    app.extensions |= {"towers_metrics": metrics, "towers_turns": turns}
-    app.wsgi_app = RequestMiddleware(app.wsgi_app, settings, metrics, turns)  # type: ignore[method-assign]
-
-
-def _route(environ: WSGIEnvironment) -> str:
-    if ROUTE in environ:
-        return str(environ[ROUTE])
-    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
-    return UNMATCHED if rule is None else str(rule.rule)
+    return [query_guard, by_key] if by_rate is None else [query_guard, by_key, by_rate]
 
 
 def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str:
@@ -227,7 +251,3 @@ def rate_guard(rates: RateLimiter, trusted_proxies: int, on_refusal: Callable[[]
             raise TooManyRequests("too many requests; try again later", retry_after=retry_after(seconds))
 
     return check
-
-
-def _busy() -> ServiceUnavailable:
-    return ServiceUnavailable("too many requests are in hand; try again", retry_after=_SECONDS_TO_RETRY)

@@ -1,99 +1,171 @@
-"""The JSON API: recommendations for someone known or described, items like another, and items by words.
-
-Malformed JSON is 400; a well-formed request with a value that is not allowed is 422 and names each mistake.
-"""
+"""The route table: every endpoint, from which dispatch, API keys' scopes, metrics, OpenAPI and the README follow."""
 
 from __future__ import annotations
 
-from typing import Any
+from serving.http.contract.schemas import (
+    BatchRecommendations,
+    BatchRecommendRequest,
+    EventsAccepted,
+    EventsRequest,
+    ItemQuery,
+    ItemWritten,
+    Liveness,
+    Readiness,
+    SearchRequest,
+    SearchResponse,
+    SimilarItems,
+    UserQuery,
+    UserRecommendations,
+    UserRecommendRequest,
+)
+from serving.http.live_routes import delete_item, post_events, put_item
+from serving.http.probes import healthz, metrics, readyz
+from serving.http.router import Reply, Route
+from serving.http.service import ApiRequest, Service, json_reply
 
-from flask import Blueprint, Response, current_app, g, request
-from werkzeug.routing import BaseConverter
-
-from features.messages import cut
-from serving.http.auth import needs
-from serving.http.contract.openapi import Documents
-from serving.http.contract.problems import Problem, json_response
-from serving.http.contract.schemas import ItemQuery
-from serving.http.handlers import RecommendHandler, parsed_json
-from serving.recommend.recommender import Recommender
-from serving.recommend.request import RecommendRequest
-
-_MAX_TYPE_CHARACTERS = 100
-
-recommend_routes = Blueprint("api", __name__)
-
-
-class IdConverter(BaseConverter):
-    """An id in a path: anything at all, slashes at either end included."""
-
-    regex = r"[\s\S]+"
-    part_isolating = False
-
-
-@recommend_routes.get("/recommendations/<id:user_id>")
-def recommendations(user_id: str) -> Response:
-    """Answer what to recommend to someone."""
-    retriever, answers = current_retriever(), _answers()
-    return json_response(answers.about_user(retriever, user_id, _wanted(answers.contract.query_for_user)))
+BODY_PROBLEMS = (400, 408, 413, 415, 422)
+"""Statuses of what can be wrong with a request body: no JSON, too slow, too large, another media type, invalid."""
 
 
-@recommend_routes.post("/recommendations")
-@needs("read")
-def recommendations_for() -> Response:
-    """Answer what to recommend to someone who is described in the body, or to several."""
-    return json_response(_answers().about_body(current_retriever(), json_body()))
+def recommend_for_user(service: Service, request: ApiRequest) -> Reply:
+    """Answer a request for recommendations for one user."""
+    recommend, recommender = service.recommend, request.recommender
+    wanted = recommend.plain(request.query_string) or recommend.wanted_by_user(
+        recommender, request.query_string, request.query()
+    )
+    return json_reply(recommend.about_user(recommender, request.path_value, wanted))
 
 
-@recommend_routes.get("/items/<id:item_id>/similar")
-def similar(item_id: str) -> Response:
-    """Answer which items are most like one."""
-    retriever, answers = current_retriever(), _answers()
-    return json_response(answers.about_item(retriever, item_id, _wanted(answers.contract.query)))
+def recommend_for_body(service: Service, request: ApiRequest) -> Reply:
+    """Answer a request for recommendations for a described user, or for several users."""
+    return json_reply(service.recommend.about_body(request.recommender, request.json()))
 
 
-@recommend_routes.get("/search")
-def search() -> Response:
-    """Answer which items are nearest to what is written."""
-    return json_response(_answers().about_words(current_retriever(), dict(request.args.lists())))
+def similar(service: Service, request: ApiRequest) -> Reply:
+    """Answer a request for items similar to one."""
+    recommend, recommender = service.recommend, request.recommender
+    wanted = recommend.wanted(recommend.contract.query, recommender, request.query())
+    return json_reply(recommend.about_item(recommender, request.path_value, wanted))
 
 
-@recommend_routes.get("/openapi.json")
-def openapi() -> Response:
-    """Answer what all of this is, as an OpenAPI document."""
-    documents: Documents = current_app.extensions["towers_documents"]
-    return Response(documents.of(current_retriever()), mimetype="application/json", direct_passthrough=True)
+def search(service: Service, request: ApiRequest) -> Reply:
+    """Answer a text search for items."""
+    return json_reply(service.recommend.about_words(request.recommender, request.query()))
 
 
-def current_retriever() -> Recommender:
-    """Return what this request is answered from, the same from its beginning to its end.
-
-    Raises:
-        NotReady: It is not loaded.
-    """
-    if "retriever" not in g:
-        g.retriever = current_app.extensions["towers_source"].get()
-    retriever: Recommender = g.retriever
-    return retriever
+def openapi(service: Service, request: ApiRequest) -> Reply:
+    """Answer with the OpenAPI document."""
+    return Reply(service.document(request.recommender))
 
 
-def _answers() -> RecommendHandler:
-    answers: RecommendHandler = current_app.extensions["towers_answers"]
-    return answers
-
-
-def _wanted(kind: type[ItemQuery]) -> RecommendRequest:
-    """Return what the query string wants of the answer."""
-    return _answers().wanted(kind, current_retriever(), dict(request.args.lists()))
-
-
-def json_body() -> Any:
-    """Return the body of the request.
-
-    Raises:
-        Problem: It is not JSON, or not said to be.
-    """
-    if request.mimetype != "application/json":
-        found = cut(request.mimetype, _MAX_TYPE_CHARACTERS) or "none"
-        raise Problem(415, f"expected Content-Type application/json, found {found}")
-    return parsed_json(request.get_data(cache=False))
+ROUTES = (
+    Route(
+        "GET",
+        "/recommendations/{user_id}",
+        "Recommendations for a user",
+        recommend_for_user,
+        name="recommend",
+        query=UserQuery,
+        responses=(UserRecommendations,),
+        problems=(422,),
+    ),
+    Route(
+        "POST",
+        "/recommendations",
+        "Recommendations for a user described by a history and attributes, or for several users",
+        recommend_for_body,
+        name="recommend_described",
+        body=(UserRecommendRequest, BatchRecommendRequest),
+        responses=(UserRecommendations, BatchRecommendations),
+        problems=BODY_PROBLEMS,
+    ),
+    Route(
+        "GET",
+        "/items/{item_id}/similar",
+        "The items most similar to an item",
+        similar,
+        name="similar",
+        query=ItemQuery,
+        responses=(SimilarItems,),
+        problems=(404, 422),
+    ),
+    Route(
+        "GET",
+        "/search",
+        "The items most relevant to a text",
+        search,
+        name="search",
+        query=SearchRequest,
+        responses=(SearchResponse,),
+        problems=(422,),
+    ),
+    Route(
+        "PUT",
+        "/items/{item_id}",
+        "Add an item to the catalogue, or replace it",
+        put_item,
+        scope="write",
+        name="put_item",
+        body=("Cells",),
+        responses=(ItemWritten,),
+        created="The item is new in the catalogue",
+        problems=BODY_PROBLEMS,
+        is_write=True,
+    ),
+    Route(
+        "DELETE",
+        "/items/{item_id}",
+        "Delete an item from the catalogue",
+        delete_item,
+        scope="write",
+        name="delete_item",
+        responses=(ItemWritten,),
+        problems=(404,),
+        is_write=True,
+    ),
+    Route(
+        "POST",
+        "/events",
+        "Append events to users' histories",
+        post_events,
+        scope="write",
+        name="post_events",
+        body=(EventsRequest,),
+        responses=(EventsAccepted,),
+        problems=BODY_PROBLEMS,
+        is_write=True,
+    ),
+    Route(
+        "GET",
+        "/healthz",
+        "Liveness: 200 while requests complete",
+        healthz,
+        scope="none",
+        name="alive",
+        responses=(Liveness,),
+        takes_turn=False,
+        needs_recommender=False,
+    ),
+    Route(
+        "GET",
+        "/readyz",
+        "Readiness: 200 once the model is loaded",
+        readyz,
+        scope="none",
+        name="ready",
+        responses=(Readiness,),
+        takes_turn=False,
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        "Metrics of all workers, for Prometheus",
+        metrics,
+        takes_turn=False,
+        needs_recommender=False,
+    ),
+    Route("GET", "/openapi.json", "This API as an OpenAPI document", openapi),
+    Route("GET", "/", "A web page that shows a user's history and recommendations", None),
+    Route("GET", "/static/{filename}", "Files of the web page", None, needs_recommender=False),
+)
+"""Where several paths match a request, the first counts: `/items/a/similar` is similar items of `a`."""

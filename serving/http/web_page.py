@@ -6,19 +6,21 @@ from flask import Blueprint, render_template, request
 
 from features.schema import MAX_ID_CHARACTERS
 from serving.bounds import MAX_SEARCH_CHARACTERS
-from serving.http.routes import current_retriever
+from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest
 from serving.recommend.text_query import reads_texts
 
 web_page = Blueprint("page", __name__)
 
 NUM_SHOWN = 12
+RECOMMENDER = "towers.recommender"
+"""Key of the WSGI environment under which the page finds the recommender."""
 
 
 @web_page.get("/")
 def home() -> str:
     """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
-    retriever = current_retriever()
+    retriever: Recommender = request.environ[RECOMMENDER]
     ids = retriever.state.users.ids
     user_id = request.args.get("user", "").strip()[:MAX_ID_CHARACTERS]
     q = request.args.get("q", "").strip()[:MAX_SEARCH_CHARACTERS]

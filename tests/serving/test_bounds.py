@@ -431,7 +431,7 @@ def test_a_path_reaches_the_log_as_text_of_one_line():
 
 def test_callers_are_not_told_the_words_of_a_database_driver(tmp_path, caplog):
     app = create_app(make_shop(), ServingConfig(live=str(tmp_path / "live.db")))
-    app.extensions["towers_source"].store.close()
+    app.extensions["towers"].provider.store.close()
     response = app.test_client().delete("/items/i1")
     assert response.status_code == 503
     assert response.json["detail"] == "the log of live writes cannot be written to"

@@ -154,10 +154,10 @@ def test_the_wait_for_a_turn_counts(retriever, monkeypatch):
         second = app.test_client().get("/recommendations/103")
         assert 0.2 <= time.monotonic() - began < 10
         assert (second.status_code, second.json["code"]) == (503, "deadline_exceeded")
-        assert app.extensions["towers_turns"].in_hand == 1
+        assert app.extensions["towers"].limiter.in_progress == 1
         go_on.set()
         first.result()
-    assert app.extensions["towers_turns"].in_hand == 0
+    assert app.extensions["towers"].limiter.in_progress == 0
 
 
 def test_who_waits_for_others_waits_no_longer_than_his_deadline_and_does_not_end_theirs():
@@ -247,7 +247,7 @@ def test_out_of_memory_outside_of_the_views_ends_one_request_only(retriever, mon
     assert (answer.status_code, answer.json["code"]) == (503, "out_of_memory")
     monkeypatch.setattr(app.wsgi_app, "_inner", inner)
     assert app.test_client().get("/recommendations/103").status_code == 200
-    assert app.extensions["towers_turns"].in_hand == 0
+    assert app.extensions["towers"].limiter.in_progress == 0
 
 
 def test_nothing_of_a_request_that_ended_is_left_for_the_next(retriever):

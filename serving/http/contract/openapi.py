@@ -6,6 +6,7 @@ service has its own document.
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +33,17 @@ from serving.http.contract.schemas import (
     Contract,
     EventsAccepted,
     EventsRequest,
+    ItemBody,
     ItemWritten,
     Liveness,
     Readiness,
+    ReasonBody,
+    RecommendationsBody,
     SearchResponse,
     SimilarItems,
     UserRecommendations,
 )
+from serving.http.router import Route
 from serving.recommend.recommender import Recommender
 from serving.recommend.users import attribute_schema
 from serving.snapshot.snapshot import Snapshot
@@ -60,7 +65,9 @@ _ANSWERS = (
     ProblemContent,
 )
 _OF_WRITES = (EventsRequest, ItemWritten, EventsAccepted)
-_IN_ANSWERS = {"ItemBody", "ReasonBody", "SimilarItems", "RecommendationsBody", "UserRecommendations", "ItemWritten"}
+_IN_ANSWERS = {
+    one.__name__ for one in (ItemBody, ReasonBody, SimilarItems, RecommendationsBody, UserRecommendations, ItemWritten)
+}
 _WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
 # Without blanks around it: what Python takes for one is more than what the patterns of JSON schemas do.
@@ -78,11 +85,13 @@ class Documents:
     """The document of a service as JSON, made once for each index, because that takes half a second.
 
     Args:
+        routes: The route table.
         contract: Request schemas and limits.
         takes_writes: Whether the service takes live writes.
     """
 
-    def __init__(self, contract: Contract, *, takes_writes: bool) -> None:
+    def __init__(self, routes: Sequence[Route], contract: Contract, *, takes_writes: bool) -> None:
+        self._routes = routes
         self._contract = contract
         self._takes_writes = takes_writes
         self._snapshot: Callable[[], Snapshot | None] = lambda: None
@@ -93,82 +102,52 @@ class Documents:
         """Return the document for what a retriever answers from."""
         with self._turn:
             if self._snapshot() is not retriever.snapshot:
-                self._content = orjson.dumps(document(self._contract, retriever, takes_writes=self._takes_writes))
+                self._content = orjson.dumps(
+                    document(self._routes, self._contract, retriever, takes_writes=self._takes_writes)
+                )
                 # Weak, or an index that is no longer served would stay in memory.
                 self._snapshot = weakref.ref(retriever.snapshot)
             return self._content
 
 
-def document(contract: Contract, retriever: Recommender, *, takes_writes: bool = False) -> Schema:
-    """Return the OpenAPI document of a service."""
+def document(
+    routes: Sequence[Route], contract: Contract, retriever: Recommender, *, takes_writes: bool = False
+) -> Schema:
+    """Return the OpenAPI document of a service that has these routes."""
     columns = retriever.state.filters.columns()
-    for_user = [_in_path("user_id", "The user, as in the tables."), *_parameters(contract.query_for_user, columns)]
-    for_item = [_in_path("item_id", "The item, as in the catalogue."), *_parameters(contract.query, columns)]
-    body = {"required": True, "content": _json(contract.one, contract.many)}
-    paths = {
-        "/recommendations/{user_id}": {
-            "get": {
-                **_operation("recommend", "What to recommend to a user", [UserRecommendations], 422),
-                "parameters": for_user,
-            }
-        },
-        "/recommendations": {
-            "post": {
-                **_operation(
-                    "recommend_described",
-                    "What to recommend to someone who is described, or to several users",
-                    [UserRecommendations, BatchRecommendations],
-                    *(400, 408, 413, 415, 422),
-                ),
-                "requestBody": body,
-            }
-        },
-        "/items/{item_id}/similar": {
-            "get": {
-                **_operation("similar", "The items most like one", [SimilarItems], 404, 422),
-                "parameters": for_item,
-            }
-        },
-        "/search": {
-            "get": {
-                **_operation("search", "The items nearest to what is written", [SearchResponse], 422),
-                "parameters": _parameters(contract.query_in_words, columns),
-            }
-        },
-        "/healthz": {"get": _operation("alive", "Whether the process is alive", [Liveness])},
-        "/readyz": {"get": _operation("ready", "Whether recommendations can be given", [Readiness])},
-    }
-    if takes_writes:
-        paths |= _write_paths(retriever)
+    paths: Schema = {}
+    for route in routes:
+        if route.name is not None and (takes_writes or not route.is_write):
+            operation = _operation(route, route.name, contract, columns, retriever)
+            paths.setdefault(route.path, {})[route.method.lower()] = operation
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
     schemas = _schemas(contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
     _say_ids(schemas, retriever)
-    key = {"type": "http", "scheme": "bearer", "description": "A key of this service, if it asks for keys."}
+    key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service asks for keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
 
-def _write_paths(retriever: Recommender) -> Schema:
-    """Return the operations that change something."""
-    item = {"name": "item_id", "in": "path", "required": True, "description": "The item, known or new."}
-    of_item = [{**item, "schema": _path_id(retriever.state.items.is_integer)}]
-    put = _operation("put_item", "The item is in the catalogue", [ItemWritten], 400, 408, 413, 415, 422)
-    put["responses"]["201"] = {
-        **put["responses"]["200"],
-        "description": "The item is new in the catalogue",
-    }
-    columns = {"required": True, "content": {"application/json": {"schema": _ref("Cells")}}}
-    posted = _operation("post_events", "The events are remembered", [EventsAccepted], 400, 408, 413, 415, 422)
-    return {
-        "/items/{item_id}": {
-            "put": {**put, "parameters": of_item, "requestBody": columns},
-            "delete": {
-                **_operation("delete_item", "The item is no longer in the catalogue", [ItemWritten], 404),
-                "parameters": of_item,
-            },
-        },
-        "/events": {"post": {**posted, "requestBody": {"required": True, "content": _json(EventsRequest)}}},
-    }
+def _operation(
+    route: Route, name: str, contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender
+) -> Schema:
+    """Return what the document says of a route."""
+    content = _json(*route.responses)
+    responses: Schema = {"200": {"description": route.summary, "content": content}}
+    if route.created is not None:
+        responses["201"] = {"description": route.created, "content": content}
+    for status in sorted({*route.problems, *ANYWHERE}):
+        problem = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
+        responses[str(status)] = {"description": CODES[status][1], "content": problem}
+    operation: Schema = {"operationId": name, "summary": route.summary, "responses": responses}
+    parameters = [_in_path(found, route, retriever) for found in re.findall(r"{(\w+)}", route.path)]
+    if route.query is not None:
+        parameters += _parameters(contract.limited(route.query), columns)
+    if parameters:
+        operation["parameters"] = parameters
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": _json(*route.body)}
+    return operation
 
 
 def _write_schemas(retriever: Recommender) -> Schema:
@@ -190,16 +169,8 @@ def _id(is_integer: bool) -> Schema:
     return {"anyOf": [_WHOLE_ID, _path_id(is_integer)]}
 
 
-def _operation(name: str, summary: str, answers: Sequence[type], *problems: int) -> Schema:
-    responses: Schema = {"200": {"description": summary, "content": _json(*answers)}}
-    for status in sorted({*problems, *ANYWHERE}):
-        content = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
-        responses[str(status)] = {"description": CODES[status][1], "content": content}
-    return {"operationId": name, "summary": summary, "responses": responses}
-
-
-def _json(*types: type) -> Schema:
-    named = [_ref(one.__name__) for one in types]
+def _json(*types: type | str) -> Schema:
+    named = [_ref(one if isinstance(one, str) else one.__name__) for one in types]
     return {"application/json": {"schema": named[0] if len(named) == 1 else {"anyOf": named}}}
 
 
@@ -207,8 +178,13 @@ def _ref(name: str) -> Schema:
     return {"$ref": _REF.format(model=name)}
 
 
-def _in_path(name: str, description: str) -> Schema:
+def _in_path(name: str, route: Route, retriever: Recommender) -> Schema:
+    """Return an id in a path: any text to read, as in the tables to write."""
+    ids = retriever.state.users if name == USER_ID else retriever.state.items
     schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
+    if route.is_write:
+        schema = _path_id(ids.is_integer)
+    description = "The user, as in the tables." if name == USER_ID else "The item, as in the catalogue."
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 

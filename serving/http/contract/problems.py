@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
-from flask import Flask, Response
 from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
 
 from features.errors import UnavailableError
 from features.messages import cut
@@ -24,7 +23,6 @@ from features.redaction import redacted
 from serving.bounds import MAX_MISTAKES
 from serving.errors import DeadlineExceededError, NotReady
 from serving.observability.logs import current
-from serving.observability.timings import timed
 
 RETRY_AFTER_SECONDS = 5
 
@@ -106,24 +104,6 @@ class ProblemContent(TypedDict):
     """The kind of problem in a word, for programs."""
     errors: list[Mistake]
     """The mistakes one by one; empty where `detail` says it all."""
-
-
-def json_bytes(content: Any) -> bytes:
-    """Return an answer's content in JSON."""
-    with timed("serialise"):
-        return orjson.dumps(content)
-
-
-def json_response(content: Any, status: int = 200) -> Response:
-    """Return an answer in JSON."""
-    # Passed on as it is, a list of one part, the body goes out in one piece and not through an iterator.
-    return Response(json_bytes(content), status, mimetype="application/json", direct_passthrough=True)
-
-
-def register_problems(app: Flask) -> None:
-    """Let every error of `app` have the one shape."""
-    for kind in (HTTPException, Exception):
-        app.register_error_handler(kind, problem_of)
 
 
 def problem_of(error: Exception) -> Response:

@@ -72,7 +72,7 @@ def test_senders_who_are_slow_take_nobodys_turn(retriever):
         client = app.test_client()
         assert client.get("/recommendations/103").status_code == 200
         assert client.post("/recommendations", data=BODY, content_type=JSON).status_code == 200
-        assert app.extensions["towers_turns"].in_hand == 0
+        assert app.extensions["towers"].limiter.in_progress == 0
         for sender, answer in zip(senders, asked, strict=True):
             sender.go_on.set()
             assert answer.result().status_code == 200

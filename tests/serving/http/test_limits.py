@@ -45,14 +45,14 @@ def test_one_more_than_may_wait_is_refused_and_everybody_else_gets_a_turn():
     with ThreadPoolExecutor(5) as pool:
         asked = [pool.submit(ask) for _ in range(5)]
         deadline = time.monotonic() + 10
-        while turns.in_hand < 5 and time.monotonic() < deadline:
+        while turns.in_progress < 5 and time.monotonic() < deadline:
             time.sleep(0.001)
         assert not turns.take()
-        assert turns.in_hand == 5
+        assert turns.in_progress == 5
         go_on.set()
         assert all(one.result() for one in asked)
     assert max(most) <= 2
-    assert (turns.in_hand, max(seen), seen[-1]) == (0, 5, 0)
+    assert (turns.in_progress, max(seen), seen[-1]) == (0, 5, 0)
     assert turns.take()
 
 
@@ -172,7 +172,7 @@ def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_wh
         assert entered.acquire(timeout=20)
         second = pool.submit(app.test_client().get, "/recommendations/103")
         deadline = time.monotonic() + 20
-        while app.extensions["towers_turns"].in_hand < 2 and time.monotonic() < deadline:
+        while app.extensions["towers"].limiter.in_progress < 2 and time.monotonic() < deadline:
             time.sleep(0.001)
         began = time.monotonic()
         refused = app.test_client().get("/recommendations/103", headers={"X-Request-Id": "mine"})
@@ -192,7 +192,7 @@ def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_wh
 
 def test_health_says_when_nothing_moves_any_more(retriever):
     app = create_app(retriever)
-    turns = app.extensions["towers_turns"]
+    turns = app.extensions["towers"].limiter
     clock = Clock()
     turns._clock = clock
     turns.take()

@@ -169,7 +169,7 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
     def gone(*_):
         raise NotReady("the log of live writes cannot be read (disk I/O error)")
 
-    store = client.application.extensions["towers_source"].store
+    store = client.application.extensions["towers"].provider.store
     for name in ("version", "append"):
         monkeypatch.setattr(store, name, gone)
     answer = client.get("/recommendations/4711")
@@ -226,5 +226,5 @@ def test_where_the_service_of_the_vectors_is_away_a_write_is_503_and_not_remembe
 
 def test_a_write_remembers_the_vector_that_its_model_made(client, retriever):
     client.put("/items/new", json={"title": "Brand new"})
-    (record,) = client.application.extensions["towers_source"].store.since(0)
+    (record,) = client.application.extensions["towers"].provider.store.since(0)
     assert vector_from_json(record.body["vector"], retriever.model, retriever.state.search.width) is not None

@@ -266,7 +266,7 @@ def test_a_file_that_another_process_keeps_to_itself_is_a_503_and_answers_do_not
 
 
 def test_a_full_disk_is_a_503_and_nothing_of_the_write_is_there_later(client, path, caplog):
-    writer = client.application.extensions["towers_source"].store._file().writer
+    writer = client.application.extensions["towers"].provider.store._file().writer
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
     writer.execute(f"PRAGMA max_page_count = {pages}")
     refused = client.put("/items/second", json={"title": "x" * 20_000})

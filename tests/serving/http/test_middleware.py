@@ -1,0 +1,141 @@
+"""What every request passes, and the route table from which its handling follows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.config import ServingConfig
+from serving.http.app import create_app
+from serving.http.key_file import add_key
+from serving.http.router import Router
+from serving.http.routes import ROUTES
+
+BODIES = [
+    {},
+    {"history": ["item-001", "item-002", "gone"], "k": 3},
+    {"users": [103, {"history": ["item-001"]}, "nobody"], "k": 2},
+    {"k": 0},
+    [],
+]
+RAW = [b"", b"{", b"\xff", b'{"history": "' + b"x" * 20_000 + b'"}']
+QUERIES = ["", "?k=3", "?k=3&offset=2", "?exclude=item-001&exclude=item-002", "?k=0", "?k=1&k=2", "?reasons=1", "?k"]
+
+
+def client_of(retriever, **settings):
+    return create_app(retriever, ServingConfig(max_body_bytes=20_000, **settings)).test_client()
+
+
+@pytest.fixture
+def client(retriever):
+    return client_of(retriever)
+
+
+def headers_of(response):
+    """Status and headers, except the id, which differs by request."""
+    return response.status_code, sorted(pair for pair in response.headers if pair[0] != "X-Request-Id")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected", "value"),
+    [
+        ("GET", "/recommendations/a/b", "/recommendations/{user_id}", "a/b"),
+        ("HEAD", "/recommendations//", "/recommendations/{user_id}", "/"),
+        ("POST", "/recommendations", "/recommendations", ""),
+        ("GET", "/items/a\n/similar", "/items/{item_id}/similar", "a\n"),
+        ("GET", "/items/similar/similar", "/items/{item_id}/similar", "similar"),
+        ("PUT", "/items/a/similar", "/items/{item_id}", "a/similar"),
+        ("GET", "/items//similar", None, ""),
+        ("GET", "/recommendations/", None, ""),
+        ("PATCH", "/recommendations", None, ""),
+    ],
+)
+def test_a_request_finds_its_route(method, path, expected, value):
+    route, found = Router(ROUTES).match(method, path)
+    assert (route and route.path, found) == (expected, value)
+
+
+def test_a_route_and_its_operation_stand_once_in_the_table():
+    assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
+    names = [route.name for route in ROUTES if route.name is not None]
+    assert len(set(names)) == len(names)
+
+
+def test_options_and_a_wrong_method_say_which_methods_there_are(client):
+    response = client.options("/items/a")
+    assert (response.status_code, response.headers["Allow"]) == (200, "DELETE, OPTIONS, PUT")
+    assert client.post("/recommendations/1").headers["Allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("user", ["103", "nobody", "a/b", "%20", "%C3%A9", "103/"])
+def test_head_and_a_cached_query_get_the_same_response(client, user, query):
+    path = f"/recommendations/{user}{query}"
+    first, again, head = client.get(path), client.get(path), client.head(path)
+    assert headers_of(first) == headers_of(again) == headers_of(head)
+    assert first.data == again.data
+    assert head.data == b""
+
+
+def test_queries_are_cached_up_to_a_limit(client):
+    for offset in range(300):
+        assert client.get(f"/recommendations/103?k=1&offset={offset}").status_code == 200
+    assert 0 < len(client.application.extensions["towers"].recommend._plain) <= 256
+
+
+@pytest.mark.parametrize("raw", [*(json.dumps(body).encode() for body in BODIES), *RAW])
+def test_a_character_set_changes_nothing(client, raw):
+    kinds = ("application/json", "application/json; charset=utf-8")
+    one, other = (client.post("/recommendations", data=raw, content_type=kind) for kind in kinds)
+    assert one.data == other.data
+    assert headers_of(one) == headers_of(other)
+
+
+def test_a_body_that_breaks_off_is_the_clients_error(client):
+    broken = {"CONTENT_LENGTH": "9"}
+    response = client.post("/recommendations", data=b"{}", content_type="application/json", environ_overrides=broken)
+    assert (response.status_code, response.json["code"]) == (400, "bad_request")
+
+
+def test_an_unexpected_error_goes_to_the_log_and_not_to_the_client(client, retriever, monkeypatch, caplog):
+    monkeypatch.setattr(type(retriever), "recommend", lambda *_: 1 / 0)
+    for path in ("/recommendations/103", "/?user=103"):
+        response = client.get(path)
+        assert (response.status_code, response.json["code"]) == (500, "internal")
+        assert "division by zero" not in response.text
+    assert "division by zero" in caplog.text
+
+
+def test_requests_are_counted_by_route(client):
+    for path in ("/recommendations/103", "/", "/static/style.css", "/static/no", "/no"):
+        client.get(path).close()
+    client.post("/recommendations", json={})
+    found = {
+        tuple(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name in ("towers_requests_total", "towers_fallbacks_total")
+    }
+    assert found == {
+        ("/recommendations/{user_id}", "200"): 1,
+        ("/recommendations", "200"): 1,
+        ("/", "200"): 1,
+        ("/static/{filename}", "200"): 1,
+        ("/static/{filename}", "404"): 1,
+        ("none", "404"): 1,
+        ("popular",): 1,
+    }
+
+
+def test_every_route_but_the_probes_asks_for_a_key_and_is_limited_by_rate(retriever, tmp_path):
+    secret = add_key(tmp_path / "keys.toml", "shop", "read")
+    client = client_of(retriever, api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=len(ROUTES) + 1)
+    for route in ROUTES:
+        path = route.path.replace("{", "").replace("}", "")
+        with client.open(path, method=route.method) as response:
+            assert (response.status_code == 401) is (route.scope != "none"), route
+    key = {"Authorization": f"Bearer {secret}"}
+    statuses = [client.get("/recommendations/103", headers=key).status_code for _ in range(len(ROUTES) + 2)]
+    assert statuses == [200] * (len(ROUTES) + 1) + [429]
