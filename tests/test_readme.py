@@ -1,6 +1,6 @@
 """The front door keeps its word: its commands run in order, its paths exist, and every setting is in its tables.
 
-`python tests/test_readme.py` writes the tables of settings anew from the settings themselves.
+`python tests/test_readme.py` writes the tables of settings and of endpoints from the settings and the route table.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from features.config import ColumnSettings, EncoderSettings, FeaturesConfig, FeatureSettings, StrictTable
 from serving.config import ServingConfig
+from serving.http.routes import ROUTES
 from towers.cli import main as cli
 from towers.config import TowersConfig
 from training.config import TrainingConfig
@@ -40,6 +41,7 @@ TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "serving.toml": (ServingConfig, "or `TOWERS_<KEY>` in the environment"),
 }
 BEGIN, END = "<!-- settings -->\n", "<!-- /settings -->"
+ROUTES_BEGIN, ROUTES_END = "<!-- routes -->\n", "<!-- /routes -->"
 NOTES = ("tea", "coffee", "bread", "soup", "rice", "pasta", "beans", "cake")
 QUICK = "--set training.epochs=1"
 
@@ -86,15 +88,26 @@ def _row(table: type[StrictTable], name: str) -> str:
     return f"| `{name}` | {shown} | {what} |"
 
 
+def routes_table() -> str:
+    """The table of endpoints, from the route table."""
+    rows = ["| endpoint | API key | what it does |", "|---|---|---|"]
+    rows += [f"| `{route.method} {route.path}` | {route.scope} | {route.summary} |" for route in ROUTES]
+    return "\n".join(rows) + "\n"
+
+
+def between(text: str, begin: str, end: str, content: str) -> str:
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 def written(text: str) -> str:
-    """The README with the tables of settings as they should be."""
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{BEGIN}\n{settings_tables()}\n{END}{after}"
+    """The README with the tables of settings and of endpoints as they should be."""
+    return between(between(text, BEGIN, END, settings_tables()), ROUTES_BEGIN, ROUTES_END, routes_table())
 
 
-def test_every_setting_is_in_its_tables_as_the_settings_say():
+def test_the_tables_of_settings_and_endpoints_are_up_to_date():
     text = README.read_text(encoding="utf-8")
-    assert text == written(text), "write them anew: python tests/test_readme.py"
+    assert text == written(text), "update them: python tests/test_readme.py"
     for table, _ in TABLES.values():
         for name in table.model_fields:
             assert f"| `{name}` |" in text or f"[features.{name}]" in text, f"{table.__name__}.{name}"

@@ -237,15 +237,15 @@ def test_out_of_memory_ends_one_request_only(retriever, monkeypatch, caplog, pat
 
 def test_out_of_memory_outside_of_the_views_ends_one_request_only(retriever, monkeypatch):
     app = create_app(retriever)
-    inner = app.wsgi_app._inner
+    inner = app.wsgi_app._dispatch
 
     def broken(environ, start_response):
         raise MemoryError
 
-    monkeypatch.setattr(app.wsgi_app, "_inner", broken)
+    monkeypatch.setattr(app.wsgi_app, "_dispatch", broken)
     answer = app.test_client().get("/recommendations/103")
     assert (answer.status_code, answer.json["code"]) == (503, "out_of_memory")
-    monkeypatch.setattr(app.wsgi_app, "_inner", inner)
+    monkeypatch.setattr(app.wsgi_app, "_dispatch", inner)
     assert app.test_client().get("/recommendations/103").status_code == 200
     assert app.extensions["towers"].limiter.in_progress == 0
 

@@ -415,7 +415,7 @@ class Contract:
     def limited(self, kind: type) -> type[ItemQuery]:
         """Return the schema of a query with the limits of this service, for one of the classes of this file."""
         limited = (self.query_for_user, self.query_in_words, self.query)
-        return next(one for one in limited if issubclass(one, kind))
+        return next(one for one in limited if one.__base__ is kind)
 
     def body(self, content: Any) -> UserRecommendRequest | BatchRecommendRequest:
         """Return what a body asks.

@@ -56,7 +56,7 @@ def test_each_request_is_one_line_of_json_where_all_are_asked_for(written, retri
     [line] = [json.loads(line) for line in lines]
     assert line["request_id"] == "r1"
     assert (line["level"], line["message"], line["status"], line["method"]) == ("info", "request", 200, "GET")
-    assert line["route"] == "/recommendations/<id:user_id>"
+    assert line["route"] == "/recommendations/{user_id}"
     assert line["path"] == "/recommendations/103"
     assert 0 < line["stages"]["search"] <= line["seconds"]
     assert line["client"] == "127.0.0.1"

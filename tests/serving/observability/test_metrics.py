@@ -166,7 +166,7 @@ def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(retriever
     response = client.get("/metrics")
     assert response.status_code == 200
     found = read(response.text)
-    route = "/recommendations/<id:user_id>"
+    route = "/recommendations/{user_id}"
     assert requests(found, route) == 4
     assert requests(found, route, "422") == 1
     assert requests(found, "none", "404") == 1

@@ -129,7 +129,7 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
         assert all(answer == described[0] and answer[0] == 200 for answer in described)
 
         # Whichever worker is asked, it tells the counts of both, also after one of them was killed.
-        route = "/recommendations/<id:user_id>"
+        route = "/recommendations/{user_id}"
         assert all(served.count(route=route, status=200) == 41 for _ in range(6))
         assert served.count(route="/recommendations", status=200) == 40
         worker = psutil.Process(served.process.pid).children()[0]
