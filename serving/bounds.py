@@ -1,7 +1,7 @@
 """How much a request may hold: every text and list has a limit, and lengths are compared before anything is read.
 
 Time to read grows with length, and faster than it where a pattern or a parser is unlucky, so that no body, however
-small beside `max_body_bytes`, may reach one whole. What a schema can say of these limits the OpenAPI document says.
+small, may reach one whole. The OpenAPI document states these limits where a schema can.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ _accept = click.option(
     help="Go on where far less of a column is filled, or known to the model, than in training.",
 )
 _tables = {
-    "interactions": "Who had what, in the place of the table that training read.",
-    "items": "The catalogue, in the place of the one that training read.",
-    "users": "The users' attributes, in the place of those that training read.",
+    "interactions": "Interactions table, instead of the one used in training.",
+    "items": "Items table, instead of the one used in training.",
+    "users": "Users table, instead of the one used in training.",
 }
 
 
@@ -45,13 +45,13 @@ _tables = {
 @click.option(
     "--kind", type=click.Choice(INDEX_KINDS), help="How to search; with --recall, the only kind that is tuned."
 )
-@click.option("--live", metavar="STORE", help="Fold in what a service has been written: its setting `live`.")
+@click.option("--live", metavar="STORE", help="Merge the live-update log (the setting `live`) into the index.")
 @_config
 @click.option(
     "--precompute",
     metavar="N",
     type=click.IntRange(min=0),
-    help="How many items of each user are found now, to be looked up later: 8 bytes each; 0 for none.  [default: 100, "
+    help="Number of recommendations per user to precompute, 8 bytes each; 0 for none.  [default: 100, "
     "where that takes minutes and no more than 1 GB]",
 )
 @_accept
@@ -87,7 +87,7 @@ def index(
 @click.argument("bundle", metavar="DIR", type=_file)
 @click.option("--output", metavar="FILE", type=_file, required=True, help="The Parquet file to write.")
 @click.option("--k", default=100, show_default=True, type=click.IntRange(min=1), help="Items for each user.")
-@click.option("--users", metavar="FILE", type=_file, help="For whom: a table with a column user_id. Default: everyone.")
+@click.option("--users", metavar="FILE", type=_file, help="Table with the user_id to recommend for. Default: all.")
 @click.option(
     "--where",
     "conditions",
@@ -188,7 +188,7 @@ def key() -> None:
 
 @key.command("add")
 @click.argument("name")
-@click.option("--write", is_flag=True, help="Whether it may change something, too, and not only read.")
+@click.option("--write", is_flag=True, help="Let the key write items and events, not only read.")
 @_keys
 def add(name: str, path: Path, *, write: bool) -> None:
     """Make a key for NAME and show it, this once."""
@@ -212,7 +212,7 @@ def list_keys(path: Path) -> None:
 @click.argument("name")
 @_keys
 def remove(name: str, path: Path) -> None:
-    """Make the key of NAME worthless."""
+    """Revoke the API key NAME."""
     from serving.http.key_file import remove_key
 
     remove_key(path, name)
@@ -238,10 +238,10 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None,
     """Find items that are nearly the same, in groups: what pairs connect, the largest group first.
 
     DIR is a bundle, such as runs/latest. The file has a row for each item in a group: group, place (1 is the item that
-    people had most, the one to keep), item_id, interactions, nearest_id and the score with it.
+    has the most interactions, the one to keep), item_id, interactions, nearest_id and the score with it.
 
     What is alike depends on what the model reads: with texts and attributes it is what is described alike, by id alone
-    what the same people had. The nearest scores of a sample, which are told, show where to set the threshold.
+    items of the same users. The nearest scores of a sample, which are printed, show where to set the threshold.
     """
     from serving.jobs.similarity_reports import report_duplicates
 
@@ -287,7 +287,7 @@ _link = click.option(
 @_link
 @_config
 def deploy(bundle: Path, link: Path, config: Path | None) -> None:
-    """Let a running service go over to another bundle, without a request failing.
+    """Deploy a bundle to a running service, without a failed request.
 
     DIR is the bundle, such as runs/run-7. It is verified first, and its index made if there is none; then LINK, which
     the service was started with, points to it, and every worker goes over by itself within seconds. Where LINK is an

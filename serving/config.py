@@ -48,33 +48,33 @@ class ServingConfig(StrictTable):
     threads: int = Field(default=4, ge=1, le=256)
     """Requests that one worker answers at a time."""
     queue_size: int = Field(default=64, ge=0, le=4096)
-    """Requests that may wait in one worker for their turn. One more is refused at once, with 503 and `Retry-After`."""
+    """Requests that may queue in one worker while `threads` are being answered. Further ones are rejected at once with
+    503 and `Retry-After`. A longer queue absorbs bursts, and raises latency."""
     timeout_seconds: float = Field(default=2.0, gt=0, le=3600)
-    """How long a request may take once it has arrived, the wait for its turn included, in seconds. One that takes
-    longer is ended with 503 and `Retry-After`. Raise it for a catalogue of millions of items."""
+    """Deadline of a request in seconds, from its arrival, queueing included. A request that takes longer gets 503 and
+    `Retry-After`. Raise it for a catalogue of millions of items."""
     micro_batching: MicroBatching = "off"
-    """Whether what the threads of a worker have to do at a moment is done together: searches, and encodings of people
-    who are described; a score may then differ in its last digit with who else is asking. auto: each where some trials
-    at the start say that it pays."""
+    """Micro-batching: combine concurrent searches, and user encodings, of one worker into a single call. Scores may
+    then differ in the last digit. auto: only where measurements at the start show a gain."""
     server: Literal["granian", "gunicorn"] = "granian"
     """Which production server runs the workers."""
     default_k: int = Field(default=10, ge=1)
-    """How many items an answer has when the request does not say."""
+    """Number of items in a response when the request gives no `k`."""
     max_k: int = Field(default=1000, ge=1)
-    """The most items a request may ask for."""
+    """Maximum `k` of a request."""
     max_offset: int = Field(default=10_000, ge=0)
-    """The most items that a request may pass over, to get a later page."""
+    """Maximum `offset` of a request."""
     max_users: int = Field(default=100, ge=1)
-    """The most users that one request may ask about."""
+    """Maximum number of users in one request."""
     max_history: int = Field(default=10_000, ge=0)
-    """The most items in the history of someone who is described, and in a list of those to exclude."""
+    """Maximum number of items in a posted history, and in a list of items to exclude."""
     max_slate_slots: int = Field(default=5000, ge=1)
-    """The most places that one request may have arranged by rules: its users times `offset` + `k`. As all limits of a
-    request it is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
+    """Maximum number of slate slots that one request may have filled by rules: users times `offset` + `k`. The default
+    is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
     max_limited_users: int = Field(default=10, ge=1)
-    """The most users for whom one request may ask `at_most` or `distinct`, which can take several searches for each."""
+    """Maximum number of users in a request with `at_most` or `distinct`, which can take several searches per user."""
     max_explained_users: int = Field(default=10, ge=1)
-    """The most users for whom one request may ask reasons."""
+    """Maximum number of users in a request with `reasons`."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     """The largest body of a request, in bytes."""
     body_seconds: float = Field(default=10.0, gt=0, le=3600)
@@ -83,7 +83,7 @@ class ServingConfig(StrictTable):
     connections: int = Field(default=512, ge=16, le=65_536)
     """The most connections that one worker holds open; more of them wait until one ends. Each may take a thread."""
     api_keys_file: str | None = None
-    """File of the keys that are accepted, made by `towers key`. None: whoever can reach the service may use it."""
+    """File of the accepted API keys, written by `towers key`. None: no key is needed, not even to write."""
     rate: float | None = Field(default=None, gt=0, le=1e6)
     """Requests a second that one client (a key; without keys an address) may make, counted by all workers together.
     None: any number."""
@@ -95,21 +95,21 @@ class ServingConfig(StrictTable):
     log_format: Format = "auto"
     """How the log is written, one event a line. auto: `text` in a terminal, `json` elsewhere."""
     log_requests: Literal["all", "problems", "none"] = "problems"
-    """Which requests have a line in the log. problems: those that failed by our fault or took `slow_seconds`."""
+    """Which requests have a line in the log. problems: status 500 and above, and those that took `slow_seconds`."""
     slow_seconds: float = Field(default=1.0, gt=0)
-    """From when on a request is slow."""
+    """Duration in seconds from which a request counts as slow."""
     recommend_seen: bool | None = None
-    """Whether items come back to people who had them before. None: as the model was trained."""
+    """Whether to recommend items that are already in a user's history. None: as the model was trained."""
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
     """Columns of the catalogue that requests may filter by; in the environment with commas between them. None: all of
-    them. Whoever may filter by a column can find out what it holds."""
+    them. A client that may filter by a column can find out its values."""
     rerank: bool = True
-    """Whether the first items are put into a better order, where the bundle has a ranker (`towers train-ranker`)."""
+    """Re-rank the first items, where the bundle has a ranker (`towers train-ranker`)."""
     rerank_candidates: int | None = Field(default=None, ge=10, le=1000)
-    """How many of the first items are put into a better order. None: as many as the ranker was made for."""
+    """Number of candidates that are re-ranked. None: as many as the re-ranker was trained for."""
     rerank_budget_ms: float = Field(default=20.0, gt=0, le=60_000)
-    """How long that may take for all users of a request together, in milliseconds; whoever's turn has not come by then
-    gets the items in the order in which they were found."""
+    """Time budget of re-ranking for all users of a request together, in milliseconds; users not re-ranked in time
+    get the un-re-ranked results."""
     live: SecretStr | None = None
     """Where items and events that arrive are kept: a file (SQLite) for the workers of one machine, or
     postgresql://USER@HOST/DATABASE for several. None: the service takes none. A password in it appears nowhere; on the
@@ -165,7 +165,7 @@ def read_settings(
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the settings of a service, for its processes, which are told them otherwise."""
+    """Return an environment without the settings of a service, for child processes: they read a file."""
     names = _variables()
     return {name: value for name, value in environment.items() if name not in names}
 

@@ -9,11 +9,11 @@ class NotReady(RuntimeError):  # noqa: N818 (a state, and a passing one)
     Over HTTP it is a 503 in the one error shape; on the command line it is one line and exit status 2.
 
     Attributes:
-        said: What callers are told. The exception's own text, for the operator, has the cause as well.
+        said: The message for clients. The exception's own text, for the operator, has the cause as well.
     """
 
     def __init__(self, said: str, cause: object = None) -> None:
-        """Take what callers are told, and what only the log says, such as the words of a database's driver."""
+        """Take the message for clients, and the cause, which only the log names, such as a database driver's error."""
         super().__init__(said if cause is None else f"{said} ({' '.join(str(cause).split())})")
         self.said = said
 
@@ -22,7 +22,7 @@ class DeadlineExceededError(RuntimeError):
     """A request was not answered in the time that the setting `timeout_seconds` allows; over HTTP it is a 503.
 
     Args:
-        seconds: How long it had.
+        seconds: The time limit that it exceeded.
     """
 
     def __init__(self, seconds: float) -> None:

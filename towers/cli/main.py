@@ -58,7 +58,7 @@ COMMANDS = {
     ),
     "serve": Entry("serving.commands:serve", "Answer over HTTP."),
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
-    "deploy": Entry("serving.commands:deploy", "Let a running service go over to another bundle."),
+    "deploy": Entry("serving.commands:deploy", "Deploy a bundle to a running service."),
     "rollback": Entry("serving.commands:rollback", "Let a running service go back to the bundle it served before."),
     "keygen": Entry("towers.cli.commands:keygen", "Make the keys with which bundles are signed, and trusted."),
     "sign": Entry("towers.cli.commands:sign", "Sign a bundle, its index and its ranker."),

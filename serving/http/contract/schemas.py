@@ -1,4 +1,4 @@
-"""What is asked and answered over HTTP: every name, type and limit, in one place.
+"""Schemas of requests and responses over HTTP: every name, type and limit, in one place.
 
 A query string and a body ask for the same things by the same names. The OpenAPI document is made from what stands here.
 """
@@ -123,11 +123,11 @@ class ItemQuery(_Message):
     k: int = 10
     """How many items. An answer has fewer only where no more fit."""
     offset: int = 0
-    """How many of the best are passed over: those of the pages before."""
+    """How many of the best items to skip: those of earlier pages."""
     filter: Conditions = Field(default_factory=dict)
     """What must hold of the items, by column of the catalogue."""
     exclude: list[Id] = Field(default_factory=list)
-    """Items that must not be among them."""
+    """Items to leave out."""
     diversity: float = Field(default=0.0, ge=0, le=1)
     """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
     distinct: float | None = Field(default=None, gt=0, le=1)
@@ -143,17 +143,17 @@ class ItemQuery(_Message):
 
 
 class SearchRequest(ItemQuery):
-    """What a search may ask beside that."""
+    """Parameters of a text search."""
 
     q: str = Field(min_length=1, max_length=MAX_SEARCH_CHARACTERS)
     """The words to search for."""
 
 
 class ProfileBody(_Message):
-    """Someone as they are here and now."""
+    """A user described by a history and attributes."""
 
     history: list[Id] = Field(default_factory=list)
-    """What they had, oldest first."""
+    """Ids of the user's items, oldest first."""
     times: list[Time] | None = None
     """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
     attributes: Attributes = Field(default_factory=dict)
@@ -165,7 +165,7 @@ class ProfileBody(_Message):
 
 
 class UserQuery(ItemQuery):
-    """What a request for recommendations may ask beside that."""
+    """Parameters of a request for recommendations."""
 
     reasons: int = Field(default=0, ge=0, le=10)
     """How many items of the user's history are named as reasons for each item, at most."""
@@ -187,7 +187,7 @@ class BatchRecommendRequest(UserQuery):
 
 
 class EventBody(_Message):
-    """Someone had something."""
+    """An interaction of a user with an item."""
 
     user_id: UserId
     """Who, known or new."""
@@ -224,9 +224,9 @@ class EventsAccepted(TypedDict):
     """Events were taken."""
 
     accepted: int
-    """How many."""
+    """Number of events appended."""
     repeated: int
-    """How many more had been taken before."""
+    """Number of events that were already in the log."""
     position: int
     """Where the last of them stands in the log of live writes."""
 
@@ -236,7 +236,7 @@ class ReasonBody(TypedDict):
     """An item of the user's history that spoke for an item of an answer."""
 
     item_id: int | str
-    """What the user had."""
+    """The item of the user's history."""
     contribution: float
     """How much lower the item would have scored without it."""
     title: NotRequired[str]
@@ -272,7 +272,7 @@ class RecommendationsBody(TypedDict):
     reranked: NotRequired[bool]
     """Whether the first items were put into a better order in time, where the service has what does that."""
     unknown_items: NotRequired[list[int | str]]
-    """What they were said to have had that is not in the catalogue, and so was not heard."""
+    """History items that are not in the catalogue; they were ignored."""
     unknown_values: NotRequired[dict[str, list[str]]]
     """Values of their attributes that the model does not know, and so were not heard, by attribute."""
 
@@ -362,7 +362,7 @@ class Readiness(TypedDict):
 
 
 _Limit = tuple[Any, Any]
-"""The type of a field, and the rest of what pydantic is told of it."""
+"""The type of a field, and its pydantic `Field`."""
 
 Message = TypeVar("Message", bound=_Message)
 
@@ -372,7 +372,7 @@ class Contract:
     """The requests, with the limits of one service.
 
     Attributes:
-        query: Behind the `?` of any request, beside conditions on columns.
+        query: Query parameters of any request; conditions on columns come in addition.
         query_for_user: The same about a user.
         query_in_words: The same of a search.
         one: The body about one user.
@@ -537,7 +537,7 @@ def wrong(error: DataError) -> Problem:
 
 
 def _user(described: type[ProfileBody]) -> Any:
-    """Return the type of one of several users, so that a mistake is told of what was meant."""
+    """Return the type of one of several users, so that an error names the variant that was meant."""
     return Annotated[
         Annotated[Id, Tag("id")] | Annotated[described, Tag("person")],
         Discriminator(lambda user: "person" if isinstance(user, dict) else "id"),

@@ -8,10 +8,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.config import ServingConfig
+from serving.http import app as application
 from serving.http.app import create_app
+from serving.http.contract.schemas import Liveness
 from serving.http.key_file import add_key
-from serving.http.router import Router
+from serving.http.router import Route, Router
 from serving.http.routes import ROUTES
+from serving.http.service import json_reply
 
 BODIES = [
     {},
@@ -139,3 +142,19 @@ def test_every_route_but_the_probes_asks_for_a_key_and_is_limited_by_rate(retrie
     key = {"Authorization": f"Bearer {secret}"}
     statuses = [client.get("/recommendations/103", headers=key).status_code for _ in range(len(ROUTES) + 2)]
     assert statuses == [200] * (len(ROUTES) + 1) + [429]
+
+
+def test_an_endpoint_is_added_by_a_route(retriever, monkeypatch):
+    """The section "Add an endpoint" of CONTRIBUTING.md."""
+
+    def count(service, request):
+        return json_reply(Liveness(status="ok"))
+
+    route = Route("GET", "/ping", "A new endpoint", count, name="ping", responses=(Liveness,), problems=(404,))
+    monkeypatch.setattr(application, "ROUTES", (*ROUTES, route))
+    client = create_app(retriever).test_client()
+    response = client.get("/ping")
+    assert (response.status_code, response.json) == (200, {"status": "ok"})
+    assert response.headers["Towers-Model"] == retriever.model
+    assert client.get("/openapi.json").json["paths"]["/ping"]["get"]["operationId"] == "ping"
+    assert 'towers_requests_total{route="/ping",status="200"} 1.0' in client.get("/metrics").text
