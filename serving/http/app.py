@@ -63,6 +63,7 @@ def create_app(
     """
     settings = settings or ServingConfig()
     app = Flask(__name__)
+    app.url_map.merge_slashes = False
     # The middleware turns every error into a problem response.
     app.config |= {"PROPAGATE_EXCEPTIONS": True, "TRAP_HTTP_EXCEPTIONS": True}
     app.register_blueprint(web_page)

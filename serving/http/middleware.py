@@ -118,8 +118,8 @@ class RequestMiddleware:
         scope: Scope = "read" if environ["REQUEST_METHOD"] in _SAFE_METHODS else "write"
         for guard in self._guards:
             guard(environ, scope if route is None else route.scope)
-        if route is None:
-            return self._without_route(environ)(environ, start)
+        if route is None or route.method == "OPTIONS":
+            return self._allowed_methods(environ)(environ, start)
         if route.needs_recommender:
             request.recommender = self._service.provider.get()
         if route.handler is not None:
@@ -127,7 +127,13 @@ class RequestMiddleware:
         environ[RECOMMENDER] = getattr(request, "recommender", None)
         return self._page(environ, start)
 
-    def _without_route(self, environ: WSGIEnvironment) -> Reply:
+    def _allowed_methods(self, environ: WSGIEnvironment) -> Reply:
+        """Return the response to OPTIONS.
+
+        Raises:
+            NotFound: There is no such path.
+            MethodNotAllowed: The path has other methods.
+        """
         methods = self._router.methods(_path(environ))
         if not methods:
             raise NotFound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -41,7 +41,7 @@ class Route:
     """One endpoint: everything that the service, its OpenAPI document and the README say of it.
 
     Attributes:
-        method: The HTTP method. HEAD follows from GET.
+        method: The HTTP method. HEAD follows from GET, and every path has OPTIONS.
         path: The path; at most one `{name}`, which stands for any text of at least one character, slashes included.
         summary: What the endpoint does, in a line.
         handler: Called with the `Service` and the `ApiRequest`; returns a `Reply`. None: Flask answers (the page).
@@ -81,17 +81,16 @@ class Router:
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self.routes = routes
         self._exact: dict[tuple[str, str], Route] = {}
         self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
-        for route in routes:
+        for route in (*routes, *map(_options_of, routes)):
             if "{" in route.path:
                 before, _, rest = route.path.partition("{")
                 after = rest.partition("}")[2]
                 pattern = re.compile(rf"{re.escape(before)}([\s\S]+){re.escape(after)}")
                 self._patterns.append((route.method, pattern, route))
             else:
-                self._exact[route.method, route.path] = route
+                self._exact.setdefault((route.method, route.path), route)
 
     def match(self, method: str, path: str) -> tuple[Route | None, str]:
         """Return the route of a request, None where there is none, and what stands in the place of its `{name}`."""
@@ -110,4 +109,10 @@ class Router:
         """Return the methods that a path has, for `Allow`; none where there is no such path."""
         found = {method for method, exact in self._exact if exact == path}
         found |= {method for method, pattern, _ in self._patterns if pattern.fullmatch(path)}
-        return sorted({*found, "OPTIONS", *(["HEAD"] if "GET" in found else [])}) if found else []
+        return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
+def _options_of(route: Route) -> Route:
+    """Return the route of OPTIONS requests for the path of a route."""
+    scope: Scope = "none" if route.scope == "none" else "read"
+    return replace(route, method="OPTIONS", scope=scope, needs_recommender=False)

@@ -53,6 +53,8 @@ def headers_of(response):
         ("GET", "/items//similar", None, ""),
         ("GET", "/recommendations/", None, ""),
         ("PATCH", "/recommendations", None, ""),
+        ("OPTIONS", "/events", "/events", ""),
+        ("OPTIONS", "/no", None, ""),
     ],
 )
 def test_a_request_finds_its_route(method, path, expected, value):
@@ -69,7 +71,24 @@ def test_a_route_and_its_operation_stand_once_in_the_table():
 def test_options_and_a_wrong_method_say_which_methods_there_are(client):
     response = client.options("/items/a")
     assert (response.status_code, response.headers["Allow"]) == (200, "DELETE, OPTIONS, PUT")
+    assert client.options("/items/a/similar").headers["Allow"] == "DELETE, GET, HEAD, OPTIONS, PUT"
+    assert client.options("/static/style.css").headers["Allow"] == "GET, HEAD, OPTIONS"
     assert client.post("/recommendations/1").headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert client.post("/static/style.css").headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert client.options("/no").status_code == client.post("/no").status_code == 404
+
+
+def test_slashes_are_not_merged(client):
+    for path in ("//", "/static//style.css", "//recommendations/103"):
+        assert client.get(path).status_code == 404
+
+
+def test_options_need_the_read_scope_except_for_probes(retriever, tmp_path):
+    secret = add_key(tmp_path / "keys.toml", "shop", "read")
+    client = client_of(retriever, api_keys_file=str(tmp_path / "keys.toml"))
+    assert client.options("/healthz").status_code == 200
+    assert client.options("/items/a").status_code == 401
+    assert client.options("/items/a", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
 
 
 @pytest.mark.parametrize("query", QUERIES)
