@@ -20,7 +20,7 @@ from serving.config import ServingConfig
 from serving.deploy.hot_reload import LastServed, RecommenderProvider, identity_of
 from serving.errors import NotReady
 from serving.http.contract.openapi import Documents
-from serving.http.contract.schemas import Contract
+from serving.http.contract.requests import Contract
 from serving.http.handlers import RecommendHandler
 from serving.http.limits import ConcurrencyLimiter
 from serving.http.middleware import RequestMiddleware, guards_of

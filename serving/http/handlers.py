@@ -10,10 +10,10 @@ from features.schema import MAX_ID_CHARACTERS
 from serving.catalog.ids import ExternalId
 from serving.deadline import watched
 from serving.http.contract.problems import Mistake, Problem
+from serving.http.contract.requests import Contract, parameters, wrong
 from serving.http.contract.schemas import (
     BatchRecommendations,
     BatchRecommendRequest,
-    Contract,
     ItemBody,
     ItemQuery,
     ReasonBody,
@@ -21,8 +21,6 @@ from serving.http.contract.schemas import (
     SearchResponse,
     SimilarItems,
     UserRecommendations,
-    parameters,
-    wrong,
 )
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest, UserProfile

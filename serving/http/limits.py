@@ -1,9 +1,9 @@
-"""How much a service takes on: requests in hand per worker, and requests a second per client.
+"""Limits of load: requests in progress per worker, and requests per second per client.
 
-A queue that grows answers nobody in time. So a worker answers `threads` requests at once, lets some more wait for their
-turn, and refuses the rest at once, which a balancer takes as "try another". The servers cannot do that: granian's
-`backpressure` and gunicorn's `worker_connections` bound connections, whether or not something is asked on them, and
-leave the rest waiting in the kernel, without an answer.
+With an unbounded queue every request becomes late. So a worker answers `threads` requests at a time, queues some more,
+and rejects the rest at once, which a load balancer takes as "try another". The servers cannot do that: granian's
+`backpressure` and gunicorn's `worker_connections` bound connections, idle ones included, and leave the rest waiting in
+the kernel, without a response.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NUM_CLIENTS = 1 << 16
 
 
 class ConcurrencyLimiter:
-    """The requests that this worker has in hand, bounded.
+    """Bounds the requests that a worker has in progress.
 
     Args:
-        threads: How many are answered at once.
-        queue_size: How many more may wait for their turn.
-        on_change: Called with the number in hand whenever it changes.
+        threads: Requests that are answered at a time.
+        queue_size: Further requests that may wait.
+        on_change: Called with the number of requests in progress, queued ones included, whenever it changes.
         clock: Seconds.
     """
 
@@ -55,7 +55,7 @@ class ConcurrencyLimiter:
         self._counting = threading.Lock()
 
     def take(self, seconds: float | None = None) -> bool:
-        """Wait for a turn and return True; return False at once where too many wait already.
+        """Wait for a turn and return True; return False at once if the queue is full.
 
         Args:
             seconds: The longest wait; False is returned after it. None: however long.
@@ -88,25 +88,24 @@ class ConcurrencyLimiter:
 
     @property
     def in_progress(self) -> int:
-        """How many requests are being answered or wait."""
+        """Number of requests that are being answered or queued."""
         return self._in_progress
 
     def is_stuck(self) -> bool:
-        """Return whether requests are in hand and none of them has been done with for a minute."""
+        """Return whether requests are in progress and none ended for a minute."""
         return self._in_progress > 0 and self._clock() - self._moved > _SECONDS_STUCK
 
 
 class RateLimiter:
-    """Requests a second per client, counted by all workers of a server together.
+    """Requests per second and client, counted by all workers of a server together.
 
-    Every client may ask `burst` times at once and then `rate` times a second. What is kept of a client is one moment:
-    the one at which he will have been quiet for long enough (the generic cell rate algorithm). The moments lie in a
-    table of fixed size in shared memory, at a place that is the hash of the client with a secret key; two of the
-    clients may share a place, one in 65,536 of any two.
+    A client may send `burst` requests at once and then `rate` a second, by the generic cell rate algorithm: of each
+    client one time is kept, at which it will have its whole burst again. The times lie in a table of fixed size in
+    shared memory, at the hash of the client with a secret key; two clients share a place with a chance of 1 in 65,536.
 
     Args:
-        rate: Requests a second.
-        burst: Requests at once.
+        rate: Requests per second.
+        burst: Requests that a client may send at once.
         folder: Where the workers of one server meet. None: this process is the only one.
         clock: Seconds that all workers agree on.
     """
@@ -129,7 +128,7 @@ class RateLimiter:
         self._moments = memoryview(memory)[_KEY_BYTES:].cast("d")
 
     def wait(self, client: str) -> float:
-        """Count a request of a client and return 0; return the seconds he has to wait where it is too many."""
+        """Count a request of a client and return 0; return the seconds to wait if it is one too many."""
         digest = blake2b(client.encode("utf-8", "surrogateescape"), digest_size=8, key=self._key).digest()
         place = int.from_bytes(digest) % _NUM_CLIENTS
         with self._turn:
@@ -152,7 +151,7 @@ class RateLimiter:
 
 
 def retry_after(seconds: float) -> int:
-    """Return a time to wait as `Retry-After` has it: whole seconds, at least one."""
+    """Return seconds to wait as the value of `Retry-After`: whole, at least one."""
     return max(1, math.ceil(seconds))
 
 

@@ -22,7 +22,8 @@ from features.values.cells import size_of
 from serving.bounds import MAX_TEXT_CHARACTERS
 from serving.catalog.ids import ExternalId, IdMap
 from serving.http.contract.problems import Problem
-from serving.http.contract.schemas import EventBody, EventsAccepted, EventsRequest, ItemWritten, read
+from serving.http.contract.requests import read
+from serving.http.contract.schemas import EventBody, EventsAccepted, EventsRequest, ItemWritten
 from serving.http.router import Reply
 from serving.http.service import ApiRequest, Service, json_reply
 from serving.live.follower import encoded, vector_to_json

@@ -115,7 +115,7 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
             ("outcome",),
             tuple(product(RERANK_OUTCOMES)),
         ),
-        Family("gauge", "towers_requests_in_progress", "Requests being answered or waiting for their turn."),
+        Family("gauge", "towers_requests_in_progress", "Requests being answered or queued."),
     ]
 
 

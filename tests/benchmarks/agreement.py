@@ -42,7 +42,7 @@ from features.config import FeaturesConfig, FeatureSettings
 from features.sequences.ragged import Ragged
 from features.tables.tables import Tables
 from serving.config import ServingConfig
-from serving.http.contract.schemas import Contract
+from serving.http.contract.requests import Contract
 from serving.http.handlers import RecommendHandler
 from serving.jobs.precompute import precompute_top_k
 from serving.jobs.recommend_all import Audience, write_candidates

@@ -1,4 +1,5 @@
-"""What is asked and answered over HTTP.
+"""Names, types and limits of requests and responses over HTTP.
 
-- `schemas`: every name, type and limit; `openapi`: the same for programs; `problems`: the one shape of errors.
+- `schemas`: the types; `requests`: reads a body or a query string as one of them; `openapi`: the OpenAPI document;
+  `problems`: the one shape of errors.
 """

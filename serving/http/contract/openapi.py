@@ -23,23 +23,15 @@ from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES
 from serving.catalog.filters import ColumnSchema
 from serving.catalog.ids import LARGEST_EXACT, IdMap
 from serving.http.contract.problems import CODES, PROBLEM_TYPE, ProblemContent
+from serving.http.contract.requests import AS_WRITTEN, REPEATED, Contract
 from serving.http.contract.schemas import (
-    AS_WRITTEN,
     MOST_LIMITS,
     MOST_OF_A_VALUE,
     NAMED,
-    REPEATED,
-    BatchRecommendations,
-    Contract,
-    EventsAccepted,
-    EventsRequest,
     ItemBody,
     ItemWritten,
-    Liveness,
-    Readiness,
     ReasonBody,
     RecommendationsBody,
-    SearchResponse,
     SimilarItems,
     UserRecommendations,
 )
@@ -55,16 +47,6 @@ ANYWHERE = (401, 403, 414, 429, 500, 503)
 requests, a mistake of ours."""
 
 _REF = "#/components/schemas/{model}"
-_ANSWERS = (
-    Liveness,
-    Readiness,
-    UserRecommendations,
-    BatchRecommendations,
-    SimilarItems,
-    SearchResponse,
-    ProblemContent,
-)
-_OF_WRITES = (EventsRequest, ItemWritten, EventsAccepted)
 _IN_ANSWERS = {
     one.__name__ for one in (ItemBody, ReasonBody, SimilarItems, RecommendationsBody, UserRecommendations, ItemWritten)
 }
@@ -115,22 +97,19 @@ def document(
 ) -> Schema:
     """Return the OpenAPI document of a service that has these routes."""
     columns = retriever.state.filters.columns()
+    shown = [route for route in routes if route.name is not None and (takes_writes or not route.is_write)]
     paths: Schema = {}
-    for route in routes:
-        if route.name is not None and (takes_writes or not route.is_write):
-            operation = _operation(route, route.name, contract, columns, retriever)
-            paths.setdefault(route.path, {})[route.method.lower()] = operation
+    for route in shown:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, contract, columns, retriever)
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
-    schemas = _schemas(contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
+    schemas = _schemas(shown, contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
     _say_ids(schemas, retriever)
     key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service asks for keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
 
-def _operation(
-    route: Route, name: str, contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender
-) -> Schema:
+def _operation(route: Route, contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender) -> Schema:
     """Return what the document says of a route."""
     content = _json(*route.responses)
     responses: Schema = {"200": {"description": route.summary, "content": content}}
@@ -139,7 +118,7 @@ def _operation(
     for status in sorted({*route.problems, *ANYWHERE}):
         problem = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
         responses[str(status)] = {"description": CODES[status][1], "content": problem}
-    operation: Schema = {"operationId": name, "summary": route.summary, "responses": responses}
+    operation: Schema = {"operationId": route.name, "summary": route.summary, "responses": responses}
     parameters = [_in_path(found, route, retriever) for found in re.findall(r"{(\w+)}", route.path)]
     if route.query is not None:
         parameters += _parameters(contract.limited(route.query), columns)
@@ -151,10 +130,9 @@ def _operation(
 
 
 def _write_schemas(retriever: Recommender) -> Schema:
-    """Return what those operations speak of: ids as the tables have them, and the columns of an item."""
+    """Return the schemas of live writes that depend on the catalogue: ids as in the tables, and an item's columns."""
     cells = cell_schemas(retriever.snapshot.catalog.frame)
     return {
-        **_made(_OF_WRITES),
         "UserId": _id(retriever.state.users.is_integer),
         "ItemId": _id(retriever.state.items.is_integer),
         "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
@@ -220,10 +198,14 @@ def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> 
     }
 
 
-def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender) -> Schema:
+def _schemas(
+    routes: Sequence[Route], contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender
+) -> Schema:
+    """Return the schemas of the bodies of requests and responses, and those that depend on the catalogue."""
+    bodies = dict.fromkeys(one for route in routes for one in (*route.body, *route.responses) if isinstance(one, type))
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
     return {
-        **_made((contract.one, contract.many, *_ANSWERS)),
+        **_made([*map(contract.limited, bodies), ProblemContent]),
         "Filter": {
             **_table({name: _said_of(column) for name, column in columns.items()}),
             "maxProperties": MAX_CONDITIONS,

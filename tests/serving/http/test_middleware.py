@@ -6,15 +6,22 @@ import json
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typing_extensions import TypedDict
 
 from serving.config import ServingConfig
 from serving.http import app as application
 from serving.http.app import create_app
-from serving.http.contract.schemas import Liveness
 from serving.http.key_file import add_key
 from serving.http.router import Route, Router
 from serving.http.routes import ROUTES
 from serving.http.service import json_reply
+
+
+class Pong(TypedDict):
+    """The response of a new endpoint."""
+
+    pong: int
+
 
 BODIES = [
     {},
@@ -166,14 +173,16 @@ def test_every_route_but_the_probes_asks_for_a_key_and_is_limited_by_rate(retrie
 def test_an_endpoint_is_added_by_a_route(retriever, monkeypatch):
     """The section "Add an endpoint" of CONTRIBUTING.md."""
 
-    def count(service, request):
-        return json_reply(Liveness(status="ok"))
+    def ping(service, request):
+        return json_reply(Pong(pong=1))
 
-    route = Route("GET", "/ping", "A new endpoint", count, name="ping", responses=(Liveness,), problems=(404,))
+    route = Route("GET", "/ping", "A new endpoint", ping, name="ping", responses=(Pong,), problems=(404,))
     monkeypatch.setattr(application, "ROUTES", (*ROUTES, route))
     client = create_app(retriever).test_client()
     response = client.get("/ping")
-    assert (response.status_code, response.json) == (200, {"status": "ok"})
+    assert (response.status_code, response.json) == (200, {"pong": 1})
     assert response.headers["Towers-Model"] == retriever.model
-    assert client.get("/openapi.json").json["paths"]["/ping"]["get"]["operationId"] == "ping"
+    document = client.get("/openapi.json").json
+    assert document["paths"]["/ping"]["get"]["operationId"] == "ping"
+    assert document["components"]["schemas"]["Pong"]["properties"] == {"pong": {"type": "integer"}}
     assert 'towers_requests_total{route="/ping",status="200"} 1.0' in client.get("/metrics").text
