@@ -8,7 +8,8 @@
 
 All conditions must hold; a range includes both ends, and a date is its first moment. A cell of several values (a list,
 or text with a separator) fits if any of them does. An empty cell fits nothing but "none of these". `item_id` is a
-column, too: so there are lists of items to allow and to deny. A column named like a condition comes before it.
+column, too: so there are lists of items to allow and to deny. A column named like a condition comes before it. The
+table of operators is `serving.search.conditions.OPERATORS`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,8 @@ from features.schema import ITEM_ID
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.tables.tables import Catalog
 from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACTERS, MAX_VALUE_CHARACTERS
-from serving.search.conditions import TESTS, Condition, Filter, Test, as_filter
+from serving.search.conditions import DEFAULT_OPERATOR, OPERATORS, Comparable, Condition, Filter, Mask, as_filter
 from serving.search.results import AllowedItems
-
-Mask = Bool[np.ndarray, " items"]
 
 # Each character can be matched in one way only: then the time to match grows with the length and not faster.
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -101,7 +100,7 @@ class Filters:
         """Return the filter that a JSON object describes.
 
         Args:
-            given: By column: a value, a list of values, or a table of `any`, `not`, `min` and `max`.
+            given: By column: a value, a list of values, or a table of `OPERATORS`.
             place: Where it stands, for messages.
 
         Raises:
@@ -112,7 +111,7 @@ class Filters:
         for column, wanted in given.items():
             where = f"{place}.{column}"
             self._check(column, where)
-            said += [(column, test, values, stands) for test, values, stands in _tests(wanted, where)]
+            said += [(column, operator, values, stands) for operator, values, stands in _comparisons(wanted, where)]
         _refuse_many(place, sum(len(values) for _, _, values, _ in said), MAX_FILTER_VALUES, "values")
         return as_filter([self._condition(*one) for one in said])
 
@@ -129,10 +128,10 @@ class Filters:
         _refuse_many("query", sum(map(len, given.values())), MAX_FILTER_VALUES, "values to filter by")
         conditions = []
         for name, values in given.items():
-            column, test = self._column_and_test(name)
-            if test in ("min", "max") and len(values) > 1:
+            column, operator = self._column_and_operator(name)
+            if len(values) > 1 and not OPERATORS[operator].takes_list:
                 raise DataError(f"{name}: expected once, found {len(values)} times")
-            conditions.append(self._condition(column, test, values, name))
+            conditions.append(self._condition(column, operator, values, name))
         return as_filter(conditions)
 
     def columns(self) -> dict[str, ColumnSchema]:
@@ -194,27 +193,18 @@ class Filters:
         return found
 
     def _mask(self, condition: Condition) -> Mask:
-        column, values = self._column(condition.column), condition.values
-        match condition.test:
-            case "any":
-                return column.any_of(values)
-            case "not":
-                return ~column.any_of(values)
-            case "min":
-                return column.at_least(values[0])
-            case "max":
-                return column.at_most(values[0])
+        return OPERATORS[condition.operator].mask(self._column(condition.column), condition.values)
 
-    def _condition(self, name: str, test: Test, values: Sequence[Any], where: str) -> Condition:
+    def _condition(self, name: str, operator: str, values: Sequence[Any], where: str) -> Condition:
         column = self._column(name)
         value = _comparable(column, name, where)
-        if test in ("min", "max") and not column.has_order:
+        if OPERATORS[operator].needs_order and not column.has_order:
             raise DataError(f"{where}: expected a column of numbers or times, but {name!r} holds {column.holds}")
         typed = [value.read(one) for one in values]
         for one, known in zip(values, typed, strict=True):
             if known is None:
                 raise DataError(f"{where}: expected {value.spoken(one)}, found {shown(one)}")
-        return Condition(name, test, tuple(sorted(set(typed))))
+        return Condition(name, operator, tuple(sorted(set(typed))))
 
     def _column(self, name: str) -> _Column:
         found = self._read.get(name)
@@ -223,13 +213,12 @@ class Filters:
             found = self._read[name] = _read(self.catalog, name, settings)
         return found
 
-    def _column_and_test(self, name: str) -> tuple[str, Test]:
+    def _column_and_operator(self, name: str) -> tuple[str, str]:
         if name in self._allowed:
-            return name, "any"
+            return name, DEFAULT_OPERATOR
         column, _, ending = name.rpartition("_")
-        for test in TESTS[1:]:
-            if ending == test and column in self._allowed:
-                return column, test
+        if column in self._allowed and ending in OPERATORS and ending != DEFAULT_OPERATOR:
+            return column, ending
         raise self._unknown(name, name)
 
     def _check(self, column: str, where: str) -> None:
@@ -247,16 +236,16 @@ class ColumnSchema:
 
     Attributes:
         value: The JSON schema of a value.
-        has_order: Whether `min` and `max` may be asked.
+        has_order: Whether the values can be ordered.
     """
 
     value: Mapping[str, Any]
     has_order: bool
 
     @property
-    def tests(self) -> tuple[Test, ...]:
-        """Which conditions there are."""
-        return TESTS if self.has_order else ("any", "not")
+    def operators(self) -> list[str]:
+        """Names of the operators that the column can be compared by."""
+        return [name for name, operator in OPERATORS.items() if self.has_order or not operator.needs_order]
 
 
 @dataclass(frozen=True)
@@ -337,7 +326,7 @@ class ValueType:
         return isinstance(given, str) and len(given) > self.longest
 
 
-class _Column(Protocol):
+class _Column(Comparable, Protocol):
     """A column that can be asked which rows fit."""
 
     value: ValueType | None
@@ -346,15 +335,6 @@ class _Column(Protocol):
     """What is in it, for a message."""
     has_order: bool
     """Whether there is more and less."""
-
-    def any_of(self, values: Sequence[Any]) -> Mask:
-        """Return which rows have one of the values."""
-
-    def at_least(self, value: Any) -> Mask:
-        """Return which rows have the value or more."""
-
-    def at_most(self, value: Any) -> Mask:
-        """Return which rows have the value or less."""
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that have values and those values, as numbers from 0; a row of several values repeats."""
@@ -636,19 +616,21 @@ _MOMENT_VALUE = ValueType(
 )
 
 
-def _tests(wanted: Any, where: str) -> list[tuple[Test, Sequence[Any], str]]:
-    """Return the conditions that a body has for one column, with where each stands."""
+def _comparisons(wanted: Any, where: str) -> list[tuple[str, Sequence[Any], str]]:
+    """Return what a body says of one column: the names of operators, the values, and the place of each for messages."""
     if not isinstance(wanted, Mapping):
-        return [("any", wanted if isinstance(wanted, list | tuple) else [wanted], where)]
-    strange = [name for name in wanted if name not in TESTS]
+        return [(DEFAULT_OPERATOR, wanted if isinstance(wanted, list | tuple) else [wanted], where)]
+    strange = [name for name in wanted if name not in OPERATORS]
     if strange or not wanted:
-        raise DataError(f"{where}: expected any, not, min or max, found {shown(strange[0] if strange else 'nothing')}")
-    found: list[tuple[Test, Sequence[Any], str]] = []
-    for test in TESTS:
-        if test in wanted:
-            values = wanted[test]
-            is_several = isinstance(values, list | tuple) and test in ("any", "not")
-            found.append((test, values if is_several else [values], f"{where}.{test}"))
+        *names, last = OPERATORS
+        found_instead = shown(strange[0] if strange else "nothing")
+        raise DataError(f"{where}: expected {', '.join(names)} or {last}, found {found_instead}")
+    found: list[tuple[str, Sequence[Any], str]] = []
+    for name, operator in OPERATORS.items():
+        if name in wanted:
+            values = wanted[name]
+            is_several = isinstance(values, list | tuple) and operator.takes_list
+            found.append((name, values if is_several else [values], f"{where}.{name}"))
     return found
 
 

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool
 
 from features.errors import DataError
 
-Test = Literal["any", "not", "min", "max"]
+Mask = Bool[np.ndarray, " items"]
 
 
-TESTS: tuple[Test, ...] = ("any", "not", "min", "max")
+class Comparable(Protocol):
+    """A column of the items that can be compared with values; all but `any_of` only where it has an order."""
+
+    def any_of(self, values: Sequence[Any]) -> Mask:
+        """Return which items have one of the values."""
+
+    def at_least(self, value: Any) -> Mask:
+        """Return which items have the value or a higher one."""
+
+    def at_most(self, value: Any) -> Mask:
+        """Return which items have the value or a lower one."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A way to compare a column with values.
+
+    Attributes:
+        mask: Returns which items fit, from the column and the values.
+        says: What holds of the column of these items, for documentation.
+        takes_list: Whether several values may be given.
+        needs_order: Whether the column must hold numbers or times.
+    """
+
+    mask: Callable[[Comparable, Sequence[Any]], Mask]
+    says: str
+    takes_list: bool = False
+    needs_order: bool = False
+
+
+DEFAULT_OPERATOR = "any"
+"""The operator where a request names none: `category=shoes`."""
+OPERATORS = {
+    DEFAULT_OPERATOR: Operator(lambda column, values: column.any_of(values), "is one of these", takes_list=True),
+    "not": Operator(lambda column, values: ~column.any_of(values), "is none of these", takes_list=True),
+    "min": Operator(lambda column, values: column.at_least(values[0]), "is at least this", needs_order=True),
+    "max": Operator(lambda column, values: column.at_most(values[0]), "is at most this", needs_order=True),
+}
+"""By name, without `_`: the ending of a query parameter (`price_min=10`), and a key in a body (`{"min": 10}`)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -20,12 +61,12 @@ class Condition:
 
     Attributes:
         column: The column.
-        test: Whether the cell must be `any` of the values, must `not` be, or must be at least or at most one.
+        operator: How the column is compared with the values: a name in `OPERATORS`.
         values: In the type of the column.
     """
 
     column: str
-    test: Test
+    operator: str
     values: tuple[Any, ...]
 
 
@@ -44,10 +85,10 @@ def as_filter(conditions: Sequence[Condition]) -> Filter:
     Raises:
         DataError: A range ends before it begins.
     """
-    least = {one.column: one.values[0] for one in conditions if one.test == "min"}
+    least = {one.column: one.values[0] for one in conditions if one.operator == "min"}
     for one in conditions:
-        if one.test == "max" and least.get(one.column, one.values[0]) > one.values[0]:
+        if one.operator == "max" and least.get(one.column, one.values[0]) > one.values[0]:
             raise DataError(
                 f"{one.column}: expected min up to max, found min {least[one.column]} above max {one.values[0]}"
             )
-    return tuple(sorted(conditions, key=lambda one: (one.column, one.test)))
+    return tuple(sorted(conditions, key=lambda one: (one.column, one.operator)))

@@ -38,6 +38,7 @@ from serving.http.contract.schemas import (
 from serving.http.router import Route
 from serving.recommend.recommender import Recommender
 from serving.recommend.users import attribute_schema
+from serving.search.conditions import DEFAULT_OPERATOR, OPERATORS, Operator
 from serving.snapshot.snapshot import Snapshot
 
 Schema = dict[str, Any]
@@ -172,11 +173,11 @@ def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> 
     fields, needed = asked["properties"], asked.get("required", [])
     found = [{**_parameter(name, schema), "required": name in needed} for name, schema in fields.items()]
     for name, column in columns.items():
-        for test in column.tests:
-            parameter = name if test == "any" else f"{name}_{test}"
+        for operator in column.operators:
+            parameter = name if operator == DEFAULT_OPERATOR else f"{name}_{operator}"
             # A parameter comes before a column of its name, and a column before a condition on another.
-            if parameter not in fields and (test == "any" or parameter not in columns):
-                found.append(_condition(parameter, name, test, column))
+            if parameter not in fields and (parameter == name or parameter not in columns):
+                found.append(_condition(parameter, name, OPERATORS[operator], column))
     return found
 
 
@@ -187,14 +188,12 @@ def _parameter(name: str, schema: Schema) -> Schema:
     return {**described, "content": {"application/json": {"schema": schema}}}
 
 
-def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> Schema:
-    said = {"any": "is one of these", "not": "is none of these", "min": "is at least this", "max": "is at most this"}
-    several = _values(schema)
+def _condition(parameter: str, column: str, operator: Operator, schema: ColumnSchema) -> Schema:
     return {
         "name": parameter,
         "in": "query",
-        "description": f"Only items whose {column!r} {said[test]}.",
-        "schema": several if test in ("any", "not") else schema.value,
+        "description": f"Only items whose {column!r} {operator.says}.",
+        "schema": _values(schema) if operator.takes_list else schema.value,
     }
 
 
@@ -246,8 +245,8 @@ def _made(types: Sequence[Any]) -> Schema:
 def _said_of(column: ColumnSchema) -> Schema:
     """Return what a body may say of a column: a value, several, or a table of conditions."""
     several = {"anyOf": [column.value, _values(column)]}
-    tests: Schema = {test: several if test in ("any", "not") else column.value for test in column.tests}
-    return {"anyOf": [*several["anyOf"], {**_table(tests), "minProperties": 1}]}
+    conditions = {name: several if OPERATORS[name].takes_list else column.value for name in column.operators}
+    return {"anyOf": [*several["anyOf"], {**_table(conditions), "minProperties": 1}]}
 
 
 def _values(column: ColumnSchema) -> Schema:

@@ -15,6 +15,7 @@ from features.errors import DataError
 from features.tables.tables import Catalog
 from serving.catalog import filters as filters_module
 from serving.catalog.filters import Filters
+from serving.search.conditions import OPERATORS, Operator
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
 LONG_AGO = datetime(1950, 6, 1, 12, tzinfo=UTC)
@@ -213,6 +214,24 @@ def test_only_the_columns_that_the_operator_names_can_be_filtered_by():
         Filters(catalog, SETTINGS, ["colour"])
     with pytest.raises(DataError, match="the catalogue has none"):
         Filters(catalog, SETTINGS, []).parse({"price": 1})
+
+
+def test_an_operator_is_added_to_the_table(filters, monkeypatch):
+    """The section "Add a filter operator" of CONTRIBUTING.md."""
+    above = Operator(
+        lambda column, values: column.at_least(values[0]) & ~column.any_of(values), "is above this", needs_order=True
+    )
+    monkeypatch.setitem(OPERATORS, "above", above)
+    assert fitting(filters, filters.from_query({"price_above": ["20.5"]})) == "d"
+    assert fitting(filters, filters.parse({"price": {"above": 10, "max": 20.5}})) == "be"
+    assert filters.columns()["price"].operators == ["any", "not", "min", "max", "above"]
+    assert filters.columns()["category"].operators == ["any", "not"]
+    with pytest.raises(DataError, match="price_above: expected once, found 2 times"):
+        filters.from_query({"price_above": ["1", "2"]})
+    with pytest.raises(DataError, match="category_above: expected a column of numbers or times"):
+        filters.from_query({"category_above": ["1"]})
+    with pytest.raises(DataError, match="expected any, not, min, max or above, found 'below'"):
+        filters.parse({"price": {"below": 1}})
 
 
 def test_the_same_conditions_in_any_order_are_one_filter(filters):
