@@ -547,7 +547,7 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
 
     monkeypatch.setattr(store, "version", version)
     for _ in range(2):  # all wait for the first, and nobody once it is known
-        began, threads = time.monotonic(), [threading.Thread(target=kept_up) for _ in range(12)]
+        began, threads = time.monotonic(), [threading.Thread(target=kept_up, args=(False,)) for _ in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -558,7 +558,7 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
     monkeypatch.undo()
     store.append([put("new-1")])
     deadline = time.monotonic() + 5
-    while kept_up().state.items.row("new-1") is None:
+    while kept_up(False).state.items.row("new-1") is None:
         assert time.monotonic() < deadline, "the log is not looked at again"
         time.sleep(0.05)
 
