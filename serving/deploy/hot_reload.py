@@ -56,7 +56,7 @@ class RecommenderProvider:
 
         Args:
             open_retriever: Opens it; it raises `BundleError` or `DataError` where that cannot be.
-            on_open: Called with each that is served from then on.
+            on_open: Called with each just before it is served.
             store: The log of live writes.
             identify: Returns something that is another value as soon as there is another bundle or index to open.
             open_last: Opens what was served last, by any worker, where `open_recommender` cannot open what is meant to
@@ -110,8 +110,8 @@ class RecommenderProvider:
         except (BundleError, DataError) as error:
             self._say(f"not exchanged, what was served goes on: {error}")
             return False
-        self._served, self._identity, self._said = served, identity, ""
         self._on_open(retriever)
+        self._served, self._identity, self._said = served, identity, ""
         release_memory()
         _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
         return True
@@ -146,8 +146,8 @@ class RecommenderProvider:
                 self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 self._say(f"not ready: {error}")
             return
-        self._served, self._identity = served, identity
         self._on_open(retriever)
+        self._served, self._identity = served, identity
 
     def _try_to_reopen(self, why: Exception) -> bool:
         """Serve what was served last, until what is meant to be served can be; return whether there is something."""
@@ -155,12 +155,13 @@ class RecommenderProvider:
             retriever = self._open_last()
             if retriever is None:
                 return False
-            self._served = self._prepared(retriever)
+            served = self._prepared(retriever)
         except (BundleError, DataError) as error:
             _log.error("what was served last cannot be opened: %s", error)
             return False
         _log.error("serving %s, which was served last: %s", retriever.bundle.path, why)
         self._on_open(retriever)
+        self._served = served
         return True
 
     def _prepared(self, retriever: Recommender) -> Callable[[bool], Recommender]:
