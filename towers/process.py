@@ -21,7 +21,7 @@ from typing import NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a command to end, besides Ctrl-C (SIGINT)."""
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_ARENA_MAX": "1"}
 """Keep large blocks in the process: memory stays at its peak, and is never cleared twice."""
 THREADS = {"GOMP_SPINCOUNT": "2000"}
 """Let a thread that waits for the others sleep soon. By itself it spins for milliseconds, which is no faster on idle
