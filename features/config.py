@@ -36,16 +36,16 @@ class FeatureSettings(StrictTable):
     values in one cell), `number`, `text`, `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
     separator: str | None = None
     """For `categories` in text cells: what stands between the values."""
-    fixed: int | None = Field(None, ge=4, le=4096)
-    """For `text`: the TF-IDF of its words as so many numbers, at most `towers.width`, of which none is trained: what is
-    written alike stays near, so that new items are found as well as known ones. With an `encoder`: so many numbers of
-    its vectors, the most telling. None: the vectors of words are trained, which is better where items are known."""
+    frozen_dim: int | None = Field(None, ge=4, le=4096)
+    """For `text`: use a vector of so many dimensions that is not trained, at most `towers.embedding_dim`: the TF-IDF of
+    the words, randomly projected, or, with an `encoder`, the first principal components of its vectors. Set it for
+    new items (cold start) and for text search. None: trained word embeddings, better for items with interactions."""
     encoder: str | None = None
-    """For `text`: the pretrained model that reads it, a name below `[features.encoders]`. Without `fixed` a projection
-    of its vectors is trained. None: its words and their parts are read, which needs no model."""
-    corrected: bool = False
-    """With `fixed`: whether vectors of words are trained beside. They begin at nothing, so that the place decides until
-    training knows better, as in a search with few pairs to learn from."""
+    """For `text`: the pretrained model that encodes it, a name below `[features.encoders]`. Without `frozen_dim` a
+    projection of its vectors is trained. None: embeddings of words and parts of words, which need no model."""
+    trainable_residual: bool = False
+    """With `frozen_dim`: add trained word embeddings, initialised to zero, to the frozen vector. Set it for a search
+    with few training pairs: the frozen vector decides until training has found something better."""
 
     decimal: Literal[".", ","] | None = None
     """For `number` in text cells such as `19,99 €`: the decimal separator. None: decided by all cells of the column;
@@ -57,12 +57,12 @@ class FeatureSettings(StrictTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
-        only = (("fixed", "text"), ("encoder", "text"), ("decimal", "number"), ("time_format", "time"))
+        only = (("frozen_dim", "text"), ("encoder", "text"), ("decimal", "number"), ("time_format", "time"))
         for name, kind in only:
             if getattr(self, name) is not None and self.kind != kind:
                 raise ValueError(f'{name} is for kind = "{kind}", found kind = {self.kind!r}; leave it out')
-        if self.corrected and self.fixed is None:
-            raise ValueError("corrected is about a text that is fixed; set fixed as well, or leave it out")
+        if self.trainable_residual and self.frozen_dim is None:
+            raise ValueError("trainable_residual needs frozen_dim, which is not set; set frozen_dim, or remove it")
         return self
 
 
@@ -187,8 +187,8 @@ class FeaturesConfig(StrictTable):
     """User features, by column of the users' table, or `user_id`."""
     context: dict[Literal["time"], FeatureSettings] = Field(default_factory=dict)
     """Features of the request: `time` (hour, weekday, season of the request)."""
-    history: int = Field(200, ge=1, le=10_000)
-    """How many of a user's newest interactions are read."""
+    max_history: int = Field(200, ge=1, le=10_000)
+    """Maximum length of a history, in interactions; older ones are ignored. Training and serving cost grow with it."""
     encoders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], EncoderSettings] = Field(
         default_factory=dict
     )

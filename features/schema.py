@@ -31,9 +31,9 @@ class Feature:
         name: The column.
         kind: See `features.config.FeatureSettings`.
         separator: For `categories` in text cells: what stands between the values. None: the cells are lists.
-        fixed: Of a text: how many numbers it becomes, of which none is trained. None: a table.
+        frozen_dim: Of a text: how many numbers it becomes, of which none is trained. None: an embedding table.
         encoder: Of a text: the name of the pretrained model that reads it. None: its words are read.
-        corrected: Of a fixed text: whether it has a table as well.
+        trainable_residual: Of a text with `frozen_dim`: whether it also has an embedding table, which is added.
         decimal: Of numbers that are text: the decimal separator. None: decided by the column.
         time_format: Of times: how they are written. None: decided by the column.
         spelling: Of values and texts: how they are spelt, as training decided. None: decided by the column.
@@ -42,9 +42,9 @@ class Feature:
     name: str
     kind: FeatureKind
     separator: str | None = None
-    fixed: int | None = None
+    frozen_dim: int | None = None
     encoder: str | None = None
-    corrected: bool = False
+    trainable_residual: bool = False
     decimal: Literal[".", ","] | None = None
     time_format: str | None = None
     spelling: Spelling | None = None
@@ -52,12 +52,14 @@ class Feature:
     @property
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table."""
-        return self.kind in SPARSE_KINDS and (self.corrected or (self.fixed is None and self.encoder is None))
+        return self.kind in SPARSE_KINDS and (
+            self.trainable_residual or (self.frozen_dim is None and self.encoder is None)
+        )
 
     @property
     def is_dense(self) -> bool:
         """Whether the feature is numbers: to be projected, or a place."""
-        return self.kind in DENSE_KINDS or self.fixed is not None or self.encoder is not None
+        return self.kind in DENSE_KINDS or self.frozen_dim is not None or self.encoder is not None
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
             name,
             setting.kind,
             setting.separator,
-            setting.fixed,
+            setting.frozen_dim,
             setting.encoder,
-            setting.corrected,
+            setting.trainable_residual,
             setting.decimal,
             setting.time_format,
         )

@@ -50,7 +50,7 @@ SETTINGS = {
         "item": {"text": TEXT},
         "user": {"text": TEXT},
     },
-    "towers": {"width": 8, "history": "none"},
+    "towers": {"embedding_dim": 8, "history_encoder": "none"},
     "training": {"track": False},
 }
 

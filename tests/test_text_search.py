@@ -60,9 +60,9 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_texts_are_all_that_is_read(search: Path) -> None:
     settings = tomllib.loads((search / "run.toml").read_text())
-    read = {"text": {"kind": "text", "fixed": 256, "corrected": True}}
+    read = {"text": {"kind": "text", "frozen_dim": 256, "trainable_residual": True}}
     assert (settings["features"]["item"], settings["features"]["user"]) == (read, read)
-    assert (settings["towers"]["history"], settings["towers"]["shared"]) == ("none", True)
+    assert (settings["towers"]["history_encoder"], settings["towers"]["shared_text_encoder"]) == ("none", True)
     names = ModelBundle.open(search / "runs" / "latest").model.state_dict().keys()
     assert {name.split(".")[0] for name in names} == {"log_scale", "texts"}, "one table, and no ids"
 

@@ -183,8 +183,8 @@ class FixedTextEncoder:
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series, *, unseen_words: bool = False) -> FixedTextEncoder:
         """Return the encoder whose word weights come from the texts of `column`, and perhaps those of other words."""
-        assert feature.fixed is not None, "the schema says which texts are fixed"
-        return cls(ProjectedText.fit(texts_of(feature, column), feature.fixed, unseen_words=unseen_words), feature)
+        assert feature.frozen_dim is not None, "the schema says which texts are fixed"
+        return cls(ProjectedText.fit(texts_of(feature, column), feature.frozen_dim, unseen_words=unseen_words), feature)
 
     @property
     def width(self) -> int:
@@ -206,9 +206,9 @@ class FixedTextEncoder:
     @classmethod
     def load(cls, feature: Feature, path: Path) -> FixedTextEncoder:
         """Read what `save` wrote."""
-        assert feature.fixed is not None, "the schema says which texts are fixed"
+        assert feature.frozen_dim is not None, "the schema says which texts are fixed"
         weights = read_parquet(path).to_pandas()["weight"].to_numpy(np.float32)
-        return cls(ProjectedText(weights, feature.fixed), feature)
+        return cls(ProjectedText(weights, feature.frozen_dim), feature)
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class PretrainedColumn:
     @property
     def width(self) -> int:
         """How many of its numbers are read."""
-        return self.pretrained.width if self.feature.fixed is None else self.feature.fixed
+        return self.pretrained.width if self.feature.frozen_dim is None else self.feature.frozen_dim
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
         """Return the beginning of each text's vector, zeros where there is none; nothing of one that is trained."""
@@ -427,7 +427,7 @@ class SideEncoders:
                 role,
                 lambda one: (
                     FixedTextEncoder.fit(one, columns[one.name], unseen_words=unseen_words)
-                    if one.fixed is not None
+                    if one.frozen_dim is not None
                     else _dense(one).fit(one, columns[one.name])
                 ),
             ),
@@ -656,7 +656,7 @@ def _jagged(bags: Mapping[str, Bags]) -> KeyedJaggedTensor | None:
 
 
 def _dense(feature: Feature) -> Any:
-    if feature.fixed is not None:
+    if feature.frozen_dim is not None:
         return FixedTextEncoder
     return VectorEncoder if feature.kind == "vector" else NumberEncoder
 
@@ -664,10 +664,10 @@ def _dense(feature: Feature) -> Any:
 def _pretrained(feature: Feature, pretrained: Mapping[str, PretrainedText], role: Role) -> PretrainedColumn:
     assert feature.encoder is not None, "the schema says which texts are read by a pretrained model"
     encoder = pretrained[feature.encoder]
-    if feature.fixed is not None and feature.fixed > encoder.width:
+    if feature.frozen_dim is not None and feature.frozen_dim > encoder.width:
         raise DataError(
-            f"fixed = {feature.fixed} of {feature.name!r} is more than the {encoder.width} numbers of encoder "
-            f"{feature.encoder!r}; make it {encoder.width} or less"
+            f"frozen_dim = {feature.frozen_dim} of {feature.name!r} is more than the {encoder.width} numbers of "
+            f"encoder {feature.encoder!r}; make it {encoder.width} or less"
         )
     return PretrainedColumn(encoder, role, feature)
 
@@ -684,7 +684,7 @@ def _fit_pretrained(schema: Schema, items: pd.DataFrame, people: pd.DataFrame) -
 
 def _is_fixed(encoder: DenseEncoder) -> bool:
     if isinstance(encoder, PretrainedColumn):
-        return encoder.feature.fixed is not None
+        return encoder.feature.frozen_dim is not None
     return isinstance(encoder, FixedTextEncoder)
 
 
@@ -695,7 +695,7 @@ def _dense_encoders(
     ordinary: Callable[[Feature], Any],
 ) -> dict[str, Any]:
     """Return the dense encoders, those of fixed texts after those whose numbers are projected."""
-    dense = sorted((one for one in features if one.is_dense), key=lambda feature: feature.fixed is not None)
+    dense = sorted((one for one in features if one.is_dense), key=lambda feature: feature.frozen_dim is not None)
     return {
         one.name: ordinary(one) if one.encoder is None else _pretrained(one, pretrained or {}, role) for one in dense
     }

@@ -359,13 +359,13 @@ def infer_search(
         raise DataError("pairs need the queries that they name, and queries the pairs; give both, or documents alone")
     if queries is not None and pairs is not None:
         found = infer_features(pairs, documents, queries)
-        text = FeatureSettings(kind="text", fixed=SEARCH_WIDTH, corrected=True)
+        text = FeatureSettings(kind="text", frozen_dim=SEARCH_WIDTH, trainable_residual=True)
         item, user = _texts_read(found.item, documents, text), _texts_read(found.user, queries, text)
         lines = _as_read(found.lines, {"items": item, "users": user})
         return replace(found, item=item, user=user, lines=lines, is_search=True)
     key = document_key(documents)
     item = _choices(documents, key, np.zeros(len(documents)), "item")
-    read = _texts_read(item, documents, FeatureSettings(kind="text", fixed=SEARCH_WIDTH))
+    read = _texts_read(item, documents, FeatureSettings(kind="text", frozen_dim=SEARCH_WIDTH))
     return Inference(
         roles=(Role("item_id", key, "the document"),),
         unread=(),
@@ -765,7 +765,7 @@ def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line
         lines.append(_Line(f"min_rating = {middle}", said, is_on=False))
     repeats = f"{inference.num_repeats / max(inference.num_events, 1):.0%} of interactions repeat an earlier one"
     lines.append(_Line("recommend_seen = false", f"true where people have the same again ({repeats})"))
-    lines.append(_Line("history = 200", "how many of a user's newest interactions are read"))
+    lines.append(_Line("max_history = 200", "how many of a user's newest interactions are read"))
     return lines
 
 
@@ -836,10 +836,10 @@ def _choice_line(choice: FeatureChoice) -> _Line:
     if choice.settings is None:
         return _Line(f"{_key(choice.column)}", f"left out: {choice.reason}", is_on=False)
     settings = f"kind = {_quoted(choice.settings.kind)}"
-    if choice.settings.fixed is not None:
-        settings += f", fixed = {choice.settings.fixed}"
-    if choice.settings.corrected:
-        settings += ", corrected = true"
+    if choice.settings.frozen_dim is not None:
+        settings += f", frozen_dim = {choice.settings.frozen_dim}"
+    if choice.settings.trainable_residual:
+        settings += ", trainable_residual = true"
     if choice.settings.decimal is not None:
         settings += f", decimal = {_quoted(choice.settings.decimal)}"
     if choice.settings.time_format is not None:

@@ -100,18 +100,18 @@ class SequenceBatch:
 
 
 class TrainingBatches:
-    """A training set dealt into batches of about `batch_events` events, anew each epoch.
+    """A training set dealt into batches of about `batch_size` events, anew each epoch.
 
     Args:
         sequences: The training data. Users without order in their data are shuffled anew each epoch, so that any
             part of a user's items learns to predict the rest.
         history: How many events before a target are read. Longer sequences give their newest `history + 1` events.
-        batch_events: How many events a batch holds at most (a single longer sequence makes a batch of its own).
+        batch_size: How many events a batch holds at most (a single longer sequence makes a batch of its own).
         recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
         seed: Decides the order of users, with the epoch.
         targets: What is predicted of data with an order: the `next` target, one drawn from all that are yet to come
             (`future`), or, as of data without an order, `any`.
-        shown: Of data that is shuffled: share of a user's items that is read before the first is predicted.
+        history_fraction: Of data that is shuffled: share of a user's items that is read before the first is predicted.
     """
 
     def __init__(
@@ -119,21 +119,21 @@ class TrainingBatches:
         sequences: Sequences,
         *,
         history: int,
-        batch_events: int,
+        batch_size: int,
         recommend_seen: bool,
         seed: int,
         targets: Literal["next", "future", "any"] = "next",
-        shown: float = 0.0,
+        history_fraction: float = 0.0,
     ) -> None:
         enough = np.flatnonzero(sequences.lengths > 0)
         self.sequences = sequences
         self.history = history
-        self.batch_events = batch_events
+        self.batch_size = batch_size
         self.recommend_seen = recommend_seen
         self.seed = seed
         self.is_shuffled = targets == "any" or not sequences.is_ordered
         self.is_future = targets == "future" and sequences.is_ordered
-        self.shown = shown if self.is_shuffled else 0.0
+        self.history_fraction = history_fraction if self.is_shuffled else 0.0
         self._users = enough
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
@@ -153,7 +153,7 @@ class TrainingBatches:
         lengths = np.minimum(self.sequences.lengths[order], self.history + 1)
         slices, begin, held = [], 0, 0
         for i, length in enumerate(lengths.tolist()):
-            if held and held + length > self.batch_events:
+            if held and held + length > self.batch_size:
                 slices.append(slice(begin, i))
                 begin, held = i, 0
             held += length
@@ -168,7 +168,7 @@ class TrainingBatches:
         truncated = whole.lengths > self.history + 1
         is_target[newest.offsets[:-1][truncated]] = False
         place = np.arange(newest.num_events) - np.repeat(newest.offsets[:-1], newest.lengths)
-        is_target &= place >= np.repeat((newest.lengths * self.shown).astype(np.int64), newest.lengths)
+        is_target &= place >= np.repeat((newest.lengths * self.history_fraction).astype(np.int64), newest.lengths)
         return SequenceBatch(
             users=torch.from_numpy(users),
             offsets=torch.from_numpy(newest.offsets),

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.prefixes; ours only")
+    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.matryoshka_dims; ours only")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:

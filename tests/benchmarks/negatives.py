@@ -40,7 +40,7 @@ LARGE = 8
 FIGURES = ("N@10", "R@10", "events/s", "MiB")
 
 
-def strategies(negatives: int, batch_events: int) -> dict[str, dict[str, Any]]:
+def strategies(negatives: int, batch_size: int) -> dict[str, dict[str, Any]]:
     """Return the settings of each strategy, each of which draws so many items."""
     uniform = {"uniform_negatives": negatives, "in_batch_negatives": 0}
     in_batch = {"uniform_negatives": 0, "in_batch_negatives": negatives}
@@ -54,13 +54,13 @@ def strategies(negatives: int, batch_events: int) -> dict[str, dict[str, Any]]:
         "mixed, classic log-Q": {**mixed, "log_q": "all"},
         "mixed and hard": {**mixed, "hard_negatives": 4},
         "mixed and hard, 10 skipped": {**mixed, "hard_negatives": 4, "hard_negatives_skip": 10},
-        "mixed and hard, below 0.95": {**mixed, "hard_negatives": 4, "hard_negatives_below": 0.95},
-        "mixed and remembered": {**mixed, "memory_negatives": 4 * negatives},
-        "mixed, large batch": {**mixed, "batch_events": LARGE * batch_events},
+        "mixed and hard, below 0.95": {**mixed, "hard_negatives": 4, "hard_negatives_score_ratio": 0.95},
+        "mixed and remembered": {**mixed, "cross_batch_negatives": 4 * negatives},
+        "mixed, large batch": {**mixed, "batch_size": LARGE * batch_size},
         "mixed, large batch in chunks": {
             **mixed,
-            "batch_events": LARGE * batch_events,
-            "chunk_events": batch_events,
+            "batch_size": LARGE * batch_size,
+            "gradient_cache_chunk": batch_size,
         },
     }
     return {"all": {"negatives": "all"}, **{name: {"negatives": "sampled", **own} for name, own in sampled.items()}}
@@ -76,7 +76,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     trainer = Trainer(config, data, device=torch.device("cpu"), steps=steps, quiet=True)
-    trainer.batches.batch_events = config.training.batch_events  # as large as asked, however small the table
+    trainer.batches.batch_size = config.training.batch_size  # as large as asked, however small the table
     before = _forget_peak()
     began = time.perf_counter()
     model = trainer.fit()
@@ -84,7 +84,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     peak = _peak_bytes() - before
     learned = TrainedModel(model, data, trainer.progress, seconds)
     means = evaluate(
-        learned.recommender(config.features.history),
+        learned.recommender(config.features.max_history),
         split.test,
         split.candidates,
         recommend_seen=config.features.recommend_seen,
@@ -120,7 +120,7 @@ def compare(settings: Path, given: argparse.Namespace) -> None:
     """Train each strategy with each seed, and print a line for each: the mean, and the deviation between seeds."""
     chosen = [name for name in strategies(2, 1) if not given.only or name in given.only]
     width = max(map(len, chosen))
-    print(f"{given.steps:,} steps of {given.batch_events:,} interactions, {given.negatives:,} items drawn")
+    print(f"{given.steps:,} steps of {given.batch_size:,} interactions, {given.negatives:,} items drawn")
     print(f"seeds 0 to {given.seeds - 1}, {torch.get_num_threads()} threads\n")
     print(" " * width + "".join(f"{figure:>18s}" for figure in FIGURES), flush=True)
     for name in chosen:
@@ -135,7 +135,7 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _in_a_process(settings: Path, name: str, seed: int, given: argparse.Namespace) -> dict[str, float]:
-    own = {"batch_events": given.batch_events, **strategies(given.negatives, given.batch_events)[name], "seed": seed}
+    own = {"batch_size": given.batch_size, **strategies(given.negatives, given.batch_size)[name], "seed": seed}
     overrides = [*given.overrides, *(f"training.{key}={json.dumps(value)}" for key, value in own.items())]
     words = [sys.executable, __file__, str(settings), "--steps", str(given.steps), "--worker"]
     words += [word for override in overrides for word in ("--set", override)]

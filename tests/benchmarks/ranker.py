@@ -171,9 +171,9 @@ def make_recommender(folder: Path, given: argparse.Namespace) -> None:
 
 def make_search(folder: Path, given: argparse.Namespace) -> None:
     """Make the bundle of the search, if it is not there: titles and abstracts as MiniLM reads them."""
-    text = '{kind = "text", encoder = "minilm", fixed = 384}'
+    text = '{kind = "text", encoder = "minilm", frozen_dim = 384}'
     encoder = f"features.encoders.minilm={{model = '{(given.model or packaged_model()).resolve()}'}}"
-    settings = [encoder, f"features.item.text={text}", f"features.user.text={text}", "towers.width=384"]
+    settings = [encoder, f"features.item.text={text}", f"features.user.text={text}", "towers.embedding_dim=384"]
     _make(folder, ("documents", "queries", "pairs"), [*settings, "training.epochs=1", *given.overrides])
 
 

@@ -169,13 +169,15 @@ def trainer_of(given: argparse.Namespace, search: Search, learned_from: np.ndarr
         "precision": "bfloat16",
     }
     width = 384
-    text = {"kind": "text", "encoder": "one", "fixed": width}
+    text = {"kind": "text", "encoder": "one", "frozen_dim": width}
     features: dict[str, Any] = {"item": {"document": text}, "user": {"query": text}, "encoders": {"one": encoder}}
-    batch = {"batch_events": given.batch, "in_batch_negatives": 8 * given.batch}
+    batch = {"batch_size": given.batch, "in_batch_negatives": 8 * given.batch}
     config = RunConfig(
         features=FeaturesConfig.model_validate({"interactions": "in memory", **features}),
-        towers=TowersConfig(width=width, history="none"),
-        training=TrainingConfig(seed=seed, encoder_learning_rate=given.rate, warmup_steps=10, symmetric=True, **batch),
+        towers=TowersConfig(embedding_dim=width, history_encoder="none"),
+        training=TrainingConfig(
+            seed=seed, text_encoder_learning_rate=given.rate, warmup_steps=10, symmetric_loss=True, **batch
+        ),
     )
     generator = np.random.default_rng(seed)
     answers = np.array([search.document_of(query, generator) for query in learned_from])

@@ -140,7 +140,7 @@ class ModelBundle:
             weights = load_file(folder.file(WEIGHTS), device=device)
             _check_sizes(featurizer, weights)
             with torch.device(device):
-                model = TwoTower(config.towers, featurizer, config.features.history)
+                model = TwoTower(config.towers, featurizer, config.features.max_history)
             model.load_state_dict(weights)
         return cls(path, manifest, folder, config, featurizer, contract, model.eval(), report, copies, trust)
 
@@ -182,7 +182,7 @@ class ModelBundle:
             vectors = [
                 self.model.item_vectors(features.take(rows).to(self._device)).float().cpu().numpy() for rows in blocks
             ]
-        width = self.config.towers.width
+        width = self.config.towers.embedding_dim
         return np.concatenate([np.zeros((0, width), dtype=np.float32), *vectors])
 
     @property
@@ -216,7 +216,7 @@ class ModelBundle:
 
         Args:
             history_vectors: The vectors (rows of `encode_items`) of the items of all histories, oldest first. Of each
-                user the newest `config.features.history` are read.
+                user the newest `config.features.max_history` are read.
             history_offsets: Where each user's history begins, from 0 to `events`.
             attributes: One row per user, columns as in the users' table; what is missing is unknown.
             user_ids: The users' ids, for models that know users by id. None: unknown.
@@ -227,12 +227,12 @@ class ModelBundle:
         num_users = len(history_offsets) - 1
         ids = [None] * num_users if user_ids is None else user_ids
         if num_users == 1 and self._one_user is not None and self.featurizer.are_strangers(ids, attributes):
-            newest = slice(-self.config.features.history, None)
+            newest = slice(-self.config.features.max_history, None)
             times = None if event_times is None else event_times[newest]
             at = None if request_times is None else int(request_times[0])
             return self._one_user(history_vectors[newest], at, times)[None]
         features = self.featurizer.user_features(ids, attributes)
-        lengths = np.minimum(np.diff(history_offsets), self.config.features.history)
+        lengths = np.minimum(np.diff(history_offsets), self.config.features.max_history)
         vectors = []
         for begin in range(0, num_users, BLOCK):
             block = slice(begin, min(begin + BLOCK, num_users))
@@ -246,7 +246,7 @@ class ModelBundle:
                     event_times=None if event_times is None else self._tensor(event_times[events]),
                 )
             vectors.append(encoded.float().cpu().numpy())
-        return np.concatenate([np.zeros((0, self.config.towers.width), dtype=np.float32), *vectors])
+        return np.concatenate([np.zeros((0, self.config.towers.embedding_dim), dtype=np.float32), *vectors])
 
     @cached_property
     def _one_user(self) -> NumpyUserTower | None:

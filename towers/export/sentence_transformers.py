@@ -61,7 +61,7 @@ class SentenceTransformerAdapter:
             return bundle.encode_items(Catalog(_cells(texts, written).assign(**{ITEM_ID: None})))
 
         def query(texts: Sequence[Text]) -> np.ndarray:
-            nothing = np.zeros((0, bundle.config.towers.width), dtype=np.float32)
+            nothing = np.zeros((0, bundle.config.towers.embedding_dim), dtype=np.float32)
             offsets = np.zeros(len(texts) + 1, dtype=np.int64)
             return bundle.encode_users(nothing, offsets, _cells(texts, _texts(schema.user)))
 

@@ -48,7 +48,7 @@ class NumpyUserTower:
         self._by_span = None if encoder.by_span is None else _array(encoder.by_span)
         self._blocks = [_Block.of(block) for block in encoder.blocks if isinstance(block, TransformerBlock)]
         self._scale = _array(encoder.norm.weight) * _root(tower.width)
-        self._bag = None if encoder.bag is None else _matrix(encoder.bag)
+        self._bag = None if encoder.sum_residual is None else _matrix(encoder.sum_residual)
         self._request = None if tower.request is None else _array(tower.request.weight).T
         with torch.inference_mode():
             self._attributes = 0.0 if tower.attributes is None else _array(tower.attributes(stranger))[0]
@@ -126,7 +126,7 @@ class _Block:
     def of(cls, block: TransformerBlock) -> _Block:
         qkv = _after(block.attention_norm) * _matrix(block.qkv)
         width = len(qkv)
-        qkv[:, :width] /= _root(width // block.heads)
+        qkv[:, :width] /= _root(width // block.num_heads)
         gates, hidden = np.split(_after(block.mix_norm) * _matrix(block.mix.up), 2, axis=1)
         return cls(
             qkv=qkv,
@@ -137,7 +137,7 @@ class _Block:
             closing=np.ascontiguousarray(-gates),
             hidden=np.ascontiguousarray(hidden),
             down=-_matrix(block.mix.down),
-            heads=block.heads,
+            heads=block.num_heads,
         )
 
     def __call__(self, tokens: np.ndarray, spans: np.ndarray | None, past: np.ndarray | None = None) -> np.ndarray:

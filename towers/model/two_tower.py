@@ -51,10 +51,10 @@ class UserTower(nn.Module):
         texts: FeatureEmbeddings | None = None,
     ) -> None:
         super().__init__()
-        width = config.width
+        width = config.embedding_dim
         self.width = width
         self.time_dropout = config.time_dropout
-        if config.history != "none":
+        if config.reads_history:
             self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
             self.read = nn.Linear(width, width, bias=False)
             nn.init.eye_(self.read.weight)  # what was had is read as what can be recommended, until training knows more
@@ -147,11 +147,11 @@ class TwoTower(nn.Module):
         super().__init__()
         self.encoders = trained_encoders(featurizer.pretrained)
         encoders = dict(self.encoders.items())
-        self.texts = _shared_texts(config, featurizer, learning_rate) if config.shared else None
+        self.texts = _shared_texts(config, featurizer, learning_rate) if config.shared_text_encoder else None
         self.item_tower = FeatureTower(
             featurizer.schema.item,
             featurizer.items.sizes,
-            config.width,
+            config.embedding_dim,
             id_dropout=config.id_dropout,
             learning_rate=learning_rate,
             encoders=encoders,
@@ -161,7 +161,7 @@ class TwoTower(nn.Module):
             config, featurizer, length, learning_rate=learning_rate, encoders=encoders, texts=self.texts
         )
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
-        self.prefixes = config.prefixes
+        self.prefixes = config.matryoshka_dims
         self.prefix_log_scales = (
             nn.Parameter(self.log_scale.detach().repeat(len(self.prefixes))) if self.prefixes else None
         )
@@ -218,7 +218,7 @@ def _shared_texts(config: TowersConfig, featurizer: Featurizer, rate: float | No
     assert len(rows) == 1, "shared texts are hashed into as many buckets, whatever their column"
     is_correction = all(set(size.texts) <= set(size.corrections) for size in sizes)
     return FeatureEmbeddings(
-        {TEXT: rows.pop()}, config.width, learning_rate=rate, corrections=[TEXT] if is_correction else []
+        {TEXT: rows.pop()}, config.embedding_dim, learning_rate=rate, corrections=[TEXT] if is_correction else []
     )
 
 
@@ -242,21 +242,21 @@ def _token_requests(
 
 
 def _history_encoder(config: TowersConfig, length: int) -> nn.Module | None:
-    match config.history:
+    match config.history_encoder:
         case "none":
             return None
         case "mean":
-            return CausalMean(config.width, dropout=config.dropout)
+            return CausalMean(config.embedding_dim, dropout=config.dropout)
         case "attention":
-            return CausalPool(config.width, heads=config.heads, dropout=config.dropout)
+            return CausalPool(config.embedding_dim, num_heads=config.num_heads, dropout=config.dropout)
         case "transformer" | "hstu":
             return CausalAttention(
-                config.width,
-                kind=config.history,
-                blocks=config.blocks,
-                heads=config.heads,
+                config.embedding_dim,
+                kind=config.history_encoder,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
                 length=length,
                 time_bias=config.time_bias,
-                bag=config.bag,
+                sum_residual=config.sum_residual,
                 dropout=config.dropout,
             )

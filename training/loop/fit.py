@@ -88,7 +88,7 @@ def fit(
     questions = _sample(split.validation, config.training.seed)
 
     def validate(model: TwoTower) -> float:
-        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.history)
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.max_history)
         return judge(towers, questions, split, config, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(
@@ -117,7 +117,7 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
         data,
         device=first.model.log_scale.device,
         steps=round(first.progress.best_step * growth),
-        cut_steps=[round(step * growth) for step in first.progress.cut_steps],
+        decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )
     model = trainer.fit()
     return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began)
@@ -131,7 +131,7 @@ def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featu
         tables.users,
         train,
         whole_catalog=not config.towers.reads_history,
-        shared_texts=config.towers.shared,
+        shared_texts=config.towers.shared_text_encoder,
     )
 
 

@@ -27,7 +27,7 @@ def user_states(
     item_vectors: Float[Tensor, "items width"],
     place: Int[Tensor, "catalogue"] | None = None,
     *,
-    chunk_events: int | None = None,
+    gradient_cache_chunk: int | None = None,
 ) -> Float[Tensor, "events width"]:
     """Return each user's vector at the moment of each of his events, made of those before it.
 
@@ -37,7 +37,7 @@ def user_states(
         user_features: The users of the training data, where the tower is.
         item_vectors: The vectors of all items of the histories, where the tower is.
         place: Where the vector of each catalogue row is, on the host. None: where the row is.
-        chunk_events: See `encode_in_chunks`. None: all histories are read at once.
+        gradient_cache_chunk: See `encode_in_chunks`. None: all histories are read at once.
     """
     device = item_vectors.device
     is_input = torch.ones_like(batch.is_target)
@@ -52,11 +52,11 @@ def user_states(
     if batch.times is not None:
         asked = batch.times if batch.request_times is None else batch.request_times
         request_times, event_times = to_device(asked, device), to_device(batch.times[is_input], device)
-    if chunk_events is None:
+    if gradient_cache_chunk is None:
         states: Tensor = tower(*given, request_times=request_times, event_times=event_times)
         return states
     return encode_in_chunks(
-        tower, *given, request_times=request_times, event_times=event_times, chunk_events=chunk_events
+        tower, *given, request_times=request_times, event_times=event_times, gradient_cache_chunk=gradient_cache_chunk
     )
 
 
@@ -68,7 +68,7 @@ def encode_in_chunks(
     *,
     request_times: Int[Tensor, "tokens"] | None = None,
     event_times: Int[Tensor, "events"] | None = None,
-    chunk_events: int,
+    gradient_cache_chunk: int,
 ) -> Float[Tensor, "tokens width"]:
     """Return what the tower returns, keeping the inner workings of one chunk of users at a time.
 
@@ -95,12 +95,12 @@ def encode_in_chunks(
         users: The attributes of the users.
         request_times: Unix seconds of the request that each result is for; None: unknown.
         event_times: Unix seconds of each event; None: unknown.
-        chunk_events: Results in a chunk, at most; a single longer history makes a chunk of its own.
+        gradient_cache_chunk: Results in a chunk, at most; a single longer history makes a chunk of its own.
     """
     order = offsets.diff().argsort(stable=True)
     events, tokens = _taken(offsets, order), _taken(offsets + torch.arange(len(offsets), device=offsets.device), order)
     by_length = functional.pad(offsets.diff()[order].cumsum(0), (1, 0))
-    chunks = _deal(by_length.tolist(), chunk_events)
+    chunks = _deal(by_length.tolist(), gradient_cache_chunk)
     vectors = event_vectors.index_select(0, events).split([chunk.num_events for chunk in chunks])
     attributes = _attributes(tower, users, order, chunks)
 

@@ -110,7 +110,7 @@ def nested_softmax_loss(
 
         loss = (loss_D + w sum_m loss_m) / (1 + n w)
 
-    **When to use it.** Where an index is to compare short vectors first and whole ones after (`towers.prefixes`).
+    **When to use it.** Where an index searches short vectors first and re-scores (`towers.matryoshka_dims`).
     Without prefixes it is `softmax_loss`, to the last bit.
 
     **Cost.** For each prefix once more the loss, in fewer multiplications and as many exponentials. Memory grows by

@@ -493,7 +493,9 @@ def choose_negatives(
         settings = settings.model_copy(
             update={"negatives": "sampled", "uniform_negatives": 0, "in_batch_negatives": draws}
         )
-    asks_for_sample = settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.memory_negatives > 0
+    asks_for_sample = (
+        settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.cross_batch_negatives > 0
+    )
     if settings.negatives == "all" or (not asks_for_sample and num_items <= FULL_SOFTMAX_ITEMS):
         return AllItems(num_items)
     share = target_shares(batches, num_items)
@@ -505,7 +507,9 @@ def choose_negatives(
     return MixedSampler(
         num_items,
         sources,
-        memory=CrossBatchMemory(settings.memory_negatives, share, width, device) if settings.memory_negatives else None,
+        memory=CrossBatchMemory(settings.cross_batch_negatives, share, width, device)
+        if settings.cross_batch_negatives
+        else None,
         hard=HardNegatives() if settings.hard_negatives else None,
         log_q=settings.log_q,
     )
@@ -536,7 +540,7 @@ def _times_shuffled(batches: TrainingBatches) -> Float[np.ndarray, "users"]:
     """Return how often each item of a user is expected to be a target when they are shuffled, if none repeats."""
     lengths = batches.sequences.lengths
     read = np.minimum(lengths, batches.history + 1)
-    first = np.maximum((read * batches.shown).astype(np.int64), lengths > read)
+    first = np.maximum((read * batches.history_fraction).astype(np.int64), lengths > read)
     times: np.ndarray = (read - first) / np.maximum(lengths, 1)
     return times
 

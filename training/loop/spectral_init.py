@@ -109,8 +109,8 @@ def initialise_embeddings(
     sparse, embeddings = item_features.sparse, model.item_tower.embeddings
     if sparse is None or embeddings is None or ITEM_ID not in sparse.keys():  # noqa: SIM118
         raise DataError(
-            '[training] start = "spectral" says where ids begin, and items have none; add item_id = { kind = "id" } '
-            'to [features.item], or set start = "random"'
+            '[training] item_init = "spectral" initialises id embeddings, and items have no id feature; add '
+            'item_id = { kind = "id" } to [features.item], or set item_init = "random"'
         )
     others = [name for name in sparse.keys() if name != ITEM_ID]  # noqa: SIM118
     bags = {name: _bags(sparse, name, len(embeddings.rows(name))) for name in others}
@@ -118,8 +118,8 @@ def initialise_embeddings(
         interaction_matrix(train, len(item_features)),
         bags,
         model.item_tower.width,
-        regularisation=settings.start_regularisation,
-        attributes=settings.start_attributes,
+        regularisation=settings.spectral_regularisation,
+        attributes=settings.spectral_attribute_weight,
         seed=settings.seed,
     )
     ids = embeddings.rows(ITEM_ID)

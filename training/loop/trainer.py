@@ -43,7 +43,7 @@ from training.loop.weight_averaging import WeightAverage
 GRADIENT_NORM = 1.0
 FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
 """Small tables are dealt into so many batches an epoch, as long as a batch has so many events."""
-RATE_CUT = 0.3
+LR_DECAY = 0.3
 """What the learning rates are multiplied by when validation has stopped rising."""
 STEPS_UNSEEN = 20
 """On a GPU the loss is read once in so many steps: to read it is to wait for it."""
@@ -87,7 +87,7 @@ class Progress:
         best: The best validation N@10 so far.
         best_step: The step it was reached at.
         waited: Epochs since then, or since the learning rates were last lowered.
-        cut_steps: The steps from which on the learning rates were lowered.
+        decay_steps: The steps from which on the learning rates were lowered.
         finished: Whether the run is over.
     """
 
@@ -99,7 +99,7 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     waited: int = 0
-    cut_steps: list[int] = field(default_factory=list)
+    decay_steps: list[int] = field(default_factory=list)
     finished: bool = False
 
 
@@ -116,7 +116,7 @@ class Trainer:
         checkpoint: The file that training can be resumed from; None: none is written.
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last average.
         steps: Steps after which training ends in any case.
-        cut_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
+        decay_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
         on_step: Told the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
         on_epoch: Told the progress and the validation N@10, after each epoch, and before the first where items do not
             begin at random.
@@ -132,7 +132,7 @@ class Trainer:
         checkpoint: Path | None = None,
         validate: Callable[[TwoTower], float] | None = None,
         steps: int | None = None,
-        cut_steps: Sequence[int] = (),
+        decay_steps: Sequence[int] = (),
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
         quiet: bool = False,
@@ -155,20 +155,20 @@ class Trainer:
             self.model = TwoTower(
                 config.towers,
                 data.featurizer,
-                config.features.history,
-                learning_rate=settings.table_learning_rate,
+                config.features.max_history,
+                learning_rate=settings.embedding_learning_rate,
             )
         self.tables = [m.fused_optimizer for m in self.model.modules() if isinstance(m, FeatureEmbeddings)]
         self.optimizer = self._dense_optimizer()
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.batches = TrainingBatches(
             self.train,
-            history=config.features.history,
-            batch_events=min(settings.batch_events, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
+            history=config.features.max_history,
+            batch_size=min(settings.batch_size, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
             recommend_seen=config.features.recommend_seen,
             seed=settings.seed,
             targets=settings.targets,
-            shown=settings.shown if self.reads_history else 0.0,
+            history_fraction=settings.history_fraction if self.reads_history else 0.0,
         )
         self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
         self.user_features = data.user_features.to(device)
@@ -177,15 +177,15 @@ class Trainer:
             settings,
             self.batches,
             num_items,
-            width=config.towers.width,
+            width=config.towers.embedding_dim,
             device=device,
             dear=bool(data.featurizer.items.sizes.trained),
         )
         for encoder in self.model.encoders.values():
             assert isinstance(encoder, TextEncoder), "the towers hold no others there"
-            encoder.recomputes = settings.recompute_texts
-        self.precision = loss_precision(settings.precision, device)
-        self.progress = Progress(cut_steps=list(cut_steps))
+            encoder.recomputes = settings.gradient_checkpointing
+        self.precision = loss_precision(settings.loss_precision, device)
+        self.progress = Progress(decay_steps=list(decay_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
         self.average = WeightAverage(self.model)
         self.best_weights: dict[str, Tensor] = {}
@@ -212,7 +212,7 @@ class Trainer:
 
         So is that of a search, whose texts have places before anything is learned.
         """
-        if self.settings.start == "spectral":
+        if self.settings.item_init == "spectral":
             initialise_embeddings(self.model, self.train, self.item_features, self.settings)
             self.average = WeightAverage(self.model)
         elif self.reads_history:
@@ -262,7 +262,7 @@ class Trainer:
     def _mine(self) -> None:
         """Find hard items anew, where the epoch is one for it; not before the first, when the model knows nothing."""
         hard, settings, epoch = self.negatives.hard, self.settings, self.progress.epoch
-        if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_epochs:
+        if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_interval:
             return
         batches = tqdm(
             self.batches.epoch(epoch),
@@ -279,7 +279,7 @@ class Trainer:
             self.user_features,
             per_user=settings.hard_negatives,
             skip=settings.hard_negatives_skip,
-            below=settings.hard_negatives_below,
+            below=settings.hard_negatives_score_ratio,
         )
 
     def _end_epoch(self) -> None:
@@ -324,9 +324,9 @@ class Trainer:
         progress = self.progress
         if progress.waited < self.settings.patience:
             return False
-        if len(progress.cut_steps) == self.settings.rate_cuts:
+        if len(progress.decay_steps) == self.settings.lr_decays:
             return True
-        progress.cut_steps.append(progress.step)
+        progress.decay_steps.append(progress.step)
         progress.waited = 0
         return False
 
@@ -368,7 +368,7 @@ class Trainer:
             self.user_features,
             item_vectors,
             place,
-            chunk_events=self.settings.chunk_events,
+            gradient_cache_chunk=self.settings.gradient_cache_chunk,
         )
         positive_vectors = item_vectors[to_device(place[targets.rows], self.device)]
         negative_vectors = item_vectors[: len(negatives.fresh)]
@@ -378,7 +378,7 @@ class Trainer:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
         asking = states[to_device(targets.places, self.device)]
         loss = self._loss_of(asking, positive_vectors, negative_vectors, negatives)
-        if self.settings.symmetric:
+        if self.settings.symmetric_loss:
             others = reversed_negatives(targets, self.train.num_events)
             loss = (loss + self._loss_of(positive_vectors, asking, asking, others)) / 2
         return loss
@@ -417,7 +417,7 @@ class Trainer:
             {"params": [p for p in parameters if (p.dim() > 1) == is_matrix], "weight_decay": decay, "rate": rate}
             for parameters, rate in (
                 ([p for p in self._dense_parameters() if p not in pretrained], settings.learning_rate),
-                ([p for p in self._dense_parameters() if p in pretrained], settings.encoder_learning_rate),
+                ([p for p in self._dense_parameters() if p in pretrained], settings.text_encoder_learning_rate),
             )
             for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0))
         ]
@@ -425,14 +425,14 @@ class Trainer:
 
     def _set_learning_rates(self) -> None:
         step = self.progress.step
-        cuts = sum(step >= cut for cut in self.progress.cut_steps)
-        share = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * RATE_CUT**cuts
+        cuts = sum(step >= cut for cut in self.progress.decay_steps)
+        share = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * LR_DECAY**cuts
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * share
         for tables in self.tables:
             if tables is not None:
                 for group in tables.param_groups:
-                    group["lr"] = self.settings.table_learning_rate * share
+                    group["lr"] = self.settings.embedding_learning_rate * share
                 tables.step()
 
     def save(self) -> None:

@@ -53,7 +53,7 @@ def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]
 def _user_vectors(
     bundle: ModelBundle, tables: Tables, questions: Queries, vectors: Float32[np.ndarray, "items width"]
 ) -> Float32[np.ndarray, "questions width"]:
-    past = questions.history.last(bundle.config.features.history)
+    past = questions.history.last(bundle.config.features.max_history)
     reads_time = bundle.config.reads_time
     return bundle.encode_users(
         vectors[past.item_rows],

@@ -276,8 +276,8 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return tables within tables as one, `table.key`; lists as JSON.
 
     Example:
-        >>> flattened({"towers": {"width": 64, "layers": [1, 2]}, "seed": None})
-        {'towers.width': '64', 'towers.layers': '[1, 2]', 'seed': 'None'}
+        >>> flattened({"towers": {"embedding_dim": 64, "layers": [1, 2]}, "seed": None})
+        {'towers.embedding_dim': '64', 'towers.layers': '[1, 2]', 'seed': 'None'}
     """
     flat: dict[str, str] = {}
     for key, value in values.items():

@@ -102,7 +102,7 @@ def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.devi
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
-    return learned.recommender(config.features.history)
+    return learned.recommender(config.features.max_history)
 
 
 @dataclass(frozen=True)

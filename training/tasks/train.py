@@ -92,7 +92,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
             click.echo(f"note: {note}", err=True)
         featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
         torch.manual_seed(config.training.seed)
-        model = TwoTower(config.towers, featurizer, config.features.history)
+        model = TwoTower(config.towers, featurizer, config.features.max_history)
         write_bundle(
             run.folder,
             settings=config.model_dump(mode="json"),
@@ -130,7 +130,7 @@ def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedMod
         baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
-    recommenders: list[Recommender] = [learned.recommender(config.features.history), *baselines]
+    recommenders: list[Recommender] = [learned.recommender(config.features.max_history), *baselines]
 
     def answers(recommender: Recommender) -> Evaluation:
         return evaluate(

@@ -219,7 +219,10 @@ def test_new_items_and_known_ones_are_read_by_the_bundle_as_in_training(model_fo
     write_shop(tmp_path / "data")
     features = {
         **SETTINGS["features"],
-        "item": {"title": {"kind": "text", "encoder": "tiny", "fixed": 8}, "tags": {"kind": "text", "encoder": "tiny"}},
+        "item": {
+            "title": {"kind": "text", "encoder": "tiny", "frozen_dim": 8},
+            "tags": {"kind": "text", "encoder": "tiny"},
+        },
         "encoders": {"tiny": {"model": str(model_folder)}},
     }
     write_untrained(tmp_path / "model", tmp_path / "data", {**SETTINGS, "features": features})
@@ -256,10 +259,10 @@ def test_more_numbers_than_a_model_has_are_refused(model_folder, tmp_path) -> No
     write_shop(tmp_path / "data")
     features = {
         **SETTINGS["features"],
-        "item": {"title": {"kind": "text", "encoder": "tiny", "fixed": 17}},
+        "item": {"title": {"kind": "text", "encoder": "tiny", "frozen_dim": 17}},
         "encoders": {"tiny": {"model": str(model_folder)}},
     }
-    with pytest.raises(DataError, match="fixed = 17 of 'title' is more than the 16 numbers of encoder 'tiny'"):
+    with pytest.raises(DataError, match="frozen_dim = 17 of 'title' is more than the 16 numbers of encoder 'tiny'"):
         write_untrained(tmp_path / "model", tmp_path / "data", {**SETTINGS, "features": features})
 
 

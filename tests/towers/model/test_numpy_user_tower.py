@@ -33,7 +33,7 @@ def pair(blocks: int, time_bias: bool, has_features: bool, bag: bool = False) ->
     schema = Schema(item=(Feature("item_id", "id"),), user=user, context=context)
     featurizer = Featurizer.fit(schema, Catalog(ITEMS), Users(PEOPLE), TRAIN)
     torch.manual_seed(blocks)
-    config = TowersConfig(width=16, blocks=blocks, heads=2, time_bias=time_bias, bag=bag)
+    config = TowersConfig(embedding_dim=16, num_layers=blocks, num_heads=2, time_bias=time_bias, sum_residual=bag)
     model = TwoTower(config, featurizer, LENGTH).eval()
     with torch.no_grad():
         for parameter in model.user_tower.parameters():
@@ -98,7 +98,7 @@ def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
 @pytest.mark.parametrize("history", ["mean", "attention", "hstu"])
 def test_towers_that_are_no_transformers_are_left_as_they_are(history: str) -> None:
     _, featurizer = MODELS[1, False, False, False]
-    tower = TwoTower(TowersConfig(width=16, history=history), featurizer, LENGTH).user_tower
+    tower = TwoTower(TowersConfig(embedding_dim=16, history_encoder=history), featurizer, LENGTH).user_tower
     assert not NumpyUserTower.can_be(tower)
 
 

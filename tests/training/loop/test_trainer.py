@@ -40,26 +40,26 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "all": {"negatives": "all"},
     "sampled": SAMPLED,
     "classic": {**SAMPLED, "log_q": "all"},
-    "hard": {**SAMPLED, "hard_negatives": 2, "hard_negatives_epochs": 2, "hard_negatives_skip": 1},
-    "remembered": {**SAMPLED, "memory_negatives": 100},
-    "chunks": {"negatives": "all", "chunk_events": 16},
-    "hard and remembered": {**SAMPLED, "hard_negatives": 2, "memory_negatives": 100},
+    "hard": {**SAMPLED, "hard_negatives": 2, "hard_negatives_interval": 2, "hard_negatives_skip": 1},
+    "remembered": {**SAMPLED, "cross_batch_negatives": 100},
+    "chunks": {"negatives": "all", "gradient_cache_chunk": 16},
+    "hard and remembered": {**SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100},
     "prefixes, a bit of everything": {
-        **SAMPLED, "hard_negatives": 2, "memory_negatives": 100, "chunk_events": 16, "prefixes": [4, 8]
+        **SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100, "gradient_cache_chunk": 16, "prefixes": [4, 8]
     },
 }  # fmt: skip
 
 
 def config_of(*, prefixes: list[int] | None = None, **training: Any) -> RunConfig:
-    settings = {"batch_events": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
+    settings = {"batch_size": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
     return RunConfig(
         features=FeaturesConfig(
             interactions="none.parquet",
-            history=10,
+            max_history=10,
             item={"item_id": FeatureSettings(kind="id"), "name": FeatureSettings(kind="text")},
             user={"team": FeatureSettings(kind="category")},
         ),
-        towers=TowersConfig(width=16, blocks=1, heads=2, dropout=0.1, prefixes=prefixes or []),
+        towers=TowersConfig(embedding_dim=16, num_layers=1, num_heads=2, dropout=0.1, matryoshka_dims=prefixes or []),
         training=TrainingConfig(**settings),
     )
 
@@ -317,7 +317,7 @@ def test_a_memory_is_filled_after_the_warm_up_with_what_was_just_learned_from() 
 def test_a_sample_is_drawn_where_one_is_asked_for_and_where_items_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(trainer_of(config_of()).negatives, AllItems)
     assert isinstance(trainer_of(config_of(hard_negatives=1)).negatives, MixedSampler)
-    assert isinstance(trainer_of(config_of(memory_negatives=1)).negatives, MixedSampler)
+    assert isinstance(trainer_of(config_of(cross_batch_negatives=1)).negatives, MixedSampler)
     monkeypatch.setattr(negatives_module, "FULL_SOFTMAX_ITEMS", NUM_ITEMS - 1)
     assert isinstance(trainer_of(config_of()).negatives, MixedSampler)
     assert isinstance(trainer_of(config_of(negatives="all")).negatives, AllItems)
@@ -330,12 +330,18 @@ def test_a_sample_is_drawn_where_one_is_asked_for_and_where_items_are_many(monke
             {"uniform_negatives": 0, "in_batch_negatives": 0},
             "uniform_negatives and in_batch_negatives are both 0",
         ),
-        ({"negatives": "all", "memory_negatives": 9}, 'memory_negatives is about a sample, and negatives = "all"'),
+        (
+            {"negatives": "all", "cross_batch_negatives": 9},
+            'cross_batch_negatives needs sampled negatives, found negatives = "all"',
+        ),
         ({"negatives": "all", "hard_negatives": 9}, 'hard_negatives is about a sample, and negatives = "all"'),
         ({"negatives": "all", "log_q": "none"}, 'log_q is about a sample, and negatives = "all" draws none; leave it'),
-        ({"hard_negatives_skip": 2}, "hard_negatives_skip and hard_negatives_below say what is mined"),
-        ({"hard_negatives_below": 0.9}, "hard_negatives_skip and hard_negatives_below say what is mined"),
-        ({"chunk_events": 999}, "chunk_events = 999 is more than batch_events = 64 and would divide nothing; lower it"),
+        ({"hard_negatives_skip": 2}, "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives"),
+        ({"hard_negatives_score_ratio": 0.9}, "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives"),
+        (
+            {"gradient_cache_chunk": 999},
+            "gradient_cache_chunk = 999 exceeds batch_size = 64 and has no effect; lower it",
+        ),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -353,7 +359,7 @@ def test_training_stops_when_validation_no_longer_rises_and_keeps_the_best_weigh
 
     epochs: list[Progress] = []
     trainer = trainer_of(
-        config_of(epochs=50, patience=2, rate_cuts=0),
+        config_of(epochs=50, patience=2, lr_decays=0),
         validate=quality,
         on_epoch=lambda progress, values: epochs.append(Progress(**vars(progress))),
     )
@@ -373,7 +379,7 @@ def test_learning_rates_are_lowered_before_training_is_given_up() -> None:
         return next(measured)
 
     trainer = trainer_of(
-        config_of(epochs=50, patience=1, rate_cuts=2, learning_rate=1.0, warmup_steps=0), validate=quality
+        config_of(epochs=50, patience=1, lr_decays=2, learning_rate=1.0, warmup_steps=0), validate=quality
     )
     trainer.fit()
     # Lowered after 0.4, which is no better than 0.5, and after 0.3; given up after 0.2.
@@ -382,7 +388,7 @@ def test_learning_rates_are_lowered_before_training_is_given_up() -> None:
 
 
 def test_embedding_tables_learn_in_the_backward_pass_at_the_rate_of_the_schedule() -> None:
-    config = config_of(warmup_steps=10, table_learning_rate=0.5)
+    config = config_of(warmup_steps=10, embedding_learning_rate=0.5)
     trainer = trainer_of(config, steps=1)
     weights = trainer.model.item_tower.embeddings
     assert weights is not None
@@ -436,7 +442,7 @@ def test_a_schedule_that_is_known_beforehand_is_followed() -> None:
     trainer = trainer_of(
         config_of(learning_rate=1.0, warmup_steps=0),
         steps=5,
-        cut_steps=[2, 4],
+        decay_steps=[2, 4],
         on_step=lambda step, loss: rates.append(trainer.optimizer.param_groups[0]["lr"]),
     )
     trainer.fit()

@@ -36,10 +36,10 @@ SETTINGS = {
         "interactions": "clicks.csv",
         "items": "products.csv",
         "columns": {"user_id": "user", "item_id": "product", "timestamp": "time"},
-        "history": 20,
+        "max_history": 20,
         "item": {"item_id": {"kind": "id"}, "colour": {"kind": "category"}},
     },
-    "towers": {"width": 8, "blocks": 1, "heads": 1, "time_bias": True},
+    "towers": {"embedding_dim": 8, "num_layers": 1, "num_heads": 1, "time_bias": True},
     "training": {"track": False},
 }
 NUM_ITEMS, NUM_USERS = 60, 150

@@ -23,7 +23,7 @@ from training.runs import mlflow_tracker as tracking
 from training.runs.mlflow_tracker import Tracker, flattened
 
 ROOT = Path(__file__).parents[3]
-PARAMS = {"features": {"history": 200, "item": {"genres": {"kind": "categories"}}}, "training": {"seed": 0}}
+PARAMS = {"features": {"max_history": 200, "item": {"genres": {"kind": "categories"}}}, "training": {"seed": 0}}
 
 
 RUNS_AT_ONCE = 2
@@ -100,7 +100,7 @@ def test_a_run_can_be_read_back(start: Callable[..., Tracker], folder: Path):
     assert run.info.run_name == "a run"
     assert client(folder).get_experiment(run.info.experiment_id).name == "shop"
     assert run.data.params == {
-        "features.history": "200",
+        "features.max_history": "200",
         "features.item.genres.kind": "categories",
         "training.seed": "0",
     }
