@@ -33,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_small_shop(folder / "data")
     flags = [word for name in ("interactions", "items", "users") for word in (f"--{name}", f"data/{name}.parquet")]
     assert towers(folder, "init", *flags).returncode == 0
-    quicker(folder / "run.toml", epochs=4, batch_size=256, width=32)
+    quicker(folder / "run.toml", epochs=4, batch_size=256, embedding_dim=32)
     settings = (folder / "run.toml").read_text()
     assert "time_bias = true" in settings
     # The clock goes on between two answers; with a clock that stands still test_agreement.py compares these, too.

@@ -95,7 +95,7 @@ def test_it_is_judged_by_queries_never_seen_beside_bm25(search: Path) -> None:
     assert (report["protocol"], report["num_questions"]) == ("queries", [16])
     recall = {row["name"]: row["metrics"]["recall_at_50"]["mean"] for row in report["rows"]}
     assert recall["two towers"] > recall["words (BM25)"] + 0.2
-    assert "R@50" in towers(search, "audit", "evaluation", "--least", "1")
+    assert "R@50" in towers(search, "audit", "evaluation", "--min-support", "1")
 
 
 def test_new_documents_need_no_training(search: Path) -> None:

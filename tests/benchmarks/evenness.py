@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3, help="Of each training; the first is not counted.")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--negatives", type=int, default=2048, help="How many are drawn for a step.")
-    parser.add_argument("--batch-events", type=int, default=2048, help="Interactions a step.")
+    parser.add_argument("--batch-size", type=int, default=2048, help="Interactions a step.")
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.epochs < 2:

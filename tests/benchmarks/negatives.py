@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--size", default="small")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--negatives", type=int, default=512)
-    parser.add_argument("--batch-events", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(strategies(2, 1)), metavar="NAME")
     parser.add_argument("--set", action="append", default=[], dest="overrides")

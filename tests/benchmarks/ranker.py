@@ -212,8 +212,8 @@ def _words(kind: str, given: argparse.Namespace) -> list[str]:
         return []
     model = ["--model", str((given.model or packaged_model()).resolve())]
     if kind == "late-interaction":
-        return [*model, "--tokens", "128"]  # the beginning of an abstract says what all of them say
-    return [*model, "--learn", str(given.learn)] if given.learn else model
+        return [*model, "--max-tokens", "128"]  # the beginning of an abstract says what all of them say
+    return [*model, "--train-queries", str(given.learn)] if given.learn else model
 
 
 def judge(name: str, retriever: Recommender, questions: Sequence[Question]) -> Judged:

@@ -149,7 +149,7 @@ def judge(terminal: Terminal, seed: int) -> None:
         "A few epochs are enough to see it; without `--set`, training ends when it has stopped getting better.",
     )
     bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
-    terminal.run("towers", "evaluate", "run.toml", "--bound", bound, "--output", "evaluation", *_settings(seed))
+    terminal.run("towers", "evaluate", "run.toml", "--upper-bound", bound, "--output", "evaluation", *_settings(seed))
     report = json.loads((terminal.folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
     recall = {row["name"]: row["metrics"]["recall_at_10"]["mean"] for row in report["rows"]}
     shares = {name: value / recall[BOUND] for name, value in recall.items()}

@@ -40,7 +40,7 @@ class Audit:
         about: What was judged.
         recommender: Whose it is.
         num_seeds: Trainings; the questions of all of them are together.
-        least: Questions that a slice needs to be told by itself.
+        min_support: Questions that a slice needs to be told by itself.
         slices: One row each, the whole first; see `slicing.slice_metrics` for the columns.
         notes: What a reader should know, a sentence each.
     """
@@ -48,18 +48,18 @@ class Audit:
     about: About
     recommender: str
     num_seeds: int
-    least: int
+    min_support: int
     slices: pd.DataFrame
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, ranks: Ranks, recommender: str | None = None, least: int = LEAST) -> Audit:
+    def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> Audit:
         """Cut a judgement by the tables that it was made from, as they are today.
 
         Args:
             ranks: What the evaluation kept.
             recommender: Whose judgement. None: that of the recommender in question, the first.
-            least: Values with fewer questions are put together.
+            min_support: Values with fewer questions are put together.
 
         Raises:
             DataError: There is no such recommender, or the tables cannot be read or lack what was judged.
@@ -73,8 +73,8 @@ class Audit:
             about=ranks.about,
             recommender=chosen.recommenders[0],
             num_seeds=chosen.answers["seed"].nunique(),
-            least=least,
-            slices=slice_metrics(chosen, tables, config, least),
+            min_support=min_support,
+            slices=slice_metrics(chosen, tables, config, min_support),
             notes=tuple(notes),
         )
 
@@ -86,7 +86,7 @@ class Audit:
     @property
     def worst(self) -> pd.DataFrame:
         """The slices with enough questions, the one farthest below the whole first."""
-        apart = self.slices[(self.slices["facet"] != WHOLE) & (self.slices["questions"] >= self.least)]
+        apart = self.slices[(self.slices["facet"] != WHOLE) & (self.slices["questions"] >= self.min_support)]
         return apart.sort_values("gap_at_50", ascending=False, kind="stable")
 
     @property
@@ -164,7 +164,7 @@ class Audit:
         return [
             f"gap: how far R@50 is below the whole's; * it is outside the 95 % interval, as for {by_chance} by chance.",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
-            f"Where there are many values, those with fewer than {self.least} questions are together as (other).",
+            f"Where there are many values, those with fewer than {self.min_support} questions are together as (other).",
         ]
 
     def _html_row(self, row: Any, name: str) -> str:
@@ -175,7 +175,7 @@ class Audit:
             f"<td>{cell}</td>" for cell in (recall_at_10, *("–" if pd.isna(one) else f"{one:.1%}" for one in shares))
         )
         return (
-            f'<tr{" class=few" if row.questions < self.least else ""}><th scope="row">{escape(name)}</th>'
+            f'<tr{" class=few" if row.questions < self.min_support else ""}><th scope="row">{escape(name)}</th>'
             f'<td>{questions}</td><td class=bar style="--share:{share:.0%}">{recall}</td><td>{interval}</td>'
             f"<td{' class=apart' if row.stands_apart else ''}>{gap.rstrip('* ')}</td>{others}</tr>"
         )

@@ -91,7 +91,7 @@ class _Asked:
         return pd.DataFrame(columns)
 
 
-def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: int) -> pd.DataFrame:
+def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, min_support: int) -> pd.DataFrame:
     """Return every slice of a judgement, a row each, the whole first, the others facet by facet.
 
     - `facet` and `value`; how many `questions` have an answer in the slice, how many `users` asked them, the `answers`;
@@ -105,7 +105,7 @@ def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: i
         ranks: Of one recommender.
         tables: Where the columns are.
         config: How the model reads them.
-        least: Values with fewer questions are put together, where a facet has many.
+        min_support: Values with fewer questions are put together, where a facet has many.
 
     Raises:
         DataError: An item or a user of the ranks is not in the tables.
@@ -123,12 +123,14 @@ def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: i
     of_items = _item_facets(tables.catalog, config, items, item_rows)
     for facet in of_items:
         of_answers = facet.take(answer_items)
-        kept = _told_apart(facet, asked.num_questions(of_answers), least)
+        kept = _told_apart(facet, asked.num_questions(of_answers), min_support)
         facet, of_answers = facet.pooled(kept), of_answers.pooled(kept)
         parts.append(pd.concat([asked.judged(of_answers), _exposure(facet, items)], axis=1))
     names = [facet.name for facet in of_items]
     of_askers = _asking_facets(tables.users, config, items, answers, answer_items, names)
-    parts += [asked.judged(facet.pooled(_told_apart(facet, asked.num_questions(facet), least))) for facet in of_askers]
+    parts += [
+        asked.judged(facet.pooled(_told_apart(facet, asked.num_questions(facet), min_support))) for facet in of_askers
+    ]
     return _compared(parts, len(answers))
 
 
@@ -168,13 +170,13 @@ def _asking_facets(
     return [facet.without_empty() for facet in facets]
 
 
-def _told_apart(facet: Facet, questions: Int[np.ndarray, "labels"], least: int) -> Bool[np.ndarray, "labels"]:
+def _told_apart(facet: Facet, questions: Int[np.ndarray, "labels"], min_support: int) -> Bool[np.ndarray, "labels"]:
     """Return which values are told one by one: all of a few; of many the frequent ones, and what is missing."""
     if len(questions) <= FEW_VALUES:
         return np.ones(len(questions), dtype=bool)
     rank = np.empty(len(questions), dtype=np.int64)
     rank[np.argsort(-questions, kind="stable")] = np.arange(len(questions))
-    kept = (questions >= least) & (rank < MOST_VALUES)
+    kept = (questions >= min_support) & (rank < MOST_VALUES)
     kept |= np.array([label == MISSING for label in facet.labels])
     return kept if (~kept).sum() > 1 else np.ones(len(kept), dtype=bool)
 

@@ -68,19 +68,19 @@ class Threshold:
             raise DataError(f"--fail-if {text!r}: the whole has no {measure}; say of which slices, as in {EXAMPLE!r}")
         return cls(text, found["facet"], found["value"], measure, found["operator"], float(found["bound"]))
 
-    def failures(self, slices: pd.DataFrame, least: int) -> pd.DataFrame:
+    def failures(self, slices: pd.DataFrame, min_support: int) -> pd.DataFrame:
         """Return the slices that are as they must not be, with the number in the column `found`.
 
         Args:
             slices: As `slicing.slice_metrics` gives them.
-            least: Questions that a slice needs to fail.
+            min_support: Questions that a slice needs to fail.
 
         Raises:
             DataError: There is no such facet, or no such value.
         """
         looked_at = self._chosen(slices)
         numbers = self._numbers(looked_at)
-        fails = _OPERATORS[self.operator](numbers, self.bound) & (looked_at["questions"] >= least)
+        fails = _OPERATORS[self.operator](numbers, self.bound) & (looked_at["questions"] >= min_support)
         failing: pd.DataFrame = looked_at.assign(found=numbers)[fails.to_numpy(dtype=bool)]
         return failing
 

@@ -109,7 +109,9 @@ def make_cross_encoder(
     folder = find_model(name)
     is_one = judges_pairs(folder)
     if comparisons is None and not is_one:
-        raise DataError(f"{folder}: no cross-encoder, but a transformer that could learn to be one; add --learn 2000")
+        raise DataError(
+            f"{folder}: not a cross-encoder but a plain transformer; fine-tune it with --train-queries 2000"
+        )
     if comparisons is None:
         model = open_cross_encoder(folder, reading.max_tokens)
         return CrossEncoderRanker(model, texts, reading), lambda into: copy_model(folder, into / MODEL)
@@ -174,7 +176,7 @@ def fit_cross_encoder(model: CrossEncoder, comparisons: Sequence[Comparison], se
         DataError: There is nothing to learn from.
     """
     if not comparisons:
-        raise DataError("nothing to learn from: no question has both a text and an answer with one; leave out --learn")
+        raise DataError("no training query has both a text and a target item with one; leave out --train-queries")
     order = np.random.default_rng(seed).permutation(len(comparisons))
     steps = np.array_split(order, -(-len(comparisons) // QUESTIONS_A_STEP))
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)

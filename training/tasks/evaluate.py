@@ -26,8 +26,8 @@ from training.runs.progress import describe, report_epochs, start_tracking
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
 SELECTED = (
-    "Asked on validation, by which training was stopped and the settings of the baselines were chosen: good for "
-    "comparing settings, a little flattering as a measure; --on test is the measure."
+    "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
+    "comparing settings, but slightly optimistic; use --split test for a final figure."
 )
 
 
@@ -39,8 +39,8 @@ def evaluate_run(
     seeds: int,
     device: str,
     part: QuestionSet = "test",
-    beside: Sequence[str] = (),
-    bound: Sequence[str] = (),
+    compare: Sequence[str] = (),
+    upper_bound: Sequence[str] = (),
     ranks: RanksWriter | None = None,
 ) -> EvaluationReport:
     """Return the judgement of the settings under a protocol.
@@ -52,8 +52,8 @@ def evaluate_run(
         seeds: How many trainings; the first has the seed of the settings.
         device: `auto`, `cpu` or `cuda`.
         part: Which of the questions held out are asked.
-        beside: `NAME=FILE` each: recommendations to judge with the rest.
-        bound: The same, for limits.
+        compare: `NAME=FILE` each: other recommendations to evaluate.
+        upper_bound: The same, for recommendations shown as an upper bound.
         ranks: Where the rank of each answer is kept for an audit. None: nowhere.
 
     Raises:
@@ -64,7 +64,7 @@ def evaluate_run(
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
     protocol = protocol or usual_protocol(config, sequences)
-    given = [_table(text, tables) for text in (*beside, *bound)]
+    given = [_table(text, tables) for text in (*compare, *upper_bound)]
     describe(tables, sequences)
     runs: dict[int, list[Evaluation]] = {}
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
@@ -87,7 +87,7 @@ def evaluate_run(
         part,
         runs,
         slices=parts if protocol in ("time", "cold-items") else None,
-        bounds=[text.partition("=")[0] for text in bound],
+        bounds=[text.partition("=")[0] for text in upper_bound],
         notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
     )
 

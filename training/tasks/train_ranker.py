@@ -61,27 +61,27 @@ _WARM_UPS = 3
 
 @dataclass(frozen=True)
 class RankerChoice:
-    """Which ranker is wanted. What is None is as usual for its kind.
+    """Which re-ranker to train. None stands for the default of its kind.
 
     Attributes:
-        kind: What it is.
-        model: The folder or the name of the model that one which reads texts needs.
-        num_candidates: How many candidates it puts into order.
-        num_questions: How many questions it is judged by, at most; the learned one learns from the same.
-        share: How much the opinion of one that reads texts counts. None: what is best on the questions.
-        num_read: How many of the newest items of a history it reads.
-        max_tokens: How many tokens of a pair, or of a text, it reads.
-        num_learned: From how many questions of the training data a cross-encoder learns first. None: from none.
+        kind: Kind of re-ranker.
+        model: Folder or hub name of the pretrained model; for kinds that read texts.
+        num_candidates: Number of retrieved items to re-rank.
+        eval_queries: Maximum number of held-out queries; the learned re-ranker is also trained on them.
+        weight: Weight of a text model's score against the retriever's, 0 to 1. None: the best on held-out queries.
+        history_items: Number of the newest history items whose texts are read.
+        max_tokens: Maximum tokens of a pair of texts, or of a text.
+        train_queries: Number of training queries to fine-tune a cross-encoder on. None: no fine-tuning.
     """
 
     kind: RankerKind = "learned"
     model: str | None = None
     num_candidates: int | None = None
-    num_questions: int | None = None
-    share: float | None = None
-    num_read: int = 3
+    eval_queries: int | None = None
+    weight: float | None = None
+    history_items: int = 3
     max_tokens: int | None = None
-    num_learned: int | None = None
+    train_queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class HeldOut:
             why = "trained with `refit`, so on every interaction" if self.known.num_events else "trained without pairs"
             cure = "train again with --set training.refit=false" if self.known.num_events else "give it pairs"
             raise DataError(
-                f"{path}: {why}, and nothing is left that a ranker could learn from or be judged by; {cure}, or say "
-                "how much the opinion of one that reads texts counts: --share 0.5"
+                f"{path}: {why}, so no held-out data is left to train or evaluate a re-ranker on; {cure}, or set the "
+                "weight of one that reads texts: --weight 0.5"
             )
         return self.split
 
@@ -168,7 +168,7 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     judgement = None if made.lessons is None else _judged(made, made.lessons)
     if judgement is not None and made.lessons is not None:
         _say(judgement, made.lessons, num_candidates)
-        if judgement.ndcg_after <= judgement.ndcg_before and choice.share is None:
+        if judgement.ndcg_after <= judgement.ndcg_before and choice.weight is None:
             click.echo("not written: it is no better than the order in which retrieval finds things")
             return
     folder = write_ranker(
@@ -188,13 +188,13 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
 
 def _check(choice: RankerChoice) -> None:
     is_learned = choice.kind == "learned"
-    if is_learned and (choice.model is not None or choice.share is not None):
-        raise DataError("--model and --share are of rankers that read texts; add --kind, or leave them out")
+    if is_learned and (choice.model is not None or choice.weight is not None):
+        raise DataError("--model and --weight are for re-rankers that read texts; add --kind, or leave them out")
     if not is_learned and choice.model is None:
         needed = "a cross-encoder" if choice.kind == "cross-encoder" else "a bi-encoder of sentence-transformers"
         raise DataError(f"--kind {choice.kind} needs {needed}: give its folder or its name by --model")
-    if choice.num_learned and choice.kind != "cross-encoder":
-        raise DataError("--learn is for --kind cross-encoder; leave it out")
+    if choice.train_queries and choice.kind != "cross-encoder":
+        raise DataError("--train-queries is for --kind cross-encoder; leave it out")
 
 
 def _learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
@@ -211,16 +211,16 @@ def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
     texts = item_texts(tables.catalog, bundle.config.features.item)
     if texts is None:
         raise DataError(f"{bundle.path}: the model reads no texts of items, so there is nothing for such a ranker")
-    split = held_out.split if choice.share is not None else held_out.questions(bundle.path)
+    split = held_out.split if choice.weight is not None else held_out.questions(bundle.path)
     reading = Reading(
-        share=0.5 if choice.share is None else choice.share,
-        num_read=choice.num_read,
+        share=0.5 if choice.weight is None else choice.weight,
+        num_read=choice.history_items,
         max_tokens=choice.max_tokens or TOKENS[choice.kind],
     )
     ranker, save = _text_ranker(bundle, held_out, choice, texts, reading, num_candidates)
     if split is None:
         return TrainedRanker(ranker, save, None, np.zeros(0), reading=reading)
-    shares = SHARES if choice.share is None else (choice.share,)
+    shares = SHARES if choice.weight is None else (choice.weight,)
     read = scores_of(ranker, shares)
     lessons = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
     share, after = choose_weight(lessons, shares, seed)
@@ -240,8 +240,8 @@ def _text_ranker(
         return make_late_interaction(choice.model, texts, reading)
     seed = held_out.config.training.seed
     comparisons = None
-    if choice.num_learned:
-        questions = _sample(_of_training(held_out, bundle.path), choice.num_learned, seed)
+    if choice.train_queries:
+        questions = _sample(_of_training(held_out, bundle.path), choice.train_queries, seed)
         comparisons = partial(
             comparisons_of,
             bundle,
@@ -267,7 +267,7 @@ def _of_training(held_out: HeldOut, path: Path) -> Queries:
 
 
 def _asked(questions: Queries, choice: RankerChoice, seed: int) -> Queries:
-    return _sample(questions, choice.num_questions or QUESTIONS[choice.kind], seed)
+    return _sample(questions, choice.eval_queries or QUESTIONS[choice.kind], seed)
 
 
 def _sample(questions: Queries, most: int, seed: int) -> Queries:

@@ -60,5 +60,5 @@ def test_it_is_saved_and_read_back_and_stands_behind_the_numbers(tmp_path: Path)
 
 
 def test_only_text_can_be_fixed() -> None:
-    with pytest.raises(DataError, match="fixed is for kind"):
+    with pytest.raises(DataError, match="frozen_dim is for kind"):
         parse_settings(FeatureSettings, {"kind": "number", "frozen_dim": 8}, "run.toml")

@@ -31,9 +31,9 @@ def speaking(encoder: nn.Module) -> nn.Module:
     return encoder.eval()
 
 
-def attention(kind: str, *, width: int = WIDTH, blocks: int = 2, length: int = 64, **switches: bool) -> nn.Module:
+def attention(kind: str, *, width: int = WIDTH, num_layers: int = 2, length: int = 64, **switches: bool) -> nn.Module:
     return speaking(
-        CausalAttention(width, kind=kind, num_layers=blocks, num_heads=2, length=length, dropout=0.5, **switches)
+        CausalAttention(width, kind=kind, num_layers=num_layers, num_heads=2, length=length, dropout=0.5, **switches)
     )
 
 

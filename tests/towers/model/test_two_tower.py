@@ -47,7 +47,7 @@ def test_vectors_have_unit_length(model: TwoTower, featurizer: Featurizer) -> No
 
 @pytest.mark.parametrize("prefixes", [[0], [8], [9], [4, 2], [4, 4], [-1]])
 def test_prefixes_that_cannot_be_are_refused(prefixes: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"matryoshka_dims = .* ascend .* below embedding_dim = 8"):
+    with pytest.raises(ValueError, match=r"matryoshka_dims = .* must ascend, .* below embedding_dim = 8"):
         TowersConfig(embedding_dim=8, matryoshka_dims=prefixes)
 
 

@@ -97,7 +97,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def audit(shop: Path) -> Audit:
-    return Audit.of(Ranks.read(shop / "leave-one-out"), least=LEAST)
+    return Audit.of(Ranks.read(shop / "leave-one-out"), min_support=LEAST)
 
 
 def words(text: Any) -> int:
@@ -260,7 +260,7 @@ def check_by_group_by(
 )
 def test_every_number_is_that_of_a_group_by_in_pandas(shop: Path, protocol: str, recommender: str):
     ranks = Ranks.read(shop / protocol)
-    audit = Audit.of(ranks, recommender, least=LEAST)
+    audit = Audit.of(ranks, recommender, min_support=LEAST)
     items, users = (pd.read_parquet(shop / "data" / f"{name}.parquet") for name in ("items", "users"))
     separators = {"category": " > ", "interests": ","}
     check_by_group_by(audit, ranks, items, users, separators, one_answer=protocol == "leave-one-out")
@@ -415,7 +415,7 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     path = tmp_path / "data" / "items.parquet"
     path.unlink()
     items.assign(shelf=np.where(np.arange(len(items)) % 2, "upper", "lower")).to_parquet(path, index=False)
-    audit = Audit.of(moved, least=LEAST)
+    audit = Audit.of(moved, min_support=LEAST)
     assert audit.notes == ("The items changed since the evaluation; slices are by what they are now.",)
     assert set(audit.slices[audit.slices["facet"] == "shelf"]["value"]) == {"upper", "lower"}
     judged = ranks.items["item_id"].iloc[0]
@@ -424,7 +424,7 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     (tmp_path / "data" / "interactions.parquet").unlink()
     events[events["item_id"] != judged].to_parquet(tmp_path / "data" / "interactions.parquet", index=False)
     with pytest.raises(DataError, match=f"item '{judged}' was judged but is not in the catalogue any more"):
-        Audit.of(moved, least=LEAST)
+        Audit.of(moved, min_support=LEAST)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_slices_are_recorded_under_names_that_mlflow_takes(shop: Path, monkeypat
             files.append(path.name)
 
     monkeypatch.setattr(auditing, "start_tracking", lambda *_: Recorder())
-    assert auditing.audit_run(shop / "leave-one-out", (), recommender=None, least=LEAST, show=0)
+    assert auditing.audit_run(shop / "leave-one-out", (), recommender=None, min_support=LEAST, show=0)
     assert logged["slice/all/recall_at_50"] == audit.whole["recall_at_50"]
     german = audit.slices[(audit.slices["facet"] == "language") & (audit.slices["value"] == "de")].iloc[0]
     assert logged["slice/language/de/gap_at_50"] == german["gap_at_50"]

@@ -334,8 +334,8 @@ def test_a_sample_is_drawn_where_one_is_asked_for_and_where_items_are_many(monke
             {"negatives": "all", "cross_batch_negatives": 9},
             'cross_batch_negatives needs sampled negatives, found negatives = "all"',
         ),
-        ({"negatives": "all", "hard_negatives": 9}, 'hard_negatives is about a sample, and negatives = "all"'),
-        ({"negatives": "all", "log_q": "none"}, 'log_q is about a sample, and negatives = "all" draws none; leave it'),
+        ({"negatives": "all", "hard_negatives": 9}, 'hard_negatives needs sampled negatives, found negatives = "all"'),
+        ({"negatives": "all", "log_q": "none"}, 'log_q needs sampled negatives, found negatives = "all"; remove it'),
         ({"hard_negatives_skip": 2}, "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives"),
         ({"hard_negatives_score_ratio": 0.9}, "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives"),
         (

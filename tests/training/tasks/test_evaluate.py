@@ -134,9 +134,9 @@ def test_people_who_were_held_out_are_also_judged_by_twenty(
 
 
 def test_the_flag_chooses_the_questions(settings: Path, learned_from: list[Split], fitted: list[Split]):
-    said = CliRunner().invoke(evaluate, [str(settings), "--on", "validation"], catch_exceptions=False).stdout
+    said = CliRunner().invoke(evaluate, [str(settings), "--split", "validation"], catch_exceptions=False).stdout
     assert said.startswith("leave-one-out · validation · ")
     said = CliRunner().invoke(evaluate, [str(settings)], catch_exceptions=False).stdout
     assert said.startswith("leave-one-out · test · ")
-    wrong = CliRunner().invoke(evaluate, [str(settings), "--on", "training"])
+    wrong = CliRunner().invoke(evaluate, [str(settings), "--split", "training"])
     assert "'training' is not one of 'test', 'validation'" in wrong.output
