@@ -7,12 +7,22 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from features.errors import DataError
-from features.messages import shown
+from features.feature_kinds import FEATURE_KINDS, FeatureKind
+from features.messages import did_you_mean, shown
 
-FeatureKind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
+
+def _known_kind(name: str) -> str:
+    if name not in FEATURE_KINDS:
+        kinds = ", ".join(FEATURE_KINDS)
+        raise ValueError(f"expected one of {kinds}; found {shown(name)}{did_you_mean(name, list(FEATURE_KINDS))}")
+    return name
+
+
+FeatureKindName = Annotated[str, AfterValidator(_known_kind)]
+"""A name in `FEATURE_KINDS`."""
 TimeFormatName = Annotated[
     str, Field(pattern=r"^(iso|dmy|mdy|digits|seconds|milliseconds|microseconds|nanoseconds|excel|.*%.*)$")
 ]
@@ -31,7 +41,7 @@ class StrictTable(BaseModel):
 class FeatureSettings(StrictTable):
     """How one column becomes part of a vector."""
 
-    kind: FeatureKind
+    kind: FeatureKindName
     """`id` (something is learned of each value, and hidden now and then in training), `category`, `categories` (several
     values in one cell), `number`, `text`, `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
     separator: str | None = None
@@ -57,13 +67,18 @@ class FeatureSettings(StrictTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
-        only = (("frozen_dim", "text"), ("encoder", "text"), ("decimal", "number"), ("time_format", "time"))
-        for name, kind in only:
-            if getattr(self, name) is not None and self.kind != kind:
-                raise ValueError(f'{name} is for kind = "{kind}", found kind = {self.kind!r}; leave it out')
+        for name in dict.fromkeys(name for kind in FEATURE_KINDS.values() for name in kind.settings):
+            if getattr(self, name) is not None and name not in self.definition.settings:
+                kinds = " or ".join(f'"{kind.name}"' for kind in FEATURE_KINDS.values() if name in kind.settings)
+                raise ValueError(f"{name} is for kind = {kinds}, found kind = {self.kind!r}; leave it out")
         if self.trainable_residual and self.frozen_dim is None:
             raise ValueError("trainable_residual needs frozen_dim, which is not set; set frozen_dim, or remove it")
         return self
+
+    @property
+    def definition(self) -> FeatureKind:
+        """What its kind means."""
+        return FEATURE_KINDS[self.kind]
 
 
 class EncoderSettings(StrictTable):

@@ -10,17 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from features.config import EncoderSettings, FeatureKind, FeaturesConfig, FeatureSettings
+from features.config import EncoderSettings, FeaturesConfig, FeatureSettings
+from features.feature_kinds import FEATURE_KINDS, FeatureKind
 from features.spelling import Spelling
 
 ITEM_ID = "item_id"
 USER_ID = "user_id"
 MAX_ID_CHARACTERS = 512
 """The longest id of a user or an item: in tables, in requests and in live writes."""
-SPARSE_KINDS: tuple[FeatureKind, ...] = ("id", "category", "categories", "text")
-DENSE_KINDS: tuple[FeatureKind, ...] = ("number", "vector", "time")
-SPELT_KINDS: tuple[FeatureKind, ...] = ("id", "category", "categories", "text")
-"""Kinds whose cells are values or texts, so that it matters how they are spelt."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Feature:
 
     Attributes:
         name: The column.
-        kind: See `features.config.FeatureSettings`.
+        kind: A name in `features.feature_kinds.FEATURE_KINDS`.
         separator: For `categories` in text cells: what stands between the values. None: the cells are lists.
         frozen_dim: Of a text: how many numbers it becomes, of which none is trained. None: an embedding table.
         encoder: Of a text: the name of the pretrained model that reads it. None: its words are read.
@@ -40,7 +37,7 @@ class Feature:
     """
 
     name: str
-    kind: FeatureKind
+    kind: str
     separator: str | None = None
     frozen_dim: int | None = None
     encoder: str | None = None
@@ -50,16 +47,21 @@ class Feature:
     spelling: Spelling | None = None
 
     @property
+    def definition(self) -> FeatureKind:
+        """What its kind means."""
+        return FEATURE_KINDS[self.kind]
+
+    @property
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table."""
-        return self.kind in SPARSE_KINDS and (
+        return self.definition.is_sparse and (
             self.trainable_residual or (self.frozen_dim is None and self.encoder is None)
         )
 
     @property
     def is_dense(self) -> bool:
         """Whether the feature is numbers: to be projected, or a place."""
-        return self.kind in DENSE_KINDS or self.frozen_dim is not None or self.encoder is not None
+        return not self.definition.is_sparse or self.frozen_dim is not None or self.encoder is not None
 
 
 @dataclass(frozen=True)

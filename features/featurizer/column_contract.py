@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from features.columns import numbers_of, texts_of, values_of
 from features.config import FeaturesConfig
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, ValueEncoder
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.sparse import ValueEncoder
 from features.featurizer.vocabulary import UNKNOWN
 from features.messages import ACCEPT, cut, nearest
 from features.schema import ITEM_ID, USER_ID, Feature
 from features.spelling import Spelling
 from features.tables.tables import Readings, Tables
-from features.values.cells import is_missing, numbers_of, texts_of, values_of
+from features.values.cells import is_missing
 from features.values.distinct import many
 from features.values.readings import Reading, TextFormat, reading_from_json, reading_to_json
 from features.values.text import words as words_in
@@ -52,7 +54,7 @@ class ColumnFacts:
     """What stands in a column.
 
     Attributes:
-        kind: How the model reads it, see `FeatureSettings.kind`.
+        kind: How the model reads it, a name in `features.feature_kinds.FEATURE_KINDS`.
         spelling: How its values are spelt; None where they are numbers, times or vectors.
         cells: How many cells there are.
         filled: Share of the cells that say something.
@@ -233,15 +235,15 @@ def _facts(
         then: The facts of the same column in training. None: this is training.
     """
     empty = ColumnFacts(feature.kind, feature.spelling, len(column), 0.0, None, ())
-    match feature.kind:
-        case "number" | "time":
+    match feature.definition.content:
+        case "numbers" | "times":
             return _of_numbers(empty, feature, column, then)
-        case "vector":
+        case "vectors":
             known = [cell for cell in column if not is_missing(cell)]
             return replace(empty, filled=_share(len(known), len(column)), length=len(known[0]) if known else None)
-        case "text":
+        case "texts":
             return _of_texts(empty, feature, column, then)
-        case _:
+        case "values":
             encoders = featurizer.items if side == "items" else featurizer.users
             encoder = encoders.sparse[feature.name]
             assert isinstance(encoder, ValueEncoder), "values are read by their vocabulary"
@@ -284,7 +286,7 @@ def _of_numbers(empty: ColumnFacts, feature: Feature, column: pd.Series, then: C
     quantiles = tuple(np.quantile(numbers, (0, _BAND[0], 0.5, _BAND[1], 1), method="inverted_cdf").tolist())
     band = quantiles if then is None or then.quantiles is None else then.quantiles
     known = None
-    if feature.kind == "number" and band[1] < band[3]:
+    if feature.definition.content == "numbers" and band[1] < band[3]:
         known = _share(int(((numbers >= band[1]) & (numbers <= band[3])).sum()), len(numbers))
     examples = tuple(f"{number:.6g}" for number in quantiles[1:4])
     return replace(empty, filled=_share(len(numbers), len(column)), known=known, examples=examples, quantiles=quantiles)
@@ -321,10 +323,10 @@ def _change(
 
 
 def _said_of_known(feature: Feature, then: ColumnFacts) -> str:
-    if feature.kind == "number":
+    if feature.definition.content == "numbers":
         assert then.quantiles is not None, "a share of numbers is one between quantiles"
         return f"of the numbers are from {then.quantiles[1]:.6g} to {then.quantiles[3]:.6g}"
-    if feature.kind == "text":
+    if feature.definition.content == "texts":
         return "of the words are known to the model"
     if feature.name in _OWN_IDS:
         return "of the ids that the model knows are there"

@@ -495,7 +495,7 @@ class _Understood:
         if choice.settings is None or self.kind is None:
             return choice
         reason = f"{choice.reason}; {self.written}" if self.written else choice.reason
-        if choice.settings.kind not in ("number", "time", "vector", "categories"):
+        if choice.settings.definition.read is None:
             return replace(choice, reason=choice.reason)
         setting = {"time_format": self.time_format} if choice.settings.kind == "time" else {}
         setting |= {"decimal": self.decimal} if choice.settings.kind == "number" else {}

@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import CellError, DataError, Problems
-from features.schema import MAX_ID_CHARACTERS, SPELT_KINDS
+from features.schema import MAX_ID_CHARACTERS
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.table_files import place, read_table
@@ -31,7 +31,7 @@ from features.tables.table_files import read_frame as read_frame
 from features.tables.table_parts import table_digest
 from features.values.distinct import column_cells, first, many
 from features.values.numbers import NumberFormat
-from features.values.readings import Reading, TextFormat, numbers_in, read_column, times_in
+from features.values.readings import Reading, TextFormat, numbers_in, times_in
 from features.values.times import MISSING, TimeFormat
 
 INT_ID = pd.ArrowDtype(pa.int64())
@@ -311,7 +311,7 @@ class _Sheet:
     ) -> _Sheet:
         """Read a file, and the columns that are features as their kinds; `keys` are the columns of ids."""
         settings, known = features or {}, earlier or {}
-        spelt = {column for column, one in settings.items() if one.kind in SPELT_KINDS}.union(keys)
+        spelt = {column for column, one in settings.items() if one.definition.is_sparse}.union(keys)
         raw = read_table(
             folder / name,
             lambda column: column in spelt,
@@ -332,7 +332,7 @@ class _Sheet:
         """Return a column read as its kind."""
         cells = column_cells(self.frame[name])
         try:
-            read = read_column(cells, settings, self.readings.get(name))
+            read = settings.definition.read_column(cells, settings, self.readings.get(name))
         except CellError as error:
             raise self._located(name, error) from None
         self._remember(name, read.reading, read.notes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from features.values.cells import item_texts
+from features.columns import item_texts
 from serving import deadline
 from serving.observability.timings import timed
 from serving.recommend.users import QueryBatch

@@ -38,4 +38,4 @@ def query_vector(bundle: ModelBundle, text: str) -> Float32[np.ndarray, "1 width
 
 
 def _texts(features: dict[str, FeatureSettings]) -> list[str]:
-    return [column for column, settings in features.items() if settings.kind == "text"]
+    return [column for column, settings in features.items() if settings.definition.content == "texts"]

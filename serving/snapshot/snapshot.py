@@ -36,13 +36,13 @@ from jaxtyping import Float32, Int64
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from features.columns import item_texts
 from features.files import atomic_folder, mapped
 from features.parquet import read_parquet
 from features.schema import ITEM_ID, USER_ID
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Interactions, Tables, Users
-from features.values.cells import item_texts
 from serving.search.faiss_index import ItemIndex
 from serving.search.partitions import FILE as REGIONS
 from serving.search.partitions import Partitions

@@ -17,11 +17,11 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import normalize
 
+from features.columns import item_texts
 from features.config import EncoderSettings
 from features.encoders.encoder import PretrainedText
 from features.sequences.sequences import Queries
 from features.tables.tables import read_tables
-from features.values.cells import item_texts
 from tests.benchmarks.encoding import packaged_model
 from tests.benchmarks.ids_only import spread
 from towers.warnings_filter import quiet_imports

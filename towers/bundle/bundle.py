@@ -72,7 +72,7 @@ class BundleConfig(BaseModel):
     @property
     def asked_by(self) -> list[str]:
         """The columns of a query's text, where users are queries; none where they are known by what they had."""
-        texts = [column for column, settings in self.features.user.items() if settings.kind == "text"]
+        texts = [column for column, settings in self.features.user.items() if settings.definition.content == "texts"]
         return [] if self.towers.reads_history else texts
 
 

@@ -128,7 +128,7 @@ class SentenceTransformerAdapter:
 
 
 def _texts(features: Sequence[Feature]) -> list[str]:
-    return [feature.name for feature in features if feature.kind == "text"]
+    return [feature.name for feature in features if feature.definition.content == "texts"]
 
 
 def _cells(texts: Sequence[Text], columns: Sequence[str]) -> pd.DataFrame:

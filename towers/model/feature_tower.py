@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchrec import KeyedJaggedTensor
 
-from features.featurizer.featurizer import FeatureSizes
+from features.featurizer.side_encoders import FeatureSizes
 from features.schema import Feature
 from features.sequences.batches import EntityFeatures
 from towers.model.embeddings import FeatureEmbeddings
@@ -70,8 +70,8 @@ class FeatureTower(nn.Module):
         )
         self.dense_sizes = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None
-        kinds = {feature.name: feature.kind for feature in features}
-        is_id = torch.tensor([kinds[name] == "id" for name in own], dtype=torch.bool)
+        is_id_column = {feature.name: feature.definition.is_id for feature in features}
+        is_id = torch.tensor([is_id_column[name] for name in own], dtype=torch.bool)
         self.is_id: Tensor
         self.register_buffer("is_id", is_id, persistent=False)
         self.has_other_features = sum(self.dense_sizes) > 0 or len(own) < len(sizes.tables)

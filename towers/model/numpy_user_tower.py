@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
-from features.featurizer.featurizer import request_features
+from features.featurizer.request_time import request_features
 from features.sequences.batches import EntityFeatures
 from features.sequences.sequences import UNKNOWN_TIME
 from towers.model.feature_tower import SHORTEST

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from features.encoders.encoder import PretrainedText
 from features.encoders.local import TOKENS_A_BATCH, LocalModel, budget_batches, load_model
 from features.errors import DataError
-from features.featurizer.featurizer import TrainedText
+from features.featurizer.text import TrainedText
 from features.sequences.batches import EntityFeatures
 
 LORA_SCALE = 2.0

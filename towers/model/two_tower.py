@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.featurizer.featurizer import CONTEXT_WIDTH, Featurizer, request_features
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.request_time import CONTEXT_WIDTH, request_features
 from features.sequences.batches import EntityFeatures
 from features.sequences.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig

@@ -20,12 +20,12 @@ from jaxtyping import Float32, Int64
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from features.columns import numbers_of, values_of
 from features.config import FeatureSettings
 from features.schema import Feature
 from features.sequences.ragged import check_offsets, offsets_of, ragged_arange
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
-from features.values.cells import numbers_of, values_of
 
 FOLLOWING = 3
 """How many places after an item what comes counts as following it, the nearer the more."""
@@ -33,9 +33,6 @@ TOGETHER = 20
 """How many places apart two items count as had together."""
 NEIGHBOURS = 100
 """Items kept for each item, of those that follow it and of those had together with it."""
-
-_BY_VALUE = ("category", "categories")
-_BY_NUMBER = ("number", "time")
 
 
 @dataclass(frozen=True)
@@ -160,8 +157,12 @@ class ItemStatistics:
             sequences.times is not None,
             _follows(sequences, num_items),
             _together(sequences, num_items),
-            {one.name: _values(one, catalog) for one in features if one.kind in _BY_VALUE},
-            {one.name: _numbers(one, catalog) for one in features if one.kind in _BY_NUMBER},
+            {
+                one.name: _values(one, catalog)
+                for one in features
+                if one.definition.content == "values" and not one.definition.is_id
+            },
+            {one.name: _numbers(one, catalog) for one in features if one.definition.content in ("numbers", "times")},
         )
 
     @cached_property

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from features.columns import numbers_of, texts_of, values_of
 from features.config import FeatureSettings
 from features.inference.inference import as_feature
 from features.schema import Feature
 from features.sequences.ragged import offsets_of, ragged_arange
-from features.values.cells import is_missing, numbers_of, texts_of, values_of
+from features.values.cells import is_missing
 from features.values.text import words
 
 MISSING = "(missing)"
@@ -197,14 +198,14 @@ def _is_empty(column: pd.Series) -> Bool[np.ndarray, "rows"]:
 
 
 def _of_column(feature: Feature, column: pd.Series) -> Facet:
-    match feature.kind:
-        case "id" | "category" | "categories":
+    match feature.definition.content:
+        case "values":
             return _by_value(feature, column)
-        case "number" | "time":
+        case "numbers" | "times":
             return _by_quarter(feature, column)
-        case "text":
+        case "texts":
             return _by_value(feature, column) if _comes_again(column) else _by_length(feature, column)
-        case "vector":
+        case "vectors":
             known = np.array([not is_missing(cell) for cell in column], dtype=np.int64)
             return Facet.single(feature.name, [MISSING, "known"], known).without_empty()
 
@@ -235,7 +236,7 @@ def _usual_order(names: Sequence[str]) -> list[int]:
 def _by_quarter(feature: Feature, column: pd.Series) -> Facet:
     values = numbers_of(feature, column)
     known = values[np.isfinite(values)]
-    said = _date if feature.kind == "time" else _number
+    said = _date if feature.definition.content == "times" else _number
     distinct = np.unique(known)
     if len(distinct) <= _FEW_NUMBERS:
         labels, codes = [said(value) for value in distinct], np.searchsorted(distinct, values)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from features.columns import texts_written
 from features.sequences.sequences import Queries
 from features.tables.tables import Tables
-from features.values.cells import texts_written
 from towers.bundle.bundle import ModelBundle
 from towers.rerankers.reranker import Shortlist
 

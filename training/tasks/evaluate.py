@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 import torch
 
+from features.columns import item_texts
 from features.errors import DataError
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
-from features.values.cells import item_texts
 from training.audit.ranks import RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import torch
 
+from features.columns import item_texts
 from features.featurizer.column_contract import ColumnContract
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests, read_tables
-from features.values.cells import item_texts
 from towers.bundle.bundle import write_bundle
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
+from features.columns import item_texts
 from features.errors import DataError
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests
-from features.values.cells import item_texts
 from towers.bundle.bundle import ModelBundle, check_can_sign
 from towers.bundle.trust import Trust
 from towers.rerankers.candidate_features import RankFeatures

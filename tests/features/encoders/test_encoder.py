@@ -22,7 +22,8 @@ from features.encoders.local import load_model
 from features.encoders.model import Encoded, Role
 from features.encoders.policy import RemotePolicy
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, SideEncoders
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.side_encoders import SideEncoders
 from features.schema import Schema
 from features.tables.tables import Catalog
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from features.config import FeatureSettings, parse_settings
 from features.errors import DataError
-from features.featurizer.featurizer import SideEncoders
+from features.featurizer.side_encoders import SideEncoders
 from features.schema import Feature
 from features.values.text import ProjectedText, words_and_pairs
 

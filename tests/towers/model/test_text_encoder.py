@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from features.config import EncoderSettings, FeaturesConfig
 from features.encoders.encoder import PretrainedText
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, SideEncoders
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.side_encoders import SideEncoders
 from features.schema import Schema
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.tiny_models import tiny_model

@@ -12,11 +12,11 @@ import scipy.sparse as sp
 from jaxtyping import Float32
 from sklearn.feature_extraction.text import CountVectorizer
 
+from features.columns import item_texts, texts_written
 from features.config import FeaturesConfig
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from features.tables.tables import Tables, Users
-from features.values.cells import item_texts, texts_written
 from features.values.text import words
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.evaluate import Recommender
