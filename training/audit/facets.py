@@ -1,4 +1,4 @@
-"""By what a judgement can be cut: every column of the tables, and what is known of items and users beside them.
+"""The facets that divide an evaluation into slices: table columns, and properties derived from the interactions.
 
 A `Facet` says to which of its values each item (or user, or answer) belongs: `language` to `fr`, `price` to
 `over 10 to 25`, `tags` to several at once. Facets come from the columns by themselves: words and codes by value,
@@ -124,10 +124,10 @@ def column_facets(
 
 
 def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndarray, "items"] | None = None) -> Facet:
-    """Return head, torso and tail: which items people had most, and which nobody had.
+    """Return the popularity class of each item: head, torso, tail, or no interactions.
 
     The head are the items that hold the first half of all interactions, the most frequent first; the torso those up to
-    four fifths; the tail the rest. Items that were had equally often are on the same side of a border.
+    four fifths; the tail the rest. Items with equally many interactions are in the same class.
 
     Args:
         interactions: Of each item, in the training data.
@@ -136,7 +136,7 @@ def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndar
     Example:
         >>> facet = popularity_facet(np.array([2, 5, 0, 2, 1]))  # shares before them: 0.5, 0, ., 0.5, 0.9
         >>> [facet.labels[code] for code in facet.codes]
-        ['torso', 'head', 'never had', 'torso', 'tail']
+        ['torso', 'head', 'no interactions', 'torso', 'tail']
     """
     groups = np.zeros(len(interactions), dtype=np.int64) if groups is None else groups
     codes = np.full(len(interactions), 3)
@@ -146,7 +146,7 @@ def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndar
         held = -counts * sizes
         before = (np.cumsum(held) - held) / max(1, held.sum())
         codes[rows] = np.digitize(before, [HEAD, TORSO])[places]
-    return Facet.single(POPULARITY, ["head", "torso", "tail", "never had"], codes).without_empty()
+    return Facet.single(POPULARITY, ["head", "torso", "tail", "no interactions"], codes).without_empty()
 
 
 def emptiness_facet(frame: pd.DataFrame, who: Literal["item", "user"]) -> Facet:
@@ -163,11 +163,11 @@ def activity_facet(history: Int[np.ndarray, "answers"]) -> Facet:
 
 
 def item_age_facet(ages: Float[np.ndarray, "answers"]) -> Facet:
-    """Return how long each answer's item had been known when the question was asked.
+    """Return the age of each target item at the time of its query.
 
     Args:
         ages: Seconds since its first interaction in the training data, NaN where it has none; below 0 where the first
-            one came later, as for somebody who was asked early.
+            one came later, as for a query early in the data.
     """
     days = np.where(np.isnan(ages), -1, ages / _SECONDS_PER_DAY)
     named = [f"{label} days" for label in _ranges(AGE_EDGES_DAYS)]

@@ -25,7 +25,7 @@ from training.evaluation.html import aligned, html_page, html_paragraphs, html_t
 TABLE = "slices.parquet"
 PAGE = "audit.html"
 LEAST = 30
-"""Questions that a slice needs to be told by itself and to fail a gate."""
+"""Minimum queries of a slice that is listed by itself and can fail a condition."""
 POOR, GOOD = 0.85, 0.95
 """Shares of the answers among the first 50, of the rule of thumb."""
 
@@ -40,7 +40,7 @@ class Audit:
         about: What was judged.
         recommender: Whose it is.
         num_seeds: Trainings; the questions of all of them are together.
-        min_support: Questions that a slice needs to be told by itself.
+        min_support: Minimum queries of a slice that is listed by itself.
         slices: One row each, the whole first; see `slicing.slice_metrics` for the columns.
         notes: What a reader should know, a sentence each.
     """
@@ -151,7 +151,7 @@ class Audit:
         return (
             f"R@50 is {recall:.1%}, {verdict}.\nThe rule of thumb: below {POOR:.0%} the encoder or the data is the "
             f"problem; above {GOOD:.0%} and still poor, add a re-ranker.\nIt comes from search, where the question "
-            "says what is wanted; what somebody takes next nobody can know so well."
+            "says what is wanted; a next interaction is much harder to predict."
         )
 
     def _whole_line(self) -> str:

@@ -40,11 +40,11 @@ WHOLE = "all"
 CUTOFFS = (10, 50)
 """The k of the recall of slices."""
 OWN = (POPULARITY, EMPTY_CELLS, ACTIVITY, PAUSE, ITEM_AGE)
-"""Names of facets that no column has: such a column is told as `item popularity`."""
+"""Names of derived facets; a column of the same name is listed as `item popularity`."""
 FEW_VALUES = 10
-"""Of a facet with so many values, all are told one by one."""
+"""Up to so many values of a facet, all are listed separately."""
 MOST_VALUES = 30
-"""Most values of a facet that are told one by one; the rarer ones are together."""
+"""Maximum values of a facet that are listed separately; the rarer ones are merged."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Asked:
         )
         of_pair = pairs // width
         questions = np.bincount(of_pair, minlength=num_slices)
-        people = _num_different(self.users, facet)  # with several seeds somebody asks more than once
+        people = _num_different(self.users, facet)  # with several seeds a user has several queries
         columns = {
             "facet": facet.name,
             "value": list(facet.labels),
@@ -152,7 +152,7 @@ def _asking_facets(
     answer_items: Int[np.ndarray, "answers"],
     taken: Sequence[str],
 ) -> list[Facet]:
-    """Return the facets that belong to who asks and when, of each answer; columns under names that are not taken."""
+    """Return the facets of the users and times of the queries, one value per target; columns get unused names."""
     facets = [activity_facet(answers["history"].to_numpy(np.int64))]
     if answers["time"].notna().any():
         first = items["first_time"].to_numpy(np.float64, na_value=np.nan)[answer_items]
@@ -171,7 +171,7 @@ def _asking_facets(
 
 
 def _told_apart(facet: Facet, questions: Int[np.ndarray, "labels"], min_support: int) -> Bool[np.ndarray, "labels"]:
-    """Return which values are told one by one: all of a few; of many the frequent ones, and what is missing."""
+    """Return which values are listed separately: all of a few; of many, the frequent ones and missing values."""
     if len(questions) <= FEW_VALUES:
         return np.ones(len(questions), dtype=bool)
     rank = np.empty(len(questions), dtype=np.int64)
@@ -192,7 +192,7 @@ def _exposure(facet: Facet, items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compared(parts: Sequence[pd.DataFrame], num_answers: int) -> pd.DataFrame:
-    """Return the parts as one table, each slice beside the whole, which is the first."""
+    """Return the parts as one table, and compare each slice with the first row, which is all queries."""
     table = pd.concat(parts, ignore_index=True)
     for k in CUTOFFS:
         recall = table[f"recall_at_{k}"].to_numpy(np.float64)

@@ -4,8 +4,7 @@
 
 Without `slice:` the whole is meant. The measures are `recall@10`, `recall@50`, `gap@10` and `gap@50` (by how much a
 slice is below the whole; `gap` is `gap@50`), and `exposure@10` and `exposure@50`, the share of what is shown divided by
-the share of the catalogue. A slice of fewer questions than the audit was told to look at never fails: its numbers are
-noise.
+the share of the catalogue. A slice with fewer queries than `--min-support` never fails: its numbers are noise.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray
 
 
 class TableRecommender:
-    """Recommendations that somebody else made, as a table; for judging what a service gave out, or an oracle's list.
+    """Recommendations from a table, such as those of another system or of an oracle.
 
     Items that the table does not give to a user are never found. Users who are not in it get nothing.
     """

@@ -1,4 +1,4 @@
-"""The judgement as people read it: one table, the baselines beside the model, for the terminal, as JSON and as HTML.
+"""The evaluation report: one table of the model and the baselines, for the terminal, as JSON and as HTML.
 
 The first row is the recommender in question. An estimate over one run carries the bootstrap interval over its
 questions; over several seeds it carries the standard deviation between the runs, which is what another seed may bring.
@@ -22,7 +22,7 @@ from training.evaluation.html import aligned, html_page, html_paragraphs, html_t
 
 PRIMARY_METRIC = "ndcg_at_10"
 SHARE_METRIC = "recall_at_10"
-"""By which a model is compared with a limit that nobody can pass."""
+"""Metric by which a model is compared with an upper bound."""
 LABELS = {
     "recall_at_10": "R@10",
     "ndcg_at_10": "N@10",
@@ -91,7 +91,7 @@ class ReportRow:
         metrics: By metric, `recall_at_10` and so on.
         slices: By slice, `cold users` and so on; empty where none were asked for.
         lead: How far the first row's NDCG@10 is above this one's, on the same questions; None for the first row.
-        is_bound: Whether the row is a limit that nobody can pass, and so takes no part in the comparison.
+        is_bound: Whether the row is an upper bound, which is left out of the comparison.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The two towers as a recommender that evaluation can judge beside the baselines."""
+"""The two towers as a scoring model for evaluation."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ def fit(
         split: What is learned from and what is held out.
         device: Where to train.
         checkpoint: The file to resume from later; None: none is written.
-        resume: Whether to go on from that file.
-        on_step: Told the step and the mean loss of the epoch so far.
-        on_epoch: Told the progress and what was measured.
+        resume: Whether to continue from that file.
+        on_step: Called with the step and the mean loss of the epoch so far.
+        on_epoch: Called with the progress and the metrics of the epoch.
 
     Raises:
         DataError: The settings ask for times that the tables do not have.
@@ -107,7 +107,7 @@ def fit(
 
 
 def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: TrainedModel) -> TrainedModel:
-    """Train once more, on `sequences` and nothing held out: as many passes as were best, with the rates they had."""
+    """Train again on all `sequences`, for the best number of epochs and with the learning rates of the first run."""
     began = time.monotonic()
     featurizer = fit_featurizer(config, tables, sequences)
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)

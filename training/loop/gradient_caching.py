@@ -29,7 +29,7 @@ def user_states(
     *,
     gradient_cache_chunk: int | None = None,
 ) -> Float[Tensor, "events width"]:
-    """Return each user's vector at the moment of each of his events, made of those before it.
+    """Return the user vector before each event, made of the earlier events.
 
     Args:
         tower: The user tower.

@@ -27,7 +27,7 @@ ROUND = 64
 BLOCK_COLUMNS = 16_384
 """Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
 PREFIX_WEIGHT = 1.0
-"""What the loss of a prefix counts beside that of the whole vectors."""
+"""Weight of the loss of a prefix against that of the whole vectors."""
 
 
 def softmax_loss(
@@ -41,8 +41,8 @@ def softmax_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean over positives of -log softmax of the positive among itself and the negatives.
 
-    **What it does.** Pulls each user to the item that was chosen and pushes him away from the others, from each as much
-    as the model still believes in it. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j`
+    **What it does.** Moves each user towards the positive item and away from the negatives, from each in proportion to its
+    softmax probability. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j`
     with logits `s_pj` and weights `w_pj`::
 
         loss_p = log(exp(s+) + Z-) - s+        Z- = sum_j w_pj exp(s_pj)
@@ -71,7 +71,7 @@ def softmax_loss(
 
       where `sg` stops the gradient. Its gradient is `(1 - P) (dlog Z- - ds+)`. Ours is
       `(dZ- + exp(s+) ds+) / (exp(s+) + Z-) - ds+ = (1 - P) dlog Z- + P ds+ - ds+`, the same: leaving the positive out
-      of the sample and in the sum *is* their weight, the probability that the model errs. What remains is their `Z-`,
+      of the sample and in the sum *is* their weight, the probability of a wrong prediction. What remains is their `Z-`,
       a mean over the draws that count with a renormalised `Q'`: those are the weights that a sample has.
     * *Sampled softmax without correction, InfoNCE, MultipleNegativesRanking:* `log_q = "none"`.
 

@@ -106,8 +106,8 @@ class Progress:
 class Trainer:
     """One training run.
 
-    It knows only the items that somebody had: an item without an interaction is no negative, or a new one would learn
-    to be ranked low before it was ever shown. Rows of items are positions among the known ones here.
+    Only items with interactions take part: if an item without one were a negative, training would push new items down
+    before they were ever shown. Item rows in here are positions among these known items.
 
     Args:
         config: The settings.
@@ -117,9 +117,9 @@ class Trainer:
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last average.
         steps: Steps after which training ends in any case.
         decay_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
-        on_step: Told the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
-        on_epoch: Told the progress and the validation N@10, after each epoch, and before the first where items do not
-            begin at random.
+        on_step: Called with the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
+        on_epoch: Called with the progress and the metrics, after each epoch, and before the first unless items are
+            initialised randomly.
         quiet: No progress bar.
     """
 
@@ -179,7 +179,7 @@ class Trainer:
             num_items,
             width=config.towers.embedding_dim,
             device=device,
-            dear=bool(data.featurizer.items.sizes.trained),
+            is_expensive=bool(data.featurizer.items.sizes.trained),
         )
         for encoder in self.model.encoders.values():
             assert isinstance(encoder, TextEncoder), "the towers hold no others there"
@@ -260,7 +260,7 @@ class Trainer:
             self.on_step(progress.step, progress.loss / progress.batch)
 
     def _mine(self) -> None:
-        """Find hard items anew, where the epoch is one for it; not before the first, when the model knows nothing."""
+        """Mine hard negatives if the interval is over; never before the first epoch, when the model is untrained."""
         hard, settings, epoch = self.negatives.hard, self.settings, self.progress.epoch
         if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_interval:
             return
@@ -304,7 +304,7 @@ class Trainer:
             self.save()
 
     def _events_learned(self) -> float:
-        """Return how many events the batches of the epoch had, about."""
+        """Return the approximate number of events in the finished batches of the epoch."""
         return self.train.num_events * self.progress.batch / self.batches.num_batches(self.progress.epoch)
 
     def _judge(self) -> float:

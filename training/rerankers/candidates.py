@@ -25,7 +25,7 @@ def shortlists(
     Args:
         bundle: The model.
         tables: The catalogue and the users.
-        questions: Who asks, when, and what should be found.
+        questions: Users, request times and target items.
         num_candidates: How long a shortlist is.
     """
     vectors = bundle.encode_items(tables.catalog)

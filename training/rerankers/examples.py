@@ -51,7 +51,7 @@ class RankingDataset:
         Args:
             bundle: What retrieves.
             tables: The catalogue and the users.
-            questions: Who asks, and what should be found.
+            questions: Users and target items.
             num_candidates: How long the shortlists are.
             read: Returns what is read of each candidate of a shortlist.
         """

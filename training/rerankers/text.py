@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """How much the opinion of a ranker may count."""
 NEGATIVES = 7
-"""Candidates that an answer is told apart from."""
+"""Negatives per positive."""
 QUESTIONS_A_STEP = 8
 LEARNING_RATE = 5e-5
 WARM_UP = 0.1
@@ -61,7 +61,7 @@ class Comparison:
     """What a cross-encoder learns from.
 
     Attributes:
-        asked: What is asked, or was had.
+        asked: Text of the query, or of the history.
         candidates: The text of the answer, and after it those of items that are none.
     """
 
@@ -145,12 +145,12 @@ def comparisons_of(
     Args:
         bundle: What retrieves.
         tables: The catalogue and the users.
-        questions: Who asks, and what should be found.
-        known: All that anybody had, that of the questions which are held out included: none of it is no answer.
+        questions: Users or queries, and their target items.
+        known: All interactions, held-out ones included; none of them is used as a negative.
         texts: What is written of each item.
         num_read: How many of the newest items of a history are read.
         num_candidates: How long the shortlists are.
-        seed: For which items stand beside the answer.
+        seed: Seed of the choice of negatives.
     """
     rng = np.random.default_rng(seed)
     place_of = {user_id: place for place, user_id in enumerate(known.user_ids.tolist())}

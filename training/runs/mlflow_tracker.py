@@ -1,6 +1,6 @@
 """What was tried and how it went, in MLflow: the only file that knows it.
 
-Without further ado runs go into `mlflow.db` (SQLite) in the working directory, with `mlartifacts/` beside it; the
+By default runs go into `mlflow.db` (SQLite) in the working directory, and their files into `mlartifacts/`; the
 environment variable `MLFLOW_TRACKING_URI` sends them anywhere else. Recording never stops a training run: when the
 store does not answer, one line says so and training goes on. Values are collected and sent every few seconds.
 """
@@ -67,8 +67,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(AbstractContextManager["Tracker"]):
     """One run in MLflow, or nothing at all where tracking is off or out of reach.
 
-    As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C, SIGTERM). No error of the
-    store ever reaches whoever trains.
+    As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C, SIGTERM). An error of the
+    store never stops training.
 
     Example:
         >>> with Tracker.start(enabled=False, experiment="demo", run_name="first", params={}) as tracker:
@@ -223,7 +223,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     def _send(self, **batch: Sequence[Metric | Param]) -> bool:
         """Send `metrics` or `params`, and return whether the store answered.
 
-        What it refuses is left out, and told: a batch that is refused is halved until what is refused is alone.
+        Values that it refuses are left out and reported: a refused batch is halved until only those remain.
         """
         client, run_id = self._client, self.run_id
         assert client is not None
@@ -253,7 +253,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             os.environ.pop(name, None)
 
     def _try(self, action: Callable[[], object]) -> None:
-        """Do something with the store; whatever goes wrong there is told and is no reason to stop training."""
+        """Run an action on the store; an error is reported and does not stop training."""
         try:
             with warnings.catch_warnings(action="ignore"):
                 action()
@@ -333,7 +333,7 @@ def _make_store(path: Path) -> None:
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """Return the id of the experiment; a new one in SQLite keeps its files beside the database."""
+    """Return the id of the experiment; a new one in SQLite keeps its files next to the database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

@@ -1,4 +1,4 @@
-"""The model card: the README.md of a bundle, for whoever finds the folder."""
+"""The model card: README.md of a bundle."""
 
 from __future__ import annotations
 

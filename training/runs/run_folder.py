@@ -1,6 +1,6 @@
-"""Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them.
+"""The folder of runs: `runs/<name>/`, with `runs/latest` pointing to the newest finished one.
 
-A training moves nothing that is served: `runs/latest` is for whoever looks at the newest model, and a bundle that
+Training does not change what is served: `runs/latest` is the newest model, and a bundle that
 another link points to, such as `runs/production`, which `towers swap` moves, is not replaced.
 """
 
@@ -119,7 +119,7 @@ class Run:
 
 
 def _link_to(folder: Path) -> Path | None:
-    """Return a link beside a bundle that points to it, the one to the newest excepted; None if there is none."""
+    """Return a link in the bundle's parent folder that points to it, other than `latest`; None if there is none."""
     if not folder.is_dir():
         return None
     links = (path for path in sorted(folder.parent.iterdir()) if path.is_symlink() and path.name != LATEST)

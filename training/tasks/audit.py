@@ -21,7 +21,7 @@ def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None
         gates: What must not be, a line each.
         recommender: Whose judgement. None: that of the one in question.
         min_support: Questions that a slice needs.
-        show: How many of the worst slices are told.
+        show: Number of slices to print, the worst first.
 
     Raises:
         DataError: A gate cannot be read, the folder holds no ranks, or the tables do not go with them.
@@ -32,7 +32,7 @@ def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None
     click.echo(audit.to_text(show))
     click.echo(f"\n{evaluation / PAGE} and {TABLE} written")
     _record(audit, evaluation)
-    passed = [_passes(gate, audit) for gate in parsed]  # each is told, whatever those before it said
+    passed = [_passes(gate, audit) for gate in parsed]  # a list, so that all of them are reported
     return all(passed)
 
 

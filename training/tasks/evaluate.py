@@ -1,4 +1,4 @@
-"""What `towers evaluate` does: for every seed split, learn, and answer the questions held out, the baselines beside."""
+"""`towers evaluate`: for each seed, split, train, and evaluate the model and the baselines on held-out queries."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.devi
 
 @dataclass(frozen=True)
 class _Others:
-    """What stands beside the towers: the judgements of all other recommenders on a split, and the notes on them."""
+    """The evaluations of all other recommenders on a split, and notes on them."""
 
     evaluations: list[Evaluation]
     notes: list[str]

@@ -98,7 +98,7 @@ def propose(
 
     Args:
         output: Where run.toml will be.
-        interactions: Who had what, of a recommender.
+        interactions: Interactions of a recommender.
         items: Its catalogue.
         users: Its users' attributes.
         documents: Of a search: what there is.
@@ -183,7 +183,7 @@ def _read_as_training(inference: Inference, files: Files, output: Path, problems
 
 
 def _check_alone(files: Files, tables: Mapping[str, RawTable], problems: Problems) -> None:
-    """Find what is wrong with the items' and the users' tables, though it is not known whom they go with."""
+    """Find what is wrong with the items' and the users' tables, without interactions to compare them with."""
     for name, path in (("items", files.items), ("users", files.users)):
         if path is not None and name in tables:
             with problems:

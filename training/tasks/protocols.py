@@ -13,7 +13,7 @@ QuestionSet = Literal["test", "validation"]
 
 
 def usual_protocol(config: RunConfig, sequences: Sequences) -> str:
-    """Return the protocol of whoever asks for none: queries where no history is read, else as there is an order."""
+    """Return the default protocol: queries without histories, else leave-one-out with an order, else users."""
     if not config.towers.reads_history:
         return "queries"
     return "leave-one-out" if sequences.is_ordered else "users"

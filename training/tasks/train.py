@@ -1,4 +1,4 @@
-"""What `towers train` does: hold out validation data only, learn, report beside the baselines, and write the bundle."""
+"""`towers train`: hold out validation data, train, report the model and the baselines, and write the bundle."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_and_bundle(
             sign the bundle cannot be used.
         Stopped: A signal ended the training; it can be resumed from the checkpoint that was written.
     """
-    signing_key()  # one that cannot be used is told now, and not after the training
+    signing_key()  # an unusable key is an error now rather than after the training
     config = read_run_config(settings, tuple(overrides))
     where = choose_device(device)
     tables = read_tables(config.features, settings.parent)
@@ -85,7 +85,7 @@ def train_and_bundle(
 
 
 def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
-    """Write a bundle whose texts stand where their words are: nobody asked anything yet that could be learned from."""
+    """Write a bundle of untrained text vectors: there are no pairs of query and document to train on."""
     run = Run.begin(config, settings.stem, output)
     with _resumable(run):
         for note in tables.notes:

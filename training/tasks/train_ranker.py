@@ -86,12 +86,12 @@ class RankerChoice:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is asked, and what can be learned from.
+    """Data to train and evaluate a re-ranker on.
 
     Attributes:
         config: The settings of the training.
         tables: Today's tables.
-        known: All that anybody had.
+        known: All interactions.
         split: That, divided as it was when the bundle was trained. None: nothing was held out.
     """
 
@@ -155,8 +155,8 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
 
     Raises:
         BundleError: The bundle cannot be used.
-        DataError: The tables cannot be read, nothing was held out, too few answers are on the shortlists, or the model
-            that is to read texts cannot be had.
+        DataError: The tables cannot be read, nothing was held out, too few targets are among the candidates, or the text
+            model cannot be loaded.
     """
     _check(choice)
     bundle = ModelBundle.open(path, trust=Trust.from_environment())

@@ -161,7 +161,9 @@ def head_torso_tail(items: pd.DataFrame) -> pd.Series:
     for _, seed in items.groupby("seed"):
         counts = seed["interactions"]
         held = counts.map(lambda count, counts=counts: counts[counts > count].sum() / counts.sum())
-        label = np.where(counts == 0, "never had", np.where(held < 0.5, "head", np.where(held < 0.8, "torso", "tail")))
+        label = np.where(
+            counts == 0, "no interactions", np.where(held < 0.5, "head", np.where(held < 0.8, "torso", "tail"))
+        )
         parts.append(pd.Series(label, index=seed.index))
     return pd.concat(parts).map(lambda label: [label])
 

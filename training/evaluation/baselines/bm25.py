@@ -1,4 +1,4 @@
-"""What a search has beside it: BM25, the words of a query weighed by how rare they are and how short the document is.
+"""The baseline of a text search: BM25, the words of a query weighted by their rarity and the document's length.
 
 It learns nothing, so that any pair may be asked, and is hard to beat where queries have the documents' own words.
 """

@@ -1,8 +1,8 @@
-"""What every result has beside it: popularity, item-item cosine, EASE, iALS, and neighbours by the items' texts.
+"""The baselines of every evaluation: popularity, item-item cosine, EASE, iALS, and TF-IDF neighbours of item texts.
 
-Each learns from the same `Sequences` as the model and takes seconds, with its settings chosen on validation questions.
-A model that does not beat them is not worth serving. All of them answer people whom they have never seen, from their
-history. Items that training has not seen get the score 0, except from the texts, which is what that one is for.
+Each is fitted on the same `Sequences` as the model, in seconds, with hyperparameters chosen on validation queries.
+A model that does not beat them is not worth serving. All of them can score for new users, from their history.
+Items without training interactions get the score 0, except from the text baseline.
 """
 
 from __future__ import annotations
