@@ -1,4 +1,4 @@
-"""Strict settings: every table of `run.toml` and `serving.toml` is one of these, and all mistakes are told at once."""
+"""Strict settings: the base of every table of `run.toml` and `serving.toml`; all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class EncoderSettings(StrictTable):
     """Train low-rank corrections of these layers in the place of their weights (LoRA), of so many numbers a side: far
     less memory and smaller bundles. 0: the weights themselves."""
     bundled: bool = True
-    """Whether the bundle holds the model's files. Otherwise it names their digest, and whoever opens it needs them."""
+    """Whether the bundle holds the model's files. Otherwise it holds only their digest and needs the files when opened."""
     url: str | None = None
     """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here. The operator
     of a service must allow its host and `key_variable` in serving.toml."""
@@ -176,8 +176,8 @@ class FeaturesConfig(StrictTable):
 
     interactions: str | None = None
     """Path of the interactions: a CSV or Parquet file, a folder of such files, or a pattern such as `orders-*.csv`;
-    relative to the folder of run.toml. Of a search: which document answers which query. None: nobody had anything yet,
-    so nothing is learned, and items are found by their texts as they are."""
+    relative to the folder of run.toml. Of a search: pairs of query and relevant document. None: there are no
+    interactions, so nothing is trained, and items are found by their untrained text vectors."""
     items: str | None = None
     """Path of the catalogue, as of the interactions, or a folder of documents (`.md`, `.txt`). None: the items are
     those of the interactions, known by id alone."""
@@ -193,7 +193,7 @@ class FeaturesConfig(StrictTable):
     """What to do with rows that have no id, such as orders of guests: refuse the table, or leave the rows out and count
     them in a note."""
     recommend_seen: bool = False
-    """Whether an item may be recommended to someone who had it before (shops where people buy again)."""
+    """Whether items in a user's history may be recommended again (shops with repeat purchases)."""
     title: str | None = None
     """The catalogue column that names an item to a person."""
     item: dict[str, FeatureSettings] = Field(default_factory=dict)

@@ -27,7 +27,7 @@ class UnavailableError(RuntimeError):
 
 
 class CellError(DataError):
-    """The cells of a column cannot be read; whoever knows the file adds its name and the line.
+    """The cells of a column cannot be read; the caller adds the file and the line.
 
     Attributes:
         found: What was expected and what was found.
@@ -43,7 +43,7 @@ class CellError(DataError):
 
 
 class CombinedDataError(DataError):
-    """Several things that a user can put right, told together.
+    """Several errors that a user can correct, reported together.
 
     Attributes:
         problems: Each by itself.
@@ -55,7 +55,7 @@ class CombinedDataError(DataError):
 
 
 class Problems:
-    """Mistakes that were found on the way, so that all of them are told at once and not one after the other."""
+    """Collects errors, so that all of them are reported at once."""
 
     def __init__(self, found: Iterable[DataError] = ()) -> None:
         self.found = list(found)

@@ -25,7 +25,7 @@ _TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it becomes `path` if the block ends well, and is removed if not."""
+    """Yield a temporary path in the same folder; it becomes `path` if the block ends well, and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -40,7 +40,7 @@ def create_once(path: Path, make: Callable[[Path], object]) -> None:
 
     Args:
         path: The file. It appears complete, made by one of the processes; the others drop what they made.
-        make: Writes the file to the path it is given, beside `path`.
+        make: Writes the file to the given path, which is in the same folder.
     """
     if path.exists():
         return
@@ -59,7 +59,7 @@ def create_once(path: Path, make: Callable[[Path], object]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` if the block ends well.
+    """Yield a temporary folder next to `path`; it takes the place of `path` if the block ends well.
 
     A folder that stood at `path` before is replaced as a whole, and stays as it was if the block fails.
     """

@@ -89,7 +89,7 @@ def restart_prepared() -> None:
     sys.stderr.flush()
     by_module = getattr(sys.modules["__main__"], "__spec__", None)
     is_ours = by_module is not None and by_module.name == "towers.__main__" and not sys.flags.safe_path
-    command = own_python() if is_ours else [sys.executable]  # a script of somebody's may import what lies beside it
+    command = own_python() if is_ours else [sys.executable]  # another script may import modules of its own folder
     os.execve(sys.executable, [*command, *sys.orig_argv[1:]], environment)
 
 

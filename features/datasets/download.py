@@ -88,7 +88,7 @@ def _fetch(url: str, path: Path) -> str:
 
 
 def _md5_beside(original: Original) -> str | None:
-    """Return the checksum that the publisher keeps beside the file, None if it cannot be read."""
+    """Return the checksum that the publisher offers with the file, None if it cannot be read."""
     address = f"{original.url}.md5"
     with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 (as above)
         found = re.search(r"\b[0-9a-fA-F]{32}\b", answer.read(4096).decode("ascii", errors="replace"))

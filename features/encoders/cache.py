@@ -22,7 +22,7 @@ AT_ONCE = 900
 
 
 class CacheError(OSError):
-    """Vectors cannot be kept, or not be read; they can be made anew."""
+    """Cached vectors cannot be written or read; they can be computed again."""
 
 
 def cache_folder() -> Path:

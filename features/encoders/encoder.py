@@ -1,8 +1,8 @@
 """`PretrainedText`: texts to the vectors of a model that is not trained here, each text encoded once.
 
 The vectors are turned by a rotation so that the first numbers say most (principal directions, fitted on the texts of
-training). All of them together have the inner products they had; the first N of them come as near to these as N
-numbers can. So the beginning of a vector is a vector by itself, whether or not the model was trained for that.
+training). A rotation does not change the inner products of whole vectors; the first N numbers approximate these as well
+as N numbers can. So the beginning of a vector is a vector by itself, whether or not the model was trained for that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from features.parquet import read_parquet
 FEW = 64
 """So many texts are encoded without a look at the disk: those of a request, of which no trace is to stay."""
 PROBE = "The quick brown fox jumps over the lazy dog"
-"""What a service is asked in order to see whether it still has the model it had."""
+"""Text whose vector shows whether an embeddings service still uses the same model."""
 LEAST_LIKENESS = 0.99
 """Cosine of what it says then and now; batching and rounding on its side change the last digits."""
 
@@ -67,7 +67,7 @@ class PretrainedText:
         """Return the encoder whose rotation comes from `texts`.
 
         Raises:
-            DataError: The model cannot be had.
+            DataError: The model cannot be loaded.
         """
         model = open_model(settings)
         probe = _vectors(model, [PROBE], "document")[0] if isinstance(model, RemoteModel) else None

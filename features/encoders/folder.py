@@ -42,7 +42,7 @@ def find_model(name: str, revision: str | None = None, policy: RemotePolicy | No
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise DataError(
             f"{folder}: expected a model in plain files, config.json and *.safetensors, found "
-            f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}; save it anew with "
+            f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}; save it again with "
             "SentenceTransformer.save_pretrained"
         )
     return folder
@@ -129,6 +129,6 @@ def _fetch(name: str, revision: str | None, policy: RemotePolicy | None) -> Path
             ) from None
         said = " ".join(str(error).split())[:160]
         raise DataError(
-            f"model {name!r}: neither a folder here nor to be had from the hub ({said}); correct the name, or give the "
-            "folder of a sentence-transformers model"
+            f"model {name!r}: neither a local folder nor available from the hub ({said}); correct the name, or give "
+            "the folder of a sentence-transformers model"
         ) from None

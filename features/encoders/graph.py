@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 VERSION = 2
-"""Of the way in which graphs are made: those that were kept by another are made anew."""
+"""Version of the graph export; cached graphs of another version are exported again."""
 OPSET = 17
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUT = "sentence_embedding"

@@ -47,7 +47,7 @@ class LocalModel:
         folder: The folder.
         settings: How it is used.
         digest: Of the folder's files.
-        width: How many numbers its vectors have. None: whoever asks has the model loaded.
+        width: Dimensions of its vectors. None: read from the model, which is then loaded on first use.
         graph: Where its graph is kept, for those that compute in whole numbers; made if it is not there.
     """
 

@@ -30,5 +30,5 @@ class TextModel(Protocol):
         """Yield batches of vectors as they are made, in any order.
 
         Raises:
-            DataError: The model cannot be had.
+            DataError: The model cannot be loaded.
         """

@@ -89,7 +89,7 @@ class RemoteModel:
 
         Raises:
             UnavailableError: The service gives no usable answer in time.
-            DataError: It refuses what it is asked, or has another model than it had.
+            DataError: The service rejects the request, or uses another model than before.
         """
         prompt = (self.settings.query_prompt if role == "query" else self.settings.document_prompt) or ""
         for begin in range(0, len(texts), TEXTS_A_REQUEST):

@@ -102,12 +102,12 @@ class Featurizer:
             user_ids: Their ids, `[users]`; an id that training did not know is unknown, not an error.
             attributes: One row per user, in the same order, with columns as in the users' table. None: nothing known.
         """
-        if self.are_strangers(user_ids, attributes):
-            return self.stranger.take(torch.zeros(len(user_ids), dtype=torch.int64))
+        if self.have_no_features(user_ids, attributes):
+            return self.unknown_user_features.take(torch.zeros(len(user_ids), dtype=torch.int64))
         frame = pd.DataFrame(index=range(len(user_ids))) if attributes is None else attributes.reset_index(drop=True)
         return self.users.encode(frame.assign(**{USER_ID: list(user_ids)}))
 
-    def are_strangers(self, user_ids: Sequence[Any] | np.ndarray, attributes: pd.DataFrame | None) -> bool:
+    def have_no_features(self, user_ids: Sequence[Any] | np.ndarray, attributes: pd.DataFrame | None) -> bool:
         """Return whether nothing is known of users, given as for `user_features`, that could tell them apart."""
         return attributes is None and (not self._reads_user_ids or all(user_id is None for user_id in user_ids))
 
@@ -116,8 +116,8 @@ class Featurizer:
         return any(feature.name == USER_ID for feature in self.schema.user)
 
     @cached_property
-    def stranger(self) -> EntityFeatures:
-        """The features of one user of whom nothing is known; to make a table for that is half the work of a request."""
+    def unknown_user_features(self) -> EntityFeatures:
+        """Features of one unknown user, cached because encoding them takes half the time of a request."""
         return self.users.encode(pd.DataFrame({USER_ID: [None]}))
 
     def save(self, folder: Path) -> None:
@@ -132,7 +132,7 @@ class Featurizer:
 
     @classmethod
     def load(cls, folder: Path, pretrained: Mapping[str, PretrainedText]) -> Featurizer:
-        """Read what `save` wrote, beside the pretrained models, which `load_encoders` reads."""
+        """Read what `save` wrote; the pretrained models are read by `load_encoders`."""
         sides = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
         schema = Schema(
             **{side: tuple(Feature(**feature) for feature in sides[side]) for side in SIDES},

@@ -105,7 +105,7 @@ class SideEncoders:
         pretrained: Mapping[str, PretrainedText] | None = None,
         role: Role = "document",
     ) -> SideEncoders:
-        """Read what `save` wrote, beside the pretrained models that were saved elsewhere."""
+        """Read what `save` wrote; the pretrained models are saved elsewhere."""
         files = _files(features, folder, side)
         return cls(
             {
@@ -217,6 +217,6 @@ def _files(features: Sequence[Feature], folder: Path, side: str) -> dict[str, Pa
 
 
 def _of_place(feature: Feature, files: Mapping[str, Path]) -> Path:
-    """Return where the numbers of a feature are kept, beside its table if it has one."""
+    """Return the file of a feature's dense encoder, which differs from that of its embedding table."""
     path = files[feature.name]
     return path.with_stem(f"{path.stem}-fixed") if feature.is_sparse else path

@@ -99,8 +99,7 @@ class FeatureChoice:
         column: Its name in the file.
         settings: How it is read; None where it is left out.
         reason: Why, in a few words.
-        is_warning: Whether a person should be told, not only the reader of the file: a leak, or cells that cannot be
-            read.
+        is_warning: Whether the command prints it, besides the comment in the file: a leak, or unreadable cells.
     """
 
     column: str
@@ -111,7 +110,7 @@ class FeatureChoice:
 
 @dataclass(frozen=True)
 class Line:
-    """What becomes of one column, as a person is told.
+    """How one column will be used, for the terminal.
 
     Attributes:
         table: `interactions`, `items` or `users`; of a search `pairs`, `documents` or `queries`.
@@ -142,7 +141,7 @@ class Inference:
         num_users: Users in the interactions.
         num_items: Items in the interactions.
         num_unknown: Interactions whose item is not in the items' table.
-        num_repeats: Interactions with an item that the user had before.
+        num_repeats: Interactions with an item that is in the user's history already.
         ratings: The least, middle and greatest rating, if there are ratings.
         is_search: Whether users are queries and items are documents, known by what is written of them.
         time_format: How the times of the interactions are written, where the setting must say it.
@@ -186,7 +185,7 @@ class Inference:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should be told at once, one line each."""
+        """Warnings for the terminal, one line each."""
         said = [guess_said(role) for role in self.roles if role.is_guess]
         said += [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
         if self.num_unknown and not self.is_read:
@@ -227,14 +226,14 @@ def infer_features(
     """Propose settings for tables as `features.tables.tables.read_frame` returns them.
 
     Args:
-        interactions: Who had what.
+        interactions: Table of interactions.
         items: The catalogue, if there is one.
         users: The users' attributes, if there are any.
         named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
         time_format: How the times are written, if it is known.
 
     Raises:
-        DataError: It cannot be told which column says who, or which says what; or no item is in the items' table.
+        DataError: The user or item column cannot be determined; or no item is in the items' table.
             Several of these at once are a `CombinedDataError`.
     """
     roles = Roles(interactions, items, users, named)
@@ -353,7 +352,7 @@ def infer_search(
     """Propose settings for a search: documents, and perhaps queries with the pairs of both that belong together.
 
     Raises:
-        DataError: It cannot be told which column is which, or nothing is written in one of the tables.
+        DataError: The roles of the columns cannot be determined, or a table has no text.
     """
     if (queries is None) != (pairs is None):
         raise DataError("pairs need the queries that they name, and queries the pairs; give both, or documents alone")
@@ -476,7 +475,7 @@ class _Understood:
 
     Attributes:
         column: The cells.
-        written: How they are written, for the reason; empty where they had a type already.
+        written: How they are written, for the reason; empty if the file gave them a type.
         kind: The kind that they must be declared as, so that they are read in this way; None: any.
         time_format: The setting of that name.
         decimal: The setting of that name.
@@ -727,7 +726,7 @@ _ITEM_ID_LINE = _Line('item_id = { kind = "id" }', "what is learned of this very
 
 
 _USER_ID_LINE = _Line(
-    'user_id = { kind = "id" }', "what is learned of this very user, beside the history", USER_ID_IS_ON
+    'user_id = { kind = "id" }', "an embedding of each user, in addition to the history", USER_ID_IS_ON
 )
 _TIME_LINE = _Line('time = { kind = "time" }', "hour, weekday and season of the request", TIME_IS_ON)
 

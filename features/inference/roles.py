@@ -95,7 +95,7 @@ class Roles:
         """Return the roles in the order of `ColumnSettings`.
 
         Raises:
-            DataError: A column that was named is not there, or it cannot be told who or what.
+            DataError: A named column is missing, or the user or item column cannot be determined.
         """
         problems = Problems()
         for setting, column in self.named.items():
@@ -464,12 +464,12 @@ def _why_no_time(column: pd.Series) -> str:
 
 
 def guess_said(role: Role) -> str:
-    """Return what a person is told of a role that was guessed."""
+    """Return the message about a guessed role."""
     return f"{role.column!r} is taken for {role.setting} by a guess ({role.reason}); if not, say {FLAGS[role.setting]}"
 
 
 def returns_said(returns: tuple[str, int]) -> str:
-    """Return what a person is told of negative quantities."""
+    """Return the message about negative quantities."""
     name, count = returns
     return (
         f"{many(count, 'interaction')} with a negative {name!r} (returns?) count like any other; to leave them out, "

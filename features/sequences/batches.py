@@ -100,11 +100,11 @@ class SequenceBatch:
 
 
 class TrainingBatches:
-    """A training set dealt into batches of about `batch_size` events, anew each epoch.
+    """A training set divided into batches of about `batch_size` events, in another order each epoch.
 
     Args:
-        sequences: The training data. Users without order in their data are shuffled anew each epoch, so that any
-            part of a user's items learns to predict the rest.
+        sequences: The training data. The items of users without an order are shuffled each epoch, so that any part of
+            them is used to predict the rest.
         history: How many events before a target are read. Longer sequences give their newest `history + 1` events.
         batch_size: How many events a batch holds at most (a single longer sequence makes a batch of its own).
         recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
@@ -183,8 +183,8 @@ class TrainingBatches:
 def _with_answers_to_come(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
     """Return the batch with each target's answer drawn from the user's targets from there on, asked for when it came.
 
-    Asked for at once, it would teach that what comes within the hour is what comes at any time; a service asks at all
-    distances from what is known of somebody.
+    With the request time of the next event instead, the model would learn that the time since the last event is
+    always short; in a service it varies.
     """
     places = batch.is_target.nonzero()[:, 0]
     users = torch.searchsorted(batch.offsets, places, right=True) - 1

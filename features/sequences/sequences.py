@@ -16,7 +16,7 @@ from jaxtyping import Int
 from features.sequences.ragged import offsets_of, ragged_arange
 
 UNKNOWN_TIME = -(2**63)
-"""A moment that nobody knows, where others are Unix seconds; numpy's "not a time"."""
+"""An unknown time among Unix seconds; numpy's "not a time"."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sequences:
         item_rows: Catalogue positions, `[events]`.
         times: Unix seconds of each event, `[events]`; None where the data has no times.
         is_ordered: Whether the order within a user means anything. Without time or position it is the order of
-            the file, and whoever learns from it should shuffle.
+            the file, and training should shuffle.
     """
 
     user_ids: np.ndarray
@@ -68,7 +68,7 @@ class Sequences:
         if len(users) == 1:
             return self._take_one(users)
         starts = self.offsets[users]
-        lengths = self.offsets[users + 1] - starts  # not `self.lengths`: that would be work for everybody
+        lengths = self.offsets[users + 1] - starts  # not `self.lengths`, which is computed for all users
         events = ragged_arange(starts, lengths)
         return replace(
             self,

@@ -140,7 +140,7 @@ def bounded(numbers: Float64[np.ndarray, " cells"]) -> tuple[Float64[np.ndarray,
     """Return numbers with those that are infinite as missing (NaN), and a note that counts them.
 
     Raises:
-        CellError: One is greater than can be told from its neighbours.
+        CellError: A number is too large to be represented exactly.
     """
     infinite = np.isinf(numbers)
     large = (np.abs(numbers) > MOST_NUMBER) & ~infinite

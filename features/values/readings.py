@@ -43,7 +43,7 @@ class ReadColumn:
 
     Attributes:
         cells: In the type of its kind: numbers, timestamps (microseconds), lists, or as they came.
-        reading: What was decided; None where the cells had a type already.
+        reading: What was decided; None if the file gave the cells a type.
         notes: One line for each thing that was left off or became empty.
     """
 

@@ -71,7 +71,7 @@ class BundleConfig(BaseModel):
 
     @property
     def asked_by(self) -> list[str]:
-        """The columns of a query's text, where users are queries; none where they are known by what they had."""
+        """The text columns of a query, if users are queries; none if users have histories."""
         texts = [column for column, settings in self.features.user.items() if settings.definition.content == "texts"]
         return [] if self.towers.reads_history else texts
 
@@ -226,7 +226,7 @@ class ModelBundle:
         """
         num_users = len(history_offsets) - 1
         ids = [None] * num_users if user_ids is None else user_ids
-        if num_users == 1 and self._one_user is not None and self.featurizer.are_strangers(ids, attributes):
+        if num_users == 1 and self._one_user is not None and self.featurizer.have_no_features(ids, attributes):
             newest = slice(-self.config.features.max_history, None)
             times = None if event_times is None else event_times[newest]
             at = None if request_times is None else int(request_times[0])
@@ -252,7 +252,7 @@ class ModelBundle:
     def _one_user(self) -> NumpyUserTower | None:
         """The user tower for one user at a time; None where it is faster asked as it is."""
         tower = self.model.user_tower
-        return NumpyUserTower(tower, self.featurizer.stranger) if NumpyUserTower.can_be(tower) else None
+        return NumpyUserTower(tower, self.featurizer.unknown_user_features) if NumpyUserTower.can_be(tower) else None
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device)
@@ -351,7 +351,7 @@ def check_can_sign(bundle: ModelBundle) -> None:
     """Refuse to write into a bundle what would then not be used, because it must be signed and could not be.
 
     Raises:
-        DataError: The bundle had to be signed and there is no signing key, or that key cannot be used.
+        DataError: The bundle must be signed, and the signing key is missing or cannot be used.
     """
     if signing_key() is None and bundle.trust.keys is not None:
         raise DataError(

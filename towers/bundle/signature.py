@@ -1,7 +1,7 @@
 """Signatures: who made a bundle, its index and its ranker. Digests prove only that nothing was changed by accident.
 
-Each of the three folders has a manifest with the digest of every file in it. Beside a manifest may lie a signature of
-its bytes (Ed25519), so it holds for all of the folder. The private key stays where bundles are trained; a service names
+Each of the three folders has a manifest with the digest of every file in it. A manifest may have a signature of its
+bytes (Ed25519), which thereby covers the whole folder. The private key stays where bundles are trained; a service names
 a file of public keys and then reads nothing that none of them signed. Keys are PEM files, as `openssl genpkey
 -algorithm ed25519` writes them as well; a file of public keys may hold several, so that one can replace another.
 """
@@ -44,7 +44,7 @@ def signature_of(manifest: Path) -> Path:
 
 
 def make_key(path: Path) -> Path:
-    """Write a new private key, readable by its owner only, and beside it its public key, whose path is returned.
+    """Write a new private key, readable by its owner only, and its public key, whose path is returned.
 
     Raises:
         DataError: One of the files is there already.

@@ -144,9 +144,9 @@ def judge(terminal: Terminal, seed: int) -> None:
     """Train on a part, and compare on the rest with baselines and with the best that anybody could do."""
     _head(
         "3. How good is it?",
-        "Everybody's last choice is hidden, the rest is learned from, and it must be found again among all items.\n"
-        "Whoever made the shop knows the taste behind each choice, and so the best possible answer.\n"
-        "A few epochs are enough to see it; without `--set`, training ends when it has stopped getting better.",
+        "Each user's last interaction is held out; the model is trained on the rest and must find it among all items.\n"
+        "The shop is generated, so the best possible recommendations are known: they are the upper bound.\n"
+        "A few epochs are enough here; without `--set`, early stopping ends the training.",
     )
     bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
     terminal.run("towers", "evaluate", "run.toml", "--upper-bound", bound, "--output", "evaluation", *_settings(seed))
@@ -154,8 +154,8 @@ def judge(terminal: Terminal, seed: int) -> None:
     recall = {row["name"]: row["metrics"]["recall_at_10"]["mean"] for row in report["rows"]}
     shares = {name: value / recall[BOUND] for name, value in recall.items()}
     towers, *others = (name for name in recall if name != BOUND)
-    beside = ", ".join(f"{name} {shares[name]:.0%}" for name in others)
-    click.echo(f"\nThe {towers} reach {shares[towers]:.0%} of the best possible recall@10 ({beside}).")
+    baselines = ", ".join(f"{name} {shares[name]:.0%}" for name in others)
+    click.echo(f"\nThe {towers} reach {shares[towers]:.0%} of the best possible recall@10 ({baselines}).")
 
 
 def train(terminal: Terminal, seed: int) -> None:
@@ -167,12 +167,12 @@ def train(terminal: Terminal, seed: int) -> None:
 
 
 def serve(terminal: Terminal) -> None:
-    """Choose what is served, start the service, ask it, write everybody's candidates meanwhile, and stop it."""
+    """Deploy the bundle, start the service, send requests, write recommendations for all users, stop the service."""
     _head(
         "5. What is served",
         "A training changes nothing that is served; `towers swap` does. It verifies the bundle, makes its index from\n"
         "today's tables (every item's vector, every user's history, what is popular), and points runs/production at\n"
-        "it. `towers index runs/production` makes the index anew, each night for one, without a training.",
+        "it. `towers index runs/production` rebuilds the index, for example each night, without training.",
     )
     terminal.run("towers", "swap", "runs/latest")
     _head("6. The service", "It runs in the background here; by itself it would run until Ctrl-C.")
@@ -248,8 +248,8 @@ def ask(service: Service) -> None:
         _list("chose lately", items, newest_of[user_id][:SHOWN])
         _list("is recommended", items, _item_ids(answer), _scores(answer))
 
-    answer = service.get(f"/recommendations/nobody?k={SHOWN}")
-    click.echo(f'Nobody knows this user: what is popular, and the answer says so ("fallback": "{answer["fallback"]}")')
+    answer = service.get(f"/recommendations/unknown-user?k={SHOWN}")
+    click.echo(f'This user is unknown: popular items, marked as such ("fallback": "{answer["fallback"]}")')
     _list("is recommended", items, _item_ids(answer))
 
     history, person = newest_of[chosen[0]][:2][::-1], people.loc[chosen[0]].to_dict()
@@ -265,8 +265,8 @@ def ask(service: Service) -> None:
 
 
 def write_candidates(terminal: Terminal) -> None:
-    """Write the recommendations of everybody and show the first."""
-    _head("7. The nightly file", "The same answers for everybody at once, for whatever comes next in your system.")
+    """Write recommendations for all users and show the first."""
+    _head("7. The nightly file", "Recommendations for all users in one file, for other systems.")
     terminal.run("towers", "recommend", "runs/production", "--output", "candidates.parquet")
     click.echo(f"\n{_indented(terminal.table('candidates.parquet').head(SHOWN).to_string(index=False))}")
 
@@ -282,7 +282,7 @@ def say_what_next(keep: Path | None, seconds: float) -> None:
         click.echo(f"{keep} is kept:")
         click.echo(f"  {keep / 'run.toml'}                   the settings, to change and train again")
         click.echo(f"  {keep / 'runs/latest/report.html'}    how good the model is")
-        click.echo(f"  {keep / 'candidates.parquet'}         recommendations for everybody")
+        click.echo(f"  {keep / 'candidates.parquet'}         recommendations for all users")
         click.echo(f"  mlflow ui --backend-store-uri {shlex.quote(store)}    every training, in a browser")
     click.echo("\nNext, with your own tables (CSV or Parquet; users are optional):")
     click.echo(f"  {program} init --interactions FILE --items FILE --users FILE")
@@ -335,7 +335,7 @@ def _section(path: Path, head: str) -> str:
 
 
 def _settings(seed: int) -> list[str]:
-    """Return what the demo changes in run.toml: few epochs, so that nobody waits long for little."""
+    """Return the settings that the demo overrides: few epochs, so that it is short."""
     return ["--set", f"training.epochs={EPOCHS}", *(["--set", f"training.seed={seed}"] if seed else [])]
 
 
@@ -346,7 +346,7 @@ def _free_port() -> int:
 
 
 def _newest_choices(terminal: Terminal) -> dict[int, list[str]]:
-    """Return the items that each user had, newest first, each once."""
+    """Return each user's items, newest first, without repeats."""
     events = terminal.table(f"{TABLES / 'interactions'}.parquet").iloc[::-1].drop_duplicates(["user_id", "item_id"])
     return {int(str(user_id)): list(ids) for user_id, ids in events.groupby("user_id")["item_id"]}
 

@@ -43,10 +43,10 @@ COMMANDS = {
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
-    "train-ranker": Entry(
-        "training.commands:train_ranker", "Teach a bundle to put what it finds into a better order.", computes=True
+    "train-ranker": Entry("training.commands:train_ranker", "Train a re-ranker for a bundle.", computes=True),
+    "evaluate": Entry(
+        "training.commands:evaluate", "Evaluate the settings of run.toml against baselines.", computes=True
     ),
-    "evaluate": Entry("training.commands:evaluate", "Judge the settings of run.toml beside baselines.", computes=True),
     "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
     "duplicates": Entry("serving.commands:duplicates", "Find items that are nearly the same.", computes=True),
@@ -63,7 +63,7 @@ COMMANDS = {
     "keygen": Entry("towers.cli.commands:keygen", "Make the keys with which bundles are signed, and trusted."),
     "sign": Entry("towers.cli.commands:sign", "Sign a bundle, its index and its ranker."),
     "dataset": Entry("features.commands:dataset", "Write a public data set or a generated shop as tables."),
-    "doctor": Entry("towers.cli.doctor:doctor", "Show what is installed and found, and the cure of what is amiss."),
+    "doctor": Entry("towers.cli.doctor:doctor", "Check the installation and print fixes."),
 }
 
 
@@ -235,5 +235,5 @@ def _version(context: click.Context, option: click.Parameter, wanted: bool) -> N
 
 
 def _lower(text: str) -> str:
-    """The message in the house's style: no capital at the start, unless it is a name."""
+    """The message in the style of all our errors: no capital at the start, unless it is a name."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text

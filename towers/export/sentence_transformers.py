@@ -33,8 +33,8 @@ class SentenceTransformerAdapter:
     """Texts to unit vectors, by the methods that sentence-transformers' evaluators call.
 
     Args:
-        query: Makes the vectors of what is asked.
-        document: Makes those of what can be found.
+        query: Encodes queries.
+        document: Encodes documents.
     """
 
     similarity_fn_name = "cosine"
@@ -47,8 +47,8 @@ class SentenceTransformerAdapter:
     def of_towers(cls, bundle: ModelBundle) -> SentenceTransformerAdapter:
         """Return the towers: documents by the item tower, queries by the user tower if users have texts.
 
-        A text stands in all columns of text, of an item or a user of whom nothing else is known. Where users have no
-        texts, what is asked is read as an item.
+        A text is the value of all text columns of an item or a user without other attributes. If users have no text
+        columns, queries are encoded as items.
 
         Raises:
             DataError: The items have no texts.
@@ -98,7 +98,7 @@ class SentenceTransformerAdapter:
 
         Args:
             sentences: The texts.
-            prompt_name: `query` for what is asked; else the texts are documents.
+            prompt_name: `query` for queries; else the texts are documents.
             prompt_type: The same, as MTEB calls it.
             convert_to_tensor: Whether a tensor is wanted rather than an array.
             truncate_dim: How many numbers are wanted, from the first. None: all.
@@ -114,7 +114,7 @@ class SentenceTransformerAdapter:
         return vectors if convert_to_tensor else vectors.numpy()
 
     def encode_query(self, sentences: Text | Sequence[Text], *given: Any, **options: Any) -> Any:
-        """Return the vectors of what is asked; see `encode`."""
+        """Return the vectors of queries; see `encode`."""
         return self.encode(sentences, *given, **{**options, "prompt_name": "query"})
 
     def encode_document(self, sentences: Text | Sequence[Text], *given: Any, **options: Any) -> Any:

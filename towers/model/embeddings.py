@@ -22,8 +22,8 @@ class FeatureEmbeddings(nn.Module):
     """One table per sparse feature; a bag of n rows becomes their sum divided by sqrt(n).
 
     So a bag is about as long as a single row, whatever n. The division stands outside of the collection: per-sample
-    weights would do the same, but fbgemm then makes gradients of them, which nobody wants and which take longer than
-    all the rest.
+    weights would do the same, but fbgemm then computes their gradients, which are not needed and take longer than the
+    rest.
 
     The tables stand on torch's default device at the time.
 

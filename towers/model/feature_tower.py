@@ -25,8 +25,8 @@ TEXT = "text"
 """What all texts are called in a table that they share."""
 
 FIXED_LENGTH = 0.5
-"""Of a fixed text beside a trained id, which begins at length 1. Shorter than that, it takes little part in what is
-known of an item anyway, and a new item, which is nothing else, is as near as its words are."""
+"""Length of a frozen text vector that is added to a trained id embedding of initial length 1. It is small, so that the
+id decides for known items; a new item consists of its text vector alone and is compared by it."""
 
 
 class FeatureTower(nn.Module):

@@ -1,11 +1,11 @@
 """Encoders of a user's past: at every point of a sequence, a summary of what came up to there and nothing after.
 
 Tokens of many users come one after another without padding, `[tokens, width]`, with `offsets` saying where each
-user's begin. Every position is summarised in one pass, so that one reading of a user trains as many predictions as he
-has events. Encoders that look at the clock are told when each token happened and when each summary is asked for.
+user's begin. Every position is summarised in one pass, so that encoding a user once trains as many predictions as there
+are events. Encoders with a time bias also get the time of each token and of each request.
 
 Layers add to what comes in, and begin by adding nothing: before training the summary is the newest token (or the mean
-of all), so that with tokens made of item vectors a user begins as a neighbour of what he had.
+of all), so that with tokens made of item vectors a user vector starts near the items of the history.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PADDING_TOLERANCE = 0.8
 SHORT = 16
 """So many tokens or fewer share one in any case: another block would cost more than the padding."""
 SPANS_A_TURN = 3.0
-"""Time spans are told apart by the logarithm of their seconds, so many steps to each factor of e."""
+"""Time spans are quantised by the logarithm of their seconds: so many steps per factor of e."""
 NUM_SPANS = 64
 """Steps of time spans: the last begins at 2^63.999 / 3 seconds, some 42 years."""
 UNKNOWN_SPAN = NUM_SPANS
@@ -281,7 +281,7 @@ class LengthGroup:
     Attributes:
         tokens: Where each cell of the padded block comes from, `[sequences, longest]`; any token where it is padding.
         spans: Step of the time from each token (last axis) to the request at each other, `[sequences, longest,
-            longest]`; None where nobody looks at the clock.
+            longest]`; None without a time bias.
     """
 
     tokens: Int[Tensor, "sequences longest"]

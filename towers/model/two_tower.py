@@ -58,7 +58,7 @@ class UserTower(nn.Module):
         if config.reads_history:
             self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
             self.read = nn.Linear(width, width, bias=False)
-            nn.init.eye_(self.read.weight)  # what was had is read as what can be recommended, until training knows more
+            nn.init.eye_(self.read.weight)  # identity: history items start with their candidate vectors
         self.history = _history_encoder(config, length + 1)
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (
@@ -85,7 +85,7 @@ class UserTower(nn.Module):
         request_times: Int[Tensor, tokens] | None = None,
         event_times: Int[Tensor, events] | None = None,
     ) -> Float[Tensor, "tokens width"]:
-        """Return the user's vector before his first event and after each one: `events + users` unit vectors.
+        """Return each user's vector before the first event and after each event: `events + users` unit vectors.
 
         Args:
             event_vectors: The vectors of the items of all histories, oldest first.

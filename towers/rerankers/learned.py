@@ -43,9 +43,9 @@ class RankNetwork(nn.Module):
         self.members = nn.ModuleList(_member(2 * num_features) for _ in range(num_members))
 
     def prepared(self, features: Float[Tensor, "*lists candidates features"]) -> Float[Tensor, "*lists candidates two"]:
-        """Return features as the members read them: beside all candidates there are, and beside those of the list.
+        """Return features as the members read them: standardised over all training data, and within the list.
 
-        What nobody knows is as usual as can be.
+        Unknown values become the mean.
         """
         among_all = ((features - self.mean) / self.spread).nan_to_num(0.0).clamp(-_FAR, _FAR)
         centre = among_all.mean(dim=-2, keepdim=True)

@@ -41,7 +41,7 @@ RankerKind = Literal["learned", "cross-encoder", "late-interaction"]
 
 
 class Judgement(StrictTable):
-    """How a ranker did on questions that it had no part in."""
+    """Result of a re-ranker on queries that it was not trained on."""
 
     num_questions: int
     """How many they were."""
@@ -63,7 +63,7 @@ class Reading(StrictTable):
     """How a ranker reads texts."""
 
     share: float
-    """How much its opinion counts beside the retriever's, 0 to 1."""
+    """Weight of its score against the retriever's, 0 to 1."""
     num_read: int
     """How many of the newest items of a history it reads."""
     max_tokens: int
@@ -146,10 +146,10 @@ def write_ranker(
 def read_ranker_manifest(bundle: ModelBundle) -> RankerManifest:
     """Return the seal of a bundle's ranker, after proving that it belongs there and is intact.
 
-    Where the bundle had to be signed, the ranker has to be as well.
+    If the bundle must be signed, the re-ranker must be as well.
 
     Raises:
-        BundleError: Says what is wrong and how to train it anew.
+        BundleError: Says what is wrong and how to train it again.
     """
     return open_ranker(bundle)[0]
 
@@ -158,7 +158,7 @@ def open_ranker(bundle: ModelBundle) -> tuple[RankerManifest, SealedFolder]:
     """Return the seal of a bundle's ranker and its folder, after proving that it belongs there and is intact.
 
     Raises:
-        BundleError: Says what is wrong and how to train it anew.
+        BundleError: Says what is wrong and how to train it again.
     """
     path, remedy = bundle.path / FOLDER, remedy_of(bundle.path)
     try:
@@ -186,4 +186,4 @@ def open_ranker(bundle: ModelBundle) -> tuple[RankerManifest, SealedFolder]:
 
 def remedy_of(bundle_path: Path) -> str:
     """Return what to do about a ranker that cannot be used."""
-    return f"train it anew with `towers train-ranker {bundle_path}`, or remove the folder"
+    return f"train it again with `towers train-ranker {bundle_path}`, or remove the folder"

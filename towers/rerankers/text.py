@@ -4,7 +4,7 @@ Either looks at what was asked in words, or else at what is written of the newes
 reads that and a candidate together, which is the closest look there is and takes a transformer for each candidate at
 each request. Late interaction (Khattab and Zaharia 2020, ColBERT) reads each item once, beforehand (`TokenVectors`):
 every token of what was asked finds its nearest of the candidate, and the score is the mean of these (MaxSim). Both are
-mixed with the retriever's opinion, as they know nothing of who had what.
+mixed with the retriever's score, as they do not know the interactions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TextRanker(Protocol):
 
 
 class CrossEncoderRanker:
-    """A cross-encoder over (what is asked, candidate), a batch of candidates at a time; a `Reranker`.
+    """A cross-encoder over (query, candidate), a batch of candidates at a time; a `Reranker`.
 
     Args:
         model: Of sentence-transformers, with one output; higher is better.
@@ -122,11 +122,11 @@ class CrossEncoderRanker:
 
 
 class LateInteractionRanker:
-    """The mean, over the tokens of what is asked, of the likeness of each to its nearest of a candidate; a `Reranker`.
+    """The mean, over the query's tokens, of each one's similarity to the candidate's nearest token; a `Reranker`.
 
     Args:
         tokens: The vectors of the items' tokens, by row of the catalogue.
-        reader: Makes those of what is asked in words. None: nobody asks in words.
+        reader: Encodes text queries. None: there are none.
         reading: How much it counts, and how much of a history it looks at.
         batch: Candidates at a time; the deadline is looked at between batches.
     """
@@ -203,7 +203,7 @@ def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = F
 
 
 def asked_text(shortlist: Shortlist, texts: Sequence[str], num_read: int) -> str:
-    """Return what is asked in words, or else what is written of the newest items of the history."""
+    """Return the text of the query, or else the texts of the newest history items."""
     had = "; ".join(texts[row] for row in newest_rows(shortlist, num_read) if texts[row])
     return (shortlist.words or had)[:MOST_CHARACTERS]
 

@@ -2,8 +2,8 @@
 
 Everything here starts from *ranks*, 1 being the top of the whole catalogue, so that no metric sees a score or a sample.
 Ranks are jagged: question `q` has the answers `ranks[offsets[q]:offsets[q + 1]]`, at least one. An answer that is not
-recommended at all has the rank `NEVER`. One number per query comes out; `bootstrap_interval` gives a confidence interval of
-the mean over another sample of users.
+recommended at all has the rank `NEVER`. One number per query comes out; `bootstrap_interval` gives a confidence
+interval of the mean over another sample of users.
 """
 
 from __future__ import annotations

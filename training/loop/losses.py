@@ -41,9 +41,9 @@ def softmax_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean over positives of -log softmax of the positive among itself and the negatives.
 
-    **What it does.** Moves each user towards the positive item and away from the negatives, from each in proportion to its
-    softmax probability. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j`
-    with logits `s_pj` and weights `w_pj`::
+    **What it does.** Moves each user towards the positive item and away from the negatives, from each in proportion to
+    its softmax probability. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j` with logits
+    `s_pj` and weights `w_pj`::
 
         loss_p = log(exp(s+) + Z-) - s+        Z- = sum_j w_pj exp(s_pj)
 

@@ -56,7 +56,7 @@ class Targets:
 
     @cached_property
     def known(self) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
-        """Each pair of a user of the batch (its place there) and an item in the user's training data, once, sorted by user."""
+        """Pairs of a user (position in the batch) and an item in the user's training data, each once, sorted by user."""
         batch = self.batch
         users = torch.repeat_interleave(torch.arange(len(batch.users)), batch.known_offsets.diff())
         base = int(batch.known_rows.max()) + 1
@@ -104,7 +104,8 @@ class Negatives:
         expected: How often each way of drawing was expected to draw each item, over how often it was drawn, `[ways,
             negatives]`. None: each item stands for itself.
         factors: What the expectations of each way have to be multiplied by for each positive, `[positives, ways]`.
-        remembered: Where in the memory the vectors of the last rows are, `[remembered]`. None: all are encoded in this step.
+        remembered: Where in the memory the vectors of the last rows are, `[remembered]`. None: all are encoded in this
+            step.
     """
 
     rows: Int[Tensor, "negatives"]
@@ -232,9 +233,9 @@ class CrossBatchMemory:
     Vectors drift slowly once training has warmed up, so yesterday's are good enough to push away from, though nothing
     is learned of the items themselves. An item that the step encodes in any case is represented by its new vector.
 
-    **When:** encoding an item is expensive (long texts, many features) and the batch is small, so that there is no other
-    way to many negatives. Where items are an id and a few words, fresh draws cost little more and are better. **Cost:** one
-    matrix product; the memory is `size` x width numbers, in the checkpoint as well. **Relations:** more
+    **When:** encoding an item is expensive (long texts, many features) and the batch is small, so that there is no
+    other way to many negatives. Where items are an id and a few words, fresh draws cost little more and are better.
+    **Cost:** one matrix product; the memory is `size` x width numbers, in the checkpoint as well. **Relations:** more
     `InBatchSampler` draws, stale. **Source:** XBM (Wang et al. 2020, arXiv 1912.06798); for two towers CBNS (Wang et
     al. 2021, arXiv 2110.15154).
 
@@ -284,9 +285,10 @@ class HardNegatives:
     catalogue is estimated by drawing: the estimate of the whole stays unbiased, and varies less.
 
     **When:** the catalogue is large against the sample, so that drawing seldom meets an item that matters. They need
-    random negatives as well: hard negatives alone teach the model nothing of the rest of the catalogue and ruin it (Huang et
-    al. 2020, arXiv 2006.11632). **Cost:** the mining (users x items dot products every so many epochs), a table of
-    users x `hard_negatives` rows, in the checkpoint as well, and up to `hard_negatives` columns per user of the batch.
+    random negatives as well: hard negatives alone teach the model nothing of the rest of the catalogue and ruin it
+    (Huang et al. 2020, arXiv 2006.11632). **Cost:** the mining (users x items dot products every so many epochs), a
+    table of users x `hard_negatives` rows, in the checkpoint as well, and up to `hard_negatives` columns per user of
+    the batch.
     **Relations:** what is `hard_negatives` for one user is a negative of all others in the batch, too.
     """
 

@@ -58,9 +58,9 @@ def decompose(
 
     The inner products of the items of a history with those of the catalogue are then, up to the rank, the scores of the
     ridge regression of `S` on itself: `S' S (S' S + regularisation I)^-1`, EASE without its constraint on the diagonal,
-    which does not affect items without an interaction of the user. One more number brings each item to length one; the user tower
-    does not read it, so that no score changes. As an item is a sum over the rows of `S`, so is what each value adds,
-    which is where an item without interactions begins.
+    which does not affect items without an interaction of the user. One more number brings each item to length one; the
+    user tower does not read it, so that no score changes. As an item is a sum over the rows of `S`, so is what each
+    value adds, which is where an item without interactions begins.
 
     Args:
         interactions: Interaction matrix, `[users, items]`, as ones.

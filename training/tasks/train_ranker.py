@@ -155,8 +155,8 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
 
     Raises:
         BundleError: The bundle cannot be used.
-        DataError: The tables cannot be read, nothing was held out, too few targets are among the candidates, or the text
-            model cannot be loaded.
+        DataError: The tables cannot be read, nothing was held out, too few targets are among the candidates, or the
+            text model cannot be loaded.
     """
     _check(choice)
     bundle = ModelBundle.open(path, trust=Trust.from_environment())

@@ -284,7 +284,7 @@ def test_a_model_is_found_by_its_name_where_the_hub_was_asked_before(model_folde
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(commit)
     assert model_digest(find_model("tiny")) == model_digest(model_folder)
-    with pytest.raises(DataError, match=r"model 'sentence-transformers/other': neither a folder here nor to be had"):
+    with pytest.raises(DataError, match=r"model 'sentence-transformers/other': neither a local folder nor available"):
         find_model("other")
 
 

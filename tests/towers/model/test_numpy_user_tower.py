@@ -57,7 +57,7 @@ def test_it_is_the_tower_up_to_rounding(arrangement, length, moments, now, seed)
     events = np.random.default_rng(seed).normal(size=(length, 16)).astype(np.float32)
     events /= np.linalg.norm(events, axis=1, keepdims=True)
     times = None if moments is None else np.array(moments[:length], dtype=np.int64)
-    found = NumpyUserTower(model.user_tower, featurizer.stranger)(events, now, times)
+    found = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)(events, now, times)
     with torch.inference_mode():
         expected = model.user_vectors(
             torch.from_numpy(events),
@@ -77,7 +77,7 @@ def test_it_is_the_tower_where_attention_looks_at_one_token_alone(blocks) -> Non
     with torch.no_grad():
         for block in model.user_tower.history.blocks:
             block.qkv.weight[:32].mul_(6)
-    one = NumpyUserTower(model.user_tower, featurizer.stranger)
+    one = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)
     for seed in range(5):
         events = np.random.default_rng(seed).normal(size=(LENGTH, 16)).astype(np.float32)
         with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
     model, featurizer = pair(1, False, False)
     with torch.no_grad():
         model.user_tower.history.blocks[0].mix.up.weight.mul_(1e3)
-    one = NumpyUserTower(model.user_tower, featurizer.stranger)
+    one = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)
     assert np.isfinite(one(np.eye(3, 16, dtype=np.float32))).all()
 
 
