@@ -108,7 +108,7 @@ class EncoderSettings(StrictTable):
     """Train low-rank corrections of these layers in the place of their weights (LoRA), of so many numbers a side: far
     less memory and smaller bundles. 0: the weights themselves."""
     bundled: bool = True
-    """Whether the bundle holds the model's files. Otherwise it holds only their digest and needs the files when opened."""
+    """Whether the bundle holds the model's files. Otherwise it holds a digest and needs the files when opened."""
     url: str | None = None
     """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here. The operator
     of a service must allow its host and `key_variable` in serving.toml."""

@@ -3,8 +3,7 @@
 A column that was renamed, re-spelt or re-scaled is read without an error, and then says nothing to the model. So
 training writes down how each column was spelt and read, how many of its cells are filled, and how many of its values
 the model knows; other tables that are read with the same model are compared with that. A missing column is an error,
-and so is a
-collapse: a share that fell to less than half. A smaller fall is a note.
+and so is a collapse: a share that fell to less than half. A smaller fall is a note.
 """
 
 from __future__ import annotations

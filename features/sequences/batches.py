@@ -69,16 +69,28 @@ def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> Keyed
 class SequenceBatch:
     """Several users' sequences, one after another, without padding.
 
+    State t predicts event t: the user tower makes one vector (a state) per event, from the events before it. The first
+    state sees no event but the start token, and the last event is never an input::
+
+        input     [start]    event 0    event 1    event 2
+                     |          |          |          |
+        state        0          1          2          3       state t sees [start] and events 0 ... t - 1
+                     |          |          |          |
+        predicts  event 0    event 1    event 2    event 3    wherever `is_target`
+
+    So a batch of `events` has as many states, and `offsets` divides both among the users. At serving time one more
+    state is needed, which sees the whole history.
+
     Attributes:
-        users: Positions in the `Sequences` they come from, `[users]`.
-        offsets: Where each user's events begin, `[users + 1]`.
+        users: Positions in the `Sequences` of origin, `[users]`.
+        offsets: Offsets of each user's events, `[users + 1]`.
         item_rows: Catalogue rows, `[events]`, oldest first.
         times: Unix seconds, `[events]`, or None.
-        is_target: Which events are to be predicted from those before them, `[events]`.
+        is_target: Which events are to be predicted, `[events]`.
         known_offsets: Where each user's known positives begin, `[users + 1]`.
         known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
-        answer_rows: Catalogue row to be predicted at each target, `[events]`. None: its own.
-        request_times: Unix seconds at which each event is asked for, `[events]`. None: when it came, as in `times`.
+        answer_rows: Catalogue row to predict in the place of each event, `[events]`. None: the event's own.
+        request_times: Unix seconds of the request of each state, `[events]`. None: the time of the event, as in `times`.
     """
 
     users: Int[Tensor, users]
@@ -105,13 +117,14 @@ class TrainingBatches:
     Args:
         sequences: The training data. The items of users without an order are shuffled each epoch, so that any part of
             them is used to predict the rest.
-        history: How many events before a target are read. Longer sequences give their newest `history + 1` events.
+        history: Maximum events before a target. Of longer sequences the newest `history + 1` events are used, the first of
+            them as input only.
         batch_size: How many events a batch holds at most (a single longer sequence makes a batch of its own).
         recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
         seed: Decides the order of users, with the epoch.
-        targets: What is predicted of data with an order: the `next` target, one drawn from all that are yet to come
-            (`future`), or, as of data without an order, `any`.
-        history_fraction: Of data that is shuffled: share of a user's items that is read before the first is predicted.
+        targets: Target of each state, for data with an order: the `next` event, a random later one (`future`), or, as
+            for data without an order, `any` other one.
+        history_fraction: For shuffled data: fraction of a user's items that is input only.
     """
 
     def __init__(
@@ -143,7 +156,7 @@ class TrainingBatches:
         sequences = _shuffled(self.sequences, generator) if self.is_shuffled else self.sequences
         for place, group in enumerate(self._deal(order)[start:], start):
             batch = self._batch(sequences, order[group])
-            yield _with_answers_to_come(batch, [self.seed, epoch, place]) if self.is_future else batch
+            yield _with_future_targets(batch, [self.seed, epoch, place]) if self.is_future else batch
 
     def num_batches(self, epoch: int) -> int:
         """Return how many batches the epoch has."""
@@ -180,8 +193,8 @@ class TrainingBatches:
         )
 
 
-def _with_answers_to_come(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
-    """Return the batch with each target's answer drawn from the user's targets from there on, asked for when it came.
+def _with_future_targets(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
+    """Return the batch with the target of each state replaced by a random later one, requested at the time of that.
 
     With the request time of the next event instead, the model would learn that the time since the last event is
     always short; in a service it varies.

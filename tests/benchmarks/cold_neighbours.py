@@ -27,7 +27,7 @@ from tests.benchmarks.ids_only import spread
 from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
 from training.evaluation.baselines.tuning import HALF_LIVES, choose_text_neighbours
-from training.evaluation.evaluate import Evaluation, Recommender, evaluate
+from training.evaluation.evaluate import Evaluation, ScoringModel, evaluate
 from training.tasks.protocols import split_by
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         split = split_by(given.protocol, sequences, len(tables.catalog), config)
         seen = config.features.recommend_seen
 
-        def judged(recommender: Recommender, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
+        def judged(recommender: ScoringModel, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
             return evaluate(recommender, getattr(split, part), split.candidates, recommend_seen=seen, cutoffs=(10, 50))
 
         words = choose_text_neighbours(split, texts, recommend_seen=seen)

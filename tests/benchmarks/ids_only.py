@@ -24,9 +24,10 @@ from features.sequences.split import Split, leave_one_out
 from features.tables.tables import Tables, read_tables
 from towers.process import prepared_environment
 from training.config import RunConfig
-from training.evaluation.evaluate import Recommender, evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
+from training.loop.build import TrainingData, build
 from training.loop.fit import TrainedModel
-from training.loop.trainer import Progress, Trainer, TrainingData
+from training.loop.trainer import Progress, Trainer
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = {"ml-1m": 200, "amazon-beauty": 50, "goodbooks": 200}
@@ -53,7 +54,7 @@ class Task:
         lengths = self.split.train.last(self.config.features.max_history + 1).lengths
         return int((lengths - 1).clip(min=0).sum())
 
-    def ndcg(self, recommender: Recommender) -> float:
+    def ndcg(self, recommender: ScoringModel) -> float:
         """Return the validation N@10, over all items."""
         split = self.split
         result = evaluate(
@@ -143,7 +144,7 @@ def measure(task: Task) -> Measured:
         ends.append(time.perf_counter())
         steps.append(progress.batch)
 
-    trainer = Trainer(config, data, device=torch.device("cpu"), on_epoch=look, quiet=True)
+    trainer = Trainer(build(config, data, torch.device("cpu")), on_epoch=look, quiet=True)
     trainer.batches.batch_size = config.training.batch_size
     dealt = sum(len(batch.item_rows) - len(batch.users) for batch in trainer.batches.epoch(0))
     assert dealt == task.num_positions, "an epoch of ours is not what the rival learns from"

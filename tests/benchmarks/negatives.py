@@ -32,8 +32,9 @@ from features.tables.tables import read_tables
 from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
 from training.evaluation.evaluate import evaluate
+from training.loop.build import TrainingData, build
 from training.loop.fit import TrainedModel
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 LARGE = 8
 """How many times as large a large batch is."""
@@ -75,7 +76,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     assert split.test is not None
     featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
-    trainer = Trainer(config, data, device=torch.device("cpu"), steps=steps, quiet=True)
+    trainer = Trainer(build(config, data, torch.device("cpu")), steps=steps, quiet=True)
     trainer.batches.batch_size = config.training.batch_size  # as large as asked, however small the table
     before = _forget_peak()
     began = time.perf_counter()

@@ -47,7 +47,8 @@ from towers.model.two_tower import TwoTower
 from towers.warnings_filter import quiet_imports
 from training.config import RunConfig, TrainingConfig
 from training.evaluation.metrics import bootstrap_interval
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.build import TrainingData, build
+from training.loop.trainer import Trainer
 
 CUTOFFS = (1, 10, 50)
 FOR_VALIDATION = 400
@@ -186,7 +187,7 @@ def trainer_of(given: argparse.Namespace, search: Search, learned_from: np.ndarr
     users = Users(pd.DataFrame({"user_id": np.arange(len(search.queries)), "query": search.queries}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, pairs)
     data = TrainingData.prepare(pairs, catalog, users, featurizer)
-    trainer = Trainer(config, data, device=torch.device("cpu"), steps=1)
+    trainer = Trainer(build(config, data, torch.device("cpu")), steps=1)
     trainer.steps = given.epochs * trainer.batches.num_batches(0)
     return trainer
 

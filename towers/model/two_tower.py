@@ -85,7 +85,9 @@ class UserTower(nn.Module):
         request_times: Int[Tensor, tokens] | None = None,
         event_times: Int[Tensor, events] | None = None,
     ) -> Float[Tensor, "tokens width"]:
-        """Return each user's vector before the first event and after each event: `events + users` unit vectors.
+        """Return each user's states, before the first event and after each event: `events + users` unit vectors.
+
+        See `features.sequences.batches.SequenceBatch` for which state sees which events.
 
         Args:
             event_vectors: The vectors of the items of all histories, oldest first.

@@ -1,6 +1,6 @@
 """Questions to judgement: rank the whole catalogue for every question, exactly, and score where the answers come.
 
-A `Recommender` only gives scores. What may not be recommended (the history, and what is no candidate) is taken out
+A `ScoringModel` only gives scores. What may not be recommended (the history, and what is no candidate) is taken out
 here, in one place and in the same way for all of them, and ties are broken by lot, so that a recommender that knows
 nothing does as well as chance and no better. No sampled negatives, no index in between: what is measured is the model.
 """
@@ -36,7 +36,7 @@ def cutoffs_of(protocol: str) -> tuple[int, ...]:
     return CUTOFFS_FOR_USERS if protocol == "users" else CUTOFFS
 
 
-class Recommender(Protocol):
+class ScoringModel(Protocol):
     """Whatever can give every item a score for every question."""
 
     @property
@@ -118,7 +118,7 @@ class Evaluation:
 
 
 def evaluate(
-    recommender: Recommender,
+    recommender: ScoringModel,
     queries: Queries,
     candidates: Bool[np.ndarray, "items"],
     *,
@@ -267,7 +267,7 @@ class _Lots:
 
 
 def _masked_scores(
-    recommender: Recommender, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
+    recommender: ScoringModel, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
 ) -> Float32[np.ndarray, "questions items"]:
     """Return the scores with -inf for what is out of question."""
     scores = np.array(recommender.scores(queries), dtype=np.float32)

@@ -21,7 +21,8 @@ from training.config import RunConfig
 from training.evaluation.evaluate import Evaluation, evaluate
 from training.evaluation.report import PRIMARY_METRIC
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
-from training.loop.trainer import Progress, Trainer, TrainingData
+from training.loop.build import TrainingData, build
+from training.loop.trainer import Progress, Trainer
 
 MOST_VALIDATION_QUESTIONS = 10_000
 """Questions asked after each epoch; a sample where there are more."""
@@ -92,9 +93,7 @@ def fit(
         return judge(towers, questions, split, config, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(
-        config,
-        data,
-        device=device,
+        build(config, data, device),
         checkpoint=checkpoint,
         validate=validate,
         on_step=on_step,
@@ -113,9 +112,7 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
     growth = sequences.num_events / first.data.train.num_events
     trainer = Trainer(
-        config,
-        data,
-        device=first.model.log_scale.device,
+        build(config, data, first.model.log_scale.device),
         steps=round(first.progress.best_step * growth),
         decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )

@@ -29,7 +29,7 @@ def user_states(
     *,
     gradient_cache_chunk: int | None = None,
 ) -> Float[Tensor, "events width"]:
-    """Return the user vector before each event, made of the earlier events.
+    """Return the states of a batch: state t is made from the events before event t (see `SequenceBatch`).
 
     Args:
         tower: The user tower.
@@ -41,7 +41,7 @@ def user_states(
     """
     device = item_vectors.device
     is_input = torch.ones_like(batch.is_target)
-    is_input[batch.offsets[1:] - 1] = False
+    is_input[batch.offsets[1:] - 1] = False  # a user's last event is only predicted
     inputs = batch.item_rows[is_input]
     given = (
         item_vectors[to_device(inputs if place is None else place[inputs], device)],

@@ -56,7 +56,7 @@ class Targets:
 
     @cached_property
     def known(self) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
-        """Pairs of a user (position in the batch) and an item in the user's training data, each once, sorted by user."""
+        """Pairs of a user (position in the batch) and an item of their training data, each once, sorted by user."""
         batch = self.batch
         users = torch.repeat_interleave(torch.arange(len(batch.users)), batch.known_offsets.diff())
         base = int(batch.known_rows.max()) + 1

@@ -12,66 +12,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from features.featurizer.featurizer import Featurizer
-from features.sequences.batches import EntityFeatures, SequenceBatch, TrainingBatches
-from features.sequences.sequences import Sequences
-from features.tables.tables import Catalog, Users
-from towers.model.embeddings import FeatureEmbeddings
-from towers.model.precision import fastest_precision
-from towers.model.text_encoder import TextEncoder
+from features.sequences.batches import EntityFeatures, SequenceBatch
 from towers.model.two_tower import TwoTower
 from towers.process import ENDING, Stopped, handled
-from training.config import RunConfig
+from training.loop.build import TrainingParts, dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.gradient_caching import user_states
 from training.loop.hard_negatives import mine_hard_negatives
 from training.loop.losses import nested_softmax_loss
-from training.loop.negatives import AllItems, Negatives, Targets, choose_negatives, reversed_negatives, to_device
+from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
 from training.loop.spectral_init import initialise_embeddings
 from training.loop.weight_averaging import WeightAverage
 
 GRADIENT_NORM = 1.0
-FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
-"""Small tables are dealt into so many batches an epoch, as long as a batch has so many events."""
 LR_DECAY = 0.3
 """What the learning rates are multiplied by when validation has stopped rising."""
 STEPS_UNSEEN = 20
 """On a GPU the loss is read once in so many steps: to read it is to wait for it."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run learns from, as tensors made once."""
-
-    train: Sequences
-    catalog: Catalog
-    users: Users | None
-    featurizer: Featurizer
-    item_features: EntityFeatures
-    user_features: EntityFeatures
-
-    @classmethod
-    def prepare(cls, train: Sequences, catalog: Catalog, users: Users | None, featurizer: Featurizer) -> TrainingData:
-        """Featurize the catalogue and the training users."""
-        attributes = None if users is None else users.attributes_of(train.user_ids)
-        return cls(
-            train=train,
-            catalog=catalog,
-            users=users,
-            featurizer=featurizer,
-            item_features=featurizer.item_features(catalog),
-            user_features=featurizer.user_features(train.user_ids, attributes),
-        )
 
 
 @dataclass
@@ -104,15 +70,10 @@ class Progress:
 
 
 class Trainer:
-    """One training run.
-
-    Only items with interactions take part: if an item without one were a negative, training would push new items down
-    before they were ever shown. Item rows in here are positions among these known items.
+    """The steps of one training run, over the parts that `build` made.
 
     Args:
-        config: The settings.
-        data: What to learn from.
-        device: Where to.
+        parts: Model, optimisers, batches and negatives.
         checkpoint: The file that training can be resumed from; None: none is written.
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last average.
         steps: Steps after which training ends in any case.
@@ -125,10 +86,8 @@ class Trainer:
 
     def __init__(
         self,
-        config: RunConfig,
-        data: TrainingData,
+        parts: TrainingParts,
         *,
-        device: torch.device,
         checkpoint: Path | None = None,
         validate: Callable[[TwoTower], float] | None = None,
         steps: int | None = None,
@@ -137,56 +96,28 @@ class Trainer:
         on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
         quiet: bool = False,
     ) -> None:
-        settings = config.training
-        self.settings = settings
-        self.data = data
-        known_rows = np.unique(data.train.item_rows)
-        self.train = replace(data.train, item_rows=np.searchsorted(known_rows, data.train.item_rows))
-        self.device = device
+        self.settings = parts.settings
+        self.data = parts.data
+        self.device = parts.device
+        self.reads_history = parts.reads_history
+        self.train = parts.train
+        self.batches = parts.batches
+        self.item_features = parts.item_features
+        self.user_features = parts.user_features
+        self.model = parts.model
+        self.optimizer = parts.optimizer
+        self.table_optimizers = parts.table_optimizers
+        self.negatives = parts.negatives
+        self.precision = parts.precision
         self.checkpoint = checkpoint
         self.validate = validate
         self.steps = steps
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.quiet = quiet
-        self.reads_history = config.towers.reads_history
-        torch.manual_seed(settings.seed)
-        with device:
-            self.model = TwoTower(
-                config.towers,
-                data.featurizer,
-                config.features.max_history,
-                learning_rate=settings.embedding_learning_rate,
-            )
-        self.tables = [m.fused_optimizer for m in self.model.modules() if isinstance(m, FeatureEmbeddings)]
-        self.optimizer = self._dense_optimizer()
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.batches = TrainingBatches(
-            self.train,
-            history=config.features.max_history,
-            batch_size=min(settings.batch_size, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
-            recommend_seen=config.features.recommend_seen,
-            seed=settings.seed,
-            targets=settings.targets,
-            history_fraction=settings.history_fraction if self.reads_history else 0.0,
-        )
-        self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
-        self.user_features = data.user_features.to(device)
-        num_items = len(self.item_features)
-        self.negatives = choose_negatives(
-            settings,
-            self.batches,
-            num_items,
-            width=config.towers.embedding_dim,
-            device=device,
-            is_expensive=bool(data.featurizer.items.sizes.trained),
-        )
-        for encoder in self.model.encoders.values():
-            assert isinstance(encoder, TextEncoder), "the towers hold no others there"
-            encoder.recomputes = settings.gradient_checkpointing
-        self.precision = loss_precision(settings.loss_precision, device)
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
         self.progress = Progress(decay_steps=list(decay_steps))
-        self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
+        self.loss_sum = torch.zeros((), dtype=torch.double, device=self.device)
         self.average = WeightAverage(self.model)
         self.best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
@@ -341,22 +272,24 @@ class Trainer:
             raise Stopped(stop[0])
 
     def step(self, batch: SequenceBatch) -> Tensor:
-        """Learn from one batch and return its loss, which need not be there yet on a GPU."""
+        """Train on one batch and return its loss, without waiting for a GPU to finish it."""
         self._set_learning_rates()
+        for fused in self.table_optimizers:
+            fused.step()  # only passes the learning rate on; the backward pass updates the tables
         loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._dense_parameters(), GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(dense_parameters(self.model), GRADIENT_NORM)
         self.optimizer.step()
         self.progress.step += 1
         self.average.add(self.progress.step)
         return loss.detach()
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        """Return the loss of one batch: each target predicted from the events before it.
+        """Return the loss of one batch: state t predicts event t (see `SequenceBatch`) wherever that is a target.
 
-        The batch is on the host, as dealt, and so is the draw: what has a size that depends on them is made there, so
-        that a GPU need not be waited for.
+        The batch and the draw of negatives are on the host: tensors whose sizes depend on them are made there, so that
+        the host need not wait for a GPU.
         """
         targets = Targets.of(batch)
         negatives = self.negatives.draw(targets, self.generator)
@@ -407,33 +340,15 @@ class Trainer:
             return self.item_features
         return self.item_features.take(to_device(rows, self.device))
 
-    def _dense_parameters(self) -> list[Tensor]:
-        return [p for name, p in self.model.named_parameters() if ".collection." not in name]
-
-    def _dense_optimizer(self) -> torch.optim.AdamW:
-        settings, encoders = self.settings, self.model.encoders.children()
-        pretrained = {one for part in encoders if isinstance(part, TextEncoder) for one in part.pretrained_parameters}
-        groups = [
-            {"params": [p for p in parameters if (p.dim() > 1) == is_matrix], "weight_decay": decay, "rate": rate}
-            for parameters, rate in (
-                ([p for p in self._dense_parameters() if p not in pretrained], settings.learning_rate),
-                ([p for p in self._dense_parameters() if p in pretrained], settings.text_encoder_learning_rate),
-            )
-            for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0))
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
-
     def _set_learning_rates(self) -> None:
         step = self.progress.step
-        cuts = sum(step >= cut for cut in self.progress.decay_steps)
-        share = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * LR_DECAY**cuts
+        decays = sum(step >= start for start in self.progress.decay_steps)
+        factor = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * LR_DECAY**decays
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * share
-        for tables in self.tables:
-            if tables is not None:
-                for group in tables.param_groups:
-                    group["lr"] = self.settings.embedding_learning_rate * share
-                tables.step()
+            group["lr"] = group["rate"] * factor
+        for fused in self.table_optimizers:
+            for group in fused.param_groups:
+                group["lr"] = self.settings.embedding_learning_rate * factor
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -483,18 +398,10 @@ class Trainer:
     def _table_states(self) -> dict[str, Tensor]:
         return {
             f"{place}.{table}.{key}": value
-            for place, tables in enumerate(self.tables)
-            if tables is not None
-            for table, state in tables.state_dict()["state"].items()
+            for place, fused in enumerate(self.table_optimizers)
+            for table, state in fused.state_dict()["state"].items()
             for key, value in state.items()
         }
-
-
-def loss_precision(setting: str, device: torch.device) -> torch.dtype:
-    """Return the precision that `auto`, `float32` or `bfloat16` stands for on this device."""
-    if setting == "auto":
-        return fastest_precision(device)
-    return torch.bfloat16 if setting == "bfloat16" else torch.float32
 
 
 def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:

@@ -19,7 +19,7 @@ from training.audit.ranks import RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
-from training.evaluation.evaluate import Evaluation, Recommender, TableRecommender, cutoffs_of, evaluate, slices
+from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import choose_device, fit
 from training.runs.progress import describe, report_epochs, start_tracking
@@ -92,7 +92,7 @@ def evaluate_run(
     )
 
 
-def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> Recommender:
+def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> ScoringModel:
     with start_tracking(config, f"evaluate {name}") as tracker:
         learned = fit(
             config,
@@ -131,7 +131,7 @@ def _questions(split: Split, part: QuestionSet) -> Queries:
     return questions
 
 
-def _answers(recommender: Recommender, split: Split, part: QuestionSet, config: RunConfig) -> Evaluation:
+def _answers(recommender: ScoringModel, split: Split, part: QuestionSet, config: RunConfig) -> Evaluation:
     return evaluate(
         recommender,
         _questions(split, part),

@@ -19,7 +19,7 @@ from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
-from training.evaluation.evaluate import Evaluation, Recommender, cutoffs_of, evaluate
+from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, choose_device, fit, fit_featurizer, refit
 from training.runs.model_card import model_card, unlearned_card
@@ -130,9 +130,9 @@ def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedMod
         baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
-    recommenders: list[Recommender] = [learned.recommender(config.features.max_history), *baselines]
+    recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
 
-    def answers(recommender: Recommender) -> Evaluation:
+    def answers(recommender: ScoringModel) -> Evaluation:
         return evaluate(
             recommender,
             split.validation,

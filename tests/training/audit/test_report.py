@@ -29,7 +29,7 @@ from training.commands import audit as audit_command
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.evaluate import Recommender, evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
 from training.tasks import audit as auditing
 from training.tasks import evaluate as judging
 from training.tasks.evaluate import evaluate_run
@@ -54,7 +54,7 @@ track = false
 LEAST = 20
 
 
-def named(recommender: Any, name: str) -> Recommender:
+def named(recommender: Any, name: str) -> ScoringModel:
     recommender.name = name
     return recommender
 
@@ -62,10 +62,10 @@ def named(recommender: Any, name: str) -> Recommender:
 def judge(folder: Path, protocol: str, seeds: int = 1) -> Path:
     """Write the ranks of an evaluation in which two baselines stand in for the towers and all others."""
 
-    def trained(config: Any, tables: Tables, split: Split, *_: Any) -> Recommender:
+    def trained(config: Any, tables: Tables, split: Split, *_: Any) -> ScoringModel:
         return named(ItemCosine.fit(split.train, len(split.candidates)), "two towers")
 
-    def fit(split: Split, **_: Any) -> tuple[list[Recommender], list[str]]:
+    def fit(split: Split, **_: Any) -> tuple[list[ScoringModel], list[str]]:
         return [PopularityBaseline.fit(split.train, len(split.candidates))], []
 
     ranks, output = RanksWriter(), folder / protocol

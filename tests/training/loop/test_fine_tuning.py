@@ -21,9 +21,10 @@ from tests.tiny_models import WORDS, tiny_model
 from towers.config import TowersConfig
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, TrainingConfig
+from training.loop.build import TrainingData, build
 from training.loop.losses import softmax_loss
 from training.loop.negatives import AllItems, MixedSampler, Targets, reversed_negatives
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 NUM = len(WORDS) // 2
 ASKED, MEANT = WORDS[:NUM], WORDS[NUM : 2 * NUM]
@@ -53,7 +54,7 @@ def trainer_of(model_folder: Path, checkpoint: Path | None = None, *, steps: int
     users = Users(pd.DataFrame({"user_id": people, "wish": ASKED * 4}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, sequences)
     data = TrainingData.prepare(sequences, catalog, users, featurizer)
-    return Trainer(config, data, device=torch.device("cpu"), steps=steps, checkpoint=checkpoint, quiet=True)
+    return Trainer(build(config, data, torch.device("cpu")), steps=steps, checkpoint=checkpoint, quiet=True)
 
 
 def hits(model: TwoTower, data: TrainingData) -> float:

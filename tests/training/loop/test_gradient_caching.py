@@ -22,8 +22,9 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
 from towers.config import TowersConfig
 from training.config import RunConfig, TrainingConfig
+from training.loop.build import TrainingData, build
 from training.loop.gradient_caching import _deal, encode_in_chunks
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 WITHOUT_CHANCE = {"dropout": 0.0, "id_dropout": 0.0, "time_dropout": 0.0}
 
@@ -51,7 +52,7 @@ def trainer_of(towers: dict[str, Any] | None = None, **training: Any) -> Trainer
     users = Users(pd.DataFrame({"user_id": np.arange(60), "team": ["red", "blue"] * 30, "age": np.arange(60.0)}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, sequences)
     data = TrainingData.prepare(sequences, catalog, users, featurizer)
-    return Trainer(config, data, device=torch.device("cpu"), quiet=True)
+    return Trainer(build(config, data, torch.device("cpu")), quiet=True)
 
 
 def given_to_the_tower(trainer: Trainer, *, by_length: bool = False) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
@@ -91,7 +92,7 @@ def test_states_and_gradients_are_those_of_one_reading(history: str) -> None:
     direction = torch.randn(len(times["request_times"]), 8, generator=torch.Generator().manual_seed(1))
     results = []
     for states in (tower(*arguments, **times), encode_in_chunks(tower, *arguments, **times, gradient_cache_chunk=17)):
-        for group in (group for tables in trainer.tables if tables is not None for group in tables.param_groups):
+        for group in (group for fused in trainer.table_optimizers for group in fused.param_groups):
             group["lr"] = 0.0  # tables learn while gradients pass
         gradients = torch.autograd.grad((states * direction).sum(), wanted, allow_unused=True)
         results.append([states, *(gradient for gradient in gradients if gradient is not None)])

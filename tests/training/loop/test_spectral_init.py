@@ -21,8 +21,9 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
 from towers.config import TowersConfig
 from training.config import RunConfig, TrainingConfig
+from training.loop.build import TrainingData, build
 from training.loop.spectral_init import decompose
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
 HAD = (RANDOM.random((40, 24)) < 0.25).astype(np.float32)
@@ -91,7 +92,7 @@ def trainer_of(features: dict[str, FeatureSettings], **options: Any) -> Trainer:
     catalog = Catalog(pd.DataFrame({"item_id": np.arange(24), "color": words, "name": [f"{w} thing" for w in words]}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, None, sequences)
     data = TrainingData.prepare(sequences, catalog, None, featurizer)
-    return Trainer(config, data, device=torch.device("cpu"), quiet=True, **options)
+    return Trainer(build(config, data, torch.device("cpu")), quiet=True, **options)
 
 
 WITH_COLOR = {"item_id": FeatureSettings(kind="id"), "color": FeatureSettings(kind="category")}

@@ -29,10 +29,11 @@ from towers.process import Stopped
 from training.config import RunConfig, TrainingConfig
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop import negatives as negatives_module
+from training.loop.build import TrainingData, build, loss_precision
 from training.loop.checkpoint import Checkpoint
 from training.loop.hard_negatives import mine_hard_negatives
 from training.loop.negatives import AllItems, MixedSampler
-from training.loop.trainer import Progress, Trainer, TrainingData, loss_precision
+from training.loop.trainer import Progress, Trainer
 
 NUM_ITEMS = 30
 SAMPLED = {"negatives": "sampled", "uniform_negatives": 8, "in_batch_negatives": 8}
@@ -88,7 +89,7 @@ def data_of(config: RunConfig, *, strangers: bool = False) -> TrainingData:
 
 def trainer_of(config: RunConfig, *, strangers: bool = False, **options: Any) -> Trainer:
     data = data_of(config, strangers=strangers)
-    return Trainer(config, data, device=torch.device("cpu"), quiet=True, **options)
+    return Trainer(build(config, data, torch.device("cpu")), quiet=True, **options)
 
 
 def weights_of(model: TwoTower) -> dict[str, torch.Tensor]:

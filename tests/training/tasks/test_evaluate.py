@@ -15,7 +15,7 @@ from features.sequences.split import Split
 from tests.running import write_small_shop
 from training.commands import evaluate
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.evaluate import Evaluation, Recommender
+from training.evaluation.evaluate import Evaluation, ScoringModel
 from training.tasks import evaluate as judging
 from training.tasks.evaluate import SELECTED, evaluate_run
 
@@ -45,7 +45,7 @@ def learned_from(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """The splits that towers were trained on; popularity stands in for the towers, and for all baselines."""
     splits = []
 
-    def trained(config: Any, tables: Any, split: Split, device: torch.device, name: str) -> Recommender:
+    def trained(config: Any, tables: Any, split: Split, device: torch.device, name: str) -> ScoringModel:
         splits.append(split)
         return named("two towers", split)
 
@@ -58,7 +58,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """The splits that baselines were fitted on."""
     splits = []
 
-    def fit(split: Split, *, recommend_seen: bool, texts: list[str] | None) -> tuple[list[Recommender], list[str]]:
+    def fit(split: Split, *, recommend_seen: bool, texts: list[str] | None) -> tuple[list[ScoringModel], list[str]]:
         assert texts is not None
         assert len(texts) == 100
         splits.append(split)
@@ -107,7 +107,7 @@ def test_on_validation_the_test_questions_are_never_asked(
     asked = []
     ask = judging.evaluate
 
-    def listening(recommender: Recommender, questions: Queries, *rest: Any, **more: Any) -> Evaluation:
+    def listening(recommender: ScoringModel, questions: Queries, *rest: Any, **more: Any) -> Evaluation:
         asked.append(questions)
         return ask(recommender, questions, *rest, **more)
 

@@ -19,19 +19,19 @@ from features.sequences.split import Split
 from features.tables.tables import Tables, Users
 from features.values.text import words
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.evaluate import Recommender
+from training.evaluation.evaluate import ScoringModel
 
 K1, B = 1.2, 0.75
 """How soon a word that comes again counts no more, and how much long documents are held back: as Lucene has them."""
 
 
-def fit_query_baselines(split: Split, tables: Tables, features: FeaturesConfig) -> tuple[list[Recommender], list[str]]:
+def fit_query_baselines(split: Split, tables: Tables, features: FeaturesConfig) -> tuple[list[ScoringModel], list[str]]:
     """Return what needs no history: popularity, and BM25 where queries and documents have texts.
 
     Returns:
         The recommenders, and what a reader of the report should know about them, one line each.
     """
-    recommenders: list[Recommender] = [PopularityBaseline.fit(split.train, len(split.candidates))]
+    recommenders: list[ScoringModel] = [PopularityBaseline.fit(split.train, len(split.candidates))]
     texts = item_texts(tables.catalog, features.item)
     if texts is None or tables.users is None or texts_written(tables.users.frame[:1], features.user) is None:
         return recommenders, ["BM25 left out: it compares texts, and [features.user] or [features.item] has none"]

@@ -23,7 +23,7 @@ from training.evaluation.baselines.ials import Ials, implicit_als
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
-from training.evaluation.evaluate import Recommender, evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
 
 MOST_QUESTIONS = 2_000
 """Validation questions by which settings are chosen; a sample where there are more."""
@@ -42,12 +42,12 @@ IALS_TRIALS: dict[str, tuple[Any, ...]] = {
 HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
 """What is tried for the neighbours by text: events after which a history's event counts half; inf: all count alike."""
 
-Trial = TypeVar("Trial", bound=Recommender)
+Trial = TypeVar("Trial", bound=ScoringModel)
 
 
 def fit_baselines(
     split: Split, *, recommend_seen: bool, texts: Sequence[str] | None = None
-) -> tuple[list[Recommender], list[str]]:
+) -> tuple[list[ScoringModel], list[str]]:
     """Fit every baseline on the training data, with the settings that do best on the validation questions.
 
     Args:
@@ -59,7 +59,7 @@ def fit_baselines(
         The recommenders, and what a reader of the report should know about them, one line each.
     """
     num_items = len(split.candidates)
-    recommenders: list[Recommender] = [
+    recommenders: list[ScoringModel] = [
         PopularityBaseline.fit(split.train, num_items),
         ItemCosine.fit(split.train, num_items),
     ]
