@@ -90,7 +90,8 @@ class SequenceBatch:
         known_offsets: Where each user's known positives begin, `[users + 1]`.
         known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
         answer_rows: Catalogue row to predict in the place of each event, `[events]`. None: the event's own.
-        request_times: Unix seconds of the request of each state, `[events]`. None: the time of the event, as in `times`.
+        request_times: Unix seconds of the request of each state, `[events]`. None: the time of the event, as in
+            `times`.
     """
 
     users: Int[Tensor, users]
@@ -117,8 +118,8 @@ class TrainingBatches:
     Args:
         sequences: The training data. The items of users without an order are shuffled each epoch, so that any part of
             them is used to predict the rest.
-        history: Maximum events before a target. Of longer sequences the newest `history + 1` events are used, the first of
-            them as input only.
+        history: Maximum events before a target. Of longer sequences the newest `history + 1` events are used, the first
+            of them as input only.
         batch_size: How many events a batch holds at most (a single longer sequence makes a batch of its own).
         recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
         seed: Decides the order of users, with the epoch.

@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch.nn import functional
 
-from training.loop.losses import nested_softmax_loss
+from training.loop.losses import matryoshka_loss
 from training.loop.negatives import MaskedPairs, Negatives
 
 PRECISIONS = {"ours, float32": torch.float32, "ours, bfloat16": torch.bfloat16}
@@ -41,7 +41,7 @@ def measure(name: str, items: int, positions: int, width: int, prefixes: list[in
     if name in PRECISIONS:
         own = MaskedPairs(torch.arange(positions), targets, starts=torch.arange(positions + 1))
         negatives = Negatives(torch.arange(items), own)
-        loss = nested_softmax_loss(
+        loss = matryoshka_loss(
             users,
             catalogue[targets],
             catalogue,

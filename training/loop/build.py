@@ -22,6 +22,7 @@ from towers.model.precision import fastest_precision
 from towers.model.text_encoder import TextEncoder
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, TrainingConfig
+from training.loop.losses import Loss, softmax_loss
 from training.loop.negatives import AllItems, MixedSampler, choose_negatives
 
 MIN_BATCH_SIZE, STEPS_PER_EPOCH = 128, 50
@@ -84,6 +85,7 @@ class TrainingParts:
         table_optimizers: Row-wise Adagrad of the embedding tables. They are fused: the backward pass applies them.
         negatives: Chooses the negatives of each batch.
         precision: Precision of the matrix products of the loss.
+        loss: Loss of whole vectors and of each of their Matryoshka prefixes.
     """
 
     settings: TrainingConfig
@@ -99,6 +101,7 @@ class TrainingParts:
     table_optimizers: list[Any]
     negatives: AllItems | MixedSampler
     precision: torch.dtype
+    loss: Loss = softmax_loss
 
 
 def build(config: RunConfig, data: TrainingData, device: torch.device) -> TrainingParts:

@@ -28,7 +28,7 @@ from training.loop.build import TrainingParts, dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.gradient_caching import user_states
 from training.loop.hard_negatives import mine_hard_negatives
-from training.loop.losses import nested_softmax_loss
+from training.loop.losses import matryoshka_loss
 from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
 from training.loop.spectral_init import initialise_embeddings
 from training.loop.weight_averaging import WeightAverage
@@ -109,6 +109,7 @@ class Trainer:
         self.table_optimizers = parts.table_optimizers
         self.negatives = parts.negatives
         self.precision = parts.precision
+        self.loss_function = parts.loss
         self.checkpoint = checkpoint
         self.validate = validate
         self.steps = steps
@@ -317,7 +318,7 @@ class Trainer:
         return loss
 
     def _loss_of(self, asking: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
-        return nested_softmax_loss(
+        return matryoshka_loss(
             asking,
             answers,
             others,
@@ -325,6 +326,7 @@ class Trainer:
             negatives.to(self.device),
             prefix_scales=self.model.prefix_scales,
             precision=self.precision,
+            loss=self.loss_function,
         )
 
     def _needed(self, batch: SequenceBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:

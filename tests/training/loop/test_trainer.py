@@ -32,7 +32,7 @@ from training.loop import negatives as negatives_module
 from training.loop.build import TrainingData, build, loss_precision
 from training.loop.checkpoint import Checkpoint
 from training.loop.hard_negatives import mine_hard_negatives
-from training.loop.negatives import AllItems, MixedSampler
+from training.loop.negatives import AllItems, MixedSampler, Negatives
 from training.loop.trainer import Progress, Trainer
 
 NUM_ITEMS = 30
@@ -449,3 +449,29 @@ def test_a_schedule_that_is_known_beforehand_is_followed() -> None:
     trainer.fit()
     np.testing.assert_allclose(rates, [1.0, 1.0, 0.3, 0.3, 0.09])
     assert trainer.progress.best_step == 5
+
+
+def hinge_loss(
+    users: torch.Tensor,
+    positives: torch.Tensor,
+    items: torch.Tensor,
+    scale: torch.Tensor,
+    negatives: Negatives,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """The mean distance by which negatives come within 0.2 of the positive; masked pairs do not count."""
+    allowed = torch.ones(len(users), len(items), dtype=torch.bool)
+    allowed[negatives.forbidden.positives, negatives.forbidden.negatives] = False
+    margins = (0.2 - (users * positives).sum(-1, keepdim=True) + users @ items.T).clamp(min=0)
+    return (margins * allowed).sum() / allowed.sum()
+
+
+def test_another_loss_is_trained_with() -> None:
+    config = config_of(prefixes=[8], negatives="all", learning_rate=5e-3)
+    parts = build(config, data_of(config), torch.device("cpu"))
+    parts.loss = hinge_loss
+    losses: list[float] = []
+    trainer = Trainer(parts, steps=120, on_step=lambda step, loss: losses.append(loss), quiet=True)
+    trainer.fit()
+    assert losses[-1] < losses[0] / 2
