@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from towers.rerankers.kinds import RERANKER_KINDS
 from training.presets import PRESETS, Preset, preset_settings
 
 PROTOCOLS = ("leave-one-out", "time", "users", "queries", "cold-items")
@@ -280,11 +281,17 @@ def audit(evaluation: Path, gates: tuple[str, ...], min_support: int, recommende
         raise click.exceptions.Exit(GATE_FAILED)
 
 
+def _defaults(name: str) -> str:
+    """Return a default of each kind of re-ranker that has one, for help texts."""
+    values = {kind.name: getattr(kind, name) for kind in RERANKER_KINDS.values()}
+    return ", ".join(f"{value} {kind}" for kind, value in values.items() if value is not None)
+
+
 @click.command("train-ranker")
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--kind",
-    type=click.Choice(("learned", "cross-encoder", "late-interaction")),
+    type=click.Choice(tuple(RERANKER_KINDS)),
     default="learned",
     show_default=True,
     help="Kind of re-ranker: a small network over features of the candidates, or a pretrained model over their texts.",
@@ -294,12 +301,12 @@ def audit(evaluation: Path, gates: tuple[str, ...], min_support: int, recommende
     "--candidates",
     "num_candidates",
     type=click.IntRange(10, 1000),
-    help="Number of retrieved items to re-rank.  [default: 200 learned, 50 cross-encoder, 100 late-interaction]",
+    help=f"Number of retrieved items to re-rank.  [default: {_defaults('num_candidates')}]",
 )
 @click.option(
     "--eval-queries",
     type=click.IntRange(min=1),
-    help="Maximum number of held-out queries for evaluation, a sample.  [default: 10000, 500, 2000]",
+    help=f"Maximum number of held-out queries for evaluation, a sample.  [default: {_defaults('eval_queries')}]",
 )
 @click.option(
     "--train-queries",
@@ -323,7 +330,7 @@ def audit(evaluation: Path, gates: tuple[str, ...], min_support: int, recommende
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=4),
-    help="Maximum tokens of a pair of texts, or of a text.  [default: 128 cross-encoder, 32 late-interaction]",
+    help=f"Maximum tokens of a pair of texts, or of a text.  [default: {_defaults('max_tokens')}]",
 )
 def train_ranker(bundle: Path, **chosen: Any) -> None:
     """Train a re-ranker for a bundle, evaluate it, and add it to the bundle.

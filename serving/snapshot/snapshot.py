@@ -56,6 +56,7 @@ from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.rerankers.item_statistics import ItemStatistics
+from towers.rerankers.kinds import RERANKER_KINDS
 from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker
 from towers.rerankers.token_embeddings import TokenReader, TokenVectors
 
@@ -139,7 +140,7 @@ class Snapshot:
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
         ranker = open_ranker(bundle) if has_ranker(bundle.path) else None
-        kind = None if ranker is None else ranker[0].kind
+        reads = None if ranker is None else RERANKER_KINDS[ranker[0].kind].reads
         return cls(
             catalog,
             chosen.index,
@@ -148,8 +149,8 @@ class Snapshot:
             vectors,
             interactions,
             seal,
-            facts=_facts(tables, bundle) if kind == "learned" else None,
-            tokens=_tokens(catalog, bundle, *ranker) if ranker and kind == "late-interaction" else None,
+            facts=_facts(tables, bundle) if reads == "statistics" else None,
+            tokens=_tokens(catalog, bundle, *ranker) if ranker and reads == "tokens" else None,
         )
 
     def with_shortlists(self, shortlists: PrecomputedTopK) -> Snapshot:

@@ -19,16 +19,18 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from features.config import StrictTable
 from features.files import atomic_folder
+from features.messages import shown
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of, seal
 from towers.bundle.signature import sign, signing_key
+from towers.rerankers.kinds import RERANKER_KINDS
 
 FOLDER = "ranker"
 """Where it is in a bundle."""
@@ -37,7 +39,15 @@ MODEL = "model"
 """Where in the folder the model of sentence-transformers is."""
 FORMAT_VERSION = 2
 
-RankerKind = Literal["learned", "cross-encoder", "late-interaction"]
+
+def _known_kind(name: str) -> str:
+    if name not in RERANKER_KINDS:
+        raise ValueError(f"expected one of {', '.join(RERANKER_KINDS)}; found {shown(name)}")
+    return name
+
+
+RerankerKindName = Annotated[str, AfterValidator(_known_kind)]
+"""A name in `RERANKER_KINDS`."""
 
 
 class Judgement(StrictTable):
@@ -75,8 +85,8 @@ class RankerManifest(StrictTable):
 
     format_version: int
     """Of the folder; this version reads 2."""
-    kind: RankerKind
-    """What it is."""
+    kind: RerankerKindName
+    """Kind of the re-ranker, a name in `RERANKER_KINDS`."""
     weights_digest: str
     """SHA-256 of the weights of the model whose candidates it puts into order."""
     num_candidates: int
@@ -106,7 +116,7 @@ def has_ranker(bundle_path: Path) -> bool:
 
 def write_ranker(
     bundle: ModelBundle,
-    kind: RankerKind,
+    kind: str,
     save: Callable[[Path], None],
     *,
     num_candidates: int,
@@ -118,7 +128,7 @@ def write_ranker(
 
     Args:
         bundle: Whose candidates it puts into order.
-        kind: What it is.
+        kind: A name in `RERANKER_KINDS`.
         save: Writes its files into a folder.
         num_candidates: How many candidates it is made for.
         features: What a learned one reads of each candidate.

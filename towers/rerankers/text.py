@@ -21,8 +21,12 @@ from jaxtyping import Bool, Float32
 from features.encoders.folder import check_model
 from features.encoders.local import quiet_models
 from features.errors import DataError, needing
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.sealed_file import BundleError
+from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.model.precision import fastest_precision
-from towers.rerankers.manifest import Reading
+from towers.rerankers.manifest import MODEL, RankerManifest, Reading, remedy_of
+from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import MOST_CHARACTERS, Deadline, Shortlist
 from towers.rerankers.token_embeddings import TokenReader, TokenVectors
 
@@ -77,9 +81,12 @@ class CrossEncoderRanker:
         """Seconds that a pair takes at best; what cannot be done in time even so is not begun."""
 
     @classmethod
-    def open(cls, folder: Path, texts: Sequence[str], reading: Reading) -> CrossEncoderRanker:
-        """Return the ranker whose model is in a folder; raises as `open_cross_encoder` does."""
-        return cls(open_cross_encoder(folder, reading.max_tokens), texts, reading)
+    def open(
+        cls, bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder, items: ItemInputs
+    ) -> CrossEncoderRanker:
+        """Return the re-ranker of a bundle; see `OpenableReranker.open`."""
+        model, settings = _model_of(bundle, manifest, folder)
+        return cls(open_cross_encoder(model, settings.max_tokens), items.texts(), settings)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
@@ -138,9 +145,14 @@ class LateInteractionRanker:
         self._batch = batch
 
     @classmethod
-    def open(cls, folder: Path, tokens: TokenVectors, reading: Reading) -> LateInteractionRanker:
-        """Return the ranker whose model is in a folder; raises as `TokenReader.open` does."""
-        return cls(tokens, TokenReader.open(folder, reading.max_tokens), reading)
+    def open(
+        cls, bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder, items: ItemInputs
+    ) -> LateInteractionRanker | None:
+        """Return the re-ranker of a bundle, or None without token embeddings of its model; see `OpenableReranker`."""
+        model, settings = _model_of(bundle, manifest, folder)
+        if items.tokens is None or items.tokens.made_by != manifest.digest:
+            return None
+        return cls(items.tokens, TokenReader.open(model, settings.max_tokens), settings)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
@@ -168,6 +180,16 @@ class LateInteractionRanker:
         if shortlist.words and self._reader is not None:
             return self._reader.read([shortlist.words], "query")[0]
         return self._tokens.take(np.array(newest_rows(shortlist, self._reading.num_read), dtype=np.int64))[1]
+
+
+def _model_of(bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder) -> tuple[Path, Reading]:
+    """Return the folder of a re-ranker's text model, and how it reads texts."""
+    remedy = remedy_of(bundle.path)
+    if manifest.reading is None:
+        raise BundleError(f"{folder.path}: does not say how it reads texts; {remedy}")
+    with reading(folder.path, remedy):
+        model = folder.folder(MODEL)
+    return model, manifest.reading
 
 
 def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = False) -> CrossEncoder:

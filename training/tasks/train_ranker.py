@@ -27,8 +27,9 @@ from towers.bundle.bundle import ModelBundle, check_can_sign
 from towers.bundle.trust import Trust
 from towers.rerankers.candidate_features import RankFeatures
 from towers.rerankers.item_statistics import ItemStatistics
+from towers.rerankers.kinds import RERANKER_KINDS, RerankerKind
 from towers.rerankers.learned import LearnedRanker
-from towers.rerankers.manifest import Judgement, RankerKind, Reading, write_ranker
+from towers.rerankers.manifest import Judgement, Reading, write_ranker
 from towers.rerankers.reranker import Deadline, Reranker, Shortlist
 from towers.rerankers.text import TextRanker
 from training.config import RunConfig, read_run_config
@@ -47,12 +48,6 @@ from training.rerankers.text import (
 from training.runs.progress import start_tracking
 from training.tasks.protocols import early_stopping_split
 
-CANDIDATES: dict[RankerKind, int] = {"learned": 200, "cross-encoder": 50, "late-interaction": 100}
-"""How many candidates a ranker puts into order, unless said otherwise."""
-QUESTIONS: dict[RankerKind, int] = {"learned": 10_000, "cross-encoder": 500, "late-interaction": 2_000}
-"""How many questions are asked, unless said otherwise; a sample where there are more."""
-TOKENS: dict[RankerKind, int] = {"cross-encoder": 128, "late-interaction": 32}
-"""How many tokens are read of a pair, or of a text."""
 BUDGET_MS = 20.0
 """What a service gives a ranker, unless its operator says otherwise."""
 
@@ -64,7 +59,7 @@ class RankerChoice:
     """Which re-ranker to train. None stands for the default of its kind.
 
     Attributes:
-        kind: Kind of re-ranker.
+        kind: A name in `RERANKER_KINDS`.
         model: Folder or hub name of the pretrained model; for kinds that read texts.
         num_candidates: Number of retrieved items to re-rank.
         eval_queries: Maximum number of held-out queries; the learned re-ranker is also trained on them.
@@ -74,7 +69,7 @@ class RankerChoice:
         train_queries: Number of training queries to fine-tune a cross-encoder on. None: no fine-tuning.
     """
 
-    kind: RankerKind = "learned"
+    kind: str = "learned"
     model: str | None = None
     num_candidates: int | None = None
     eval_queries: int | None = None
@@ -82,6 +77,11 @@ class RankerChoice:
     history_items: int = 3
     max_tokens: int | None = None
     train_queries: int | None = None
+
+    @property
+    def definition(self) -> RerankerKind:
+        """The entry of its kind."""
+        return RERANKER_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     bundle = ModelBundle.open(path, trust=Trust.from_environment())
     check_can_sign(bundle)
     held_out = HeldOut.of(bundle)
-    num_candidates = choice.num_candidates or CANDIDATES[choice.kind]
-    make = _learned if choice.kind == "learned" else _reading
+    num_candidates = choice.num_candidates or choice.definition.num_candidates
+    make = _learned if choice.definition.max_tokens is None else _reading
     made = make(bundle, held_out, choice, num_candidates)
     judgement = None if made.lessons is None else _judged(made, made.lessons)
     if judgement is not None and made.lessons is not None:
@@ -187,11 +187,10 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
 
 
 def _check(choice: RankerChoice) -> None:
-    is_learned = choice.kind == "learned"
-    if is_learned and (choice.model is not None or choice.weight is not None):
+    needed = choice.definition.model
+    if needed is None and (choice.model is not None or choice.weight is not None):
         raise DataError("--model and --weight are for re-rankers that read texts; add --kind, or leave them out")
-    if not is_learned and choice.model is None:
-        needed = "a cross-encoder" if choice.kind == "cross-encoder" else "a bi-encoder of sentence-transformers"
+    if needed is not None and choice.model is None:
         raise DataError(f"--kind {choice.kind} needs {needed}: give its folder or its name by --model")
     if choice.train_queries and choice.kind != "cross-encoder":
         raise DataError("--train-queries is for --kind cross-encoder; leave it out")
@@ -212,10 +211,12 @@ def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
     if texts is None:
         raise DataError(f"{bundle.path}: the model reads no texts of items, so there is nothing for such a ranker")
     split = held_out.split if choice.weight is not None else held_out.questions(bundle.path)
+    most_tokens = choice.max_tokens or choice.definition.max_tokens
+    assert most_tokens is not None, "kinds that read texts have a default"
     reading = Reading(
         share=0.5 if choice.weight is None else choice.weight,
         num_read=choice.history_items,
-        max_tokens=choice.max_tokens or TOKENS[choice.kind],
+        max_tokens=most_tokens,
     )
     ranker, save = _text_ranker(bundle, held_out, choice, texts, reading, num_candidates)
     if split is None:
@@ -267,7 +268,7 @@ def _of_training(held_out: HeldOut, path: Path) -> Queries:
 
 
 def _asked(questions: Queries, choice: RankerChoice, seed: int) -> Queries:
-    return _sample(questions, choice.eval_queries or QUESTIONS[choice.kind], seed)
+    return _sample(questions, choice.eval_queries or choice.definition.eval_queries, seed)
 
 
 def _sample(questions: Queries, most: int, seed: int) -> Queries:

@@ -20,7 +20,8 @@ from towers.bundle.signature import make_key, read_signing_key, signature_of
 from towers.bundle.trust import Trust
 from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.learned import LearnedRanker
-from towers.rerankers.manifest import FOLDER, NAME, read_ranker_manifest
+from towers.rerankers.manifest import FOLDER, NAME, open_ranker, read_ranker_manifest
+from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, OutOfTimeError, order_of
 from training.config import RunConfig
 from training.evaluation.metrics import ndcg_at
@@ -108,7 +109,9 @@ def test_a_ranker_learns_what_the_model_does_not_know(trained: Path, capsys: pyt
     assert 0 < sealed.judgement.milliseconds <= sealed.judgement.milliseconds_p99
     assert (sealed.kind, sealed.num_candidates, sealed.judgement.num_questions) == ("learned", 40, NUM_USERS)
     tables, split = questions_of(bundle)
-    ranker = LearnedRanker.open(bundle, ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item))
+    facts = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
+    ranker = LearnedRanker.open(bundle, *open_ranker(bundle), ItemInputs(facts))
+    assert ranker is not None
     firsts = []
     for shortlist, is_answer in shortlists(bundle, tables, split.validation, 40):
         if is_answer.any():
@@ -195,6 +198,12 @@ def facts_of(bundle: ModelBundle) -> ItemStatistics:
     return ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
 
 
+def opened(bundle: ModelBundle) -> LearnedRanker:
+    ranker = LearnedRanker.open(bundle, *open_ranker(bundle), ItemInputs(facts_of(bundle)))
+    assert ranker is not None
+    return ranker
+
+
 def damaged(trained: Path, tmp_path: Path, **changes: object) -> ModelBundle:
     copy = tmp_path / "damaged"
     shutil.copytree(trained, copy)
@@ -215,7 +224,7 @@ def damaged(trained: Path, tmp_path: Path, **changes: object) -> ModelBundle:
 def test_a_ranker_that_does_not_belong_here_is_refused(trained: Path, tmp_path: Path, changes, message: str):
     bundle = damaged(trained, tmp_path, **changes)
     with pytest.raises(BundleError, match=f"{message}.*towers train-ranker"):
-        LearnedRanker.open(bundle, facts_of(bundle))
+        opened(bundle)
 
 
 def test_a_ranker_with_a_changed_byte_is_refused(trained: Path, tmp_path: Path):
@@ -225,7 +234,7 @@ def test_a_ranker_with_a_changed_byte_is_refused(trained: Path, tmp_path: Path):
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(BundleError, match=r"ranker\.safetensors was changed after it was written"):
-        LearnedRanker.open(bundle, facts_of(bundle))
+        opened(bundle)
 
 
 def test_a_ranker_has_to_be_signed_where_its_bundle_has_to_be(trained: Path, tmp_path: Path):
@@ -244,4 +253,4 @@ def test_a_ranker_without_time_says_so(trained: Path):
     tables, split = questions_of(bundle)
     shortlist, _ = next(shortlists(bundle, tables, split.validation, 40))
     with pytest.raises(OutOfTimeError):
-        LearnedRanker.open(bundle, facts_of(bundle)).scores(shortlist, Deadline(0.0))
+        opened(bundle).scores(shortlist, Deadline(0.0))
