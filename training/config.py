@@ -61,8 +61,8 @@ class TrainingConfig(StrictTable):
     """Upper limit for the score of a hard negative, as a fraction of the score of the user's newest positive, such as
     0.95. Set it against false negatives. None: no limit."""
     cross_batch_negatives: int = Field(0, ge=0)
-    """Sampled softmax: positives of earlier batches, with their vectors of then, used as negatives after the warm-up.
-    For items that are expensive to encode."""
+    """Sampled softmax: positives of earlier batches, with their vectors at that step, used as negatives after the
+    warm-up. For items that are expensive to encode."""
     log_q: Literal["negatives", "all", "none"] = "negatives"
     """Sampled softmax: log-Q correction for the sampling probability of the `negatives`, of the positive as well
     (`all`, the classic form), or of none. `none` penalises popular items."""
