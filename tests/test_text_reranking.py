@@ -91,7 +91,7 @@ def cross(folder: Path) -> Path:
     shutil.copytree(folder / "runs" / "plain", folder / "runs" / "cross")
     model = kind("cross-encoder", "tiny/cross-1")
     said = towers(folder, "train-ranker", "runs/cross", *model, "--weight", "0.9", "--candidates", "20")
-    assert "its opinion counts for 0.9" in said
+    assert "weight of its score: 0.9" in said
     towers(folder, "index", "runs/cross")
     return folder / "runs" / "cross"
 

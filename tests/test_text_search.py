@@ -113,7 +113,7 @@ def test_a_folder_of_documents_is_searched_without_any_pair(tmp_path: Path) -> N
     (tmp_path / "notes" / "bike.txt").write_text("Bicycles need air in their tyres.\n")
     towers(tmp_path, "init", "--documents", "notes")
     said = towers(tmp_path, "train", "run.toml")
-    assert "nothing to learn" in said
+    assert "nothing was trained" in said
     lines = towers(tmp_path, "search", "runs/latest", "cooler water for green tea", "--k", "2").splitlines()
     assert [line.split()[2] for line in lines[-2:]] == ["tea.md#2", "tea.md#1"]
     (tmp_path / "notes" / "bus.txt").write_text("The bus leaves at noon.\n")

@@ -162,7 +162,8 @@ class Audit:
     def _meanings(self) -> list[str]:
         by_chance = f"{len(self.worst)} slices some {len(self.worst) / 20:.0f}"
         return [
-            f"gap: how far R@50 is below the whole's; * it is outside the 95 % interval, as for {by_chance} by chance.",
+            "gap: R@50 of all queries minus that of the slice; * outside the 95 % interval, as for "
+            f"{by_chance} by chance.",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
             f"Where there are many values, those with fewer than {self.min_support} questions are together as (other).",
         ]

@@ -222,7 +222,7 @@ def _known_rows(catalog: Catalog, ids: pd.Series) -> Int[np.ndarray, "items"]:
     if (rows < 0).any():
         unknown = ids[rows < 0].iloc[0]
         raise DataError(
-            f"item {unknown!r} was judged but is not in the catalogue any more ({(rows < 0).sum():,} such items); "
+            f"item {unknown!r} was evaluated but is not in the catalogue any more ({(rows < 0).sum():,} such items); "
             "put the items back, or evaluate again"
         )
     return rows

@@ -33,21 +33,21 @@ LABELS = {
     "ndcg_at_100": "N@100",
     "coverage_at_10": "cov@10",
 }
-"""What the metrics are called where people read them."""
+"""Display names of the metrics."""
 COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100", "coverage_at_10")
-"""What the tables show, in this order; the JSON has everything."""
+"""Columns of the tables; the JSON report has all metrics."""
 COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
-"""The same for people who were held out, with what their tables in the literature have."""
+"""Columns for protocol `users`, with the metrics usual in the literature."""
 MEANING = (
-    "R recall (hit rate where there is one answer), N NDCG, MRR one over the rank of the first answer, "
-    "cov share of the items that anybody is given"
+    "R recall (hit rate for one target), N NDCG, MRR reciprocal rank of the first target, "
+    "cov share of the items recommended to any user"
 )
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how sure it is.
+    """A metric with its uncertainty.
 
     Attributes:
         mean: The number.
@@ -71,7 +71,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """How a recommender did on some of the answers.
+    """Metrics of a recommender on a part of the targets.
 
     Attributes:
         num_questions: Questions with such an answer, on average over the seeds.
@@ -84,7 +84,7 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """How one recommender did.
+    """Metrics of one recommender.
 
     Attributes:
         name: The recommender's.
@@ -103,7 +103,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A judgement of several recommenders on the same questions.
+    """An evaluation of several recommenders on the same queries.
 
     Attributes:
         protocol: `leave-one-out`, `time`, `users` or `cold-items`.

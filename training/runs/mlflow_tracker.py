@@ -268,7 +268,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             kind, what = "failure", f"does not record {'this run' if self.run_id is None else 'all of this run'}"
         if kind not in self._told:
             reason = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:200]
-            logger.warning("MLflow at %s %s; training goes on (%s)", redacted(self.uri or ""), what, reason)
+            logger.warning("MLflow at %s %s; training continues (%s)", redacted(self.uri or ""), what, reason)
         self._told.add(kind)
 
 

@@ -22,16 +22,16 @@ score of an item for a user is the dot product of their unit vectors.
 - {train.num_events:,} interactions of {len(train):,} users with {len(learned.data.catalog):,} items; the newest \
 {config.features.max_history} of each user are read.
 - Item features: {_listed(config.features.item) or "`item_id` (id)"}.
-- User features: {_listed(config.features.user) or "none; users are known by what they did"}.
+- User features: {_listed(config.features.user) or "none; users are represented by their history"}.
 - {learned.progress.best_step:,} steps, seed {config.training.seed}.
 
-## How good it is
+## Evaluation
 
 ```
 {report.to_text()}
 ```
 
-This was measured on validation data, by which the weights were also selected; `towers evaluate` measures on test data.
+This was measured on validation data, which also selected the weights; `towers evaluate` measures on test data.
 
 ## Use
 

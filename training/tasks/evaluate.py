@@ -73,7 +73,7 @@ def evaluate_run(
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
-        click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} interactions to learn from", err=True)
+        click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} training interactions", err=True)
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
         ours = _answers(towers, split, part, config)
         if others is None or is_drawn(protocol, sequences):

@@ -73,14 +73,14 @@ def train_and_bundle(
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
-            click.echo(f"training once more, on all {sequences.num_events:,} interactions", err=True)
+            click.echo(f"training again on all {sequences.num_events:,} interactions", err=True)
             learned = refit(config, tables, sequences, learned)
         _write(run.folder, config, settings, digests, tables, learned, report)
         tracker.log_artifacts(run.folder)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
     if tracker.how_to_look is not None:
-        click.echo(f"recorded in MLflow; to look at it: {tracker.how_to_look}")
+        click.echo(f"recorded in MLflow; to show it: {tracker.how_to_look}")
     return run.folder
 
 
@@ -106,7 +106,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
             primary_metric={},
         )
     run.finish()
-    click.echo(f"{run.folder}: bundle written; without pairs there was nothing to learn, texts stand as they are")
+    click.echo(f"{run.folder}: bundle written; there are no pairs, so nothing was trained")
     return run.folder
 
 
@@ -119,7 +119,7 @@ def _resumable(run: Run) -> Iterator[None]:
         if not run.checkpoint.is_file():
             run.abandon()
         elif isinstance(error, KeyboardInterrupt):
-            click.echo("\nstopped; the same command with --resume goes on from here", err=True)
+            click.echo("\nstopped; the same command with --resume continues from here", err=True)
         raise
 
 

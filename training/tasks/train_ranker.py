@@ -1,7 +1,7 @@
-"""What `towers train-ranker` does: make a ranker for a bundle, judge it by questions held out, and write it.
+"""`towers train-ranker`: train a re-ranker for a bundle, evaluate it on held-out queries, and write it.
 
-Each kind is judged alike: the shortlists that the bundle retrieves for the questions that its training held out, N@10
-of their order before and after, with the paired interval, and how long a request takes in one thread.
+Each kind is evaluated alike: the candidates that the bundle retrieves for the queries that its training held out, N@10
+of their order before and after, with the paired interval, and the latency of a request in one thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from training.runs.progress import start_tracking
 from training.tasks.protocols import early_stopping_split
 
 BUDGET_MS = 20.0
-"""What a service gives a ranker, unless its operator says otherwise."""
+"""Default of `rerank_budget_ms` in serving.toml."""
 
 _WARM_UPS = 3
 
@@ -92,7 +92,7 @@ class HeldOut:
         config: The settings of the training.
         tables: Today's tables.
         known: All interactions.
-        split: That, divided as it was when the bundle was trained. None: nothing was held out.
+        split: The interactions, split as in the training of the bundle. None: nothing was held out.
     """
 
     config: RunConfig
@@ -102,22 +102,24 @@ class HeldOut:
 
     @classmethod
     def of(cls, bundle: ModelBundle) -> HeldOut:
-        """Return today's tables, and what they hold divided as it was when the bundle was trained."""
+        """Return today's tables, split as in the training of the bundle."""
         config = read_run_config(bundle.path / "run.toml")
         tables = bundle.read_tables(config.features)
         digests = data_digests(config.features, bundle.tables_folder)
         if any(bundle.manifest.digests.get(name) not in (None, digest) for name, digest in digests.items()):
-            click.echo("note: the tables have changed since the model was trained; it is asked for today's last items")
+            click.echo(
+                "note: the tables have changed since the model was trained; held-out items are today's last ones"
+            )
         known = tables.interactions.sequences(tables.catalog)
         has_questions = bool(known.num_events) and not config.training.refit
         split = early_stopping_split(config, known, len(tables.catalog)) if has_questions else None
         return cls(config, tables, known, split)
 
     def questions(self, path: Path) -> Split:
-        """Return what was held out.
+        """Return the split of the training.
 
         Raises:
-            DataError: Nothing was.
+            DataError: Nothing was held out.
         """
         if self.split is None:
             why = "trained with `refit`, so on every interaction" if self.known.num_events else "trained without pairs"
@@ -131,15 +133,15 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class TrainedRanker:
-    """A ranker, ready to be written.
+    """A trained re-ranker that is not yet written.
 
     Attributes:
-        reranker: It.
+        reranker: Model that scores candidates.
         save: Writes its files into a folder.
-        lessons: What it was judged by. None: there was nothing.
-        after: N@10 of its order, by question.
-        features: What a learned one reads of each candidate.
-        reading: How one that reads texts does so.
+        lessons: Queries it was evaluated on, with their candidates. None: nothing was held out.
+        after: N@10 of its order, by query.
+        features: Names of the candidate features it reads, for kinds that read features.
+        reading: Text settings, for kinds that read texts.
     """
 
     reranker: Reranker
@@ -151,7 +153,7 @@ class TrainedRanker:
 
 
 def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
-    """Make the ranker of a bundle, say what it gains and costs on questions that were held out, and write it.
+    """Train the re-ranker of a bundle, print its gain and latency on held-out queries, and write it.
 
     Raises:
         BundleError: The bundle cannot be used.
@@ -169,7 +171,7 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     if judgement is not None and made.lessons is not None:
         _say(judgement, made.lessons, num_candidates)
         if judgement.ndcg_after <= judgement.ndcg_before and choice.weight is None:
-            click.echo("not written: it is no better than the order in which retrieval finds things")
+            click.echo("not written: it is no better than the retriever's order")
             return
     folder = write_ranker(
         bundle,
@@ -182,7 +184,7 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     )
     _record(held_out.config, bundle, folder, choice, made, judgement)
     if made.reading is not None:
-        click.echo(f"its opinion counts for {made.reading.share:g}, the retriever's for {1 - made.reading.share:g}")
+        click.echo(f"weight of its score: {made.reading.share:g}; of the retriever's: {1 - made.reading.share:g}")
     click.echo(f"{folder}: written\n\nNext:\n  towers index {path}")
 
 
@@ -209,7 +211,7 @@ def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
     tables, seed = held_out.tables, held_out.config.training.seed
     texts = item_texts(tables.catalog, bundle.config.features.item)
     if texts is None:
-        raise DataError(f"{bundle.path}: the model reads no texts of items, so there is nothing for such a ranker")
+        raise DataError(f"{bundle.path}: the model has no text features of items, which this kind of re-ranker needs")
     split = held_out.split if choice.weight is not None else held_out.questions(bundle.path)
     most_tokens = choice.max_tokens or choice.definition.max_tokens
     assert most_tokens is not None, "kinds that read texts have a default"
@@ -258,7 +260,7 @@ def _text_ranker(
 
 
 def _of_training(held_out: HeldOut, path: Path) -> Queries:
-    """Return questions of the training data: the newest item of each user, or every query."""
+    """Return queries of the training data: one per user, with the newest item as target, or every text query."""
     train = held_out.questions(path).train
     if held_out.config.towers.reads_history:
         return early_stopping_split(held_out.config, train, len(held_out.tables.catalog)).validation
@@ -293,7 +295,7 @@ def _judged(made: TrainedRanker, lessons: RankingDataset) -> Judgement:
 
 
 def milliseconds(reranker: Reranker, shortlists: Sequence[Shortlist]) -> Float[np.ndarray, " shortlists"]:
-    """Return how long a reranker takes for each of some shortlists, in one thread, as in a worker of a service."""
+    """Return the milliseconds that a re-ranker takes for each shortlist, in one thread, as in a worker of a service."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -313,15 +315,15 @@ def milliseconds(reranker: Reranker, shortlists: Sequence[Shortlist]) -> Float[n
 def _say(judgement: Judgement, lessons: RankingDataset, num_candidates: int) -> None:
     before, after = judgement.ndcg_before, judgement.ndcg_after
     click.echo(
-        f"{judgement.num_questions:,} questions, {int(lessons.is_answerable.sum()):,} of them with an answer among the "
-        f"first {num_candidates}\nN@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is "
+        f"{judgement.num_questions:,} held-out queries, {int(lessons.is_answerable.sum()):,} of them with a target among "
+        f"the first {num_candidates}\nN@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is "
         f"{after - before:+.4f}, 95 % interval {judgement.gain_low:+.4f} to {judgement.gain_high:+.4f})\n"
-        f"a request takes {judgement.milliseconds:.1f} ms, 99 of 100 at most {judgement.milliseconds_p99:.1f} ms, in "
+        f"latency of a request: p50 {judgement.milliseconds:.1f} ms, p99 {judgement.milliseconds_p99:.1f} ms, in "
         "one thread"
     )
     if judgement.milliseconds_p99 > BUDGET_MS:
         click.echo(
-            f"note: a service gives it {BUDGET_MS:g} ms; in serving.toml raise rerank_budget_ms above "
+            f"note: the default budget of a service is {BUDGET_MS:g} ms; in serving.toml raise rerank_budget_ms above "
             f"{judgement.milliseconds_p99:.0f}, or lower rerank_candidates"
         )
 
@@ -334,7 +336,7 @@ def _record(
     made: TrainedRanker,
     judgement: Judgement | None,
 ) -> None:
-    """Let MLflow have a run of it: what was chosen, what was found, and its files."""
+    """Record an MLflow run with the settings, the evaluation and the files."""
     params = {"bundle": bundle.version, **asdict(choice)} | ({} if made.reading is None else made.reading.model_dump())
     name = f"{bundle.path.resolve().name}-ranker"
     with start_tracking(config, name, {"bundle": bundle.version}, params={"ranker": params}) as tracker:

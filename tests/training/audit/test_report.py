@@ -425,7 +425,7 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     items[items["item_id"] != judged].to_parquet(path, index=False)
     (tmp_path / "data" / "interactions.parquet").unlink()
     events[events["item_id"] != judged].to_parquet(tmp_path / "data" / "interactions.parquet", index=False)
-    with pytest.raises(DataError, match=f"item '{judged}' was judged but is not in the catalogue any more"):
+    with pytest.raises(DataError, match=f"item '{judged}' was evaluated but is not in the catalogue any more"):
         Audit.of(moved, min_support=LEAST)
 
 
@@ -497,7 +497,7 @@ def test_other_recommenders_are_audited_by_name(shop: Path):
     folder = str(shop / "leave-one-out")
     said = CliRunner().invoke(audit_command, [folder, "--recommender", "popularity"], catch_exceptions=False).stdout
     assert said.startswith("popularity · leave-one-out · test · ")
-    with pytest.raises(DataError, match="--recommender EASE: was not judged; there are 'two towers', 'popularity'"):
+    with pytest.raises(DataError, match="--recommender EASE: was not evaluated; there are 'two towers', 'popularity'"):
         Audit.of(Ranks.read(shop / "leave-one-out"), "EASE")
 
 
