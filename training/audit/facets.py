@@ -28,9 +28,9 @@ from features.values.cells import is_missing
 from features.values.text import words
 
 MISSING = "(missing)"
-"""What a value is called where nothing stands."""
+"""Label of missing values."""
 OTHER = "(other)"
-"""What rare values are called together."""
+"""Label of rare values, which are merged."""
 POPULARITY = "popularity"
 EMPTY_CELLS = "empty cells"
 ITEM_AGE = "item age"
@@ -85,7 +85,7 @@ class Facet:
         return Facet(self.name, self.labels, offsets_of(lengths), codes)
 
     def without_empty(self) -> Facet:
-        """Return the facet without values that nothing has."""
+        """Return the facet without unused values."""
         there = np.bincount(self.codes, minlength=len(self.labels)) > 0
         labels = tuple(label for label, is_there in zip(self.labels, there, strict=True) if is_there)
         return Facet(self.name, labels, self.offsets, (np.cumsum(there) - 1)[self.codes])
@@ -150,14 +150,14 @@ def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndar
 
 
 def emptiness_facet(frame: pd.DataFrame, who: Literal["item", "user"]) -> Facet:
-    """Return in how many columns of a table each row says nothing."""
+    """Return the number of empty columns in each row of a table."""
     columns = [frame[name] for name in frame.columns if name != f"{who}_id"]
     empty = sum((_is_empty(column) for column in columns), start=np.zeros(len(frame), dtype=np.int64))
     return Facet.single(EMPTY_CELLS, ["0", "1", "2", "3 or more"], np.minimum(empty, 3)).without_empty()
 
 
 def activity_facet(history: Int[np.ndarray, "answers"]) -> Facet:
-    """Return how much was known of the user when the question was asked."""
+    """Return the length of the user's history at the time of the query."""
     labels = ["no history", *_ranges(ACTIVITY_EDGES)]
     return Facet.single(ACTIVITY, labels, np.digitize(history, ACTIVITY_EDGES)).without_empty()
 
@@ -176,7 +176,7 @@ def item_age_facet(ages: Float[np.ndarray, "answers"]) -> Facet:
 
 
 def pause_facet(pauses: Float[np.ndarray, "answers"]) -> Facet:
-    """Return how long before the question the user did something last.
+    """Return the time between the user's last interaction and the query.
 
     Args:
         pauses: Seconds, NaN where nothing is known.
@@ -225,7 +225,7 @@ def _by_value(feature: Feature, column: pd.Series) -> Facet:
 
 
 def _usual_order(names: Sequence[str]) -> list[int]:
-    """Return the places of names in people's order: numbers by size, words by the alphabet, what is missing last."""
+    """Return the positions of labels in display order: numbers by size, words by the alphabet, missing values last."""
     pieces = [
         [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
         for name in names
@@ -271,7 +271,7 @@ def _spans(edges: Sequence[str]) -> list[str]:
 
 
 def _ranges(edges: Sequence[int]) -> list[str]:
-    """Return what to call the ranges that begin at edges.
+    """Return labels of the ranges that begin at edges.
 
     Example:
         >>> _ranges([1, 5])

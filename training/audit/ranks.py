@@ -1,4 +1,4 @@
-"""What `towers evaluate` keeps for later questions: the rank of each answer, and how often each item was shown.
+"""Ranks that `towers evaluate` stores: the rank of each target, and how often each item was recommended.
 
 `towers audit` cuts it into slices without ranking anything again, and so can anybody with a group-by, since these are
 two plain tables:
@@ -44,10 +44,10 @@ _UNSEEN = np.iinfo(np.int64).max
 
 
 class About(StrictTable):
-    """What was judged, and by what."""
+    """The evaluation that the ranks are from."""
 
     format: int
-    """Of the folder; this version reads 1."""
+    """Format of the folder; this version reads 1."""
     protocol: str
     """`leave-one-out`, `time`, `users` or `cold-items`."""
     part: str
@@ -55,7 +55,7 @@ class About(StrictTable):
     settings: RunConfig
     """As they were used."""
     tables_folder: str
-    """What the paths in them are relative to."""
+    """Base folder of relative paths in the settings."""
     digests: dict[str, str]
     """SHA-256 of each table, by its key in `[features]`."""
 
@@ -137,7 +137,7 @@ class Ranks:
 
     @property
     def recommenders(self) -> list[str]:
-        """Who was judged, the one in question first."""
+        """Names of the evaluated recommenders, the audited one first."""
         return [str(name) for name in self.answers["recommender"].unique()]
 
     def of(self, recommender: str) -> Ranks:

@@ -1,4 +1,4 @@
-"""Where a recommender fails: the slices of a judgement, the worst first, for the terminal, as a page and as a table.
+"""The audit report: metrics by slice, the worst first, for the terminal, as a page and as a table.
 
 Recall@50 decides, as the retriever's work is to have the answer among the candidates; what a re-ranker makes of their
 order is another question. The rule of thumb that every report repeats is that of `advice`.
@@ -27,7 +27,7 @@ PAGE = "audit.html"
 LEAST = 30
 """Minimum queries of a slice that is listed by itself and can fail a condition."""
 POOR, GOOD = 0.85, 0.95
-"""Shares of the answers among the first 50, of the rule of thumb."""
+"""Recall@50 of the rule of thumb: below the first, improve the encoder or data; above the second, re-rank."""
 
 _WIDEST_NAME = 40
 
@@ -85,13 +85,13 @@ class Audit:
 
     @property
     def worst(self) -> pd.DataFrame:
-        """The slices with enough questions, the one farthest below the whole first."""
+        """The slices with enough queries, the largest gap first."""
         apart = self.slices[(self.slices["facet"] != WHOLE) & (self.slices["questions"] >= self.min_support)]
         return apart.sort_values("gap_at_50", ascending=False, kind="stable")
 
     @property
     def headline(self) -> str:
-        """One line on what was cut: whose judgement, which questions, into what."""
+        """One line on the evaluation and its slices."""
         facets = self.slices["facet"].nunique() - 1
         seeds = "" if self.num_seeds == 1 else f" · {self.num_seeds} seeds"
         return (
@@ -130,7 +130,7 @@ class Audit:
         return "\n".join([*lines, "", *self._meanings(), *self.notes])
 
     def to_html(self) -> str:
-        """Return a page of its own with every slice; nothing is loaded from elsewhere."""
+        """Return a self-contained HTML page with every slice."""
         worst = [self._html_row(row, f"{row.facet}={row.value}") for row in self.worst.head(25).itertuples(index=False)]
         parts = [html_paragraphs([self._whole_line(), *self.advice().splitlines()])]
         parts += ["<h2>The worst first</h2>", html_table(_HTML_HEAD, worst)]
@@ -162,8 +162,7 @@ class Audit:
     def _meanings(self) -> list[str]:
         by_chance = f"{len(self.worst)} slices some {len(self.worst) / 20:.0f}"
         return [
-            "gap: R@50 of all queries minus that of the slice; * outside the 95 % interval, as for "
-            f"{by_chance} by chance.",
+            f"gap: R@50 of all queries minus that of the slice; * outside its 95 % interval ({by_chance} by chance).",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
             f"Where there are many values, those with fewer than {self.min_support} questions are together as (other).",
         ]
@@ -188,7 +187,7 @@ _HTML_HEAD = (
 
 
 def _numbers(row: Any) -> list[str]:
-    """Return the cells of a slice: questions, recall@50 with its interval and gap, recall@10."""
+    """Return the cells of a slice: queries, recall@50 with its interval and gap, recall@10."""
     if row.questions == 0:
         return ["0", "–", "–", "– ", "–"]
     return [

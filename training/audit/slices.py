@@ -1,4 +1,4 @@
-"""A judgement cut into slices: how well each part of the answers was found, how often each part of the items was shown.
+"""Metrics by slice: recall of each part of the targets, and exposure of each part of the items.
 
 A *facet* is a way to cut (`language`), a *slice* one of its values (`fr`). `slice_metrics` makes one table of them all
 from the ranks that an evaluation kept. Of a question with answers in several slices, each slice judges its own answers,
@@ -49,7 +49,7 @@ MOST_VALUES = 30
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was asked and found, one entry per hidden answer.
+    """The evaluated queries, one entry per target.
 
     Attributes:
         ranks: Of each answer, `[answers]`.
@@ -62,11 +62,11 @@ class _Asked:
     users: Int[np.ndarray, "answers"]
 
     def num_questions(self, facet: Facet) -> Int[np.ndarray, "labels"]:
-        """Return how many questions have an answer in each slice."""
+        """Return the number of queries with a target in each slice."""
         return _num_different(self.questions, facet)
 
     def judged(self, facet: Facet) -> pd.DataFrame:
-        """Return size and recall of each slice, a row each; no number where nothing was asked."""
+        """Return size and recall of each slice, a row each; NaN without queries."""
         answers, num_slices = facet.entities, len(facet.labels)
         width = int(self.questions.max()) + 1
         pairs, pair, sizes = np.unique(
@@ -229,7 +229,7 @@ def _known_rows(catalog: Catalog, ids: pd.Series) -> Int[np.ndarray, "items"]:
 
 
 def _positions(items: pd.DataFrame, answers: pd.DataFrame) -> Int[np.ndarray, "answers"]:
-    """Return where in `items` the item of each answer is."""
+    """Return the position in `items` of each target."""
     keys = [pd.MultiIndex.from_arrays([frame["seed"], _plain(frame["item_id"])]) for frame in (items, answers)]
     positions = keys[0].get_indexer(keys[1])
     assert (positions >= 0).all(), "every answer is a candidate"
@@ -237,7 +237,7 @@ def _positions(items: pd.DataFrame, answers: pd.DataFrame) -> Int[np.ndarray, "a
 
 
 def _num_different(numbers: Int[np.ndarray, "answers"], facet: Facet) -> Int[np.ndarray, "labels"]:
-    """Return how many different numbers the answers of each slice have."""
+    """Return the number of distinct values among the targets of each slice."""
     width = int(numbers.max()) + 1
     pairs = np.unique(facet.codes * width + numbers[facet.entities])
     return np.bincount(pairs // width, minlength=len(facet.labels))

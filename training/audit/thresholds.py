@@ -1,4 +1,4 @@
-"""What an audit must not find, in a line: `slice:language gap > 0.1` ends `towers audit` with a status that CI sees.
+"""Conditions for CI: `slice:language gap > 0.1` ends `towers audit` with exit status 3 if it holds.
 
     [slice:FACET | slice:FACET=VALUE | slice:*] MEASURE < | <= | > | >= NUMBER
 

@@ -1,4 +1,4 @@
-"""How reports look: tables for the terminal, and pages of their own that load nothing from elsewhere."""
+"""Layout of reports: tables for the terminal, and self-contained HTML pages."""
 
 from __future__ import annotations
 

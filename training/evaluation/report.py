@@ -63,7 +63,7 @@ class Estimate:
 
     @property
     def margin(self) -> float | None:
-        """What stands after the ±: the standard deviation between seeds, or half the width of the interval."""
+        """The number after ±: the standard deviation between seeds, or half the width of the interval."""
         if self.sd is not None:
             return self.sd
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
@@ -169,7 +169,7 @@ class EvaluationReport:
 
     @property
     def headline(self) -> str:
-        """One line on what was asked: protocol, questions, candidates, seeds."""
+        """One line on the evaluation: protocol, queries, candidates, seeds."""
         least, most = min(self.num_questions), max(self.num_questions)
         questions = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
@@ -249,7 +249,7 @@ class EvaluationReport:
         return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
 
     def to_html(self) -> str:
-        """Return a page of its own with the table; nothing is loaded from elsewhere."""
+        """Return a self-contained HTML page with the table."""
         shown = self._shown()
         best = _best(self.rows, shown)
         body = [

@@ -1,4 +1,4 @@
-"""What a training run consists of, before its first step: model, optimisers, batches, negatives.
+"""The parts of a training run before its first step: model, optimisers, batches, negatives.
 
 `build` makes the parts and `Trainer` runs the steps, so that a part can be replaced or wrapped in between, such as the
 model by one for several processes.

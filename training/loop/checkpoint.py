@@ -1,4 +1,4 @@
-"""What resumes training exactly: every tensor and every counter that the next step depends on.
+"""Checkpoints for exact resumption: all tensors and counters that the next step depends on.
 
 A checkpoint is one safetensors file, replaced in one step: whenever the process dies, a complete one remains. It is
 not a bundle and is never served.

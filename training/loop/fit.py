@@ -1,4 +1,4 @@
-"""From a split to a trained model, and from a model to a judgement: what `train` and `evaluate` have in common."""
+"""From a split to a trained model, and from a model to an evaluation: shared by `train` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.loop.build import TrainingData, build
 from training.loop.trainer import Progress, Trainer
 
 MOST_VALIDATION_QUESTIONS = 10_000
-"""Questions asked after each epoch; a sample where there are more."""
+"""Maximum number of validation queries after each epoch, a sample."""
 
 Say = Callable[[str], None]
 
@@ -36,9 +36,9 @@ class TrainedModel:
 
     Attributes:
         model: With the best weights, in evaluation mode.
-        data: What it learned from.
-        progress: How the training went.
-        seconds: How long it took, validation included.
+        data: Its training data.
+        progress: Counters at the end of training.
+        seconds: Duration of training, validation included.
     """
 
     model: TwoTower
@@ -47,7 +47,7 @@ class TrainedModel:
     seconds: float
 
     def recommender(self, history: int) -> TwoTowerRecommender:
-        """Return the model as evaluation wants it."""
+        """Return the model as a `ScoringModel`; `history` is the maximum length of a history."""
         data = self.data
         return TwoTowerRecommender(self.model, data.featurizer, data.item_features, data.users, history)
 
@@ -67,10 +67,10 @@ def fit(
 
     Args:
         config: The settings.
-        tables: Where the features come from.
-        split: What is learned from and what is held out.
-        device: Where to train.
-        checkpoint: The file to resume from later; None: none is written.
+        tables: Source of the features.
+        split: Training and held-out data.
+        device: Device to train on.
+        checkpoint: File to resume from later; None: no checkpoints.
         resume: Whether to continue from that file.
         on_step: Called with the step and the mean loss of the epoch so far.
         on_epoch: Called with the progress and the metrics of the epoch.
@@ -121,7 +121,7 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:
-    """Return the featurizer of the training data; where no history is read, the catalogue is known beforehand."""
+    """Return the featurizer of the training data; without histories it is fitted on the whole catalogue."""
     return Featurizer.fit(
         Schema.from_config(config.features),
         tables.catalog,
@@ -135,7 +135,7 @@ def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featu
 def judge(
     towers: TwoTowerRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
 ) -> Evaluation:
-    """Return how well the towers answer questions of the split."""
+    """Return the evaluation of the towers on queries of the split."""
     return evaluate(
         towers,
         questions,

@@ -1,6 +1,6 @@
-"""Reading a batch's histories within bounded memory, however large the batch (gradient caching).
+"""Gradient caching (GradCache): encoding of a batch's histories in bounded memory, however large the batch.
 
-A softmax over the batch needs the vectors of all its users at once, but not all that was computed on the way to them.
+A softmax over the batch needs the vectors of all its users at once, but not the activations that lead to them.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _attributes(
 
 @contextmanager
 def _answering(module: nn.Module | None, answer: Tensor | None) -> Iterator[None]:
-    """Let the module return `answer`, whatever it is asked."""
+    """Replace the output of the module by `answer`, whatever the input."""
     if module is None or answer is None:
         yield
         return

@@ -25,14 +25,14 @@ from features.sequences.batches import SequenceBatch, TrainingBatches
 from training.config import TrainingConfig
 
 FULL_SOFTMAX_ITEMS = 30_000
-"""Up to so many items a positive competes with all of them, unless something else is asked for."""
+"""Up to so many items `negatives = "auto"` is the exact softmax."""
 
 LogQ = Literal["negatives", "all", "none"]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch asks for.
+    """The predictions of a batch.
 
     Attributes:
         batch: Where the targets are from; on the host.
@@ -156,7 +156,7 @@ class AllItems:
         return Negatives(self._rows, MaskedPairs.of(targets, *targets.known))
 
     def state(self) -> dict[str, Tensor]:
-        """Return nothing: it is always the same."""
+        """Return no tensors: there is no state."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -253,11 +253,11 @@ class CrossBatchMemory:
         self.vectors = torch.zeros(0, width, device=device)
 
     def draw(self, targets: Targets, generator: torch.Generator) -> Int[Tensor, "draws"]:
-        """Return all that is remembered."""
+        """Return all rows in the memory."""
         return self.rows
 
     def expected(self, rows: Int[Tensor, "items"]) -> Float[Tensor, "items"]:
-        """Return what is remembered, as often as the items are positives."""
+        """Return the expected count of each item in the memory, by its share of the positives."""
         return len(self.rows) * self.share[rows]
 
     def remember(self, rows: Int[Tensor, "positives"], vectors: Float[Tensor, "positives width"]) -> None:
@@ -479,7 +479,7 @@ def choose_negatives(
     device: torch.device,
     is_expensive: bool = False,
 ) -> AllItems | MixedSampler:
-    """Return what the settings ask for, or, with `auto`, what the catalogue does.
+    """Return the negatives of the settings; `auto` decides by the size of the catalogue.
 
     Args:
         settings: `[training]`.

@@ -35,14 +35,14 @@ from training.loop.weight_averaging import WeightAverage
 
 GRADIENT_NORM = 1.0
 LR_DECAY = 0.3
-"""What the learning rates are multiplied by when validation has stopped rising."""
+"""Factor of each learning-rate decay."""
 STEPS_UNSEEN = 20
-"""On a GPU the loss is read once in so many steps: to read it is to wait for it."""
+"""On a GPU the loss is read every so many steps, because reading it waits for the GPU."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the checkpoint.
+    """State of a run, apart from tensors; stored in the checkpoint.
 
     Attributes:
         epoch: Epochs finished.
@@ -140,9 +140,9 @@ class Trainer:
         return self.model.eval()
 
     def _begin(self) -> None:
-        """Let items begin where the settings say; a beginning that is more than chance can already be the best.
+        """Initialise item embeddings as set, and evaluate initial weights that are not random, as they may be the best.
 
-        So is that of a search, whose texts have places before anything is learned.
+        Those of a text search are not random either: TF-IDF vectors need no training.
         """
         if self.settings.item_init == "spectral":
             initialise_embeddings(self.model, self.train, self.item_features, self.settings)
@@ -407,7 +407,7 @@ class Trainer:
 
 
 def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
-    """Yield the same batches, each dealt while the one before is learned from."""
+    """Yield the same batches, each prepared while the previous one is trained on."""
     with ThreadPoolExecutor(1) as dealer:
         waiting = dealer.submit(next, batches, None)
         while (batch := waiting.result()) is not None:
@@ -417,7 +417,7 @@ def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Yield a list that gets the number of a signal that asks for an end; a second signal ends the program at once."""
+    """Yield a list that receives the number of a stop signal; a second signal ends the program at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

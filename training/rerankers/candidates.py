@@ -1,4 +1,4 @@
-"""What retrieval finds for questions whose answers are known: what a ranker learns from, and is judged by."""
+"""Candidates of the retriever for queries with known targets, to train and evaluate re-rankers on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = 512
 def shortlists(
     bundle: ModelBundle, tables: Tables, questions: Queries, num_candidates: int
 ) -> Iterator[tuple[Shortlist, Bool[np.ndarray, " candidates"]]]:
-    """Yield the shortlist of each question, as a service would make it, and which candidates are answers.
+    """Yield the shortlist of each query, as a service makes it, and which candidates are targets.
 
     Args:
         bundle: The model.
@@ -43,7 +43,7 @@ def shortlists(
 
 
 def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]:
-    """Return what each question asks in words; nothing where users are no queries."""
+    """Return the text of each query; empty if users have histories."""
     columns = {column: bundle.config.features.user[column] for column in bundle.config.asked_by}
     if tables.users is None or not columns:
         return [""] * len(questions)

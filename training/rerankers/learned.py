@@ -1,4 +1,4 @@
-"""How the learned ranker learns: to put what a bundle retrieves into a better order.
+"""Training of the learned re-ranker.
 
 It learns from the questions that were held out while the bundle was trained: of a model that has seen the answers, the
 order says nothing. The questions are dealt into `FOLDS` parts; one member of the ranker learns from all parts but one
@@ -22,7 +22,7 @@ from training.rerankers.examples import RankingDataset
 
 FOLDS = 5
 LEAST_QUESTIONS = 50
-"""Questions whose answer is on the shortlist that it takes to learn anything."""
+"""Minimum number of queries with a target on the shortlist."""
 EPOCHS = 40
 PATIENCE = 5
 BATCH = 64
@@ -32,7 +32,7 @@ WEIGHT_DECAY = 1e-4
 
 @dataclass(frozen=True)
 class FittedRanker:
-    """A ranker, and how it did on what it was not taught.
+    """A trained network, and its metrics on held-out folds.
 
     Attributes:
         network: In evaluation mode.
@@ -44,7 +44,7 @@ class FittedRanker:
 
 
 def fit_ranker(lessons: RankingDataset, seed: int) -> FittedRanker:
-    """Return a ranker that learned from shortlists.
+    """Train on shortlists.
 
     Args:
         lessons: They.
@@ -74,7 +74,7 @@ def fit_ranker(lessons: RankingDataset, seed: int) -> FittedRanker:
 
 
 def assign_folds(num_questions: int, seed: int) -> Int[np.ndarray, " questions"]:
-    """Return which of `FOLDS` parts each question belongs to, at random."""
+    """Return the fold of each query, at random."""
     part: np.ndarray = np.random.default_rng(seed).permutation(np.arange(num_questions) % FOLDS)
     return part
 
@@ -117,7 +117,7 @@ class _FoldTrainer:
     def fit(
         self, member: nn.Module, learned: Int[np.ndarray, " learned"], judged: Int[np.ndarray, " judged"], seed: int
     ) -> Float[np.ndarray, " judged"]:
-        """Let a member learn from some questions until it gets no better at others; return its N@10 on those."""
+        """Train a member on some queries, with early stopping on others; return its N@10 on those."""
         optimiser = torch.optim.AdamW(member.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         rng = np.random.default_rng(seed)
         best, best_epoch, weights = self._judge(member, judged), 0, _copy(member)

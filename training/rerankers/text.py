@@ -1,4 +1,4 @@
-"""How the rankers that read texts are made: a cross-encoder, as it comes or taught, and late interaction.
+"""Making of re-rankers that read texts: a cross-encoder, pretrained or fine-tuned, and late interaction.
 
 Neither is taught on the questions that it is judged by. A cross-encoder can learn from those of the training data: that
 the retriever has seen their answers does not matter to a ranker that does not read the retriever's opinion. How much
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""How much the opinion of a ranker may count."""
+"""Weights of the text model's score that are tried."""
 NEGATIVES = 7
 """Negatives per positive."""
 QUESTIONS_A_STEP = 8
@@ -58,7 +58,7 @@ Save = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a cross-encoder learns from.
+    """A training example of a cross-encoder.
 
     Attributes:
         asked: Text of the query, or of the history.

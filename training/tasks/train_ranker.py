@@ -315,11 +315,12 @@ def milliseconds(reranker: Reranker, shortlists: Sequence[Shortlist]) -> Float[n
 def _say(judgement: Judgement, lessons: RankingDataset, num_candidates: int) -> None:
     before, after = judgement.ndcg_before, judgement.ndcg_after
     click.echo(
-        f"{judgement.num_questions:,} held-out queries, {int(lessons.is_answerable.sum()):,} of them with a target among "
-        f"the first {num_candidates}\nN@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is "
-        f"{after - before:+.4f}, 95 % interval {judgement.gain_low:+.4f} to {judgement.gain_high:+.4f})\n"
-        f"latency of a request: p50 {judgement.milliseconds:.1f} ms, p99 {judgement.milliseconds_p99:.1f} ms, in "
-        "one thread"
+        f"{judgement.num_questions:,} held-out queries, {int(lessons.is_answerable.sum()):,} with a target among "
+        f"the first {num_candidates}\n"
+        f"N@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is {after - before:+.4f}, "
+        f"95 % interval {judgement.gain_low:+.4f} to {judgement.gain_high:+.4f})\n"
+        f"latency of a request in one thread: p50 {judgement.milliseconds:.1f} ms, p99 "
+        f"{judgement.milliseconds_p99:.1f} ms"
     )
     if judgement.milliseconds_p99 > BUDGET_MS:
         click.echo(

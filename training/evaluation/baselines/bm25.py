@@ -22,7 +22,7 @@ from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.evaluate import ScoringModel
 
 K1, B = 1.2, 0.75
-"""How soon a word that comes again counts no more, and how much long documents are held back: as Lucene has them."""
+"""BM25 parameters: saturation of the term frequency, and length normalisation; the defaults of Lucene."""
 
 
 def fit_query_baselines(split: Split, tables: Tables, features: FeaturesConfig) -> tuple[list[ScoringModel], list[str]]:
@@ -61,7 +61,7 @@ class Bm25:
         self._weights = _weights(self._words.fit_transform(documents))
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
-        """Return the score of every document for every query, by what is written in it."""
+        """Return the BM25 score of every document for every query."""
         texts = texts_written(self._users.attributes_of(queries.history.user_ids), self._features.user)
         words = self._words.transform(texts)
         words.data[:] = 1

@@ -26,11 +26,11 @@ from training.evaluation.baselines.text_neighbours import TextNeighbours, text_v
 from training.evaluation.evaluate import ScoringModel, evaluate
 
 MOST_QUESTIONS = 2_000
-"""Validation questions by which settings are chosen; a sample where there are more."""
+"""Maximum number of validation queries for tuning, a sample."""
 MAX_EASE_TRIALS_ITEMS = 15_000
 """Most items for which several regularisations are tried: each costs the cube of the number of items."""
 REGULARISATIONS = (10.0, 100.0, 300.0, 1_000.0)
-"""What is tried for EASE where there are questions to choose by."""
+"""Values tried for the regularisation of EASE."""
 MAX_IALS_TRIALS_EVENTS = 3_000_000
 """Most interactions for which several settings are tried for iALS: seven fits, five seconds each for a million."""
 IALS_TRIALS: dict[str, tuple[Any, ...]] = {
@@ -38,9 +38,9 @@ IALS_TRIALS: dict[str, tuple[Any, ...]] = {
     "regularisation": (1.0, 10.0),
     "factors": (64, 128, 256),
 }
-"""What is tried for iALS, one setting after the other."""
+"""Values tried for iALS, one hyperparameter after the other."""
 HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
-"""What is tried for the neighbours by text: events after which a history's event counts half; inf: all count alike."""
+"""Values tried for the half-life of the text neighbours, in events; inf weights all events alike."""
 
 Trial = TypeVar("Trial", bound=ScoringModel)
 
@@ -48,7 +48,7 @@ Trial = TypeVar("Trial", bound=ScoringModel)
 def fit_baselines(
     split: Split, *, recommend_seen: bool, texts: Sequence[str] | None = None
 ) -> tuple[list[ScoringModel], list[str]]:
-    """Fit every baseline on the training data, with the settings that do best on the validation questions.
+    """Fit every baseline on the training data, with the hyperparameters that are best on the validation queries.
 
     Args:
         split: What is learned from, and the questions to choose by.
