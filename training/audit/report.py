@@ -160,11 +160,11 @@ class Audit:
         return " · ".join(f"R@{k} {whole[f'recall_at_{k}']:.4f} {bounds[k]}" for k in reversed(CUTOFFS))
 
     def _meanings(self) -> list[str]:
-        by_chance = f"{len(self.worst)} slices some {len(self.worst) / 20:.0f}"
+        by_chance = f"{len(self.worst) / 20:.0f} of {len(self.worst)}"
         return [
             f"gap: R@50 of all queries minus that of the slice; * outside its 95 % interval ({by_chance} by chance).",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
-            f"Where there are many values, those with fewer than {self.min_support} questions are together as (other).",
+            f"Rare values, with fewer than {self.min_support} queries, are merged as (other).",
         ]
 
     def _html_row(self, row: Any, name: str) -> str:
