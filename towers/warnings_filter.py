@@ -1,4 +1,4 @@
-"""Silence for what a user can do nothing about, each at its source and by its own words; real warnings pass.
+"""Filters warnings of libraries that users can do nothing about, each by its own text; others pass.
 
 `quiet_imports` is called before torch, torchrec or MLflow are imported: by the command line, and by each module of ours
 that imports torchrec, so that a notebook is as quiet as the command line.

@@ -1,4 +1,4 @@
-"""What is shipped: a folder with the towers, everything they need to read tables, and a seal on each file.
+"""A model bundle: a folder with the towers, everything they need to read tables, and a digest of each file.
 
     manifest.json  run.toml  schema.json  columns.json  vocabularies/  model.safetensors  report.json  report.html
     README.md
@@ -171,7 +171,7 @@ class ModelBundle:
 
     @property
     def tables_folder(self) -> Path:
-        """What the paths in `config.features` are relative to."""
+        """Base folder of relative paths in `config.features`."""
         return Path(self.manifest.tables_folder)
 
     def encode_items(self, catalog: Catalog) -> Float32[np.ndarray, "items width"]:
@@ -187,11 +187,11 @@ class ModelBundle:
 
     @property
     def spellings(self) -> Mapping[str, Spelling]:
-        """How the values of the items' columns are spelt, by column."""
+        """Spelling of the values of item columns, by column."""
         return self.featurizer.schema.item_spellings
 
     def knows(self, attributes: pd.DataFrame) -> Bool[np.ndarray, users]:
-        """Return of which users an attribute says something to the model, one row each."""
+        """Return which users have an attribute value that the model knows, one row each."""
         return self.featurizer.users.knows(attributes)
 
     def unknown_values(self, attributes: pd.DataFrame) -> list[dict[str, tuple[str, ...]]]:
@@ -250,7 +250,7 @@ class ModelBundle:
 
     @cached_property
     def _one_user(self) -> NumpyUserTower | None:
-        """The user tower for one user at a time; None where it is faster asked as it is."""
+        """The user tower for one user at a time, in numpy; None if it does not support the configuration."""
         tower = self.model.user_tower
         return NumpyUserTower(tower, self.featurizer.unknown_user_features) if NumpyUserTower.can_be(tower) else None
 
@@ -291,7 +291,7 @@ def write_bundle(
     pages: Mapping[str, str],
     primary_metric: Mapping[str, float],
 ) -> None:
-    """Write a bundle, signed where the environment names a key; it stands at `path` complete or not at all.
+    """Write a bundle atomically; it is signed if the environment names a key.
 
     Args:
         path: The folder; one that is there is replaced.
@@ -339,7 +339,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not set: TOML has no null."""
+    """Leave out settings that are None: TOML has no null."""
     return {
         key: _without_nulls(value) if isinstance(value, Mapping) else value
         for key, value in settings.items()

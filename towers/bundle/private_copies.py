@@ -108,7 +108,7 @@ def _let_go(folder: Path, lock: int) -> None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove the copies that no worker uses. Their locks stay: one that is removed while it is opened locks nothing."""
+    """Remove unused copies. Their lock files stay: a lock file that is removed while it is opened locks nothing."""
     for path in folder.glob(f"*{_LOCK}"):
         place = path.with_suffix("")
         if not place.exists():

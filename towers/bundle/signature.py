@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "TOWERS_SIGNING_KEY"
 """Path of the private key with which `towers train`, `index` and `train-ranker` sign what they write."""
 SUFFIX = ".sig"
-"""What the name of a signature has after that of its manifest."""
+"""Suffix of a signature's file name, after that of its manifest."""
 MOST_SIGNATURE_BYTES = 1024
 
 # Signed with the manifest, so that a signature of ours never fits something else that the key might sign.
@@ -35,7 +35,7 @@ _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----\s*", 
 
 
 class SignatureError(ValueError):
-    """A manifest is not signed by a trusted key; the message says which of both, and what to do."""
+    """A manifest is unsigned or signed by an untrusted key; the message says which, and gives the remedy."""
 
 
 def signature_of(manifest: Path) -> Path:
@@ -108,7 +108,7 @@ def signing_key(environment: Mapping[str, str] | None = None) -> Ed25519PrivateK
 
 
 def sign(manifest: Path, key: Ed25519PrivateKey | None) -> None:
-    """Write the signature of a manifest; without a key remove one that lies there."""
+    """Write the signature of a manifest; without a key, remove an old one."""
     place = signature_of(manifest)
     if key is None:
         place.unlink(missing_ok=True)

@@ -91,7 +91,7 @@ class Terminal:
 
     @contextmanager
     def start(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Show a command and start it; it is stopped at the end of the block, if it has not ended by then."""
+        """Show a command and start it; it is stopped at the end of the block if it is still running."""
         self.show(*words)
         # A store that is set elsewhere is not for this; and a group of its own, so that one Ctrl-C arrives just once.
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
@@ -159,7 +159,7 @@ def judge(terminal: Terminal, seed: int) -> None:
 
 
 def train(terminal: Terminal, seed: int) -> None:
-    """Train what is to be served."""
+    """Train the bundle to serve."""
     _head(
         "4. The model", "`towers train` learns from all but what early stopping needs, and writes a folder: a bundle."
     )
@@ -193,7 +193,7 @@ def serve(terminal: Terminal) -> None:
 
 @dataclass(frozen=True)
 class Service:
-    """The running service, asked as any program would.
+    """The running service, called over HTTP like by any client.
 
     Attributes:
         terminal: Where the questions are shown.
@@ -204,7 +204,7 @@ class Service:
     address: str
 
     def is_ready_in_time(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait until it answers; False if it ended or took too long."""
+        """Wait until it is ready; False if it ended or took too long."""
         deadline = time.monotonic() + SECONDS_TO_START
         while process.poll() is None and time.monotonic() < deadline:
             try:
@@ -236,7 +236,7 @@ class Service:
 
 
 def ask(service: Service) -> None:
-    """Ask for people who are known, one who is not, one who is described, and for similar items."""
+    """Request recommendations for known, unknown and described users, and similar items."""
     click.echo("\nIt answers in JSON (asked from here, so that you need no curl); below are the titles, best first.")
     items = service.terminal.table(f"{TABLES / 'items'}.parquet").set_index("item_id")
     newest_of = _newest_choices(service.terminal)
@@ -303,7 +303,7 @@ def _working_folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Ask a process to end, unless it has; if it will not, end it and all that it started."""
+    """Stop a process if it is running; after a timeout kill its process group."""
     if process.poll() is not None:
         return
     process.send_signal(how)
@@ -329,7 +329,7 @@ def _indented(text: str) -> str:
 
 
 def _section(path: Path, head: str) -> str:
-    """Return a section of a TOML file as it is written."""
+    """Return the text of a section of a TOML file."""
     text = path.read_text(encoding="utf-8")
     return text[text.index(head) :].partition("\n\n")[0]
 
@@ -352,7 +352,7 @@ def _newest_choices(terminal: Terminal) -> dict[int, list[str]]:
 
 
 def _people_to_show(people: pd.DataFrame, newest_of: dict[int, list[str]]) -> list[int]:
-    """Return two people who read English and one who does not, each with a past worth showing."""
+    """Return two users who read English and one who does not, each with a long history."""
     seasoned = people[[len(newest_of.get(user_id, [])) >= 3 * SHOWN for user_id in people.index]]
     seasoned = people if len(seasoned) < 3 else seasoned
     reads_english = seasoned["language"] == "en"

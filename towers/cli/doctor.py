@@ -30,9 +30,9 @@ from features.redaction import redacted
 from towers.process import ALLOCATOR, available_cores, group_files, own_python, uses_glibc
 
 CHECKOUT = Path(__file__).parents[2]
-"""Where `make` installs from, if there is a Makefile; what a wheel brought has none."""
+"""Folder of the repository, whose Makefile installs; that of an installed wheel has no Makefile."""
 PROBE_SECONDS = 120.0
-"""How long a library may take to load, on a slow disk and a busy machine."""
+"""Timeout of the import of a library, for slow disks and busy machines."""
 ONE_FOLDER = (("fbgemm-gpu", "fbgemm-gpu-cpu"), ("faiss-cpu", "faiss-gpu"))
 """Distributions that own the same folder: of each pair exactly one may be installed."""
 REPLACED_BY = {"faiss-cpu": "faiss-gpu", "fbgemm-gpu": "fbgemm-gpu-cpu"}
@@ -89,12 +89,12 @@ class Finding:
     text: str
     state: Literal["ok", "note", "error"] = "ok"
     remedy: str | None = None
-    """What to type or do."""
+    """The command that corrects it, or an instruction."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe's program saw; `failure` says in a line why it saw nothing."""
+    """Result of a probe; `failure` is the one-line error if it failed."""
 
     found: Mapping[str, Any]
     failure: str | None = None
@@ -141,7 +141,7 @@ def examine() -> Iterator[Finding]:
 
 
 def examine_installation() -> Iterator[Finding]:
-    """Yield what is wrong with the installation alone: packages, and libraries that cannot be imported.
+    """Yield errors of the installation: packages, and libraries that cannot be imported.
 
     A library that only lacks NVIDIA's driver is a note: it will load on the machine that has one.
     """
@@ -177,7 +177,7 @@ def _imports() -> dict[str, str]:
 
 
 def reinstall(device: Literal["", "cpu", "gpu"] = "") -> str:
-    """Return what to type so that the libraries are as they should be, on a CPU or a GPU where that is the question."""
+    """Return the command that reinstalls the libraries, for a CPU or a GPU."""
     if (CHECKOUT / "Makefile").is_file():
         return f"make clean install DEVICE={device}" if device else "make clean install"
     pins = {name: f"{name}{specifier}" for name, specifier in _pins()}
@@ -202,7 +202,7 @@ def _pins() -> list[tuple[str, str]]:
 
 
 def _required() -> list[str]:
-    """Return what two-towers asks for, its extras included; nothing where it is not installed."""
+    """Return the requirements of two-towers, extras included; empty if it is not installed."""
     try:
         return requires("two-towers") or []
     except PackageNotFoundError:
@@ -276,7 +276,7 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    """Whether what pyproject.toml asks for is there, and no two packages own one folder."""
+    """Check that all requirements are installed, and that no two packages own one folder."""
     from packaging.requirements import Requirement
 
     installed = {_normal(name) for known in distributions() if (name := known.metadata["Name"])}
@@ -404,7 +404,7 @@ def _memory() -> list[Finding]:
 
 
 def _folder() -> list[Finding]:
-    """Whether runs can be written where the user stands."""
+    """Check that runs can be written in the working directory."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free / 2**30
     text = f"{here}, {free:.1f} GiB free"

@@ -22,14 +22,14 @@ from towers.process import Stopped, ended_by_signals
 
 ROOMS = ("features", "towers", "training", "serving")
 MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
-"""Exceptions of ours whose message tells the user what to do. Known by name, so that nothing need be imported."""
+"""Our exceptions whose message is shown without a traceback. By name, so that nothing is imported."""
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Failures of the file system that are not ours: permissions, and a full disk."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command is found, and what it does in one line."""
+    """The function of a command, and its one-line help."""
 
     target: str
     help: str
@@ -182,7 +182,7 @@ def _without_secrets(text: str) -> str:
 
 
 def _message(error: BaseException) -> tuple[str, int]:
-    """What to say of `error`, and the exit status that goes with it."""
+    """The message of `error`, and the exit status."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "towers"
         return f"{_lower(error.format_message()).rstrip('.')}; type: {command} --help", 2
@@ -210,7 +210,7 @@ def _is_broken_library(error: BaseException) -> bool:
 
 
 def _reader_is_gone() -> bool:
-    """Whether what reads our standard output, a pager or `head`, has closed it (and it is not some other pipe)."""
+    """Whether the reader of our standard output, such as `head`, has closed it (and not some other pipe)."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

@@ -1,4 +1,4 @@
-"""A pretrained model of a bundle, with what was learned, as an ONNX graph for other programs."""
+"""Exports a (fine-tuned) text encoder of a bundle as an ONNX graph for other programs."""
 
 from __future__ import annotations
 

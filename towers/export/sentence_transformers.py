@@ -1,4 +1,4 @@
-"""A bundle as sentence-transformers has its models: texts in, vectors out, to be judged by its evaluators and MTEB.
+"""A bundle with the interface of a sentence-transformers model, for its evaluators and MTEB.
 
 model = Sentences.of_towers(ModelBundle.open(Path("runs/latest")))
 InformationRetrievalEvaluator(queries, documents, relevant)(model)
@@ -25,7 +25,7 @@ from towers.bundle.bundle import ModelBundle
 from towers.model.text_encoder import TextEncoder
 
 Text = str | Mapping[str, Any]
-"""What is written in the columns of text, or cells by column."""
+"""A text for all text columns, or cells by column."""
 Encode = Callable[[Sequence[Text]], Float32[np.ndarray, "texts width"]]
 
 
@@ -69,7 +69,7 @@ class SentenceTransformerAdapter:
 
     @classmethod
     def of_encoder(cls, bundle: ModelBundle, name: str) -> SentenceTransformerAdapter:
-        """Return one of the bundle's pretrained models, with what was learned.
+        """Return one of the bundle's text encoders, as fine-tuned.
 
         Raises:
             DataError: There is none of this name.
@@ -94,7 +94,7 @@ class SentenceTransformerAdapter:
         normalize_embeddings: bool = False,
         **__: Any,
     ) -> Any:
-        """Return the vectors of texts, or the one of a single text; what else may be asked changes nothing.
+        """Return the vectors of texts, or the one of a single text; other options are ignored.
 
         Args:
             sentences: The texts.

@@ -22,7 +22,7 @@ SHORTEST = 1e-12
 """The length that a shorter vector is taken to have, so that it can be divided by."""
 
 TEXT = "text"
-"""What all texts are called in a table that they share."""
+"""Feature name of all texts in a shared embedding table."""
 
 FIXED_LENGTH = 0.5
 """Length of a frozen text vector that is added to a trained id embedding of initial length 1. It is small, so that the

@@ -1,4 +1,4 @@
-"""Encoders of a user's past: at every point of a sequence, a summary of what came up to there and nothing after.
+"""History encoders: at every position of a sequence, a summary of the tokens up to there (causal).
 
 Tokens of many users come one after another without padding, `[tokens, width]`, with `offsets` saying where each
 user's begin. Every position is summarised in one pass, so that encoding a user once trains as many predictions as there
@@ -29,13 +29,13 @@ SHORT = 16
 SPANS_A_TURN = 3.0
 """Time spans are quantised by the logarithm of their seconds: so many steps per factor of e."""
 NUM_SPANS = 64
-"""Steps of time spans: the last begins at 2^63.999 / 3 seconds, some 42 years."""
+"""Number of quantised time spans; the last begins at about 42 years."""
 UNKNOWN_SPAN = NUM_SPANS
 
 
 @dataclass(frozen=True)
 class Moments:
-    """When things happened, in Unix seconds; `UNKNOWN_TIME` where it is not known.
+    """Times of tokens and requests, in Unix seconds; `UNKNOWN_TIME` if unknown.
 
     Attributes:
         event: When each token happened, `[tokens]`.
@@ -65,7 +65,7 @@ class CausalMean(nn.Module):
 
 
 class CausalPool(nn.Module):
-    """The mean of the tokens so far, each weighing as much as it says, through one hidden layer (attention pooling).
+    """Attention pooling: a mean of the tokens so far, with weights from the tokens, through one hidden layer.
 
     Head `h` sees `sum_j exp(s_jh) v_jh / sum_j exp(s_jh)` over the tokens j so far, where score and value are linear
     in the token: a running sum, so the cost is that of the mean. Neither order nor time matters.
@@ -232,7 +232,7 @@ class HstuBlock(nn.Module):
 
 
 class AttentionBias(nn.Module):
-    """What is added to the attention logits of each head: a number for the steps between two tokens, one for the time.
+    """Learned bias of the attention logits of each head, by the steps and by the time between two tokens.
 
     Args:
         num_heads: Attention heads.
@@ -246,7 +246,7 @@ class AttentionBias(nn.Module):
         self.by_span = nn.Parameter(torch.zeros(num_heads, NUM_SPANS + 1)) if time_bias else None
 
     def forward(self, group: LengthGroup) -> Float[Tensor, "#sequences heads longest longest"]:
-        """Return the bias of each pair of cells; what it says of the future has no meaning."""
+        """Return the bias of each pair of cells; values for future tokens are undefined."""
         total: Tensor | float = 0.0
         if self.by_steps is not None:
             place = torch.arange(group.tokens.shape[1], device=group.tokens.device)
@@ -290,7 +290,7 @@ class LengthGroup:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tokens of a batch lie in padded blocks, one for each group of sequences of nearly equal length.
+    """Layout of a batch's tokens in padded blocks, one for each group of sequences of nearly equal length.
 
     Attributes:
         groups: The groups, the longest sequences first.

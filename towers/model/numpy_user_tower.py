@@ -56,7 +56,7 @@ class NumpyUserTower:
 
     @staticmethod
     def can_be(tower: UserTower) -> bool:
-        """Return whether this can stand in for a tower."""
+        """Return whether the configuration of a tower is supported."""
         encoder = tower.history
         return (
             isinstance(encoder, CausalAttention)
@@ -141,7 +141,7 @@ class _Block:
         )
 
     def __call__(self, tokens: np.ndarray, spans: np.ndarray | None, past: np.ndarray | None = None) -> np.ndarray:
-        """Return the tokens after the layer; of the last alone, unless `past` says what each may look at."""
+        """Return the tokens after the layer; only the last one, unless `past` gives the causal mask."""
         normed = _normed(tokens)
         if past is None:
             tokens, (query,) = tokens[-1:], self._heads(normed[-1:] @ self.query, 1)

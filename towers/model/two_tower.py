@@ -171,7 +171,7 @@ class TwoTower(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What a similarity is multiplied by to become a logit: 1 / temperature, learned, at most 100."""
+        """Factor from similarity to logit: 1 / temperature, learned, at most 100."""
         return _scale(self.log_scale)
 
     @property
@@ -213,7 +213,7 @@ class TwoTower(nn.Module):
 
 
 def _shared_texts(config: TowersConfig, featurizer: Featurizer, rate: float | None) -> FeatureEmbeddings | None:
-    """Return the one table in which both towers look up what is written; None where no text has a table."""
+    """Return the word embedding table shared by both towers; None if no text feature has one."""
     sizes = (featurizer.items.sizes, featurizer.users.sizes)
     rows = {size.tables[name] for size in sizes for name in size.texts}
     if not rows:
@@ -235,7 +235,7 @@ def _token_requests(
     last: Int[Tensor, users],
     event_times: Int[Tensor, events] | None,
 ) -> Int[Tensor, tokens]:
-    """Return what each token's summary is asked for: the next event, as in training, and at the last the request."""
+    """Return the request time of each state: that of the next event, as in training; for the last, the request."""
     tokens = torch.repeat_interleave(request_times, offsets.diff() + 1)
     if event_times is not None:
         is_last = torch.zeros_like(tokens, dtype=torch.bool)

@@ -16,13 +16,13 @@ from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.reranker import Shortlist
 
 NEWEST = 20
-"""How many of the newest items of a history are its present."""
+"""Number of the newest history items for co-occurrence features."""
 HALF = 5
 """After so many items, one of a history counts half."""
 SPANS = {"day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 
 PAST = 100
-"""How many of the newest items of a history are its past; older ones are not looked at."""
+"""Maximum number of history items that are read; older ones are ignored."""
 
 _SECONDS_A_DAY = 86_400
 
@@ -39,7 +39,7 @@ class RankFeatures:
 
     @property
     def names(self) -> list[str]:
-        """What each column is called."""
+        """Name of each column."""
         fixed = [
             "score", "score_below_best", "place",
             "similar_last", "similar_before_last", "similar_newest_mean", "similar_newest_max", "similar_past",

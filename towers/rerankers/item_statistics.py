@@ -28,7 +28,7 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
 
 FOLLOWING = 3
-"""How many places after an item what comes counts as following it, the nearer the more."""
+"""Maximum distance, in places, at which an item follows another; nearer ones have more weight."""
 TOGETHER = 20
 """Maximum distance, in places of a history, at which two items co-occur."""
 NEIGHBOURS = 100
@@ -114,7 +114,7 @@ class Values:
 
 @dataclass(frozen=True)
 class ItemStatistics:
-    """What is known of each item of a catalogue, by its row.
+    """Statistics of each item, by its row in the catalogue.
 
     Attributes:
         offsets: Where each item's events begin, `[items + 1]`.

@@ -1,4 +1,4 @@
-"""The learned ranker: a small network over the features of each candidate."""
+"""The learned re-ranker: a small network over the features of each candidate."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class RankNetwork(nn.Module):
 
 
 class LearnedRanker:
-    """Puts a shortlist into the order that a network learned from held-out answers; a `Reranker`.
+    """Scores candidates with a network trained on held-out targets; a `Reranker`.
 
     Args:
         network: In evaluation mode.

@@ -1,4 +1,4 @@
-"""The ranker of a bundle as it is on disk: what puts its candidates into a better order, of whatever kind.
+"""The folder of a bundle's re-ranker, of any kind, and its manifest.
 
 It lies in the folder `ranker/` of the bundle whose retrieval it was judged on, with a seal of its own, as the index
 does: other weights find other candidates with other scores, and it would put those into a plausible, wrong order.
@@ -33,10 +33,10 @@ from towers.bundle.signature import sign, signing_key
 from towers.rerankers.kinds import RERANKER_KINDS
 
 FOLDER = "ranker"
-"""Where it is in a bundle."""
+"""Folder in a bundle."""
 NAME = "manifest.json"
 MODEL = "model"
-"""Where in the folder the model of sentence-transformers is."""
+"""Sub-folder of the sentence-transformers model."""
 FORMAT_VERSION = 2
 
 
@@ -54,63 +54,63 @@ class Judgement(StrictTable):
     """Result of a re-ranker on queries that it was not trained on."""
 
     num_questions: int
-    """How many they were."""
+    """Number of held-out queries."""
     ndcg_before: float
     """N@10 of the retriever's order."""
     ndcg_after: float
-    """N@10 of its own."""
+    """N@10 of the re-ranked order."""
     gain_low: float
-    """Where the 95 % interval of the difference begins; paired, bootstrap."""
+    """Lower bound of the 95 % interval of the gain in N@10; paired bootstrap."""
     gain_high: float
-    """Where it ends."""
+    """Upper bound of the 95 % interval of the gain."""
     milliseconds: float
-    """What one request took, the median, in one thread of the machine that judged it."""
+    """p50 latency of a request, in one thread of the machine of the evaluation."""
     milliseconds_p99: float
-    """What 99 of 100 requests took at most."""
+    """p99 latency of a request."""
 
 
 class Reading(StrictTable):
-    """How a ranker reads texts."""
+    """Text settings of a re-ranker."""
 
     share: float
     """Weight of its score against the retriever's, 0 to 1."""
     num_read: int
-    """How many of the newest items of a history it reads."""
+    """Number of the newest history items whose texts are read."""
     max_tokens: int
-    """How many tokens of a text, or of a pair of texts, it reads at most."""
+    """Maximum tokens of a text, or of a pair of texts."""
 
 
 class RankerManifest(StrictTable):
-    """What is said of a ranker on disk."""
+    """The manifest of a re-ranker."""
 
     format_version: int
-    """Of the folder; this version reads 2."""
+    """Format of the folder; this version reads 2."""
     kind: RerankerKindName
     """Kind of the re-ranker, a name in `RERANKER_KINDS`."""
     weights_digest: str
-    """SHA-256 of the weights of the model whose candidates it puts into order."""
+    """SHA-256 of the weights of the two towers whose candidates it re-ranks."""
     num_candidates: int
-    """How many candidates it is made for."""
+    """Default number of candidates."""
     features: list[str]
-    """What a learned one reads of each candidate."""
+    """Names of the candidate features, for kinds that read features."""
     reading: Reading | None
-    """How one that reads texts does so."""
+    """Text settings, for kinds that read texts."""
     judgement: Judgement | None
-    """What it was found to gain and to cost; None where there were no questions."""
+    """Gain and latency on held-out queries; None without such queries."""
     created: str
-    """When, ISO 8601 in UTC."""
+    """Time of creation, ISO 8601 in UTC."""
     files: dict[str, dict[str, int | str]]
     """Bytes and SHA-256 of every other file of the folder, by name."""
 
     @property
     def digest(self) -> str:
-        """Of everything that decides how it reads a text."""
+        """Digest of everything that decides how a text is encoded."""
         reading = None if self.reading is None else self.reading.max_tokens
         return hashlib.sha256(json.dumps([reading, self.files], sort_keys=True).encode()).hexdigest()
 
 
 def has_ranker(bundle_path: Path) -> bool:
-    """Return whether there is a ranker in a bundle, whatever state it is in."""
+    """Return whether a bundle has a re-ranker, intact or not."""
     return os.path.lexists(bundle_path / FOLDER)
 
 

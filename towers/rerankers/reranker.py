@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 MOST_CHARACTERS = 2000
-"""Of a text that a ranker reads; more is not read, as no model reads so many tokens."""
+"""Maximum characters of a text that a re-ranker reads; no model reads as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class OutOfTimeError(Exception):
 
 
 class Deadline:
-    """When an order must be there.
+    """A time limit.
 
     Args:
-        seconds: From now on. None: whenever it is.
-        clock: Seconds.
+        seconds: Seconds from now. None: no limit.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, seconds: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -73,7 +73,7 @@ class Deadline:
 
 
 class Reranker(Protocol):
-    """Whatever can put a shortlist into a better order; safe to use from several threads."""
+    """A model that scores candidates; safe to use from several threads."""
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate, higher is better.

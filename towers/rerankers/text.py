@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 PairScores = tuple[Float32[np.ndarray, " candidates"], Bool[np.ndarray, " candidates"]]
-"""An opinion of each candidate, and of which there is one."""
+"""A score of each candidate, and which candidates have one."""
 
 
 class TextRanker(Protocol):
     """A `Reranker` that reads texts."""
 
     def opinions(self, shortlist: Shortlist, deadline: Deadline) -> PairScores:
-        """Return its own opinion of each candidate, before it is mixed with the retriever's.
+        """Return its own score of each candidate, before it is mixed with the retriever's.
 
         Raises:
             OutOfTimeError: The deadline has passed.

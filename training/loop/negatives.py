@@ -266,12 +266,12 @@ class CrossBatchMemory:
         self.vectors = torch.cat([self.vectors, vectors.detach()])[-self.size :]
 
     def recall(self, negatives: Negatives) -> Float[Tensor, "remembered width"]:
-        """Return the vectors of a sample's remembered rows."""
+        """Return the vectors from the memory for a sample."""
         assert negatives.remembered is not None, "a sample with a memory says what it remembers"
         return self.vectors[to_device(negatives.remembered, self.vectors.device)]
 
     def newest(self, rows: Int[Tensor, "chosen"]) -> Int[Tensor, "chosen"]:
-        """Return where the newest vector of each of these remembered items is."""
+        """Return the position of the newest vector of each of these items in the memory."""
         distinct, inverse = self.rows.unique(return_inverse=True)
         places = torch.arange(len(self.rows))
         newest: Tensor = torch.zeros_like(distinct).scatter_reduce(0, inverse, places, "amax")
@@ -378,7 +378,7 @@ class MixedSampler:
     def _distinct(
         self, draws: list[Tensor], targets: Targets, exact: Int[Tensor, "hard"]
     ) -> tuple[Int[Tensor, "drawn"], Int[Tensor, "remembered"] | None]:
-        """Return the items drawn, without the exact ones; where the vectors of the last of them are remembered."""
+        """Return the items drawn, without the hard negatives; and positions in the memory for the last of them."""
         rows = torch.cat(draws).unique()
         rows = rows[~torch.isin(rows, exact)]
         if self.memory is None:

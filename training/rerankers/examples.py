@@ -21,7 +21,7 @@ MOST_EXAMPLES = 100
 
 @dataclass(frozen=True)
 class RankingDataset:
-    """The shortlists of questions; those that are shorter than others have places at the end where nothing is.
+    """The shortlists of queries, padded at the end to equal length.
 
     Attributes:
         features: What is read of each candidate, `[questions, candidates, features]`.

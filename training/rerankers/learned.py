@@ -80,7 +80,7 @@ def assign_folds(num_questions: int, seed: int) -> Int[np.ndarray, " questions"]
 
 
 def _standardise(network: RankNetwork, features: Float32[np.ndarray, "candidates features"]) -> None:
-    """Set what is usual of each feature."""
+    """Set mean and standard deviation of each feature."""
     known = np.isfinite(features)
     counts = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, features, 0).sum(axis=0, dtype=np.float64) / counts
@@ -136,7 +136,7 @@ class _FoldTrainer:
         return best
 
     def _loss(self, member: nn.Module, chosen: Tensor) -> Tensor:
-        """Return the mean cross-entropy between who is an answer and the softmax over each list."""
+        """Return the mean cross-entropy between the targets and the softmax over each list."""
         logits = member(self.prepared[chosen]).squeeze(-1).masked_fill(~self.is_there[chosen], -torch.inf)
         is_answer = self.is_answer[chosen]
         log_shares = logits.log_softmax(dim=1).masked_fill(~is_answer, 0.0)

@@ -51,7 +51,7 @@ NEGATIVES = 7
 QUESTIONS_A_STEP = 8
 LEARNING_RATE = 5e-5
 WARM_UP = 0.1
-"""Of the steps; after them the rate falls to nothing."""
+"""Fraction of warm-up steps; afterwards the learning rate falls linearly to zero."""
 
 Save = Callable[[Path], None]
 
@@ -140,7 +140,7 @@ def comparisons_of(
     num_candidates: int,
     seed: int,
 ) -> list[Comparison]:
-    """Return what a cross-encoder learns from questions: to tell an answer from other items that retrieval finds.
+    """Return training examples of queries: the target, and other retrieved items as negatives.
 
     Args:
         bundle: What retrieves.
@@ -170,7 +170,7 @@ def comparisons_of(
 
 
 def fit_cross_encoder(model: CrossEncoder, comparisons: Sequence[Comparison], seed: int) -> None:
-    """Let a cross-encoder learn, in one pass, to score an answer above the others (softmax over each question).
+    """Fine-tune a cross-encoder in one epoch, with a softmax over each query's target and negatives.
 
     Raises:
         DataError: There is nothing to learn from.
@@ -199,7 +199,7 @@ def fit_cross_encoder(model: CrossEncoder, comparisons: Sequence[Comparison], se
 def scores_of(
     ranker: TextRanker, shares: Sequence[float]
 ) -> Callable[[Shortlist], Float32[np.ndarray, "candidates shares"]]:
-    """Return what gives the scores of a shortlist's candidates, for each share that the ranker's opinion may have."""
+    """Return a function of the scores of a shortlist's candidates, for each weight of the text model's score."""
 
     def read(shortlist: Shortlist) -> np.ndarray:
         opinions = ranker.opinions(shortlist, Deadline(None))
@@ -211,7 +211,7 @@ def scores_of(
 def choose_weight(
     lessons: RankingDataset, shares: Sequence[float], seed: int
 ) -> tuple[float, Float[np.ndarray, " questions"]]:
-    """Return how much a ranker's opinion should count, and N@10 by question with what the other questions chose.
+    """Return the best weight of the text model's score, and N@10 by query with the weight chosen on the other queries.
 
     Args:
         lessons: With a score for each share, as `scores_of` gives them.

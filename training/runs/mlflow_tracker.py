@@ -1,4 +1,4 @@
-"""What was tried and how it went, in MLflow: the only file that knows it.
+"""Experiment tracking in MLflow; the only file that imports it.
 
 By default runs go into `mlflow.db` (SQLite) in the working directory, and their files into `mlartifacts/`; the
 environment variable `MLFLOW_TRACKING_URI` sends them anywhere else. Recording never stops a training run: when the
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 WRITE_SECONDS = 5.0
 """Time between two writings of the collected values."""
 PAUSE_SECONDS = 60.0
-"""Time without another try after the store did not answer."""
+"""Seconds without another attempt after the store did not answer."""
 ANSWER_SECONDS = 3
-"""How long a server may take to answer, unless MLFLOW_HTTP_REQUEST_TIMEOUT says otherwise."""
+"""Timeout of requests to a server, in seconds, unless MLFLOW_HTTP_REQUEST_TIMEOUT is set."""
 UPLOAD_SECONDS = 120
 """The same for files."""
 SERVER_LIMITS = {
@@ -46,7 +46,7 @@ SERVER_LIMITS = {
 }
 """While a run is recorded MLflow waits no longer than this, in its threads as well; by itself it waits for minutes."""
 MAX_WAITING = 50_000
-"""Most values kept while the store does not answer; the oldest go first."""
+"""Maximum values kept while the store does not answer; the oldest are dropped first."""
 BATCH = 1_000
 """Most values in one request; MLflow's own limit."""
 PARAMS_BATCH = 100
@@ -65,7 +65,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """One run in MLflow, or nothing at all where tracking is off or out of reach.
+    """One run in MLflow; does nothing if tracking is off or the store is unreachable.
 
     As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C, SIGTERM). An error of the
     store never stops training.
@@ -100,7 +100,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         run_id: str | None = None,
         folder: Path | None = None,
     ) -> Tracker:
-        """Begin a run, or take one up again.
+        """Start a run, or continue one.
 
         Args:
             enabled: False: nothing is recorded, and MLflow is not even imported.
@@ -166,7 +166,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._wait_at_most(ANSWER_SECONDS)
 
     def close(self, status: Status = "FINISHED") -> None:
-        """Send what is left and end the run. May be called again."""
+        """Send the remaining values and end the run. May be called again."""
         client, run_id = self._client, self.run_id
         if client is None or run_id is None:
             return
@@ -243,7 +243,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         return True
 
     def _wait_at_most(self, seconds: int) -> None:
-        """Tell MLflow how long to wait for a server; what the environment said before is left as it is."""
+        """Set MLflow's request timeout; a value in the environment takes precedence."""
         os.environ.update({name: SERVER_LIMITS[name] for name in self._limits})
         if "MLFLOW_HTTP_REQUEST_TIMEOUT" in self._limits:
             os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)

@@ -43,7 +43,7 @@ towers recommend . --output candidates.parquet
 
 
 def unlearned_card(config: RunConfig, num_items: int) -> str:
-    """Return the card of a bundle for which nothing was learned, in Markdown."""
+    """Return the model card of an untrained bundle, in Markdown."""
     return f"""\
 # A search by words
 

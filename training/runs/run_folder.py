@@ -36,7 +36,7 @@ class Run:
 
     @property
     def workspace(self) -> Path:
-        """The folder of what is kept while training."""
+        """Folder of checkpoints of unfinished runs."""
         return self.folder.with_name(f".{self.folder.name}.training")
 
     @property
@@ -57,7 +57,7 @@ class Run:
 
     @classmethod
     def begin(cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING) -> Run:
-        """Return a new run; what is left of an unfinished one of the same name is removed.
+        """Return a new run; an unfinished one of the same name is removed.
 
         Args:
             config: The settings.

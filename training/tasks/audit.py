@@ -1,4 +1,4 @@
-"""What `towers audit` does: cut a judgement into slices, tell and record the worst, and hold it against the gates."""
+"""`towers audit`: compute metrics by slice, print and record the worst, and check the conditions."""
 
 from __future__ import annotations
 

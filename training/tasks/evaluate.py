@@ -116,7 +116,7 @@ class _Others:
     def fit(
         cls, split: Split, part: QuestionSet, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
     ) -> _Others:
-        """Fit the baselines, and judge them and the tables that were given."""
+        """Fit the baselines, and evaluate them and the given tables."""
         if config.towers.reads_history:
             texts = item_texts(tables.catalog, config.features.item)
             baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)

@@ -1,4 +1,4 @@
-"""What `towers init` proposes: which table plays which part, and settings of the model that suit such tables."""
+"""`towers init`: infers features from the tables, and proposes model settings that fit them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ shared_text_encoder = true       # queries and documents are written in the same
 
 @dataclass(frozen=True)
 class Proposal:
-    """What `towers init` makes of the tables.
+    """The proposal of `towers init`.
 
     Attributes:
         inference: What was found in them.
@@ -94,7 +94,7 @@ def propose(
     named: Mapping[str, str] | None = None,
     time_format: str | None = None,
 ) -> Proposal:
-    """Return what is made of the tables of a recommender, or of a search, after reading them as training will.
+    """Return the proposal for the tables of a recommender or a search, after reading them as training does.
 
     Args:
         output: Where run.toml will be.

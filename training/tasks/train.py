@@ -112,7 +112,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
 
 @contextmanager
 def _resumable(run: Run) -> Iterator[None]:
-    """Say how a run that is stopped goes on; of one that ends before its first checkpoint nothing is left."""
+    """Print how to resume a stopped run; one that ends before its first checkpoint is removed."""
     try:
         yield
     except BaseException as error:
