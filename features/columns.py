@@ -50,7 +50,7 @@ def spelling_of(feature: Feature, column: pd.Series) -> Spelling:
 
 
 def texts_of(feature: Feature, column: pd.Series) -> list[str]:
-    """Return every cell as text, nothing where it is empty."""
+    """Return every cell as text; empty cells as empty text."""
     spelling = feature.spelling or spelling_of(feature, column)
     if len(column) < _MANY_CELLS or column.dtype == object:
         return ["" if is_missing(cell) else spelt(spelling, cell) for cell in _plain(column)]
@@ -71,7 +71,7 @@ def values_of(feature: Feature, column: pd.Series) -> tuple[Int[np.ndarray, "cel
 
 
 def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"]:
-    """Return every cell as a number, times as Unix seconds, NaN where it is empty.
+    """Return every cell as a number, times as Unix seconds; empty cells as NaN.
 
     Raises:
         DataError: Some cell is neither empty nor a number; or no time, where times are wanted.
@@ -96,12 +96,12 @@ def numbers_of(feature: Feature, column: pd.Series) -> Float[np.ndarray, "cells"
 
 
 def item_texts(catalog: Table, features: Mapping[str, FeatureSettings]) -> list[str] | None:
-    """Return what is written of each item: its columns of text and categories, joined; None without such columns."""
+    """Return the text of each item: its columns of text and categories, joined; None without such columns."""
     return texts_written(catalog.frame, features)
 
 
 def texts_written(frame: pd.DataFrame, features: Mapping[str, FeatureSettings]) -> list[str] | None:
-    """Return what is written in each row: its columns of text and categories, joined; None without such columns."""
+    """Return the text of each row: its columns of text and categories, joined; None without such columns."""
     kinds = {name: settings.definition for name, settings in features.items()}
     columns = [name for name, kind in kinds.items() if kind.is_sparse and not kind.is_id]
     if not columns:
@@ -111,7 +111,7 @@ def texts_written(frame: pd.DataFrame, features: Mapping[str, FeatureSettings]) 
 
 
 def _plain(column: pd.Series) -> Iterable[Any]:
-    """Return the cells as Python has them; a number of 32 bits as what it is written as."""
+    """Return the cells as Python values; numbers of 32 bits by their shortest decimal representation."""
     if column.dtype == object:
         return column
     dtype = column.dtype.pyarrow_dtype if isinstance(column.dtype, pd.ArrowDtype) else column.dtype
@@ -131,7 +131,7 @@ def _values(feature: Feature, spelling: Spelling, cell: Any) -> list[str]:
 
 
 def _written(cell: Any) -> str:
-    """Return a cell as text: the values of a list with a blank between them, nothing where nothing is known."""
+    """Return a cell as text: values of a list separated by blanks; missing values as empty text."""
     if isinstance(cell, list | tuple | np.ndarray):
         return " ".join(map(_written, cell))
     return "" if pd.isna(cell) else spelt("text", cell)

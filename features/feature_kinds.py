@@ -31,7 +31,7 @@ from features.values.readings import (
 from features.values.times import DATE_SCHEMAS, seconds_of
 
 Content = Literal["values", "texts", "numbers", "times", "vectors"]
-"""What cells hold once they are read: names of things, prose, numbers, times (Unix seconds in models), vectors."""
+"""Content of cells once they are read: categorical values, prose, numbers, times (Unix seconds in models), vectors."""
 
 
 @dataclass(frozen=True)

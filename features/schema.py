@@ -1,4 +1,4 @@
-"""What features exist: one `Feature` per column that becomes part of an item's, a user's or a request's vector.
+"""The features of a model: one `Feature` per column of items, users or requests.
 
 The experimenter declares them in `[features]` of run.toml (`towers init` proposes them); the featurizer fits each on
 the training data; the towers make one embedding table or one projection of each.
@@ -22,7 +22,7 @@ MAX_ID_CHARACTERS = 512
 
 @dataclass(frozen=True)
 class Feature:
-    """One column and how it is read.
+    """One feature: a column and how it is encoded.
 
     Attributes:
         name: The column.
@@ -48,7 +48,7 @@ class Feature:
 
     @property
     def definition(self) -> FeatureKind:
-        """What its kind means."""
+        """The entry of its kind."""
         return FEATURE_KINDS[self.kind]
 
     @property
@@ -82,12 +82,12 @@ class Schema:
 
     @property
     def item_spellings(self) -> dict[str, Spelling]:
-        """How the values of the items' columns are spelt, by column, as far as training decided it."""
+        """Spelling of the values of item columns, by column, as decided in training."""
         return {one.name: one.spelling for one in self.item if one.spelling is not None}
 
     @classmethod
     def from_config(cls, config: FeaturesConfig) -> Schema:
-        """Return the schema that `[features]` declares; items are known by their id where nothing is declared."""
+        """Return the schema of `[features]`; without item features, items have their id as only feature."""
         item = _features(config.item) or (Feature(ITEM_ID, "id"),)
         context = _features({str(name): setting for name, setting in config.context.items()})
         user = _features(config.user)

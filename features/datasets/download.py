@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
 
 def download(original: Original, folder: Path) -> Path:
-    """Return the file in `folder`, after fetching it if it is not there yet.
+    """Return the file in `folder`, after downloading it if necessary.
 
     Raises:
         DataError: The publisher cannot be reached, or what came does not have the published checksum.
@@ -72,7 +72,7 @@ def download(original: Original, folder: Path) -> Path:
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Write what is at an address to a file, and return its MD5."""
+    """Download a file, and return its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     request = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)  # noqa: S310 (https, written in this package)
     with request as answer, path.open("wb") as file:

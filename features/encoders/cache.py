@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from features.encoders.model import Role
 
 AT_ONCE = 900
-"""Texts looked up in one question; SQLite takes about a thousand."""
+"""Texts looked up in one statement; SQLite takes about a thousand parameters."""
 
 
 class CacheError(OSError):

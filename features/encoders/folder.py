@@ -1,4 +1,4 @@
-"""A sentence-transformers model as what it is on disk: a folder of plain files, and the digest of what is in it."""
+"""A sentence-transformers model on disk: a folder of plain files, and its digest."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def find_model(name: str, revision: str | None = None, policy: RemotePolicy | No
 
 
 def model_digest(folder: Path) -> str:
-    """Return the SHA-256 of a model: of the names of its files and what is in each."""
+    """Return the SHA-256 of a model: of the names and contents of its files."""
     listed = json.dumps([[path.relative_to(folder).as_posix(), sha256(path)] for path in _parts(folder)])
     return hashlib.sha256(listed.encode()).hexdigest()
 

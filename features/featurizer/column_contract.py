@@ -38,7 +38,7 @@ COLLAPSE = 0.5
 FALL = 0.05
 """A share that fell by more than this is noted."""
 ENOUGH = 20
-"""Cells from which on a share says something."""
+"""Minimum number of cells for which shares are compared."""
 _LEAST_SHARE = 0.1
 _BAND = (0.05, 0.95)
 _MOST_WORDS = 4096
@@ -51,7 +51,7 @@ _OWN_IDS = (ITEM_ID, USER_ID)
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """What stands in a column.
+    """Statistics of a column.
 
     Attributes:
         kind: How the model reads it, a name in `features.feature_kinds.FEATURE_KINDS`.
@@ -80,7 +80,7 @@ class ColumnFacts:
 
 @dataclass(frozen=True)
 class ColumnContract:
-    """What training saw of the tables.
+    """Statistics of the tables at training time.
 
     Attributes:
         columns: The facts of each column that the model reads, by table (`items`, `users`) and name.

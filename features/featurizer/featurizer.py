@@ -32,7 +32,7 @@ SIDES = ("item", "user", "context")
 
 
 class Featurizer:
-    """Everything that was learned from the training tables before the model: vocabularies, weights, quantiles."""
+    """Everything that is fitted on the training tables before the model: vocabularies, IDF weights, quantiles."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Featurizer:
         whole_catalog: bool = False,
         shared_texts: bool = False,
     ) -> Featurizer:
-        """Return the featurizer of the items and users that the training sequences hold; nothing else is looked at.
+        """Fit on the items and users of the training sequences only.
 
         Args:
             schema: The features.
@@ -108,7 +108,7 @@ class Featurizer:
         return self.users.encode(frame.assign(**{USER_ID: list(user_ids)}))
 
     def have_no_features(self, user_ids: Sequence[Any] | np.ndarray, attributes: pd.DataFrame | None) -> bool:
-        """Return whether nothing is known of users, given as for `user_features`, that could tell them apart."""
+        """Return whether no user, given as for `user_features`, has a known value, so that all are encoded alike."""
         return attributes is None and (not self._reads_user_ids or all(user_id is None for user_id in user_ids))
 
     @cached_property

@@ -24,7 +24,7 @@ from features.sequences.batches import EntityFeatures
 
 @dataclass(frozen=True)
 class FeatureSizes:
-    """What a tower must be built for.
+    """Sizes of the inputs of a tower.
 
     Attributes:
         tables: Rows of each sparse feature's table.
@@ -137,7 +137,7 @@ class SideEncoders:
 
     @property
     def sizes(self) -> FeatureSizes:
-        """What the tower of this side must be built for."""
+        """Sizes of the inputs of this side's tower."""
         tables = {name: encoder.num_rows for name, encoder in self.sparse.items()}
         fixed = tuple(one.width for one in self.dense.values() if is_fixed(one))
         texts = tuple(name for name, encoder in self.sparse.items() if isinstance(encoder, HashedTextEncoder))
@@ -154,7 +154,7 @@ class SideEncoders:
             begin += encoder.width
 
     def knows(self, frame: pd.DataFrame) -> Bool[np.ndarray, "entities"]:
-        """Return which rows of `frame` have a cell that says something to the model; other columns say nothing."""
+        """Return which rows of `frame` have a cell with a known value; columns that are no features are ignored."""
         known = np.zeros(len(frame), dtype=bool)
         encoders: tuple[tuple[str, SparseEncoder | DenseEncoder], ...] = (*self.sparse.items(), *self.dense.items())
         for name, encoder in encoders:

@@ -73,13 +73,13 @@ class PretrainedColumn:
         return self.pretrained.width if self.feature.frozen_dim is None else self.feature.frozen_dim
 
     def numbers(self, column: pd.Series) -> Float[np.ndarray, "entities width"]:
-        """Return the beginning of each text's vector, zeros where there is none; nothing of one that is trained."""
+        """Return `width` numbers of each text's vector; zeros for empty texts; no columns if it is fine-tuned."""
         if self.is_trained:
             return np.zeros((len(column), 0), dtype=np.float32)
         return self.pretrained.numbers(texts_of(self.feature, column), self.role, self.width)
 
     def knows(self, column: pd.Series) -> Bool[np.ndarray, "entities"]:
-        """Return which cells have words; the model is not asked."""
+        """Return which cells have words; the model is not called."""
         return have_words(self.feature, column)
 
     @property

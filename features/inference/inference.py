@@ -1,4 +1,4 @@
-"""What `towers init` makes of tables it has never seen: a proposal for `[features]`, each choice with its reason.
+"""Infers a proposal for `[features]` from tables, each choice with its reason.
 
 `infer_features` looks at names and cells and decides; `render_run_toml` writes the decisions as commented TOML that a
 person can read and change. Nothing here is used after `init`: training reads run.toml alone.
@@ -93,7 +93,7 @@ _LOOKED_AT, _SHOWN = 100, 3
 
 @dataclass(frozen=True)
 class FeatureChoice:
-    """What becomes of one column.
+    """The proposal for one column.
 
     Attributes:
         column: Its name in the file.
@@ -202,7 +202,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Files:
-    """Where the tables of an `Inference` are.
+    """Paths of the tables of an `Inference`.
 
     Attributes:
         interactions: The file of the interactions; None of a search without pairs.
@@ -396,7 +396,7 @@ def _as_read(lines: Iterable[Line], choices: Mapping[str, Iterable[FeatureChoice
 
 
 def document_key(documents: pd.DataFrame) -> str:
-    """Return the column that says which document it is: by its name, else the first that is different in every row."""
+    """Return the id column of documents: by its name, else the first with unique values."""
     unique = unique_columns(documents)
     ranked = sorted((rank, name) for name in unique if (rank := item_rank(name)) is not None)
     named = [name for _, name in ranked] + [name for name in unique if bare_name(name) == "id"]
@@ -410,7 +410,7 @@ def document_key(documents: pd.DataFrame) -> str:
 def _texts_read(
     choices: tuple[FeatureChoice, ...], frame: pd.DataFrame, text: FeatureSettings
 ) -> tuple[FeatureChoice, ...]:
-    """Return the choices of a search: of what is written, all is read as text, and what is no text is left out."""
+    """Return the choices of a search: text columns are features, others are left out."""
     read = tuple(_as_text(choice, frame[choice.column], text) for choice in choices)
     if not any(choice.settings for choice in read):
         raise DataError(
@@ -631,7 +631,7 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
 
 
 def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[str]] | None:
-    """Return what stands between the values of one cell, if cells are lists, and how often each value occurs.
+    """Return the separator of the values of one cell, if cells are lists, and how often each value occurs.
 
     Values of a list come again in other cells; the parts of a sentence do not.
     """
@@ -650,7 +650,7 @@ def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[st
 
 
 def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> str | None:
-    """Return why a column tells what is to be foreseen, None if it does not seem to."""
+    """Return why a column seems to be a leak; None if it does not."""
     if _is_behaviour(set(words_of_name(name)), column, who):
         what = "what people did with the item" if who == "item" else "what the user did"
         return f"a LEAK by its name: sums up {what}, the future included"
@@ -667,7 +667,7 @@ def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item",
 
 
 def _is_behaviour(words: set[str], column: pd.Series, who: Literal["item", "user"]) -> bool:
-    """Return whether a column's name says that it sums up interactions."""
+    """Return whether a column's name suggests an aggregate of interactions."""
     if words & NOT_BEHAVIOUR:
         return False
     if words & BEHAVIOUR_IN_WORDS or (who == "user" and "last" in words and is_time(column)):
@@ -874,7 +874,7 @@ def _one_line(text: str) -> str:
 
 
 def _sorted(choices: Iterable[FeatureChoice]) -> list[FeatureChoice]:
-    """Return what is read, then what is left out."""
+    """Return the features, then the columns that are left out."""
     return sorted(choices, key=lambda choice: choice.settings is None)
 
 

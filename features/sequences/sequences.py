@@ -21,7 +21,7 @@ UNKNOWN_TIME = -(2**63)
 
 @dataclass(frozen=True)
 class Sequences:
-    """What each user did, in order.
+    """The interactions of each user, in order.
 
     User `u` did `item_rows[offsets[u]:offsets[u + 1]]`, oldest first. A user may have no events.
 
@@ -79,7 +79,7 @@ class Sequences:
         )
 
     def _take_one(self, users: Int[np.ndarray, one]) -> Sequences:
-        """Return one user, as `take` does: what a service asks for, without copying anything."""
+        """Return one user, as `take` does, without copying."""
         start, end = self.offsets[users[0]], self.offsets[users[0] + 1]
         return Sequences(
             self.user_ids[users],
@@ -116,7 +116,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Queries:
-    """Questions with known answers: what a recommender may see of each user, and what it should find.
+    """Evaluation queries: a history for each user, and the target items.
 
     Attributes:
         history: What may be seen, one row per question (possibly empty). Also what is taken out of the ranking,
@@ -132,11 +132,11 @@ class Queries:
     times: Int[np.ndarray, questions] | None
 
     def __len__(self) -> int:
-        """Return the number of questions."""
+        """Return the number of queries."""
         return len(self.history)
 
     def take(self, questions: Int[np.ndarray, chosen]) -> Queries:
-        """Return the questions at the given positions, in that order."""
+        """Return the queries at the given positions, in that order."""
         lengths = np.diff(self.target_offsets)[questions]
         targets = ragged_arange(self.target_offsets[:-1][questions], lengths)
         return Queries(

@@ -1,4 +1,4 @@
-"""The ways of asking whether a recommender is any good: what it may learn from, and what it must then find.
+"""Evaluation protocols: how interactions are split into training data and held-out queries with targets.
 
 `leave_one_out` (a user's next item), `time_split` (one cut in time for all users), `held_out_users` (users not in
 training), `held_out_queries` (the same, without a history) and `cold_items` (items not in training) each turn
@@ -23,7 +23,7 @@ from features.sequences.ragged import offsets_of, ragged_arange
 from features.sequences.sequences import Queries, Sequences
 
 MIN_ITEMS_TO_HOLD_OUT = 5
-"""Different items a person needs for `held_out_users`, as in Mult-VAE: with fewer, a fifth is less than one item."""
+"""Minimum distinct items of a user for `held_out_users`, as in Mult-VAE: of fewer, a fifth is less than one item."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def held_out_users(
 
 
 def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True, seed: int = 0) -> Split:
-    """Hold out whole queries and ask for all their documents, by what is written in them alone (protocol Q).
+    """Hold out whole queries and predict all their documents from their text alone (protocol Q).
 
     A tenth of the queries is held out for the test and a tenth for validation. The whole catalogue is ranked, and what
     answers one query may answer another.
@@ -232,7 +232,7 @@ def cold_items(
     test_share: float = 0.1,
     validation_share: float = 0.1,
 ) -> Split:
-    """Take items out of the training data altogether, and ask the users whose last item is one of them (protocol C).
+    """Remove items from the training data, and predict them for users whose last item is one of them (protocol C).
 
     Of the items that occur, `test_share` are cold for the test and another `validation_share` for validation, drawn at
     random. The questions are those of leave-one-out whose answer is such an item, so that nothing that came after a
@@ -330,7 +330,7 @@ def _next_item(
     events: Int[np.ndarray, "chosen"],
     allowed: Bool[np.ndarray, "all_events"] | None = None,
 ) -> Queries:
-    """Return a question per user, answered by the item of one event; those without a history are left out."""
+    """Return a query per user, with the item of one event as target; users without a history are left out."""
     queries = Queries(
         history=_heads(sequences, users, events, allowed),
         target_offsets=np.arange(len(users) + 1),
@@ -343,7 +343,7 @@ def _next_item(
 def _last_answers_among(
     sequences: Sequences, item_rows: Int[np.ndarray, "cold"], recommend_seen: bool
 ) -> tuple[Int[np.ndarray, "chosen"], Int[np.ndarray, "chosen"]]:
-    """Return the users whose last possible answer is one of the given items, and that event of each."""
+    """Return the users whose last possible target is one of the given items, and that event of each."""
     remaining, _ = _answers_from_end(sequences, recommend_seen)
     events = np.flatnonzero((remaining == 0) & np.isin(sequences.item_rows, item_rows))
     return sequences.event_users[events], events
@@ -363,7 +363,7 @@ def _cuts(times: Int[np.ndarray, "events"], shares: list[float]) -> list[int]:
 
 
 def _window(sequences: Sequences, start: int, end: int, recommend_seen: bool) -> Queries:
-    """Return the questions asked at `start` that events before `end` answer."""
+    """Return the queries at time `start`, with events before `end` as targets."""
     assert sequences.times is not None
     before = sequences.times < start
     pairs = sequences.event_users * (sequences.item_rows.max(initial=0) + 1) + sequences.item_rows
@@ -384,7 +384,7 @@ def _window(sequences: Sequences, start: int, end: int, recommend_seen: bool) ->
 def _hidden_items(
     sequences: Sequences, first: Bool[np.ndarray, "events"], history_share: float, rng: np.random.Generator
 ) -> Bool[np.ndarray, "events"]:
-    """Return which events are of an item that its user is asked for: the same random share of everyone's items."""
+    """Return which events are targets: the same random fraction of each user's items."""
     users = sequences.event_users
     order = np.lexsort((rng.random(sequences.num_events), ~first, users))
     place = np.empty(sequences.num_events, dtype=np.int64)
@@ -397,7 +397,7 @@ def _hidden_items(
 
 
 def _hidden_part(sequences: Sequences, users: Int[np.ndarray, "chosen"], hidden: Bool[np.ndarray, "events"]) -> Queries:
-    """Return one question per user: the hidden items are the answers, the other events the history."""
+    """Return one query per user: the hidden items are the targets, the other events the history."""
     answers = sequences.keep(hidden & sequences.first_visits()).take(users)
     everything = sequences.take(users)
     newest = None if everything.times is None else np.maximum.reduceat(everything.times, everything.offsets[:-1])

@@ -1,4 +1,4 @@
-"""The three tables everything begins with, checked at the edge: `Interactions`, `Catalog` and `Users`.
+"""The three validated input tables: `Interactions`, `Catalog` and `Users`.
 
 What cannot be right is a `DataError` naming file, column, row and remedy; what can be repaired is repaired and
 counted in one line of `Tables.notes`. Behind `read_tables` nothing is checked again: ids have one type, every item of
@@ -42,7 +42,7 @@ _EXACT_FLOATS = 2**53
 _WHOLE_ID = r"^(0|-?[1-9][0-9]{0,14})(\.0*)?$"
 
 Readings = Mapping[str, Reading]
-"""How the cells of columns are read, by column; columns whose cells have a type already are not in it."""
+"""Format of text cells, by column; typed columns are not in it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What there is: one row per item, `item_id` first, then every column as it came.
+    """The items table: one row per item, `item_id` first, then every column as in the file.
 
     Attributes:
         frame: The rows; an item's position here is its `item_row`.

@@ -19,7 +19,7 @@ from features.tables.rows import NO_SPELLINGS, fitting_rows
 from features.tables.tables import Catalog, Interactions, Tables
 
 LoggedEvent = tuple[int | str, int | str, int]
-"""Who, what, and when in Unix seconds."""
+"""User id, item id and Unix seconds."""
 
 
 def apply_updates(

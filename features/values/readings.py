@@ -1,4 +1,4 @@
-"""How the cells of a column are read: decided once from all of them, kept, and the same from then on.
+"""Readers of columns: the format of a column is inferred once from all of its cells, and then kept.
 
 A decision is a small value (`NumberFormat`, `TimeFormat`, `ListFormat`) that can be written as JSON, so that the same
 column of another file is read as this one was. A column whose cells have a type already needs none.
@@ -53,7 +53,7 @@ class ReadColumn:
 
 
 class ReadOptions(Protocol):
-    """What an experimenter may say of how cells are written; None: decided by all cells of the column."""
+    """Settings of the format of cells; None: inferred from all cells of the column."""
 
     @property
     def decimal(self) -> Literal[".", ","] | None:
@@ -61,7 +61,7 @@ class ReadOptions(Protocol):
 
     @property
     def time_format(self) -> str | None:
-        """How times are written, see `TimeFormat`."""
+        """Format of times, see `TimeFormat`."""
 
 
 def reading_to_json(reading: Reading) -> dict[str, Any]:
