@@ -130,7 +130,7 @@ class Trainer:
             Stopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint is written.
         """
         if self.progress.step == 0:
-            self._begin()
+            self._initialise()
         with _stop_requests() as stop:
             while not self.progress.finished:
                 self._epoch(stop)
@@ -139,7 +139,7 @@ class Trainer:
         self.model.load_state_dict(self.best_weights or self.average.tensors)
         return self.model.eval()
 
-    def _begin(self) -> None:
+    def _initialise(self) -> None:
         """Initialise item embeddings as set, and evaluate initial weights that are not random, as they may be the best.
 
         Those of a text search are not random either: TF-IDF vectors need no training.
@@ -150,7 +150,7 @@ class Trainer:
         elif self.reads_history:
             return
         if self.validate is not None:
-            quality = self._judge()
+            quality = self._validate()
             if self.on_epoch is not None:
                 self.on_epoch(self.progress, {"validation_ndcg_at_10": quality})
         self.progress.finished = self._out_of_steps()
@@ -159,7 +159,7 @@ class Trainer:
         progress = self.progress
         total = self.batches.num_batches(progress.epoch)
         if progress.batch == 0:
-            self._mine()
+            self._mine_hard_negatives()
         self.model.train()
         bar = tqdm(
             total=total,
@@ -171,12 +171,12 @@ class Trainer:
         )
         with bar:
             began = time.perf_counter()
-            for batch in _ahead(self.batches.epoch(progress.epoch, progress.batch)):
+            for batch in _prefetched(self.batches.epoch(progress.epoch, progress.batch)):
                 self.loss_sum += self.step(batch)
                 progress.batch += 1
                 bar.update()
                 if self.device.type == "cpu" or progress.batch % STEPS_UNSEEN == 0:
-                    self._tell(bar)
+                    self._report_loss(bar)
                 progress.seconds += time.perf_counter() - began
                 if self._out_of_steps():
                     break
@@ -184,14 +184,14 @@ class Trainer:
                 began = time.perf_counter()
         self._end_epoch()
 
-    def _tell(self, bar: tqdm[NoReturn]) -> None:
+    def _report_loss(self, bar: tqdm[NoReturn]) -> None:
         progress = self.progress
         progress.loss = self.loss_sum.item()
         bar.set_postfix_str(f"loss {progress.loss / progress.batch:.4f}", refresh=False)
         if self.on_step is not None:
             self.on_step(progress.step, progress.loss / progress.batch)
 
-    def _mine(self) -> None:
+    def _mine_hard_negatives(self) -> None:
         """Mine hard negatives if the interval is over; never before the first epoch, when the model is untrained."""
         hard, settings, epoch = self.negatives.hard, self.settings, self.progress.epoch
         if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_interval:
@@ -224,7 +224,7 @@ class Trainer:
         if self.validate is None:
             progress.best_step = progress.step
         else:
-            measured["validation_ndcg_at_10"] = self._judge()
+            measured["validation_ndcg_at_10"] = self._validate()
         progress.epoch += 1
         is_last = progress.epoch >= self.settings.epochs and self.steps is None
         progress.finished = is_last or self._out_of_steps() or self._is_exhausted()
@@ -239,7 +239,7 @@ class Trainer:
         """Return the approximate number of events in the finished batches of the epoch."""
         return self.train.num_events * self.progress.batch / self.batches.num_batches(self.progress.epoch)
 
-    def _judge(self) -> float:
+    def _validate(self) -> float:
         assert self.validate is not None
         progress = self.progress
         with self.average.in_place():
@@ -273,7 +273,7 @@ class Trainer:
             raise Stopped(stop[0])
 
     def step(self, batch: SequenceBatch) -> Tensor:
-        """Train on one batch and return its loss, without waiting for a GPU to finish it."""
+        """Train on one batch and return its loss, without upcoming for a GPU to finish it."""
         self._set_learning_rates()
         for fused in self.table_optimizers:
             fused.step()  # only passes the learning rate on; the backward pass updates the tables
@@ -294,7 +294,7 @@ class Trainer:
         """
         targets = Targets.of(batch)
         negatives = self.negatives.draw(targets, self.generator)
-        rows, place = self._needed(batch, negatives)
+        rows, place = self._items_to_encode(batch, negatives)
         item_vectors = self.model.item_vectors(self._features_of(rows))
         states = user_states(
             self.model.user_tower,
@@ -310,16 +310,16 @@ class Trainer:
             negative_vectors = torch.cat([negative_vectors, self.negatives.memory.recall(negatives)])
             if self.progress.step >= self.settings.warmup_steps:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
-        asking = states[to_device(targets.places, self.device)]
-        loss = self._loss_of(asking, positive_vectors, negative_vectors, negatives)
+        user_vectors = states[to_device(targets.places, self.device)]
+        loss = self._loss_of(user_vectors, positive_vectors, negative_vectors, negatives)
         if self.settings.symmetric_loss:
             others = reversed_negatives(targets, self.train.num_events)
-            loss = (loss + self._loss_of(positive_vectors, asking, asking, others)) / 2
+            loss = (loss + self._loss_of(positive_vectors, user_vectors, user_vectors, others)) / 2
         return loss
 
-    def _loss_of(self, asking: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
+    def _loss_of(self, user_vectors: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
         return matryoshka_loss(
-            asking,
+            user_vectors,
             answers,
             others,
             self.model.scale,
@@ -329,7 +329,7 @@ class Trainer:
             loss=self.loss_function,
         )
 
-    def _needed(self, batch: SequenceBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
+    def _items_to_encode(self, batch: SequenceBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
         """Return the items whose vectors the step makes, the negatives first, and the place of each item among them."""
         place = torch.full((len(self.item_features),), -1)
         place[negatives.fresh] = torch.arange(len(negatives.fresh))
@@ -406,12 +406,12 @@ class Trainer:
         }
 
 
-def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+def _prefetched(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
     """Yield the same batches, each prepared while the previous one is trained on."""
-    with ThreadPoolExecutor(1) as dealer:
-        waiting = dealer.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = dealer.submit(next, batches, None)
+    with ThreadPoolExecutor(1) as worker:
+        upcoming = worker.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = worker.submit(next, batches, None)
             yield batch
 
 

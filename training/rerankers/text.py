@@ -1,8 +1,8 @@
 """Making of re-rankers that read texts: a cross-encoder, pretrained or fine-tuned, and late interaction.
 
-Neither is taught on the questions that it is judged by. A cross-encoder can learn from those of the training data: that
-the retriever has seen their answers does not matter to a ranker that does not read the retriever's opinion. How much
-its own opinion counts is chosen on questions that were held out, for each part of them by all the others.
+Neither is trained on the queries of its evaluation. A cross-encoder is fine-tuned on queries of the training data: that
+the retriever was trained on their targets does not matter, because the cross-encoder does not read the retriever's
+scores. The weight of its own score is chosen on held-out queries by cross-validation.
 """
 
 from __future__ import annotations
@@ -209,23 +209,23 @@ def scores_of(
 
 
 def choose_weight(
-    lessons: RankingDataset, shares: Sequence[float], seed: int
+    dataset: RankingDataset, shares: Sequence[float], seed: int
 ) -> tuple[float, Float[np.ndarray, " questions"]]:
     """Return the best weight of the text model's score, and N@10 by query with the weight chosen on the other queries.
 
     Args:
-        lessons: With a score for each share, as `scores_of` gives them.
+        dataset: With a score for each share, as `scores_of` gives them.
         shares: They.
         seed: Deals the questions into parts.
     """
-    everyone = np.arange(len(lessons))
-    found = np.stack([lessons.ndcg(everyone, lessons.features[..., place]) for place in range(len(shares))])
-    part, after = assign_folds(len(lessons), seed), np.zeros(len(lessons))
+    everything = np.arange(len(dataset))
+    found = np.stack([dataset.ndcg(everything, dataset.features[..., place]) for place in range(len(shares))])
+    part, after = assign_folds(len(dataset), seed), np.zeros(len(dataset))
     for fold in range(FOLDS):
-        judged = part == fold
-        if judged.any():
-            others = found[:, ~judged] if not judged.all() else found
-            after[judged] = found[int(others.mean(axis=1).argmax()), judged]
+        in_fold = part == fold
+        if in_fold.any():
+            others = found[:, ~in_fold] if not in_fold.all() else found
+            after[in_fold] = found[int(others.mean(axis=1).argmax()), in_fold]
     return shares[int(found.mean(axis=1).argmax())], after
 
 

@@ -138,7 +138,7 @@ class TrainedRanker:
     Attributes:
         reranker: Model that scores candidates.
         save: Writes its files into a folder.
-        lessons: Queries it was evaluated on, with their candidates. None: nothing was held out.
+        dataset: Queries it was evaluated on, with their candidates. None: nothing was held out.
         after: N@10 of its order, by query.
         features: Names of the candidate features it reads, for kinds that read features.
         reading: Text settings, for kinds that read texts.
@@ -146,7 +146,7 @@ class TrainedRanker:
 
     reranker: Reranker
     save: Save
-    lessons: RankingDataset | None
+    dataset: RankingDataset | None
     after: Float[np.ndarray, " questions"]
     features: Sequence[str] = ()
     reading: Reading | None = None
@@ -167,9 +167,9 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     num_candidates = choice.num_candidates or choice.definition.num_candidates
     make = _learned if choice.definition.max_tokens is None else _reading
     made = make(bundle, held_out, choice, num_candidates)
-    judgement = None if made.lessons is None else _judged(made, made.lessons)
-    if judgement is not None and made.lessons is not None:
-        _say(judgement, made.lessons, num_candidates)
+    judgement = None if made.dataset is None else _evaluated(made, made.dataset)
+    if judgement is not None and made.dataset is not None:
+        _print_evaluation(judgement, made.dataset, num_candidates)
         if judgement.ndcg_after <= judgement.ndcg_before and choice.weight is None:
             click.echo("not written: it is no better than the retriever's order")
             return
@@ -202,9 +202,9 @@ def _learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
     split, tables, seed = held_out.questions(bundle.path), held_out.tables, held_out.config.training.seed
     facts = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
     maker = RankFeatures(facts)
-    lessons = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
-    taught = fit_ranker(lessons, seed)
-    return TrainedRanker(LearnedRanker(taught.network, facts), taught.network.save, lessons, taught.after, maker.names)
+    dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
+    fitted = fit_ranker(dataset, seed)
+    return TrainedRanker(LearnedRanker(fitted.network, facts), fitted.network.save, dataset, fitted.after, maker.names)
 
 
 def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
@@ -225,9 +225,9 @@ def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
         return TrainedRanker(ranker, save, None, np.zeros(0), reading=reading)
     shares = SHARES if choice.weight is None else (choice.weight,)
     read = scores_of(ranker, shares)
-    lessons = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
-    share, after = choose_weight(lessons, shares, seed)
-    return TrainedRanker(ranker, save, lessons, after, reading=reading.model_copy(update={"share": share}))
+    dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
+    share, after = choose_weight(dataset, shares, seed)
+    return TrainedRanker(ranker, save, dataset, after, reading=reading.model_copy(update={"share": share}))
 
 
 def _text_ranker(
@@ -279,12 +279,12 @@ def _sample(questions: Queries, most: int, seed: int) -> Queries:
     return questions.take(np.sort(np.random.default_rng(seed).choice(len(questions), most, replace=False)))
 
 
-def _judged(made: TrainedRanker, lessons: RankingDataset) -> Judgement:
-    before = lessons.before()
+def _evaluated(made: TrainedRanker, dataset: RankingDataset) -> Judgement:
+    before = dataset.before()
     low, high = bootstrap_interval((made.after - before)[:, None])
-    taken = milliseconds(made.reranker, lessons.examples)
+    taken = milliseconds(made.reranker, dataset.examples)
     return Judgement(
-        num_questions=len(lessons),
+        num_questions=len(dataset),
         ndcg_before=float(before.mean()),
         ndcg_after=float(made.after.mean()),
         gain_low=float(low[0]),
@@ -312,10 +312,10 @@ def milliseconds(reranker: Reranker, shortlists: Sequence[Shortlist]) -> Float[n
     return np.array(taken)
 
 
-def _say(judgement: Judgement, lessons: RankingDataset, num_candidates: int) -> None:
+def _print_evaluation(judgement: Judgement, dataset: RankingDataset, num_candidates: int) -> None:
     before, after = judgement.ndcg_before, judgement.ndcg_after
     click.echo(
-        f"{judgement.num_questions:,} held-out queries, {int(lessons.is_answerable.sum()):,} with a target among "
+        f"{judgement.num_questions:,} held-out queries, {int(dataset.is_answerable.sum()):,} with a target among "
         f"the first {num_candidates}\n"
         f"N@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is {after - before:+.4f}, "
         f"95 % interval {judgement.gain_low:+.4f} to {judgement.gain_high:+.4f})\n"

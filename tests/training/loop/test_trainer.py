@@ -276,7 +276,7 @@ def test_items_are_mined_anew_every_so_many_epochs_but_not_before_the_first() ->
         return trainer.negatives.hard.table
 
     random = torch.get_rng_state()
-    trainer._mine()
+    trainer._mine_hard_negatives()
     assert torch.equal(torch.get_rng_state(), random)
     trainer.fit()
     epochs = [tables[step] for step in range(0, len(tables), 12)]

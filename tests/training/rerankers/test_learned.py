@@ -141,26 +141,26 @@ def test_each_question_judges_a_member_that_did_not_learn_from_it(monkeypatch: p
     is_answer = np.zeros((100, 20), dtype=bool)
     is_answer[np.arange(100), rng.integers(0, 20, 100)] = True
     features = rng.normal(size=(100, 20, 12)).astype(np.float32)
-    lessons = RankingDataset(features, np.ones((100, 20), dtype=bool), is_answer, np.ones(100, dtype=np.int64))
+    dataset = RankingDataset(features, np.ones((100, 20), dtype=bool), is_answer, np.ones(100, dtype=np.int64))
     monkeypatch.setattr(ranking, "EPOCHS", 25)
     monkeypatch.setattr(ranking, "PATIENCE", 25)
     monkeypatch.setattr(ranking, "LEARNING_RATE", 5e-3)
-    monkeypatch.setattr(ranking._FoldTrainer, "_judge", judged_by_the_last)
-    taught = fit_ranker(lessons, 0)
+    monkeypatch.setattr(ranking._FoldTrainer, "_validate", judged_by_the_last)
+    fitted = fit_ranker(dataset, 0)
     with torch.inference_mode():
-        scores = torch.stack([taught.network(torch.from_numpy(one)) for one in features]).numpy()
+        scores = torch.stack([fitted.network(torch.from_numpy(one)) for one in features]).numpy()
     chance = (1 / np.log2(2 + np.arange(10))).sum() / 20
-    assert lessons.ndcg(np.arange(100), scores).mean() > 2 * chance
-    assert taught.after.mean() - 10 * 26 < 1.4 * chance
+    assert dataset.ndcg(np.arange(100), scores).mean() > 2 * chance
+    assert fitted.after.mean() - 10 * 26 < 1.4 * chance
 
 
-_judge = ranking._FoldTrainer._judge
+_validate = ranking._FoldTrainer._validate
 
 
 def judged_by_the_last(pupil, member, judged):
     """Judge as always, a little better each time, so that nothing is stopped and the last weights are kept."""
     member.judgements = getattr(member, "judgements", 0) + 1
-    return _judge(pupil, member, judged) + member.judgements * 10
+    return _validate(pupil, member, judged) + member.judgements * 10
 
 
 def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
@@ -168,8 +168,8 @@ def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
     is_there = np.arange(25) < rng.integers(12, 26, 50)[:, None]
     is_answer = (rng.random((50, 25)) < 0.1) & is_there
     missed = rng.integers(0, 3, 50)
-    lessons = RankingDataset(np.zeros((50, 25, 1), np.float32), is_there, is_answer, is_answer.sum(axis=1) + missed)
-    asked = np.flatnonzero(lessons.num_answers > 0)
+    dataset = RankingDataset(np.zeros((50, 25, 1), np.float32), is_there, is_answer, is_answer.sum(axis=1) + missed)
+    asked = np.flatnonzero(dataset.num_answers > 0)
     scores = rng.normal(size=(len(asked), 25))
     expected = []
     for question, given in zip(asked, scores, strict=True):
@@ -177,7 +177,7 @@ def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
         ranks = [1 + order.index(place) for place in np.flatnonzero(is_answer[question])]
         ranks += [10**9] * int(missed[question])
         expected.append(ndcg_at(np.array(ranks), np.array([0, len(ranks)]), 10)[0])
-    np.testing.assert_allclose(lessons.ndcg(asked, scores), expected)
+    np.testing.assert_allclose(dataset.ndcg(asked, scores), expected)
 
 
 def test_a_bundle_that_has_seen_all_answers_is_refused(bundle_path: Path):
@@ -189,7 +189,7 @@ def test_a_bundle_that_has_seen_all_answers_is_refused(bundle_path: Path):
 
 def test_too_few_answers_to_learn_from_are_refused(bundle_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranking, "LEAST_QUESTIONS", 1000)
-    with pytest.raises(DataError, match="expected at least 1000 questions with an answer among the candidates"):
+    with pytest.raises(DataError, match="expected at least 1000 queries with a target among the candidates"):
         train_bundle_ranker(bundle_path, RankerChoice(num_candidates=40))
 
 
