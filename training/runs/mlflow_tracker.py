@@ -2,7 +2,8 @@
 
 By default runs go into `mlflow.db` (SQLite) in the working directory, and their files into `mlartifacts/`; the
 environment variable `MLFLOW_TRACKING_URI` sends them anywhere else. Recording never stops a training run: when the
-store does not answer, one line says so and training goes on. Values are collected and sent every few seconds.
+store does not answer, a one-line warning is printed and training continues. Values are collected and sent every few
+seconds.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             run_name: What the run is called in the list.
             params: The settings, tables within tables; recorded as `table.key`.
             tags: Digests of the data and the like. Versions of the libraries are added.
-            run_id: A run that was interrupted; it goes on. If the store no longer has it, a new one begins.
+            run_id: Id of an interrupted run to continue. If the store no longer has it, a new run starts.
             folder: Where the default store lies. None: the working directory.
         """
         tracker = cls()

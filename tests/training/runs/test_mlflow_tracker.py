@@ -205,7 +205,7 @@ def test_what_the_store_refuses_is_left_out_and_told_and_the_run_goes_on(
     assert run.data.params == {"fine": "1", "good": "3"}
     assert {"loss": 1.0, "speed": 3.0}.items() <= run.data.metrics.items()
     (line,) = warnings_of(caplog)
-    assert "refuses '../bad', and records the rest; training goes on (" in line
+    assert "refuses '../bad', and records the rest; training continues (" in line
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FINISHED"), (KeyboardInterrupt, "KILLED")])
@@ -381,7 +381,7 @@ def test_a_closed_port_costs_seconds_at_most_and_one_line(
     assert (tracker.run_id, tracker.how_to_look) == (None, None)
     (line,) = warnings_of(caplog)
     assert "planted-pa55" not in caplog.text
-    assert line.startswith(f"MLflow at http://me:***@127.0.0.1:{port} does not record this run; training goes on (")
+    assert line.startswith(f"MLflow at http://me:***@127.0.0.1:{port} does not record this run; training continues (")
     assert "\n" not in line
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
