@@ -126,8 +126,8 @@ def train(
     """Train on the tables of run.toml and write a bundle that can be served.
 
     Ctrl-C or SIGTERM stops after the current step; the same command with --resume continues exactly from there. A
-    running service is not affected: runs/latest points to the newest bundle, and
-    `towers swap` switches the service to one.
+    running service is not affected: runs/latest points to the newest bundle, and `towers swap` switches the service to
+    one.
     """
     from training.tasks.train import train_and_bundle
 

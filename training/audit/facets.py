@@ -58,7 +58,7 @@ class Facet:
 
     Attributes:
         name: Such as `language`.
-        labels: What its values are called, in the order in which people expect them.
+        labels: Labels of its values, in display order.
         offsets: Where the values of each entity (item, user or answer) begin, `[entities + 1]`.
         codes: Places in `labels`, one entity after the other, none twice for one entity, `[memberships]`.
     """

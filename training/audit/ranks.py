@@ -1,12 +1,12 @@
 """Ranks that `towers evaluate` stores: the rank of each target, and how often each item was recommended.
 
-`towers audit` cuts it into slices without ranking anything again, and so can anybody with a group-by, since these are
-two plain tables:
+`towers audit` computes metrics by slice from it without ranking again. So can your own group-by; these are two plain
+tables:
 
 ```
 ranks/
   about.json       protocol, part, settings, digests of the tables
-  answers.parquet  a row per hidden answer: seed, recommender, question, user_id, item_id, rank (from 1; null: never
+  answers.parquet  a row per held-out target: seed, recommender, question, user_id, item_id, rank (from 1; null: never
                    recommended), history (events known of the user), last_time (of these), time (of the question;
                    both in Unix seconds, null: none or unknown)
   items.parquet    a row per candidate: seed, recommender, item_id, interactions (in the training data), first_time
@@ -86,8 +86,8 @@ class RanksWriter:
 
         Args:
             seed: Of the split and the training.
-            split: What was learned from.
-            questions: What was asked.
+            split: Training data and queries of the evaluation.
+            questions: The evaluated queries.
             evaluations: How each recommender answered, with its exposure.
             catalog: The items.
         """

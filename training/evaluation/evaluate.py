@@ -1,6 +1,6 @@
 """Evaluation: rank the whole catalogue for every query, exactly, and compute metrics from the ranks of the targets.
 
-A `ScoringModel` only gives scores. What may not be recommended (the history, and what is no candidate) is taken out
+A `ScoringModel` only returns scores. What may not be recommended (the history, and what is no candidate) is taken out
 here, in one place and in the same way for all of them, and ties are broken by lot, so that a recommender that knows
 nothing does as well as chance and no better. No sampled negatives, no index in between: what is measured is the model.
 """

@@ -76,7 +76,7 @@ def fit(
         on_epoch: Called with the progress and the metrics of the epoch.
 
     Raises:
-        DataError: The settings ask for times that the tables do not have.
+        DataError: The settings need timestamps that the tables do not have.
     """
     if config.towers.time_bias and split.train.times is None:
         raise DataError(

@@ -397,7 +397,7 @@ class MixedSampler:
         """Return `expected` and `factors`; the last way is that of the exact items, drawn once and expected once.
 
         Args:
-            targets: What the batch asks for.
+            targets: The predictions of the batch.
             rows: The negatives, the exact ones first.
             num_exact: How many these are.
             columns: Where among the negatives each draw is, by source.
@@ -449,12 +449,12 @@ def reversed_negatives(targets: Targets, num_predictions: int) -> Negatives:
     **What it does.** The predictions of a batch are a sample of all that there are to learn from, and each of their
     users stands for as many. Users whose training data holds the item are not negatives of it.
 
-    **When to use it.** Where users are found by items as well, and where the pairs are few: each is learned from twice,
+    **When to use it.** Where users are retrieved by items as well, and where pairs are few: each is used twice,
     and users move apart, not only items. **Cost:** one more matrix product. **Relations:** with `InBatchSampler`
     negatives the symmetric loss of CLIP (Radford et al. 2021, arXiv 2103.00020) and MultipleNegativesSymmetricRanking.
 
     Args:
-        targets: What a batch asks for.
+        targets: The predictions of a batch.
         num_predictions: How many there are to learn from.
 
     Returns:
@@ -483,7 +483,7 @@ def choose_negatives(
 
     Args:
         settings: `[training]`.
-        batches: How the training data is dealt.
+        batches: The batches of the training data.
         num_items: Items in the catalogue.
         width: Numbers in a vector.
         device: Where remembered vectors are kept.
@@ -521,7 +521,7 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
     """Return the share of each item in all positives of an epoch, `[items]`; the expected one where they are drawn.
 
     Args:
-        batches: The training data as it is dealt.
+        batches: The batches of the training data.
         num_items: Items in the catalogue.
     """
     sequences = batches.sequences

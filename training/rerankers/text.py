@@ -100,7 +100,7 @@ def make_cross_encoder(
         name: The folder of the model, or its name on the hub; any transformer where it is to learn.
         texts: What is written of each item.
         reading: How it reads them.
-        comparisons: What it learns from first. None: it stays as it is.
+        comparisons: Examples to fine-tune it on. None: no fine-tuning.
         seed: For what is random in it.
 
     Raises:

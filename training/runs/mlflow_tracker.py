@@ -305,7 +305,7 @@ def _name(name: str) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a store took offence at what was sent, so that sending it once more would not help."""
+    """Whether a store rejected the values themselves, so that a retry would fail as well."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.get_http_status_code() == 400

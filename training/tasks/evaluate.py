@@ -51,7 +51,7 @@ def evaluate_run(
         protocol: As the command line calls it; None: see `usual_protocol`.
         seeds: How many trainings; the first has the seed of the settings.
         device: `auto`, `cpu` or `cuda`.
-        part: Which of the questions held out are asked.
+        part: Held-out data to evaluate on.
         compare: `NAME=FILE` each: other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         ranks: Where the rank of each answer is kept for an audit. None: nowhere.

@@ -102,7 +102,7 @@ def propose(
         items: Its catalogue.
         users: Its users' attributes.
         documents: Of a search: what there is.
-        queries: What was asked.
+        queries: Queries of a search.
         pairs: Which documents answer which query.
         named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
         time_format: How the times are written, if it is known.

@@ -20,7 +20,7 @@ def usual_protocol(config: RunConfig, sequences: Sequences) -> str:
 
 
 def is_drawn(protocol: str, sequences: Sequences) -> bool:
-    """Whether the split of a protocol is drawn by lot, so that each seed has its own."""
+    """Whether the split of a protocol is random, so that each seed has its own."""
     return protocol in ("users", "queries", "cold-items") or (protocol == "leave-one-out" and not sequences.is_ordered)
 
 

@@ -51,7 +51,7 @@ def fit_baselines(
     """Fit every baseline on the training data, with the hyperparameters that are best on the validation queries.
 
     Args:
-        split: What is learned from, and the questions to choose by.
+        split: Training data and validation queries.
         recommend_seen: Whether items of a question's history stay in its ranking.
         texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
 
