@@ -39,9 +39,9 @@ users = "people.csv"
 wakes = { kind = "clock" }
 
 [towers]
-width = 8
-blocks = 1
-heads = 1
+embedding_dim = 8
+num_layers = 1
+num_heads = 1
 
 [training]
 epochs = 1

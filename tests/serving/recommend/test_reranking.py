@@ -343,7 +343,8 @@ def test_a_kind_of_reranker_is_added_by_a_class_and_an_entry(
     shutil.copytree(pristine / "runs" / "model", path)
     bundle = ModelBundle.open(path)
     write_ranker(bundle, "constant", lambda folder: (folder / "order.txt").write_text("backwards"), num_candidates=20)
-    plain = open_recommender(path)
+    open_recommender(path)
+    plain = Recommender.open(path)
     opened = Recommender.open(path, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
     user_id = plain.state.users.ids[0]
     found = ids(plain.recommend(user_id, 30))

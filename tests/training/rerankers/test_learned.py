@@ -128,7 +128,7 @@ def test_it_says_what_it_gains_and_the_same_seed_teaches_the_same(
     shutil.copytree(bundle_path, again)
     train_bundle_ranker(again, RankerChoice(num_candidates=40))
     said = capsys.readouterr().out
-    assert f"{NUM_USERS} questions, " in said
+    assert f"{NUM_USERS} held-out queries, " in said
     assert "95 % interval +" in said
     assert f"towers index {again}" in said
     first, second = (json.loads((path / FOLDER / NAME).read_text()) for path in (trained, again))
