@@ -77,7 +77,7 @@ def late(folder: Path) -> Path:
     """The same with late interaction."""
     shutil.copytree(folder / "runs" / "plain", folder / "runs" / "late")
     said = towers(folder, "train-ranker", "runs/late", *kind("late-interaction", "tiny/model"), "--candidates", "40")
-    assert "30 questions, " in said
+    assert "30 held-out queries, " in said
     assert "95 % interval +" in said
     assert "towers index runs/late" in said
     said = towers(folder, "index", "runs/late")
