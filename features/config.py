@@ -1,4 +1,4 @@
-"""Strict settings: every table of `run.toml` and `serving.toml` is one of these, and all mistakes are told at once."""
+"""Strict settings: the base of every table of `run.toml` and `serving.toml`; all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from features.errors import DataError
-from features.messages import shown
+from features.feature_kinds import FEATURE_KINDS, FeatureKind
+from features.messages import did_you_mean, shown
 
-FeatureKind = Literal["id", "category", "categories", "number", "text", "vector", "time"]
+
+def _known_kind(name: str) -> str:
+    if name not in FEATURE_KINDS:
+        kinds = ", ".join(FEATURE_KINDS)
+        raise ValueError(f"expected one of {kinds}; found {shown(name)}{did_you_mean(name, list(FEATURE_KINDS))}")
+    return name
+
+
+FeatureKindName = Annotated[str, AfterValidator(_known_kind)]
+"""A name in `FEATURE_KINDS`."""
 TimeFormatName = Annotated[
     str, Field(pattern=r"^(iso|dmy|mdy|digits|seconds|milliseconds|microseconds|nanoseconds|excel|.*%.*)$")
 ]
@@ -29,80 +39,86 @@ class StrictTable(BaseModel):
 
 
 class FeatureSettings(StrictTable):
-    """How one column becomes part of a vector."""
+    """One feature: a column and how it is encoded."""
 
-    kind: FeatureKind
-    """`id` (something is learned of each value, and hidden now and then in training), `category`, `categories` (several
-    values in one cell), `number`, `text`, `vector` (a ready-made list of numbers), `time` (a date or Unix seconds)."""
+    kind: FeatureKindName
+    """`id` (an embedding per value, hidden at random in training: `towers.id_dropout`), `category`, `categories`
+    (several values in one cell), `number`, `text`, `vector` (a precomputed list of numbers), `time` (a date or Unix
+    seconds)."""
     separator: str | None = None
-    """For `categories` in text cells: what stands between the values."""
-    fixed: int | None = Field(None, ge=4, le=4096)
-    """For `text`: the TF-IDF of its words as so many numbers, at most `towers.width`, of which none is trained: what is
-    written alike stays near, so that new items are found as well as known ones. With an `encoder`: so many numbers of
-    its vectors, the most telling. None: the vectors of words are trained, which is better where items are known."""
+    """For `categories` in text cells: the separator of the values, such as `|`."""
+    frozen_dim: int | None = Field(None, ge=4, le=4096)
+    """For `text`: use a vector of so many dimensions that is not trained, at most `towers.embedding_dim`: the TF-IDF of
+    the words, randomly projected, or, with an `encoder`, the first principal components of its vectors. Set it for
+    new items (cold start) and for text search. None: trained word embeddings, better for items with interactions."""
     encoder: str | None = None
-    """For `text`: the pretrained model that reads it, a name below `[features.encoders]`. Without `fixed` a projection
-    of its vectors is trained. None: its words and their parts are read, which needs no model."""
-    corrected: bool = False
-    """With `fixed`: whether vectors of words are trained beside. They begin at nothing, so that the place decides until
-    training knows better, as in a search with few pairs to learn from."""
+    """For `text`: the pretrained model that encodes it, a name below `[features.encoders]`. Without `frozen_dim` a
+    projection of its vectors is trained. None: embeddings of words and parts of words, which need no model."""
+    trainable_residual: bool = False
+    """With `frozen_dim`: add trained word embeddings, initialised to zero, to the frozen vector. Set it for a search
+    with few training pairs: the frozen vector decides until training has found something better."""
 
     decimal: Literal[".", ","] | None = None
-    """For `number` in text cells such as `19,99 €`: the decimal separator. None: decided by all cells of the column;
-    an error asks for it where they leave it open (`1,234`)."""
+    """For `number` in text cells such as `19,99 €`: the decimal separator. None: inferred from all cells of the
+    column; if they are ambiguous (`1,234`), an error asks for it."""
     time_format: TimeFormatName | None = None
     """For `time`: how times are written: `iso`, `dmy` (14.11.2023, 14/11/2023), `mdy` (11/14/2023), `digits`
     (20231114), `seconds`, `milliseconds`, `microseconds` or `nanoseconds` since 1970, `excel` (days), or a pattern
-    such as `%d %b %y`. None: decided by all cells of the column; an error asks for it where they leave it open."""
+    such as `%d %b %y`. None: inferred from all cells of the column; if they are ambiguous, an error asks for it."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
-        only = (("fixed", "text"), ("encoder", "text"), ("decimal", "number"), ("time_format", "time"))
-        for name, kind in only:
-            if getattr(self, name) is not None and self.kind != kind:
-                raise ValueError(f'{name} is for kind = "{kind}", found kind = {self.kind!r}; leave it out')
-        if self.corrected and self.fixed is None:
-            raise ValueError("corrected is about a text that is fixed; set fixed as well, or leave it out")
+        for name in dict.fromkeys(name for kind in FEATURE_KINDS.values() for name in kind.settings):
+            if getattr(self, name) is not None and name not in self.definition.settings:
+                kinds = " or ".join(f'"{kind.name}"' for kind in FEATURE_KINDS.values() if name in kind.settings)
+                raise ValueError(f"{name} is for kind = {kinds}, found kind = {self.kind!r}; leave it out")
+        if self.trainable_residual and self.frozen_dim is None:
+            raise ValueError("trainable_residual needs frozen_dim, which is not set; set frozen_dim, or remove it")
         return self
+
+    @property
+    def definition(self) -> FeatureKind:
+        """The entry of its kind."""
+        return FEATURE_KINDS[self.kind]
 
 
 class EncoderSettings(StrictTable):
-    """A pretrained model of texts: one of sentence-transformers that runs here, or one behind an address."""
+    """A pretrained text encoder: a local model of sentence-transformers, or an embeddings service."""
 
     model: str
     """A folder in sentence-transformers' format, relative to that of run.toml; or a name on the Hugging Face hub
     (without a slash one of `sentence-transformers/`); with `url`, the name that the service knows."""
     revision: str | None = None
-    """Of a name on the hub: commit, tag or branch. None: the newest."""
+    """For a name on the hub: commit, tag or branch. None: the newest."""
     pooling: Literal["model", "mean", "cls", "last", "attention"] = "model"
-    """How the vectors of tokens become that of the text: as the `model` says of itself, their `mean`, that of the
-    first (`cls`) or `last` token, or, where layers are trained, a mean with weights that are learned (`attention`)."""
+    """Pooling of token embeddings: that of the `model`, their `mean`, the first (`cls`) or `last` token, or, if layers
+    are trained, attention pooling with trained weights (`attention`)."""
     query_prompt: str | None = None
-    """What is put before each text of a user. None: what the model says of itself, mostly nothing."""
+    """Prefix of each user text (query). None: the model's own, often empty."""
     document_prompt: str | None = None
-    """What is put before each text of an item. None: what the model says of itself, mostly nothing."""
+    """Prefix of each item text (document). None: the model's own, often empty."""
     max_tokens: int | None = Field(None, ge=8)
-    """Of longer texts the beginning is read. None: as many as the model can."""
+    """Maximum tokens of a text; longer texts are truncated. None: the model's maximum."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the computation. `bfloat16` is faster on processors that compute in it, and its vectors have cosines of 0.9999
-    to those of float32; `int8` (an ONNX graph in whole numbers, on the CPU) is faster still, with cosines of 0.99."""
+    """Precision of the computation. `bfloat16` is faster on processors that support it, with cosines of 0.9999 to the
+    vectors of float32; `int8` (a quantised ONNX graph, on the CPU) is faster still, with cosines of 0.99."""
     trained_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
-    """How many of the model's layers are trained with the towers, from the last; or `all`, and the vectors of words.
-    0: none, and each text is encoded once. Otherwise the texts of a step are encoded in that step."""
+    """Fine-tune the last so many layers of the model with the towers, or `all`, word embeddings included. 0: none; each
+    text is then encoded once, otherwise in each step that needs it."""
     lora_rank: int = Field(0, ge=0, le=1024)
-    """Train low-rank corrections of these layers in the place of their weights (LoRA), of so many numbers a side: far
-    less memory and smaller bundles. 0: the weights themselves."""
+    """Rank of LoRA: train low-rank corrections of these layers instead of their weights, for far less memory and
+    smaller bundles. 0: train the weights."""
     bundled: bool = True
-    """Whether the bundle holds the model's files. Otherwise it names their digest, and whoever opens it needs them."""
+    """Whether the bundle contains the model's files. Otherwise it has their digest, and needs them when opened."""
     url: str | None = None
-    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: the model runs here. The operator
-    of a service must allow its host and `key_variable` in serving.toml."""
+    """Address of an embeddings service, such as `https://api.openai.com/v1`. None: a local model. A service
+    with this model must allow the host and `key_variable` in serving.toml."""
     protocol: Literal["openai", "cohere"] = "openai"
-    """What the service speaks: OpenAI's `POST /embeddings`, as most do, or Cohere's `POST /embed`."""
+    """Protocol of the service: OpenAI's `POST /embeddings`, as most have, or Cohere's `POST /embed`."""
     key_variable: str | None = None
-    """Environment variable with the service's key. None: it asks for none."""
+    """Environment variable with the service's API key. None: it needs none."""
     dimensions: int | None = Field(None, ge=1)
-    """How many numbers the service is asked for. None: as many as its model has."""
+    """Dimensions of the vectors to request. None: those of the model."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> EncoderSettings:
@@ -133,66 +149,65 @@ class EncoderSettings(StrictTable):
 
 
 class ColumnSettings(StrictTable):
-    """What the columns that give the interactions their meaning are called in the files."""
+    """Names of the columns of users, items, times, positions and ratings."""
 
     user_id: str = "user_id"
-    """Who, in the interactions."""
+    """Name of the user-id column in the interactions table."""
     item_id: str = "item_id"
-    """What, in the interactions."""
+    """Name of the item-id column in the interactions table."""
     items_item_id: str | None = None
-    """What the item is called in the items' table. None: the same as in the interactions."""
+    """Name of the item-id column in the items table. None: as in the interactions."""
     users_user_id: str | None = None
-    """Who, in the users' table. None: the same as in the interactions."""
+    """Name of the user-id column in the users table. None: as in the interactions."""
     timestamp: str | None = None
-    """When: a date or Unix seconds. None: no times."""
+    """Name of the time column in the interactions table: dates or Unix seconds. None: there are no times."""
     time_format: TimeFormatName | None = None
-    """How the times are written: `iso`, `dmy`, `mdy`, `digits`, `seconds`, `milliseconds`, `microseconds`,
-    `nanoseconds`, `excel`, or a pattern such as `%d %b %y`, as for features of kind `time`. None: decided by all cells
-    of the column; an error asks for it where they leave it open (02/03/2024)."""
+    """Format of the times: `iso`, `dmy`, `mdy`, `digits`, `seconds`, `milliseconds`, `microseconds`,
+    `nanoseconds`, `excel`, or a pattern such as `%d %b %y`, as for features of kind `time`. None: inferred from
+    all cells of the column; if they are ambiguous (02/03/2024), an error asks for it."""
     position: str | None = None
-    """The place in the user's own order, from 0. It decides the order before the timestamp does; rows where it is
-    empty are left out. None: order by timestamp."""
+    """Name of a column with the position in the user's history, from 0. It takes precedence over the timestamp; rows
+    where it is empty are left out. None: order by timestamp."""
     rating: str | None = None
-    """How much: used only by `min_rating`."""
+    """Name of the rating column; only `min_rating` uses it."""
 
 
 class FeaturesConfig(StrictTable):
-    """`[features]`: the tables, and what is read from them."""
+    """`[features]`: tables and features."""
 
     interactions: str | None = None
     """Path of the interactions: a CSV or Parquet file, a folder of such files, or a pattern such as `orders-*.csv`;
-    relative to the folder of run.toml. Of a search: which document answers which query. None: nobody had anything yet,
-    so nothing is learned, and items are found by their texts as they are."""
+    relative to the folder of run.toml. Of a search: pairs of query and relevant document. None: there are no
+    interactions, so nothing is trained, and items are found by their untrained text vectors."""
     items: str | None = None
-    """Path of the catalogue, as of the interactions, or a folder of documents (`.md`, `.txt`). None: the items are
-    those of the interactions, known by id alone."""
+    """Path of the items table (catalogue), likewise, or a folder of documents (`.md`, `.txt`). None: the items are
+    those of the interactions, with their id as only feature."""
     users: str | None = None
-    """Path of the users' attributes; of a search the queries. None: users are known by what they did."""
+    """Path of the users table (attributes), or of the queries of a search. None: users have histories only."""
     columns: ColumnSettings = ColumnSettings()
-    """What the columns are called."""
+    """Names of columns."""
     min_rating: float | None = None
-    """Leave out interactions rated lower. None: every interaction counts."""
+    """Leave out interactions with a lower rating. None: use all."""
     unknown_items: Literal["error", "drop"] = "error"
-    """What to do with interactions whose item is not in the catalogue."""
+    """Interactions whose item is not in the items table: raise an `error`, or `drop` them and count them in a note."""
     missing_ids: Literal["error", "drop"] = "error"
-    """What to do with rows that have no id, such as orders of guests: refuse the table, or leave the rows out and count
-    them in a note."""
+    """Rows without an id, such as orders of guests: raise an `error`, or `drop` them and count them in a note."""
     recommend_seen: bool = False
-    """Whether an item may be recommended to someone who had it before (shops where people buy again)."""
+    """Whether items in a user's history may be recommended again (shops with repeat purchases)."""
     title: str | None = None
-    """The catalogue column that names an item to a person."""
+    """Column of the items table with a display name, such as the title."""
     item: dict[str, FeatureSettings] = Field(default_factory=dict)
     """Item features, by column of the items' table, or `item_id`."""
     user: dict[str, FeatureSettings] = Field(default_factory=dict)
     """User features, by column of the users' table, or `user_id`."""
     context: dict[Literal["time"], FeatureSettings] = Field(default_factory=dict)
     """Features of the request: `time` (hour, weekday, season of the request)."""
-    history: int = Field(200, ge=1, le=10_000)
-    """How many of a user's newest interactions are read."""
+    max_history: int = Field(200, ge=1, le=10_000)
+    """Maximum length of a history, in interactions; older ones are ignored. Training and serving cost grow with it."""
     encoders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], EncoderSettings] = Field(
         default_factory=dict
     )
-    """Pretrained models of texts, by names of your own. Columns that name the same one share it, users' and items'."""
+    """Pretrained text encoders, by a name of your choice. Columns with the same encoder share its weights."""
 
     @model_validator(mode="after")
     def _encoders_are_there(self) -> FeaturesConfig:

@@ -1,4 +1,4 @@
-"""Exceptions for what a user can put right: in a table, in a setting, or in what is installed."""
+"""Exceptions for errors that a user can correct: in tables, settings, or the installation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 
 class DataError(ValueError):
-    """A table or a setting cannot be used as it is.
+    """A table or a setting is invalid.
 
     The message says what was expected, what was found, where, and what to do, in one line. The command line
     prints it and ends with status 2; nothing half-written is left behind.
@@ -20,14 +20,14 @@ class DataError(ValueError):
 
 
 class UnavailableError(RuntimeError):
-    """Something outside of this process is needed and gives no answer now; what asked can try again later.
+    """An external service does not respond; the request can be retried later.
 
     On the command line it is one line and exit status 2, over HTTP a 503.
     """
 
 
 class CellError(DataError):
-    """The cells of a column cannot be read; whoever knows the file adds its name and the line.
+    """The cells of a column cannot be read; the caller adds the file and the line.
 
     Attributes:
         found: What was expected and what was found.
@@ -43,7 +43,7 @@ class CellError(DataError):
 
 
 class CombinedDataError(DataError):
-    """Several things that a user can put right, told together.
+    """Several errors that a user can correct, reported together.
 
     Attributes:
         problems: Each by itself.
@@ -55,13 +55,13 @@ class CombinedDataError(DataError):
 
 
 class Problems:
-    """Mistakes that were found on the way, so that all of them are told at once and not one after the other."""
+    """Collects errors, so that all of them are reported at once."""
 
     def __init__(self, found: Iterable[DataError] = ()) -> None:
         self.found = list(found)
 
     def __enter__(self) -> Problems:
-        """Begin a block in which a `DataError` is kept instead of being raised."""
+        """Return a context in which a `DataError` is collected instead of raised."""
         return self
 
     def __exit__(
@@ -92,7 +92,7 @@ class Problems:
 
 @contextmanager
 def needing(what: str) -> Iterator[None]:
-    """Import optional libraries inside this block: one that is missing becomes a `DataError` that says what to type.
+    """Import optional libraries inside this block: a missing one becomes a `DataError` with the install command.
 
     Args:
         what: What needs them, in the plural, such as "cross-encoders".

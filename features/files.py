@@ -18,14 +18,14 @@ import numpy as np
 LATEST = "latest"
 """The link to the newest bundle that a training wrote, in the folder of the bundles."""
 MOST_HEADER_BYTES = 16 << 20
-"""Of a safetensors file, with the eight that say how long its header is."""
+"""Maximum bytes of the header of a safetensors file, with its eight bytes of length."""
 _MOST_DIMENSIONS = 8
 _TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it becomes `path` if the block ends well, and is removed if not."""
+    """Yield a temporary path in the same folder; it becomes `path` if the block ends well, and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -36,11 +36,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def create_once(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file that several processes may want to make at once; one that is there stays as it is.
+    """Make a file that several processes may make concurrently; an existing one is kept.
 
     Args:
         path: The file. It appears complete, made by one of the processes; the others drop what they made.
-        make: Writes the file to the path it is given, beside `path`.
+        make: Writes the file to the given path, which is in the same folder.
     """
     if path.exists():
         return
@@ -59,7 +59,7 @@ def create_once(path: Path, make: Callable[[Path], object]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` if the block ends well.
+    """Yield a temporary folder next to `path`; it takes the place of `path` if the block ends well.
 
     A folder that stood at `path` before is replaced as a whole, and stays as it was if the block fails.
     """
@@ -111,7 +111,7 @@ def _share(folder: Path) -> None:
 
 
 def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the arrays of a safetensors file where they lie on disk, and what else it says.
+    """Return the arrays of a safetensors file, memory-mapped, and its metadata.
 
     They are read when needed, and all processes share them.
 
@@ -139,7 +139,7 @@ def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, st
 
 
 class _Place(NamedTuple):
-    """Where an array is in a file, counted from the end of the header."""
+    """Byte range of an array in a file, from the end of the header."""
 
     begin: int
     end: int

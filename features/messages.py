@@ -1,4 +1,4 @@
-"""What error messages quote: values from outside in a few characters, and the name that was probably meant.
+"""Parts of error messages: shortened values from outside, and suggestions of similar names.
 
 A message may be about a value of any size, so a value is cut before it is written out.
 """

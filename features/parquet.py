@@ -51,7 +51,7 @@ def memory_bytes() -> int:
 
 
 def _needed(said: pq.FileMetaData) -> int:
-    """Return about how many bytes a file takes in memory, by what it says of itself; below 0 where that is nonsense."""
+    """Return the approximate bytes of a file in memory, by its metadata; below 0 if that is invalid."""
     needed = int(said.num_rows)
     for group in map(said.row_group, range(said.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 LONGEST = 4_096
-"""Who shows only a part of a text may look for secrets so many characters around it: longer ones are not expected."""
+"""Characters around an excerpt to search for secrets, as the longest secrets that are expected."""
 _HIDING = rf"\1{HIDDEN}"
 _SHORTEST_VALUE = 4
 """Shorter secrets are not searched for as such: that would only blot out ordinary text."""

@@ -1,4 +1,4 @@
-"""What features exist: one `Feature` per column that becomes part of an item's, a user's or a request's vector.
+"""The features of a model: one `Feature` per column of items, users or requests.
 
 The experimenter declares them in `[features]` of run.toml (`towers init` proposes them); the featurizer fits each on
 the training data; the towers make one embedding table or one projection of each.
@@ -10,54 +10,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from features.config import EncoderSettings, FeatureKind, FeaturesConfig, FeatureSettings
+from features.config import EncoderSettings, FeaturesConfig, FeatureSettings
+from features.feature_kinds import FEATURE_KINDS, FeatureKind
 from features.spelling import Spelling
 
 ITEM_ID = "item_id"
 USER_ID = "user_id"
 MAX_ID_CHARACTERS = 512
 """The longest id of a user or an item: in tables, in requests and in live writes."""
-SPARSE_KINDS: tuple[FeatureKind, ...] = ("id", "category", "categories", "text")
-DENSE_KINDS: tuple[FeatureKind, ...] = ("number", "vector", "time")
-SPELT_KINDS: tuple[FeatureKind, ...] = ("id", "category", "categories", "text")
-"""Kinds whose cells are values or texts, so that it matters how they are spelt."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One column and how it is read.
+    """One feature: a column and how it is encoded.
 
     Attributes:
         name: The column.
-        kind: See `features.config.FeatureSettings`.
+        kind: A name in `features.feature_kinds.FEATURE_KINDS`.
         separator: For `categories` in text cells: what stands between the values. None: the cells are lists.
-        fixed: Of a text: how many numbers it becomes, of which none is trained. None: a table.
+        frozen_dim: Of a text: how many numbers it becomes, of which none is trained. None: an embedding table.
         encoder: Of a text: the name of the pretrained model that reads it. None: its words are read.
-        corrected: Of a fixed text: whether it has a table as well.
+        trainable_residual: Of a text with `frozen_dim`: whether it also has an embedding table, which is added.
         decimal: Of numbers that are text: the decimal separator. None: decided by the column.
         time_format: Of times: how they are written. None: decided by the column.
         spelling: Of values and texts: how they are spelt, as training decided. None: decided by the column.
     """
 
     name: str
-    kind: FeatureKind
+    kind: str
     separator: str | None = None
-    fixed: int | None = None
+    frozen_dim: int | None = None
     encoder: str | None = None
-    corrected: bool = False
+    trainable_residual: bool = False
     decimal: Literal[".", ","] | None = None
     time_format: str | None = None
     spelling: Spelling | None = None
 
     @property
+    def definition(self) -> FeatureKind:
+        """The entry of its kind."""
+        return FEATURE_KINDS[self.kind]
+
+    @property
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table."""
-        return self.kind in SPARSE_KINDS and (self.corrected or (self.fixed is None and self.encoder is None))
+        return self.definition.is_sparse and (
+            self.trainable_residual or (self.frozen_dim is None and self.encoder is None)
+        )
 
     @property
     def is_dense(self) -> bool:
         """Whether the feature is numbers: to be projected, or a place."""
-        return self.kind in DENSE_KINDS or self.fixed is not None or self.encoder is not None
+        return not self.definition.is_sparse or self.frozen_dim is not None or self.encoder is not None
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,12 @@ class Schema:
 
     @property
     def item_spellings(self) -> dict[str, Spelling]:
-        """How the values of the items' columns are spelt, by column, as far as training decided it."""
+        """Spelling of the values of item columns, by column, as decided in training."""
         return {one.name: one.spelling for one in self.item if one.spelling is not None}
 
     @classmethod
     def from_config(cls, config: FeaturesConfig) -> Schema:
-        """Return the schema that `[features]` declares; items are known by their id where nothing is declared."""
+        """Return the schema of `[features]`; without item features, items have their id as only feature."""
         item = _features(config.item) or (Feature(ITEM_ID, "id"),)
         context = _features({str(name): setting for name, setting in config.context.items()})
         user = _features(config.user)
@@ -98,9 +102,9 @@ def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
             name,
             setting.kind,
             setting.separator,
-            setting.fixed,
+            setting.frozen_dim,
             setting.encoder,
-            setting.corrected,
+            setting.trainable_residual,
             setting.decimal,
             setting.time_format,
         )

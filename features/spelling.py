@@ -23,6 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.values.times import moment_of
+
 Spelling = Literal["text", "number", "boolean", "date"]
 
 _LONGEST = 64
@@ -124,12 +126,7 @@ _READERS: dict[str, Callable[[str], str]] = {"number": _number_in, "boolean": _t
 
 
 def _date(text: str) -> datetime | None:
-    if len(text) > _LONGEST or not _DATE.fullmatch(text):
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None
+    return moment_of(text) if len(text) <= _LONGEST and _DATE.fullmatch(text) else None
 
 
 def _is_whole(text: str) -> bool:

@@ -115,7 +115,7 @@ def test_the_rival_gets_the_same_interactions_in_the_same_order(public: Path):
 def test_ours_takes_as_many_steps_as_there_are_batches_of_sequences(public: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(speed, "SEQUENCES", 6)
     task = task_of("amazon-beauty", {})
-    measured = measure(task_of("amazon-beauty", {"epochs": 2, "batch_events": events_of_a_step(task)}))
+    measured = measure(task_of("amazon-beauty", {"epochs": 2, "batch_size": events_of_a_step(task)}))
     assert 10 <= measured.steps <= 12  # 60 users by 6; the last of a step may not fit into it
     assert len(measured.seconds) == 2
     assert min(measured.seconds) > 0
@@ -130,8 +130,8 @@ def test_more_epochs_of_the_same_learn_more(public: Path):
     frame = pd.read_parquet(path)
     frame["item_id"] = (frame["user_id"] + frame["position"]) % 90
     frame.to_parquet(path)
-    towers = {"width": 16, "dropout": 0.0}
-    training = {"negatives": "sampled", "uniform_negatives": 16, "batch_events": 256, "warmup_steps": 5}
+    towers = {"embedding_dim": 16, "dropout": 0.0}
+    training = {"negatives": "sampled", "uniform_negatives": 16, "batch_size": 256, "warmup_steps": 5}
     few, many = (measure(read("amazon-beauty", towers, {**training, "epochs": epochs})) for epochs in (2, 12))
     assert many.ndcg > few.ndcg
 
@@ -162,7 +162,7 @@ def run(seconds: float, ndcg: float) -> Measured:
 def test_evenness_is_the_cost_beside_the_cheapest(public: Path):
     tasks = {"amazon-beauty": evenness.task_of("amazon-beauty", {})}
     tasks["ml-1m"] = tasks["amazon-beauty"]
-    given = argparse.Namespace(negatives=10, batch_events=20, threads=1, rounds=2, epochs=2)
+    given = argparse.Namespace(negatives=10, batch_size=20, threads=1, rounds=2, epochs=2)
     lines = evenness._table(tasks, {"amazon-beauty": [30.0, 32.0], "ml-1m": [20.0, 20.0]}, given)
     assert lines[-2].split()[-4:] == ["31.0", "±", "1.4", "1.55"]
     assert lines[-1].split()[-4:] == ["20.0", "±", "0.0", "1.00"]

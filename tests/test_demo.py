@@ -83,7 +83,7 @@ def test_ctrl_c_stops_what_it_started_and_removes_its_folder(tmp_path, how, stat
     process = start_demo(tmp_path, "--size", "small")
     assert process.stdout is not None
     for line in process.stdout:
-        if "interactions to learn from" in line:
+        if "training interactions" in line:
             break
     started = psutil.Process(process.pid).children(recursive=True)
     assert started

@@ -33,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_small_shop(folder / "data")
     flags = [word for name in ("interactions", "items", "users") for word in (f"--{name}", f"data/{name}.parquet")]
     assert towers(folder, "init", *flags).returncode == 0
-    quicker(folder / "run.toml", epochs=4, batch_events=256, width=32)
+    quicker(folder / "run.toml", epochs=4, batch_size=256, embedding_dim=32)
     settings = (folder / "run.toml").read_text()
     assert "time_bias = true" in settings
     # The clock goes on between two answers; with a clock that stands still test_agreement.py compares these, too.
@@ -194,7 +194,7 @@ def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert said.split("\n")[-3:] == ["stopped; the same command with --resume goes on from here", "terminated", ""]
+    assert said.split("\n")[-3:] == ["stopped; the same command with --resume continues from here", "terminated", ""]
     assert [run.info.status for run in recorded(beside)] == ["KILLED"]
 
     ended = towers(beside, "train", "run.toml", "--resume")
@@ -218,7 +218,7 @@ def test_mlflow_has_the_run_with_settings_measures_and_the_bundle(trained):
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
     (run,) = recorded(trained)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run-1")
-    assert (run.data.params["training.epochs"], run.data.params["towers.width"]) == ("4", "32")
+    assert (run.data.params["training.epochs"], run.data.params["towers.embedding_dim"]) == ("4", "32")
     assert run.data.tags["interactions"] == sha256(trained / "data" / "interactions.parquet")
     assert {"ndcg_at_10", "recall_at_100", "baseline/EASE/ndcg_at_10"} <= run.data.metrics.keys()
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch/loss")] == [1, 2, 3, 4]

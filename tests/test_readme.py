@@ -29,15 +29,15 @@ from training.config import TrainingConfig
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLES: dict[str, tuple[type[StrictTable], str]] = {
-    "[features]": (FeaturesConfig, "the tables, and what is read from them"),
-    "[features.columns]": (ColumnSettings, "what the columns of the tables are called"),
+    "[features]": (FeaturesConfig, "tables and features"),
+    "[features.columns]": (ColumnSettings, "names of the columns of users, items and times"),
     "[features.item]` and `[features.user]": (
         FeatureSettings,
-        'one line per column that is read, such as `brand = { kind = "category" }`',
+        'one line per feature, such as `brand = { kind = "category" }`',
     ),
-    "[features.encoders.<name>]": (EncoderSettings, "a pretrained model of texts, by a name of your own"),
-    "[towers]": (TowersConfig, "the shape of the two towers"),
-    "[training]": (TrainingConfig, "how they learn"),
+    "[features.encoders.<name>]": (EncoderSettings, "a pretrained text encoder, by a name of your choice"),
+    "[towers]": (TowersConfig, "architecture of the two towers"),
+    "[training]": (TrainingConfig, "data, loss, optimisation and tracking of training"),
     "serving.toml": (ServingConfig, "or `TOWERS_<KEY>` in the environment"),
 }
 BEGIN, END = "<!-- settings -->\n", "<!-- /settings -->"

@@ -50,7 +50,7 @@ SETTINGS = {
         "item": {"text": TEXT},
         "user": {"text": TEXT},
     },
-    "towers": {"width": 8, "history": "none"},
+    "towers": {"embedding_dim": 8, "history_encoder": "none"},
     "training": {"track": False},
 }
 
@@ -77,7 +77,7 @@ def late(folder: Path) -> Path:
     """The same with late interaction."""
     shutil.copytree(folder / "runs" / "plain", folder / "runs" / "late")
     said = towers(folder, "train-ranker", "runs/late", *kind("late-interaction", "tiny/model"), "--candidates", "40")
-    assert "30 questions, " in said
+    assert "30 held-out queries, " in said
     assert "95 % interval +" in said
     assert "towers index runs/late" in said
     said = towers(folder, "index", "runs/late")
@@ -90,8 +90,8 @@ def cross(folder: Path) -> Path:
     """The same with a cross-encoder of random opinions."""
     shutil.copytree(folder / "runs" / "plain", folder / "runs" / "cross")
     model = kind("cross-encoder", "tiny/cross-1")
-    said = towers(folder, "train-ranker", "runs/cross", *model, "--share", "0.9", "--candidates", "20")
-    assert "its opinion counts for 0.9" in said
+    said = towers(folder, "train-ranker", "runs/cross", *model, "--weight", "0.9", "--candidates", "20")
+    assert "weight of its score: 0.9" in said
     towers(folder, "index", "runs/cross")
     return folder / "runs" / "cross"
 
@@ -230,10 +230,10 @@ def test_a_real_server_with_two_workers_answers_many_at_a_time_as_one_process_do
 
 def test_a_model_that_is_no_cross_encoder_becomes_one_by_learning(folder: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(folder / "runs" / "plain", folder / "runs" / "taught")
-    words = ("runs/taught", *kind("cross-encoder", "tiny/model"), "--share", "0.5", "--questions", "5")
+    words = ("runs/taught", *kind("cross-encoder", "tiny/model"), "--weight", "0.5", "--eval-queries", "5")
     with contextlib.chdir(folder):
         assert main(["train-ranker", *words]) == 2
-    towers(folder, "train-ranker", *words, "--learn", "16")
+    towers(folder, "train-ranker", *words, "--train-queries", "16")
     made = folder / "runs" / "taught" / "ranker" / "model"
     assert open_cross_encoder(made, max_tokens=32).num_labels == 1
 
@@ -263,7 +263,7 @@ def test_a_cross_encoder_learns_to_tell_answers_from_others(folder: Path, monkey
 
 def test_nothing_is_written_that_gains_nothing(folder: Path):
     shutil.copytree(folder / "runs" / "plain", folder / "runs" / "useless")
-    words = (*kind("cross-encoder", "tiny/cross-1"), "--questions", "1", "--candidates", "10")
+    words = (*kind("cross-encoder", "tiny/cross-1"), "--eval-queries", "1", "--candidates", "10")
     said = towers(folder, "train-ranker", "runs/useless", *words)
     assert "not written" in said
     assert not (folder / "runs" / "useless" / "ranker").exists()
@@ -278,7 +278,7 @@ def test_without_anything_held_out_somebody_must_say_how_much_it_counts(
     with contextlib.chdir(folder):
         assert main(words) == 2
     assert "trained with `refit`" in capsys.readouterr().err
-    said = towers(folder, *words, "--share", "0.7")
+    said = towers(folder, *words, "--weight", "0.7")
     assert "N@10" not in said
     sealed = read_ranker_manifest(ModelBundle.open(folder / "runs" / "refitted"))
     assert sealed.judgement is None
@@ -294,7 +294,7 @@ def test_documents_that_nobody_asked_for_yet_are_re_ranked_and_mlflow_has_the_ra
     features = {"items": "documents.csv", "columns": {"item_id": "document"}, "item": {"text": TEXT}}
     alone = {"features": features, "towers": SETTINGS["towers"]}
     write_untrained(folder / "runs" / "alone", folder, alone)
-    towers(folder, "train-ranker", "runs/alone", *kind("late-interaction", "tiny/model"), "--share", "0.5")
+    towers(folder, "train-ranker", "runs/alone", *kind("late-interaction", "tiny/model"), "--weight", "0.5")
     towers(folder, "index", "runs/alone")
     assert found(client_of(folder / "runs" / "alone", rerank_budget_ms=60_000), "red lamp")["reranked"] is True
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -314,7 +314,7 @@ def test_an_index_of_another_model_of_tokens_is_served_without_it(
 ):
     other = folder / "runs" / "other"
     shutil.copytree(late, other)
-    words = ("runs/other", *kind("late-interaction", "tiny/model"), "--tokens", "4", "--share", "0.5")
+    words = ("runs/other", *kind("late-interaction", "tiny/model"), "--max-tokens", "4", "--weight", "0.5")
     towers(folder, "train-ranker", *words)
     assert "reranked" not in found(client_of(other), "red lamp")
     assert f"towers index {other}" in caplog.text
@@ -337,10 +337,13 @@ def test_a_changed_model_is_refused(late: Path, folder: Path, capsys: pytest.Cap
     [
         (["--kind", "late-interaction"], "needs a bi-encoder of sentence-transformers"),
         (["--kind", "cross-encoder"], "needs a cross-encoder"),
-        (["--model", "tiny/model"], "of rankers that read texts"),
-        ([*kind("late-interaction", "tiny/model"), "--learn", "3"], "--learn is for --kind cross-encoder"),
+        (["--model", "tiny/model"], "for re-rankers that read texts"),
+        (
+            [*kind("late-interaction", "tiny/model"), "--train-queries", "3"],
+            "--train-queries is for --kind cross-encoder",
+        ),
         (kind("late-interaction", "./nowhere"), "./nowhere: no such folder"),
-        (kind("cross-encoder", "tiny/model"), "tiny/model: no cross-encoder"),
+        (kind("cross-encoder", "tiny/model"), "tiny/model: not a cross-encoder"),
     ],
 )
 def test_what_cannot_be_is_told(folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]):

@@ -60,9 +60,9 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_texts_are_all_that_is_read(search: Path) -> None:
     settings = tomllib.loads((search / "run.toml").read_text())
-    read = {"text": {"kind": "text", "fixed": 256, "corrected": True}}
+    read = {"text": {"kind": "text", "frozen_dim": 256, "trainable_residual": True}}
     assert (settings["features"]["item"], settings["features"]["user"]) == (read, read)
-    assert (settings["towers"]["history"], settings["towers"]["shared"]) == ("none", True)
+    assert (settings["towers"]["history_encoder"], settings["towers"]["shared_text_encoder"]) == ("none", True)
     names = ModelBundle.open(search / "runs" / "latest").model.state_dict().keys()
     assert {name.split(".")[0] for name in names} == {"log_scale", "texts"}, "one table, and no ids"
 
@@ -95,7 +95,7 @@ def test_it_is_judged_by_queries_never_seen_beside_bm25(search: Path) -> None:
     assert (report["protocol"], report["num_questions"]) == ("queries", [16])
     recall = {row["name"]: row["metrics"]["recall_at_50"]["mean"] for row in report["rows"]}
     assert recall["two towers"] > recall["words (BM25)"] + 0.2
-    assert "R@50" in towers(search, "audit", "evaluation", "--least", "1")
+    assert "R@50" in towers(search, "audit", "evaluation", "--min-support", "1")
 
 
 def test_new_documents_need_no_training(search: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_of_documents_is_searched_without_any_pair(tmp_path: Path) -> N
     (tmp_path / "notes" / "bike.txt").write_text("Bicycles need air in their tyres.\n")
     towers(tmp_path, "init", "--documents", "notes")
     said = towers(tmp_path, "train", "run.toml")
-    assert "nothing to learn" in said
+    assert "nothing was trained" in said
     lines = towers(tmp_path, "search", "runs/latest", "cooler water for green tea", "--k", "2").splitlines()
     assert [line.split()[2] for line in lines[-2:]] == ["tea.md#2", "tea.md#1"]
     (tmp_path / "notes" / "bus.txt").write_text("The bus leaves at noon.\n")

@@ -1,4 +1,4 @@
-"""`[towers]`: the shape of the two towers."""
+"""`[towers]`: architecture of the two towers."""
 
 from __future__ import annotations
 
@@ -10,52 +10,59 @@ from features.config import StrictTable
 
 
 class TowersConfig(StrictTable):
-    """`[towers]`: what the model is made of. Its sizes are settings of the model and travel with it."""
+    """`[towers]`: architecture of the user and the item tower. Stored in the bundle."""
 
-    width: int = Field(64, ge=4, le=4096)
-    """Numbers in a user's or an item's vector. Memory and search cost grow with it."""
-    prefixes: list[int] = Field(default_factory=list)
-    """Lengths at which the beginning of a vector is trained to be a vector by itself (Matryoshka), such as `[16, 32]`:
-    an index can then look there first, in less memory. Training takes longer with each."""
-    history: Literal["mean", "attention", "transformer", "hstu", "none"] = "transformer"
-    """How a user's past is read: `mean` of the items' vectors, `attention` (a mean in which items weigh differently;
-    in neither does the order matter), `transformer` (causal self-attention; the order and the newest items matter),
-    `hstu` (the same with pointwise attention, which can count), or `none`: not at all, so that a user is nothing but
-    attributes, such as the text of a query."""
-    shared: bool = False
-    """Whether all texts, of items and of users, share their encoder (Siamese towers): what a query says and what a
-    document says then begin in the same place. For users who are described in the words of items."""
-    blocks: int = Field(2, ge=1, le=32)
-    """Layers of the transformer, or of HSTU."""
-    heads: int = Field(2, ge=1, le=64)
-    """Attention heads; they divide the width between them."""
+    embedding_dim: int = Field(64, ge=4, le=4096)
+    """Dimensions of user and item vectors. More can raise quality; memory and search time grow in proportion."""
+    matryoshka_dims: list[int] = Field(default_factory=list)
+    """Shorter dimensions at which the first components of a vector are trained as a vector of their own (Matryoshka),
+    ascending, such as `[16, 32]`. Set it for an index that searches short vectors first, in less memory, and re-scores
+    with whole ones. Each adds one loss computation per training step."""
+    history_encoder: Literal["mean", "attention", "transformer", "hstu", "none"] = "transformer"
+    """Encoder of a user's history: `mean` of the item vectors; `attention` (attention pooling); both ignore the order;
+    `transformer` (causal self-attention) or `hstu` (pointwise attention) where the order matters; `none`: no history,
+    only user attributes, such as the text of a search query."""
+    shared_text_encoder: bool = False
+    """Whether text columns of items and of users share one encoder (Siamese towers). Set it where both are written in
+    the same words, such as queries and documents of a search."""
+    num_layers: int = Field(2, ge=1, le=32)
+    """Layers of the `transformer` or `hstu` history encoder. Training and serving time grow with it."""
+    num_heads: int = Field(2, ge=1, le=64)
+    """Attention heads of each layer; must divide `embedding_dim`."""
     time_bias: bool = False
-    """Whether the transformer (or HSTU) looks at the clock: how long before the request each event was. Then a user's
-    vector depends on the time of asking and is made for each request."""
+    """For `transformer` and `hstu`: add a learned bias to attention for the time between each event and the request.
+    User vectors then depend on the time of the request and cannot be computed in advance. Needs timestamps."""
     time_dropout: float = Field(0.1, ge=0, lt=1)
-    """With `time_bias`: share of the users whose times are hidden in each training step, so that histories without
-    times are understood as well."""
-    bag: bool = False
-    """Whether the sum of a history's items goes past the layers of the transformer (or of HSTU) into the user's vector:
-    what was always liked, beside what came last. For questions of what somebody will have at any time."""
+    """With `time_bias`: fraction of the users whose event times are hidden in a training step, so that requests without
+    times work, too."""
+    sum_residual: bool = False
+    """For `transformer` and `hstu`: add a linear projection of the sum of the history's item vectors to the encoder's
+    output. Helps for long-term preferences, as with `training.targets = "future"`."""
     dropout: float = Field(0.2, ge=0, lt=1)
-    """Share of the numbers inside the history encoder that are set to zero in training."""
+    """Dropout rate in the history encoder. Raise it for few interactions per user (0.5 below 20)."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of the ids (items' and users') that are hidden in each training step, so that the other features learn
-    to stand alone for items and users that are new."""
+    """Fraction of item and user ids that are hidden in a training step. Raise it where many items or users are new, so
+    that the other features can represent them alone."""
 
     @property
     def reads_history(self) -> bool:
-        """Whether a user is what he did, and not only what is said of him."""
-        return self.history != "none"
+        """Whether the user tower reads interaction histories, and not only user attributes."""
+        return self.history_encoder != "none"
 
     @model_validator(mode="after")
     def _fits_together(self) -> TowersConfig:
-        if self.prefixes != sorted({*self.prefixes}) or not all(0 < prefix < self.width for prefix in self.prefixes):
-            raise ValueError(f"prefixes = {self.prefixes} are to rise from above 0 to below width = {self.width}")
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} do not divide width = {self.width}; choose heads that do")
-        for name in ("time_bias", "bag"):
-            if getattr(self, name) and self.history not in ("transformer", "hstu"):
-                raise ValueError(f'{name} is for history = "transformer" or "hstu", found {self.history!r}')
+        dims = self.matryoshka_dims
+        if dims != sorted({*dims}) or not all(0 < dim < self.embedding_dim for dim in dims):
+            raise ValueError(
+                f"matryoshka_dims = {dims} must ascend, without repeats, above 0 and below embedding_dim = "
+                f"{self.embedding_dim}"
+            )
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(f"num_heads = {self.num_heads} does not divide embedding_dim = {self.embedding_dim}")
+        for name in ("time_bias", "sum_residual"):
+            if getattr(self, name) and self.history_encoder not in ("transformer", "hstu"):
+                raise ValueError(
+                    f'{name} is for history_encoder = "transformer" or "hstu", found {self.history_encoder!r}; '
+                    f"set {name} = false"
+                )
         return self

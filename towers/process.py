@@ -1,4 +1,4 @@
-"""What a command needs of its process: signals that end it in order, and an environment for heavy libraries.
+"""Process setup of commands: orderly termination by signals, and an environment for heavy libraries.
 
 glibc hands each large block back to the kernel and asks for it again a moment later, which costs a training step up to
 2.6 times its time. The cure is read from the environment when a process starts, so the command line starts itself once
@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a command to end, besides Ctrl-C (SIGINT)."""
+"""Signals that stop a command, besides Ctrl-C (SIGINT)."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_ARENA_MAX": "1"}
 """Keep large blocks in the process: memory stays at its peak, and is never cleared twice."""
 THREADS = {"GOMP_SPINCOUNT": "2000"}
@@ -28,11 +28,11 @@ THREADS = {"GOMP_SPINCOUNT": "2000"}
 cores and makes a step several times as long when another process wants them."""
 _STEPPED_BACK = 10
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows what containers are granted."""
+"""Folder of cgroup limits (containers)."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end. What handles Ctrl-C handles it.
+    """A signal stops this process. Handled like Ctrl-C.
 
     Attributes:
         signal: Its number.
@@ -49,7 +49,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Stopped` in this block, so that nothing half-written is left behind.
+    """Let SIGTERM and SIGHUP raise `Stopped` in this block, so that temporary files are removed.
 
     A signal that is ignored stays ignored, as under `nohup`. Outside of the main thread nothing changes.
     """
@@ -89,7 +89,7 @@ def restart_prepared() -> None:
     sys.stderr.flush()
     by_module = getattr(sys.modules["__main__"], "__spec__", None)
     is_ours = by_module is not None and by_module.name == "towers.__main__" and not sys.flags.safe_path
-    command = own_python() if is_ours else [sys.executable]  # a script of somebody's may import what lies beside it
+    command = own_python() if is_ours else [sys.executable]  # another script may import modules of its own folder
     os.execve(sys.executable, [*command, *sys.orig_argv[1:]], environment)
 
 
@@ -108,7 +108,7 @@ def own_python(*words: str, folder: Path = Path()) -> list[str]:
 
 
 def prepared_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return `environment` with what a computing process needs; what the user has set stays as it is."""
+    """Return `environment` with variables for computing processes; those set by the user are kept."""
     prepared = dict(environment)
     if uses_glibc() and not ALLOCATOR.keys() & environment.keys():
         prepared.update(ALLOCATOR)
@@ -127,7 +127,7 @@ def step_back() -> None:
 
 
 def release_memory() -> None:
-    """Give memory that is free back to the system; glibc keeps what lies between pieces that are in use.
+    """Return free memory to the system; glibc otherwise keeps free memory between used blocks.
 
     To be called after something large has been replaced, such as the model of a service.
     """

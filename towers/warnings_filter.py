@@ -1,4 +1,4 @@
-"""Silence for what a user can do nothing about, each at its source and by its own words; real warnings pass.
+"""Filters warnings of libraries that users can do nothing about, each by its own text; others pass.
 
 `quiet_imports` is called before torch, torchrec or MLflow are imported: by the command line, and by each module of ours
 that imports torchrec, so that a notebook is as quiet as the command line.
@@ -22,7 +22,7 @@ NO_NEED_TO_SAY = {
 
 def quiet_imports() -> None:
     """Prepare this process for quiet imports of torch, torchrec, FAISS and MLflow. May be called again."""
-    # One of fbgemm's modules configures logging to show everybody's debugging, unless the root already has a handler.
+    # One of fbgemm's modules configures logging to show all debug messages, unless the root already has a handler.
     # This is the one Python falls back to anyway: warnings and worse, on stderr.
     root = logging.getLogger()
     if not root.handlers and logging.lastResort is not None:
@@ -35,7 +35,7 @@ def quiet_imports() -> None:
             logger.addFilter(_Dropped(beginning))
     for message in ("Sparse invariant checks are implicitly disabled", "Sparse CSR tensor support is in beta state"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
-    # MLflow sends usage statistics unless told not to; whoever wants that can set it to false.
+    # MLflow sends usage statistics by default; set the variable to false to allow it.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 

@@ -1,4 +1,4 @@
-"""The commands of this room: `towers init`, `train`, `train-ranker`, `evaluate` and `audit`."""
+"""Flags of the commands `towers init`, `train`, `evaluate`, `audit` and `train-ranker`."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ from typing import Any, Literal
 
 import click
 
+from towers.rerankers.kinds import RERANKER_KINDS
 from training.presets import PRESETS, Preset, preset_settings
 
 PROTOCOLS = ("leave-one-out", "time", "users", "queries", "cold-items")
 GATE_FAILED = 3
-"""The exit status of an audit that found what must not be."""
+"""Exit status of `towers audit` when a `--fail-if` condition holds."""
 
 
 @click.command()
-@click.option("--interactions", type=click.Path(path_type=Path), help="Who had what: CSV or Parquet.")
-@click.option("--items", type=click.Path(path_type=Path), help="What there is: the catalogue.")
-@click.option("--users", type=click.Path(path_type=Path), help="What is known of the users.")
-@click.option("--documents", type=click.Path(path_type=Path), help="Of a search: what there is, a table or a folder.")
-@click.option("--queries", type=click.Path(path_type=Path), help="Of a search: what was asked.")
-@click.option("--pairs", type=click.Path(path_type=Path), help="Of a search: which documents answer which query.")
-@click.option("--user-column", metavar="NAME", help="The interactions' column of users, if it is not found.")
-@click.option("--item-column", metavar="NAME", help="Their column of items.")
-@click.option("--time-column", metavar="NAME", help="Their column of times.")
-@click.option("--time-format", metavar="FORMAT", help='How these are written: dmy, mdy, ..., or such as "%d.%m.%y".')
+@click.option("--interactions", type=click.Path(path_type=Path), help="Table of interactions: CSV or Parquet.")
+@click.option("--items", type=click.Path(path_type=Path), help="Table of items (catalogue).")
+@click.option("--users", type=click.Path(path_type=Path), help="Table of user attributes.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("run.toml"), show_default=True, help="What is written."
+    "--documents",
+    type=click.Path(path_type=Path),
+    help="Documents of a search corpus: a table, or a folder of .md and .txt files.",
 )
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--queries", type=click.Path(path_type=Path), help="Queries of a search, for training.")
+@click.option(
+    "--pairs", type=click.Path(path_type=Path), help="Relevant (query, document) pairs of a search, for training."
+)
+@click.option("--user-column", metavar="NAME", help="User-id column of the interactions, if it is not detected.")
+@click.option("--item-column", metavar="NAME", help="Item-id column of the interactions.")
+@click.option("--time-column", metavar="NAME", help="Timestamp column of the interactions.")
+@click.option(
+    "--time-format", metavar="FORMAT", help='Format of the timestamps: dmy, mdy, ..., or a pattern such as "%d.%m.%y".'
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("run.toml"),
+    show_default=True,
+    help="Settings file to write.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(
     interactions: Path | None,
     items: Path | None,
@@ -44,13 +57,13 @@ def init(
     output: Path,
     force: bool,
 ) -> None:
-    """Look at the tables and write run.toml: settings that fit them, each with its reason.
+    """Inspect the tables and write run.toml, with a comment for each setting.
 
-    A table is a CSV or Parquet file, a folder of such files, or a pattern in quotes ('orders-*.csv'). What becomes of
-    each column is shown; the tables are read as training will read them, and all that is wrong is told at once.
+    A table is a CSV or Parquet file, a folder of such files, or a quoted pattern ('orders-*.csv'). The command shows
+    how each column will be used, reads the tables as training does, and reports all errors at once.
 
-    A recommender has --interactions, and perhaps --items and --users. A search has --documents, a table or a folder of
-    Markdown and text, and to learn from --queries and --pairs.
+    A recommender needs --interactions; --items and --users are optional. A search needs --documents; --queries and
+    --pairs are optional training data.
     """
     from features.errors import DataError, Problems
     from features.files import atomic_file
@@ -83,11 +96,25 @@ def init(
 
 @click.command()
 @click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The bundle.  [default: runs/run-N]")
-@click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of these settings.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
-@click.option("--preset", type=click.Choice(PRESETS), help="A size of the model; see README for cost and quality.")
-@click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.  [default: runs/run-N]"
+)
+@click.option("--resume", is_flag=True, help="Resume the newest unfinished run with these settings.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to train on.",
+)
+@click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="table.key=value",
+    help="Override a setting of run.toml; may be repeated.",
+)
 def train(
     settings: Path,
     output: Path | None,
@@ -98,8 +125,9 @@ def train(
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
 
-    Ctrl-C, or SIGTERM, stops after the current step; the same command with --resume goes on exactly from there. Nothing
-    that is served changes: runs/latest points to the newest bundle, and `towers deploy` moves what a service follows.
+    Ctrl-C or SIGTERM stops after the current step; the same command with --resume continues exactly from there. A
+    running service is not affected: runs/latest points to the newest bundle, and `towers deploy` makes a service use a
+    bundle.
     """
     from training.tasks.train import train_and_bundle
 
@@ -117,30 +145,55 @@ def train(
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
-    help="[default: leave-one-out with an order, else users; queries of a search]",
+    help="How test data is held out.  [default: leave-one-out with an order, else users; queries for a search]",
 )
 @click.option(
-    "--on",
+    "--split",
     "part",
     type=click.Choice(["test", "validation"]),
     default="test",
     show_default=True,
-    help="Which hidden questions are asked: compare settings on validation, and ask the test once, at the end.",
+    help="Held-out data to evaluate on: compare settings on validation, and use test once, at the end.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings, each of its own seed."
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of trainings, each with its own seed.",
 )
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for the report and the ranks.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
-@click.option("--preset", type=click.Choice(PRESETS), help="A size of the model; see README for cost and quality.")
-@click.option("--set", "overrides", multiple=True, metavar="table.key=value", help="Replace a setting of run.toml.")
 @click.option(
-    "--beside",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the report and the ranks that `towers audit` reads.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to train on.",
+)
+@click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="table.key=value",
+    help="Override a setting of run.toml; may be repeated.",
+)
+@click.option(
+    "--compare",
     multiple=True,
     metavar="NAME=FILE",
-    help="Recommendations (user_id, item_id, score or rank) to judge with the rest.",
+    help="Table of other recommendations (user_id, item_id, rank or score) to evaluate; may be repeated.",
 )
-@click.option("--bound", multiple=True, metavar="NAME=FILE", help="The same, for a limit such as the best possible.")
+@click.option(
+    "--upper-bound",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
+)
 def evaluate(
     settings: Path,
     protocol: str | None,
@@ -150,13 +203,13 @@ def evaluate(
     device: str,
     preset: Preset | None,
     overrides: tuple[str, ...],
-    beside: tuple[str, ...],
-    bound: tuple[str, ...],
+    compare: tuple[str, ...],
+    upper_bound: tuple[str, ...],
 ) -> None:
-    """Judge the settings: train on the protocol's training part, ask what was held out, baselines beside.
+    """Train on part of the data, evaluate on the held-out rest, and compare with baselines.
 
-    leave-one-out: each user's last item. time: one cut in time for everybody. users: people never seen.
-    queries: the same by what is said of them alone. cold-items: products never seen.
+    Protocols: leave-one-out holds out each user's last item; time, all interactions after one point in time; users,
+    users whose history is partly shown; queries, users without any history; cold-items, items without interactions.
     """
     from training.audit.ranks import About, RanksWriter
     from training.config import read_run_config
@@ -165,7 +218,15 @@ def evaluate(
     overrides = (*preset_settings(preset), *overrides)
     ranks = RanksWriter() if output is not None else None
     report = evaluate_run(
-        settings, overrides, protocol, part=part, seeds=seeds, device=device, beside=beside, bound=bound, ranks=ranks
+        settings,
+        overrides,
+        protocol,
+        part=part,
+        seeds=seeds,
+        device=device,
+        compare=compare,
+        upper_bound=upper_bound,
+        ranks=ranks,
     )
     click.echo(report.to_text())
     if output is not None and ranks is not None:
@@ -174,7 +235,7 @@ def evaluate(
         config = read_run_config(settings, overrides)
         ranks.write(output, About.of(config, settings.parent, report.protocol, report.part))
         click.echo(f"\n{output / 'report.json'} and report.html written")
-        click.echo(f"\nNext, the slices in which it fails:\n  towers audit {shlex.quote(str(output))}")
+        click.echo(f"\nNext, the slices with the lowest recall:\n  towers audit {shlex.quote(str(output))}")
 
 
 @click.command()
@@ -184,89 +245,104 @@ def evaluate(
     "gates",
     multiple=True,
     metavar="GATE",
-    help="End with status 3 where this is so: 'recall@50 < 0.6', 'slice:language gap > 0.1', 'slice:genre=Horror "
+    help="Exit with status 3 if this holds: 'recall@50 < 0.6', 'slice:language gap > 0.1', 'slice:genre=Horror "
     "recall@10 < 0.05', 'slice:* gap > 0.3', 'slice:brand exposure < 0.2'; may be repeated.",
 )
 @click.option(
-    "--least",
+    "--min-support",
     type=click.IntRange(min=1),
     default=30,
     show_default=True,
-    help="Questions that a slice needs; values with fewer are put together, and no gate fails by them.",
+    help="Minimum number of queries of a slice; smaller ones are merged and never fail a condition.",
 )
-@click.option("--recommender", metavar="NAME", help="Whose judgement, as the report calls it.  [default: two towers]")
-@click.option("--show", type=click.IntRange(min=0), default=15, show_default=True, help="How many of the worst slices.")
-def audit(evaluation: Path, gates: tuple[str, ...], least: int, recommender: str | None, show: int) -> None:
-    """Find where the recommender fails: recall by language, category, brand, price, popularity, age, activity, ...
+@click.option(
+    "--recommender", metavar="NAME", help="Recommender to audit, as named in the report.  [default: two towers]"
+)
+@click.option(
+    "--show",
+    type=click.IntRange(min=0),
+    default=15,
+    show_default=True,
+    help="Number of slices to print, the worst first.",
+)
+def audit(evaluation: Path, gates: tuple[str, ...], min_support: int, recommender: str | None, show: int) -> None:
+    """Find the slices in which the recommender is worst: by language, category, price, popularity, age, activity, ...
 
-    DIR is what `towers evaluate run.toml --output DIR` wrote; nothing is ranked again. Slices come from the columns of
-    the tables. audit.html has all of them, slices.parquet as a table; both are written into DIR.
+    DIR is the folder that `towers evaluate run.toml --output DIR` wrote; nothing is ranked again. Slices come from the
+    columns of the tables. Writes audit.html with all slices, and slices.parquet with the same as a table, into DIR.
 
-    A GATE is [slice:FACET | slice:FACET=VALUE | slice:*] MEASURE < NUMBER, or with <=, > or >=; without slice: the
-    whole is meant. MEASURE is recall@10, recall@50, gap@10, gap@50 (how far a slice is below the whole), exposure@10 or
-    exposure@50 (share of what is shown over share of the catalogue); without @ it is @50. Status 3 is for CI.
+    A condition (GATE) is [slice:FACET | slice:FACET=VALUE | slice:*] MEASURE < NUMBER, or with <=, > or >=; without
+    slice: it is about all queries. MEASURE is recall, gap (recall of all queries minus that of the slice) or exposure
+    (share in the recommendations over share in the catalogue), each @10 or @50; without @, @50 is used.
     """
     from training.tasks.audit import audit_run
 
-    if not audit_run(evaluation, gates, recommender=recommender, least=least, show=show):
+    if not audit_run(evaluation, gates, recommender=recommender, min_support=min_support, show=show):
         raise click.exceptions.Exit(GATE_FAILED)
+
+
+def _defaults(name: str) -> str:
+    """Return a default of each kind of re-ranker that has one, for help texts."""
+    values = {kind.name: getattr(kind, name) for kind in RERANKER_KINDS.values()}
+    return ", ".join(f"{value} {kind}" for kind, value in values.items() if value is not None)
 
 
 @click.command("train-ranker")
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--kind",
-    type=click.Choice(("learned", "cross-encoder", "late-interaction")),
+    type=click.Choice(tuple(RERANKER_KINDS)),
     default="learned",
     show_default=True,
-    help="What looks at the candidates: a small network at their features, or a model at their texts.",
+    help="Kind of re-ranker: a small network over features of the candidates, or a pretrained model over their texts.",
 )
-@click.option("--model", metavar="NAME", help="Of kinds that read texts: a folder, or a name on the Hugging Face hub.")
+@click.option("--model", metavar="NAME", help="Pretrained text model: a folder, or a name on the Hugging Face hub.")
 @click.option(
     "--candidates",
     "num_candidates",
     type=click.IntRange(10, 1000),
-    help="How many of the items that retrieval finds are put into a better order.  [default: 200 learned, 50 "
-    "cross-encoder, 100 late-interaction]",
+    help=f"Number of retrieved items to re-rank.  [default: {_defaults('num_candidates')}]",
 )
 @click.option(
-    "--questions",
-    "num_questions",
+    "--eval-queries",
     type=click.IntRange(min=1),
-    help="How many of the questions held out are asked, a sample.  [default: 10000, 500, 2000]",
+    help=f"Maximum number of held-out queries for evaluation, a sample.  [default: {_defaults('eval_queries')}]",
 )
 @click.option(
-    "--learn",
-    "num_learned",
+    "--train-queries",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Cross-encoder: learn first from so many questions of the training; --model may then be any transformer.",
+    help="Cross-encoder: fine-tune first on so many training queries; --model may then be any transformer.",
 )
 @click.option(
-    "--share",
+    "--weight",
     type=click.FloatRange(0, 1),
-    help="How much the opinion of one that reads texts counts beside the retriever's; written whatever it gains.  "
-    "[default: what is best on the questions]",
+    help="Weight of a text model's score against the retriever's; the re-ranker is then written whatever it gains.  "
+    "[default: the best on held-out queries]",
 )
 @click.option(
-    "--read", "num_read", type=click.IntRange(min=1), default=3, show_default=True, help="Newest items of a history."
+    "--history-items",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Text models: number of the newest history items to read.",
 )
 @click.option(
-    "--tokens",
-    "max_tokens",
+    "--max-tokens",
     type=click.IntRange(min=4),
-    help="How many are read of a pair of texts, or of a text.  [default: 128 cross-encoder, 32 late-interaction]",
+    help=f"Maximum tokens of a pair of texts, or of a text.  [default: {_defaults('max_tokens')}]",
 )
 def train_ranker(bundle: Path, **chosen: Any) -> None:
-    """Make what puts the first items that retrieval finds into a better order.
+    """Train a re-ranker for a bundle, evaluate it, and add it to the bundle.
 
-    DIR is a bundle, such as runs/latest. What it gains and what a request costs is measured on what was held out while
-    the bundle was trained, and told; where it gains nothing, it is not written. The service, `towers recommend` and
-    `towers search` then use it, as soon as the index was made anew.
+    DIR is a bundle, such as runs/latest. Gain and latency are measured on the data that was held out when the bundle
+    was trained; without a gain, nothing is written. Run `towers index` afterwards, so that the service, `towers
+    recommend` and `towers search` use it.
 
-    The learned kind reads popularity, neighbours and likeness, and learns from what was held out. A cross-encoder reads
-    the texts of what is asked, or was had, and of a candidate together: the closest look, and the dearest. Late
-    interaction compares the tokens of both, those of the items read beforehand; its --model is a bi-encoder.
+    learned: a small network over popularity, co-occurrence and similarity features, trained on held-out data.
+    cross-encoder: reads the text of the query, or history, together with that of each candidate; the most accurate and
+    the slowest. late-interaction: compares token embeddings of both; those of the items are precomputed; --model is a
+    bi-encoder.
     """
     from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
 

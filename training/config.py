@@ -1,4 +1,4 @@
-"""`[training]`, and the whole of run.toml: what the experimenter decides, recorded in the bundle."""
+"""`[training]`, and the whole of run.toml: settings of a training, recorded in the bundle."""
 
 from __future__ import annotations
 
@@ -15,97 +15,99 @@ from towers.config import TowersConfig
 
 
 class TrainingConfig(StrictTable):
-    """`[training]`: how the towers learn."""
+    """`[training]`: data, loss, optimisation and tracking of a training run."""
 
     seed: int = Field(0, ge=0)
-    """Decides every draw: initial weights, order, negatives, dropout. Same seed, same weights, bit for bit on a CPU."""
-    start: Literal["random", "spectral"] = "random"
-    """Where items begin: at `random`, or where a decomposition of who had what and of the items' attributes puts them
-    (`spectral`), for data of few users without order, with low learning rates."""
-    start_regularisation: float = Field(300.0, gt=0)
-    """Spectral start: the more, the less rare co-occurrences count."""
-    start_attributes: float = Field(4.0, ge=0)
-    """Spectral start: how many users an attribute of an item counts for."""
+    """Seed of all random numbers: initial weights, order, negatives, dropout. On a CPU the same seed gives the same
+    weights, bit for bit."""
+    item_init: Literal["random", "spectral"] = "random"
+    """How item embeddings are initialised: randomly, or from an SVD of the interaction and attribute matrix
+    (`spectral`). Use `spectral`, with low learning rates, for few users without an order of interactions."""
+    spectral_regularisation: float = Field(300.0, gt=0)
+    """With `item_init = "spectral"`: ridge regularisation of the SVD. Higher values weaken rare co-occurrences."""
+    spectral_attribute_weight: float = Field(4.0, ge=0)
+    """With `item_init = "spectral"`: weight of an item's attributes against its interactions; 0 ignores attributes."""
     epochs: int = Field(100, ge=1)
-    """The most passes over the training data; early stopping usually ends before."""
+    """Maximum number of epochs; early stopping usually ends training before."""
     patience: int = Field(2, ge=1)
-    """Epochs without a better validation N@10 after which the learning rates are lowered, and in the end training
-    stops."""
-    rate_cuts: int = Field(2, ge=0)
-    """How often the learning rates are lowered before training stops."""
-    batch_events: int = Field(2048, ge=1)
-    """Interactions per step, at most: small tables take smaller steps, so that an epoch has about fifty."""
+    """Epochs without a better validation N@10 after which the learning rates are lowered; after the last decay,
+    training stops."""
+    lr_decays: int = Field(2, ge=0)
+    """How often the learning rates are multiplied by 0.3 before training stops."""
+    batch_size: int = Field(2048, ge=1)
+    """Maximum interactions per step. Small tables get smaller batches, so that an epoch has about fifty steps."""
     targets: Literal["next", "future", "any"] = "next"
-    """What is predicted at each point of a history: the `next` interaction, what comes within the hour; one drawn from
-    all that are yet to come (`future`), asked for when it came, what somebody will have at some time; or `any` of the
-    others from a random part of them, as always of data without an order."""
-    shown: float = Field(0.5, ge=0, lt=1)
-    """With targets `any`: share of a user's items that is read before the first is predicted. Whoever asks a service
-    has most of his past with him."""
+    """Target of each prediction: the `next` interaction; a random later one (`future`), for recommendations without a
+    time horizon; or a random other one (`any`), which is always used for data without an order."""
+    history_fraction: float = Field(0.5, ge=0, lt=1)
+    """With `targets = "any"`: fraction of a user's items used only as input; the remaining ones are prediction targets
+    as well. Keep it high, because at serving time most of the history is available."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
-    """What the positive competes with: `all` items (exact softmax), or `sampled` ones. `auto`: all of them up to
-    30,000 items, unless hard or remembered ones are asked for; where items' texts go through a model that is trained,
-    the others of the batch."""
+    """Negatives of each positive: `all` items (exact softmax) or a `sampled` set. `auto`: all, up to 30,000 items and
+    unless hard or cross-batch negatives are set; with trained text encoders, in-batch negatives only."""
     uniform_negatives: int = Field(1024, ge=0)
-    """Sampled softmax: items drawn uniformly from the catalogue, shared by the batch."""
+    """Sampled softmax: items drawn uniformly from the catalogue per step, shared by the batch."""
     in_batch_negatives: int = Field(1024, ge=0)
-    """Sampled softmax: items drawn from the batch's own positives, shared by the batch."""
+    """Sampled softmax: items drawn from the positives of the batch per step, shared by the batch. They cost nothing to
+    encode; use them together with uniform ones."""
     hard_negatives: int = Field(0, ge=0)
-    """Sampled softmax: items mined for each user of the batch for being nearest to him and not his, shared by the
-    batch; beside draws. From the second epoch on."""
-    hard_negatives_epochs: int = Field(1, ge=1)
-    """Epochs from one mining to the next."""
+    """Sampled softmax: hard negatives mined per user of the batch, from the second epoch on: the highest-scoring items
+    that the user has not interacted with. For catalogues that are large against the sample."""
+    hard_negatives_interval: int = Field(1, ge=1)
+    """Epochs between two minings of hard negatives."""
     hard_negatives_skip: int = Field(0, ge=0)
-    """How many of the nearest items are not mined, because the user might like them after all."""
-    hard_negatives_below: float | None = Field(None, gt=0, le=1)
-    """Mine only items that score below this share of the user's newest positive. None: however high they score."""
-    memory_negatives: int = Field(0, ge=0)
-    """Sampled softmax: positives of earlier batches, with the vectors they had then; beside draws.
-    After the warm-up."""
+    """How many of the highest-scoring items are not used as hard negatives. Raise it against false negatives."""
+    hard_negatives_score_ratio: float | None = Field(None, gt=0, le=1)
+    """Upper limit for the score of a hard negative, as a fraction of the score of the user's newest positive, such as
+    0.95. Set it against false negatives. None: no limit."""
+    cross_batch_negatives: int = Field(0, ge=0)
+    """Sampled softmax: positives of earlier batches, with their vectors at that step, used as negatives after the
+    warm-up. For items that are expensive to encode."""
     log_q: Literal["negatives", "all", "none"] = "negatives"
-    """Sampled softmax: what is corrected for how often items are drawn: the `negatives`, the positive as well (`all`,
-    the classic form), or nothing."""
-    symmetric: bool = False
-    """Whether the item, too, has to find who chose it, among all who choose in the batch. For searches by texts: a pair
-    teaches more, and queries are found by documents as well."""
-    chunk_events: int | None = Field(None, ge=1)
-    """Histories are read in chunks of so many interactions, so that a large batch fits into memory. A step takes a
-    third longer, and more where a chunk is a few histories only. None: at once."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products of the loss. `auto`: bfloat16 where the processor computes in it, else float32."""
+    """Sampled softmax: log-Q correction for the sampling probability of the `negatives`, of the positive as well
+    (`all`, the classic form), or of none. `none` penalises popular items."""
+    symmetric_loss: bool = False
+    """Add the loss in the other direction: find the user of each item among the users of the batch. For text search,
+    where training pairs are few."""
+    gradient_cache_chunk: int | None = Field(None, ge=1)
+    """Encode histories in chunks of so many interactions (gradient caching), so that a large batch fits into memory. A
+    step takes a third longer. None: the whole batch at once."""
+    loss_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the matrix products in the loss. `auto`: bfloat16 where the hardware supports it, else float32."""
     learning_rate: float = Field(2e-3, gt=0)
-    """Of AdamW, for everything but the embedding tables."""
-    table_learning_rate: float = Field(0.1, gt=0)
-    """Of row-wise Adagrad, for the embedding tables."""
-    encoder_learning_rate: float = Field(5e-5, gt=0)
-    """Of AdamW, for pretrained models of texts that are trained."""
-    recompute_texts: bool = False
-    """Whether these models compute what lies between words and vector again for the gradient rather than keep it, so
-    that a large batch fits into memory. A step takes a third longer."""
+    """Peak learning rate of AdamW, for all weights but embedding tables and pretrained text encoders."""
+    embedding_learning_rate: float = Field(0.1, gt=0)
+    """Peak learning rate of row-wise Adagrad, for the embedding tables. Lower it for few interactions per user."""
+    text_encoder_learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate of AdamW, for pretrained text encoders that are trained (`trained_layers`)."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of trained text encoders in the backward pass, so that a large batch fits into memory.
+    A step takes a third longer."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW, for matrices; embedding tables have none."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps over which the learning rates rise to their values."""
+    """Steps over which the learning rates rise linearly to their peak."""
     validation: Literal["auto", "leave-one-out", "users"] = "auto"
-    """What is held out for early stopping: every user's last item, or a part of the items of some users. `auto`: the
-    first where the data has an order, the second where it has none."""
+    """Validation data of early stopping: each user's last item (`leave-one-out`), or part of the items of held-out
+    `users`. `auto`: leave-one-out for data with an order, else users."""
     refit: bool = False
-    """After early stopping, train once more on everything, validation data included, for the steps found best."""
+    """After early stopping, train again on all data, validation included, for the best number of steps. No data is
+    then left for `towers train-ranker`."""
     track: bool = True
     """Record the run in MLflow (`sqlite:///mlflow.db`, or the server that MLFLOW_TRACKING_URI names)."""
     experiment: str = "two-towers"
-    """The MLflow experiment."""
+    """Name of the MLflow experiment."""
     checkpoint_seconds: float = Field(60, ge=0)
-    """How often training can be resumed from: at least this many seconds lie between two checkpoints."""
+    """Minimum time between two checkpoints, in seconds. A stopped run is resumed from the newest."""
 
     @model_validator(mode="after")
     def _settings_work_together(self) -> TrainingConfig:
         if mistakes := [*self._mistakes_of_sampling()]:
             raise ValueError("; ".join(mistakes))
-        if self.chunk_events is not None and self.chunk_events > self.batch_events:
+        if self.gradient_cache_chunk is not None and self.gradient_cache_chunk > self.batch_size:
             raise ValueError(
-                f"chunk_events = {self.chunk_events} is more than batch_events = {self.batch_events} and would divide "
-                "nothing; lower it or leave it out"
+                f"gradient_cache_chunk = {self.gradient_cache_chunk} exceeds batch_size = {self.batch_size} and has no "
+                "effect; lower it or remove it"
             )
         return self
 
@@ -113,44 +115,43 @@ class TrainingConfig(StrictTable):
         if self.uniform_negatives + self.in_batch_negatives == 0:
             yield "uniform_negatives and in_batch_negatives are both 0; raise one"
         if self.negatives == "all":
-            sampled = {"hard_negatives": 0, "memory_negatives": 0, "log_q": "negatives"}
-            for name in (name for name, usual in sampled.items() if getattr(self, name) != usual):
-                yield f'{name} is about a sample, and negatives = "all" draws none; leave it out or set "sampled"'
-        if self.hard_negatives == 0 and (self.hard_negatives_skip or self.hard_negatives_below is not None):
-            yield "hard_negatives_skip and hard_negatives_below say what is mined, and hard_negatives is 0; raise it"
+            sampled = {"hard_negatives": 0, "cross_batch_negatives": 0, "log_q": "negatives"}
+            for name in (name for name, default in sampled.items() if getattr(self, name) != default):
+                yield f'{name} needs sampled negatives, found negatives = "all"; remove it or set negatives = "sampled"'
+        if self.hard_negatives == 0 and (self.hard_negatives_skip or self.hard_negatives_score_ratio is not None):
+            yield "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives, which is 0; raise it"
 
 
 class RunConfig(StrictTable):
     """The whole of run.toml."""
 
     features: FeaturesConfig
-    """The tables, and what is read from them."""
+    """Tables and features."""
     towers: TowersConfig = TowersConfig()
-    """The shape of the two towers."""
+    """Architecture of the two towers."""
     training: TrainingConfig = TrainingConfig()
-    """How they learn."""
+    """Data, loss, optimisation and tracking of training."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         if self.features.interactions is None and self.towers.reads_history:
             raise ValueError(
-                'without interactions nobody has a history: set [towers] history = "none", or name them under '
-                "[features] interactions"
+                f"[towers] history_encoder = {self.towers.history_encoder!r} needs interactions, and none are given; "
+                'set history_encoder = "none", or name the table under [features] interactions'
             )
         if self.training.targets == "any" and self.towers.time_bias:
+            raise ValueError('[towers] time_bias needs an order, and targets = "any" has none; set time_bias = false')
+        if self.training.item_init == "spectral" and not self.towers.reads_history:
             raise ValueError(
-                'targets = "any" has no order and [towers] time_bias looks at times; set time_bias = false'
+                'item_init = "spectral" needs histories, and [towers] history_encoder = "none" reads none; set '
+                'item_init = "random"'
             )
-        if self.training.start == "spectral" and not self.towers.reads_history:
-            raise ValueError(
-                'start = "spectral" puts items where histories find them, and [towers] history = "none" reads none; '
-                'set start = "random"'
-            )
-        width = self.towers.width
+        dim = self.towers.embedding_dim
         for name, settings in {**self.features.item, **self.features.user}.items():
-            if settings.fixed is not None and settings.fixed > width:
+            if settings.frozen_dim is not None and settings.frozen_dim > dim:
                 raise ValueError(
-                    f"fixed = {settings.fixed} of {name!r} is more than towers.width = {width}; make it {width} or less"
+                    f"frozen_dim = {settings.frozen_dim} of {name!r} exceeds towers.embedding_dim = {dim}; set it to "
+                    f"{dim} or less"
                 )
         return self
 

@@ -18,8 +18,8 @@ def preset_settings(preset: Preset | None) -> tuple[str, ...]:
         case None:
             return ()
         case "small":
-            return ("towers.width=32", "towers.blocks=1", "towers.heads=1", "towers.dropout=0.1")
+            return ("towers.embedding_dim=32", "towers.num_layers=1", "towers.num_heads=1", "towers.dropout=0.1")
         case "base":
-            return ("towers.width=64", "towers.blocks=2", "towers.heads=2", "towers.dropout=0.2")
+            return ("towers.embedding_dim=64", "towers.num_layers=2", "towers.num_heads=2", "towers.dropout=0.2")
         case "large":
-            return ("towers.width=128", "towers.blocks=4", "towers.heads=4", "towers.dropout=0.3")
+            return ("towers.embedding_dim=128", "towers.num_layers=4", "towers.num_heads=4", "towers.dropout=0.3")

@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
 
 def download(original: Original, folder: Path) -> Path:
-    """Return the file in `folder`, after fetching it if it is not there yet.
+    """Return the file in `folder`, after downloading it if necessary.
 
     Raises:
         DataError: The publisher cannot be reached, or what came does not have the published checksum.
@@ -72,7 +72,7 @@ def download(original: Original, folder: Path) -> Path:
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Write what is at an address to a file, and return its MD5."""
+    """Download a file, and return its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     request = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)  # noqa: S310 (https, written in this package)
     with request as answer, path.open("wb") as file:
@@ -88,7 +88,7 @@ def _fetch(url: str, path: Path) -> str:
 
 
 def _md5_beside(original: Original) -> str | None:
-    """Return the checksum that the publisher keeps beside the file, None if it cannot be read."""
+    """Return the checksum that the publisher offers with the file, None if it cannot be read."""
     address = f"{original.url}.md5"
     with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 (as above)
         found = re.search(r"\b[0-9a-fA-F]{32}\b", answer.read(4096).decode("ascii", errors="replace"))

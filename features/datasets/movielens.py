@@ -17,7 +17,7 @@ from features.datasets.source import OriginalFiles
 from features.errors import DataError
 
 MAX_TAGS = 30
-"""Tags kept per film: those that most people gave."""
+"""Tags kept per film, the most frequent ones."""
 AGE_GROUPS = {1: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 OCCUPATIONS = (
     "other/not specified",
@@ -85,7 +85,7 @@ def items(source: OriginalFiles) -> pa.Table:
 
 
 def users(source: OriginalFiles) -> pa.Table | None:
-    """Return the people's attributes; None for the sets that have none."""
+    """Return the user attributes; None for the sets without any."""
     if source.has("u.user"):
         rows = _split(source, "u.user", "|", 5)
         frame = pd.DataFrame(rows, columns=["user_id", "age", "gender", "occupation", "zip"])

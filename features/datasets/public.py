@@ -33,7 +33,7 @@ _MD5 = {
     "ml-32m": "d472be332d4daa821edc399621853b57",
 }
 NAMES = (*_MD5, "goodbooks-10k", f"{AMAZON}CATEGORY")
-"""The names as a person writes them."""
+"""The names, for messages."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the original files of a data set are: a folder, however deep they lie in it, or a zip as it was downloaded."""
+"""The original files of a data set: in a folder, at any depth, or in the downloaded zip."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class OriginalFiles:
 
     @cached_property
     def _members(self) -> dict[str, Path | str]:
-        """Where each name is. A folder is searched two levels deep."""
+        """Path of each file name. A folder is searched two levels deep."""
         if self.path.is_dir():
             files = [file for pattern in ("*", "*/*") for file in sorted(self.path.glob(pattern)) if file.is_file()]
             return {file.name: file for file in reversed(files)}

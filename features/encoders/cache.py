@@ -18,11 +18,11 @@ from jaxtyping import Float32
 from features.encoders.model import Role
 
 AT_ONCE = 900
-"""Texts looked up in one question; SQLite takes about a thousand."""
+"""Texts looked up in one statement; SQLite takes about a thousand parameters."""
 
 
 class CacheError(OSError):
-    """Vectors cannot be kept, or not be read; they can be made anew."""
+    """Cached vectors cannot be written or read; they can be computed again."""
 
 
 def cache_folder() -> Path:

@@ -1,8 +1,8 @@
 """`PretrainedText`: texts to the vectors of a model that is not trained here, each text encoded once.
 
 The vectors are turned by a rotation so that the first numbers say most (principal directions, fitted on the texts of
-training). All of them together have the inner products they had; the first N of them come as near to these as N
-numbers can. So the beginning of a vector is a vector by itself, whether or not the model was trained for that.
+training). A rotation does not change the inner products of whole vectors; the first N numbers approximate these as well
+as N numbers can. So the beginning of a vector is a vector by itself, whether or not the model was trained for that.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from features.parquet import read_parquet
 FEW = 64
 """So many texts are encoded without a look at the disk: those of a request, of which no trace is to stay."""
 PROBE = "The quick brown fox jumps over the lazy dog"
-"""What a service is asked in order to see whether it still has the model it had."""
+"""Text whose vector shows whether an embeddings service still uses the same model."""
 LEAST_LIKENESS = 0.99
-"""Cosine of what it says then and now; batching and rounding on its side change the last digits."""
+"""Minimum cosine between the vectors of training and today; batching and rounding change the last digits."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class PretrainedText:
         """Return the encoder whose rotation comes from `texts`.
 
         Raises:
-            DataError: The model cannot be had.
+            DataError: The model cannot be loaded.
         """
         model = open_model(settings)
         probe = _vectors(model, [PROBE], "document")[0] if isinstance(model, RemoteModel) else None
@@ -79,7 +79,7 @@ class PretrainedText:
         return len(self.rotation)
 
     def numbers(self, texts: Sequence[str], role: Role, width: int | None = None) -> Float32[np.ndarray, "texts width"]:
-        """Return the vector of each text, of length 1 as a whole; zeros where nothing is written.
+        """Return the unit vector of each text; zeros for empty texts.
 
         Args:
             texts: The texts.
@@ -92,14 +92,14 @@ class PretrainedText:
         return turned
 
     def tokens(self, texts: Sequence[str], role: Role) -> list[list[int]]:
-        """Return the tokens of each text, for a model that is trained here; none where nothing is written."""
+        """Return the tokens of each text, for a model that is fine-tuned; none for empty texts."""
         assert isinstance(self.model, LocalModel), "a model behind an address is not trained"
         prompt = self.model.prompt(role)
         tokens = self.model.tokens([prompt + text for text in texts])
         return [one if text else [] for one, text in zip(tokens, texts, strict=True)]
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads into a folder: the settings, the rotation, and the model itself if it is bundled."""
+        """Write the settings, the rotation, and the model if it is bundled, into a folder."""
         folder.mkdir(parents=True)
         described: dict[str, Any] = {"settings": self.settings.model_dump(mode="json"), "width": self.width}
         if isinstance(self.model, LocalModel):
@@ -146,7 +146,7 @@ class PretrainedText:
         return cls(settings, LocalModel(place, settings, digest, width, graph), rotation)
 
     def _check_service(self) -> None:
-        """Ask a service once in the life of this object whether it has the model of then."""
+        """Check once in the life of this object that the service has the model of the training."""
         if self._probe is None or self._is_probed:
             return
         (now,) = (vectors for _, vectors in self.model.encode([PROBE], "document"))
@@ -194,7 +194,7 @@ def save_encoders(encoders: Mapping[str, PretrainedText], folder: Path) -> None:
 
 
 def _vectors(model: TextModel, texts: Sequence[str], role: Role) -> Float32[np.ndarray, "texts width"]:
-    """Return a vector for each text, made once for those that are the same; zeros where nothing is written."""
+    """Return a vector for each text, computed once per distinct text; zeros for empty texts."""
     distinct = list(dict.fromkeys(text for text in texts if text))
     place = {text: row for row, text in enumerate(distinct, 1)}
     made = np.zeros((len(distinct) + 1, model.width), dtype=np.float32)

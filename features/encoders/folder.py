@@ -1,4 +1,4 @@
-"""A sentence-transformers model as what it is on disk: a folder of plain files, and the digest of what is in it."""
+"""A sentence-transformers model on disk: a folder of plain files, and its digest."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def find_model(name: str, revision: str | None = None, policy: RemotePolicy | No
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise DataError(
             f"{folder}: expected a model in plain files, config.json and *.safetensors, found "
-            f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}; save it anew with "
+            f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}; save it again with "
             "SentenceTransformer.save_pretrained"
         )
     return folder
 
 
 def model_digest(folder: Path) -> str:
-    """Return the SHA-256 of a model: of the names of its files and what is in each."""
+    """Return the SHA-256 of a model: of the names and contents of its files."""
     listed = json.dumps([[path.relative_to(folder).as_posix(), sha256(path)] for path in _parts(folder)])
     return hashlib.sha256(listed.encode()).hexdigest()
 
@@ -129,6 +129,6 @@ def _fetch(name: str, revision: str | None, policy: RemotePolicy | None) -> Path
             ) from None
         said = " ".join(str(error).split())[:160]
         raise DataError(
-            f"model {name!r}: neither a folder here nor to be had from the hub ({said}); correct the name, or give the "
-            "folder of a sentence-transformers model"
+            f"model {name!r}: neither a local folder nor available from the hub ({said}); correct the name, or give "
+            "the folder of a sentence-transformers model"
         ) from None

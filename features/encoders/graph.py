@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 VERSION = 2
-"""Of the way in which graphs are made: those that were kept by another are made anew."""
+"""Version of the graph export; cached graphs of another version are exported again."""
 OPSET = 17
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUT = "sentence_embedding"
@@ -125,7 +125,7 @@ def export_graph(model: nn.Module, path: Path, *, rounded: bool) -> None:
 
 
 def _after_the_transformer(path: Path) -> list[str]:
-    """Return the products that are not the transformer's: pooling and rotation, where rounding gains nothing."""
+    """Return the matrix products outside of the transformer, pooling and rotation, which are not quantised."""
     import onnx
 
     products = [node.name for node in onnx.load(path).graph.node if node.op_type == "MatMul"]

@@ -41,13 +41,13 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 
 
 class LocalModel:
-    """A model in a folder; loaded when it is first needed.
+    """A local model; loaded on first use.
 
     Args:
         folder: The folder.
         settings: How it is used.
         digest: Of the folder's files.
-        width: How many numbers its vectors have. None: whoever asks has the model loaded.
+        width: Dimensions of its vectors. None: read from the model, which is then loaded on first use.
         graph: Where its graph is kept, for those that compute in whole numbers; made if it is not there.
     """
 
@@ -75,7 +75,7 @@ class LocalModel:
         return self._width
 
     def prompt(self, role: Role) -> str:
-        """Return what stands before each text: the setting, else what the model says of itself."""
+        """Return the prefix of each text: the setting, else the model's own."""
         own = self.settings.query_prompt if role == "query" else self.settings.document_prompt
         return self._prompts.get(role) or "" if own is None else own
 
@@ -120,12 +120,12 @@ class LocalModel:
 
     @property
     def padding(self) -> int:
-        """What stands where a text has no more tokens; nothing reads it."""
+        """The padding token; masked."""
         return int(self.model.tokenizer.pad_token_id or 0)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Folder of the model."""
         is_there = torch.cuda.is_available() and self.settings.precision != "int8"
         return torch.device("cuda" if is_there else "cpu")
 
@@ -135,7 +135,7 @@ class LocalModel:
 
     @property
     def graph_path(self) -> Path:
-        """Where the graph of a model that computes in whole numbers is, made if need be."""
+        """Path of the quantised ONNX graph, which is made if necessary."""
         path = self._graph or cache_folder() / "graphs" / f"{self.fingerprint}-{VERSION}.onnx"
         if not path.is_file():
             export_graph(load_model(self.folder, self.settings, attention="eager"), path, rounded=True)
@@ -160,7 +160,7 @@ class LocalModel:
 
 
 def load_model(folder: Path, settings: EncoderSettings, attention: str | None = None) -> SentenceTransformer:
-    """Return the model in a folder with the pooling that the settings ask for, in evaluation mode, on the CPU.
+    """Return the model in a folder with the pooling of the settings, in evaluation mode, on the CPU.
 
     Args:
         folder: The folder.

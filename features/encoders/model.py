@@ -1,4 +1,4 @@
-"""What a model of texts must be able to do, wherever it runs."""
+"""The interface of text encoders, local or behind a service."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 Role = Literal["query", "document"]
-"""What a text is: something asked (a user's side), or something to be found (an item's)."""
+"""Role of a text: `query` (user side) or `document` (item side)."""
 
 Encoded = tuple[Int[np.ndarray, "batch"], Float32[np.ndarray, "batch width"]]
 """Places of texts in the sequence given, and their vectors."""
@@ -30,5 +30,5 @@ class TextModel(Protocol):
         """Yield batches of vectors as they are made, in any order.
 
         Raises:
-            DataError: The model cannot be had.
+            DataError: The model cannot be loaded.
         """

@@ -23,7 +23,7 @@ _ENTRY = re.compile(r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.
 
 
 class Origin(NamedTuple):
-    """What a request goes to: `https`, `api.example.com`, 443."""
+    """Target of a request: scheme, host and port, such as `https`, `api.example.com`, 443."""
 
     scheme: str
     host: str
@@ -44,7 +44,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class RemotePolicy:
-    """What a bundle's encoders may reach, and for how long. By default nothing.
+    """Network access of a bundle's encoders: allowed hosts and timeouts. By default none.
 
     Attributes:
         hosts: Entries as in `encoder_hosts`: `HOST` or `HOST:PORT` for https, and on this machine for http as well;
@@ -103,7 +103,7 @@ class RemotePolicy:
 
 
 NOTHING = RemotePolicy()
-"""Reaches nothing."""
+"""No network access."""
 
 
 def origins_of(entry: str) -> set[Origin]:
@@ -133,7 +133,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host(name: str) -> str:
-    """Return a host as it is compared: names without regard to case, addresses in their shortest form."""
+    """Return a host in normal form: names in lower case, addresses in their shortest form."""
     try:
         return ip_address(name).compressed
     except ValueError:

@@ -30,11 +30,11 @@ TEXTS_A_REQUEST = 64
 ATTEMPTS = 6
 LONGEST_WAIT_SECONDS = 30.0
 TIMEOUT_SECONDS = (10.0, 120.0)
-"""To reach the service, and to wait for all that it says."""
+"""Timeouts in seconds: to connect, and for the whole response."""
 MAX_ANSWER_BYTES = 64 * 2**20
-"""The longest answer that is read: vectors of 16,384 numbers for each text of a request are a third of it."""
+"""Maximum bytes of a response: three times that of vectors of 16,384 dimensions for each text of a request."""
 INPUT_TYPES = {"query": "search_query", "document": "search_document"}
-"""What Cohere calls our roles."""
+"""Cohere's names of the roles."""
 
 
 class _PassingError(Exception):
@@ -89,7 +89,7 @@ class RemoteModel:
 
         Raises:
             UnavailableError: The service gives no usable answer in time.
-            DataError: It refuses what it is asked, or has another model than it had.
+            DataError: The service rejects the request, or uses another model than before.
         """
         prompt = (self.settings.query_prompt if role == "query" else self.settings.document_prompt) or ""
         for begin in range(0, len(texts), TEXTS_A_REQUEST):
@@ -157,7 +157,7 @@ class RemoteModel:
         return vectors
 
     def _content(self, answer: requests.Response, ends: float) -> bytes:
-        """Return the body of an answer, which may come in small pieces, until a moment of the monotonic clock."""
+        """Return the body of a response, until a deadline of the monotonic clock."""
         from urllib3.exceptions import HTTPError
 
         content = bytearray()
@@ -208,7 +208,7 @@ class RemoteModel:
 
     @cached_property
     def _key(self) -> str | None:
-        """The service's key; None where it asks for none."""
+        """API key of the service; None if it needs none."""
         name = self.settings.key_variable
         if name is None:
             return None
@@ -239,7 +239,7 @@ class RemoteModel:
 
 
 def _wait(error: Exception) -> bool | float:
-    """Tell stamina whether to try again, and when, where the service has said so."""
+    """Tell stamina whether to retry, and after which delay if the service gave one."""
     if not isinstance(error, _PassingError):
         return False
     return True if error.wait_seconds is None else min(error.wait_seconds, LONGEST_WAIT_SECONDS)

@@ -2,8 +2,8 @@
 
 A column that was renamed, re-spelt or re-scaled is read without an error, and then says nothing to the model. So
 training writes down how each column was spelt and read, how many of its cells are filled, and how many of its values
-the model knows; whoever reads other tables with the same model compares. A missing column is an error, and so is a
-collapse: a share that fell to less than half. A smaller fall is a note.
+the model knows; other tables that are read with the same model are compared with that. A missing column is an error,
+and so is a collapse: a share that fell to less than half. A smaller fall is a note.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from features.columns import numbers_of, texts_of, values_of
 from features.config import FeaturesConfig
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, ValueEncoder
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.sparse import ValueEncoder
 from features.featurizer.vocabulary import UNKNOWN
 from features.messages import ACCEPT, cut, nearest
 from features.schema import ITEM_ID, USER_ID, Feature
 from features.spelling import Spelling
 from features.tables.tables import Readings, Tables
-from features.values.cells import is_missing, numbers_of, texts_of, values_of
+from features.values.cells import is_missing
 from features.values.distinct import many
 from features.values.readings import Reading, TextFormat, reading_from_json, reading_to_json
 from features.values.text import words as words_in
@@ -36,7 +38,7 @@ COLLAPSE = 0.5
 FALL = 0.05
 """A share that fell by more than this is noted."""
 ENOUGH = 20
-"""Cells from which on a share says something."""
+"""Minimum number of cells for which shares are compared."""
 _LEAST_SHARE = 0.1
 _BAND = (0.05, 0.95)
 _MOST_WORDS = 4096
@@ -49,10 +51,10 @@ _OWN_IDS = (ITEM_ID, USER_ID)
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """What stands in a column.
+    """Statistics of a column.
 
     Attributes:
-        kind: How the model reads it, see `FeatureSettings.kind`.
+        kind: How the model reads it, a name in `features.feature_kinds.FEATURE_KINDS`.
         spelling: How its values are spelt; None where they are numbers, times or vectors.
         cells: How many cells there are.
         filled: Share of the cells that say something.
@@ -78,7 +80,7 @@ class ColumnFacts:
 
 @dataclass(frozen=True)
 class ColumnContract:
-    """What training saw of the tables.
+    """Statistics of the tables at training time.
 
     Attributes:
         columns: The facts of each column that the model reads, by table (`items`, `users`) and name.
@@ -233,15 +235,15 @@ def _facts(
         then: The facts of the same column in training. None: this is training.
     """
     empty = ColumnFacts(feature.kind, feature.spelling, len(column), 0.0, None, ())
-    match feature.kind:
-        case "number" | "time":
+    match feature.definition.content:
+        case "numbers" | "times":
             return _of_numbers(empty, feature, column, then)
-        case "vector":
+        case "vectors":
             known = [cell for cell in column if not is_missing(cell)]
             return replace(empty, filled=_share(len(known), len(column)), length=len(known[0]) if known else None)
-        case "text":
+        case "texts":
             return _of_texts(empty, feature, column, then)
-        case _:
+        case "values":
             encoders = featurizer.items if side == "items" else featurizer.users
             encoder = encoders.sparse[feature.name]
             assert isinstance(encoder, ValueEncoder), "values are read by their vocabulary"
@@ -284,7 +286,7 @@ def _of_numbers(empty: ColumnFacts, feature: Feature, column: pd.Series, then: C
     quantiles = tuple(np.quantile(numbers, (0, _BAND[0], 0.5, _BAND[1], 1), method="inverted_cdf").tolist())
     band = quantiles if then is None or then.quantiles is None else then.quantiles
     known = None
-    if feature.kind == "number" and band[1] < band[3]:
+    if feature.definition.content == "numbers" and band[1] < band[3]:
         known = _share(int(((numbers >= band[1]) & (numbers <= band[3])).sum()), len(numbers))
     examples = tuple(f"{number:.6g}" for number in quantiles[1:4])
     return replace(empty, filled=_share(len(numbers), len(column)), known=known, examples=examples, quantiles=quantiles)
@@ -321,10 +323,10 @@ def _change(
 
 
 def _said_of_known(feature: Feature, then: ColumnFacts) -> str:
-    if feature.kind == "number":
+    if feature.definition.content == "numbers":
         assert then.quantiles is not None, "a share of numbers is one between quantiles"
         return f"of the numbers are from {then.quantiles[1]:.6g} to {then.quantiles[3]:.6g}"
-    if feature.kind == "text":
+    if feature.definition.content == "texts":
         return "of the words are known to the model"
     if feature.name in _OWN_IDS:
         return "of the ids that the model knows are there"

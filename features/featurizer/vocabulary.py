@@ -1,4 +1,4 @@
-"""From ids and category values to rows of an embedding table and back. Row 0 stands for everything unknown."""
+"""From ids and category values to rows of an embedding table and back. Row 0 is for unknown values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the name of a column says, in the spellings and languages of shops' exports: `CustomerID`, `Kunden-Nr.`.
+"""Meaning of column names, in the spellings and languages of shops' exports: `CustomerID`, `Kunden-Nr.`.
 
 A name is taken apart into words (`orderDate` is two), without case, accents and signs. Ids are recognised as the word
 for a thing with or without a word for its number (`artikelnummer`, `id_producto`, `StockCode`), so that no list of

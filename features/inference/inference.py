@@ -1,4 +1,4 @@
-"""What `towers init` makes of tables it has never seen: a proposal for `[features]`, each choice with its reason.
+"""Infers a proposal for `[features]` from tables, each choice with its reason.
 
 `infer_features` looks at names and cells and decides; `render_run_toml` writes the decisions as commented TOML that a
 person can read and change. Nothing here is used after `init`: training reads run.toml alone.
@@ -93,14 +93,13 @@ _LOOKED_AT, _SHOWN = 100, 3
 
 @dataclass(frozen=True)
 class FeatureChoice:
-    """What becomes of one column.
+    """The proposal for one column.
 
     Attributes:
         column: Its name in the file.
         settings: How it is read; None where it is left out.
         reason: Why, in a few words.
-        is_warning: Whether a person should be told, not only the reader of the file: a leak, or cells that cannot be
-            read.
+        is_warning: Whether the command prints it, besides the comment in the file: a leak, or unreadable cells.
     """
 
     column: str
@@ -111,7 +110,7 @@ class FeatureChoice:
 
 @dataclass(frozen=True)
 class Line:
-    """What becomes of one column, as a person is told.
+    """How one column will be used, for the terminal.
 
     Attributes:
         table: `interactions`, `items` or `users`; of a search `pairs`, `documents` or `queries`.
@@ -142,7 +141,7 @@ class Inference:
         num_users: Users in the interactions.
         num_items: Items in the interactions.
         num_unknown: Interactions whose item is not in the items' table.
-        num_repeats: Interactions with an item that the user had before.
+        num_repeats: Interactions with an item that is in the user's history already.
         ratings: The least, middle and greatest rating, if there are ratings.
         is_search: Whether users are queries and items are documents, known by what is written of them.
         time_format: How the times of the interactions are written, where the setting must say it.
@@ -186,7 +185,7 @@ class Inference:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should be told at once, one line each."""
+        """Warnings for the terminal, one line each."""
         said = [guess_said(role) for role in self.roles if role.is_guess]
         said += [f"{choice.column} left out: {choice.reason}" for choice in self.item + self.user if choice.is_warning]
         if self.num_unknown and not self.is_read:
@@ -203,7 +202,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Files:
-    """Where the tables of an `Inference` are.
+    """Paths of the tables of an `Inference`.
 
     Attributes:
         interactions: The file of the interactions; None of a search without pairs.
@@ -227,14 +226,14 @@ def infer_features(
     """Propose settings for tables as `features.tables.tables.read_frame` returns them.
 
     Args:
-        interactions: Who had what.
+        interactions: Table of interactions.
         items: The catalogue, if there is one.
         users: The users' attributes, if there are any.
         named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
         time_format: How the times are written, if it is known.
 
     Raises:
-        DataError: It cannot be told which column says who, or which says what; or no item is in the items' table.
+        DataError: The user or item column cannot be determined; or no item is in the items' table.
             Several of these at once are a `CombinedDataError`.
     """
     roles = Roles(interactions, items, users, named)
@@ -353,19 +352,19 @@ def infer_search(
     """Propose settings for a search: documents, and perhaps queries with the pairs of both that belong together.
 
     Raises:
-        DataError: It cannot be told which column is which, or nothing is written in one of the tables.
+        DataError: The roles of the columns cannot be determined, or a table has no text.
     """
     if (queries is None) != (pairs is None):
         raise DataError("pairs need the queries that they name, and queries the pairs; give both, or documents alone")
     if queries is not None and pairs is not None:
         found = infer_features(pairs, documents, queries)
-        text = FeatureSettings(kind="text", fixed=SEARCH_WIDTH, corrected=True)
+        text = FeatureSettings(kind="text", frozen_dim=SEARCH_WIDTH, trainable_residual=True)
         item, user = _texts_read(found.item, documents, text), _texts_read(found.user, queries, text)
         lines = _as_read(found.lines, {"items": item, "users": user})
         return replace(found, item=item, user=user, lines=lines, is_search=True)
     key = document_key(documents)
     item = _choices(documents, key, np.zeros(len(documents)), "item")
-    read = _texts_read(item, documents, FeatureSettings(kind="text", fixed=SEARCH_WIDTH))
+    read = _texts_read(item, documents, FeatureSettings(kind="text", frozen_dim=SEARCH_WIDTH))
     return Inference(
         roles=(Role("item_id", key, "the document"),),
         unread=(),
@@ -397,7 +396,7 @@ def _as_read(lines: Iterable[Line], choices: Mapping[str, Iterable[FeatureChoice
 
 
 def document_key(documents: pd.DataFrame) -> str:
-    """Return the column that says which document it is: by its name, else the first that is different in every row."""
+    """Return the id column of documents: by its name, else the first with unique values."""
     unique = unique_columns(documents)
     ranked = sorted((rank, name) for name in unique if (rank := item_rank(name)) is not None)
     named = [name for _, name in ranked] + [name for name in unique if bare_name(name) == "id"]
@@ -411,7 +410,7 @@ def document_key(documents: pd.DataFrame) -> str:
 def _texts_read(
     choices: tuple[FeatureChoice, ...], frame: pd.DataFrame, text: FeatureSettings
 ) -> tuple[FeatureChoice, ...]:
-    """Return the choices of a search: of what is written, all is read as text, and what is no text is left out."""
+    """Return the choices of a search: text columns are features, others are left out."""
     read = tuple(_as_text(choice, frame[choice.column], text) for choice in choices)
     if not any(choice.settings for choice in read):
         raise DataError(
@@ -476,7 +475,7 @@ class _Understood:
 
     Attributes:
         column: The cells.
-        written: How they are written, for the reason; empty where they had a type already.
+        written: How they are written, for the reason; empty if the file gave them a type.
         kind: The kind that they must be declared as, so that they are read in this way; None: any.
         time_format: The setting of that name.
         decimal: The setting of that name.
@@ -495,7 +494,7 @@ class _Understood:
         if choice.settings is None or self.kind is None:
             return choice
         reason = f"{choice.reason}; {self.written}" if self.written else choice.reason
-        if choice.settings.kind not in ("number", "time", "vector", "categories"):
+        if choice.settings.definition.read is None:
             return replace(choice, reason=choice.reason)
         setting = {"time_format": self.time_format} if choice.settings.kind == "time" else {}
         setting |= {"decimal": self.decimal} if choice.settings.kind == "number" else {}
@@ -632,7 +631,7 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
 
 
 def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[str]] | None:
-    """Return what stands between the values of one cell, if cells are lists, and how often each value occurs.
+    """Return the separator of the values of one cell, if cells are lists, and how often each value occurs.
 
     Values of a list come again in other cells; the parts of a sentence do not.
     """
@@ -651,7 +650,7 @@ def _separator(cells: pd.Series, share_distinct: float) -> tuple[str, Counter[st
 
 
 def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item", "user"]) -> str | None:
-    """Return why a column tells what is to be foreseen, None if it does not seem to."""
+    """Return why a column seems to be a leak; None if it does not."""
     if _is_behaviour(set(words_of_name(name)), column, who):
         what = "what people did with the item" if who == "item" else "what the user did"
         return f"a LEAK by its name: sums up {what}, the future included"
@@ -668,7 +667,7 @@ def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item",
 
 
 def _is_behaviour(words: set[str], column: pd.Series, who: Literal["item", "user"]) -> bool:
-    """Return whether a column's name says that it sums up interactions."""
+    """Return whether a column's name suggests an aggregate of interactions."""
     if words & NOT_BEHAVIOUR:
         return False
     if words & BEHAVIOUR_IN_WORDS or (who == "user" and "last" in words and is_time(column)):
@@ -727,7 +726,7 @@ _ITEM_ID_LINE = _Line('item_id = { kind = "id" }', "what is learned of this very
 
 
 _USER_ID_LINE = _Line(
-    'user_id = { kind = "id" }', "what is learned of this very user, beside the history", USER_ID_IS_ON
+    'user_id = { kind = "id" }', "an embedding of each user, in addition to the history", USER_ID_IS_ON
 )
 _TIME_LINE = _Line('time = { kind = "time" }', "hour, weekday and season of the request", TIME_IS_ON)
 
@@ -765,7 +764,7 @@ def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line
         lines.append(_Line(f"min_rating = {middle}", said, is_on=False))
     repeats = f"{inference.num_repeats / max(inference.num_events, 1):.0%} of interactions repeat an earlier one"
     lines.append(_Line("recommend_seen = false", f"true where people have the same again ({repeats})"))
-    lines.append(_Line("history = 200", "how many of a user's newest interactions are read"))
+    lines.append(_Line("max_history = 200", "how many of a user's newest interactions are read"))
     return lines
 
 
@@ -836,10 +835,10 @@ def _choice_line(choice: FeatureChoice) -> _Line:
     if choice.settings is None:
         return _Line(f"{_key(choice.column)}", f"left out: {choice.reason}", is_on=False)
     settings = f"kind = {_quoted(choice.settings.kind)}"
-    if choice.settings.fixed is not None:
-        settings += f", fixed = {choice.settings.fixed}"
-    if choice.settings.corrected:
-        settings += ", corrected = true"
+    if choice.settings.frozen_dim is not None:
+        settings += f", frozen_dim = {choice.settings.frozen_dim}"
+    if choice.settings.trainable_residual:
+        settings += ", trainable_residual = true"
     if choice.settings.decimal is not None:
         settings += f", decimal = {_quoted(choice.settings.decimal)}"
     if choice.settings.time_format is not None:
@@ -875,7 +874,7 @@ def _one_line(text: str) -> str:
 
 
 def _sorted(choices: Iterable[FeatureChoice]) -> list[FeatureChoice]:
-    """Return what is read, then what is left out."""
+    """Return the features, then the columns that are left out."""
     return sorted(choices, key=lambda choice: choice.settings is None)
 
 

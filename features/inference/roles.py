@@ -1,4 +1,4 @@
-"""Which column of the interactions says who, what, when and how much: what `towers init` looks for first.
+"""Detects the user, item, time and rating columns of the interactions.
 
 By the command line, else by names, else by the cells: ids that the other tables share, columns that repeat, columns
 that read as times. What is no more than a guess is said to be one.
@@ -54,7 +54,7 @@ _LEAST_YEAR = pd.Timestamp(2000, 1, 1).timestamp()
 
 @dataclass(frozen=True)
 class Role:
-    """What one column of the interactions means.
+    """The role of one column of the interactions.
 
     Attributes:
         setting: A key of `[features.columns]`.
@@ -95,7 +95,7 @@ class Roles:
         """Return the roles in the order of `ColumnSettings`.
 
         Raises:
-            DataError: A column that was named is not there, or it cannot be told who or what.
+            DataError: A named column is missing, or the user or item column cannot be determined.
         """
         problems = Problems()
         for setting, column in self.named.items():
@@ -176,7 +176,7 @@ class Roles:
         return next((name for name in self._free() if is_called(name) and fits(self.events[name])), None)
 
     def _id_by_name(self, rank: Callable[[str], int | None], other: pd.DataFrame | None, setting: str) -> str | None:
-        """Return the column whose name says so best: one that the other table has too, else one that repeats."""
+        """Return the column with the best name: one that the other table has too, else one with repeated values."""
         if setting in self.named:
             return None
         ranked = {name: rank(name) for name in self._free_ids()}
@@ -197,7 +197,7 @@ class Roles:
         return min(fitting, default=(0, None), key=lambda one: one[0])[1]
 
     def _take_time_by_shape(self) -> None:
-        """Take the column that reads as times, whatever it is called, unless that is the time of something else."""
+        """Choose the column that can be read as times, whatever its name, unless that names another time."""
         fitting = [name for name in self._free() if _reads_as_moment(name, self.events[name])]
         if fitting:
             among = "the only column" if len(fitting) == 1 else f"the first of {len(fitting)} columns"
@@ -296,7 +296,7 @@ class Roles:
         return [name for name in self._free() if is_id(self.events[name])]
 
     def _take_key(self, who: str, frame: pd.DataFrame | None, rank: Callable[[str], int | None]) -> None:
-        """Find the id column of another table where it is called otherwise there."""
+        """Find the id column of another table if it has another name there."""
         if f"{who}_id" not in self.taken or frame is None or (own := self.column(f"{who}_id")) in frame:
             return
         named = [name for name in frame.columns if rank(name) is not None or bare_name(name) in ("id", bare_name(own))]
@@ -336,12 +336,12 @@ def is_id(column: pd.Series) -> bool:
 
 
 def is_written_number(column: pd.Series) -> bool:
-    """Return whether cells are text that says quantities: `19,99`, `$5`."""
+    """Return whether cells are quantities as text: `19,99`, `$5`."""
     return is_words(column) and bool(column.notna().any()) and is_written_as_number(column_cells(column))
 
 
 def reads_as_number(column: pd.Series) -> bool:
-    """Return whether all cells are numbers, or text that says numbers in one way."""
+    """Return whether all cells are numbers, or text that can be read as numbers in one format."""
     if is_number(column):
         return bool(column.notna().any())
     if not is_words(column) or not column.notna().any():
@@ -354,7 +354,7 @@ def reads_as_number(column: pd.Series) -> bool:
 
 
 def is_time(column: pd.Series) -> bool:
-    """Return whether cells are dates, numbers, or text that says times in one way."""
+    """Return whether cells are dates, numbers, or text that can be read as times in one format."""
     if is_words(column):
         return bool(column.notna().any()) and not isinstance(time_format_of(column), CellError)
     return is_number(column) or _is_moment(column)
@@ -464,12 +464,12 @@ def _why_no_time(column: pd.Series) -> str:
 
 
 def guess_said(role: Role) -> str:
-    """Return what a person is told of a role that was guessed."""
+    """Return the message about a guessed role."""
     return f"{role.column!r} is taken for {role.setting} by a guess ({role.reason}); if not, say {FLAGS[role.setting]}"
 
 
 def returns_said(returns: tuple[str, int]) -> str:
-    """Return what a person is told of negative quantities."""
+    """Return the message about negative quantities."""
     name, count = returns
     return (
         f"{many(count, 'interaction')} with a negative {name!r} (returns?) count like any other; to leave them out, "

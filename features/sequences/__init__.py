@@ -1,4 +1,4 @@
-"""Who did what, in which order.
+"""Interactions as sequences per user: histories, splits and batches.
 
 - `ragged`: rows of different lengths, end to end; `sequences`: `Sequences`, the events of each user in order;
   `matrix`: the same as a sparse matrix.

@@ -69,16 +69,29 @@ def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> Keyed
 class SequenceBatch:
     """Several users' sequences, one after another, without padding.
 
+    State t predicts event t: the user tower makes one vector (a state) per event, from the events before it. The first
+    state sees no event but the start token, and the last event is never an input::
+
+        input     [start]    event 0    event 1    event 2
+                     |          |          |          |
+        state        0          1          2          3       state t sees [start] and events 0 ... t - 1
+                     |          |          |          |
+        predicts  event 0    event 1    event 2    event 3    wherever `is_target`
+
+    So a batch of `events` has as many states, and `offsets` divides both among the users. At serving time one more
+    state is needed, which sees the whole history.
+
     Attributes:
-        users: Positions in the `Sequences` they come from, `[users]`.
-        offsets: Where each user's events begin, `[users + 1]`.
+        users: Positions in the `Sequences` of origin, `[users]`.
+        offsets: Offsets of each user's events, `[users + 1]`.
         item_rows: Catalogue rows, `[events]`, oldest first.
         times: Unix seconds, `[events]`, or None.
-        is_target: Which events are to be predicted from those before them, `[events]`.
+        is_target: Which events are to be predicted, `[events]`.
         known_offsets: Where each user's known positives begin, `[users + 1]`.
         known_rows: Every item of each user's training data, `[known]`: never a negative of that user.
-        answer_rows: Catalogue row to be predicted at each target, `[events]`. None: its own.
-        request_times: Unix seconds at which each event is asked for, `[events]`. None: when it came, as in `times`.
+        answer_rows: Catalogue row to predict in the place of each event, `[events]`. None: the event's own.
+        request_times: Unix seconds of the request of each state, `[events]`. None: the time of the event, as in
+            `times`.
     """
 
     users: Int[Tensor, users]
@@ -100,18 +113,19 @@ class SequenceBatch:
 
 
 class TrainingBatches:
-    """A training set dealt into batches of about `batch_events` events, anew each epoch.
+    """A training set divided into batches of about `batch_size` events, in another order each epoch.
 
     Args:
-        sequences: The training data. Users without order in their data are shuffled anew each epoch, so that any
-            part of a user's items learns to predict the rest.
-        history: How many events before a target are read. Longer sequences give their newest `history + 1` events.
-        batch_events: How many events a batch holds at most (a single longer sequence makes a batch of its own).
+        sequences: The training data. The items of users without an order are shuffled each epoch, so that any part of
+            them is used to predict the rest.
+        history: Maximum events before a target. Of longer sequences the newest `history + 1` events are used, the first
+            of them as input only.
+        batch_size: How many events a batch holds at most (a single longer sequence makes a batch of its own).
         recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
         seed: Decides the order of users, with the epoch.
-        targets: What is predicted of data with an order: the `next` target, one drawn from all that are yet to come
-            (`future`), or, as of data without an order, `any`.
-        shown: Of data that is shuffled: share of a user's items that is read before the first is predicted.
+        targets: Target of each state, for data with an order: the `next` event, a random later one (`future`), or, as
+            for data without an order, `any` other one.
+        history_fraction: For shuffled data: fraction of a user's items that is input only.
     """
 
     def __init__(
@@ -119,21 +133,21 @@ class TrainingBatches:
         sequences: Sequences,
         *,
         history: int,
-        batch_events: int,
+        batch_size: int,
         recommend_seen: bool,
         seed: int,
         targets: Literal["next", "future", "any"] = "next",
-        shown: float = 0.0,
+        history_fraction: float = 0.0,
     ) -> None:
         enough = np.flatnonzero(sequences.lengths > 0)
         self.sequences = sequences
         self.history = history
-        self.batch_events = batch_events
+        self.batch_size = batch_size
         self.recommend_seen = recommend_seen
         self.seed = seed
         self.is_shuffled = targets == "any" or not sequences.is_ordered
         self.is_future = targets == "future" and sequences.is_ordered
-        self.shown = shown if self.is_shuffled else 0.0
+        self.history_fraction = history_fraction if self.is_shuffled else 0.0
         self._users = enough
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
@@ -143,7 +157,7 @@ class TrainingBatches:
         sequences = _shuffled(self.sequences, generator) if self.is_shuffled else self.sequences
         for place, group in enumerate(self._deal(order)[start:], start):
             batch = self._batch(sequences, order[group])
-            yield _with_answers_to_come(batch, [self.seed, epoch, place]) if self.is_future else batch
+            yield _with_future_targets(batch, [self.seed, epoch, place]) if self.is_future else batch
 
     def num_batches(self, epoch: int) -> int:
         """Return how many batches the epoch has."""
@@ -153,7 +167,7 @@ class TrainingBatches:
         lengths = np.minimum(self.sequences.lengths[order], self.history + 1)
         slices, begin, held = [], 0, 0
         for i, length in enumerate(lengths.tolist()):
-            if held and held + length > self.batch_events:
+            if held and held + length > self.batch_size:
                 slices.append(slice(begin, i))
                 begin, held = i, 0
             held += length
@@ -168,7 +182,7 @@ class TrainingBatches:
         truncated = whole.lengths > self.history + 1
         is_target[newest.offsets[:-1][truncated]] = False
         place = np.arange(newest.num_events) - np.repeat(newest.offsets[:-1], newest.lengths)
-        is_target &= place >= np.repeat((newest.lengths * self.shown).astype(np.int64), newest.lengths)
+        is_target &= place >= np.repeat((newest.lengths * self.history_fraction).astype(np.int64), newest.lengths)
         return SequenceBatch(
             users=torch.from_numpy(users),
             offsets=torch.from_numpy(newest.offsets),
@@ -180,11 +194,11 @@ class TrainingBatches:
         )
 
 
-def _with_answers_to_come(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
-    """Return the batch with each target's answer drawn from the user's targets from there on, asked for when it came.
+def _with_future_targets(batch: SequenceBatch, seed: list[int]) -> SequenceBatch:
+    """Return the batch with the target of each state replaced by a random later one, requested at the time of that.
 
-    Asked for at once, it would teach that what comes within the hour is what comes at any time; a service asks at all
-    distances from what is known of somebody.
+    With the request time of the next event instead, the model would learn that the time since the last event is
+    always short; in a service it varies.
     """
     places = batch.is_target.nonzero()[:, 0]
     users = torch.searchsorted(batch.offsets, places, right=True) - 1

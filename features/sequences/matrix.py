@@ -10,7 +10,7 @@ from features.sequences.sequences import Sequences
 
 
 def interaction_matrix(sequences: Sequences, num_items: int) -> sp.csr_array[np.float32]:
-    """Return who had what, `[users, items]`, as ones."""
+    """Return the interaction matrix, `[users, items]`: 1 for each pair of a user and an item, however often."""
     first = sequences.first_visits()
     offsets = offsets_of(np.bincount(sequences.event_users[first], minlength=len(sequences)))
     ones = np.ones(int(offsets[-1]), dtype=np.float32)

@@ -91,7 +91,7 @@ def offsets_of(lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, rows_plus_1]:
 
 
 def check_offsets(offsets: np.ndarray, num_rows: int, num_values: int) -> None:
-    """Make sure that offsets, which somebody else wrote, divide values among rows.
+    """Check that offsets read from a file are valid.
 
     Raises:
         ValueError: They do not.

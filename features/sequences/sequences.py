@@ -16,12 +16,12 @@ from jaxtyping import Int
 from features.sequences.ragged import offsets_of, ragged_arange
 
 UNKNOWN_TIME = -(2**63)
-"""A moment that nobody knows, where others are Unix seconds; numpy's "not a time"."""
+"""An unknown time among Unix seconds; numpy's "not a time"."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What each user did, in order.
+    """The interactions of each user, in order.
 
     User `u` did `item_rows[offsets[u]:offsets[u + 1]]`, oldest first. A user may have no events.
 
@@ -31,7 +31,7 @@ class Sequences:
         item_rows: Catalogue positions, `[events]`.
         times: Unix seconds of each event, `[events]`; None where the data has no times.
         is_ordered: Whether the order within a user means anything. Without time or position it is the order of
-            the file, and whoever learns from it should shuffle.
+            the file, and training should shuffle.
     """
 
     user_ids: np.ndarray
@@ -68,7 +68,7 @@ class Sequences:
         if len(users) == 1:
             return self._take_one(users)
         starts = self.offsets[users]
-        lengths = self.offsets[users + 1] - starts  # not `self.lengths`: that would be work for everybody
+        lengths = self.offsets[users + 1] - starts  # not `self.lengths`, which is computed for all users
         events = ragged_arange(starts, lengths)
         return replace(
             self,
@@ -79,7 +79,7 @@ class Sequences:
         )
 
     def _take_one(self, users: Int[np.ndarray, one]) -> Sequences:
-        """Return one user, as `take` does: what a service asks for, without copying anything."""
+        """Return one user, as `take` does, without copying."""
         start, end = self.offsets[users[0]], self.offsets[users[0] + 1]
         return Sequences(
             self.user_ids[users],
@@ -116,7 +116,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Queries:
-    """Questions with known answers: what a recommender may see of each user, and what it should find.
+    """Evaluation queries: a history for each user, and the target items.
 
     Attributes:
         history: What may be seen, one row per question (possibly empty). Also what is taken out of the ranking,
@@ -132,11 +132,11 @@ class Queries:
     times: Int[np.ndarray, questions] | None
 
     def __len__(self) -> int:
-        """Return the number of questions."""
+        """Return the number of queries."""
         return len(self.history)
 
     def take(self, questions: Int[np.ndarray, chosen]) -> Queries:
-        """Return the questions at the given positions, in that order."""
+        """Return the queries at the given positions, in that order."""
         lengths = np.diff(self.target_offsets)[questions]
         targets = ragged_arange(self.target_offsets[:-1][questions], lengths)
         return Queries(

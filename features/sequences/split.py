@@ -1,11 +1,11 @@
-"""The ways of asking whether a recommender is any good: what it may learn from, and what it must then find.
+"""Evaluation protocols: how interactions are split into training data and held-out queries with targets.
 
-`leave_one_out` (a user's next item), `time_split` (one cut in time for everybody), `held_out_users` (people never
-seen), `held_out_queries` (the same, of whom nothing is shown) and `cold_items` (products never seen) each turn
+`leave_one_out` (a user's next item), `time_split` (one cut in time for all users), `held_out_users` (users not in
+training), `held_out_queries` (the same, without a history) and `cold_items` (items not in training) each turn
 `Sequences` into a `Split`. Selection is done on `validation`; `test` is looked at once. What is true of all:
 
 - Nothing of a question, its answer or anything the same user did later, is in `train`.
-- An item that the user already had cannot be an answer unless items may be recommended again (`recommend_seen`),
+- An item in the user's history cannot be an answer unless items may be recommended again (`recommend_seen`),
   because it is taken out of the ranking. An answer is then an item that was new to the user when it came.
 - Every user in `train` has events there; every user is asked at most once in `validation` and once in `test`.
 """
@@ -23,7 +23,7 @@ from features.sequences.ragged import offsets_of, ragged_arange
 from features.sequences.sequences import Queries, Sequences
 
 MIN_ITEMS_TO_HOLD_OUT = 5
-"""Different items a person needs for `held_out_users`, as in Mult-VAE: with fewer, a fifth is less than one item."""
+"""Minimum distinct items of a user for `held_out_users`, as in Mult-VAE: of fewer, a fifth is less than one item."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def leave_one_out(
         sequences: All interactions. Where they have no order, each user's events are shuffled first: the last one of
             an arbitrary order would often be the last in the alphabet.
         num_items: Size of the catalogue.
-        recommend_seen: Whether an item that the user already had may be the answer. If not, the answers are the last
-            two items that were new to him; what he repeated after the answer is left out.
+        recommend_seen: Whether an item of the history may be the answer. If not, the answers are the last two items
+            that were new to the user; repeated items after the answer are left out.
         test: Whether to hold out test items at all. Without them the last item is the validation item.
         seed: For the shuffle of unordered data.
 
@@ -111,18 +111,18 @@ def time_split(
     test_share: float = 0.1,
     validation_share: float = 0.1,
 ) -> Split:
-    """Cut time for everybody at once: learn from before, be judged on after (protocol T).
+    """Split at one point in time for all users: train on what is before, evaluate on what is after (protocol T).
 
     The newest `test_share` of all events are the test window, the `validation_share` before them the validation
     window, what is older is the training data. A question is asked at the beginning of its window: the history is all
-    that the user did before it, the answers are the items of the window that were new to him. Somebody without a
-    history is asked all the same (a cold user); items that training has not seen can be answers (cold items). The
+    of the user's interactions before it, the answers are the items of the window that were new to the user. Users
+    without a history are included (cold users); items that training has not seen can be answers (cold items). The
     whole catalogue is ranked. Events at the very moment of a cut count as after it.
 
     Args:
         sequences: All interactions, with times.
         num_items: Size of the catalogue.
-        recommend_seen: Whether an item that the user already had may be an answer.
+        recommend_seen: Whether an item of the history may be an answer.
         test: Whether to hold out a test window at all. Without it the newest events are the validation window.
         test_share: Share of the events in the test window.
         validation_share: Share of the events in the validation window.
@@ -160,7 +160,7 @@ def held_out_users(
     history_share: float = 0.8,
     least: int = MIN_ITEMS_TO_HOLD_OUT,
 ) -> Split:
-    """Hold out whole people, show most of what each had, and ask for the rest (protocol S).
+    """Hold out whole users, use most of each one's items as history, and predict the rest (protocol S).
 
     A tenth of the users with at least five different items is held out for the test and a tenth for validation.
     `history_share` of each one's items, drawn at random, is the history (in the user's order, with its repeats); the
@@ -176,7 +176,7 @@ def held_out_users(
         seed: Chooses the users and their hidden items.
         share: Share of the users for each of test and validation.
         history_share: Share of a held-out user's items that is shown.
-        least: Different items of whoever may be held out.
+        least: Minimum number of distinct items of a user that may be held out.
 
     Raises:
         DataError: Fewer than three users have so many different items.
@@ -204,7 +204,7 @@ def held_out_users(
 
 
 def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True, seed: int = 0) -> Split:
-    """Hold out whole queries and ask for all their documents, by what is written in them alone (protocol Q).
+    """Hold out whole queries and predict all their documents from their text alone (protocol Q).
 
     A tenth of the queries is held out for the test and a tenth for validation. The whole catalogue is ranked, and what
     answers one query may answer another.
@@ -232,7 +232,7 @@ def cold_items(
     test_share: float = 0.1,
     validation_share: float = 0.1,
 ) -> Split:
-    """Take items out of the training data altogether, and ask the users whose last item is one of them (protocol C).
+    """Remove items from the training data, and predict them for users whose last item is one of them (protocol C).
 
     Of the items that occur, `test_share` are cold for the test and another `validation_share` for validation, drawn at
     random. The questions are those of leave-one-out whose answer is such an item, so that nothing that came after a
@@ -241,7 +241,7 @@ def cold_items(
     Args:
         sequences: All interactions. Without an order each user's events are shuffled first.
         num_items: Size of the catalogue.
-        recommend_seen: Whether an item that the user already had may be the answer.
+        recommend_seen: Whether an item of the history may be the answer.
         test: Whether to take test items out at all.
         seed: Chooses the items.
         test_share: Share of the items that is cold for the test.
@@ -283,7 +283,7 @@ def _occurring(sequences: Sequences, num_items: int) -> Bool[np.ndarray, "items"
 
 
 def _with_events(sequences: Sequences) -> Sequences:
-    """Return only the users who have events: an id without any would tell that somebody comes later."""
+    """Return only the users who have events: an id without any would reveal a future user."""
     return sequences.take(np.flatnonzero(sequences.lengths > 0))
 
 
@@ -330,7 +330,7 @@ def _next_item(
     events: Int[np.ndarray, "chosen"],
     allowed: Bool[np.ndarray, "all_events"] | None = None,
 ) -> Queries:
-    """Return a question per user, answered by the item of one event; those without a history are left out."""
+    """Return a query per user, with the item of one event as target; users without a history are left out."""
     queries = Queries(
         history=_heads(sequences, users, events, allowed),
         target_offsets=np.arange(len(users) + 1),
@@ -343,7 +343,7 @@ def _next_item(
 def _last_answers_among(
     sequences: Sequences, item_rows: Int[np.ndarray, "cold"], recommend_seen: bool
 ) -> tuple[Int[np.ndarray, "chosen"], Int[np.ndarray, "chosen"]]:
-    """Return the users whose last possible answer is one of the given items, and that event of each."""
+    """Return the users whose last possible target is one of the given items, and that event of each."""
     remaining, _ = _answers_from_end(sequences, recommend_seen)
     events = np.flatnonzero((remaining == 0) & np.isin(sequences.item_rows, item_rows))
     return sequences.event_users[events], events
@@ -363,7 +363,7 @@ def _cuts(times: Int[np.ndarray, "events"], shares: list[float]) -> list[int]:
 
 
 def _window(sequences: Sequences, start: int, end: int, recommend_seen: bool) -> Queries:
-    """Return the questions asked at `start` that events before `end` answer."""
+    """Return the queries at time `start`, with events before `end` as targets."""
     assert sequences.times is not None
     before = sequences.times < start
     pairs = sequences.event_users * (sequences.item_rows.max(initial=0) + 1) + sequences.item_rows
@@ -384,7 +384,7 @@ def _window(sequences: Sequences, start: int, end: int, recommend_seen: bool) ->
 def _hidden_items(
     sequences: Sequences, first: Bool[np.ndarray, "events"], history_share: float, rng: np.random.Generator
 ) -> Bool[np.ndarray, "events"]:
-    """Return which events are of an item that its user is asked for: the same random share of everyone's items."""
+    """Return which events are targets: the same random fraction of each user's items."""
     users = sequences.event_users
     order = np.lexsort((rng.random(sequences.num_events), ~first, users))
     place = np.empty(sequences.num_events, dtype=np.int64)
@@ -397,7 +397,7 @@ def _hidden_items(
 
 
 def _hidden_part(sequences: Sequences, users: Int[np.ndarray, "chosen"], hidden: Bool[np.ndarray, "events"]) -> Queries:
-    """Return one question per user: the hidden items are the answers, the other events the history."""
+    """Return one query per user: the hidden items are the targets, the other events the history."""
     answers = sequences.keep(hidden & sequences.first_visits()).take(users)
     everything = sequences.take(users)
     newest = None if everything.times is None else np.maximum.reduceat(everything.times, everything.offsets[:-1])

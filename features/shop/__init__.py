@@ -1,6 +1,7 @@
 """A generated shop whose best possible recall is known: the default data of the demo and of the tests.
 
-- `shop`: `generate_shop`, and the tables as files; `products`, `people`, `choices`: what it sells, to whom, and why.
+- `shop`: `generate_shop`, and the tables as files; `products`, `people`, `choices`: products, users, choice
+  probabilities.
 - `words`: the words of titles and texts, from `words.toml`.
 """
 

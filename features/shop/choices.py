@@ -2,7 +2,7 @@
 
 A person first goes to a shelf, then takes one product from it; both by a softmax, over what is on sale and not yet
 known to the person. The same functions draw the choices and tell their probabilities, so that the best
-possible recommendations are those of somebody who can look into the person's head at that moment.
+possible recommendations are those by the true probabilities at that moment.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class World:
 
     @cached_property
     def item_weights(self) -> Float[np.ndarray, "weeks products"]:
-        """What a product weighs for everybody: its popularity, and its price's distance from the usual one."""
+        """The weight of a product that is the same for all users: popularity, and distance from the usual price."""
         price = self.products.traits[:, len(self.words.styles)]
         return self.products.log_popularity - PRICE_CARE * price**2
 

@@ -132,7 +132,7 @@ def _profile(words: Words, interest: np.ndarray, language: np.ndarray, rng: np.r
 
 
 def make_visits(words: Words, people: People, events: int, longest: int, rng: np.random.Generator) -> Sequences:
-    """Return when everybody does something, with items still to be chosen (`item_rows` are -1).
+    """Return the times of all interactions, with items still to be chosen (`item_rows` are -1).
 
     Args:
         words: Says in which time zone a country lies.

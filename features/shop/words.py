@@ -1,6 +1,6 @@
 """The words of the generated shop, and how a product is said in four languages.
 
-The words themselves are data, in `words.toml` beside this file. Nothing in a sentence has to agree with anything
+The words themselves are data, in `words.toml` in this folder. Nothing in a sentence has to agree with anything
 else in gender or number, so that every combination is a grammatical one.
 """
 

@@ -1,7 +1,7 @@
 """A folder of documents as a table of passages: what there is, for a search over Markdown and plain text.
 
 A document is cut where its headings are, and where a section is long, between paragraphs: a passage is about one thing,
-and a vector of it can say so. The rows are made anew each time that the folder is read.
+and a vector of it can say so. The rows are made again each time the folder is read.
 """
 
 from __future__ import annotations

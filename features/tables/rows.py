@@ -20,7 +20,7 @@ from features.values.numbers import MOST_NUMBER
 
 _MOST_NAMED = 12
 NO_SPELLINGS: Mapping[str, Spelling] = MappingProxyType({})
-"""Of a table whose columns no model reads."""
+"""Kinds of a table that no model reads."""
 # Of what a schema promises; more is taken, where the column can hold it.
 _SOME_DATE = r"^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
 

@@ -1,4 +1,4 @@
-"""A table's files to one frame: CSV or Parquet, with pyarrow types, and every way to be broken told in one line.
+"""A table's files to one frame: CSV or Parquet, with pyarrow types; each kind of damage has a one-line error.
 
 CSV is read as text first and typed afterwards, so that `007` stays `007`: a column becomes numbers only if that loses
 nothing, and a column of codes only if writing the numbers out again gives back what was read. What the columns mean is
@@ -467,7 +467,7 @@ def _matches(cells: pa.ChunkedArray, pattern: str) -> bool:
 
 
 def _reader(lines: Iterable[str], separator: str, *, strict: bool = False) -> Any:
-    """Return a reader of records that takes cells of any length: those that are too long are told by us."""
+    """Return a reader of records that takes cells of any length: our own check reports those that are too long."""
     csv.field_size_limit(_MOST_BYTES)
     return csv.reader(lines, delimiter=separator, strict=strict)
 

@@ -1,4 +1,4 @@
-"""The three tables everything begins with, checked at the edge: `Interactions`, `Catalog` and `Users`.
+"""The three validated input tables: `Interactions`, `Catalog` and `Users`.
 
 What cannot be right is a `DataError` naming file, column, row and remedy; what can be repaired is repaired and
 counted in one line of `Tables.notes`. Behind `read_tables` nothing is checked again: ids have one type, every item of
@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import CellError, DataError, Problems
-from features.schema import MAX_ID_CHARACTERS, SPELT_KINDS
+from features.schema import MAX_ID_CHARACTERS
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.table_files import place, read_table
@@ -31,7 +31,7 @@ from features.tables.table_files import read_frame as read_frame
 from features.tables.table_parts import table_digest
 from features.values.distinct import column_cells, first, many
 from features.values.numbers import NumberFormat
-from features.values.readings import Reading, TextFormat, numbers_in, read_column, times_in
+from features.values.readings import Reading, TextFormat, numbers_in, times_in
 from features.values.times import MISSING, TimeFormat
 
 INT_ID = pd.ArrowDtype(pa.int64())
@@ -42,12 +42,12 @@ _EXACT_FLOATS = 2**53
 _WHOLE_ID = r"^(0|-?[1-9][0-9]{0,14})(\.0*)?$"
 
 Readings = Mapping[str, Reading]
-"""How the cells of columns are read, by column; columns whose cells have a type already are not in it."""
+"""Format of text cells, by column; typed columns are not in it."""
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who had what, and when.
+    """The interactions table: user, item and time.
 
     Attributes:
         frame: Columns `user_id` and `item_id` (int64 or string), and, where the data has them, `timestamp` (int64,
@@ -76,7 +76,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What there is: one row per item, `item_id` first, then every column as it came.
+    """The items table: one row per item, `item_id` first, then every column as in the file.
 
     Attributes:
         frame: The rows; an item's position here is its `item_row`.
@@ -118,9 +118,9 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Users:
-    """What is known of people beside what they did: one row per user, `user_id` first, then every column as it came.
+    """The users table: one row per user, `user_id` first, then every column as in the file.
 
-    Not everyone in the interactions needs a row here; whoever has none has unknown attributes.
+    Users of the interactions without a row here have unknown attributes.
 
     Attributes:
         frame: The rows.
@@ -156,8 +156,8 @@ class Tables:
     """The tables of one `[features]` setting, clean and consistent with each other.
 
     Attributes:
-        interactions: Who had what.
-        catalog: What there is. Without an items file, the distinct items of the interactions, sorted by id.
+        interactions: The interactions.
+        catalog: The items. Without an items file, the distinct items of the interactions, sorted by id.
         users: The people's attributes; None without a users' file.
         notes: One line for each repair: `1,204 duplicate interactions merged`.
         readings: What was decided of columns whose cells can be read in several ways, by table (`interactions`,
@@ -311,7 +311,7 @@ class _Sheet:
     ) -> _Sheet:
         """Read a file, and the columns that are features as their kinds; `keys` are the columns of ids."""
         settings, known = features or {}, earlier or {}
-        spelt = {column for column, one in settings.items() if one.kind in SPELT_KINDS}.union(keys)
+        spelt = {column for column, one in settings.items() if one.definition.is_sparse}.union(keys)
         raw = read_table(
             folder / name,
             lambda column: column in spelt,
@@ -332,7 +332,7 @@ class _Sheet:
         """Return a column read as its kind."""
         cells = column_cells(self.frame[name])
         try:
-            read = read_column(cells, settings, self.readings.get(name))
+            read = settings.definition.read_column(cells, settings, self.readings.get(name))
         except CellError as error:
             raise self._located(name, error) from None
         self._remember(name, read.reading, read.notes)
@@ -433,7 +433,7 @@ class _Sheet:
         raise self.error(name, found, remedy, row)
 
     def _refuse_long(self, name: str, column: pa.Array) -> None:
-        """Refuse ids that nobody could ask for."""
+        """Refuse ids that are too long for requests."""
         if not pa.types.is_string(column.type):
             return
         lengths = pc.utf8_length(column).to_numpy(zero_copy_only=False)
@@ -553,7 +553,7 @@ def _alike(left: _Ids, right: _Ids) -> tuple[_Ids, _Ids]:
 
 
 def _refuse_ambiguous(text: _Ids, numbers: _Ids) -> None:
-    """Refuse `007` in one table beside 7 in the other: they may or may not be the same thing."""
+    """Refuse `007` in one table and 7 in the other: they may or may not be the same id."""
     padded = pc.and_(pc.match_substring_regex(text.array, "^0[0-9]+$"), pc.less(pc.utf8_length(text.array), 19))
     candidates = text.array.filter(padded)
     meant = pc.is_in(candidates.cast(pa.int64()), value_set=numbers.array)
@@ -573,7 +573,7 @@ def _as_numbers(text: pa.Array) -> pa.Array | None:
 
 
 def _columns(events: _Sheet, config: FeaturesConfig) -> pd.DataFrame:
-    """Return what the interactions hold beside ids under our own names; the index is the row in the file."""
+    """Return the columns of the interactions other than ids, under our own names; the index is the row in the file."""
     names, problems = config.columns, Problems()
     columns = {}
     if names.timestamp is not None:
@@ -632,7 +632,7 @@ def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, 
 
 
 def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) -> None:
-    """Refuse a users' table in which nobody of the interactions is found: most likely it is about another id."""
+    """Refuse a users table without any user of the interactions: most likely it has another kind of id."""
     seen = interactions.frame["user_id"].drop_duplicates()
     if len(seen) and (people.rows_of(seen) < 0).all():
         raise DataError(

@@ -1,4 +1,4 @@
-"""Tables with what came after them: items put and deleted, and events, as if they had been in the files.
+"""Applies live updates to tables: items put and deleted, and new events, as if the files contained them.
 
 An item that is put again moves to the end of the catalogue, so that rows say in which order things arrived.
 """
@@ -19,7 +19,7 @@ from features.tables.rows import NO_SPELLINGS, fitting_rows
 from features.tables.tables import Catalog, Interactions, Tables
 
 LoggedEvent = tuple[int | str, int | str, int]
-"""Who, what, and when in Unix seconds."""
+"""User id, item id and Unix seconds."""
 
 
 def apply_updates(

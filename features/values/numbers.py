@@ -7,9 +7,9 @@ have one, and where they do not, the setting `decimal` says which; a cell is nev
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,14 @@ from features.values.distinct import Distinct, first, many
 Decimal = Literal[".", ","]
 MOST_NUMBER = 1e15
 """The greatest number that a cell may be, or the negative of the least: beyond it, neighbours are the same number."""
+NUMBER_SCHEMA: Mapping[str, Any] = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+"""JSON schema of the numbers that `json_number` returns."""
+
+
+def json_number(value: Any, most: float = MOST_NUMBER) -> int | float | None:
+    """Return a value of JSON that is a number from -`most` to `most`; None for true, text, NaN and anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
+    return value if is_number else None
 
 
 def _listed(words: str) -> frozenset[str]:
@@ -132,7 +140,7 @@ def bounded(numbers: Float64[np.ndarray, " cells"]) -> tuple[Float64[np.ndarray,
     """Return numbers with those that are infinite as missing (NaN), and a note that counts them.
 
     Raises:
-        CellError: One is greater than can be told from its neighbours.
+        CellError: A number is too large to be represented exactly.
     """
     infinite = np.isinf(numbers)
     large = (np.abs(numbers) > MOST_NUMBER) & ~infinite

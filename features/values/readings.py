@@ -1,4 +1,4 @@
-"""How the cells of a column are read: decided once from all of them, kept, and the same from then on.
+"""Readers of columns: the format of a column is inferred once from all of its cells, and then kept.
 
 A decision is a small value (`NumberFormat`, `TimeFormat`, `ListFormat`) that can be written as JSON, so that the same
 column of another file is read as this one was. A column whose cells have a type already needs none.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.config import FeatureSettings
 from features.errors import CellError
 from features.messages import shown
 from features.values.distinct import first, many, text_cells
@@ -44,7 +43,7 @@ class ReadColumn:
 
     Attributes:
         cells: In the type of its kind: numbers, timestamps (microseconds), lists, or as they came.
-        reading: What was decided; None where the cells had a type already.
+        reading: What was decided; None if the file gave the cells a type.
         notes: One line for each thing that was left off or became empty.
     """
 
@@ -53,31 +52,16 @@ class ReadColumn:
     notes: tuple[str, ...] = ()
 
 
-def read_column(cells: pa.Array, settings: FeatureSettings, earlier: Reading | None = None) -> ReadColumn:
-    """Return a column read as its kind.
+class ReadOptions(Protocol):
+    """Settings of the format of cells; None: inferred from all cells of the column."""
 
-    Args:
-        cells: The column, in a type that `features.tables.table_files` gives.
-        settings: How it is to be read.
-        earlier: What was decided of the same column before, which holds for this file, too. None: decide now.
+    @property
+    def decimal(self) -> Literal[".", ","] | None:
+        """Decimal separator of numbers."""
 
-    Raises:
-        CellError: Some cell is not what the kind holds, or there are two ways to read them.
-    """
-    match settings.kind:
-        case "number":
-            read = _read_number(cells, settings, earlier if isinstance(earlier, NumberFormat) else None)
-        case "time":
-            read = _read_time(cells, settings, earlier if isinstance(earlier, TimeFormat) else None)
-        case "vector":
-            read = _read_vector(cells, earlier if isinstance(earlier, ListFormat) else None)
-        case "categories":
-            read = _read_categories(cells, earlier if isinstance(earlier, ListFormat) else None)
-        case _:
-            read = ReadColumn(cells)
-    if len(cells) and cells.null_count < len(cells) == read.cells.null_count:
-        return ReadColumn(read.cells, read.reading, (*read.notes, "every cell is empty once it is read"))
-    return read
+    @property
+    def time_format(self) -> str | None:
+        """Format of times, see `TimeFormat`."""
 
 
 def reading_to_json(reading: Reading) -> dict[str, Any]:
@@ -112,17 +96,29 @@ def numbers_in(
     return numbers, None, notes
 
 
-def _read_number(cells: pa.Array, settings: FeatureSettings, earlier: NumberFormat | None) -> ReadColumn:
-    numbers, reading, notes = numbers_in(cells, earlier, decimal=settings.decimal)
+def read_number(cells: pa.Array, options: ReadOptions, earlier: Reading | None) -> ReadColumn:
+    """Return cells as numbers; text is read as numbers with currency signs, separators and signs.
+
+    Raises:
+        CellError: Some cell is no number, or the decimal separator is undecided.
+    """
+    earlier = earlier if isinstance(earlier, NumberFormat) else None
+    numbers, reading, notes = numbers_in(cells, earlier, decimal=options.decimal)
     if reading is None and not notes:
         return ReadColumn(cells)
     return ReadColumn(pa.array(numbers, pa.float64(), from_pandas=True), reading, tuple(notes))
 
 
-def _read_time(cells: pa.Array, settings: FeatureSettings, earlier: TimeFormat | None) -> ReadColumn:
+def read_time(cells: pa.Array, options: ReadOptions, earlier: Reading | None) -> ReadColumn:
+    """Return cells as timestamps, or as whole Unix seconds where they came as such numbers.
+
+    Raises:
+        CellError: Some cell is no time, or the order of day and month is undecided.
+    """
     if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
         return ReadColumn(cells)
-    micros, reading, notes = times_in(cells, settings.time_format, earlier)
+    earlier = earlier if isinstance(earlier, TimeFormat) else None
+    micros, reading, notes = times_in(cells, options.time_format, earlier)
     far = (micros != MISSING) & ((micros < _FIRST_YEAR) | (micros > _LAST_YEAR))
     if far.any():
         row = first(far)
@@ -154,11 +150,16 @@ def times_in(
     return micros, reading, notes
 
 
-def _read_vector(cells: pa.Array, earlier: ListFormat | None) -> ReadColumn:
+def read_vector(cells: pa.Array, options: ReadOptions, earlier: Reading | None) -> ReadColumn:
+    """Return cells as lists of numbers; text is read as lists, such as `[0.1, 0.2]`.
+
+    Raises:
+        CellError: Some cell is no vector, or vectors differ in length.
+    """
     text, reading = text_cells(cells), None
     notes: list[str] = []
     if text is not None:
-        reading = earlier or ListFormat.decide(text)
+        reading = earlier if isinstance(earlier, ListFormat) else ListFormat.decide(text)
         cells, notes = reading.read(text)
     if not is_list(cells.type):
         raise CellError(f"expected lists of numbers, found {cells.type}", "save each vector as a list")
@@ -198,7 +199,13 @@ def _check_vectors(cells: pa.Array) -> None:
         )
 
 
-def _read_categories(cells: pa.Array, earlier: ListFormat | None) -> ReadColumn:
+def read_categories(cells: pa.Array, options: ReadOptions, earlier: Reading | None) -> ReadColumn:
+    """Return cells as lists where they are lists or text that says lists; other cells stay as they are.
+
+    Raises:
+        CellError: A cell is a list of lists or of structures.
+    """
+    earlier = earlier if isinstance(earlier, ListFormat) else None
     if is_list(cells.type) and pa.types.is_nested(cells.type.value_type):
         raise CellError(f"expected lists of values, found {cells.type}", "keep one value of each, such as its name")
     text = text_cells(cells)

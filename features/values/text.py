@@ -153,7 +153,7 @@ class HashedText:
 
 
 class ProjectedText:
-    """Texts to a few numbers each, of which nothing is trained: what is written alike is near, whatever training saw.
+    """Frozen text vectors: TF-IDF with random projection. Similar texts are near, whether in training or not.
 
     The TF-IDF of a text's words and pairs of words, at unit length, times a fixed random matrix with few entries other
     than zero (Li et al. 2006, "Very sparse random projections"): inner products stay as they were but for noise of

@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +41,12 @@ MISSING = np.iinfo(np.int64).min
 SECONDS_PER_DAY = 86_400
 MOST_SECONDS = 1e11
 """From here on, numbers are finer units than seconds; in seconds it would be the year 5138."""
+MOST_TIME_CHARACTERS = 64
+"""Longest text that is read as a single date."""
+DATE_SCHEMAS: tuple[dict[str, Any], ...] = tuple(
+    {"type": "string", "format": form, "maxLength": MOST_TIME_CHARACTERS} for form in ("date", "date-time")
+)
+"""JSON schemas of the texts that `seconds_of` reads."""
 _FAR = 9e18
 _EXCEL_OF_1970 = 25_569
 _EXCEL_OF_2100 = 73_051
@@ -138,10 +146,33 @@ def _is_date(value: str) -> bool:
     return match is not None and 4 in (len(match["first"]), len(match["third"]))
 
 
-def seconds_of(value: str) -> float | None:
-    """Return one ISO 8601 date as Unix seconds, None where it is none: for JSON, where no column can decide."""
-    micros = int(_parsed((value.strip(),), "iso")[0])
-    return None if micros == MISSING else micros / 1e6
+def moment_of(text: str) -> datetime | None:
+    """Return a single ISO 8601 date or date and time, in the spellings of `iso` columns; None for other texts.
+
+    For values of JSON and for single cells, where no column decides how dates are written. The result has a time zone
+    only where the text names one.
+    """
+    iso = _as_iso(text.strip(), "iso") if len(text) <= MOST_TIME_CHARACTERS else None
+    if iso is None:
+        return None
+    try:
+        return datetime.fromisoformat(iso)
+    except ValueError:
+        pass
+    # Pandas reads more forms, such as a month without a day, and years that datetime does not have, such as 0.
+    micros = int(_parsed((iso,), "iso")[0])
+    try:
+        return None if micros == MISSING else datetime.fromtimestamp(micros / 1e6, UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def seconds_of(text: str) -> float | None:
+    """Return a single ISO 8601 date or time as Unix seconds, in UTC if it names no zone; None for other texts."""
+    moment = moment_of(text)
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _format_of_numbers(numbers: Float64[np.ndarray, " cells"]) -> str:

@@ -19,7 +19,6 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -36,6 +35,8 @@ from features.messages import did_you_mean, shown
 from features.schema import ITEM_ID
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.tables.tables import Catalog
+from features.values.numbers import json_number
+from features.values.times import DATE_SCHEMAS, seconds_of
 from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACTERS, MAX_VALUE_CHARACTERS
 from serving.search.conditions import DEFAULT_OPERATOR, OPERATORS, Comparable, Condition, Filter, Mask, as_filter
 from serving.search.results import AllowedItems
@@ -483,7 +484,7 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     kind = cells.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return _numbers(cells, is_time=settings is not None and settings.kind == "time")
+        return _numbers(cells, is_time=settings is not None and settings.definition.content == "times")
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _times(cells)
     if _is_list(kind):
@@ -495,7 +496,7 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
         lengths = pc.list_value_length(there).to_numpy(zero_copy_only=False)
         rows = np.repeat(np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False)), lengths)
         return _several(rows, there.flatten(), len(cells))
-    if settings is not None and settings.kind == "categories" and settings.separator and _is_text(kind):
+    if settings is not None and settings.definition.has_several and settings.separator and _is_text(kind):
         parts = pc.split_pattern(cells, settings.separator)
         rows = pc.list_parent_indices(parts).to_numpy(zero_copy_only=False)
         return _several(rows, pc.utf8_trim_whitespace(parts.flatten()), len(cells))
@@ -541,9 +542,7 @@ def _number(value: Any) -> int | float | None:
         if not _NUMBER.fullmatch(value):
             return None
         value = int(value) if _WHOLE.fullmatch(value) else float(value)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _MOST_NUMBER:
-        return None
-    return value
+    return json_number(value, _MOST_NUMBER)
 
 
 def _whole(value: Any) -> int | None:
@@ -570,23 +569,16 @@ def _truth(value: Any) -> bool | None:
 def _moment(value: Any) -> int | float | None:
     if not isinstance(value, str):
         return _number(value)
-    try:
-        if _NUMBER.fullmatch(value) and not (value.isdigit() and len(value) in _DIGITS_OF_DATES):
-            return _number(value)
-        moment = datetime.fromisoformat(f"{value}-01-01" if len(value) == _DIGITS_OF_DATES[0] else value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        # Digits that are no date, such as 12345678, are seconds after all.
+    if _NUMBER.fullmatch(value) and not (value.isdigit() and len(value) in _DIGITS_OF_DATES):
         return _number(value)
+    seconds = seconds_of(f"{value}-01-01" if len(value) == _DIGITS_OF_DATES[0] else value)
+    # Digits that are no date, such as 12345678, are seconds after all.
+    return _number(value) if seconds is None else seconds
 
 
 _INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 # Queries hold nothing but text, and in a body, too, a number may be written as text.
 _WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$", "maxLength": 19}]}
-DATES: list[dict[str, Any]] = [
-    {"type": "string", "format": spelling, "maxLength": MAX_NUMBER_CHARACTERS} for spelling in ("date", "date-time")
-]
-"""JSON schemas of the ways to write a date."""
 _NUMBER_SCHEMA = {
     "anyOf": [
         {"type": "number", "minimum": -_MOST_NUMBER, "maximum": _MOST_NUMBER},
@@ -609,7 +601,7 @@ _TRUTH_VALUE = ValueType(
     _truth, "true or false", {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["true", "false"]}]}
 )
 _MOMENT_VALUE = ValueType(
-    _moment, "a date such as 2024-03-31, or Unix seconds", {"anyOf": [*DATES, *_NUMBER_SCHEMA["anyOf"]]}
+    _moment, "a date such as 2024-03-31, or Unix seconds", {"anyOf": [*DATE_SCHEMAS, *_NUMBER_SCHEMA["anyOf"]]}
 )
 
 

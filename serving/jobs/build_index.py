@@ -83,7 +83,7 @@ def build_index(
             choose,
             kind=kind,
             recall=recall,
-            prefixes=bundle.config.towers.prefixes,
+            prefixes=bundle.config.towers.matryoshka_dims,
             trying=partial(_show_trial, tuned),
             tuned=tried.append,
         )

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from features.columns import item_texts
 from features.errors import DataError
 from features.files import atomic_file
 from features.schema import ITEM_ID
-from features.values.cells import item_texts
 from serving.config import ServingConfig
 from serving.jobs.clusters import Clusters, make_clusters, typical_words
 from serving.jobs.duplicates import Duplicates, find_duplicates

@@ -213,7 +213,7 @@ class LiveUsers:
     def _encoded_once(self, rows: np.ndarray, histories: Sequences) -> np.ndarray:
         """Return the vectors of users, encoded for those whose history changed since they were encoded last."""
         # A row of items never changes, so that the same rows are the same history.
-        recent = histories.last(self._bundle.config.features.history)
+        recent = histories.last(self._bundle.config.features.max_history)
         keys = [recent.items_of(user).tobytes() for user in range(len(rows))]
         cache = self._items.user_vectors
         known = [cache.get(row) for row in rows.tolist()]

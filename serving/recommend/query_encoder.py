@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
+from features.columns import texts_written
 from features.sequences.ragged import Ragged
 from features.sequences.sequences import Sequences
-from features.values.cells import texts_written
 from serving.catalog.ids import ExternalId
 from serving.observability.timings import timed
 from serving.recommend.request import UserProfile

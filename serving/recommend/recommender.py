@@ -313,7 +313,7 @@ class Recommender:
             same = None if attributes is None else attributes.iloc[np.zeros(len(histories), int)].reset_index(drop=True)
             return self._encoder.vectors(self.state, histories, same)
 
-        most_read = self.bundle.config.features.history
+        most_read = self.bundle.config.features.max_history
         history_rows, contributed = contributions(history, self.state.vectors[rows], encode, most_read)
         reasons = [
             tuple(self._reason(int(history_rows[place]), amount) for place, amount in one)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from features.values.cells import item_texts
+from features.columns import item_texts
 from serving import deadline
 from serving.observability.timings import timed
 from serving.recommend.users import QueryBatch
@@ -21,12 +21,10 @@ from serving.search.results import Hits, ScoredRows, merged
 from serving.search.searcher import ItemVectors
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
-from towers.bundle.sealed_file import BundleError
-from towers.bundle.sealed_folder import SealedFolder, reading
-from towers.rerankers.learned import LearnedRanker
-from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker, remedy_of
+from towers.bundle.sealed_folder import SealedFolder
+from towers.rerankers.manifest import RankerManifest, has_ranker, open_ranker
+from towers.rerankers.opening import ItemInputs, open_reranker
 from towers.rerankers.reranker import Deadline, OutOfTimeError, Reranker, Shortlist, order_of
-from towers.rerankers.text import CrossEncoderRanker, LateInteractionRanker
 
 _log = logging.getLogger(__name__)
 
@@ -170,20 +168,13 @@ class RerankedHits:
 
 
 def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerManifest, folder: SealedFolder) -> Reranker | None:
-    """Return the ranker of a bundle; None where the index has not what it reads of the items."""
-    tokens = snapshot.tokens
-    if sealed.kind == "learned":
-        return None if snapshot.facts is None else LearnedRanker.open(bundle, snapshot.facts)
-    remedy = remedy_of(bundle.path)
-    if sealed.reading is None:
-        raise BundleError(f"{folder.path}: does not say how it reads texts; {remedy}")
-    with reading(folder.path, remedy):
-        model = folder.folder(MODEL)
-    if sealed.kind == "cross-encoder":
-        texts = item_texts(snapshot.catalog, bundle.config.features.item) or [""] * len(snapshot.catalog)
-        return CrossEncoderRanker.open(model, texts, sealed.reading)
-    is_of_it = tokens is not None and tokens.made_by == sealed.digest
-    return LateInteractionRanker.open(model, tokens, sealed.reading) if tokens is not None and is_of_it else None
+    """Return the re-ranker of a bundle; None if the index lacks the data about items that it reads."""
+    items = ItemInputs(
+        statistics=snapshot.facts,
+        tokens=snapshot.tokens,
+        texts=lambda: item_texts(snapshot.catalog, bundle.config.features.item) or [""] * len(snapshot.catalog),
+    )
+    return open_reranker(bundle, sealed, folder, items)
 
 
 def _warn_if_late(sealed: RankerManifest, budget_seconds: float | None) -> None:

@@ -31,11 +31,11 @@ def query_vector(bundle: ModelBundle, text: str) -> Float32[np.ndarray, "1 width
     if not reads_texts(bundle):
         raise DataError("q: the model reads no texts, so that words lead nowhere; train one that does")
     if columns := bundle.config.asked_by:
-        nothing, offsets = np.zeros((0, bundle.config.towers.width), np.float32), np.zeros(2, np.int64)
+        nothing, offsets = np.zeros((0, bundle.config.towers.embedding_dim), np.float32), np.zeros(2, np.int64)
         return bundle.encode_users(nothing, offsets, pd.DataFrame({column: [text] for column in columns}))
     written = {column: [text] for column in _texts(bundle.config.features.item)}
     return bundle.encode_items(Catalog(pd.DataFrame({ITEM_ID: [None], **written})))
 
 
 def _texts(features: dict[str, FeatureSettings]) -> list[str]:
-    return [column for column, settings in features.items() if settings.kind == "text"]
+    return [column for column, settings in features.items() if settings.definition.content == "texts"]

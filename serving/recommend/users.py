@@ -12,14 +12,11 @@ from jaxtyping import Bool, Float32, Int64
 
 from features.config import FeatureSettings
 from features.errors import DataError
+from features.feature_kinds import FeatureKind
 from features.messages import shown
 from features.sequences.ragged import Ragged, offsets_of
 from features.sequences.sequences import UNKNOWN_TIME, Sequences
-from features.values.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES, refuse_large
-from features.values.numbers import MOST_NUMBER
-from features.values.times import seconds_of
-from serving.bounds import MAX_NUMBER_CHARACTERS
-from serving.catalog.filters import DATES
+from features.values.cells import refuse_large
 from serving.catalog.ids import ExternalId, IdMap
 from serving.deadline import watched
 from serving.recommend.request import UserProfile
@@ -139,17 +136,10 @@ class EncodedProfiles:
 
 
 def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
-    """Return the JSON schema of what may be said of someone, by attribute."""
-    number = {"type": "number", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
-    name: dict[str, Any] = {"type": ["string", "number", "boolean"], "maxLength": MAX_CELL_CHARACTERS}
-    schemas: dict[str, list[dict[str, Any]]] = {
-        "number": [number],
-        "time": [*DATES, number],
-        "vector": [{"type": "array", "items": number, "maxItems": MAX_CELL_VALUES}],
-        "categories": [name, {"type": "array", "items": name, "maxItems": MAX_CELL_VALUES}],
-    }
+    """Return the JSON schema of each attribute that a request may give, by name."""
     return {
-        column: {"anyOf": [*schemas.get(settings.kind, [name]), {"type": "null"}]} for column, settings in kinds.items()
+        column: {"anyOf": [*settings.definition.request_schemas, {"type": "null"}]}
+        for column, settings in kinds.items()
     }
 
 
@@ -176,7 +166,7 @@ def _frame(given: Sequence[Mapping[str, Any]], kinds: Mapping[str, FeatureSettin
     """Return everyone's cells as rows of the users' table."""
     columns = {}
     for name in dict.fromkeys(name for cells in given for name in cells):
-        is_number = kinds[name].kind in ("number", "time")
+        is_number = kinds[name].definition.content in ("numbers", "times")
         columns[name] = pd.Series([cells.get(name) for cells in given], dtype="float64" if is_number else "object")
     return pd.DataFrame(columns)
 
@@ -187,42 +177,13 @@ def _cells(attributes: Mapping[str, Any], kinds: Mapping[str, FeatureSettings]) 
     if unknown:
         known = ", ".join(map(repr, kinds)) or "none"
         raise DataError(f"attributes: the model does not read {shown(unknown[0])}; it reads {known}")
-    return {name: _cell(name, kinds[name].kind, value) for name, value in attributes.items() if value is not None}
+    return {name: _cell(name, kinds[name].definition, value) for name, value in attributes.items() if value is not None}
 
 
-def _cell(name: str, kind: str, value: Any) -> Any:
+def _cell(name: str, kind: FeatureKind, value: Any) -> Any:
     """Return a value as a cell of the users' table."""
     refuse_large(f"attributes.{name}", value)
-    cell: Any = None
-    match kind:
-        case "number":
-            expected = "a number"
-            cell = float(value) if _is_number(value) else None
-        case "time":
-            expected = "a date or Unix seconds"
-            cell = _seconds(value)
-        case "vector":
-            expected = "a list of numbers"
-            cell = value if isinstance(value, list) and all(map(_is_number, value)) else None
-        case "categories":
-            expected = "texts"
-            values = value if isinstance(value, list) else [value]
-            is_several = all(isinstance(one, str | int | float) for one in values)
-            cell = value if isinstance(value, str) else values if is_several else None
-        case _:
-            expected = "text or a number"
-            cell = value if isinstance(value, str | int | float) else None
+    cell = kind.parse(value)
     if cell is None:
-        raise DataError(f"attributes.{name}: expected {expected}, found {shown(value)}")
+        raise DataError(f"attributes.{name}: expected {kind.expected}, found {shown(value)}")
     return cell
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
-
-
-def _seconds(value: Any) -> float | None:
-    """Return a date, in the spellings that tables have, as Unix seconds; None where it is neither."""
-    if isinstance(value, str):
-        return seconds_of(value) if len(value) <= MAX_NUMBER_CHARACTERS else None
-    return float(value) if _is_number(value) else None

@@ -108,8 +108,8 @@ def standard(kind: IndexKind, num_items: int, width: int, prefixes: Sequence[int
         raise DataError(f"--kind {kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
     if kind == "flat" and not prefixes:
         raise DataError(
-            "--kind flat: expected a model whose vectors have prefixes, found none; set towers.prefixes, such as "
-            "[16, 32], and train again, or choose another kind"
+            "--kind flat: expected a model whose vectors have prefixes, found none; set towers.matryoshka_dims, such "
+            "as [16, 32], and train again, or choose another kind"
         )
     regions = num_regions(num_items)
     rescored = _RESCORED.get(kind, 1)

@@ -38,9 +38,9 @@ def encode_users(
         progress: Called with the number of users done and of all.
         now: The time of the request in Unix seconds, for models that read it.
     """
-    recent = histories.last(bundle.config.features.history)
+    recent = histories.last(bundle.config.features.max_history)
     vectors = np.zeros((len(histories), item_vectors.shape[1]), dtype=np.float32)
-    size = EVENTS_AT_ONCE // max(1, bundle.config.features.history)
+    size = EVENTS_AT_ONCE // max(1, bundle.config.features.max_history)
     for users in deadline.parts(len(histories), size, _USERS_AT_ONCE):
         is_all = users.stop - users.start == len(recent)
         block = recent if is_all else recent.take(np.arange(users.start, users.stop))

@@ -36,13 +36,13 @@ from jaxtyping import Float32, Int64
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from features.columns import item_texts
 from features.files import atomic_folder, mapped
 from features.parquet import read_parquet
 from features.schema import ITEM_ID, USER_ID
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Interactions, Tables, Users
-from features.values.cells import item_texts
 from serving.search.faiss_index import ItemIndex
 from serving.search.partitions import FILE as REGIONS
 from serving.search.partitions import Partitions
@@ -56,6 +56,7 @@ from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.rerankers.item_statistics import ItemStatistics
+from towers.rerankers.kinds import RERANKER_KINDS
 from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker
 from towers.rerankers.token_embeddings import TokenReader, TokenVectors
 
@@ -139,7 +140,7 @@ class Snapshot:
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
         ranker = open_ranker(bundle) if has_ranker(bundle.path) else None
-        kind = None if ranker is None else ranker[0].kind
+        reads = None if ranker is None else RERANKER_KINDS[ranker[0].kind].reads
         return cls(
             catalog,
             chosen.index,
@@ -148,8 +149,8 @@ class Snapshot:
             vectors,
             interactions,
             seal,
-            facts=_facts(tables, bundle) if kind == "learned" else None,
-            tokens=_tokens(catalog, bundle, *ranker) if ranker and kind == "late-interaction" else None,
+            facts=_facts(tables, bundle) if reads == "statistics" else None,
+            tokens=_tokens(catalog, bundle, *ranker) if ranker and reads == "tokens" else None,
         )
 
     def with_shortlists(self, shortlists: PrecomputedTopK) -> Snapshot:

@@ -72,7 +72,7 @@ def judge(config: RunConfig, tables: Tables, protocol: str, seed: int) -> dict[s
     learned = fit(config, tables, split, device=torch.device("cpu"))
     seen = config.features.recommend_seen
     result = evaluate(
-        learned.recommender(config.features.history), split.validation, split.candidates, recommend_seen=seen
+        learned.recommender(config.features.max_history), split.validation, split.candidates, recommend_seen=seen
     )
     return {name: float(np.mean(value)) for name, value in result.means.items()}
 

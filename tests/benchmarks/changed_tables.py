@@ -32,7 +32,7 @@ FEATURES = {
     "items": "products.csv",
     "users": "people.csv",
     "columns": {"user_id": "user", "item_id": "product", "timestamp": "time"},
-    "history": 20,
+    "max_history": 20,
     "item": {
         "item_id": {"kind": "id"},
         "title": {"kind": "text"},
@@ -268,7 +268,7 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         make_tables().write(folder)
-        settings = {"features": FEATURES, "towers": {"width": 8, "blocks": 1, "heads": 1}}
+        settings = {"features": FEATURES, "towers": {"embedding_dim": 8, "num_layers": 1, "num_heads": 1}}
         write_untrained(folder / "bundle", folder, settings)
         self.bundle = ModelBundle.open(folder / "bundle")
         tables = self.bundle.read_tables()

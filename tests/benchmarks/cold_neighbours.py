@@ -17,17 +17,17 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import normalize
 
+from features.columns import item_texts
 from features.config import EncoderSettings
 from features.encoders.encoder import PretrainedText
 from features.sequences.sequences import Queries
 from features.tables.tables import read_tables
-from features.values.cells import item_texts
 from tests.benchmarks.encoding import packaged_model
 from tests.benchmarks.ids_only import spread
 from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
 from training.evaluation.baselines.tuning import HALF_LIVES, choose_text_neighbours
-from training.evaluation.evaluate import Evaluation, Recommender, evaluate
+from training.evaluation.evaluate import Evaluation, ScoringModel, evaluate
 from training.tasks.protocols import split_by
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         split = split_by(given.protocol, sequences, len(tables.catalog), config)
         seen = config.features.recommend_seen
 
-        def judged(recommender: Recommender, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
+        def judged(recommender: ScoringModel, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
             return evaluate(recommender, getattr(split, part), split.candidates, recommend_seen=seen, cutoffs=(10, 50))
 
         words = choose_text_neighbours(split, texts, recommend_seen=seen)

@@ -35,7 +35,7 @@ def main() -> None:
     tasks = {data: task_of(data, {}) for data in given.data if is_there(data)}
     training = {
         "epochs": given.epochs,
-        "batch_events": given.batch_events,
+        "batch_size": given.batch_size,
         "uniform_negatives": given.negatives // 2,
         "in_batch_negatives": given.negatives - given.negatives // 2,
     }
@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3, help="Of each training; the first is not counted.")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--negatives", type=int, default=2048, help="How many are drawn for a step.")
-    parser.add_argument("--batch-events", type=int, default=2048, help="Interactions a step.")
+    parser.add_argument("--batch-size", type=int, default=2048, help="Interactions a step.")
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.epochs < 2:
@@ -73,7 +73,7 @@ def _table(tasks: Mapping[str, Task], costs: Mapping[str, list[float]], given: a
     """Return the cost of each data set, and its share of the cheapest's."""
     cheapest = min(float(np.mean(values)) for values in costs.values())
     lines = [
-        f"{given.negatives:,} sampled negatives, {given.batch_events:,} interactions a step, {given.threads} threads",
+        f"{given.negatives:,} sampled negatives, {given.batch_size:,} interactions a step, {given.threads} threads",
         f"{processor()}; {given.rounds} rounds of {given.epochs} epochs\n",
         f"{'':16s}{'interactions':>14s}{'a history':>12s}{'seconds a million':>20s}{'of the cheapest':>18s}",
     ]

@@ -24,9 +24,10 @@ from features.sequences.split import Split, leave_one_out
 from features.tables.tables import Tables, read_tables
 from towers.process import prepared_environment
 from training.config import RunConfig
-from training.evaluation.evaluate import Recommender, evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
+from training.loop.build import TrainingData, build
 from training.loop.fit import TrainedModel
-from training.loop.trainer import Progress, Trainer, TrainingData
+from training.loop.trainer import Progress, Trainer
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = {"ml-1m": 200, "amazon-beauty": 50, "goodbooks": 200}
@@ -45,15 +46,15 @@ class Task:
     @property
     def num_events(self) -> int:
         """How many interactions an epoch reads: the newest of each history, and the one before them."""
-        return self.split.train.last(self.config.features.history + 1).num_events
+        return self.split.train.last(self.config.features.max_history + 1).num_events
 
     @property
     def num_positions(self) -> int:
         """How many predictions an epoch makes: of every item of the histories as they are read, but the first."""
-        lengths = self.split.train.last(self.config.features.history + 1).lengths
+        lengths = self.split.train.last(self.config.features.max_history + 1).lengths
         return int((lengths - 1).clip(min=0).sum())
 
-    def ndcg(self, recommender: Recommender) -> float:
+    def ndcg(self, recommender: ScoringModel) -> float:
         """Return the validation N@10, over all items."""
         split = self.split
         result = evaluate(
@@ -102,7 +103,7 @@ def read(data: str, towers: dict[str, Any], training: dict[str, Any]) -> Task:
     features = {
         "interactions": "interactions.parquet",
         "columns": {"position": "position"},
-        "history": LENGTHS[data],
+        "max_history": LENGTHS[data],
     }
     config = RunConfig.model_validate({"features": features, "towers": towers, "training": training})
     tables = read_tables(config.features, folder_of(data))
@@ -143,8 +144,8 @@ def measure(task: Task) -> Measured:
         ends.append(time.perf_counter())
         steps.append(progress.batch)
 
-    trainer = Trainer(config, data, device=torch.device("cpu"), on_epoch=look, quiet=True)
-    trainer.batches.batch_events = config.training.batch_events
+    trainer = Trainer(build(config, data, torch.device("cpu")), on_epoch=look, quiet=True)
+    trainer.batches.batch_size = config.training.batch_size
     dealt = sum(len(batch.item_rows) - len(batch.users) for batch in trainer.batches.epoch(0))
     assert dealt == task.num_positions, "an epoch of ours is not what the rival learns from"
     began = time.perf_counter()
@@ -152,4 +153,4 @@ def measure(task: Task) -> Measured:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     learned = TrainedModel(model, data, trainer.progress, ends[-1] - began)
     seconds = [end - before for before, end in zip([began, *ends[:-1]], ends, strict=True)]
-    return Measured(seconds, steps[-1], peak, task.ndcg(learned.recommender(config.features.history)))
+    return Measured(seconds, steps[-1], peak, task.ndcg(learned.recommender(config.features.max_history)))

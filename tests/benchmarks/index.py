@@ -357,7 +357,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=64, help="numbers in a vector, without --bundle")
     parser.add_argument("--users", type=int, default=1500)
-    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.prefixes, without --bundle")
+    parser.add_argument(
+        "--prefixes", type=int, nargs="*", default=[], help="as towers.matryoshka_dims, without --bundle"
+    )
     parser.add_argument("--bundle", type=Path, help="a bundle with an index, whose vectors are taken")
     parser.add_argument("--recall", type=float, default=0.99, help="for the comparison of speed")
     parser.add_argument(
@@ -367,7 +369,7 @@ def main() -> None:
     prefixes = given.prefixes
     if given.bundle:
         vectors, queries = of_bundle(given.bundle, given.items, given.users)
-        prefixes = ModelBundle.open(given.bundle).config.towers.prefixes
+        prefixes = ModelBundle.open(given.bundle).config.towers.matryoshka_dims
     else:
         vectors, queries = made(given.items, given.users, given.width)
     print(f"{len(vectors):,} items of {vectors.shape[1]}, {len(queries):,} users, {given.bundle or 'made'}")

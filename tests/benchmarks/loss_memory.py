@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch.nn import functional
 
-from training.loop.losses import nested_softmax_loss
+from training.loop.losses import matryoshka_loss
 from training.loop.negatives import MaskedPairs, Negatives
 
 PRECISIONS = {"ours, float32": torch.float32, "ours, bfloat16": torch.bfloat16}
@@ -41,7 +41,7 @@ def measure(name: str, items: int, positions: int, width: int, prefixes: list[in
     if name in PRECISIONS:
         own = MaskedPairs(torch.arange(positions), targets, starts=torch.arange(positions + 1))
         negatives = Negatives(torch.arange(items), own)
-        loss = nested_softmax_loss(
+        loss = matryoshka_loss(
             users,
             catalogue[targets],
             catalogue,
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.prefixes; ours only")
+    parser.add_argument("--prefixes", type=int, nargs="*", default=[], help="as towers.matryoshka_dims; ours only")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:

@@ -32,15 +32,16 @@ from features.tables.tables import read_tables
 from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
 from training.evaluation.evaluate import evaluate
+from training.loop.build import TrainingData, build
 from training.loop.fit import TrainedModel
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 LARGE = 8
 """How many times as large a large batch is."""
 FIGURES = ("N@10", "R@10", "events/s", "MiB")
 
 
-def strategies(negatives: int, batch_events: int) -> dict[str, dict[str, Any]]:
+def strategies(negatives: int, batch_size: int) -> dict[str, dict[str, Any]]:
     """Return the settings of each strategy, each of which draws so many items."""
     uniform = {"uniform_negatives": negatives, "in_batch_negatives": 0}
     in_batch = {"uniform_negatives": 0, "in_batch_negatives": negatives}
@@ -54,13 +55,13 @@ def strategies(negatives: int, batch_events: int) -> dict[str, dict[str, Any]]:
         "mixed, classic log-Q": {**mixed, "log_q": "all"},
         "mixed and hard": {**mixed, "hard_negatives": 4},
         "mixed and hard, 10 skipped": {**mixed, "hard_negatives": 4, "hard_negatives_skip": 10},
-        "mixed and hard, below 0.95": {**mixed, "hard_negatives": 4, "hard_negatives_below": 0.95},
-        "mixed and remembered": {**mixed, "memory_negatives": 4 * negatives},
-        "mixed, large batch": {**mixed, "batch_events": LARGE * batch_events},
+        "mixed and hard, below 0.95": {**mixed, "hard_negatives": 4, "hard_negatives_score_ratio": 0.95},
+        "mixed and remembered": {**mixed, "cross_batch_negatives": 4 * negatives},
+        "mixed, large batch": {**mixed, "batch_size": LARGE * batch_size},
         "mixed, large batch in chunks": {
             **mixed,
-            "batch_events": LARGE * batch_events,
-            "chunk_events": batch_events,
+            "batch_size": LARGE * batch_size,
+            "gradient_cache_chunk": batch_size,
         },
     }
     return {"all": {"negatives": "all"}, **{name: {"negatives": "sampled", **own} for name, own in sampled.items()}}
@@ -75,8 +76,8 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     assert split.test is not None
     featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
-    trainer = Trainer(config, data, device=torch.device("cpu"), steps=steps, quiet=True)
-    trainer.batches.batch_events = config.training.batch_events  # as large as asked, however small the table
+    trainer = Trainer(build(config, data, torch.device("cpu")), steps=steps, quiet=True)
+    trainer.batches.batch_size = config.training.batch_size  # as large as asked, however small the table
     before = _forget_peak()
     began = time.perf_counter()
     model = trainer.fit()
@@ -84,7 +85,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     peak = _peak_bytes() - before
     learned = TrainedModel(model, data, trainer.progress, seconds)
     means = evaluate(
-        learned.recommender(config.features.history),
+        learned.recommender(config.features.max_history),
         split.test,
         split.candidates,
         recommend_seen=config.features.recommend_seen,
@@ -120,7 +121,7 @@ def compare(settings: Path, given: argparse.Namespace) -> None:
     """Train each strategy with each seed, and print a line for each: the mean, and the deviation between seeds."""
     chosen = [name for name in strategies(2, 1) if not given.only or name in given.only]
     width = max(map(len, chosen))
-    print(f"{given.steps:,} steps of {given.batch_events:,} interactions, {given.negatives:,} items drawn")
+    print(f"{given.steps:,} steps of {given.batch_size:,} interactions, {given.negatives:,} items drawn")
     print(f"seeds 0 to {given.seeds - 1}, {torch.get_num_threads()} threads\n")
     print(" " * width + "".join(f"{figure:>18s}" for figure in FIGURES), flush=True)
     for name in chosen:
@@ -135,7 +136,7 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _in_a_process(settings: Path, name: str, seed: int, given: argparse.Namespace) -> dict[str, float]:
-    own = {"batch_events": given.batch_events, **strategies(given.negatives, given.batch_events)[name], "seed": seed}
+    own = {"batch_size": given.batch_size, **strategies(given.negatives, given.batch_size)[name], "seed": seed}
     overrides = [*given.overrides, *(f"training.{key}={json.dumps(value)}" for key, value in own.items())]
     words = [sys.executable, __file__, str(settings), "--steps", str(given.steps), "--worker"]
     words += [word for override in overrides for word in ("--set", override)]
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--size", default="small")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--negatives", type=int, default=512)
-    parser.add_argument("--batch-events", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(strategies(2, 1)), metavar="NAME")
     parser.add_argument("--set", action="append", default=[], dest="overrides")

@@ -39,32 +39,32 @@ class Row:
     without: tuple[str, ...] = ()
 
 
-BEAUTY = ("features.history=50", "training.epochs=20")
+BEAUTY = ("features.max_history=50", "training.epochs=20")
 # What is written of an item stays where it is, and little else is learned: a new product is nothing but its title.
 COLD = (
-    "features.history=50",
-    "features.item.title.fixed=512",
-    "towers.width=512",
+    "features.max_history=50",
+    "features.item.title.frozen_dim=512",
+    "towers.embedding_dim=512",
     "towers.id_dropout=0.0",
     "training.learning_rate=0.0002",
-    "training.table_learning_rate=0.02",
+    "training.embedding_learning_rate=0.02",
     "training.epochs=1",
 )
 # Asked is for all that somebody will have, not for what comes within the hour.
-TIME = ("training.targets=future", "towers.bag=true", "towers.width=128", "training.epochs=6")
+TIME = ("training.targets=future", "towers.sum_residual=true", "towers.embedding_dim=128", "training.epochs=6")
 # Few people: where items belong is decomposed rather than learned, and what is learned is learned very slowly.
 BOOKS = (
     'features.item.tags={kind = "categories", separator = "|"}',
-    "features.history=1000",
-    "towers.history=mean",
-    "towers.width=1024",
+    "features.max_history=1000",
+    "towers.history_encoder=mean",
+    "towers.embedding_dim=1024",
     "towers.dropout=0.0",
     "towers.id_dropout=0.0",
-    "training.start=spectral",
-    "training.start_attributes=5",
-    "training.batch_events=16384",
+    "training.item_init=spectral",
+    "training.spectral_attribute_weight=5",
+    "training.batch_size=16384",
     "training.learning_rate=0.000003",
-    "training.table_learning_rate=0.00001",
+    "training.embedding_learning_rate=0.00001",
     "training.epochs=1",
 )
 UNREAD = ("position", "title = { kind", "original_title", "original_publication_year", "language_code")

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     """Print the table of a bundle, or of random vectors."""
     if arguments:
         retriever = open_recommender(Path(arguments[0]))
-        vectors, prefixes = retriever.snapshot.index.vectors, retriever.bundle.config.towers.prefixes
+        vectors, prefixes = retriever.snapshot.index.vectors, retriever.bundle.config.towers.matryoshka_dims
         users = retriever.snapshot.user_vectors
         queries = sample_of(vectors if users is None or not len(users) else users)
     else:

@@ -42,12 +42,12 @@ from towers.cli.main import main as towers
 
 _QUICK = """
 [towers]
-width = 16
-history = "mean"
+embedding_dim = 16
+history_encoder = "mean"
 
 [training]
 epochs = 1
-batch_events = 64
+batch_size = 64
 track = false
 """
 

@@ -171,9 +171,9 @@ def make_recommender(folder: Path, given: argparse.Namespace) -> None:
 
 def make_search(folder: Path, given: argparse.Namespace) -> None:
     """Make the bundle of the search, if it is not there: titles and abstracts as MiniLM reads them."""
-    text = '{kind = "text", encoder = "minilm", fixed = 384}'
+    text = '{kind = "text", encoder = "minilm", frozen_dim = 384}'
     encoder = f"features.encoders.minilm={{model = '{(given.model or packaged_model()).resolve()}'}}"
-    settings = [encoder, f"features.item.text={text}", f"features.user.text={text}", "towers.width=384"]
+    settings = [encoder, f"features.item.text={text}", f"features.user.text={text}", "towers.embedding_dim=384"]
     _make(folder, ("documents", "queries", "pairs"), [*settings, "training.epochs=1", *given.overrides])
 
 
@@ -212,8 +212,8 @@ def _words(kind: str, given: argparse.Namespace) -> list[str]:
         return []
     model = ["--model", str((given.model or packaged_model()).resolve())]
     if kind == "late-interaction":
-        return [*model, "--tokens", "128"]  # the beginning of an abstract says what all of them say
-    return [*model, "--learn", str(given.learn)] if given.learn else model
+        return [*model, "--max-tokens", "128"]  # the beginning of an abstract says what all of them say
+    return [*model, "--train-queries", str(given.learn)] if given.learn else model
 
 
 def judge(name: str, retriever: Recommender, questions: Sequence[Question]) -> Judged:

@@ -41,7 +41,7 @@ def main() -> None:
         refitted = refit(config, tables, split.test.history, early)
         found = [
             evaluate(
-                learned.recommender(config.features.history),
+                learned.recommender(config.features.max_history),
                 split.test,
                 split.candidates,
                 recommend_seen=config.features.recommend_seen,

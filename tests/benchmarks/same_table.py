@@ -33,7 +33,7 @@ NUM_ITEMS, NUM_USERS = 40, 30
 FEATURES = {
     "interactions": "clicks.csv",
     "columns": {"user_id": "user", "item_id": "product", "timestamp": "time"},
-    "history": 20,
+    "max_history": 20,
     "item": {
         "item_id": {"kind": "id"},
         "title": {"kind": "text"},
@@ -187,7 +187,7 @@ class Shop:
         self.bundles = {}
         for name in trained:
             features = {**FEATURES, **self._files(name)}
-            settings = {"features": features, "towers": {"width": 8, "blocks": 1, "heads": 1}}
+            settings = {"features": features, "towers": {"embedding_dim": 8, "num_layers": 1, "num_heads": 1}}
             write_untrained(folder / "runs" / _slug(name), folder, settings)
             self.bundles[name] = ModelBundle.open(folder / "runs" / _slug(name))
         first = next(iter(self.bundles))

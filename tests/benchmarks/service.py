@@ -75,10 +75,10 @@ SETTINGS = {
         "interactions": "interactions.parquet",
         "items": "items.parquet",
         "title": "title",
-        "history": 200,
+        "max_history": 200,
         "item": {"item_id": {"kind": "id"}},
     },
-    "towers": {"width": WIDTH},
+    "towers": {"embedding_dim": WIDTH},
 }
 _WORDS = np.array("red green blue steel wooden large small lamp chair table cup bowl bag coat".split())  # noqa: SIM905
 
@@ -151,7 +151,7 @@ def _write_model(folder: Path, catalog: Catalog, histories: Sequences) -> ModelB
         data_digests={},
         featurizer=featurizer,
         contract=ColumnContract({}, {}),
-        weights=TwoTower(towers, featurizer, features.history).state_dict(),
+        weights=TwoTower(towers, featurizer, features.max_history).state_dict(),
         report={},
         pages={},
         primary_metric={"ndcg_at_10": 0.0},

@@ -50,7 +50,7 @@ from training.evaluation.evaluate import TableRecommender
 
 RIVAL = ROOT / ".rivals" / "bin" / "python"
 PROGRAM = Path(__file__).parent / "rivals" / "sasrec_rectools.py"
-TOWERS = {"width": 64, "blocks": 2, "heads": 2, "dropout": 0.2}
+TOWERS = {"embedding_dim": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.2}
 SEQUENCES = 128
 FIGURES = ("positions/s", "times as fast", "seconds an epoch", "steps", "N@10", "MiB")
 
@@ -104,12 +104,12 @@ def main() -> None:
 def task_of(data: str, training: Mapping[str, Any]) -> Task:
     """Return what is learned, with the softmax over all items."""
     fixed = {"negatives": "all", "track": False}
-    return read(data, {"history": "transformer", **TOWERS}, {**fixed, **training})
+    return read(data, {"history_encoder": "transformer", **TOWERS}, {**fixed, **training})
 
 
 def events_of_a_step(task: Task) -> int:
     """Return how many interactions as many sequences as RecTools takes hold on average."""
-    lengths = task.split.train.last(task.config.features.history + 1).lengths
+    lengths = task.split.train.last(task.config.features.max_history + 1).lengths
     return max(1, round(SEQUENCES * float(lengths.mean())))
 
 
@@ -142,8 +142,8 @@ def _round(
 
 
 def _train_ours(contestant: Contestant, seed: int, task: Task, data: str, given: argparse.Namespace) -> Measured:
-    batch = TrainingConfig().batch_events if contestant.own_batch else events_of_a_step(task)
-    training = {"epochs": given.epochs, "seed": seed, "precision": contestant.precision, "batch_events": batch}
+    batch = TrainingConfig().batch_size if contestant.own_batch else events_of_a_step(task)
+    training = {"epochs": given.epochs, "seed": seed, "loss_precision": contestant.precision, "batch_size": batch}
     said = run([sys.executable, __file__, "--data", data, "--ours", json.dumps({"training": training})], given.threads)
     return Measured(**said)
 

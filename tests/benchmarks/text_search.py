@@ -47,7 +47,8 @@ from towers.model.two_tower import TwoTower
 from towers.warnings_filter import quiet_imports
 from training.config import RunConfig, TrainingConfig
 from training.evaluation.metrics import bootstrap_interval
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.build import TrainingData, build
+from training.loop.trainer import Trainer
 
 CUTOFFS = (1, 10, 50)
 FOR_VALIDATION = 400
@@ -169,13 +170,15 @@ def trainer_of(given: argparse.Namespace, search: Search, learned_from: np.ndarr
         "precision": "bfloat16",
     }
     width = 384
-    text = {"kind": "text", "encoder": "one", "fixed": width}
+    text = {"kind": "text", "encoder": "one", "frozen_dim": width}
     features: dict[str, Any] = {"item": {"document": text}, "user": {"query": text}, "encoders": {"one": encoder}}
-    batch = {"batch_events": given.batch, "in_batch_negatives": 8 * given.batch}
+    batch = {"batch_size": given.batch, "in_batch_negatives": 8 * given.batch}
     config = RunConfig(
         features=FeaturesConfig.model_validate({"interactions": "in memory", **features}),
-        towers=TowersConfig(width=width, history="none"),
-        training=TrainingConfig(seed=seed, encoder_learning_rate=given.rate, warmup_steps=10, symmetric=True, **batch),
+        towers=TowersConfig(embedding_dim=width, history_encoder="none"),
+        training=TrainingConfig(
+            seed=seed, text_encoder_learning_rate=given.rate, warmup_steps=10, symmetric_loss=True, **batch
+        ),
     )
     generator = np.random.default_rng(seed)
     answers = np.array([search.document_of(query, generator) for query in learned_from])
@@ -184,7 +187,7 @@ def trainer_of(given: argparse.Namespace, search: Search, learned_from: np.ndarr
     users = Users(pd.DataFrame({"user_id": np.arange(len(search.queries)), "query": search.queries}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, pairs)
     data = TrainingData.prepare(pairs, catalog, users, featurizer)
-    trainer = Trainer(config, data, device=torch.device("cpu"), steps=1)
+    trainer = Trainer(build(config, data, torch.device("cpu")), steps=1)
     trainer.steps = given.epochs * trainer.batches.num_batches(0)
     return trainer
 

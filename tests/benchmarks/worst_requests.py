@@ -73,7 +73,7 @@ SETTINGS = {
         "items": "items.parquet",
         "users": "users.parquet",
         "title": "title",
-        "history": HISTORY,
+        "max_history": HISTORY,
         "item": {
             "item_id": {"kind": "id"},
             "title": {"kind": "text"},
@@ -81,7 +81,7 @@ SETTINGS = {
         },
         "user": {"country": {"kind": "category"}, "age": {"kind": "number"}},
     },
-    "towers": {"width": WIDTH},
+    "towers": {"embedding_dim": WIDTH},
 }
 _WORDS = np.array("red green blue steel wooden large small lamp chair table cup bowl bag coat".split())  # noqa: SIM905
 
@@ -179,7 +179,7 @@ def write_model(folder: Path, catalog: Catalog, people: Users, histories: Sequen
         data_digests={},
         featurizer=featurizer,
         contract=ColumnContract({}, {}),
-        weights=TwoTower(towers, featurizer, features.history).state_dict(),
+        weights=TwoTower(towers, featurizer, features.max_history).state_dict(),
         report={},
         pages={},
         primary_metric={"ndcg_at_10": 0.0},

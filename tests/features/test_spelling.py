@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.columns import texts_of, values_of
 from features.schema import Feature
 from features.spelling import decide, decide_of_texts, spelt
 from features.tables.table_files import read_table
-from features.values.cells import texts_of, values_of
 
 SPELLINGS = ("text", "number", "boolean", "date")
 VALUES = st.one_of(

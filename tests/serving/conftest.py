@@ -47,7 +47,7 @@ SETTINGS = {
         "users": "people.csv",
         "columns": {"user_id": "user", "item_id": "product", "timestamp": "time"},
         "title": "title",
-        "history": 20,
+        "max_history": 20,
         "item": {
             "item_id": {"kind": "id"},
             "title": {"kind": "text"},
@@ -56,7 +56,7 @@ SETTINGS = {
         },
         "user": {"country": {"kind": "category"}, "age": {"kind": "number"}},
     },
-    "towers": {"width": 16, "blocks": 1, "heads": 2},
+    "towers": {"embedding_dim": 16, "num_layers": 1, "num_heads": 2},
 }
 
 
@@ -88,7 +88,7 @@ def write_untrained(folder: Path, tables_folder: Path, settings: dict, seed: int
     train = tables.interactions.sequences(tables.catalog)
     featurizer = Featurizer.fit(Schema.from_config(features), tables.catalog, tables.users, train)
     torch.manual_seed(seed)
-    model = TwoTower(towers, featurizer, features.history)
+    model = TwoTower(towers, featurizer, features.max_history)
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.3)  # zeros would say nothing of order and time

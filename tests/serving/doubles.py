@@ -45,7 +45,10 @@ class FakeBundle(ModelBundle):
             "version": digest[:12],
             "weights_digest": digest,
             "config": SimpleNamespace(
-                features=features, reads_time=bool(features.context), towers=TowersConfig(width=WIDTH), asked_by=[]
+                features=features,
+                reads_time=bool(features.context),
+                towers=TowersConfig(embedding_dim=WIDTH),
+                asked_by=[],
             ),
             "tables_folder": Path(path),
             "spellings": {},
@@ -74,7 +77,7 @@ class FakeBundle(ModelBundle):
         event_times=None,
     ):
         num_users = len(history_offsets) - 1
-        assert (np.diff(history_offsets) <= self.config.features.history).all()
+        assert (np.diff(history_offsets) <= self.config.features.max_history).all()
         vectors = np.zeros((num_users, WIDTH), dtype=np.float32)
         for user in range(num_users):
             mine = history_vectors[history_offsets[user] : history_offsets[user + 1]]

@@ -99,7 +99,7 @@ def test_an_index_of_a_kind_is_served(folder, many_items, capsys):
 
 def test_a_model_with_prefixes_has_an_index_on_one_of_them(folder, pristine, many_items, capsys, monkeypatch):
     monkeypatch.setattr("serving.search.tuning._ROUNDS", 1)
-    settings = {**SETTINGS, "towers": {**SETTINGS["towers"], "prefixes": [4, 8]}}
+    settings = {**SETTINGS, "towers": {**SETTINGS["towers"], "matryoshka_dims": [4, 8]}}
     write_untrained(folder / "runs" / "nested", pristine / "data", settings)
     assert run("index", "runs/nested", *many_items, "--kind", "flat", "--recall", 0.8) == 0
     said = capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_a_model_with_prefixes_has_an_index_on_one_of_them(folder, pristine, man
 
 def test_a_prefix_of_a_model_without_any_is_one_line(folder, many_items, capsys):
     assert run("index", "runs/latest", *many_items, "--kind", "flat") == 2
-    assert_one_line(capsys, "--kind flat: expected a model whose vectors have prefixes", "towers.prefixes")
+    assert_one_line(capsys, "--kind flat: expected a model whose vectors have prefixes", "towers.matryoshka_dims")
 
 
 def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, capsys, monkeypatch):

@@ -15,21 +15,23 @@ from training.tasks import train as shipping
 @pytest.fixture
 def run_toml(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
-    path.write_text('[features]\ninteractions = "i.csv"\n[towers]\nwidth = 48\nheads = 3\nhistory = "mean"\n')
+    path.write_text(
+        '[features]\ninteractions = "i.csv"\n[towers]\nembedding_dim = 48\nnum_heads = 3\nhistory_encoder = "mean"\n'
+    )
     return path
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_whatever_the_file_says(run_toml: Path, preset: str) -> None:
     config = read_run_config(run_toml, preset_settings(preset))
-    assert config.towers.width % config.towers.heads == 0
-    assert config.towers.history == "mean"  # what is read, and how, is left to the file
+    assert config.towers.embedding_dim % config.towers.num_heads == 0
+    assert config.towers.history_encoder == "mean"  # what is read, and how, is left to the file
 
 
 def test_a_larger_preset_is_larger(run_toml: Path) -> None:
     sizes = [read_run_config(run_toml, preset_settings(preset)).towers for preset in ("small", "base", "large")]
-    assert sorted(sizes, key=lambda towers: (towers.width, towers.blocks)) == sizes
-    assert len({towers.width for towers in sizes}) == 3
+    assert sorted(sizes, key=lambda towers: (towers.embedding_dim, towers.num_layers)) == sizes
+    assert len({towers.embedding_dim for towers in sizes}) == 3
 
 
 @pytest.mark.parametrize(
@@ -45,11 +47,11 @@ def test_a_preset_replaces_the_file_and_set_replaces_the_preset(
         raise Seen(read_run_config(settings, overrides).towers)
 
     monkeypatch.setattr(room, does, see)
-    words = [str(run_toml), "--preset", "large", "--set", "towers.blocks=7"]
+    words = [str(run_toml), "--preset", "large", "--set", "towers.num_layers=7"]
     result = CliRunner().invoke(command, words)
     assert isinstance(result.exception, Seen)
     (towers,) = result.exception.args
-    assert (towers.width, towers.blocks) == (128, 7)
+    assert (towers.embedding_dim, towers.num_layers) == (128, 7)
 
 
 def test_a_preset_that_does_not_exist_is_told_from_those_that_do(run_toml: Path) -> None:

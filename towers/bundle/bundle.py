@@ -1,4 +1,4 @@
-"""What is shipped: a folder with the towers, everything they need to read tables, and a seal on each file.
+"""A model bundle: a folder with the towers, everything they need to read tables, and a digest of each file.
 
     manifest.json  run.toml  schema.json  columns.json  vocabularies/  model.safetensors  report.json  report.html
     README.md
@@ -71,8 +71,8 @@ class BundleConfig(BaseModel):
 
     @property
     def asked_by(self) -> list[str]:
-        """The columns of a query's text, where users are queries; none where they are known by what they had."""
-        texts = [column for column, settings in self.features.user.items() if settings.kind == "text"]
+        """The text columns of a query, if users are queries; none if users have histories."""
+        texts = [column for column, settings in self.features.user.items() if settings.definition.content == "texts"]
         return [] if self.towers.reads_history else texts
 
 
@@ -140,7 +140,7 @@ class ModelBundle:
             weights = load_file(folder.file(WEIGHTS), device=device)
             _check_sizes(featurizer, weights)
             with torch.device(device):
-                model = TwoTower(config.towers, featurizer, config.features.history)
+                model = TwoTower(config.towers, featurizer, config.features.max_history)
             model.load_state_dict(weights)
         return cls(path, manifest, folder, config, featurizer, contract, model.eval(), report, copies, trust)
 
@@ -171,7 +171,7 @@ class ModelBundle:
 
     @property
     def tables_folder(self) -> Path:
-        """What the paths in `config.features` are relative to."""
+        """Base folder of relative paths in `config.features`."""
         return Path(self.manifest.tables_folder)
 
     def encode_items(self, catalog: Catalog) -> Float32[np.ndarray, "items width"]:
@@ -182,16 +182,16 @@ class ModelBundle:
             vectors = [
                 self.model.item_vectors(features.take(rows).to(self._device)).float().cpu().numpy() for rows in blocks
             ]
-        width = self.config.towers.width
+        width = self.config.towers.embedding_dim
         return np.concatenate([np.zeros((0, width), dtype=np.float32), *vectors])
 
     @property
     def spellings(self) -> Mapping[str, Spelling]:
-        """How the values of the items' columns are spelt, by column."""
+        """Spelling of the values of item columns, by column."""
         return self.featurizer.schema.item_spellings
 
     def knows(self, attributes: pd.DataFrame) -> Bool[np.ndarray, users]:
-        """Return of which users an attribute says something to the model, one row each."""
+        """Return which users have an attribute value that the model knows, one row each."""
         return self.featurizer.users.knows(attributes)
 
     def unknown_values(self, attributes: pd.DataFrame) -> list[dict[str, tuple[str, ...]]]:
@@ -216,7 +216,7 @@ class ModelBundle:
 
         Args:
             history_vectors: The vectors (rows of `encode_items`) of the items of all histories, oldest first. Of each
-                user the newest `config.features.history` are read.
+                user the newest `config.features.max_history` are read.
             history_offsets: Where each user's history begins, from 0 to `events`.
             attributes: One row per user, columns as in the users' table; what is missing is unknown.
             user_ids: The users' ids, for models that know users by id. None: unknown.
@@ -226,13 +226,13 @@ class ModelBundle:
         """
         num_users = len(history_offsets) - 1
         ids = [None] * num_users if user_ids is None else user_ids
-        if num_users == 1 and self._one_user is not None and self.featurizer.are_strangers(ids, attributes):
-            newest = slice(-self.config.features.history, None)
+        if num_users == 1 and self._one_user is not None and self.featurizer.have_no_features(ids, attributes):
+            newest = slice(-self.config.features.max_history, None)
             times = None if event_times is None else event_times[newest]
             at = None if request_times is None else int(request_times[0])
             return self._one_user(history_vectors[newest], at, times)[None]
         features = self.featurizer.user_features(ids, attributes)
-        lengths = np.minimum(np.diff(history_offsets), self.config.features.history)
+        lengths = np.minimum(np.diff(history_offsets), self.config.features.max_history)
         vectors = []
         for begin in range(0, num_users, BLOCK):
             block = slice(begin, min(begin + BLOCK, num_users))
@@ -246,13 +246,13 @@ class ModelBundle:
                     event_times=None if event_times is None else self._tensor(event_times[events]),
                 )
             vectors.append(encoded.float().cpu().numpy())
-        return np.concatenate([np.zeros((0, self.config.towers.width), dtype=np.float32), *vectors])
+        return np.concatenate([np.zeros((0, self.config.towers.embedding_dim), dtype=np.float32), *vectors])
 
     @cached_property
     def _one_user(self) -> NumpyUserTower | None:
-        """The user tower for one user at a time; None where it is faster asked as it is."""
+        """The user tower for one user at a time, in numpy; None if it does not support the configuration."""
         tower = self.model.user_tower
-        return NumpyUserTower(tower, self.featurizer.stranger) if NumpyUserTower.can_be(tower) else None
+        return NumpyUserTower(tower, self.featurizer.unknown_user_features) if NumpyUserTower.can_be(tower) else None
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device)
@@ -291,7 +291,7 @@ def write_bundle(
     pages: Mapping[str, str],
     primary_metric: Mapping[str, float],
 ) -> None:
-    """Write a bundle, signed where the environment names a key; it stands at `path` complete or not at all.
+    """Write a bundle atomically; it is signed if the environment names a key.
 
     Args:
         path: The folder; one that is there is replaced.
@@ -339,7 +339,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not set: TOML has no null."""
+    """Leave out settings that are None: TOML has no null."""
     return {
         key: _without_nulls(value) if isinstance(value, Mapping) else value
         for key, value in settings.items()
@@ -351,7 +351,7 @@ def check_can_sign(bundle: ModelBundle) -> None:
     """Refuse to write into a bundle what would then not be used, because it must be signed and could not be.
 
     Raises:
-        DataError: The bundle had to be signed and there is no signing key, or that key cannot be used.
+        DataError: The bundle must be signed, and the signing key is missing or cannot be used.
     """
     if signing_key() is None and bundle.trust.keys is not None:
         raise DataError(

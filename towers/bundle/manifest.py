@@ -1,4 +1,4 @@
-"""The seal of a bundle: `manifest.json`, which says what made it and what each file must be.
+"""The manifest of a bundle, `manifest.json`: its origin, and the size and digest of each file.
 
 It is read and verified without the libraries that read the rest, so that a service can be started at once.
 """
@@ -61,7 +61,7 @@ class Manifest:
 
     @property
     def made_with(self) -> str:
-        """The version of two-towers that wrote it, or words that stand for it."""
+        """Version of two-towers that wrote it."""
         return _version_in(self.libraries)
 
 

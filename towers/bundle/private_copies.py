@@ -1,4 +1,4 @@
-"""Copies of sealed folders that nobody else writes to: what the workers of a server read and map into memory.
+"""Private copies of sealed folders, which the workers of a server read and map into memory.
 
 Where a mapped file is cut off in its place, the next look at what is gone ends the process (SIGBUS), and no check
 before it helps. Of a copy that only the server knows that cannot happen. The workers share one, so that its pages are
@@ -34,7 +34,7 @@ class PrivateCopies:
     """The copies of one server.
 
     Args:
-        folder: Where they are; nobody else may write there.
+        folder: Folder of the copies; no other user may write to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class PrivateCopies:
         try:
             place = self._folder / name
             fcntl.flock(lock, fcntl.LOCK_SH)
-            # In a loop, as between two kinds of a lock there is none, and a copy that nobody uses may be removed.
+            # In a loop: between unlocking and locking again, another process may remove an unused copy.
             while not place.exists():
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not place.exists() and not self._make(path, files, place):
@@ -90,7 +90,7 @@ class PrivateCopies:
 
 
 class PrivateCopy:
-    """A copy in use; once nobody refers to it, in no worker, it is removed.
+    """A copy in use; it is removed when no worker refers to it any more.
 
     Attributes:
         path: The folder.
@@ -108,7 +108,7 @@ def _let_go(folder: Path, lock: int) -> None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove the copies that no worker uses. Their locks stay: one that is removed while it is opened locks nothing."""
+    """Remove unused copies. Their lock files stay: a lock file that is removed while it is opened locks nothing."""
     for path in folder.glob(f"*{_LOCK}"):
         place = path.with_suffix("")
         if not place.exists():

@@ -20,11 +20,11 @@ _LEAST_STORED = 1 / 64
 
 
 class BundleError(ValueError):
-    """A bundle or an index cannot be used as it is; the message says why, where and what to do, in one line."""
+    """A bundle or an index cannot be used; the one-line message gives the place, the reason and the remedy."""
 
 
 class SealedFile(NamedTuple):
-    """What a manifest says of a file.
+    """The entry of a file in a manifest.
 
     Attributes:
         num_bytes: Its size.
@@ -36,7 +36,7 @@ class SealedFile(NamedTuple):
 
 
 def open_plain(folder: Path, name: str) -> BufferedReader:
-    """Open a file of a folder for reading, where no link leads to it and it is a file like any other.
+    """Open a regular file of a folder for reading; links are refused.
 
     Raises:
         FileNotFoundError: There is none.

@@ -106,7 +106,7 @@ def seal(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_manifest(folder: Path, trusted_keys: Path | None = None) -> dict[str, Any]:
-    """Return what the manifest of a folder says: a JSON object of at most `MOST_MANIFEST_BYTES`.
+    """Return the manifest of a folder: a JSON object of at most `MOST_MANIFEST_BYTES`.
 
     Args:
         folder: The folder.
@@ -147,7 +147,7 @@ def _read(folder: Path, name: str, most_bytes: int) -> bytes:
 
 @contextmanager
 def reading(path: Path, remedy: str, what: str = "cannot be read") -> Iterator[None]:
-    """Turn whatever a library says of a file that it cannot read into one line.
+    """Turn any error of a library that reads a file into a one-line `BundleError`.
 
     The content of a file may be anything, and what a reader makes of that may be any exception: none of them is a
     fault of the program, and all of them end in the same way.
@@ -169,7 +169,7 @@ def reading(path: Path, remedy: str, what: str = "cannot be read") -> Iterator[N
 
 
 def said_of(error: BaseException) -> str:
-    """Return what an error says, in one short line."""
+    """Return the message of an error as one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}..."
 

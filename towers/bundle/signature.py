@@ -1,7 +1,7 @@
 """Signatures: who made a bundle, its index and its ranker. Digests prove only that nothing was changed by accident.
 
-Each of the three folders has a manifest with the digest of every file in it. Beside a manifest may lie a signature of
-its bytes (Ed25519), so it holds for all of the folder. The private key stays where bundles are trained; a service names
+Each of the three folders has a manifest with the digest of every file in it. A manifest may have a signature of its
+bytes (Ed25519), which thereby covers the whole folder. The private key stays where bundles are trained; a service names
 a file of public keys and then reads nothing that none of them signed. Keys are PEM files, as `openssl genpkey
 -algorithm ed25519` writes them as well; a file of public keys may hold several, so that one can replace another.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "TOWERS_SIGNING_KEY"
 """Path of the private key with which `towers train`, `index` and `train-ranker` sign what they write."""
 SUFFIX = ".sig"
-"""What the name of a signature has after that of its manifest."""
+"""Suffix of a signature's file name, after that of its manifest."""
 MOST_SIGNATURE_BYTES = 1024
 
 # Signed with the manifest, so that a signature of ours never fits something else that the key might sign.
@@ -35,7 +35,7 @@ _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----\s*", 
 
 
 class SignatureError(ValueError):
-    """A manifest is not signed by a trusted key; the message says which of both, and what to do."""
+    """A manifest is unsigned or signed by an untrusted key; the message says which, and gives the remedy."""
 
 
 def signature_of(manifest: Path) -> Path:
@@ -44,7 +44,7 @@ def signature_of(manifest: Path) -> Path:
 
 
 def make_key(path: Path) -> Path:
-    """Write a new private key, readable by its owner only, and beside it its public key, whose path is returned.
+    """Write a new private key, readable by its owner only, and its public key, whose path is returned.
 
     Raises:
         DataError: One of the files is there already.
@@ -108,7 +108,7 @@ def signing_key(environment: Mapping[str, str] | None = None) -> Ed25519PrivateK
 
 
 def sign(manifest: Path, key: Ed25519PrivateKey | None) -> None:
-    """Write the signature of a manifest; without a key remove one that lies there."""
+    """Write the signature of a manifest; without a key, remove an old one."""
     place = signature_of(manifest)
     if key is None:
         place.unlink(missing_ok=True)

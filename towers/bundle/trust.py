@@ -1,4 +1,4 @@
-"""What the operator allows a bundle, which may have been made elsewhere."""
+"""What the operator allows bundles to do; they may come from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from features.errors import DataError
 
 @dataclass(frozen=True)
 class Trust:
-    """By default a bundle needs no signature and reaches nothing outside of this machine.
+    """By default no signature is required, and bundles cannot access the network.
 
     Attributes:
         remote: The services that its encoders may send texts and keys to.
@@ -25,7 +25,7 @@ class Trust:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Trust:
-        """Return what the environment says, by the variables of the settings of the same names in serving.toml.
+        """Read the environment variables of the settings of the same names in serving.toml.
 
         Raises:
             DataError: An entry is not a host.

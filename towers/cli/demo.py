@@ -91,7 +91,7 @@ class Terminal:
 
     @contextmanager
     def start(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Show a command and start it; it is stopped at the end of the block, if it has not ended by then."""
+        """Show a command and start it; it is stopped at the end of the block if it is still running."""
         self.show(*words)
         # A store that is set elsewhere is not for this; and a group of its own, so that one Ctrl-C arrives just once.
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
@@ -144,22 +144,22 @@ def judge(terminal: Terminal, seed: int) -> None:
     """Train on a part, and compare on the rest with baselines and with the best that anybody could do."""
     _head(
         "3. How good is it?",
-        "Everybody's last choice is hidden, the rest is learned from, and it must be found again among all items.\n"
-        "Whoever made the shop knows the taste behind each choice, and so the best possible answer.\n"
-        "A few epochs are enough to see it; without `--set`, training ends when it has stopped getting better.",
+        "Each user's last interaction is held out; the model is trained on the rest and must find it among all items.\n"
+        "The shop is generated, so the best possible recommendations are known: they are the upper bound.\n"
+        "A few epochs are enough here; without `--set`, early stopping ends the training.",
     )
     bound = f"{BOUND}={TABLES / 'best_possible.parquet'}"
-    terminal.run("towers", "evaluate", "run.toml", "--bound", bound, "--output", "evaluation", *_settings(seed))
+    terminal.run("towers", "evaluate", "run.toml", "--upper-bound", bound, "--output", "evaluation", *_settings(seed))
     report = json.loads((terminal.folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
     recall = {row["name"]: row["metrics"]["recall_at_10"]["mean"] for row in report["rows"]}
     shares = {name: value / recall[BOUND] for name, value in recall.items()}
     towers, *others = (name for name in recall if name != BOUND)
-    beside = ", ".join(f"{name} {shares[name]:.0%}" for name in others)
-    click.echo(f"\nThe {towers} reach {shares[towers]:.0%} of the best possible recall@10 ({beside}).")
+    baselines = ", ".join(f"{name} {shares[name]:.0%}" for name in others)
+    click.echo(f"\nThe {towers} reach {shares[towers]:.0%} of the best possible recall@10 ({baselines}).")
 
 
 def train(terminal: Terminal, seed: int) -> None:
-    """Train what is to be served."""
+    """Train the bundle to serve."""
     _head(
         "4. The model", "`towers train` learns from all but what early stopping needs, and writes a folder: a bundle."
     )
@@ -167,12 +167,12 @@ def train(terminal: Terminal, seed: int) -> None:
 
 
 def serve(terminal: Terminal) -> None:
-    """Choose what is served, start the service, ask it, write everybody's candidates meanwhile, and stop it."""
+    """Deploy the bundle, start the service, send requests, write recommendations for all users, stop the service."""
     _head(
         "5. What is served",
         "Training changes nothing that is served; `towers deploy` does. It verifies the bundle, makes its index from\n"
         "today's tables (every item's vector, every user's history, what is popular), and points runs/production at\n"
-        "it. `towers index runs/production` makes the index anew, each night for one, without a training.",
+        "it. `towers index runs/production` rebuilds the index, for example each night, without training.",
     )
     terminal.run("towers", "deploy", "runs/latest")
     _head("6. The service", "It runs in the background here; by itself it would run until Ctrl-C.")
@@ -193,7 +193,7 @@ def serve(terminal: Terminal) -> None:
 
 @dataclass(frozen=True)
 class Service:
-    """The running service, asked as any program would.
+    """The running service, called over HTTP like by any client.
 
     Attributes:
         terminal: Where the questions are shown.
@@ -204,7 +204,7 @@ class Service:
     address: str
 
     def is_ready_in_time(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait until it answers; False if it ended or took too long."""
+        """Wait until it is ready; False if it ended or took too long."""
         deadline = time.monotonic() + SECONDS_TO_START
         while process.poll() is None and time.monotonic() < deadline:
             try:
@@ -236,7 +236,7 @@ class Service:
 
 
 def ask(service: Service) -> None:
-    """Ask for people who are known, one who is not, one who is described, and for similar items."""
+    """Request recommendations for known, unknown and described users, and similar items."""
     click.echo("\nIt answers in JSON (asked from here, so that you need no curl); below are the titles, best first.")
     items = service.terminal.table(f"{TABLES / 'items'}.parquet").set_index("item_id")
     newest_of = _newest_choices(service.terminal)
@@ -248,8 +248,8 @@ def ask(service: Service) -> None:
         _list("chose lately", items, newest_of[user_id][:SHOWN])
         _list("is recommended", items, _item_ids(answer), _scores(answer))
 
-    answer = service.get(f"/recommendations/nobody?k={SHOWN}")
-    click.echo(f'Nobody knows this user: what is popular, and the answer says so ("fallback": "{answer["fallback"]}")')
+    answer = service.get(f"/recommendations/unknown-user?k={SHOWN}")
+    click.echo(f'This user is unknown: popular items, marked as such ("fallback": "{answer["fallback"]}")')
     _list("is recommended", items, _item_ids(answer))
 
     history, person = newest_of[chosen[0]][:2][::-1], people.loc[chosen[0]].to_dict()
@@ -265,8 +265,8 @@ def ask(service: Service) -> None:
 
 
 def write_candidates(terminal: Terminal) -> None:
-    """Write the recommendations of everybody and show the first."""
-    _head("7. The nightly file", "The same answers for everybody at once, for whatever comes next in your system.")
+    """Write recommendations for all users and show the first."""
+    _head("7. The nightly file", "Recommendations for all users in one file, for other systems.")
     terminal.run("towers", "recommend", "runs/production", "--output", "candidates.parquet")
     click.echo(f"\n{_indented(terminal.table('candidates.parquet').head(SHOWN).to_string(index=False))}")
 
@@ -282,7 +282,7 @@ def say_what_next(keep: Path | None, seconds: float) -> None:
         click.echo(f"{keep} is kept:")
         click.echo(f"  {keep / 'run.toml'}                   the settings, to change and train again")
         click.echo(f"  {keep / 'runs/latest/report.html'}    how good the model is")
-        click.echo(f"  {keep / 'candidates.parquet'}         recommendations for everybody")
+        click.echo(f"  {keep / 'candidates.parquet'}         recommendations for all users")
         click.echo(f"  mlflow ui --backend-store-uri {shlex.quote(store)}    every training, in a browser")
     click.echo("\nNext, with your own tables (CSV or Parquet; users are optional):")
     click.echo(f"  {program} init --interactions FILE --items FILE --users FILE")
@@ -303,7 +303,7 @@ def _working_folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Ask a process to end, unless it has; if it will not, end it and all that it started."""
+    """Stop a process if it is running; after a timeout kill its process group."""
     if process.poll() is not None:
         return
     process.send_signal(how)
@@ -329,13 +329,13 @@ def _indented(text: str) -> str:
 
 
 def _section(path: Path, head: str) -> str:
-    """Return a section of a TOML file as it is written."""
+    """Return the text of a section of a TOML file."""
     text = path.read_text(encoding="utf-8")
     return text[text.index(head) :].partition("\n\n")[0]
 
 
 def _settings(seed: int) -> list[str]:
-    """Return what the demo changes in run.toml: few epochs, so that nobody waits long for little."""
+    """Return the settings that the demo overrides: few epochs, so that it is short."""
     return ["--set", f"training.epochs={EPOCHS}", *(["--set", f"training.seed={seed}"] if seed else [])]
 
 
@@ -346,13 +346,13 @@ def _free_port() -> int:
 
 
 def _newest_choices(terminal: Terminal) -> dict[int, list[str]]:
-    """Return the items that each user had, newest first, each once."""
+    """Return each user's items, newest first, without repeats."""
     events = terminal.table(f"{TABLES / 'interactions'}.parquet").iloc[::-1].drop_duplicates(["user_id", "item_id"])
     return {int(str(user_id)): list(ids) for user_id, ids in events.groupby("user_id")["item_id"]}
 
 
 def _people_to_show(people: pd.DataFrame, newest_of: dict[int, list[str]]) -> list[int]:
-    """Return two people who read English and one who does not, each with a past worth showing."""
+    """Return two users who read English and one who does not, each with a long history."""
     seasoned = people[[len(newest_of.get(user_id, [])) >= 3 * SHOWN for user_id in people.index]]
     seasoned = people if len(seasoned) < 3 else seasoned
     reads_english = seasoned["language"] == "en"

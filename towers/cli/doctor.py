@@ -1,4 +1,4 @@
-"""`towers doctor`: what is installed and found on this machine, and what to type for each thing amiss.
+"""`towers doctor`: checks the installation and this machine, and shows a command that corrects each error.
 
 Each library is looked at by a small program of its own, so that one that is missing, broken or crashes its process
 spoils neither the others nor the doctor.
@@ -30,9 +30,9 @@ from features.redaction import redacted
 from towers.process import ALLOCATOR, available_cores, group_files, own_python, uses_glibc
 
 CHECKOUT = Path(__file__).parents[2]
-"""Where `make` installs from, if there is a Makefile; what a wheel brought has none."""
+"""Folder of the repository, whose Makefile installs; that of an installed wheel has no Makefile."""
 PROBE_SECONDS = 120.0
-"""How long a library may take to load, on a slow disk and a busy machine."""
+"""Timeout of the import of a library, for slow disks and busy machines."""
 ONE_FOLDER = (("fbgemm-gpu", "fbgemm-gpu-cpu"), ("faiss-cpu", "faiss-gpu"))
 """Distributions that own the same folder: of each pair exactly one may be installed."""
 REPLACED_BY = {"faiss-cpu": "faiss-gpu", "fbgemm-gpu": "fbgemm-gpu-cpu"}
@@ -82,19 +82,19 @@ found = {"version": faiss.__version__, "gpus": getattr(faiss, "get_num_gpus", la
 class Finding:
     """One line of the report.
 
-    `amiss`: a command will fail. `note`: everything works, but something could be had.
+    `error`: a command will fail. `note`: everything works, but could be improved.
     """
 
     name: str
     text: str
-    state: Literal["ok", "note", "amiss"] = "ok"
+    state: Literal["ok", "note", "error"] = "ok"
     remedy: str | None = None
-    """What to type or do."""
+    """The command that corrects it, or an instruction."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe's program saw; `failure` says in a line why it saw nothing."""
+    """Result of a probe; `failure` is the one-line error if it failed."""
 
     found: Mapping[str, Any]
     failure: str | None = None
@@ -103,18 +103,18 @@ class Probe:
 @click.command()
 @click.option("--installation", is_flag=True, help="Only import every library, and name those that cannot be imported.")
 def doctor(installation: bool) -> None:
-    """Show what is installed and found, and what to type for each thing amiss.
+    """Check the installation and this machine, and print a fix for each error.
 
-    Exit status: 0 when every command can do its work, 1 when something is amiss. Notes do not count.
+    Exit status: 0 without errors, 1 with errors. Notes do not count.
     """
-    amiss = 0
+    errors = 0
     for finding in examine_installation() if installation else examine():
         click.echo(f"{finding.state:<5}  {finding.name:<9}  {finding.text}")
         if finding.remedy:
             click.echo(f"{'':<5}  {'':<9}  -> {finding.remedy}")
-        amiss += finding.state == "amiss"
-    if amiss:
-        click.echo(f"\n{amiss} {'thing is' if amiss == 1 else 'things are'} amiss.")
+        errors += finding.state == "error"
+    if errors:
+        click.echo(f"\n{errors} error{'' if errors == 1 else 's'} found.")
         raise click.exceptions.Exit(1)
     if not installation:
         click.echo("\nAll is well.")
@@ -141,14 +141,14 @@ def examine() -> Iterator[Finding]:
 
 
 def examine_installation() -> Iterator[Finding]:
-    """Yield what is wrong with the installation alone: packages, and libraries that cannot be imported.
+    """Yield errors of the installation: packages, and libraries that cannot be imported.
 
     A library that only lacks NVIDIA's driver is a note: it will load on the machine that has one.
     """
     with ThreadPoolExecutor(max_workers=available_cores()) as workers:
         programs = PROBES | _imports()
         looking = {name: workers.submit(probe, program) for name, program in programs.items()}
-        yield from (found for found in _examined("packages", _packages) if found.state == "amiss")
+        yield from (found for found in _examined("packages", _packages) if found.state == "error")
         failures = {name: failure for name, seen in looking.items() if (failure := seen.result().failure)}
     waiting = {name: found[0] for name, failure in failures.items() if (found := DRIVER.search(failure))}
     if waiting:
@@ -156,7 +156,7 @@ def examine_installation() -> Iterator[Finding]:
         yield Finding("driver", text, "note", "install NVIDIA's driver, which brings it, or use a machine that has it")
     for name, failure in failures.items():
         if name not in waiting:
-            yield Finding(name, failure, "amiss", reinstall())
+            yield Finding(name, failure, "error", reinstall())
 
 
 def _imports() -> dict[str, str]:
@@ -177,7 +177,7 @@ def _imports() -> dict[str, str]:
 
 
 def reinstall(device: Literal["", "cpu", "gpu"] = "") -> str:
-    """Return what to type so that the libraries are as they should be, on a CPU or a GPU where that is the question."""
+    """Return the command that reinstalls the libraries, for a CPU or a GPU."""
     if (CHECKOUT / "Makefile").is_file():
         return f"make clean install DEVICE={device}" if device else "make clean install"
     pins = {name: f"{name}{specifier}" for name, specifier in _pins()}
@@ -202,7 +202,7 @@ def _pins() -> list[tuple[str, str]]:
 
 
 def _required() -> list[str]:
-    """Return what two-towers asks for, its extras included; nothing where it is not installed."""
+    """Return the requirements of two-towers, extras included; empty if it is not installed."""
     try:
         return requires("two-towers") or []
     except PackageNotFoundError:
@@ -259,16 +259,16 @@ def gpus() -> list[str]:
 def _examined(name: str, examination: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return examination()
-    except Exception as error:  # the doctor shows what is amiss with itself, too
-        return [Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "amiss", reinstall())]
+    except Exception as error:  # a failing check is shown as an error, too
+        return [Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "error", reinstall())]
 
 
 def _python() -> list[Finding]:
     text = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
-        return [Finding("python", text, "amiss", f"install Python 3.11, 3.12 or 3.13, then: {reinstall()}")]
+        return [Finding("python", text, "error", f"install Python 3.11, 3.12 or 3.13, then: {reinstall()}")]
     if platform.system() != "Linux":
-        return [Finding("python", text, "amiss", "torchrec is published for Linux only: use Linux, or a container")]
+        return [Finding("python", text, "error", "torchrec is published for Linux only: use Linux, or a container")]
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         remedy = "unset PYTHONDONTWRITEBYTECODE"
         return [Finding("python", f"{text}; what is not compiled yet is compiled at each start", "note", remedy)]
@@ -276,23 +276,23 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    """Whether what pyproject.toml asks for is there, and no two packages own one folder."""
+    """Check that all requirements are installed, and that no two packages own one folder."""
     from packaging.requirements import Requirement
 
     installed = {_normal(name) for known in distributions() if (name := known.metadata["Name"])}
     clashes = [pair for pair in ONE_FOLDER if installed.issuperset(pair)]
     if clashes:
         text = "; ".join(f"{one} and {other} overwrite each other" for one, other in clashes)
-        return [Finding("packages", text, "amiss", reinstall("gpu" if gpus() else "cpu"))]
+        return [Finding("packages", text, "error", reinstall("gpu" if gpus() else "cpu"))]
     try:
         asked = [Requirement(line) for line in requires("two-towers") or []]
     except PackageNotFoundError:
-        return [Finding("packages", "two-towers itself is not installed", "amiss", "make install")]
-    # Of an extra only what is there: not everybody needs it.
+        return [Finding("packages", "two-towers itself is not installed", "error", "make install")]
+    # Packages of extras are checked only if they are installed.
     wanted = [one for one in asked if one.marker is None or _normal(one.name) in installed]
     faults = [fault for requirement in wanted if (fault := _fault(requirement, installed))]
     if faults:
-        return [Finding("packages", "; ".join(faults), "amiss", reinstall())]
+        return [Finding("packages", "; ".join(faults), "error", reinstall())]
     return [Finding("packages", f"two-towers {version('two-towers')}, and all {len(wanted)} packages it asks for")]
 
 
@@ -310,7 +310,7 @@ def _library(name: str, looking: Future[Probe]) -> list[Finding]:
     seen = looking.result()
     if seen.failure:
         needs_gpu = name in ("fbgemm", "torchrec") and _is_installed("fbgemm-gpu") and not gpus()
-        return [Finding(name, seen.failure, "amiss", reinstall("cpu" if needs_gpu else ""))]
+        return [Finding(name, seen.failure, "error", reinstall("cpu" if needs_gpu else ""))]
     return [Finding(name, f"{seen.found['version']}{_build(name, seen.found)}")]
 
 
@@ -345,7 +345,7 @@ def _gpu(torch: Probe, faiss: Probe, found: list[str]) -> list[Finding]:
     if not torch.found.get("cuda"):
         remedy = f"update NVIDIA's driver, or: {reinstall('cpu')}"
         text = f"{text}; torch's CUDA {torch.found['built_for_cuda']} does not start on it"
-        return [Finding("GPU", text, "amiss", remedy)]
+        return [Finding("GPU", text, "error", remedy)]
     if not faiss.failure and not faiss.found.get("gpus"):
         return [Finding("GPU", f"{text}; used by torch, not by faiss", "note", reinstall("gpu"))]
     return [Finding("GPU", f"{text}; used by torch and faiss")]
@@ -404,12 +404,12 @@ def _memory() -> list[Finding]:
 
 
 def _folder() -> list[Finding]:
-    """Whether runs can be written where the user stands."""
+    """Check that runs can be written in the working directory."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free / 2**30
     text = f"{here}, {free:.1f} GiB free"
     if not os.access(here, os.W_OK):
-        return [Finding("folder", f"{text}; nothing can be written here", "amiss", "go to a folder of your own")]
+        return [Finding("folder", f"{text}; nothing can be written here", "error", "go to a folder of your own")]
     if free < 1:
         return [Finding("folder", text, "note", "make room: a run takes 0.1 to 1 GiB")]
     return [Finding("folder", text)]

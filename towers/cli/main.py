@@ -22,14 +22,14 @@ from towers.process import Stopped, ended_by_signals
 
 ROOMS = ("features", "towers", "training", "serving")
 MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
-"""Exceptions of ours whose message tells the user what to do. Known by name, so that nothing need be imported."""
+"""Our exceptions whose message is shown without a traceback. By name, so that nothing is imported."""
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Failures of the file system that are not ours: permissions, and a full disk."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command is found, and what it does in one line."""
+    """The function of a command, and its one-line help."""
 
     target: str
     help: str
@@ -43,10 +43,10 @@ COMMANDS = {
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
-    "train-ranker": Entry(
-        "training.commands:train_ranker", "Teach a bundle to put what it finds into a better order.", computes=True
+    "train-ranker": Entry("training.commands:train_ranker", "Train a re-ranker for a bundle.", computes=True),
+    "evaluate": Entry(
+        "training.commands:evaluate", "Evaluate the settings of run.toml against baselines.", computes=True
     ),
-    "evaluate": Entry("training.commands:evaluate", "Judge the settings of run.toml beside baselines.", computes=True),
     "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
     "duplicates": Entry("serving.commands:duplicates", "Find items that are nearly the same.", computes=True),
@@ -63,7 +63,7 @@ COMMANDS = {
     "keygen": Entry("towers.cli.commands:keygen", "Make the keys with which bundles are signed, and trusted."),
     "sign": Entry("towers.cli.commands:sign", "Sign a bundle, its index and its ranker."),
     "dataset": Entry("features.commands:dataset", "Write a public data set or a generated shop as tables."),
-    "doctor": Entry("towers.cli.doctor:doctor", "Show what is installed and found, and the cure of what is amiss."),
+    "doctor": Entry("towers.cli.doctor:doctor", "Check the installation and print fixes."),
 }
 
 
@@ -182,7 +182,7 @@ def _without_secrets(text: str) -> str:
 
 
 def _message(error: BaseException) -> tuple[str, int]:
-    """What to say of `error`, and the exit status that goes with it."""
+    """The message of `error`, and the exit status."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "towers"
         return f"{_lower(error.format_message()).rstrip('.')}; type: {command} --help", 2
@@ -210,7 +210,7 @@ def _is_broken_library(error: BaseException) -> bool:
 
 
 def _reader_is_gone() -> bool:
-    """Whether what reads our standard output, a pager or `head`, has closed it (and it is not some other pipe)."""
+    """Whether the reader of our standard output, such as `head`, has closed it (and not some other pipe)."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
@@ -235,5 +235,5 @@ def _version(context: click.Context, option: click.Parameter, wanted: bool) -> N
 
 
 def _lower(text: str) -> str:
-    """The message in the house's style: no capital at the start, unless it is a name."""
+    """The message in the style of all our errors: no capital at the start, unless it is a name."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text

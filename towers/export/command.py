@@ -13,7 +13,7 @@ import click
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--int8", "rounded", is_flag=True, help="Weights in whole numbers of eight bits.")
 def export(bundle: Path, encoder: str | None, output: Path, rounded: bool) -> None:
-    """Write a pretrained model of BUNDLE as an ONNX graph, with its tokenizer beside it."""
+    """Export a pretrained text encoder of BUNDLE as an ONNX graph, with its tokenizer."""
     from towers.bundle.bundle import ModelBundle
     from towers.bundle.trust import Trust
     from towers.export.onnx import chosen_encoder, export_encoder

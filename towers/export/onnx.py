@@ -1,4 +1,4 @@
-"""A pretrained model of a bundle, with what was learned, as an ONNX graph for other programs."""
+"""Exports a (fine-tuned) text encoder of a bundle as an ONNX graph for other programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export_encoder(bundle: ModelBundle, name: str, output: Path, *, rounded: boo
     that the first numbers say most.
 
     Args:
-        bundle: The bundle; one to be opened anew for anything else.
+        bundle: The bundle; it cannot be used for anything else afterwards.
         name: Of the model.
         output: The folder; one that is there is replaced.
         rounded: Whether weights become whole numbers of eight bits.

@@ -1,4 +1,4 @@
-"""A bundle as sentence-transformers has its models: texts in, vectors out, to be judged by its evaluators and MTEB.
+"""A bundle with the interface of a sentence-transformers model, for its evaluators and MTEB.
 
 model = Sentences.of_towers(ModelBundle.open(Path("runs/latest")))
 InformationRetrievalEvaluator(queries, documents, relevant)(model)
@@ -25,7 +25,7 @@ from towers.bundle.bundle import ModelBundle
 from towers.model.text_encoder import TextEncoder
 
 Text = str | Mapping[str, Any]
-"""What is written in the columns of text, or cells by column."""
+"""A text for all text columns, or cells by column."""
 Encode = Callable[[Sequence[Text]], Float32[np.ndarray, "texts width"]]
 
 
@@ -33,8 +33,8 @@ class SentenceTransformerAdapter:
     """Texts to unit vectors, by the methods that sentence-transformers' evaluators call.
 
     Args:
-        query: Makes the vectors of what is asked.
-        document: Makes those of what can be found.
+        query: Encodes queries.
+        document: Encodes documents.
     """
 
     similarity_fn_name = "cosine"
@@ -47,8 +47,8 @@ class SentenceTransformerAdapter:
     def of_towers(cls, bundle: ModelBundle) -> SentenceTransformerAdapter:
         """Return the towers: documents by the item tower, queries by the user tower if users have texts.
 
-        A text stands in all columns of text, of an item or a user of whom nothing else is known. Where users have no
-        texts, what is asked is read as an item.
+        A text is the value of all text columns of an item or a user without other attributes. If users have no text
+        columns, queries are encoded as items.
 
         Raises:
             DataError: The items have no texts.
@@ -61,7 +61,7 @@ class SentenceTransformerAdapter:
             return bundle.encode_items(Catalog(_cells(texts, written).assign(**{ITEM_ID: None})))
 
         def query(texts: Sequence[Text]) -> np.ndarray:
-            nothing = np.zeros((0, bundle.config.towers.width), dtype=np.float32)
+            nothing = np.zeros((0, bundle.config.towers.embedding_dim), dtype=np.float32)
             offsets = np.zeros(len(texts) + 1, dtype=np.int64)
             return bundle.encode_users(nothing, offsets, _cells(texts, _texts(schema.user)))
 
@@ -69,7 +69,7 @@ class SentenceTransformerAdapter:
 
     @classmethod
     def of_encoder(cls, bundle: ModelBundle, name: str) -> SentenceTransformerAdapter:
-        """Return one of the bundle's pretrained models, with what was learned.
+        """Return one of the bundle's text encoders, as fine-tuned.
 
         Raises:
             DataError: There is none of this name.
@@ -94,11 +94,11 @@ class SentenceTransformerAdapter:
         normalize_embeddings: bool = False,
         **__: Any,
     ) -> Any:
-        """Return the vectors of texts, or the one of a single text; what else may be asked changes nothing.
+        """Return the vectors of texts, or the one of a single text; other options are ignored.
 
         Args:
             sentences: The texts.
-            prompt_name: `query` for what is asked; else the texts are documents.
+            prompt_name: `query` for queries; else the texts are documents.
             prompt_type: The same, as MTEB calls it.
             convert_to_tensor: Whether a tensor is wanted rather than an array.
             truncate_dim: How many numbers are wanted, from the first. None: all.
@@ -114,7 +114,7 @@ class SentenceTransformerAdapter:
         return vectors if convert_to_tensor else vectors.numpy()
 
     def encode_query(self, sentences: Text | Sequence[Text], *given: Any, **options: Any) -> Any:
-        """Return the vectors of what is asked; see `encode`."""
+        """Return the vectors of queries; see `encode`."""
         return self.encode(sentences, *given, **{**options, "prompt_name": "query"})
 
     def encode_document(self, sentences: Text | Sequence[Text], *given: Any, **options: Any) -> Any:
@@ -128,7 +128,7 @@ class SentenceTransformerAdapter:
 
 
 def _texts(features: Sequence[Feature]) -> list[str]:
-    return [feature.name for feature in features if feature.kind == "text"]
+    return [feature.name for feature in features if feature.definition.content == "texts"]
 
 
 def _cells(texts: Sequence[Text], columns: Sequence[str]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Dropout that costs next to nothing on a CPU."""
+"""Dropout that is fast on a CPU."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class FeatureEmbeddings(nn.Module):
     """One table per sparse feature; a bag of n rows becomes their sum divided by sqrt(n).
 
     So a bag is about as long as a single row, whatever n. The division stands outside of the collection: per-sample
-    weights would do the same, but fbgemm then makes gradients of them, which nobody wants and which take longer than
-    all the rest.
+    weights would do the same, but fbgemm then computes their gradients, which are not needed and take longer than the
+    rest.
 
     The tables stand on torch's default device at the time.
 
@@ -68,7 +68,7 @@ class FeatureEmbeddings(nn.Module):
         self._initialize([name in corrections for name in tables])
 
     def _initialize(self, is_correction: Sequence[bool]) -> None:
-        """Draw rows of about unit length, so that every feature begins with an equal say; corrections with none."""
+        """Draw rows of about unit length, so that all features have equal initial weight; corrections are zero."""
         for weight, is_silent in zip(self.collection.state_dict().values(), is_correction, strict=True):
             with torch.no_grad():
                 weight.normal_(0, 0.0 if is_silent else self.width**-0.5)

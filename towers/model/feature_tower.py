@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchrec import KeyedJaggedTensor
 
-from features.featurizer.featurizer import FeatureSizes
+from features.featurizer.side_encoders import FeatureSizes
 from features.schema import Feature
 from features.sequences.batches import EntityFeatures
 from towers.model.embeddings import FeatureEmbeddings
@@ -22,11 +22,11 @@ SHORTEST = 1e-12
 """The length that a shorter vector is taken to have, so that it can be divided by."""
 
 TEXT = "text"
-"""What all texts are called in a table that they share."""
+"""Feature name of all texts in a shared embedding table."""
 
 FIXED_LENGTH = 0.5
-"""Of a fixed text beside a trained id, which begins at length 1. Shorter than that, it takes little part in what is
-known of an item anyway, and a new item, which is nothing else, is as near as its words are."""
+"""Length of a frozen text vector that is added to a trained id embedding of initial length 1. It is small, so that the
+id decides for known items; a new item consists of its text vector alone and is compared by it."""
 
 
 class FeatureTower(nn.Module):
@@ -70,8 +70,8 @@ class FeatureTower(nn.Module):
         )
         self.dense_sizes = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None
-        kinds = {feature.name: feature.kind for feature in features}
-        is_id = torch.tensor([kinds[name] == "id" for name in own], dtype=torch.bool)
+        is_id_column = {feature.name: feature.definition.is_id for feature in features}
+        is_id = torch.tensor([is_id_column[name] for name in own], dtype=torch.bool)
         self.is_id: Tensor
         self.register_buffer("is_id", is_id, persistent=False)
         self.has_other_features = sum(self.dense_sizes) > 0 or len(own) < len(sizes.tables)

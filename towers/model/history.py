@@ -1,11 +1,11 @@
-"""Encoders of a user's past: at every point of a sequence, a summary of what came up to there and nothing after.
+"""History encoders: at every position of a sequence, a summary of the tokens up to there (causal).
 
 Tokens of many users come one after another without padding, `[tokens, width]`, with `offsets` saying where each
-user's begin. Every position is summarised in one pass, so that one reading of a user trains as many predictions as he
-has events. Encoders that look at the clock are told when each token happened and when each summary is asked for.
+user's begin. Every position is summarised in one pass, so that encoding a user once trains as many predictions as there
+are events. Encoders with a time bias also get the time of each token and of each request.
 
 Layers add to what comes in, and begin by adding nothing: before training the summary is the newest token (or the mean
-of all), so that with tokens made of item vectors a user begins as a neighbour of what he had.
+of all), so that with tokens made of item vectors a user vector starts near the items of the history.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ PADDING_TOLERANCE = 0.8
 SHORT = 16
 """So many tokens or fewer share one in any case: another block would cost more than the padding."""
 SPANS_A_TURN = 3.0
-"""Time spans are told apart by the logarithm of their seconds, so many steps to each factor of e."""
+"""Time spans are quantised by the logarithm of their seconds: so many steps per factor of e."""
 NUM_SPANS = 64
-"""Steps of time spans: the last begins at 2^63.999 / 3 seconds, some 42 years."""
+"""Number of quantised time spans; the last begins at about 42 years."""
 UNKNOWN_SPAN = NUM_SPANS
 
 
 @dataclass(frozen=True)
 class Moments:
-    """When things happened, in Unix seconds; `UNKNOWN_TIME` where it is not known.
+    """Times of tokens and requests, in Unix seconds; `UNKNOWN_TIME` if unknown.
 
     Attributes:
         event: When each token happened, `[tokens]`.
@@ -65,22 +65,22 @@ class CausalMean(nn.Module):
 
 
 class CausalPool(nn.Module):
-    """The mean of the tokens so far, each weighing as much as it says, through one hidden layer (attention pooling).
+    """Attention pooling: a mean of the tokens so far, with weights from the tokens, through one hidden layer.
 
     Head `h` sees `sum_j exp(s_jh) v_jh / sum_j exp(s_jh)` over the tokens j so far, where score and value are linear
     in the token: a running sum, so the cost is that of the mean. Neither order nor time matters.
 
     Args:
         width: Numbers in a token.
-        heads: How many opinions there are of what matters.
+        num_heads: Attention heads: independent sets of weights.
         dropout: Share of numbers set to zero in the hidden layer.
     """
 
-    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.token_norm = nn.RMSNorm(width)
-        self.score = nn.Linear(width, heads)
+        self.score = nn.Linear(width, num_heads)
         self.value = _silent(nn.Linear(width, width, bias=False))
         self.norm = nn.RMSNorm(width)
         self.mix = GatedLayer(width, dropout=dropout)
@@ -93,9 +93,9 @@ class CausalPool(nn.Module):
         normed = self.token_norm(tokens)
         weight = self.score(normed).clamp(-30, 30).exp()
         value = tokens + self.value(normed)
-        weighted = (value.view(len(tokens), self.heads, -1) * weight[..., None]).flatten(1)
+        weighted = (value.view(len(tokens), self.num_heads, -1) * weight[..., None]).flatten(1)
         total, weights = running_sum(weighted, offsets), running_sum(weight, offsets)
-        pooled = (total.view(len(tokens), self.heads, -1) / weights[..., None]).flatten(1).to(tokens.dtype)
+        pooled = (total.view(len(tokens), self.num_heads, -1) / weights[..., None]).flatten(1).to(tokens.dtype)
         summary: Tensor = pooled + self.mix(self.norm(pooled))
         return summary
 
@@ -112,8 +112,9 @@ class CausalAttention(nn.Module):
     summer" are then different pasts, whatever came between. Each token also has a vector of its own for how long
     before the request it was.
 
-    With `bag` the sum of all tokens so far, over the root of their number, is added through one matrix that begins at
-    zero: a linear way past the layers, as that of models of who had what (EASE, iALS), for what was always liked.
+    With `sum_residual` the sum of all tokens so far, divided by the square root of their number and projected by a
+    matrix that is initialised to zero, is added to the output. This linear path, as in EASE or iALS, carries long-term
+    preferences.
 
     Linear layers see real tokens only. Attention works on groups of sequences of nearly equal length, each group
     padded to its longest: a real token never looks at padding, because padding comes after it.
@@ -121,11 +122,11 @@ class CausalAttention(nn.Module):
     Args:
         width: Numbers in a token.
         kind: Of the layers.
-        blocks: How many layers.
-        heads: Attention heads of each layer.
+        num_layers: How many layers.
+        num_heads: Attention heads of each layer.
         length: The longest sequence, in tokens.
         time_bias: Whether the clock is looked at.
-        bag: Whether the sum of the tokens is added to the summary.
+        sum_residual: Whether a projection of the sum of the tokens is added to the summary.
         dropout: Share of numbers set to zero after the input and after each half of a layer.
     """
 
@@ -134,20 +135,21 @@ class CausalAttention(nn.Module):
         width: int,
         *,
         kind: Literal["transformer", "hstu"] = "transformer",
-        blocks: int,
-        heads: int,
+        num_layers: int,
+        num_heads: int,
         length: int,
         time_bias: bool = False,
-        bag: bool = False,
+        sum_residual: bool = False,
         dropout: float,
     ) -> None:
         super().__init__()
-        self.bag = _silent(nn.Linear(width, width, bias=False)) if bag else None
+        self.sum_residual = _silent(nn.Linear(width, width, bias=False)) if sum_residual else None
         self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
         self.by_span = nn.Parameter(torch.zeros(NUM_SPANS + 1, width)) if time_bias else None
         block = TransformerBlock if kind == "transformer" else HstuBlock
         self.blocks = nn.ModuleList(
-            block(width, heads=heads, length=length, time_bias=time_bias, dropout=dropout) for _ in range(blocks)
+            block(width, num_heads=num_heads, length=length, time_bias=time_bias, dropout=dropout)
+            for _ in range(num_layers)
         )
         self.norm = nn.RMSNorm(width)
         self.dropout = Dropout(dropout)
@@ -157,7 +159,7 @@ class CausalAttention(nn.Module):
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token; without `moments` every time span is unknown."""
         layout, place = Layout.of(offsets), _place(offsets, len(tokens))
-        bag = None if self.bag is None else self.bag(_sum_over_root(tokens, offsets, place))
+        residual = None if self.sum_residual is None else self.sum_residual(_sum_over_root(tokens, offsets, place))
         tokens = tokens + self.positions[place]
         if self.by_span is not None:
             layout = layout.timed(moments)
@@ -166,18 +168,18 @@ class CausalAttention(nn.Module):
         for block in self.blocks:
             x = block(x, layout)
         normed: Tensor = self.norm(x)
-        return normed if bag is None else normed + bag
+        return normed if residual is None else normed + residual
 
 
 class TransformerBlock(nn.Module):
     """Softmax attention, then a gated feed-forward layer, each added to what came in."""
 
-    def __init__(self, width: int, *, heads: int, length: int, time_bias: bool, dropout: float) -> None:
+    def __init__(self, width: int, *, num_heads: int, length: int, time_bias: bool, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.attention_norm = nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.bias = AttentionBias(heads, length=0, time_bias=True) if time_bias else None
+        self.bias = AttentionBias(num_heads, length=0, time_bias=True) if time_bias else None
         self.out = _silent(nn.Linear(width, width, bias=False))
         self.dropout = Dropout(dropout)
         self.mix_norm = nn.RMSNorm(width)
@@ -191,7 +193,7 @@ class TransformerBlock(nn.Module):
         return mixed
 
     def _attend(self, qkv: Float[Tensor, "sequences longest width3"], group: LengthGroup) -> Tensor:
-        query, key, value = _heads(qkv, 3, self.heads)
+        query, key, value = _heads(qkv, 3, self.num_heads)
         if self.bias is None:
             attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
@@ -203,13 +205,13 @@ class TransformerBlock(nn.Module):
 class HstuBlock(nn.Module):
     """Pointwise attention, gated: `x + out(norm(sum_j silu(q_i k_j + bias_ij) v_j / n) * u_i)`, n the longest."""
 
-    def __init__(self, width: int, *, heads: int, length: int, time_bias: bool, dropout: float) -> None:
+    def __init__(self, width: int, *, num_heads: int, length: int, time_bias: bool, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.length = length
         self.norm = nn.RMSNorm(width)
         self.project = nn.Linear(width, 4 * width, bias=False)
-        self.bias = AttentionBias(heads, length=length, time_bias=time_bias)
+        self.bias = AttentionBias(num_heads, length=length, time_bias=time_bias)
         self.attended_norm = nn.RMSNorm(width)
         self.out = _silent(nn.Linear(width, width))
         self.dropout = Dropout(dropout)
@@ -223,28 +225,28 @@ class HstuBlock(nn.Module):
         return added
 
     def _attend(self, qkv: Float[Tensor, "sequences longest width3"], group: LengthGroup) -> Tensor:
-        query, key, value = _heads(qkv, 3, self.heads)
+        query, key, value = _heads(qkv, 3, self.num_heads)
         weights = functional.silu(query @ key.transpose(-1, -2) + self.bias(group)) / self.length
         attended = weights.masked_fill(_future(qkv.shape[1], qkv.device), 0.0) @ value
         return attended.transpose(1, 2).flatten(2)
 
 
 class AttentionBias(nn.Module):
-    """What is added to the attention logits of each head: a number for the steps between two tokens, one for the time.
+    """Learned bias of the attention logits of each head, by the steps and by the time between two tokens.
 
     Args:
-        heads: Attention heads.
+        num_heads: Attention heads.
         length: The longest sequence, for the bias by steps; 0: none of it.
         time_bias: Whether there is a bias by time.
     """
 
-    def __init__(self, heads: int, *, length: int, time_bias: bool) -> None:
+    def __init__(self, num_heads: int, *, length: int, time_bias: bool) -> None:
         super().__init__()
-        self.by_steps = nn.Parameter(torch.randn(heads, length) * 0.02) if length else None
-        self.by_span = nn.Parameter(torch.zeros(heads, NUM_SPANS + 1)) if time_bias else None
+        self.by_steps = nn.Parameter(torch.randn(num_heads, length) * 0.02) if length else None
+        self.by_span = nn.Parameter(torch.zeros(num_heads, NUM_SPANS + 1)) if time_bias else None
 
     def forward(self, group: LengthGroup) -> Float[Tensor, "#sequences heads longest longest"]:
-        """Return the bias of each pair of cells; what it says of the future has no meaning."""
+        """Return the bias of each pair of cells; values for future tokens are undefined."""
         total: Tensor | float = 0.0
         if self.by_steps is not None:
             place = torch.arange(group.tokens.shape[1], device=group.tokens.device)
@@ -279,7 +281,7 @@ class LengthGroup:
     Attributes:
         tokens: Where each cell of the padded block comes from, `[sequences, longest]`; any token where it is padding.
         spans: Step of the time from each token (last axis) to the request at each other, `[sequences, longest,
-            longest]`; None where nobody looks at the clock.
+            longest]`; None without a time bias.
     """
 
     tokens: Int[Tensor, "sequences longest"]
@@ -288,7 +290,7 @@ class LengthGroup:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tokens of a batch lie in padded blocks, one for each group of sequences of nearly equal length.
+    """Layout of a batch's tokens in padded blocks, one for each group of sequences of nearly equal length.
 
     Attributes:
         groups: The groups, the longest sequences first.
@@ -416,10 +418,10 @@ def _place(offsets: Int[Tensor, users_plus_1], num_tokens: int) -> Int[Tensor, t
     return torch.arange(num_tokens, device=offsets.device) - starts
 
 
-def _heads(block: Float[Tensor, "sequences longest width"], parts: int, heads: int) -> tuple[Tensor, ...]:
+def _heads(block: Float[Tensor, "sequences longest width"], parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """Return each part of a block as `[sequences, heads, longest, head width]`."""
     sequences, longest, _ = block.shape
-    return block.view(sequences, longest, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    return block.view(sequences, longest, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _future(longest: int, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
-"""The user tower for one user at a time, in numpy: what a service does at each request that describes somebody.
+"""The user tower for one user at a time, in numpy: the path of requests with a history in their body.
 
 For one user nearly all the time of the torch modules goes into calling some hundred small operations and into the
-layout of batches. Here the same weights are multiplied in the same order without either, and the last layer is worked
-out for the last token alone, the only one that is asked about. The vectors agree with those of the modules up to the
+layout of batches. Here the same weights are multiplied in the same order without either, and the last layer is computed
+for the last token alone, the only one that is needed. The vectors agree with those of the modules up to the
 rounding of single precision; `tests/towers/test_one_user.py` holds the two together.
 """
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
-from features.featurizer.featurizer import request_features
+from features.featurizer.request_time import request_features
 from features.sequences.batches import EntityFeatures
 from features.sequences.sequences import UNKNOWN_TIME
 from towers.model.feature_tower import SHORTEST
@@ -24,7 +24,7 @@ from towers.model.history import NUM_SPANS, UNKNOWN_SPAN, CausalAttention, Trans
 from towers.model.two_tower import UserTower
 
 _EPSILON = np.float32(torch.finfo(torch.float32).eps)
-"""What `nn.RMSNorm` adds to the mean square, unless told otherwise."""
+"""Default `eps` of `nn.RMSNorm`, which is added to the mean square."""
 _WIDEST = 80.0
 """So far below the greatest a logit may lie for its exponential to be a number like any other."""
 
@@ -34,10 +34,10 @@ class NumpyUserTower:
 
     Args:
         tower: The tower, trained.
-        stranger: The features of a user of whom nothing is known but what they had.
+        unknown_user_features: Features of a user without attributes.
     """
 
-    def __init__(self, tower: UserTower, stranger: EntityFeatures) -> None:
+    def __init__(self, tower: UserTower, unknown_user_features: EntityFeatures) -> None:
         assert self.can_be(tower), "other towers are asked as they are"
         encoder = tower.history
         assert isinstance(encoder, CausalAttention)
@@ -48,15 +48,15 @@ class NumpyUserTower:
         self._by_span = None if encoder.by_span is None else _array(encoder.by_span)
         self._blocks = [_Block.of(block) for block in encoder.blocks if isinstance(block, TransformerBlock)]
         self._scale = _array(encoder.norm.weight) * _root(tower.width)
-        self._bag = None if encoder.bag is None else _matrix(encoder.bag)
+        self._bag = None if encoder.sum_residual is None else _matrix(encoder.sum_residual)
         self._request = None if tower.request is None else _array(tower.request.weight).T
         with torch.inference_mode():
-            self._attributes = 0.0 if tower.attributes is None else _array(tower.attributes(stranger))[0]
+            self._attributes = 0.0 if tower.attributes is None else _array(tower.attributes(unknown_user_features))[0]
         self._past = np.tril(np.ones((len(self._positions),) * 2, dtype=np.float32))
 
     @staticmethod
     def can_be(tower: UserTower) -> bool:
-        """Return whether this can stand in for a tower."""
+        """Return whether the configuration of a tower is supported."""
         encoder = tower.history
         return (
             isinstance(encoder, CausalAttention)
@@ -104,7 +104,7 @@ class _Block:
         qkv: To queries, scaled, keys and values, `[width, 3 * width]`.
         query: To the queries alone, `[width, width]`.
         key_value: To keys and values alone, `[width, 2 * width]`.
-        bias: What each head adds for each span of time, `[heads, spans]`; None where nobody looks at the clock.
+        bias: What each head adds for each span of time, `[heads, spans]`; None without a time bias.
         out: From what was attended to, `[width, width]`.
         closing: To how far the gates of the feed-forward layer are closed, `[width, hidden]`.
         hidden: To what they let through, `[width, hidden]`.
@@ -126,7 +126,7 @@ class _Block:
     def of(cls, block: TransformerBlock) -> _Block:
         qkv = _after(block.attention_norm) * _matrix(block.qkv)
         width = len(qkv)
-        qkv[:, :width] /= _root(width // block.heads)
+        qkv[:, :width] /= _root(width // block.num_heads)
         gates, hidden = np.split(_after(block.mix_norm) * _matrix(block.mix.up), 2, axis=1)
         return cls(
             qkv=qkv,
@@ -137,11 +137,11 @@ class _Block:
             closing=np.ascontiguousarray(-gates),
             hidden=np.ascontiguousarray(hidden),
             down=-_matrix(block.mix.down),
-            heads=block.heads,
+            heads=block.num_heads,
         )
 
     def __call__(self, tokens: np.ndarray, spans: np.ndarray | None, past: np.ndarray | None = None) -> np.ndarray:
-        """Return the tokens after the layer; of the last alone, unless `past` says what each may look at."""
+        """Return the tokens after the layer; only the last one, unless `past` gives the causal mask."""
         normed = _normed(tokens)
         if past is None:
             tokens, (query,) = tokens[-1:], self._heads(normed[-1:] @ self.query, 1)

@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from features.encoders.encoder import PretrainedText
 from features.encoders.local import TOKENS_A_BATCH, LocalModel, budget_batches, load_model
 from features.errors import DataError
-from features.featurizer.featurizer import TrainedText
+from features.featurizer.text import TrainedText
 from features.sequences.batches import EntityFeatures
 
 LORA_SCALE = 2.0
-"""What a low-rank correction is multiplied by (alpha / rank in the paper)."""
+"""Scale of a low-rank correction (alpha / rank in the LoRA paper)."""
 
 
 class TextEncoder(nn.Module):
@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
         settings = pretrained.settings
         self.settings = settings
         self.recomputes = False
-        """Whether what is computed on the way is computed again for the gradient, so that large batches fit."""
+        """Gradient checkpointing: whether activations are recomputed in the backward pass."""
         model = load_model(pretrained.model.folder, settings)
         model.requires_grad_(False)
         if settings.pooling == "attention":
@@ -57,7 +57,7 @@ class TextEncoder(nn.Module):
 
     @property
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """What comes with the model, or corrects that; a pooling is new, and is to learn as fast as the towers."""
+        """Weights of the pretrained model and their LoRA corrections; not attention pooling, which is new."""
         new = {id(one) for part in self._model[0] if isinstance(part, AttentionPooling) for one in part.parameters()}
         return [one for one in self.parameters() if id(one) not in new]
 
@@ -97,14 +97,14 @@ class TextEncoder(nn.Module):
         return functional.normalize(vectors.float(), dim=-1)
 
     def merged(self) -> nn.Module:
-        """Return the model of sentence-transformers with what was learned in its weights; this object is spent then."""
+        """Return the sentence-transformers model with the fine-tuned weights; do not use this object afterwards."""
         model = self._model[0]
         for module in [one for one in model.modules() if parametrize.is_parametrized(one)]:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         return model
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """Let dropout work, or not, in what is trained; nothing learns from what it would disturb below."""
+        """Set training mode of the trained layers; the frozen ones below stay in evaluation mode."""
         self._model[0].eval()
         for part in self._trained:
             part.train(mode)
@@ -138,7 +138,7 @@ def with_texts(
 
 
 class LowRank(nn.Module):
-    """A weight with a correction of low rank, which begins at nothing (LoRA: Hu et al. 2021, arXiv 2106.09685).
+    """A weight with a low-rank correction that is initialised to zero (LoRA: Hu et al. 2021, arXiv 2106.09685).
 
     Args:
         rows: Of the weight.
@@ -157,7 +157,7 @@ class LowRank(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """A mean of the vectors of tokens in which they weigh differently, by a direction that is learned.
+    """Attention pooling: a weighted mean of token vectors, with weights from a learned direction.
 
     It begins as the plain mean.
 
@@ -170,7 +170,7 @@ class AttentionPooling(nn.Module):
         self.direction = nn.Parameter(torch.zeros(width))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add the vector of each text to what is known of it."""
+        """Add the vector of each text to its features."""
         vectors, mask = features["token_embeddings"], features["attention_mask"]
         scores = (vectors @ self.direction.to(vectors.dtype)).masked_fill(mask == 0, -torch.inf)
         features["sentence_embedding"] = (scores.softmax(dim=1)[:, None] @ vectors)[:, 0]

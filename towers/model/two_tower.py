@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.featurizer.featurizer import CONTEXT_WIDTH, Featurizer, request_features
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.request_time import CONTEXT_WIDTH, request_features
 from features.sequences.batches import EntityFeatures
 from features.sequences.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
@@ -51,13 +52,13 @@ class UserTower(nn.Module):
         texts: FeatureEmbeddings | None = None,
     ) -> None:
         super().__init__()
-        width = config.width
+        width = config.embedding_dim
         self.width = width
         self.time_dropout = config.time_dropout
-        if config.history != "none":
+        if config.reads_history:
             self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
             self.read = nn.Linear(width, width, bias=False)
-            nn.init.eye_(self.read.weight)  # what was had is read as what can be recommended, until training knows more
+            nn.init.eye_(self.read.weight)  # identity: history items start with their candidate vectors
         self.history = _history_encoder(config, length + 1)
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (
@@ -84,7 +85,9 @@ class UserTower(nn.Module):
         request_times: Int[Tensor, tokens] | None = None,
         event_times: Int[Tensor, events] | None = None,
     ) -> Float[Tensor, "tokens width"]:
-        """Return the user's vector before his first event and after each one: `events + users` unit vectors.
+        """Return each user's states, before the first event and after each event: `events + users` unit vectors.
+
+        See `features.sequences.batches.SequenceBatch` for which state sees which events.
 
         Args:
             event_vectors: The vectors of the items of all histories, oldest first.
@@ -147,11 +150,11 @@ class TwoTower(nn.Module):
         super().__init__()
         self.encoders = trained_encoders(featurizer.pretrained)
         encoders = dict(self.encoders.items())
-        self.texts = _shared_texts(config, featurizer, learning_rate) if config.shared else None
+        self.texts = _shared_texts(config, featurizer, learning_rate) if config.shared_text_encoder else None
         self.item_tower = FeatureTower(
             featurizer.schema.item,
             featurizer.items.sizes,
-            config.width,
+            config.embedding_dim,
             id_dropout=config.id_dropout,
             learning_rate=learning_rate,
             encoders=encoders,
@@ -161,14 +164,14 @@ class TwoTower(nn.Module):
             config, featurizer, length, learning_rate=learning_rate, encoders=encoders, texts=self.texts
         )
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
-        self.prefixes = config.prefixes
+        self.prefixes = config.matryoshka_dims
         self.prefix_log_scales = (
             nn.Parameter(self.log_scale.detach().repeat(len(self.prefixes))) if self.prefixes else None
         )
 
     @property
     def scale(self) -> Tensor:
-        """What a similarity is multiplied by to become a logit: 1 / temperature, learned, at most 100."""
+        """Factor from similarity to logit: 1 / temperature, learned, at most 100."""
         return _scale(self.log_scale)
 
     @property
@@ -210,7 +213,7 @@ class TwoTower(nn.Module):
 
 
 def _shared_texts(config: TowersConfig, featurizer: Featurizer, rate: float | None) -> FeatureEmbeddings | None:
-    """Return the one table in which both towers look up what is written; None where no text has a table."""
+    """Return the word embedding table shared by both towers; None if no text feature has one."""
     sizes = (featurizer.items.sizes, featurizer.users.sizes)
     rows = {size.tables[name] for size in sizes for name in size.texts}
     if not rows:
@@ -218,7 +221,7 @@ def _shared_texts(config: TowersConfig, featurizer: Featurizer, rate: float | No
     assert len(rows) == 1, "shared texts are hashed into as many buckets, whatever their column"
     is_correction = all(set(size.texts) <= set(size.corrections) for size in sizes)
     return FeatureEmbeddings(
-        {TEXT: rows.pop()}, config.width, learning_rate=rate, corrections=[TEXT] if is_correction else []
+        {TEXT: rows.pop()}, config.embedding_dim, learning_rate=rate, corrections=[TEXT] if is_correction else []
     )
 
 
@@ -232,7 +235,7 @@ def _token_requests(
     last: Int[Tensor, users],
     event_times: Int[Tensor, events] | None,
 ) -> Int[Tensor, tokens]:
-    """Return what each token's summary is asked for: the next event, as in training, and at the last the request."""
+    """Return the request time of each state: that of the next event, as in training; for the last, the request."""
     tokens = torch.repeat_interleave(request_times, offsets.diff() + 1)
     if event_times is not None:
         is_last = torch.zeros_like(tokens, dtype=torch.bool)
@@ -242,21 +245,21 @@ def _token_requests(
 
 
 def _history_encoder(config: TowersConfig, length: int) -> nn.Module | None:
-    match config.history:
+    match config.history_encoder:
         case "none":
             return None
         case "mean":
-            return CausalMean(config.width, dropout=config.dropout)
+            return CausalMean(config.embedding_dim, dropout=config.dropout)
         case "attention":
-            return CausalPool(config.width, heads=config.heads, dropout=config.dropout)
+            return CausalPool(config.embedding_dim, num_heads=config.num_heads, dropout=config.dropout)
         case "transformer" | "hstu":
             return CausalAttention(
-                config.width,
-                kind=config.history,
-                blocks=config.blocks,
-                heads=config.heads,
+                config.embedding_dim,
+                kind=config.history_encoder,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
                 length=length,
                 time_bias=config.time_bias,
-                bag=config.bag,
+                sum_residual=config.sum_residual,
                 dropout=config.dropout,
             )

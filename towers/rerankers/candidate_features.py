@@ -1,7 +1,7 @@
-"""What the learned ranker reads of each candidate: of the item, of who asks, of both, and the retriever's opinion.
+"""Features of each candidate for the learned re-ranker: of the item, the user, both, and the retriever's score.
 
-One function makes them, for training and for the service alike. Each is a number or NaN, where nobody knows; all of a
-kind stand in a block of columns, which `RankFeatures.names` names.
+One function makes them, for training and for the service alike. Each is a number, or NaN if it is unknown; all of a
+kind are a block of columns, named by `RankFeatures.names`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.reranker import Shortlist
 
 NEWEST = 20
-"""How many of the newest items of a history are its present."""
+"""Number of the newest history items for co-occurrence features."""
 HALF = 5
 """After so many items, one of a history counts half."""
 SPANS = {"day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 
 PAST = 100
-"""How many of the newest items of a history are its past; older ones are not looked at."""
+"""Maximum number of history items that are read; older ones are ignored."""
 
 _SECONDS_A_DAY = 86_400
 
@@ -39,7 +39,7 @@ class RankFeatures:
 
     @property
     def names(self) -> list[str]:
-        """What each column is called."""
+        """Name of each column."""
         fixed = [
             "score", "score_below_best", "place",
             "similar_last", "similar_before_last", "similar_newest_mean", "similar_newest_max", "similar_past",
@@ -76,7 +76,7 @@ class RankFeatures:
             yield numbers[rows] - _mean(numbers[newest])
 
     def _neighbours(self, past: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield how much the items come after and beside what was had, the newest of which comes first."""
+        """Yield how much the items follow, and occur together with, the newest history items, newest first."""
         newest = past[:NEWEST]
         one, fading = np.ones(1, np.float32), (0.5 ** (np.arange(len(newest)) / HALF)).astype(np.float32)
         for neighbours in (self.facts.follows, self.facts.together):
@@ -85,7 +85,7 @@ class RankFeatures:
         yield self.facts.together.sums(past, np.full(len(past), 1 / max(1, len(past)), np.float32), rows)
 
     def _popularity(self, shortlist: Shortlist, newest: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield how much the items were had before now, and how that fits who asks."""
+        """Yield the popularity of the items before now, and how it fits the user's history."""
         facts = self.facts
         now = facts.newest + 1 if shortlist.now is None else min(shortlist.now, facts.newest + 1)
         counts = facts.counts(rows, now)
@@ -114,7 +114,7 @@ def _retrieval(shortlist: Shortlist) -> Iterator[np.ndarray]:
 
 
 def _similarity(shortlist: Shortlist) -> Iterator[np.ndarray]:
-    """Yield how similar the candidates are to what was had."""
+    """Yield how similar the candidates are to the history items."""
     past = shortlist.history_vectors[::-1][:PAST]
     if not len(past):
         yield from (_unknown(shortlist.rows) for _ in range(5))
@@ -128,7 +128,7 @@ def _similarity(shortlist: Shortlist) -> Iterator[np.ndarray]:
 
 
 def _days(seconds: np.ndarray, is_known: np.ndarray) -> np.ndarray:
-    """Return how many days some seconds are, as a logarithm; NaN where nobody knows."""
+    """Return seconds as days, on a log scale; NaN if unknown."""
     return np.where(is_known, np.log1p(np.where(is_known, seconds, 0) / _SECONDS_A_DAY), np.nan)
 
 

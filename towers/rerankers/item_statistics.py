@@ -1,7 +1,7 @@
-"""What the tables say of items beside their vectors: when they were had, after and with what, and of what kind.
+"""Statistics of items: times of interactions, co-occurrence, and columns of categories and numbers.
 
-A reranker looks at them for the few items that retrieval found. They are made from interactions alone, so whoever made
-them says what can be in them: training makes them without the interactions it asks about, and `towers index` makes them
+A reranker looks at them for the few items that retrieval found. They are computed from interactions alone, so the
+caller decides which: training computes them without the held-out interactions, and `towers index` makes them
 from all there are. Counts are as of a moment: nothing that came later is in them.
 """
 
@@ -20,22 +20,19 @@ from jaxtyping import Float32, Int64
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from features.columns import numbers_of, values_of
 from features.config import FeatureSettings
 from features.schema import Feature
 from features.sequences.ragged import check_offsets, offsets_of, ragged_arange
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
-from features.values.cells import numbers_of, values_of
 
 FOLLOWING = 3
-"""How many places after an item what comes counts as following it, the nearer the more."""
+"""Maximum distance, in places, at which an item follows another; nearer ones have more weight."""
 TOGETHER = 20
-"""How many places apart two items count as had together."""
+"""Maximum distance, in places of a history, at which two items co-occur."""
 NEIGHBOURS = 100
-"""Items kept for each item, of those that follow it and of those had together with it."""
-
-_BY_VALUE = ("category", "categories")
-_BY_NUMBER = ("number", "time")
+"""Items kept for each item, of those that follow it and of those that co-occur with it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Neighbours:
         """Return the neighbours of the greatest weights.
 
         Args:
-            counts: Who is beside whom, `[items, items]`, rows in order.
+            counts: Co-occurrence counts, `[items, items]`, rows in order.
             weights: The weight of each that is stored there.
         """
         items = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
@@ -117,14 +114,14 @@ class Values:
 
 @dataclass(frozen=True)
 class ItemStatistics:
-    """What is known of each item of a catalogue, by its row.
+    """Statistics of each item, by its row in the catalogue.
 
     Attributes:
         offsets: Where each item's events begin, `[items + 1]`.
-        times: When it was had, Unix seconds, rising within an item, `[events]`; zeros where nobody knows.
-        has_times: Whether anybody does.
+        times: Times of its events, Unix seconds, ascending within an item, `[events]`; zeros without timestamps.
+        has_times: Whether there are timestamps.
         follows: What came soon after each item, weighted by how likely that was.
-        together: What was had together with each item, weighted by the cosine.
+        together: Items that co-occur with each item, weighted by the cosine.
         values: The columns of categories.
         numbers: The columns of numbers and times, `[items]` each, in units of their spread; NaN where unknown.
     """
@@ -160,8 +157,12 @@ class ItemStatistics:
             sequences.times is not None,
             _follows(sequences, num_items),
             _together(sequences, num_items),
-            {one.name: _values(one, catalog) for one in features if one.kind in _BY_VALUE},
-            {one.name: _numbers(one, catalog) for one in features if one.kind in _BY_NUMBER},
+            {
+                one.name: _values(one, catalog)
+                for one in features
+                if one.definition.content == "values" and not one.definition.is_id
+            },
+            {one.name: _numbers(one, catalog) for one in features if one.definition.content in ("numbers", "times")},
         )
 
     @cached_property
@@ -170,7 +171,7 @@ class ItemStatistics:
         return int(self.times.max(initial=0))
 
     def counts(self, rows: Int64[np.ndarray, " rows"], before: int) -> Int64[np.ndarray, " rows"]:
-        """Return how often each item was had before a moment; where nobody knows times, how often at all."""
+        """Return the number of events of each item before a moment; without timestamps, of all events."""
         if not self.has_times:
             return np.asarray(np.diff(self.offsets)[rows])
         start, span = self._span
@@ -178,11 +179,11 @@ class ItemStatistics:
         return np.asarray(places - self.offsets[rows])
 
     def first(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        """Return when each item was had first; the time of the newest event for items that never were."""
+        """Return the time of each item's first event; that of the newest event of all for items without any."""
         return self._time_at(self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows] > 0)
 
     def last(self, rows: Int64[np.ndarray, " rows"], counts: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        """Return when each item was had for the `counts`-th time; the time of the newest event where that is 0."""
+        """Return the time of each item's `counts`-th event; that of the newest event of all where it is 0."""
         return self._time_at(self.offsets[rows] + counts - 1, counts > 0)
 
     def _time_at(self, places: np.ndarray, is_known: np.ndarray) -> Int64[np.ndarray, " rows"]:
@@ -265,14 +266,14 @@ def _are_below(codes: np.ndarray, most: int) -> bool:
 
 
 def _follows(sequences: Sequences, num_items: int) -> Neighbours:
-    """Return what came within `FOLLOWING` places of each item, as a share of the times it was had."""
+    """Return what came within `FOLLOWING` places after each item, as a share of the item's events."""
     counts = _summed(sequences, num_items, [1.0 / apart for apart in range(1, FOLLOWING + 1)])
     had = np.bincount(sequences.item_rows, minlength=num_items)
     return Neighbours.of(counts, counts.data / np.repeat(had, np.diff(counts.indptr)))
 
 
 def _together(sequences: Sequences, num_items: int) -> Neighbours:
-    """Return the cosine between items, of how often they were had within `TOGETHER` places of each other."""
+    """Return the cosine between items, of how often they occur within `TOGETHER` places of each other."""
     one_way = _summed(sequences, num_items, [1.0] * TOGETHER)
     counts = sp.csr_array(one_way + one_way.T)
     roots = np.sqrt(np.bincount(sequences.item_rows, minlength=num_items))

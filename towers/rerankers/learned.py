@@ -1,4 +1,4 @@
-"""The learned ranker: a small network over the features of each candidate."""
+"""The learned re-ranker: a small network over the features of each candidate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
-from towers.bundle.sealed_folder import reading
+from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.rerankers.candidate_features import RankFeatures
 from towers.rerankers.item_statistics import ItemStatistics
-from towers.rerankers.manifest import open_ranker, remedy_of
+from towers.rerankers.manifest import RankerManifest, remedy_of
+from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, Shortlist
 
 HIDDEN = 64
@@ -43,9 +44,9 @@ class RankNetwork(nn.Module):
         self.members = nn.ModuleList(_member(2 * num_features) for _ in range(num_members))
 
     def prepared(self, features: Float[Tensor, "*lists candidates features"]) -> Float[Tensor, "*lists candidates two"]:
-        """Return features as the members read them: beside all candidates there are, and beside those of the list.
+        """Return features as the members read them: standardised over all training data, and within the list.
 
-        What nobody knows is as usual as can be.
+        Unknown values become the mean.
         """
         among_all = ((features - self.mean) / self.spread).nan_to_num(0.0).clamp(-_FAR, _FAR)
         centre = among_all.mean(dim=-2, keepdim=True)
@@ -63,7 +64,7 @@ class RankNetwork(nn.Module):
 
 
 class LearnedRanker:
-    """Puts a shortlist into the order that a network learned from held-out answers; a `Reranker`.
+    """Scores candidates with a network trained on held-out targets; a `Reranker`.
 
     Args:
         network: In evaluation mode.
@@ -84,21 +85,16 @@ class LearnedRanker:
         return scores
 
     @classmethod
-    def open(cls, bundle: ModelBundle, facts: ItemStatistics) -> LearnedRanker:
-        """Return the ranker of a bundle.
-
-        Args:
-            bundle: The bundle.
-            facts: What is known of the items today.
-
-        Raises:
-            BundleError: It is damaged, or was trained with other weights or to read other features.
-        """
-        sealed, folder = open_ranker(bundle)
+    def open(
+        cls, bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder, items: ItemInputs
+    ) -> LearnedRanker | None:
+        """Return the re-ranker of a bundle, or None without item statistics; see `OpenableReranker.open`."""
+        if items.statistics is None:
+            return None
         remedy = remedy_of(bundle.path)
-        names = RankFeatures(facts).names
-        if sealed.features != names:
-            different = sorted(set(sealed.features) ^ set(names)) or ["their order"]
+        names = RankFeatures(items.statistics).names
+        if manifest.features != names:
+            different = sorted(set(manifest.features) ^ set(names)) or ["their order"]
             raise BundleError(f"{folder.path}: reads other features than there are ({different[0]}); {remedy}")
         with reading(folder.path, remedy):
             weights = load_file(folder.file(_WEIGHTS))
@@ -107,7 +103,7 @@ class LearnedRanker:
                 raise ValueError(f"{num_members} networks with {len(weights)} tensors")
             network = RankNetwork(len(names), num_members)
             network.load_state_dict(weights)
-        return cls(network.eval(), facts)
+        return cls(network.eval(), items.statistics)
 
 
 def _member(num_inputs: int) -> nn.Module:

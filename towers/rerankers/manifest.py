@@ -1,4 +1,4 @@
-"""The ranker of a bundle as it is on disk: what puts its candidates into a better order, of whatever kind.
+"""The folder of a bundle's re-ranker, of any kind, and its manifest.
 
 It lies in the folder `ranker/` of the bundle whose retrieval it was judged on, with a seal of its own, as the index
 does: other weights find other candidates with other scores, and it would put those into a plausible, wrong order.
@@ -19,94 +19,104 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from features.config import StrictTable
 from features.files import atomic_folder
+from features.messages import shown
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of, seal
 from towers.bundle.signature import sign, signing_key
+from towers.rerankers.kinds import RERANKER_KINDS
 
 FOLDER = "ranker"
-"""Where it is in a bundle."""
+"""Folder in a bundle."""
 NAME = "manifest.json"
 MODEL = "model"
-"""Where in the folder the model of sentence-transformers is."""
+"""Sub-folder of the sentence-transformers model."""
 FORMAT_VERSION = 2
 
-RankerKind = Literal["learned", "cross-encoder", "late-interaction"]
+
+def _known_kind(name: str) -> str:
+    if name not in RERANKER_KINDS:
+        raise ValueError(f"expected one of {', '.join(RERANKER_KINDS)}; found {shown(name)}")
+    return name
+
+
+RerankerKindName = Annotated[str, AfterValidator(_known_kind)]
+"""A name in `RERANKER_KINDS`."""
 
 
 class Judgement(StrictTable):
-    """How a ranker did on questions that it had no part in."""
+    """Result of a re-ranker on queries that it was not trained on."""
 
     num_questions: int
-    """How many they were."""
+    """Number of held-out queries."""
     ndcg_before: float
     """N@10 of the retriever's order."""
     ndcg_after: float
-    """N@10 of its own."""
+    """N@10 of the re-ranked order."""
     gain_low: float
-    """Where the 95 % interval of the difference begins; paired, bootstrap."""
+    """Lower bound of the 95 % interval of the gain in N@10; paired bootstrap."""
     gain_high: float
-    """Where it ends."""
+    """Upper bound of the 95 % interval of the gain."""
     milliseconds: float
-    """What one request took, the median, in one thread of the machine that judged it."""
+    """p50 latency of a request, in one thread of the machine of the evaluation."""
     milliseconds_p99: float
-    """What 99 of 100 requests took at most."""
+    """p99 latency of a request."""
 
 
 class Reading(StrictTable):
-    """How a ranker reads texts."""
+    """Text settings of a re-ranker."""
 
     share: float
-    """How much its opinion counts beside the retriever's, 0 to 1."""
+    """Weight of its score against the retriever's, 0 to 1."""
     num_read: int
-    """How many of the newest items of a history it reads."""
+    """Number of the newest history items whose texts are read."""
     max_tokens: int
-    """How many tokens of a text, or of a pair of texts, it reads at most."""
+    """Maximum tokens of a text, or of a pair of texts."""
 
 
 class RankerManifest(StrictTable):
-    """What is said of a ranker on disk."""
+    """The manifest of a re-ranker."""
 
     format_version: int
-    """Of the folder; this version reads 2."""
-    kind: RankerKind
-    """What it is."""
+    """Format of the folder; this version reads 2."""
+    kind: RerankerKindName
+    """Kind of the re-ranker, a name in `RERANKER_KINDS`."""
     weights_digest: str
-    """SHA-256 of the weights of the model whose candidates it puts into order."""
+    """SHA-256 of the weights of the two towers whose candidates it re-ranks."""
     num_candidates: int
-    """How many candidates it is made for."""
+    """Default number of candidates."""
     features: list[str]
-    """What a learned one reads of each candidate."""
+    """Names of the candidate features, for kinds that read features."""
     reading: Reading | None
-    """How one that reads texts does so."""
+    """Text settings, for kinds that read texts."""
     judgement: Judgement | None
-    """What it was found to gain and to cost; None where there were no questions."""
+    """Gain and latency on held-out queries; None without such queries."""
     created: str
-    """When, ISO 8601 in UTC."""
+    """Time of creation, ISO 8601 in UTC."""
     files: dict[str, dict[str, int | str]]
     """Bytes and SHA-256 of every other file of the folder, by name."""
 
     @property
     def digest(self) -> str:
-        """Of everything that decides how it reads a text."""
+        """Digest of everything that decides how a text is encoded."""
         reading = None if self.reading is None else self.reading.max_tokens
         return hashlib.sha256(json.dumps([reading, self.files], sort_keys=True).encode()).hexdigest()
 
 
 def has_ranker(bundle_path: Path) -> bool:
-    """Return whether there is a ranker in a bundle, whatever state it is in."""
+    """Return whether a bundle has a re-ranker, intact or not."""
     return os.path.lexists(bundle_path / FOLDER)
 
 
 def write_ranker(
     bundle: ModelBundle,
-    kind: RankerKind,
+    kind: str,
     save: Callable[[Path], None],
     *,
     num_candidates: int,
@@ -118,7 +128,7 @@ def write_ranker(
 
     Args:
         bundle: Whose candidates it puts into order.
-        kind: What it is.
+        kind: A name in `RERANKER_KINDS`.
         save: Writes its files into a folder.
         num_candidates: How many candidates it is made for.
         features: What a learned one reads of each candidate.
@@ -146,10 +156,10 @@ def write_ranker(
 def read_ranker_manifest(bundle: ModelBundle) -> RankerManifest:
     """Return the seal of a bundle's ranker, after proving that it belongs there and is intact.
 
-    Where the bundle had to be signed, the ranker has to be as well.
+    If the bundle must be signed, the re-ranker must be as well.
 
     Raises:
-        BundleError: Says what is wrong and how to train it anew.
+        BundleError: Says what is wrong and how to train it again.
     """
     return open_ranker(bundle)[0]
 
@@ -158,7 +168,7 @@ def open_ranker(bundle: ModelBundle) -> tuple[RankerManifest, SealedFolder]:
     """Return the seal of a bundle's ranker and its folder, after proving that it belongs there and is intact.
 
     Raises:
-        BundleError: Says what is wrong and how to train it anew.
+        BundleError: Says what is wrong and how to train it again.
     """
     path, remedy = bundle.path / FOLDER, remedy_of(bundle.path)
     try:
@@ -186,4 +196,4 @@ def open_ranker(bundle: ModelBundle) -> tuple[RankerManifest, SealedFolder]:
 
 def remedy_of(bundle_path: Path) -> str:
     """Return what to do about a ranker that cannot be used."""
-    return f"train it anew with `towers train-ranker {bundle_path}`, or remove the folder"
+    return f"train it again with `towers train-ranker {bundle_path}`, or remove the folder"

@@ -1,7 +1,7 @@
 """Re-ranking: a second, closer look at the few items that retrieval found.
 
-A retriever compares one vector with every item; a `Reranker` may look at what it likes, because it looks at a
-`Shortlist` of 50 to 200. It has a `Deadline`, and whoever asked keeps the retriever's order where that has passed.
+A retriever compares one vector with every item; a `Reranker` can afford more computation per item, because it scores a
+`Shortlist` of 50 to 200. It has a `Deadline`; when that has passed, the retriever's order is kept.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 MOST_CHARACTERS = 2000
-"""Of a text that a ranker reads; more is not read, as no model reads so many tokens."""
+"""Maximum characters of a text that a re-ranker reads; no model reads as many tokens."""
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """Someone who asks, and what the retriever found for them.
+    """A user or query, and the candidates of the retriever.
 
     Attributes:
         user_vector: Their unit vector, `[width]`.
-        history_rows: What they had, oldest first, as rows of the catalogue; -1 for an item that came after it was
-            read, `[events]`.
+        history_rows: The history, oldest first, as rows of the catalogue; -1 for an item that is newer than the
+            catalogue, `[events]`.
         history_vectors: The unit vectors of those, `[events, width]`.
-        history_times: When, in Unix seconds, `[events]`; None where nobody knows.
-        now: When they ask, in Unix seconds; None where nobody knows.
+        history_times: Times of these events, in Unix seconds, `[events]`; None if unknown.
+        now: Time of the request, in Unix seconds; None if unknown.
         rows: The candidates, best first, as rows of the catalogue or -1, `[candidates]`.
         vectors: Their unit vectors, `[candidates, width]`.
         scores: The retriever's, falling, `[candidates]`.
-        words: What they ask for in words; empty where they ask by what they had.
+        words: Text of the query; empty if the user has a history instead.
     """
 
     user_vector: Float32[np.ndarray, " width"]
@@ -55,11 +55,11 @@ class OutOfTimeError(Exception):
 
 
 class Deadline:
-    """When an order must be there.
+    """A time limit.
 
     Args:
-        seconds: From now on. None: whenever it is.
-        clock: Seconds.
+        seconds: Seconds from now. None: no limit.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, seconds: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -73,13 +73,13 @@ class Deadline:
 
 
 class Reranker(Protocol):
-    """Whatever can put a shortlist into a better order; safe to use from several threads."""
+    """A model that scores candidates; safe to use from several threads."""
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate, higher is better.
 
         Args:
-            shortlist: Who asks, and the candidates.
+            shortlist: The user and the candidates.
             deadline: It is checked between the steps that take time.
 
         Raises:

@@ -4,7 +4,7 @@ Either looks at what was asked in words, or else at what is written of the newes
 reads that and a candidate together, which is the closest look there is and takes a transformer for each candidate at
 each request. Late interaction (Khattab and Zaharia 2020, ColBERT) reads each item once, beforehand (`TokenVectors`):
 every token of what was asked finds its nearest of the candidate, and the score is the mean of these (MaxSim). Both are
-mixed with the retriever's opinion, as they know nothing of who had what.
+mixed with the retriever's score, as they do not know the interactions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from jaxtyping import Bool, Float32
 from features.encoders.folder import check_model
 from features.encoders.local import quiet_models
 from features.errors import DataError, needing
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.sealed_file import BundleError
+from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.model.precision import fastest_precision
-from towers.rerankers.manifest import Reading
+from towers.rerankers.manifest import MODEL, RankerManifest, Reading, remedy_of
+from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import MOST_CHARACTERS, Deadline, Shortlist
 from towers.rerankers.token_embeddings import TokenReader, TokenVectors
 
@@ -30,14 +34,14 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 PairScores = tuple[Float32[np.ndarray, " candidates"], Bool[np.ndarray, " candidates"]]
-"""An opinion of each candidate, and of which there is one."""
+"""A score of each candidate, and which candidates have one."""
 
 
 class TextRanker(Protocol):
     """A `Reranker` that reads texts."""
 
     def opinions(self, shortlist: Shortlist, deadline: Deadline) -> PairScores:
-        """Return its own opinion of each candidate, before it is mixed with the retriever's.
+        """Return its own score of each candidate, before it is mixed with the retriever's.
 
         Raises:
             OutOfTimeError: The deadline has passed.
@@ -48,7 +52,7 @@ class TextRanker(Protocol):
 
 
 class CrossEncoderRanker:
-    """A cross-encoder over (what is asked, candidate), a batch of candidates at a time; a `Reranker`.
+    """A cross-encoder over (query, candidate), a batch of candidates at a time; a `Reranker`.
 
     Args:
         model: Of sentence-transformers, with one output; higher is better.
@@ -77,9 +81,12 @@ class CrossEncoderRanker:
         """Seconds that a pair takes at best; what cannot be done in time even so is not begun."""
 
     @classmethod
-    def open(cls, folder: Path, texts: Sequence[str], reading: Reading) -> CrossEncoderRanker:
-        """Return the ranker whose model is in a folder; raises as `open_cross_encoder` does."""
-        return cls(open_cross_encoder(folder, reading.max_tokens), texts, reading)
+    def open(
+        cls, bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder, items: ItemInputs
+    ) -> CrossEncoderRanker:
+        """Return the re-ranker of a bundle; see `OpenableReranker.open`."""
+        model, settings = _model_of(bundle, manifest, folder)
+        return cls(open_cross_encoder(model, settings.max_tokens), items.texts(), settings)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
@@ -122,11 +129,11 @@ class CrossEncoderRanker:
 
 
 class LateInteractionRanker:
-    """The mean, over the tokens of what is asked, of the likeness of each to its nearest of a candidate; a `Reranker`.
+    """The mean, over the query's tokens, of each one's similarity to the candidate's nearest token; a `Reranker`.
 
     Args:
         tokens: The vectors of the items' tokens, by row of the catalogue.
-        reader: Makes those of what is asked in words. None: nobody asks in words.
+        reader: Encodes text queries. None: there are none.
         reading: How much it counts, and how much of a history it looks at.
         batch: Candidates at a time; the deadline is looked at between batches.
     """
@@ -138,9 +145,14 @@ class LateInteractionRanker:
         self._batch = batch
 
     @classmethod
-    def open(cls, folder: Path, tokens: TokenVectors, reading: Reading) -> LateInteractionRanker:
-        """Return the ranker whose model is in a folder; raises as `TokenReader.open` does."""
-        return cls(tokens, TokenReader.open(folder, reading.max_tokens), reading)
+    def open(
+        cls, bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder, items: ItemInputs
+    ) -> LateInteractionRanker | None:
+        """Return the re-ranker of a bundle, or None without token embeddings of its model; see `OpenableReranker`."""
+        model, settings = _model_of(bundle, manifest, folder)
+        if items.tokens is None or items.tokens.made_by != manifest.digest:
+            return None
+        return cls(items.tokens, TokenReader.open(model, settings.max_tokens), settings)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
@@ -168,6 +180,16 @@ class LateInteractionRanker:
         if shortlist.words and self._reader is not None:
             return self._reader.read([shortlist.words], "query")[0]
         return self._tokens.take(np.array(newest_rows(shortlist, self._reading.num_read), dtype=np.int64))[1]
+
+
+def _model_of(bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder) -> tuple[Path, Reading]:
+    """Return the folder of a re-ranker's text model, and how it reads texts."""
+    remedy = remedy_of(bundle.path)
+    if manifest.reading is None:
+        raise BundleError(f"{folder.path}: does not say how it reads texts; {remedy}")
+    with reading(folder.path, remedy):
+        model = folder.folder(MODEL)
+    return model, manifest.reading
 
 
 def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = False) -> CrossEncoder:
@@ -203,7 +225,7 @@ def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = F
 
 
 def asked_text(shortlist: Shortlist, texts: Sequence[str], num_read: int) -> str:
-    """Return what is asked in words, or else what is written of the newest items of the history."""
+    """Return the text of the query, or else the texts of the newest history items."""
     had = "; ".join(texts[row] for row in newest_rows(shortlist, num_read) if texts[row])
     return (shortlist.words or had)[:MOST_CHARACTERS]
 

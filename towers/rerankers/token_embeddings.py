@@ -60,7 +60,7 @@ class TokenReader:
         return cls(model)
 
     def read(self, texts: Sequence[str], role: Role) -> list[Float32[np.ndarray, "tokens width"]]:
-        """Return the unit vectors of the tokens of each text; none where nothing is written."""
+        """Return the unit vectors of the tokens of each text; none for empty texts."""
         prompt = role if role in (self.model.prompts or {}) else None
         found = self.model.encode(
             [text[:MOST_CHARACTERS] or " " for text in texts],
@@ -129,13 +129,13 @@ class TokenVectors:
 
     @property
     def num_bytes(self) -> int:
-        """How much room they take."""
+        """Size in memory, in bytes."""
         return self.offsets.nbytes + self.values.nbytes + self.scales.nbytes
 
     def take(
         self, rows: Int64[np.ndarray, " rows"]
     ) -> tuple[Int64[np.ndarray, " rows_plus_1"], Float32[np.ndarray, "tokens width"]]:
-        """Return where each text's vectors begin, of some texts, and their vectors."""
+        """Return the offsets and vectors of some texts."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         places = ragged_arange(self.offsets[rows], lengths)
         return offsets_of(lengths), self.values[places] * self.scales[places, None]

@@ -1,4 +1,4 @@
-"""By what a judgement can be cut: every column of the tables, and what is known of items and users beside them.
+"""The facets that divide an evaluation into slices: table columns, and properties derived from the interactions.
 
 A `Facet` says to which of its values each item (or user, or answer) belongs: `language` to `fr`, `price` to
 `over 10 to 25`, `tags` to several at once. Facets come from the columns by themselves: words and codes by value,
@@ -19,17 +19,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from features.columns import numbers_of, texts_of, values_of
 from features.config import FeatureSettings
 from features.inference.inference import as_feature
 from features.schema import Feature
 from features.sequences.ragged import offsets_of, ragged_arange
-from features.values.cells import is_missing, numbers_of, texts_of, values_of
+from features.values.cells import is_missing
 from features.values.text import words
 
 MISSING = "(missing)"
-"""What a value is called where nothing stands."""
+"""Label of missing values."""
 OTHER = "(other)"
-"""What rare values are called together."""
+"""Label of rare values, which are merged."""
 POPULARITY = "popularity"
 EMPTY_CELLS = "empty cells"
 ITEM_AGE = "item age"
@@ -57,7 +58,7 @@ class Facet:
 
     Attributes:
         name: Such as `language`.
-        labels: What its values are called, in the order in which people expect them.
+        labels: Labels of its values, in display order.
         offsets: Where the values of each entity (item, user or answer) begin, `[entities + 1]`.
         codes: Places in `labels`, one entity after the other, none twice for one entity, `[memberships]`.
     """
@@ -84,7 +85,7 @@ class Facet:
         return Facet(self.name, self.labels, offsets_of(lengths), codes)
 
     def without_empty(self) -> Facet:
-        """Return the facet without values that nothing has."""
+        """Return the facet without unused values."""
         there = np.bincount(self.codes, minlength=len(self.labels)) > 0
         labels = tuple(label for label, is_there in zip(self.labels, there, strict=True) if is_there)
         return Facet(self.name, labels, self.offsets, (np.cumsum(there) - 1)[self.codes])
@@ -123,10 +124,10 @@ def column_facets(
 
 
 def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndarray, "items"] | None = None) -> Facet:
-    """Return head, torso and tail: which items people had most, and which nobody had.
+    """Return the popularity class of each item: head, torso, tail, or no interactions.
 
     The head are the items that hold the first half of all interactions, the most frequent first; the torso those up to
-    four fifths; the tail the rest. Items that were had equally often are on the same side of a border.
+    four fifths; the tail the rest. Items with equally many interactions are in the same class.
 
     Args:
         interactions: Of each item, in the training data.
@@ -135,7 +136,7 @@ def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndar
     Example:
         >>> facet = popularity_facet(np.array([2, 5, 0, 2, 1]))  # shares before them: 0.5, 0, ., 0.5, 0.9
         >>> [facet.labels[code] for code in facet.codes]
-        ['torso', 'head', 'never had', 'torso', 'tail']
+        ['torso', 'head', 'no interactions', 'torso', 'tail']
     """
     groups = np.zeros(len(interactions), dtype=np.int64) if groups is None else groups
     codes = np.full(len(interactions), 3)
@@ -145,28 +146,28 @@ def popularity_facet(interactions: Int[np.ndarray, "items"], groups: Int[np.ndar
         held = -counts * sizes
         before = (np.cumsum(held) - held) / max(1, held.sum())
         codes[rows] = np.digitize(before, [HEAD, TORSO])[places]
-    return Facet.single(POPULARITY, ["head", "torso", "tail", "never had"], codes).without_empty()
+    return Facet.single(POPULARITY, ["head", "torso", "tail", "no interactions"], codes).without_empty()
 
 
 def emptiness_facet(frame: pd.DataFrame, who: Literal["item", "user"]) -> Facet:
-    """Return in how many columns of a table each row says nothing."""
+    """Return the number of empty columns in each row of a table."""
     columns = [frame[name] for name in frame.columns if name != f"{who}_id"]
     empty = sum((_is_empty(column) for column in columns), start=np.zeros(len(frame), dtype=np.int64))
     return Facet.single(EMPTY_CELLS, ["0", "1", "2", "3 or more"], np.minimum(empty, 3)).without_empty()
 
 
 def activity_facet(history: Int[np.ndarray, "answers"]) -> Facet:
-    """Return how much was known of the user when the question was asked."""
+    """Return the length of the user's history at the time of the query."""
     labels = ["no history", *_ranges(ACTIVITY_EDGES)]
     return Facet.single(ACTIVITY, labels, np.digitize(history, ACTIVITY_EDGES)).without_empty()
 
 
 def item_age_facet(ages: Float[np.ndarray, "answers"]) -> Facet:
-    """Return how long each answer's item had been known when the question was asked.
+    """Return the age of each target item at the time of its query.
 
     Args:
         ages: Seconds since its first interaction in the training data, NaN where it has none; below 0 where the first
-            one came later, as for somebody who was asked early.
+            one came later, as for a query early in the data.
     """
     days = np.where(np.isnan(ages), -1, ages / _SECONDS_PER_DAY)
     named = [f"{label} days" for label in _ranges(AGE_EDGES_DAYS)]
@@ -175,7 +176,7 @@ def item_age_facet(ages: Float[np.ndarray, "answers"]) -> Facet:
 
 
 def pause_facet(pauses: Float[np.ndarray, "answers"]) -> Facet:
-    """Return how long before the question the user did something last.
+    """Return the time between the user's last interaction and the query.
 
     Args:
         pauses: Seconds, NaN where nothing is known.
@@ -197,14 +198,14 @@ def _is_empty(column: pd.Series) -> Bool[np.ndarray, "rows"]:
 
 
 def _of_column(feature: Feature, column: pd.Series) -> Facet:
-    match feature.kind:
-        case "id" | "category" | "categories":
+    match feature.definition.content:
+        case "values":
             return _by_value(feature, column)
-        case "number" | "time":
+        case "numbers" | "times":
             return _by_quarter(feature, column)
-        case "text":
+        case "texts":
             return _by_value(feature, column) if _comes_again(column) else _by_length(feature, column)
-        case "vector":
+        case "vectors":
             known = np.array([not is_missing(cell) for cell in column], dtype=np.int64)
             return Facet.single(feature.name, [MISSING, "known"], known).without_empty()
 
@@ -224,7 +225,7 @@ def _by_value(feature: Feature, column: pd.Series) -> Facet:
 
 
 def _usual_order(names: Sequence[str]) -> list[int]:
-    """Return the places of names in people's order: numbers by size, words by the alphabet, what is missing last."""
+    """Return the positions of labels in display order: numbers by size, words by the alphabet, missing values last."""
     pieces = [
         [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
         for name in names
@@ -235,7 +236,7 @@ def _usual_order(names: Sequence[str]) -> list[int]:
 def _by_quarter(feature: Feature, column: pd.Series) -> Facet:
     values = numbers_of(feature, column)
     known = values[np.isfinite(values)]
-    said = _date if feature.kind == "time" else _number
+    said = _date if feature.definition.content == "times" else _number
     distinct = np.unique(known)
     if len(distinct) <= _FEW_NUMBERS:
         labels, codes = [said(value) for value in distinct], np.searchsorted(distinct, values)
@@ -270,7 +271,7 @@ def _spans(edges: Sequence[str]) -> list[str]:
 
 
 def _ranges(edges: Sequence[int]) -> list[str]:
-    """Return what to call the ranges that begin at edges.
+    """Return labels of the ranges that begin at edges.
 
     Example:
         >>> _ranges([1, 5])

@@ -1,12 +1,12 @@
-"""What `towers evaluate` keeps for later questions: the rank of each answer, and how often each item was shown.
+"""Ranks that `towers evaluate` stores: the rank of each target, and how often each item was recommended.
 
-`towers audit` cuts it into slices without ranking anything again, and so can anybody with a group-by, since these are
-two plain tables:
+`towers audit` computes metrics by slice from it without ranking again. So can your own group-by; these are two plain
+tables:
 
 ```
 ranks/
   about.json       protocol, part, settings, digests of the tables
-  answers.parquet  a row per hidden answer: seed, recommender, question, user_id, item_id, rank (from 1; null: never
+  answers.parquet  a row per held-out target: seed, recommender, question, user_id, item_id, rank (from 1; null: never
                    recommended), history (events known of the user), last_time (of these), time (of the question;
                    both in Unix seconds, null: none or unknown)
   items.parquet    a row per candidate: seed, recommender, item_id, interactions (in the training data), first_time
@@ -44,10 +44,10 @@ _UNSEEN = np.iinfo(np.int64).max
 
 
 class About(StrictTable):
-    """What was judged, and by what."""
+    """The evaluation that the ranks are from."""
 
     format: int
-    """Of the folder; this version reads 1."""
+    """Format of the folder; this version reads 1."""
     protocol: str
     """`leave-one-out`, `time`, `users` or `cold-items`."""
     part: str
@@ -55,7 +55,7 @@ class About(StrictTable):
     settings: RunConfig
     """As they were used."""
     tables_folder: str
-    """What the paths in them are relative to."""
+    """Base folder of relative paths in the settings."""
     digests: dict[str, str]
     """SHA-256 of each table, by its key in `[features]`."""
 
@@ -86,8 +86,8 @@ class RanksWriter:
 
         Args:
             seed: Of the split and the training.
-            split: What was learned from.
-            questions: What was asked.
+            split: Training data and queries of the evaluation.
+            questions: The evaluated queries.
             evaluations: How each recommender answered, with its exposure.
             catalog: The items.
         """
@@ -137,7 +137,7 @@ class Ranks:
 
     @property
     def recommenders(self) -> list[str]:
-        """Who was judged, the one in question first."""
+        """Names of the evaluated recommenders, the audited one first."""
         return [str(name) for name in self.answers["recommender"].unique()]
 
     def of(self, recommender: str) -> Ranks:
@@ -148,7 +148,7 @@ class Ranks:
         """
         if recommender not in self.recommenders:
             known = ", ".join(map(repr, self.recommenders))
-            raise DataError(f"--recommender {recommender}: was not judged; there are {known}")
+            raise DataError(f"--recommender {recommender}: was not evaluated; there are {known}")
         parts = [
             frame[frame["recommender"] == recommender].reset_index(drop=True) for frame in (self.answers, self.items)
         ]

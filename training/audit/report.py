@@ -1,4 +1,4 @@
-"""Where a recommender fails: the slices of a judgement, the worst first, for the terminal, as a page and as a table.
+"""The audit report: metrics by slice, the worst first, for the terminal, as a page and as a table.
 
 Recall@50 decides, as the retriever's work is to have the answer among the candidates; what a re-ranker makes of their
 order is another question. The rule of thumb that every report repeats is that of `advice`.
@@ -25,9 +25,9 @@ from training.evaluation.text_table import aligned
 TABLE = "slices.parquet"
 PAGE = "audit.html"
 LEAST = 30
-"""Questions that a slice needs to be told by itself and to fail a gate."""
+"""Minimum queries of a slice that is listed by itself and can fail a condition."""
 POOR, GOOD = 0.85, 0.95
-"""Shares of the answers among the first 50, of the rule of thumb."""
+"""Recall@50 of the rule of thumb: below the first, improve the encoder or data; above the second, re-rank."""
 
 _WIDEST_NAME = 40
 
@@ -40,7 +40,7 @@ class Audit:
         about: What was judged.
         recommender: Whose it is.
         num_seeds: Trainings; the questions of all of them are together.
-        least: Questions that a slice needs to be told by itself.
+        min_support: Minimum queries of a slice that is listed by itself.
         slices: One row each, the whole first; see `slicing.slice_metrics` for the columns.
         notes: What a reader should know, a sentence each.
     """
@@ -48,18 +48,18 @@ class Audit:
     about: About
     recommender: str
     num_seeds: int
-    least: int
+    min_support: int
     slices: pd.DataFrame
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, ranks: Ranks, recommender: str | None = None, least: int = LEAST) -> Audit:
+    def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> Audit:
         """Cut a judgement by the tables that it was made from, as they are today.
 
         Args:
             ranks: What the evaluation kept.
             recommender: Whose judgement. None: that of the recommender in question, the first.
-            least: Values with fewer questions are put together.
+            min_support: Values with fewer questions are put together.
 
         Raises:
             DataError: There is no such recommender, or the tables cannot be read or lack what was judged.
@@ -73,8 +73,8 @@ class Audit:
             about=ranks.about,
             recommender=chosen.recommenders[0],
             num_seeds=chosen.answers["seed"].nunique(),
-            least=least,
-            slices=slice_metrics(chosen, tables, config, least),
+            min_support=min_support,
+            slices=slice_metrics(chosen, tables, config, min_support),
             notes=tuple(notes),
         )
 
@@ -85,13 +85,13 @@ class Audit:
 
     @property
     def worst(self) -> pd.DataFrame:
-        """The slices with enough questions, the one farthest below the whole first."""
-        apart = self.slices[(self.slices["facet"] != WHOLE) & (self.slices["questions"] >= self.least)]
+        """The slices with enough queries, the largest gap first."""
+        apart = self.slices[(self.slices["facet"] != WHOLE) & (self.slices["questions"] >= self.min_support)]
         return apart.sort_values("gap_at_50", ascending=False, kind="stable")
 
     @property
     def headline(self) -> str:
-        """One line on what was cut: whose judgement, which questions, into what."""
+        """One line on the evaluation and its slices."""
         facets = self.slices["facet"].nunique() - 1
         seeds = "" if self.num_seeds == 1 else f" · {self.num_seeds} seeds"
         return (
@@ -130,7 +130,7 @@ class Audit:
         return "\n".join([*lines, "", *self._meanings(), *self.notes])
 
     def to_html(self) -> str:
-        """Return a page of its own with every slice; nothing is loaded from elsewhere."""
+        """Return a self-contained HTML page with every slice."""
         worst = self.worst.head(25).itertuples(index=False)
         facets = self.slices.iloc[1:].groupby("facet", sort=False)
         return render(
@@ -157,7 +157,7 @@ class Audit:
         return (
             f"R@50 is {recall:.1%}, {verdict}.\nThe rule of thumb: below {POOR:.0%} the encoder or the data is the "
             f"problem; above {GOOD:.0%} and still poor, add a re-ranker.\nIt comes from search, where the question "
-            "says what is wanted; what somebody takes next nobody can know so well."
+            "says what is wanted; a next interaction is much harder to predict."
         )
 
     def _whole_line(self) -> str:
@@ -166,11 +166,11 @@ class Audit:
         return " · ".join(f"R@{k} {whole[f'recall_at_{k}']:.4f} {bounds[k]}" for k in reversed(CUTOFFS))
 
     def _meanings(self) -> list[str]:
-        by_chance = f"{len(self.worst)} slices some {len(self.worst) / 20:.0f}"
+        by_chance = f"{len(self.worst) / 20:.0f} of {len(self.worst)}"
         return [
-            f"gap: how far R@50 is below the whole's; * it is outside the 95 % interval, as for {by_chance} by chance.",
+            f"gap: R@50 of all queries minus that of the slice; * outside its 95 % interval ({by_chance} by chance).",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
-            f"Where there are many values, those with fewer than {self.least} questions are together as (other).",
+            f"Rare values, with fewer than {self.min_support} queries, are merged as (other).",
         ]
 
     def _cells(self, row: Any, name: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Audit:
         shares = (row.answer_share, row.catalogue_share, row.exposure_at_50)
         return {
             "name": name,
-            "has_few": row.questions < self.least,
+            "has_few": row.questions < self.min_support,
             "questions": questions,
             "recall": recall,
             "share": f"{0.0 if pd.isna(row.recall_at_50) else row.recall_at_50:.0%}",
@@ -192,7 +192,7 @@ class Audit:
 
 
 def _numbers(row: Any) -> list[str]:
-    """Return the cells of a slice: questions, recall@50 with its interval and gap, recall@10."""
+    """Return the cells of a slice: queries, recall@50 with its interval and gap, recall@10."""
     if row.questions == 0:
         return ["0", "–", "–", "– ", "–"]
     return [

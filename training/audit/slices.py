@@ -1,4 +1,4 @@
-"""A judgement cut into slices: how well each part of the answers was found, how often each part of the items was shown.
+"""Metrics by slice: recall of each part of the targets, and exposure of each part of the items.
 
 A *facet* is a way to cut (`language`), a *slice* one of its values (`fr`). `slice_metrics` makes one table of them all
 from the ranks that an evaluation kept. Of a question with answers in several slices, each slice judges its own answers,
@@ -40,16 +40,16 @@ WHOLE = "all"
 CUTOFFS = (10, 50)
 """The k of the recall of slices."""
 OWN = (POPULARITY, EMPTY_CELLS, ACTIVITY, PAUSE, ITEM_AGE)
-"""Names of facets that no column has: such a column is told as `item popularity`."""
+"""Names of derived facets; a column of the same name is listed as `item popularity`."""
 FEW_VALUES = 10
-"""Of a facet with so many values, all are told one by one."""
+"""Up to so many values of a facet, all are listed separately."""
 MOST_VALUES = 30
-"""Most values of a facet that are told one by one; the rarer ones are together."""
+"""Maximum values of a facet that are listed separately; the rarer ones are merged."""
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was asked and found, one entry per hidden answer.
+    """The evaluated queries, one entry per target.
 
     Attributes:
         ranks: Of each answer, `[answers]`.
@@ -62,11 +62,11 @@ class _Asked:
     users: Int[np.ndarray, "answers"]
 
     def num_questions(self, facet: Facet) -> Int[np.ndarray, "labels"]:
-        """Return how many questions have an answer in each slice."""
+        """Return the number of queries with a target in each slice."""
         return _num_different(self.questions, facet)
 
     def judged(self, facet: Facet) -> pd.DataFrame:
-        """Return size and recall of each slice, a row each; no number where nothing was asked."""
+        """Return size and recall of each slice, a row each; NaN without queries."""
         answers, num_slices = facet.entities, len(facet.labels)
         width = int(self.questions.max()) + 1
         pairs, pair, sizes = np.unique(
@@ -74,7 +74,7 @@ class _Asked:
         )
         of_pair = pairs // width
         questions = np.bincount(of_pair, minlength=num_slices)
-        people = _num_different(self.users, facet)  # with several seeds somebody asks more than once
+        people = _num_different(self.users, facet)  # with several seeds a user has several queries
         columns = {
             "facet": facet.name,
             "value": list(facet.labels),
@@ -91,7 +91,7 @@ class _Asked:
         return pd.DataFrame(columns)
 
 
-def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: int) -> pd.DataFrame:
+def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, min_support: int) -> pd.DataFrame:
     """Return every slice of a judgement, a row each, the whole first, the others facet by facet.
 
     - `facet` and `value`; how many `questions` have an answer in the slice, how many `users` asked them, the `answers`;
@@ -105,7 +105,7 @@ def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: i
         ranks: Of one recommender.
         tables: Where the columns are.
         config: How the model reads them.
-        least: Values with fewer questions are put together, where a facet has many.
+        min_support: Values with fewer questions are put together, where a facet has many.
 
     Raises:
         DataError: An item or a user of the ranks is not in the tables.
@@ -123,12 +123,14 @@ def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, least: i
     of_items = _item_facets(tables.catalog, config, items, item_rows)
     for facet in of_items:
         of_answers = facet.take(answer_items)
-        kept = _told_apart(facet, asked.num_questions(of_answers), least)
+        kept = _told_apart(facet, asked.num_questions(of_answers), min_support)
         facet, of_answers = facet.pooled(kept), of_answers.pooled(kept)
         parts.append(pd.concat([asked.judged(of_answers), _exposure(facet, items)], axis=1))
     names = [facet.name for facet in of_items]
     of_askers = _asking_facets(tables.users, config, items, answers, answer_items, names)
-    parts += [asked.judged(facet.pooled(_told_apart(facet, asked.num_questions(facet), least))) for facet in of_askers]
+    parts += [
+        asked.judged(facet.pooled(_told_apart(facet, asked.num_questions(facet), min_support))) for facet in of_askers
+    ]
     return _compared(parts, len(answers))
 
 
@@ -150,7 +152,7 @@ def _asking_facets(
     answer_items: Int[np.ndarray, "answers"],
     taken: Sequence[str],
 ) -> list[Facet]:
-    """Return the facets that belong to who asks and when, of each answer; columns under names that are not taken."""
+    """Return the facets of the users and times of the queries, one value per target; columns get unused names."""
     facets = [activity_facet(answers["history"].to_numpy(np.int64))]
     if answers["time"].notna().any():
         first = items["first_time"].to_numpy(np.float64, na_value=np.nan)[answer_items]
@@ -168,13 +170,13 @@ def _asking_facets(
     return [facet.without_empty() for facet in facets]
 
 
-def _told_apart(facet: Facet, questions: Int[np.ndarray, "labels"], least: int) -> Bool[np.ndarray, "labels"]:
-    """Return which values are told one by one: all of a few; of many the frequent ones, and what is missing."""
+def _told_apart(facet: Facet, questions: Int[np.ndarray, "labels"], min_support: int) -> Bool[np.ndarray, "labels"]:
+    """Return which values are listed separately: all of a few; of many, the frequent ones and missing values."""
     if len(questions) <= FEW_VALUES:
         return np.ones(len(questions), dtype=bool)
     rank = np.empty(len(questions), dtype=np.int64)
     rank[np.argsort(-questions, kind="stable")] = np.arange(len(questions))
-    kept = (questions >= least) & (rank < MOST_VALUES)
+    kept = (questions >= min_support) & (rank < MOST_VALUES)
     kept |= np.array([label == MISSING for label in facet.labels])
     return kept if (~kept).sum() > 1 else np.ones(len(kept), dtype=bool)
 
@@ -190,7 +192,7 @@ def _exposure(facet: Facet, items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compared(parts: Sequence[pd.DataFrame], num_answers: int) -> pd.DataFrame:
-    """Return the parts as one table, each slice beside the whole, which is the first."""
+    """Return the parts as one table, and compare each slice with the first row, which is all queries."""
     table = pd.concat(parts, ignore_index=True)
     for k in CUTOFFS:
         recall = table[f"recall_at_{k}"].to_numpy(np.float64)
@@ -220,14 +222,14 @@ def _known_rows(catalog: Catalog, ids: pd.Series) -> Int[np.ndarray, "items"]:
     if (rows < 0).any():
         unknown = ids[rows < 0].iloc[0]
         raise DataError(
-            f"item {unknown!r} was judged but is not in the catalogue any more ({(rows < 0).sum():,} such items); "
+            f"item {unknown!r} was evaluated but is not in the catalogue any more ({(rows < 0).sum():,} such items); "
             "put the items back, or evaluate again"
         )
     return rows
 
 
 def _positions(items: pd.DataFrame, answers: pd.DataFrame) -> Int[np.ndarray, "answers"]:
-    """Return where in `items` the item of each answer is."""
+    """Return the position in `items` of each target."""
     keys = [pd.MultiIndex.from_arrays([frame["seed"], _plain(frame["item_id"])]) for frame in (items, answers)]
     positions = keys[0].get_indexer(keys[1])
     assert (positions >= 0).all(), "every answer is a candidate"
@@ -235,7 +237,7 @@ def _positions(items: pd.DataFrame, answers: pd.DataFrame) -> Int[np.ndarray, "a
 
 
 def _num_different(numbers: Int[np.ndarray, "answers"], facet: Facet) -> Int[np.ndarray, "labels"]:
-    """Return how many different numbers the answers of each slice have."""
+    """Return the number of distinct values among the targets of each slice."""
     width = int(numbers.max()) + 1
     pairs = np.unique(facet.codes * width + numbers[facet.entities])
     return np.bincount(pairs // width, minlength=len(facet.labels))

@@ -1,11 +1,10 @@
-"""What an audit must not find, in a line: `slice:language gap > 0.1` ends `towers audit` with a status that CI sees.
+"""Conditions for CI: `slice:language gap > 0.1` ends `towers audit` with exit status 3 if it holds.
 
     [slice:FACET | slice:FACET=VALUE | slice:*] MEASURE < | <= | > | >= NUMBER
 
 Without `slice:` the whole is meant. The measures are `recall@10`, `recall@50`, `gap@10` and `gap@50` (by how much a
 slice is below the whole; `gap` is `gap@50`), and `exposure@10` and `exposure@50`, the share of what is shown divided by
-the share of the catalogue. A slice of fewer questions than the audit was told to look at never fails: its numbers are
-noise.
+the share of the catalogue. A slice with fewer queries than `--min-support` never fails: its numbers are noise.
 """
 
 from __future__ import annotations
@@ -68,19 +67,19 @@ class Threshold:
             raise DataError(f"--fail-if {text!r}: the whole has no {measure}; say of which slices, as in {EXAMPLE!r}")
         return cls(text, found["facet"], found["value"], measure, found["operator"], float(found["bound"]))
 
-    def failures(self, slices: pd.DataFrame, least: int) -> pd.DataFrame:
+    def failures(self, slices: pd.DataFrame, min_support: int) -> pd.DataFrame:
         """Return the slices that are as they must not be, with the number in the column `found`.
 
         Args:
             slices: As `slicing.slice_metrics` gives them.
-            least: Questions that a slice needs to fail.
+            min_support: Questions that a slice needs to fail.
 
         Raises:
             DataError: There is no such facet, or no such value.
         """
         looked_at = self._chosen(slices)
         numbers = self._numbers(looked_at)
-        fails = _OPERATORS[self.operator](numbers, self.bound) & (looked_at["questions"] >= least)
+        fails = _OPERATORS[self.operator](numbers, self.bound) & (looked_at["questions"] >= min_support)
         failing: pd.DataFrame = looked_at.assign(found=numbers)[fails.to_numpy(dtype=bool)]
         return failing
 

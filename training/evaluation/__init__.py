@@ -1,4 +1,4 @@
-"""How good a recommender is.
+"""Evaluation of recommenders.
 
 - `metrics`: recall, NDCG, MRR and others; `evaluate`: the loop over users; `two_tower_recommender`: a model as a
   recommender of items.

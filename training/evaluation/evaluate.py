@@ -1,6 +1,6 @@
-"""Questions to judgement: rank the whole catalogue for every question, exactly, and score where the answers come.
+"""Evaluation: rank the whole catalogue for every query, exactly, and compute metrics from the ranks of the targets.
 
-A `Recommender` only gives scores. What may not be recommended (the history, and what is no candidate) is taken out
+A `ScoringModel` only returns scores. What may not be recommended (the history, and what is no candidate) is taken out
 here, in one place and in the same way for all of them, and ties are broken by lot, so that a recommender that knows
 nothing does as well as chance and no better. No sampled negatives, no index in between: what is measured is the model.
 """
@@ -26,7 +26,7 @@ from training.evaluation.metrics import NEVER, bootstrap_interval, coverage, met
 CUTOFFS = (10, 50, 100)
 """The k of the metrics."""
 CUTOFFS_FOR_USERS = (10, 20, 50, 100)
-"""For people who were held out: their tables in the literature have Recall@20, Recall@50 and NDCG@100."""
+"""For protocol `users`, as usual in the literature: Recall@20, Recall@50 and NDCG@100."""
 MAX_CELLS = 2**24
 """Most scores in memory at a time, whatever the block (16 million: some 250 MB with the comparisons and the order)."""
 
@@ -36,15 +36,15 @@ def cutoffs_of(protocol: str) -> tuple[int, ...]:
     return CUTOFFS_FOR_USERS if protocol == "users" else CUTOFFS
 
 
-class Recommender(Protocol):
-    """Whatever can give every item a score for every question."""
+class ScoringModel(Protocol):
+    """A model that scores every item for every query."""
 
     @property
     def name(self) -> str:
-        """What the row in the report is called."""
+        """Display name in the report."""
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
-        """Return a score for every item of the catalogue, higher is better, -inf for an item that is out of question.
+        """Return a score for every item of the catalogue, higher is better; -inf: never recommend it.
 
         It is called with a block of the questions. It need not leave out histories and non-candidates, and must not
         look at the answers.
@@ -53,7 +53,7 @@ class Recommender(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well one recommender did on one set of questions.
+    """Metrics of one recommender on one set of queries.
 
     Attributes:
         name: The recommender's.
@@ -76,12 +76,12 @@ class Evaluation:
 
     @property
     def num_questions(self) -> int:
-        """The number of questions."""
+        """Number of queries."""
         return len(self.target_offsets) - 1
 
     @property
     def means(self) -> dict[str, float]:
-        """The mean over the questions, by metric, and the coverage."""
+        """Mean over the queries, by metric, and the coverage."""
         return {name: float(values.mean()) for name, values in self.per_question.items()} | self.coverage
 
     @cached_property
@@ -91,7 +91,7 @@ class Evaluation:
         return {name: (float(low[column]), float(high[column])) for column, name in enumerate(self.per_question)}
 
     def lead_over(self, other: Evaluation, metric: str) -> tuple[float, float, float]:
-        """Return by how much the mean is above another recommender's on the same questions, with its 95 % interval.
+        """Return the difference of the mean to another recommender's on the same queries, with its 95 % interval.
 
         Returns:
             The mean difference and the bounds of the paired bootstrap interval. The lead is real if 0 is outside.
@@ -102,7 +102,7 @@ class Evaluation:
         return float(differences.mean()), float(low[0]), float(high[0])
 
     def only(self, targets: Bool[np.ndarray, "targets"]) -> Evaluation | None:
-        """Return the judgement on some of the answers; None if there are none of them.
+        """Return the evaluation of some of the targets; None if there are none of them.
 
         The ranks stay those among all candidates. Questions without any such answer are left out.
         """
@@ -118,7 +118,7 @@ class Evaluation:
 
 
 def evaluate(
-    recommender: Recommender,
+    recommender: ScoringModel,
     queries: Queries,
     candidates: Bool[np.ndarray, "items"],
     *,
@@ -129,7 +129,7 @@ def evaluate(
     with_coverage: bool = True,
     progress: bool = False,
 ) -> Evaluation:
-    """Rank all candidates for every question and judge the ranking.
+    """Rank all candidates for every query, and compute the metrics.
 
     Args:
         recommender: Gives the scores.
@@ -191,7 +191,7 @@ def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray
 
 
 class TableRecommender:
-    """Recommendations that somebody else made, as a table; for judging what a service gave out, or an oracle's list.
+    """Recommendations from a table, such as those of another system or of an oracle.
 
     Items that the table does not give to a user are never found. Users who are not in it get nothing.
     """
@@ -232,7 +232,7 @@ class TableRecommender:
         self._offsets = offsets_of(np.bincount(users, minlength=len(self._users)))
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
-        """Return the table's scores, -inf where it says nothing."""
+        """Return the table's scores, -inf for other items."""
         users = self._users.get_indexer(pd.Index(queries.history.user_ids))
         known = np.flatnonzero(users >= 0)
         lengths = np.diff(self._offsets)[users[known]]
@@ -267,7 +267,7 @@ class _Lots:
 
 
 def _masked_scores(
-    recommender: Recommender, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
+    recommender: ScoringModel, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
 ) -> Float32[np.ndarray, "questions items"]:
     """Return the scores with -inf for what is out of question."""
     scores = np.array(recommender.scores(queries), dtype=np.float32)

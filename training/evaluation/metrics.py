@@ -1,9 +1,9 @@
-"""How good a ranking is: Recall, NDCG and MRR at k from the ranks of the answers, coverage, and how sure we are of it.
+"""Ranking metrics: recall, NDCG and MRR at k from the ranks of the targets, coverage, and confidence intervals.
 
 Everything here starts from *ranks*, 1 being the top of the whole catalogue, so that no metric sees a score or a sample.
 Ranks are jagged: question `q` has the answers `ranks[offsets[q]:offsets[q + 1]]`, at least one. An answer that is not
-recommended at all has the rank `NEVER`. One number per question comes out; `bootstrap_interval` says how far the mean
-over the questions could have been from where it is, had other users been asked.
+recommended at all has the rank `NEVER`. One number per query comes out; `bootstrap_interval` gives a confidence
+interval of the mean over another sample of users.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 NEVER = np.iinfo(np.int64).max
-"""The rank of an answer that is not in the ranking at all."""
+"""Rank of a target that is not recommended at all."""
 
 
 def recall_at(
     ranks: Int[np.ndarray, "targets"], offsets: Int[np.ndarray, "questions_plus_1"], k: int
 ) -> Float[np.ndarray, "questions"]:
-    """Return the share of each question's answers among the first k, of those that could be there.
+    """Return each query's recall@k: targets among the first k, divided by min(targets, k).
 
     `hits / min(k, answers)`, as in Mult-VAE: a perfect ranking has 1 even where there are more answers than k. For one
     answer it is the hit rate.
@@ -39,7 +39,7 @@ def recall_at(
 def ndcg_at(
     ranks: Int[np.ndarray, "targets"], offsets: Int[np.ndarray, "questions_plus_1"], k: int
 ) -> Float[np.ndarray, "questions"]:
-    """Return each question's discounted gain among the first k, as a share of the best possible.
+    """Return each query's NDCG@k.
 
     An answer at rank r gains `1 / log2(r + 1)`, none below k; the best possible has the answers at the ranks 1, 2, …,
     `min(k, answers)`. For one answer it is `1 / log2(r + 1)` itself.
@@ -58,7 +58,7 @@ def ndcg_at(
 def mrr_at(
     ranks: Int[np.ndarray, "targets"], offsets: Int[np.ndarray, "questions_plus_1"], k: int
 ) -> Float[np.ndarray, "questions"]:
-    """Return one over the rank of each question's first answer, 0 where it comes after k.
+    """Return each query's reciprocal rank@k: one over the rank of the first target, 0 beyond k.
 
     Example:
         >>> mrr_at(np.array([4, 2, 3]), np.array([0, 2, 3]), 2).tolist()
@@ -71,7 +71,7 @@ def mrr_at(
 def metrics_per_question(
     ranks: Int[np.ndarray, "targets"], offsets: Int[np.ndarray, "questions_plus_1"], cutoffs: tuple[int, ...]
 ) -> dict[str, Float[np.ndarray, "questions"]]:
-    """Return `recall_at_k`, `ndcg_at_k` and `mrr_at_k` of every question, for every cutoff k."""
+    """Return `recall_at_k`, `ndcg_at_k` and `mrr_at_k` of every query, for every cutoff k."""
     functions = {"recall": recall_at, "ndcg": ndcg_at, "mrr": mrr_at}
     return {f"{name}_at_{k}": function(ranks, offsets, k) for k in cutoffs for name, function in functions.items()}
 
@@ -91,7 +91,7 @@ def coverage(recommended: Bool[np.ndarray, "items"], candidates: Bool[np.ndarray
 def bootstrap_interval(
     values: Float[np.ndarray, "questions metrics"], *, level: float = 0.95, resamples: int = 1_000, seed: int = 0
 ) -> tuple[Float[np.ndarray, "metrics"], Float[np.ndarray, "metrics"]]:
-    """Return between which bounds the mean over questions lies, by the percentile bootstrap.
+    """Return the confidence interval of the mean over queries, by the percentile bootstrap.
 
     The questions are drawn again with replacement, as many as there are, `resamples` times; the bounds are percentiles
     of the means. All metrics share the draws. For the difference of two recommenders on the same questions give the
@@ -129,7 +129,7 @@ def bootstrap_interval(
 def wilson_interval(
     shares: Float[np.ndarray, "slices"], counts: Float[np.ndarray, "slices"], *, level: float = 0.95
 ) -> tuple[Float[np.ndarray, "slices"], Float[np.ndarray, "slices"]]:
-    """Return between which bounds a share lies that was found among so many independent questions, after Wilson.
+    """Return the Wilson confidence interval of a proportion among so many independent queries.
 
     For parts of an evaluation, however small: unlike the bootstrap's it does not shrink to nothing where all of a few
     questions were answered, or none. With one answer per question (a hit or a miss) it is the textbook interval. Recall

@@ -1,4 +1,4 @@
-"""The judgement as people read it: one table, the baselines beside the model, for the terminal, as JSON and as HTML.
+"""The evaluation report: one table of the model and the baselines, for the terminal, as JSON and as HTML.
 
 The first row is the recommender in question. An estimate over one run carries the bootstrap interval over its
 questions; over several seeds it carries the standard deviation between the runs, which is what another seed may bring.
@@ -22,7 +22,7 @@ from training.evaluation.text_table import aligned
 
 PRIMARY_METRIC = "ndcg_at_10"
 SHARE_METRIC = "recall_at_10"
-"""By which a model is compared with a limit that nobody can pass."""
+"""Metric by which a model is compared with an upper bound."""
 LABELS = {
     "recall_at_10": "R@10",
     "ndcg_at_10": "N@10",
@@ -33,21 +33,21 @@ LABELS = {
     "ndcg_at_100": "N@100",
     "coverage_at_10": "cov@10",
 }
-"""What the metrics are called where people read them."""
+"""Display names of the metrics."""
 COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100", "coverage_at_10")
-"""What the tables show, in this order; the JSON has everything."""
+"""Columns of the tables; the JSON report has all metrics."""
 COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
-"""The same for people who were held out, with what their tables in the literature have."""
+"""Columns for protocol `users`, with the metrics usual in the literature."""
 MEANING = (
-    "R recall (hit rate where there is one answer), N NDCG, MRR one over the rank of the first answer, "
-    "cov share of the items that anybody is given"
+    "R recall (hit rate for one target), N NDCG, MRR reciprocal rank of the first target, "
+    "cov share of the items recommended to any user"
 )
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how sure it is.
+    """A metric with its uncertainty.
 
     Attributes:
         mean: The number.
@@ -63,7 +63,7 @@ class Estimate:
 
     @property
     def margin(self) -> float | None:
-        """What stands after the ±: the standard deviation between seeds, or half the width of the interval."""
+        """The number after ±: the standard deviation between seeds, or half the width of the interval."""
         if self.sd is not None:
             return self.sd
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
@@ -71,7 +71,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """How a recommender did on some of the answers.
+    """Metrics of a recommender on a part of the targets.
 
     Attributes:
         num_questions: Questions with such an answer, on average over the seeds.
@@ -84,14 +84,14 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """How one recommender did.
+    """Metrics of one recommender.
 
     Attributes:
         name: The recommender's.
         metrics: By metric, `recall_at_10` and so on.
         slices: By slice, `cold users` and so on; empty where none were asked for.
         lead: How far the first row's NDCG@10 is above this one's, on the same questions; None for the first row.
-        is_bound: Whether the row is a limit that nobody can pass, and so takes no part in the comparison.
+        is_bound: Whether the row is an upper bound, which is left out of the comparison.
     """
 
     name: str
@@ -103,7 +103,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A judgement of several recommenders on the same questions.
+    """An evaluation of several recommenders on the same queries.
 
     Attributes:
         protocol: `leave-one-out`, `time`, `users` or `cold-items`.
@@ -169,7 +169,7 @@ class EvaluationReport:
 
     @property
     def headline(self) -> str:
-        """One line on what was asked: protocol, questions, candidates, seeds."""
+        """One line on the evaluation: protocol, queries, candidates, seeds."""
         least, most = min(self.num_questions), max(self.num_questions)
         questions = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
@@ -249,7 +249,7 @@ class EvaluationReport:
         return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
 
     def to_html(self) -> str:
-        """Return a page of its own with the table; nothing is loaded from elsewhere."""
+        """Return a self-contained HTML page with the table."""
         shown = self._shown()
         best = _best(self.rows, shown)
         slice_head, *slice_rows = self._slice_table()

@@ -1,4 +1,4 @@
-"""The two towers as a recommender that evaluation can judge beside the baselines."""
+"""The two towers as a scoring model for evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from towers.model.two_tower import TwoTower
 
 
 class TwoTowerRecommender:
-    """Scores every item for every question: user vectors times item vectors.
+    """Scores every item for every query: user vectors times item vectors.
 
     Args:
         model: In evaluation mode.
@@ -38,7 +38,7 @@ class TwoTowerRecommender:
             self.item_vectors = model.item_vectors(item_features)
 
     def scores(self, queries: Queries) -> Float[np.ndarray, "questions items"]:
-        """Return the similarity of each question's user and each item."""
+        """Return the dot product of each query's user vector and each item vector."""
         past = queries.history.last(self.history)
         attributes = None if self.users is None else self.users.attributes_of(past.user_ids)
         users = self.featurizer.user_features(past.user_ids, attributes).to(self.device)

@@ -1,7 +1,7 @@
-"""What resumes training exactly: every tensor and every counter that the next step depends on.
+"""Checkpoints for exact resumption: all tensors and counters that the next step depends on.
 
-A checkpoint is one safetensors file, replaced in one step: whenever the process dies, a whole one is there. It is not
-a bundle: nobody is served from it.
+A checkpoint is one safetensors file, replaced in one step: whenever the process dies, a complete one remains. It is
+not a bundle and is never served.
 """
 
 from __future__ import annotations

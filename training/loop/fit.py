@@ -1,4 +1,4 @@
-"""From a split to a trained model, and from a model to a judgement: what `train` and `evaluate` have in common."""
+"""From a split to a trained model, and from a model to an evaluation: shared by `train` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from training.config import RunConfig
 from training.evaluation.evaluate import Evaluation, evaluate
 from training.evaluation.report import PRIMARY_METRIC
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
-from training.loop.trainer import Progress, Trainer, TrainingData
+from training.loop.build import TrainingData, build
+from training.loop.trainer import Progress, Trainer
 
 MOST_VALIDATION_QUESTIONS = 10_000
-"""Questions asked after each epoch; a sample where there are more."""
+"""Maximum number of validation queries after each epoch, a sample."""
 
 Say = Callable[[str], None]
 
@@ -35,9 +36,9 @@ class TrainedModel:
 
     Attributes:
         model: With the best weights, in evaluation mode.
-        data: What it learned from.
-        progress: How the training went.
-        seconds: How long it took, validation included.
+        data: Its training data.
+        progress: Counters at the end of training.
+        seconds: Duration of training, validation included.
     """
 
     model: TwoTower
@@ -46,7 +47,7 @@ class TrainedModel:
     seconds: float
 
     def recommender(self, history: int) -> TwoTowerRecommender:
-        """Return the model as evaluation wants it."""
+        """Return the model as a `ScoringModel`; `history` is the maximum length of a history."""
         data = self.data
         return TwoTowerRecommender(self.model, data.featurizer, data.item_features, data.users, history)
 
@@ -66,16 +67,16 @@ def fit(
 
     Args:
         config: The settings.
-        tables: Where the features come from.
-        split: What is learned from and what is held out.
-        device: Where to train.
-        checkpoint: The file to resume from later; None: none is written.
-        resume: Whether to go on from that file.
-        on_step: Told the step and the mean loss of the epoch so far.
-        on_epoch: Told the progress and what was measured.
+        tables: Source of the features.
+        split: Training and held-out data.
+        device: Device to train on.
+        checkpoint: File to resume from later; None: no checkpoints.
+        resume: Whether to continue from that file.
+        on_step: Called with the step and the mean loss of the epoch so far.
+        on_epoch: Called with the progress and the metrics of the epoch.
 
     Raises:
-        DataError: The settings ask for times that the tables do not have.
+        DataError: The settings need timestamps that the tables do not have.
     """
     if config.towers.time_bias and split.train.times is None:
         raise DataError(
@@ -88,13 +89,11 @@ def fit(
     questions = _sample(split.validation, config.training.seed)
 
     def validate(model: TwoTower) -> float:
-        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.history)
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.max_history)
         return judge(towers, questions, split, config, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(
-        config,
-        data,
-        device=device,
+        build(config, data, device),
         checkpoint=checkpoint,
         validate=validate,
         on_step=on_step,
@@ -107,38 +106,36 @@ def fit(
 
 
 def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: TrainedModel) -> TrainedModel:
-    """Train once more, on `sequences` and nothing held out: as many passes as were best, with the rates they had."""
+    """Train again on all `sequences`, for the best number of epochs and with the learning rates of the first run."""
     began = time.monotonic()
     featurizer = fit_featurizer(config, tables, sequences)
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
     growth = sequences.num_events / first.data.train.num_events
     trainer = Trainer(
-        config,
-        data,
-        device=first.model.log_scale.device,
+        build(config, data, first.model.log_scale.device),
         steps=round(first.progress.best_step * growth),
-        cut_steps=[round(step * growth) for step in first.progress.cut_steps],
+        decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )
     model = trainer.fit()
     return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began)
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:
-    """Return the featurizer of the training data; where no history is read, the catalogue is known beforehand."""
+    """Return the featurizer of the training data; without histories it is fitted on the whole catalogue."""
     return Featurizer.fit(
         Schema.from_config(config.features),
         tables.catalog,
         tables.users,
         train,
         whole_catalog=not config.towers.reads_history,
-        shared_texts=config.towers.shared,
+        shared_texts=config.towers.shared_text_encoder,
     )
 
 
 def judge(
     towers: TwoTowerRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
 ) -> Evaluation:
-    """Return how well the towers answer questions of the split."""
+    """Return the evaluation of the towers on queries of the split."""
     return evaluate(
         towers,
         questions,

@@ -1,6 +1,6 @@
-"""Reading a batch's histories within bounded memory, however large the batch (gradient caching).
+"""Gradient caching (GradCache): encoding of a batch's histories in bounded memory, however large the batch.
 
-A softmax over the batch needs the vectors of all its users at once, but not all that was computed on the way to them.
+A softmax over the batch needs the vectors of all its users at once, but not the activations that lead to them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def user_states(
     item_vectors: Float[Tensor, "items width"],
     place: Int[Tensor, "catalogue"] | None = None,
     *,
-    chunk_events: int | None = None,
+    gradient_cache_chunk: int | None = None,
 ) -> Float[Tensor, "events width"]:
-    """Return each user's vector at the moment of each of his events, made of those before it.
+    """Return the states of a batch: state t is made from the events before event t (see `SequenceBatch`).
 
     Args:
         tower: The user tower.
@@ -37,11 +37,11 @@ def user_states(
         user_features: The users of the training data, where the tower is.
         item_vectors: The vectors of all items of the histories, where the tower is.
         place: Where the vector of each catalogue row is, on the host. None: where the row is.
-        chunk_events: See `encode_in_chunks`. None: all histories are read at once.
+        gradient_cache_chunk: See `encode_in_chunks`. None: all histories are read at once.
     """
     device = item_vectors.device
     is_input = torch.ones_like(batch.is_target)
-    is_input[batch.offsets[1:] - 1] = False
+    is_input[batch.offsets[1:] - 1] = False  # a user's last event is only predicted
     inputs = batch.item_rows[is_input]
     given = (
         item_vectors[to_device(inputs if place is None else place[inputs], device)],
@@ -52,11 +52,11 @@ def user_states(
     if batch.times is not None:
         asked = batch.times if batch.request_times is None else batch.request_times
         request_times, event_times = to_device(asked, device), to_device(batch.times[is_input], device)
-    if chunk_events is None:
+    if gradient_cache_chunk is None:
         states: Tensor = tower(*given, request_times=request_times, event_times=event_times)
         return states
     return encode_in_chunks(
-        tower, *given, request_times=request_times, event_times=event_times, chunk_events=chunk_events
+        tower, *given, request_times=request_times, event_times=event_times, gradient_cache_chunk=gradient_cache_chunk
     )
 
 
@@ -68,7 +68,7 @@ def encode_in_chunks(
     *,
     request_times: Int[Tensor, "tokens"] | None = None,
     event_times: Int[Tensor, "events"] | None = None,
-    chunk_events: int,
+    gradient_cache_chunk: int,
 ) -> Float[Tensor, "tokens width"]:
     """Return what the tower returns, keeping the inner workings of one chunk of users at a time.
 
@@ -95,12 +95,12 @@ def encode_in_chunks(
         users: The attributes of the users.
         request_times: Unix seconds of the request that each result is for; None: unknown.
         event_times: Unix seconds of each event; None: unknown.
-        chunk_events: Results in a chunk, at most; a single longer history makes a chunk of its own.
+        gradient_cache_chunk: Results in a chunk, at most; a single longer history makes a chunk of its own.
     """
     order = offsets.diff().argsort(stable=True)
     events, tokens = _taken(offsets, order), _taken(offsets + torch.arange(len(offsets), device=offsets.device), order)
     by_length = functional.pad(offsets.diff()[order].cumsum(0), (1, 0))
-    chunks = _deal(by_length.tolist(), chunk_events)
+    chunks = _deal(by_length.tolist(), gradient_cache_chunk)
     vectors = event_vectors.index_select(0, events).split([chunk.num_events for chunk in chunks])
     attributes = _attributes(tower, users, order, chunks)
 
@@ -173,7 +173,7 @@ def _attributes(
 
 @contextmanager
 def _answering(module: nn.Module | None, answer: Tensor | None) -> Iterator[None]:
-    """Let the module return `answer`, whatever it is asked."""
+    """Replace the output of the module by `answer`, whatever the input."""
     if module is None or answer is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Finding hard negatives: the items nearest to each user, as the model is now, that he is not known to like.
+"""Mining of hard negatives: each user's highest-scoring items without an interaction, under the current model.
 
 The search is exact: matrix products in blocks, and the best of each row. It happens between two epochs.
 """
@@ -30,13 +30,13 @@ def mine_hard_negatives(
     skip: int = 0,
     below: float | None = None,
 ) -> Int[Tensor, "users per_user"]:
-    """Return the hardest items of each user, hardest first; -1 where there are no more, or nothing is known of him.
+    """Return the hard negatives of each user, highest score first; -1 fills rows that are not full.
 
-    A user is asked about where he stood before his newest event of the training data, so that there is a positive to
-    compare with: that event. Three filters keep items out that he would like after all (false negatives): every item
-    of his training data, copies of the positive included; the `skip` nearest of the rest; and those that come closer to
-    him than a share `below` of the positive's own score (positive-aware mining: Moreira et al. 2024, NV-Retriever,
-    arXiv 2407.15831, where 0.95 was best for text). What is filtered is not spared, only left to the draws.
+    A user is represented by the vector before the newest event of the training data, so that this event is a positive
+    to compare with. Three filters remove likely false negatives: all items of the user's training data; the `skip`
+    highest-scoring of the rest; and items that score more than `below` times the positive's score (positive-aware
+    mining: Moreira et al. 2024, NV-Retriever, arXiv 2407.15831, where 0.95 was best for text). Filtered items can still
+    be drawn as random negatives, except those of the user's training data.
 
     Cost: users x items dot products; `BLOCK_CELLS` scores and the vectors of the catalogue in memory.
 

@@ -1,4 +1,4 @@
-"""The contrastive loss: a softmax in which the positive competes with the negatives it was given.
+"""The contrastive loss: softmax cross-entropy of each positive against its negatives. CONTRIBUTING.md: "Add a loss".
 
 Letters: P positives (predictions made in a batch), N negatives, D width, R positives and C negatives of a block.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +27,23 @@ ROUND = 64
 BLOCK_COLUMNS = 16_384
 """Items in a block. Up to so many, each logit is made once; beyond, once for the sum and once for the gradients."""
 PREFIX_WEIGHT = 1.0
-"""What the loss of a prefix counts beside that of the whole vectors."""
+"""Weight of the loss of a prefix against that of the whole vectors."""
+
+
+class Loss(Protocol):
+    """A loss over the predictions of a batch; see `softmax_loss` for the arguments."""
+
+    def __call__(
+        self,
+        users: Float[Tensor, "P D"],
+        positives: Float[Tensor, "P D"],
+        items: Float[Tensor, "N D"],
+        scale: Float[Tensor, ""],
+        negatives: Negatives,
+        *,
+        precision: torch.dtype = torch.float32,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of the predictions."""
 
 
 def softmax_loss(
@@ -41,9 +57,9 @@ def softmax_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean over positives of -log softmax of the positive among itself and the negatives.
 
-    **What it does.** Pulls each user to the item that was chosen and pushes him away from the others, from each as much
-    as the model still believes in it. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j`
-    with logits `s_pj` and weights `w_pj`::
+    **What it does.** Moves each user towards the positive item and away from the negatives, from each in proportion to
+    its softmax probability. For a positive `p` with logit `s+ = scale * user . positive` and negatives `j` with logits
+    `s_pj` and weights `w_pj`::
 
         loss_p = log(exp(s+) + Z-) - s+        Z- = sum_j w_pj exp(s_pj)
 
@@ -71,19 +87,18 @@ def softmax_loss(
 
       where `sg` stops the gradient. Its gradient is `(1 - P) (dlog Z- - ds+)`. Ours is
       `(dZ- + exp(s+) ds+) / (exp(s+) + Z-) - ds+ = (1 - P) dlog Z- + P ds+ - ds+`, the same: leaving the positive out
-      of the sample and in the sum *is* their weight, the probability that the model errs. What remains is their `Z-`,
+      of the sample and in the sum *is* their weight, the probability of a wrong prediction. What remains is their `Z-`,
       a mean over the draws that count with a renormalised `Q'`: those are the weights that a sample has.
     * *Sampled softmax without correction, InfoNCE, MultipleNegativesRanking:* `log_q = "none"`.
 
     **Source.** See above; masking by id after Yang et al. 2020.
 
     Args:
-        users: Unit vectors of the users at the moment of each prediction.
-        positives: Unit vectors of the items that were chosen.
+        users: Unit vectors of the users, one for each prediction.
+        positives: Unit vectors of the positives.
         items: Unit vectors of the negatives.
         scale: 1 / temperature.
-        negatives: Which items they are, what they weigh, and which cells are not negatives; among those must be each
-            positive's own cell where it was drawn.
+        negatives: Their weights, and the masked pairs, which must include each positive's own column if it was drawn.
         precision: Of the matrix products with the negatives; bfloat16 is three times as fast where the processor has
             it. Sums, exponentials and the positive's own logit stay in the precision of the vectors.
     """
@@ -91,7 +106,7 @@ def softmax_loss(
     return loss
 
 
-def nested_softmax_loss(
+def matryoshka_loss(
     users: Float[Tensor, "P D"],
     positives: Float[Tensor, "P D"],
     items: Float[Tensor, "N D"],
@@ -101,17 +116,18 @@ def nested_softmax_loss(
     prefix_scales: Mapping[int, Float[Tensor, ""]],
     prefix_weight: float = PREFIX_WEIGHT,
     precision: torch.dtype = torch.float32,
+    loss: Loss = softmax_loss,
 ) -> Float[Tensor, ""]:
-    """Return the mean of the softmax loss of whole vectors and of those of their beginnings.
+    """Return the mean of the loss of whole vectors and of the losses of their prefixes.
 
-    **What it does.** Vectors of width D come with shorter ones inside: their first `m` numbers, brought to length one
-    again. Each of those widths is given the task of `softmax_loss`, with the same negatives and a temperature of its
-    own, so that the numbers of a vector are ordered: the first say the most. With weight `w` for each of `n` widths::
+    **What it does.** The first `m` numbers of a vector, scaled to length one, are a shorter vector. Each of these
+    widths gets the same loss, with the same negatives and a temperature of its own, so that the first numbers of a
+    vector carry the most information. With weight `w` for each of `n` widths::
 
         loss = (loss_D + w sum_m loss_m) / (1 + n w)
 
-    **When to use it.** Where an index is to compare short vectors first and whole ones after (`towers.prefixes`).
-    Without prefixes it is `softmax_loss`, to the last bit.
+    **When to use it.** Where an index searches short vectors first and re-scores (`towers.matryoshka_dims`).
+    Without prefixes it is `loss`, to the last bit.
 
     **Cost.** For each prefix once more the loss, in fewer multiplications and as many exponentials. Memory grows by
     copies of the shortened vectors and their gradients; no width keeps logits.
@@ -120,20 +136,21 @@ def nested_softmax_loss(
     weight 1.
 
     Args:
-        users: Unit vectors of the users at the moment of each prediction.
-        positives: Unit vectors of the items that were chosen.
+        users: Unit vectors of the users, one for each prediction.
+        positives: Unit vectors of the positives.
         items: Unit vectors of the negatives.
         scale: 1 / temperature of whole vectors.
         negatives: As for `softmax_loss`.
         prefix_scales: 1 / temperature of each prefix, by its width.
-        prefix_weight: What the loss of each prefix counts; that of whole vectors counts 1.
+        prefix_weight: Weight of the loss of each prefix, against 1 for that of whole vectors.
         precision: As for `softmax_loss`.
+        loss: The loss of each width.
     """
-    loss = softmax_loss(users, positives, items, scale, negatives, precision=precision)
+    total = loss(users, positives, items, scale, negatives, precision=precision)
     for width, prefix_scale in prefix_scales.items():
         short = unit(users[:, :width]), unit(positives[:, :width]), unit(items[:, :width])
-        loss = loss + prefix_weight * softmax_loss(*short, prefix_scale, negatives, precision=precision)
-    return loss / (1 + prefix_weight * len(prefix_scales))
+        total = total + prefix_weight * loss(*short, prefix_scale, negatives, precision=precision)
+    return total / (1 + prefix_weight * len(prefix_scales))
 
 
 class _Softmax(torch.autograd.Function):

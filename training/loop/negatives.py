@@ -1,11 +1,11 @@
-"""What a positive competes with: every item, or a sample of them shared by the batch.
+"""The negatives of a positive: every item, or a sample of the items shared by the batch.
 
 A sample is made of sources, and each source says how often it expects to draw an item. Draws of all sources are put
 together: an item counts as often as it was drawn, divided by how often it was expected to be (the log-Q correction), so
 that the sampled softmax estimates the full one whatever the sources. Items mined for being hard are not drawn: they
 stand for themselves, and the sample for the others.
 
-Items that the user is known to like are never his negatives, the positive itself included.
+Items in a user's training data are never negatives of that user, the positive itself included.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from features.sequences.batches import SequenceBatch, TrainingBatches
 from training.config import TrainingConfig
 
 FULL_SOFTMAX_ITEMS = 30_000
-"""Up to so many items a positive competes with all of them, unless something else is asked for."""
+"""Up to so many items `negatives = "auto"` is the exact softmax."""
 
 LogQ = Literal["negatives", "all", "none"]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch asks for.
+    """The predictions of a batch.
 
     Attributes:
         batch: Where the targets are from; on the host.
@@ -56,7 +56,7 @@ class Targets:
 
     @cached_property
     def known(self) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
-        """Each pair of a user of the batch (its place there) and an item he is known to like, once, sorted by user."""
+        """Pairs of a user (position in the batch) and an item of their training data, each once, sorted by user."""
         batch = self.batch
         users = torch.repeat_interleave(torch.arange(len(batch.users)), batch.known_offsets.diff())
         base = int(batch.known_rows.max()) + 1
@@ -104,7 +104,8 @@ class Negatives:
         expected: How often each way of drawing was expected to draw each item, over how often it was drawn, `[ways,
             negatives]`. None: each item stands for itself.
         factors: What the expectations of each way have to be multiplied by for each positive, `[positives, ways]`.
-        remembered: Where in the memory the vectors of the last rows are, `[remembered]`. None: all are made anew.
+        remembered: Where in the memory the vectors of the last rows are, `[remembered]`. None: all are encoded in this
+            step.
     """
 
     rows: Int[Tensor, "negatives"]
@@ -155,7 +156,7 @@ class AllItems:
         return Negatives(self._rows, MaskedPairs.of(targets, *targets.known))
 
     def state(self) -> dict[str, Tensor]:
-        """Return nothing: it is always the same."""
+        """Return no tensors: there is no state."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -175,7 +176,7 @@ class NegativeSampler(Protocol):
 class UniformSampler:
     """Items drawn uniformly from the catalogue.
 
-    **When:** always a part of a sample: it alone shows the model items that are seldom had as often as the others.
+    **When:** always a part of a sample: it is the only source that draws rare items as often as popular ones.
     Where items are cheap to encode it may be all of it: on two of three public data sets the authors of eSASRec (RecSys
     2025) found uniform draws better than mixed ones. **Cost:** each item drawn is encoded for the purpose. **Source:**
     Bengio and Senecal 2008 for the correction.
@@ -199,10 +200,10 @@ class UniformSampler:
 
 
 class InBatchSampler:
-    """Items drawn from the positives of the batch, so that popular ones come as often as they are had.
+    """Items drawn from the positives of the batch, in proportion to their popularity.
 
     **When:** on large catalogues with features to read, where a vector that the batch makes anyway costs nothing more;
-    beside uniform draws, not alone: items that are seldom had would seldom be met, and each time with a great weight.
+    together with uniform draws, not alone: rare items would be drawn rarely, and each time with a large weight.
     **Cost:** next to none. **Relations:** with `UniformSampler` it is Mixed Negative Sampling (Yang et al. 2020); alone
     the in-batch softmax of Yi et al. 2019, which without log-Q correction can collapse.
 
@@ -227,14 +228,14 @@ class InBatchSampler:
 
 
 class CrossBatchMemory:
-    """Items that were positives in earlier batches, with the vectors they had then (cross-batch memory).
+    """Positives of earlier batches, with their vectors at that step (cross-batch memory).
 
     Vectors drift slowly once training has warmed up, so yesterday's are good enough to push away from, though nothing
     is learned of the items themselves. An item that the step encodes in any case is represented by its new vector.
 
-    **When:** encoding an item is dear (long texts, many features) and the batch is small, so that many negatives cannot
-    be had otherwise. Where items are an id and a few words, fresh draws cost little more and are better. **Cost:** one
-    matrix product; the memory is `size` x width numbers, in the checkpoint as well. **Relations:** more
+    **When:** encoding an item is expensive (long texts, many features) and the batch is small, so that there is no
+    other way to many negatives. Where items are an id and a few words, fresh draws cost little more and are better.
+    **Cost:** one matrix product; the memory is `size` x width numbers, in the checkpoint as well. **Relations:** more
     `InBatchSampler` draws, stale. **Source:** XBM (Wang et al. 2020, arXiv 1912.06798); for two towers CBNS (Wang et
     al. 2021, arXiv 2110.15154).
 
@@ -252,11 +253,11 @@ class CrossBatchMemory:
         self.vectors = torch.zeros(0, width, device=device)
 
     def draw(self, targets: Targets, generator: torch.Generator) -> Int[Tensor, "draws"]:
-        """Return all that is remembered."""
+        """Return all rows in the memory."""
         return self.rows
 
     def expected(self, rows: Int[Tensor, "items"]) -> Float[Tensor, "items"]:
-        """Return what is remembered, as often as the items are positives."""
+        """Return the expected count of each item in the memory, by its share of the positives."""
         return len(self.rows) * self.share[rows]
 
     def remember(self, rows: Int[Tensor, "positives"], vectors: Float[Tensor, "positives width"]) -> None:
@@ -265,12 +266,12 @@ class CrossBatchMemory:
         self.vectors = torch.cat([self.vectors, vectors.detach()])[-self.size :]
 
     def recall(self, negatives: Negatives) -> Float[Tensor, "remembered width"]:
-        """Return the vectors of a sample's remembered rows."""
+        """Return the vectors from the memory for a sample."""
         assert negatives.remembered is not None, "a sample with a memory says what it remembers"
         return self.vectors[to_device(negatives.remembered, self.vectors.device)]
 
     def newest(self, rows: Int[Tensor, "chosen"]) -> Int[Tensor, "chosen"]:
-        """Return where the newest vector of each of these remembered items is."""
+        """Return the position of the newest vector of each of these items in the memory."""
         distinct, inverse = self.rows.unique(return_inverse=True)
         places = torch.arange(len(self.rows))
         newest: Tensor = torch.zeros_like(distinct).scatter_reduce(0, inverse, places, "amax")
@@ -278,15 +279,16 @@ class CrossBatchMemory:
 
 
 class HardNegatives:
-    """Items mined for each user for being near him and not his (see `mining`); they stand for themselves.
+    """Hard negatives mined for each user (see `hard_negatives.py`); each has weight 1.
 
     The softmax is ruled by its largest terms. Those of the mined items enter it exactly, and only the rest of the
     catalogue is estimated by drawing: the estimate of the whole stays unbiased, and varies less.
 
     **When:** the catalogue is large against the sample, so that drawing seldom meets an item that matters. They need
-    draws beside them: hard negatives alone teach the model nothing of the rest of the catalogue and ruin it (Huang et
-    al. 2020, arXiv 2006.11632). **Cost:** the mining (users x items dot products every so many epochs), a table of
-    users x `hard_negatives` rows, in the checkpoint as well, and up to `hard_negatives` columns per user of the batch.
+    random negatives as well: hard negatives alone teach the model nothing of the rest of the catalogue and ruin it
+    (Huang et al. 2020, arXiv 2006.11632). **Cost:** the mining (users x items dot products every so many epochs), a
+    table of users x `hard_negatives` rows, in the checkpoint as well, and up to `hard_negatives` columns per user of
+    the batch.
     **Relations:** what is `hard_negatives` for one user is a negative of all others in the batch, too.
     """
 
@@ -302,7 +304,7 @@ class HardNegatives:
 
 
 class MixedSampler:
-    """Draws of several sources, put together, beside hard items.
+    """Random negatives of several sources, merged, together with hard negatives.
 
     The positive is no draw: it is there in any case and stands for itself. How many items a drawn one stands for is a
     choice (`log_q`). With `n_j` the times item `j` was drawn by any source, `e_sj` the times that source `s` was
@@ -315,8 +317,8 @@ class MixedSampler:
       sampling with the balance heuristic: Veach and Guibas 1995). With one source it is the corrected log-Q correction
       of Khrylchenko et al. 2025 (arXiv 2507.09331), whose `Q'` is renormalised without the positive and whose mean is
       over the draws that differ from it.
-    * `all`: `e_p n_j / e_j` for positive `p`, the classic correction of Yi et al. 2019: the positive is weighed as if
-      it had been drawn. Against the full softmax popular positives learn too much and rare ones too little. With
+    * `all`: `e_p n_j / e_j` for positive `p`, the classic correction of Yi et al. 2019: the positive is weighted as if
+      it were drawn. Against the full softmax popular positives learn too much and rare ones too little. With
       uniform draws alone every weight cancels, and what remains is the plain sampled softmax of much of the literature.
     * `none`: `n_j`. Popular items are then pushed away for being popular.
 
@@ -359,7 +361,7 @@ class MixedSampler:
         return Negatives(rows, forbidden, expected.float(), factors.float(), remembered)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the next draw depends on, beside the batch and the generator."""
+        """Return what the next draw depends on, apart from the batch and the generator."""
         state = {} if self.hard is None else {"hard": self.hard.table}
         if self.memory is not None:
             state |= {"memory_rows": self.memory.rows, "memory_vectors": self.memory.vectors}
@@ -376,7 +378,7 @@ class MixedSampler:
     def _distinct(
         self, draws: list[Tensor], targets: Targets, exact: Int[Tensor, "hard"]
     ) -> tuple[Int[Tensor, "drawn"], Int[Tensor, "remembered"] | None]:
-        """Return the items drawn, without the exact ones; where the vectors of the last of them are remembered."""
+        """Return the items drawn, without the hard negatives; and positions in the memory for the last of them."""
         rows = torch.cat(draws).unique()
         rows = rows[~torch.isin(rows, exact)]
         if self.memory is None:
@@ -395,7 +397,7 @@ class MixedSampler:
         """Return `expected` and `factors`; the last way is that of the exact items, drawn once and expected once.
 
         Args:
-            targets: What the batch asks for.
+            targets: The predictions of the batch.
             rows: The negatives, the exact ones first.
             num_exact: How many these are.
             columns: Where among the negatives each draw is, by source.
@@ -427,7 +429,7 @@ class MixedSampler:
         num_exact: int,
         known_columns: Int[Tensor, "pairs"],
     ) -> Float[Tensor, "users sources"]:
-        """Return the draws that each source made for each user, over those expected, among his negatives."""
+        """Return the draws that each source made for each user, over those expected, among the user's negatives."""
         users, known = targets.known
         is_exact = (known_columns >= 0) & (known_columns < num_exact)
         expected_of_known = self._expected(known).masked_fill(is_exact, 0.0)
@@ -442,17 +444,17 @@ class MixedSampler:
 
 
 def reversed_negatives(targets: Targets, num_predictions: int) -> Negatives:
-    """Return whom the user of each prediction competes with where the item has to find him: those of the batch.
+    """Return the negatives of the reverse direction: for each item, the users of the other predictions of the batch.
 
     **What it does.** The predictions of a batch are a sample of all that there are to learn from, and each of their
-    users stands for as many. Who is known to like the item is no negative of it.
+    users stands for as many. Users whose training data holds the item are not negatives of it.
 
-    **When to use it.** Where users are found by items as well, and where the pairs are few: each is learned from twice,
+    **When to use it.** Where users are retrieved by items as well, and where pairs are few: each is used twice,
     and users move apart, not only items. **Cost:** one more matrix product. **Relations:** with `InBatchSampler`
     negatives the symmetric loss of CLIP (Radford et al. 2021, arXiv 2103.00020) and MultipleNegativesSymmetricRanking.
 
     Args:
-        targets: What a batch asks for.
+        targets: The predictions of a batch.
         num_predictions: How many there are to learn from.
 
     Returns:
@@ -475,25 +477,27 @@ def choose_negatives(
     *,
     width: int,
     device: torch.device,
-    dear: bool = False,
+    is_expensive: bool = False,
 ) -> AllItems | MixedSampler:
-    """Return what the settings ask for, or, with `auto`, what the catalogue does.
+    """Return the negatives of the settings; `auto` decides by the size of the catalogue.
 
     Args:
         settings: `[training]`.
-        batches: How the training data is dealt.
+        batches: The batches of the training data.
         num_items: Items in the catalogue.
         width: Numbers in a vector.
         device: Where remembered vectors are kept.
-        dear: Whether to make an item's vector is much work, as where its text goes through a model that is trained:
-            then `auto` is those that the batch makes anyway.
+        is_expensive: Whether encoding an item is expensive, as with a trained text encoder; `auto` then uses in-batch
+            negatives.
     """
-    if dear and settings.negatives == "auto":
+    if is_expensive and settings.negatives == "auto":
         draws = settings.in_batch_negatives or settings.uniform_negatives
         settings = settings.model_copy(
             update={"negatives": "sampled", "uniform_negatives": 0, "in_batch_negatives": draws}
         )
-    asks_for_sample = settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.memory_negatives > 0
+    asks_for_sample = (
+        settings.negatives == "sampled" or settings.hard_negatives > 0 or settings.cross_batch_negatives > 0
+    )
     if settings.negatives == "all" or (not asks_for_sample and num_items <= FULL_SOFTMAX_ITEMS):
         return AllItems(num_items)
     share = target_shares(batches, num_items)
@@ -505,7 +509,9 @@ def choose_negatives(
     return MixedSampler(
         num_items,
         sources,
-        memory=CrossBatchMemory(settings.memory_negatives, share, width, device) if settings.memory_negatives else None,
+        memory=CrossBatchMemory(settings.cross_batch_negatives, share, width, device)
+        if settings.cross_batch_negatives
+        else None,
         hard=HardNegatives() if settings.hard_negatives else None,
         log_q=settings.log_q,
     )
@@ -515,7 +521,7 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
     """Return the share of each item in all positives of an epoch, `[items]`; the expected one where they are drawn.
 
     Args:
-        batches: The training data as it is dealt.
+        batches: The batches of the training data.
         num_items: Items in the catalogue.
     """
     sequences = batches.sequences
@@ -536,7 +542,7 @@ def _times_shuffled(batches: TrainingBatches) -> Float[np.ndarray, "users"]:
     """Return how often each item of a user is expected to be a target when they are shuffled, if none repeats."""
     lengths = batches.sequences.lengths
     read = np.minimum(lengths, batches.history + 1)
-    first = np.maximum((read * batches.shown).astype(np.int64), lengths > read)
+    first = np.maximum((read * batches.history_fraction).astype(np.int64), lengths > read)
     times: np.ndarray = (read - first) / np.maximum(lengths, 1)
     return times
 

@@ -1,7 +1,7 @@
-"""Where items begin when they do not begin at random: at the spectral decomposition of who had what.
+"""Initialisation of item embeddings from an SVD of the interaction and attribute matrix.
 
-Of few people a model learns their interactions by heart before it has found out which items go together, if it has to
-find that out step by step. A decomposition knows at once, and contrastive training goes on from there.
+With few users, training from random embeddings overfits before it has learned which items occur together. The SVD
+gives that at once, and contrastive training continues from there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class SpectralStart:
-    """Where items and the values of their features begin.
+    """Initial vectors of items and of the values of their features.
 
     Attributes:
         items: A unit vector for each item, `[items, width]`. Its last number is what the others lack of length one.
@@ -49,7 +49,7 @@ def decompose(
     attributes: float,
     seed: int,
 ) -> SpectralStart:
-    """Return the start of items that were had by these users and are described by these values.
+    """Return initial vectors from the interactions and attribute values of the items.
 
     With `S` the interactions, and below them, as if each value were one more user, `attributes` times the TF-IDF of
     each value in each item, and with the largest singular values `S ~ U diag(s) V'`, the items are::
@@ -58,12 +58,12 @@ def decompose(
 
     The inner products of the items of a history with those of the catalogue are then, up to the rank, the scores of the
     ridge regression of `S` on itself: `S' S (S' S + regularisation I)^-1`, EASE without its constraint on the diagonal,
-    which says nothing of items that a user has not had. One more number brings each item to length one; the user tower
-    does not read it, so that no score changes. As an item is a sum over the rows of `S`, so is what each value adds,
-    which is where an item without interactions begins.
+    which does not affect items without an interaction of the user. One more number brings each item to length one; the
+    user tower does not read it, so that no score changes. As an item is a sum over the rows of `S`, so is what each
+    value adds, which is where an item without interactions begins.
 
     Args:
-        interactions: Who had what, `[users, items]`, as ones.
+        interactions: Interaction matrix, `[users, items]`, as ones.
         bags: Which values each item has, `[items, values]`, as ones, by feature.
         width: Numbers in a vector.
         regularisation: What is added to the diagonal; the more, the less rare co-occurrences count.
@@ -92,14 +92,14 @@ def decompose(
 def initialise_embeddings(
     model: TwoTower, train: Sequences, item_features: EntityFeatures, settings: TrainingConfig
 ) -> None:
-    """Let the towers begin where the decomposition of the training data puts the items.
+    """Initialise the embedding tables so that item vectors are those of the decomposition of the training data.
 
-    The vectors of the items are exactly those: a row of an id is what the other features leave to be added. What was
-    had is read as what can be recommended.
+    The match is exact: the row of an id is the difference to the sum of the other features. History and candidate items
+    use the same embeddings.
 
     Args:
         model: Towers as they were made.
-        train: Who had what, as rows of `item_features`.
+        train: Interactions, with items as rows of `item_features`.
         item_features: The items that training knows.
         settings: `[training]`.
 
@@ -109,8 +109,8 @@ def initialise_embeddings(
     sparse, embeddings = item_features.sparse, model.item_tower.embeddings
     if sparse is None or embeddings is None or ITEM_ID not in sparse.keys():  # noqa: SIM118
         raise DataError(
-            '[training] start = "spectral" says where ids begin, and items have none; add item_id = { kind = "id" } '
-            'to [features.item], or set start = "random"'
+            '[training] item_init = "spectral" initialises id embeddings, and items have no id feature; add '
+            'item_id = { kind = "id" } to [features.item], or set item_init = "random"'
         )
     others = [name for name in sparse.keys() if name != ITEM_ID]  # noqa: SIM118
     bags = {name: _bags(sparse, name, len(embeddings.rows(name))) for name in others}
@@ -118,8 +118,8 @@ def initialise_embeddings(
         interaction_matrix(train, len(item_features)),
         bags,
         model.item_tower.width,
-        regularisation=settings.start_regularisation,
-        attributes=settings.start_attributes,
+        regularisation=settings.spectral_regularisation,
+        attributes=settings.spectral_attribute_weight,
         seed=settings.seed,
     )
     ids = embeddings.rows(ITEM_ID)

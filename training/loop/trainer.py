@@ -12,71 +12,37 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from features.featurizer.featurizer import Featurizer
-from features.sequences.batches import EntityFeatures, SequenceBatch, TrainingBatches
-from features.sequences.sequences import Sequences
-from features.tables.tables import Catalog, Users
-from towers.model.embeddings import FeatureEmbeddings
-from towers.model.precision import fastest_precision
-from towers.model.text_encoder import TextEncoder
+from features.sequences.batches import EntityFeatures, SequenceBatch
 from towers.model.two_tower import TwoTower
 from towers.process import ENDING, Stopped, handled
-from training.config import RunConfig
+from training.loop.build import TrainingParts, dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.gradient_caching import user_states
 from training.loop.hard_negatives import mine_hard_negatives
-from training.loop.losses import nested_softmax_loss
-from training.loop.negatives import AllItems, Negatives, Targets, choose_negatives, reversed_negatives, to_device
+from training.loop.losses import matryoshka_loss
+from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
 from training.loop.spectral_init import initialise_embeddings
 from training.loop.weight_averaging import WeightAverage
 
 GRADIENT_NORM = 1.0
-FEWEST_EVENTS, STEPS_AN_EPOCH = 128, 50
-"""Small tables are dealt into so many batches an epoch, as long as a batch has so many events."""
-RATE_CUT = 0.3
-"""What the learning rates are multiplied by when validation has stopped rising."""
+LR_DECAY = 0.3
+"""Factor of each learning-rate decay."""
 STEPS_UNSEEN = 20
-"""On a GPU the loss is read once in so many steps: to read it is to wait for it."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run learns from, as tensors made once."""
-
-    train: Sequences
-    catalog: Catalog
-    users: Users | None
-    featurizer: Featurizer
-    item_features: EntityFeatures
-    user_features: EntityFeatures
-
-    @classmethod
-    def prepare(cls, train: Sequences, catalog: Catalog, users: Users | None, featurizer: Featurizer) -> TrainingData:
-        """Featurize the catalogue and the training users."""
-        attributes = None if users is None else users.attributes_of(train.user_ids)
-        return cls(
-            train=train,
-            catalog=catalog,
-            users=users,
-            featurizer=featurizer,
-            item_features=featurizer.item_features(catalog),
-            user_features=featurizer.user_features(train.user_ids, attributes),
-        )
+"""On a GPU the loss is read every so many steps, because reading it waits for the GPU."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the checkpoint.
+    """State of a run, apart from tensors; stored in the checkpoint.
 
     Attributes:
         epoch: Epochs finished.
@@ -87,7 +53,7 @@ class Progress:
         best: The best validation N@10 so far.
         best_step: The step it was reached at.
         waited: Epochs since then, or since the learning rates were last lowered.
-        cut_steps: The steps from which on the learning rates were lowered.
+        decay_steps: The steps from which on the learning rates were lowered.
         finished: Whether the run is over.
     """
 
@@ -99,94 +65,60 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     waited: int = 0
-    cut_steps: list[int] = field(default_factory=list)
+    decay_steps: list[int] = field(default_factory=list)
     finished: bool = False
 
 
 class Trainer:
-    """One training run.
-
-    It knows only the items that somebody had: an item without an interaction is no negative, or a new one would learn
-    to be ranked low before it was ever shown. Rows of items are positions among the known ones here.
+    """The steps of one training run, over the parts that `build` made.
 
     Args:
-        config: The settings.
-        data: What to learn from.
-        device: Where to.
+        parts: Model, optimisers, batches and negatives.
         checkpoint: The file that training can be resumed from; None: none is written.
         validate: Returns the validation N@10 of the model as it is; None: train for `steps` and keep the last average.
         steps: Steps after which training ends in any case.
-        cut_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
-        on_step: Told the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
-        on_epoch: Told the progress and the validation N@10, after each epoch, and before the first where items do not
-            begin at random.
+        decay_steps: Steps from which on the learning rates are lowered, where that is known beforehand.
+        on_step: Called with the step and the mean loss of the epoch so far, after each step; on a GPU after every 20.
+        on_epoch: Called with the progress and the metrics, after each epoch, and before the first unless items are
+            initialised randomly.
         quiet: No progress bar.
     """
 
     def __init__(
         self,
-        config: RunConfig,
-        data: TrainingData,
+        parts: TrainingParts,
         *,
-        device: torch.device,
         checkpoint: Path | None = None,
         validate: Callable[[TwoTower], float] | None = None,
         steps: int | None = None,
-        cut_steps: Sequence[int] = (),
+        decay_steps: Sequence[int] = (),
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
         quiet: bool = False,
     ) -> None:
-        settings = config.training
-        self.settings = settings
-        self.data = data
-        known_rows = np.unique(data.train.item_rows)
-        self.train = replace(data.train, item_rows=np.searchsorted(known_rows, data.train.item_rows))
-        self.device = device
+        self.settings = parts.settings
+        self.data = parts.data
+        self.device = parts.device
+        self.reads_history = parts.reads_history
+        self.train = parts.train
+        self.batches = parts.batches
+        self.item_features = parts.item_features
+        self.user_features = parts.user_features
+        self.model = parts.model
+        self.optimizer = parts.optimizer
+        self.table_optimizers = parts.table_optimizers
+        self.negatives = parts.negatives
+        self.precision = parts.precision
+        self.loss_function = parts.loss
         self.checkpoint = checkpoint
         self.validate = validate
         self.steps = steps
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.quiet = quiet
-        self.reads_history = config.towers.reads_history
-        torch.manual_seed(settings.seed)
-        with device:
-            self.model = TwoTower(
-                config.towers,
-                data.featurizer,
-                config.features.history,
-                learning_rate=settings.table_learning_rate,
-            )
-        self.tables = [m.fused_optimizer for m in self.model.modules() if isinstance(m, FeatureEmbeddings)]
-        self.optimizer = self._dense_optimizer()
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.batches = TrainingBatches(
-            self.train,
-            history=config.features.history,
-            batch_events=min(settings.batch_events, max(FEWEST_EVENTS, data.train.num_events // STEPS_AN_EPOCH)),
-            recommend_seen=config.features.recommend_seen,
-            seed=settings.seed,
-            targets=settings.targets,
-            shown=settings.shown if self.reads_history else 0.0,
-        )
-        self.item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
-        self.user_features = data.user_features.to(device)
-        num_items = len(self.item_features)
-        self.negatives = choose_negatives(
-            settings,
-            self.batches,
-            num_items,
-            width=config.towers.width,
-            device=device,
-            dear=bool(data.featurizer.items.sizes.trained),
-        )
-        for encoder in self.model.encoders.values():
-            assert isinstance(encoder, TextEncoder), "the towers hold no others there"
-            encoder.recomputes = settings.recompute_texts
-        self.precision = loss_precision(settings.precision, device)
-        self.progress = Progress(cut_steps=list(cut_steps))
-        self.loss_sum = torch.zeros((), dtype=torch.double, device=device)
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
+        self.progress = Progress(decay_steps=list(decay_steps))
+        self.loss_sum = torch.zeros((), dtype=torch.double, device=self.device)
         self.average = WeightAverage(self.model)
         self.best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
@@ -198,7 +130,7 @@ class Trainer:
             Stopped: Ctrl-C, SIGTERM or SIGHUP; the checkpoint is written.
         """
         if self.progress.step == 0:
-            self._begin()
+            self._initialise()
         with _stop_requests() as stop:
             while not self.progress.finished:
                 self._epoch(stop)
@@ -207,18 +139,18 @@ class Trainer:
         self.model.load_state_dict(self.best_weights or self.average.tensors)
         return self.model.eval()
 
-    def _begin(self) -> None:
-        """Let items begin where the settings say; a beginning that is more than chance can already be the best.
+    def _initialise(self) -> None:
+        """Initialise item embeddings as set, and evaluate initial weights that are not random, as they may be the best.
 
-        So is that of a search, whose texts have places before anything is learned.
+        Those of a text search are not random either: TF-IDF vectors need no training.
         """
-        if self.settings.start == "spectral":
+        if self.settings.item_init == "spectral":
             initialise_embeddings(self.model, self.train, self.item_features, self.settings)
             self.average = WeightAverage(self.model)
         elif self.reads_history:
             return
         if self.validate is not None:
-            quality = self._judge()
+            quality = self._validate()
             if self.on_epoch is not None:
                 self.on_epoch(self.progress, {"validation_ndcg_at_10": quality})
         self.progress.finished = self._out_of_steps()
@@ -227,7 +159,7 @@ class Trainer:
         progress = self.progress
         total = self.batches.num_batches(progress.epoch)
         if progress.batch == 0:
-            self._mine()
+            self._mine_hard_negatives()
         self.model.train()
         bar = tqdm(
             total=total,
@@ -239,12 +171,12 @@ class Trainer:
         )
         with bar:
             began = time.perf_counter()
-            for batch in _ahead(self.batches.epoch(progress.epoch, progress.batch)):
+            for batch in _prefetched(self.batches.epoch(progress.epoch, progress.batch)):
                 self.loss_sum += self.step(batch)
                 progress.batch += 1
                 bar.update()
                 if self.device.type == "cpu" or progress.batch % STEPS_UNSEEN == 0:
-                    self._tell(bar)
+                    self._report_loss(bar)
                 progress.seconds += time.perf_counter() - began
                 if self._out_of_steps():
                     break
@@ -252,17 +184,17 @@ class Trainer:
                 began = time.perf_counter()
         self._end_epoch()
 
-    def _tell(self, bar: tqdm[NoReturn]) -> None:
+    def _report_loss(self, bar: tqdm[NoReturn]) -> None:
         progress = self.progress
         progress.loss = self.loss_sum.item()
         bar.set_postfix_str(f"loss {progress.loss / progress.batch:.4f}", refresh=False)
         if self.on_step is not None:
             self.on_step(progress.step, progress.loss / progress.batch)
 
-    def _mine(self) -> None:
-        """Find hard items anew, where the epoch is one for it; not before the first, when the model knows nothing."""
+    def _mine_hard_negatives(self) -> None:
+        """Mine hard negatives if the interval is over; never before the first epoch, when the model is untrained."""
         hard, settings, epoch = self.negatives.hard, self.settings, self.progress.epoch
-        if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_epochs:
+        if hard is None or epoch == 0 or (epoch - 1) % settings.hard_negatives_interval:
             return
         batches = tqdm(
             self.batches.epoch(epoch),
@@ -279,7 +211,7 @@ class Trainer:
             self.user_features,
             per_user=settings.hard_negatives,
             skip=settings.hard_negatives_skip,
-            below=settings.hard_negatives_below,
+            below=settings.hard_negatives_score_ratio,
         )
 
     def _end_epoch(self) -> None:
@@ -292,7 +224,7 @@ class Trainer:
         if self.validate is None:
             progress.best_step = progress.step
         else:
-            measured["validation_ndcg_at_10"] = self._judge()
+            measured["validation_ndcg_at_10"] = self._validate()
         progress.epoch += 1
         is_last = progress.epoch >= self.settings.epochs and self.steps is None
         progress.finished = is_last or self._out_of_steps() or self._is_exhausted()
@@ -304,10 +236,10 @@ class Trainer:
             self.save()
 
     def _events_learned(self) -> float:
-        """Return how many events the batches of the epoch had, about."""
+        """Return the approximate number of events in the finished batches of the epoch."""
         return self.train.num_events * self.progress.batch / self.batches.num_batches(self.progress.epoch)
 
-    def _judge(self) -> float:
+    def _validate(self) -> float:
         assert self.validate is not None
         progress = self.progress
         with self.average.in_place():
@@ -324,9 +256,9 @@ class Trainer:
         progress = self.progress
         if progress.waited < self.settings.patience:
             return False
-        if len(progress.cut_steps) == self.settings.rate_cuts:
+        if len(progress.decay_steps) == self.settings.lr_decays:
             return True
-        progress.cut_steps.append(progress.step)
+        progress.decay_steps.append(progress.step)
         progress.waited = 0
         return False
 
@@ -341,26 +273,28 @@ class Trainer:
             raise Stopped(stop[0])
 
     def step(self, batch: SequenceBatch) -> Tensor:
-        """Learn from one batch and return its loss, which need not be there yet on a GPU."""
+        """Train on one batch and return its loss, without upcoming for a GPU to finish it."""
         self._set_learning_rates()
+        for fused in self.table_optimizers:
+            fused.step()  # only passes the learning rate on; the backward pass updates the tables
         loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._dense_parameters(), GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(dense_parameters(self.model), GRADIENT_NORM)
         self.optimizer.step()
         self.progress.step += 1
         self.average.add(self.progress.step)
         return loss.detach()
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        """Return the loss of one batch: each target predicted from the events before it.
+        """Return the loss of one batch: state t predicts event t (see `SequenceBatch`) wherever that is a target.
 
-        The batch is on the host, as dealt, and so is the draw: what has a size that depends on them is made there, so
-        that a GPU need not be waited for.
+        The batch and the draw of negatives are on the host: tensors whose sizes depend on them are made there, so that
+        the host need not wait for a GPU.
         """
         targets = Targets.of(batch)
         negatives = self.negatives.draw(targets, self.generator)
-        rows, place = self._needed(batch, negatives)
+        rows, place = self._items_to_encode(batch, negatives)
         item_vectors = self.model.item_vectors(self._features_of(rows))
         states = user_states(
             self.model.user_tower,
@@ -368,7 +302,7 @@ class Trainer:
             self.user_features,
             item_vectors,
             place,
-            chunk_events=self.settings.chunk_events,
+            gradient_cache_chunk=self.settings.gradient_cache_chunk,
         )
         positive_vectors = item_vectors[to_device(place[targets.rows], self.device)]
         negative_vectors = item_vectors[: len(negatives.fresh)]
@@ -376,25 +310,26 @@ class Trainer:
             negative_vectors = torch.cat([negative_vectors, self.negatives.memory.recall(negatives)])
             if self.progress.step >= self.settings.warmup_steps:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
-        asking = states[to_device(targets.places, self.device)]
-        loss = self._loss_of(asking, positive_vectors, negative_vectors, negatives)
-        if self.settings.symmetric:
+        user_vectors = states[to_device(targets.places, self.device)]
+        loss = self._loss_of(user_vectors, positive_vectors, negative_vectors, negatives)
+        if self.settings.symmetric_loss:
             others = reversed_negatives(targets, self.train.num_events)
-            loss = (loss + self._loss_of(positive_vectors, asking, asking, others)) / 2
+            loss = (loss + self._loss_of(positive_vectors, user_vectors, user_vectors, others)) / 2
         return loss
 
-    def _loss_of(self, asking: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
-        return nested_softmax_loss(
-            asking,
+    def _loss_of(self, user_vectors: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
+        return matryoshka_loss(
+            user_vectors,
             answers,
             others,
             self.model.scale,
             negatives.to(self.device),
             prefix_scales=self.model.prefix_scales,
             precision=self.precision,
+            loss=self.loss_function,
         )
 
-    def _needed(self, batch: SequenceBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
+    def _items_to_encode(self, batch: SequenceBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
         """Return the items whose vectors the step makes, the negatives first, and the place of each item among them."""
         place = torch.full((len(self.item_features),), -1)
         place[negatives.fresh] = torch.arange(len(negatives.fresh))
@@ -407,33 +342,15 @@ class Trainer:
             return self.item_features
         return self.item_features.take(to_device(rows, self.device))
 
-    def _dense_parameters(self) -> list[Tensor]:
-        return [p for name, p in self.model.named_parameters() if ".collection." not in name]
-
-    def _dense_optimizer(self) -> torch.optim.AdamW:
-        settings, encoders = self.settings, self.model.encoders.children()
-        pretrained = {one for part in encoders if isinstance(part, TextEncoder) for one in part.pretrained_parameters}
-        groups = [
-            {"params": [p for p in parameters if (p.dim() > 1) == is_matrix], "weight_decay": decay, "rate": rate}
-            for parameters, rate in (
-                ([p for p in self._dense_parameters() if p not in pretrained], settings.learning_rate),
-                ([p for p in self._dense_parameters() if p in pretrained], settings.encoder_learning_rate),
-            )
-            for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0))
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
-
     def _set_learning_rates(self) -> None:
         step = self.progress.step
-        cuts = sum(step >= cut for cut in self.progress.cut_steps)
-        share = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * RATE_CUT**cuts
+        decays = sum(step >= start for start in self.progress.decay_steps)
+        factor = min(1.0, (step + 1) / max(self.settings.warmup_steps, 1)) * LR_DECAY**decays
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * share
-        for tables in self.tables:
-            if tables is not None:
-                for group in tables.param_groups:
-                    group["lr"] = self.settings.table_learning_rate * share
-                tables.step()
+            group["lr"] = group["rate"] * factor
+        for fused in self.table_optimizers:
+            for group in fused.param_groups:
+                group["lr"] = self.settings.embedding_learning_rate * factor
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -483,32 +400,24 @@ class Trainer:
     def _table_states(self) -> dict[str, Tensor]:
         return {
             f"{place}.{table}.{key}": value
-            for place, tables in enumerate(self.tables)
-            if tables is not None
-            for table, state in tables.state_dict()["state"].items()
+            for place, fused in enumerate(self.table_optimizers)
+            for table, state in fused.state_dict()["state"].items()
             for key, value in state.items()
         }
 
 
-def loss_precision(setting: str, device: torch.device) -> torch.dtype:
-    """Return the precision that `auto`, `float32` or `bfloat16` stands for on this device."""
-    if setting == "auto":
-        return fastest_precision(device)
-    return torch.bfloat16 if setting == "bfloat16" else torch.float32
-
-
-def _ahead(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
-    """Yield the same batches, each dealt while the one before is learned from."""
-    with ThreadPoolExecutor(1) as dealer:
-        waiting = dealer.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = dealer.submit(next, batches, None)
+def _prefetched(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+    """Yield the same batches, each prepared while the previous one is trained on."""
+    with ThreadPoolExecutor(1) as worker:
+        upcoming = worker.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = worker.submit(next, batches, None)
             yield batch
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Yield a list that gets the number of a signal that asks for an end; a second signal ends the program at once."""
+    """Yield a list that receives the number of a stop signal; a second signal ends the program at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

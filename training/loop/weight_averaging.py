@@ -1,4 +1,4 @@
-"""A running average of the weights, which is what is validated and kept: steadier than the weights of any one step."""
+"""A running average of the weights, which is validated and kept: it is more stable than the weights of one step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 RECENCY = 8
-"""How strongly late steps count: the mean weight is a tenth of the run old."""
+"""Weight of late steps: the mean age of the averaged weights is a tenth of the run."""
 EVERY = 4
 """Steps from one addition to the next: neighbours differ little, and adding takes time."""
 

@@ -1,4 +1,4 @@
-"""What retrieval finds for questions whose answers are known: what a ranker learns from, and is judged by."""
+"""Candidates of the retriever for queries with known targets, to train and evaluate re-rankers on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from features.columns import texts_written
 from features.sequences.sequences import Queries
 from features.tables.tables import Tables
-from features.values.cells import texts_written
 from towers.bundle.bundle import ModelBundle
 from towers.rerankers.reranker import Shortlist
 
@@ -20,12 +20,12 @@ _BLOCK = 512
 def shortlists(
     bundle: ModelBundle, tables: Tables, questions: Queries, num_candidates: int
 ) -> Iterator[tuple[Shortlist, Bool[np.ndarray, " candidates"]]]:
-    """Yield the shortlist of each question, as a service would make it, and which candidates are answers.
+    """Yield the shortlist of each query, as a service makes it, and which candidates are targets.
 
     Args:
         bundle: The model.
         tables: The catalogue and the users.
-        questions: Who asks, when, and what should be found.
+        questions: Users, request times and target items.
         num_candidates: How long a shortlist is.
     """
     vectors = bundle.encode_items(tables.catalog)
@@ -43,7 +43,7 @@ def shortlists(
 
 
 def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]:
-    """Return what each question asks in words; nothing where users are no queries."""
+    """Return the text of each query; empty if users have histories."""
     columns = {column: bundle.config.features.user[column] for column in bundle.config.asked_by}
     if tables.users is None or not columns:
         return [""] * len(questions)
@@ -53,7 +53,7 @@ def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]
 def _user_vectors(
     bundle: ModelBundle, tables: Tables, questions: Queries, vectors: Float32[np.ndarray, "items width"]
 ) -> Float32[np.ndarray, "questions width"]:
-    past = questions.history.last(bundle.config.features.history)
+    past = questions.history.last(bundle.config.features.max_history)
     reads_time = bundle.config.reads_time
     return bundle.encode_users(
         vectors[past.item_rows],

@@ -1,4 +1,4 @@
-"""Questions with known answers as a ranker sees them: what is read of each candidate, and which are answers."""
+"""Training data of re-rankers: for each query the features of the candidates, and which of them are targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_EXAMPLES = 100
 
 @dataclass(frozen=True)
 class RankingDataset:
-    """The shortlists of questions; those that are shorter than others have places at the end where nothing is.
+    """The shortlists of queries, padded at the end to equal length.
 
     Attributes:
         features: What is read of each candidate, `[questions, candidates, features]`.
@@ -46,12 +46,12 @@ class RankingDataset:
         num_candidates: int,
         read: Callable[[Shortlist], Float32[np.ndarray, "candidates features"]],
     ) -> RankingDataset:
-        """Return the shortlists of questions.
+        """Return the shortlists of queries.
 
         Args:
             bundle: What retrieves.
             tables: The catalogue and the users.
-            questions: Who asks, and what should be found.
+            questions: Users and target items.
             num_candidates: How long the shortlists are.
             read: Returns what is read of each candidate of a shortlist.
         """
@@ -72,18 +72,18 @@ class RankingDataset:
         return cls(features, is_there, is_answer, np.diff(questions.target_offsets), examples)
 
     def __len__(self) -> int:
-        """Return the number of questions."""
+        """Return the number of queries."""
         return len(self.num_answers)
 
     @property
     def is_answerable(self) -> Bool[np.ndarray, " questions"]:
-        """Which questions have an answer on their shortlist."""
+        """Which queries have a target on their shortlist."""
         return np.asarray(self.is_answer.any(axis=1))
 
     def ndcg(
         self, questions: Int[np.ndarray, " some"], scores: Float[np.ndarray, "some candidates"]
     ) -> Float[np.ndarray, " some"]:
-        """Return N@10 of some questions, the candidates of each in the order of some scores."""
+        """Return N@10 of some queries, with the candidates of each ordered by scores."""
         order = np.argsort(np.where(self.is_there[questions], -scores, np.inf), axis=1, kind="stable")
         found = np.take_along_axis(self.is_answer[questions], order, axis=1)
         gains = (found[:, :10] / np.log2(2 + np.arange(found[:, :10].shape[1]))).sum(axis=1)

@@ -1,9 +1,9 @@
-"""How the learned ranker learns: to put what a bundle retrieves into a better order.
+"""Training of the learned re-ranker.
 
-It learns from the questions that were held out while the bundle was trained: of a model that has seen the answers, the
-order says nothing. The questions are dealt into `FOLDS` parts; one member of the ranker learns from all parts but one
-and stops by that one, on which it is then judged. So every question is learned from, and every one judges a member that
-did not learn from it.
+It is trained on the queries that were held out when the bundle was trained, because the two towers rank targets of
+their training data too high. Cross-validation with `FOLDS` folds: each member of the network is trained on all folds
+but one, with early stopping and evaluation on that one. So every query is used for training, and every query evaluates
+a member that was not trained on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.rerankers.examples import RankingDataset
 
 FOLDS = 5
 LEAST_QUESTIONS = 50
-"""Questions whose answer is on the shortlist that it takes to learn anything."""
+"""Minimum number of queries with a target on the shortlist."""
 EPOCHS = 40
 PATIENCE = 5
 BATCH = 64
@@ -32,55 +32,55 @@ WEIGHT_DECAY = 1e-4
 
 @dataclass(frozen=True)
 class FittedRanker:
-    """A ranker, and how it did on what it was not taught.
+    """A trained network, and its metrics on held-out folds.
 
     Attributes:
         network: In evaluation mode.
-        after: N@10 of the order of a member that did not learn from the question, by question.
+        after: N@10 by query, of the member that was not trained on it.
     """
 
     network: RankNetwork
     after: Float[np.ndarray, " questions"]
 
 
-def fit_ranker(lessons: RankingDataset, seed: int) -> FittedRanker:
-    """Return a ranker that learned from shortlists.
+def fit_ranker(dataset: RankingDataset, seed: int) -> FittedRanker:
+    """Train on shortlists.
 
     Args:
-        lessons: They.
-        seed: For the parts, the initial weights and the order.
+        dataset: Shortlists with features and targets.
+        seed: Seed of folds, initial weights and order.
 
     Raises:
-        DataError: Too few have an answer.
+        DataError: Too few shortlists contain a target.
     """
-    is_answerable = lessons.is_answerable
+    is_answerable = dataset.is_answerable
     if is_answerable.sum() < LEAST_QUESTIONS:
         raise DataError(
-            f"expected at least {LEAST_QUESTIONS} questions with an answer among the candidates to learn from, found "
+            f"expected at least {LEAST_QUESTIONS} queries with a target among the candidates, found "
             f"{int(is_answerable.sum())}; give more interactions, or more --candidates"
         )
-    everyone = np.arange(len(lessons))
-    after = np.zeros(len(lessons))
-    part = assign_folds(len(lessons), seed)
+    everything = np.arange(len(dataset))
+    after = np.zeros(len(dataset))
+    part = assign_folds(len(dataset), seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = RankNetwork(lessons.features.shape[2], FOLDS)
-        _standardise(network, lessons.features[is_answerable][lessons.is_there[is_answerable]])
-        pupil = _FoldTrainer.prepare(network, lessons)
+        network = RankNetwork(dataset.features.shape[2], FOLDS)
+        _standardise(network, dataset.features[is_answerable][dataset.is_there[is_answerable]])
+        trainer = _FoldTrainer.prepare(network, dataset)
         for fold, member in enumerate(tqdm(network.members, desc="Learning", disable=None, leave=False)):
-            judged = everyone[part == fold]
-            after[judged] = pupil.fit(member, everyone[(part != fold) & is_answerable], judged, seed + fold)
+            held_out = everything[part == fold]
+            after[held_out] = trainer.fit(member, everything[(part != fold) & is_answerable], held_out, seed + fold)
     return FittedRanker(network.eval(), after)
 
 
 def assign_folds(num_questions: int, seed: int) -> Int[np.ndarray, " questions"]:
-    """Return which of `FOLDS` parts each question belongs to, at random."""
+    """Return the fold of each query, at random."""
     part: np.ndarray = np.random.default_rng(seed).permutation(np.arange(num_questions) % FOLDS)
     return part
 
 
 def _standardise(network: RankNetwork, features: Float32[np.ndarray, "candidates features"]) -> None:
-    """Set what is usual of each feature."""
+    """Set mean and standard deviation of each feature."""
     known = np.isfinite(features)
     counts = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, features, 0).sum(axis=0, dtype=np.float64) / counts
@@ -91,43 +91,43 @@ def _standardise(network: RankNetwork, features: Float32[np.ndarray, "candidates
 
 @dataclass(frozen=True)
 class _FoldTrainer:
-    """Teaches the members of a network, one after the other.
+    """Trains the members of a network, one after the other.
 
     Attributes:
-        lessons: What they learn from.
-        prepared: The features as they read them, `[questions, candidates, 2 * features]`.
-        is_there: Where there is a candidate.
-        is_answer: Which are answers.
+        dataset: Shortlists with features and targets.
+        prepared: Standardised features, `[queries, candidates, 2 * features]`.
+        is_there: Which places hold a candidate, `[queries, candidates]`; the others are padding.
+        is_answer: Which candidates are targets, `[queries, candidates]`.
     """
 
-    lessons: RankingDataset
+    dataset: RankingDataset
     prepared: Tensor
     is_there: Tensor
     is_answer: Tensor
 
     @classmethod
-    def prepare(cls, network: RankNetwork, lessons: RankingDataset) -> _FoldTrainer:
-        """Return what the members of a network read."""
-        features, is_there = torch.from_numpy(lessons.features), torch.from_numpy(lessons.is_there)
+    def prepare(cls, network: RankNetwork, dataset: RankingDataset) -> _FoldTrainer:
+        """Prepare the features of a data set for a network."""
+        features, is_there = torch.from_numpy(dataset.features), torch.from_numpy(dataset.is_there)
         prepared = torch.zeros(*features.shape[:2], 2 * features.shape[2])
         for one, (mine, there) in enumerate(zip(features, is_there, strict=True)):
             prepared[one, there] = network.prepared(mine[there])
-        return cls(lessons, prepared, is_there, torch.from_numpy(lessons.is_answer))
+        return cls(dataset, prepared, is_there, torch.from_numpy(dataset.is_answer))
 
     def fit(
-        self, member: nn.Module, learned: Int[np.ndarray, " learned"], judged: Int[np.ndarray, " judged"], seed: int
-    ) -> Float[np.ndarray, " judged"]:
-        """Let a member learn from some questions until it gets no better at others; return its N@10 on those."""
+        self, member: nn.Module, fit_rows: Int[np.ndarray, " fit"], held_out: Int[np.ndarray, " held_out"], seed: int
+    ) -> Float[np.ndarray, " held_out"]:
+        """Train a member on some queries, with early stopping on others; return its N@10 on those."""
         optimiser = torch.optim.AdamW(member.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         rng = np.random.default_rng(seed)
-        best, best_epoch, weights = self._judge(member, judged), 0, _copy(member)
+        best, best_epoch, weights = self._validate(member, held_out), 0, _copy(member)
         for epoch in range(1, EPOCHS + 1):
             member.train()
-            for chosen in np.array_split(rng.permutation(learned), max(1, len(learned) // BATCH)):
+            for chosen in np.array_split(rng.permutation(fit_rows), max(1, len(fit_rows) // BATCH)):
                 optimiser.zero_grad()
                 self._loss(member, torch.from_numpy(chosen)).backward()
                 optimiser.step()
-            found = self._judge(member, judged)
+            found = self._validate(member, held_out)
             if found.mean() > best.mean():
                 best, best_epoch, weights = found, epoch, _copy(member)
             if epoch - best_epoch >= PATIENCE:
@@ -136,18 +136,18 @@ class _FoldTrainer:
         return best
 
     def _loss(self, member: nn.Module, chosen: Tensor) -> Tensor:
-        """Return the mean cross-entropy between who is an answer and the softmax over each list."""
+        """Return the mean cross-entropy between the targets and the softmax over each list."""
         logits = member(self.prepared[chosen]).squeeze(-1).masked_fill(~self.is_there[chosen], -torch.inf)
         is_answer = self.is_answer[chosen]
         log_shares = logits.log_softmax(dim=1).masked_fill(~is_answer, 0.0)
         loss: Tensor = -(log_shares.sum(dim=1) / is_answer.sum(dim=1)).mean()
         return loss
 
-    def _judge(self, member: nn.Module, judged: Int[np.ndarray, " judged"]) -> Float[np.ndarray, " judged"]:
+    def _validate(self, member: nn.Module, held_out: Int[np.ndarray, " held_out"]) -> Float[np.ndarray, " held_out"]:
         member.eval()
         with torch.inference_mode():
-            scores = [member(self.prepared[part]).squeeze(-1) for part in torch.from_numpy(judged).split(BATCH)]
-        return self.lessons.ndcg(judged, torch.cat(scores).numpy())
+            scores = [member(self.prepared[part]).squeeze(-1) for part in torch.from_numpy(held_out).split(BATCH)]
+        return self.dataset.ndcg(held_out, torch.cat(scores).numpy())
 
 
 def _copy(member: nn.Module) -> dict[str, Tensor]:

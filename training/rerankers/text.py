@@ -1,8 +1,8 @@
-"""How the rankers that read texts are made: a cross-encoder, as it comes or taught, and late interaction.
+"""Making of re-rankers that read texts: a cross-encoder, pretrained or fine-tuned, and late interaction.
 
-Neither is taught on the questions that it is judged by. A cross-encoder can learn from those of the training data: that
-the retriever has seen their answers does not matter to a ranker that does not read the retriever's opinion. How much
-its own opinion counts is chosen on questions that were held out, for each part of them by all the others.
+Neither is trained on the queries of its evaluation. A cross-encoder is fine-tuned on queries of the training data: that
+the retriever was trained on their targets does not matter, because the cross-encoder does not read the retriever's
+scores. The weight of its own score is chosen on held-out queries by cross-validation.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""How much the opinion of a ranker may count."""
+"""Weights of the text model's score that are tried."""
 NEGATIVES = 7
-"""Candidates that an answer is told apart from."""
+"""Negatives per positive."""
 QUESTIONS_A_STEP = 8
 LEARNING_RATE = 5e-5
 WARM_UP = 0.1
-"""Of the steps; after them the rate falls to nothing."""
+"""Fraction of warm-up steps; afterwards the learning rate falls linearly to zero."""
 
 Save = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a cross-encoder learns from.
+    """A training example of a cross-encoder.
 
     Attributes:
-        asked: What is asked, or was had.
+        asked: Text of the query, or of the history.
         candidates: The text of the answer, and after it those of items that are none.
     """
 
@@ -100,7 +100,7 @@ def make_cross_encoder(
         name: The folder of the model, or its name on the hub; any transformer where it is to learn.
         texts: What is written of each item.
         reading: How it reads them.
-        comparisons: What it learns from first. None: it stays as it is.
+        comparisons: Examples to fine-tune it on. None: no fine-tuning.
         seed: For what is random in it.
 
     Raises:
@@ -109,7 +109,9 @@ def make_cross_encoder(
     folder = find_model(name)
     is_one = judges_pairs(folder)
     if comparisons is None and not is_one:
-        raise DataError(f"{folder}: no cross-encoder, but a transformer that could learn to be one; add --learn 2000")
+        raise DataError(
+            f"{folder}: not a cross-encoder but a plain transformer; fine-tune it with --train-queries 2000"
+        )
     if comparisons is None:
         model = open_cross_encoder(folder, reading.max_tokens)
         return CrossEncoderRanker(model, texts, reading), lambda into: copy_model(folder, into / MODEL)
@@ -138,17 +140,17 @@ def comparisons_of(
     num_candidates: int,
     seed: int,
 ) -> list[Comparison]:
-    """Return what a cross-encoder learns from questions: to tell an answer from other items that retrieval finds.
+    """Return training examples of queries: the target, and other retrieved items as negatives.
 
     Args:
         bundle: What retrieves.
         tables: The catalogue and the users.
-        questions: Who asks, and what should be found.
-        known: All that anybody had, that of the questions which are held out included: none of it is no answer.
+        questions: Users or queries, and their target items.
+        known: All interactions, held-out ones included; none of them is used as a negative.
         texts: What is written of each item.
         num_read: How many of the newest items of a history are read.
         num_candidates: How long the shortlists are.
-        seed: For which items stand beside the answer.
+        seed: Seed of the choice of negatives.
     """
     rng = np.random.default_rng(seed)
     place_of = {user_id: place for place, user_id in enumerate(known.user_ids.tolist())}
@@ -168,13 +170,13 @@ def comparisons_of(
 
 
 def fit_cross_encoder(model: CrossEncoder, comparisons: Sequence[Comparison], seed: int) -> None:
-    """Let a cross-encoder learn, in one pass, to score an answer above the others (softmax over each question).
+    """Fine-tune a cross-encoder in one epoch, with a softmax over each query's target and negatives.
 
     Raises:
         DataError: There is nothing to learn from.
     """
     if not comparisons:
-        raise DataError("nothing to learn from: no question has both a text and an answer with one; leave out --learn")
+        raise DataError("no training query has both a text and a target item with one; leave out --train-queries")
     order = np.random.default_rng(seed).permutation(len(comparisons))
     steps = np.array_split(order, -(-len(comparisons) // QUESTIONS_A_STEP))
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -197,7 +199,7 @@ def fit_cross_encoder(model: CrossEncoder, comparisons: Sequence[Comparison], se
 def scores_of(
     ranker: TextRanker, shares: Sequence[float]
 ) -> Callable[[Shortlist], Float32[np.ndarray, "candidates shares"]]:
-    """Return what gives the scores of a shortlist's candidates, for each share that the ranker's opinion may have."""
+    """Return a function of the scores of a shortlist's candidates, for each weight of the text model's score."""
 
     def read(shortlist: Shortlist) -> np.ndarray:
         opinions = ranker.opinions(shortlist, Deadline(None))
@@ -207,23 +209,23 @@ def scores_of(
 
 
 def choose_weight(
-    lessons: RankingDataset, shares: Sequence[float], seed: int
+    dataset: RankingDataset, shares: Sequence[float], seed: int
 ) -> tuple[float, Float[np.ndarray, " questions"]]:
-    """Return how much a ranker's opinion should count, and N@10 by question with what the other questions chose.
+    """Return the best weight of the text model's score, and N@10 by query with the weight chosen on the other queries.
 
     Args:
-        lessons: With a score for each share, as `scores_of` gives them.
+        dataset: With a score for each share, as `scores_of` gives them.
         shares: They.
         seed: Deals the questions into parts.
     """
-    everyone = np.arange(len(lessons))
-    found = np.stack([lessons.ndcg(everyone, lessons.features[..., place]) for place in range(len(shares))])
-    part, after = assign_folds(len(lessons), seed), np.zeros(len(lessons))
+    everything = np.arange(len(dataset))
+    found = np.stack([dataset.ndcg(everything, dataset.features[..., place]) for place in range(len(shares))])
+    part, after = assign_folds(len(dataset), seed), np.zeros(len(dataset))
     for fold in range(FOLDS):
-        judged = part == fold
-        if judged.any():
-            others = found[:, ~judged] if not judged.all() else found
-            after[judged] = found[int(others.mean(axis=1).argmax()), judged]
+        in_fold = part == fold
+        if in_fold.any():
+            others = found[:, ~in_fold] if not in_fold.all() else found
+            after[in_fold] = found[int(others.mean(axis=1).argmax()), in_fold]
     return shares[int(found.mean(axis=1).argmax())], after
 
 

@@ -1,8 +1,9 @@
-"""What was tried and how it went, in MLflow: the only file that knows it.
+"""Experiment tracking in MLflow; the only file that imports it.
 
-Without further ado runs go into `mlflow.db` (SQLite) in the working directory, with `mlartifacts/` beside it; the
+By default runs go into `mlflow.db` (SQLite) in the working directory, and their files into `mlartifacts/`; the
 environment variable `MLFLOW_TRACKING_URI` sends them anywhere else. Recording never stops a training run: when the
-store does not answer, one line says so and training goes on. Values are collected and sent every few seconds.
+store does not answer, a one-line warning is printed and training continues. Values are collected and sent every few
+seconds.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 WRITE_SECONDS = 5.0
 """Time between two writings of the collected values."""
 PAUSE_SECONDS = 60.0
-"""Time without another try after the store did not answer."""
+"""Seconds without another attempt after the store did not answer."""
 ANSWER_SECONDS = 3
-"""How long a server may take to answer, unless MLFLOW_HTTP_REQUEST_TIMEOUT says otherwise."""
+"""Timeout of requests to a server, in seconds, unless MLFLOW_HTTP_REQUEST_TIMEOUT is set."""
 UPLOAD_SECONDS = 120
 """The same for files."""
 SERVER_LIMITS = {
@@ -46,7 +47,7 @@ SERVER_LIMITS = {
 }
 """While a run is recorded MLflow waits no longer than this, in its threads as well; by itself it waits for minutes."""
 MAX_WAITING = 50_000
-"""Most values kept while the store does not answer; the oldest go first."""
+"""Maximum values kept while the store does not answer; the oldest are dropped first."""
 BATCH = 1_000
 """Most values in one request; MLflow's own limit."""
 PARAMS_BATCH = 100
@@ -65,10 +66,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """One run in MLflow, or nothing at all where tracking is off or out of reach.
+    """One run in MLflow; does nothing if tracking is off or the store is unreachable.
 
-    As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C, SIGTERM). No error of the
-    store ever reaches whoever trains.
+    As a context manager it ends the run as finished, failed (an exception) or killed (Ctrl-C, SIGTERM). An error of the
+    store never stops training.
 
     Example:
         >>> with Tracker.start(enabled=False, experiment="demo", run_name="first", params={}) as tracker:
@@ -100,7 +101,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         run_id: str | None = None,
         folder: Path | None = None,
     ) -> Tracker:
-        """Begin a run, or take one up again.
+        """Start a run, or continue one.
 
         Args:
             enabled: False: nothing is recorded, and MLflow is not even imported.
@@ -108,7 +109,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             run_name: What the run is called in the list.
             params: The settings, tables within tables; recorded as `table.key`.
             tags: Digests of the data and the like. Versions of the libraries are added.
-            run_id: A run that was interrupted; it goes on. If the store no longer has it, a new one begins.
+            run_id: Id of an interrupted run to continue. If the store no longer has it, a new run starts.
             folder: Where the default store lies. None: the working directory.
         """
         tracker = cls()
@@ -166,7 +167,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._wait_at_most(ANSWER_SECONDS)
 
     def close(self, status: Status = "FINISHED") -> None:
-        """Send what is left and end the run. May be called again."""
+        """Send the remaining values and end the run. May be called again."""
         client, run_id = self._client, self.run_id
         if client is None or run_id is None:
             return
@@ -223,7 +224,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     def _send(self, **batch: Sequence[Metric | Param]) -> bool:
         """Send `metrics` or `params`, and return whether the store answered.
 
-        What it refuses is left out, and told: a batch that is refused is halved until what is refused is alone.
+        Values that it refuses are left out and reported: a refused batch is halved until only those remain.
         """
         client, run_id = self._client, self.run_id
         assert client is not None
@@ -243,7 +244,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         return True
 
     def _wait_at_most(self, seconds: int) -> None:
-        """Tell MLflow how long to wait for a server; what the environment said before is left as it is."""
+        """Set MLflow's request timeout; a value in the environment takes precedence."""
         os.environ.update({name: SERVER_LIMITS[name] for name in self._limits})
         if "MLFLOW_HTTP_REQUEST_TIMEOUT" in self._limits:
             os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)
@@ -253,7 +254,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             os.environ.pop(name, None)
 
     def _try(self, action: Callable[[], object]) -> None:
-        """Do something with the store; whatever goes wrong there is told and is no reason to stop training."""
+        """Run an action on the store; an error is reported and does not stop training."""
         try:
             with warnings.catch_warnings(action="ignore"):
                 action()
@@ -268,7 +269,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             kind, what = "failure", f"does not record {'this run' if self.run_id is None else 'all of this run'}"
         if kind not in self._told:
             reason = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:200]
-            logger.warning("MLflow at %s %s; training goes on (%s)", redacted(self.uri or ""), what, reason)
+            logger.warning("MLflow at %s %s; training continues (%s)", redacted(self.uri or ""), what, reason)
         self._told.add(kind)
 
 
@@ -276,8 +277,8 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return tables within tables as one, `table.key`; lists as JSON.
 
     Example:
-        >>> flattened({"towers": {"width": 64, "layers": [1, 2]}, "seed": None})
-        {'towers.width': '64', 'towers.layers': '[1, 2]', 'seed': 'None'}
+        >>> flattened({"towers": {"embedding_dim": 64, "layers": [1, 2]}, "seed": None})
+        {'towers.embedding_dim': '64', 'towers.layers': '[1, 2]', 'seed': 'None'}
     """
     flat: dict[str, str] = {}
     for key, value in values.items():
@@ -304,7 +305,7 @@ def _name(name: str) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a store took offence at what was sent, so that sending it once more would not help."""
+    """Whether a store rejected the values themselves, so that a retry would fail as well."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.get_http_status_code() == 400
@@ -333,7 +334,7 @@ def _make_store(path: Path) -> None:
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """Return the id of the experiment; a new one in SQLite keeps its files beside the database."""
+    """Return the id of the experiment; a new one in SQLite keeps its files next to the database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

@@ -1,4 +1,4 @@
-"""The model card: the README.md of a bundle, for whoever finds the folder."""
+"""The model card: README.md of a bundle."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ def model_card(config: RunConfig, learned: TrainedModel, report: EvaluationRepor
     return f"""\
 # A two-tower recommender
 
-A user tower and an item tower, trained into one space of {config.towers.width} dimensions by Two Towers. The score of
-an item for a user is the dot product of their unit vectors.
+A user tower and an item tower with vectors of {config.towers.embedding_dim} dimensions, trained by Two Towers. The
+score of an item for a user is the dot product of their unit vectors.
 
 ## Trained on
 
 - {train.num_events:,} interactions of {len(train):,} users with {len(learned.data.catalog):,} items; the newest \
-{config.features.history} of each user are read.
+{config.features.max_history} of each user are read.
 - Item features: {_listed(config.features.item) or "`item_id` (id)"}.
-- User features: {_listed(config.features.user) or "none; users are known by what they did"}.
+- User features: {_listed(config.features.user) or "none; users are represented by their history"}.
 - {learned.progress.best_step:,} steps, seed {config.training.seed}.
 
-## How good it is
+## Evaluation
 
 ```
 {report.to_text()}
 ```
 
-This was measured on validation data, by which the weights were also selected; `towers evaluate` measures on test data.
+This was measured on validation data, which also selected the weights; `towers evaluate` measures on test data.
 
 ## Use
 
@@ -43,12 +43,12 @@ towers recommend . --output candidates.parquet
 
 
 def unlearned_card(config: RunConfig, num_items: int) -> str:
-    """Return the card of a bundle for which nothing was learned, in Markdown."""
+    """Return the model card of an untrained bundle, in Markdown."""
     return f"""\
 # A search by words
 
-Texts stand in a space of {config.towers.width} dimensions where their words are, by Two Towers. The score of an item
-for a query is the dot product of their unit vectors. Nothing was learned: there were no pairs of query and item.
+Text vectors of {config.towers.embedding_dim} dimensions, made from words by Two Towers. The score of an item for a
+query is the dot product of their unit vectors. Nothing was trained: there were no pairs of query and item.
 
 - {num_items:,} items; what is read of them: {_listed(config.features.item)}.
 

@@ -1,4 +1,4 @@
-"""What a person sees while towers learn: what was read, and a line per epoch. All of it goes to stderr."""
+"""Progress of training on stderr: a summary of the data, and a line per epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def start_tracking(
     run_id: str | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> Tracker:
-    """Begin the MLflow run of a training, or take it up again; its parameters are the settings, unless others are."""
+    """Start the MLflow run of a training, or continue it; its parameters are the settings unless given."""
     return Tracker.start(
         enabled=config.training.track,
         experiment=config.training.experiment,

@@ -1,6 +1,6 @@
-"""Where runs are kept: `runs/<name>/`, with `runs/latest` pointing to the newest, and unfinished ones beside them.
+"""The folder of runs: `runs/<name>/`, with `runs/latest` pointing to the newest finished one.
 
-A training moves nothing that is served: `runs/latest` is for whoever looks at the newest model, and a bundle that
+Training does not change what is served: `runs/latest` is the newest model, and a bundle that
 another link points to, such as `runs/production`, which `towers deploy` moves, is not replaced.
 """
 
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def workspace(self) -> Path:
-        """The folder of what is kept while training."""
+        """Folder of checkpoints of unfinished runs."""
         return self.folder.with_name(f".{self.folder.name}.training")
 
     @property
@@ -57,7 +57,7 @@ class Run:
 
     @classmethod
     def begin(cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING) -> Run:
-        """Return a new run; what is left of an unfinished one of the same name is removed.
+        """Return a new run; an unfinished one of the same name is removed.
 
         Args:
             config: The settings.
@@ -119,7 +119,7 @@ class Run:
 
 
 def _link_to(folder: Path) -> Path | None:
-    """Return a link beside a bundle that points to it, the one to the newest excepted; None if there is none."""
+    """Return a link in the bundle's parent folder that points to it, other than `latest`; None if there is none."""
     if not folder.is_dir():
         return None
     links = (path for path in sorted(folder.parent.iterdir()) if path.is_symlink() and path.name != LATEST)

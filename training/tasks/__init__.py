@@ -1,4 +1,4 @@
-"""What the commands do, one file each.
+"""The work of the commands, one file each.
 
 - `init`: `towers init`; `train`: `towers train`; `evaluate`: `towers evaluate`; `audit`: `towers audit`;
   `train_ranker`: `towers train-ranker`.

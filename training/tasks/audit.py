@@ -1,4 +1,4 @@
-"""What `towers audit` does: cut a judgement into slices, tell and record the worst, and hold it against the gates."""
+"""`towers audit`: compute metrics by slice, print and record the worst, and check the conditions."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from training.audit.thresholds import Threshold
 from training.runs.progress import start_tracking
 
 
-def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None, least: int, show: int) -> bool:
+def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None, min_support: int, show: int) -> bool:
     """Audit what an evaluation found, and return whether it passes all gates.
 
     Args:
         evaluation: The folder that `towers evaluate --output` wrote; the audit is written into it.
         gates: What must not be, a line each.
         recommender: Whose judgement. None: that of the one in question.
-        least: Questions that a slice needs.
-        show: How many of the worst slices are told.
+        min_support: Questions that a slice needs.
+        show: Number of slices to print, the worst first.
 
     Raises:
         DataError: A gate cannot be read, the folder holds no ranks, or the tables do not go with them.
     """
     parsed = [Threshold.parse(gate) for gate in gates]
-    audit = Audit.of(Ranks.read(evaluation), recommender, least)
+    audit = Audit.of(Ranks.read(evaluation), recommender, min_support)
     audit.write(evaluation)
     click.echo(audit.to_text(show))
     click.echo(f"\n{evaluation / PAGE} and {TABLE} written")
     _record(audit, evaluation)
-    passed = [_passes(gate, audit) for gate in parsed]  # each is told, whatever those before it said
+    passed = [_passes(gate, audit) for gate in parsed]  # a list, so that all of them are reported
     return all(passed)
 
 
@@ -48,7 +48,7 @@ def _record(audit: Audit, evaluation: Path) -> None:
 
 def _passes(gate: Threshold, audit: Audit) -> bool:
     """Tell how a gate went, and return whether it holds."""
-    failures = gate.failures(audit.slices, audit.least)
+    failures = gate.failures(audit.slices, audit.min_support)
     if not len(failures):
         click.echo(f"gate holds: {gate.text}", err=True)
         return True

@@ -1,4 +1,4 @@
-"""What `towers evaluate` does: for every seed split, learn, and answer the questions held out, the baselines beside."""
+"""`towers evaluate`: for each seed, split, train, and evaluate the model and the baselines on held-out queries."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 import click
 import torch
 
+from features.columns import item_texts
 from features.errors import DataError
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
-from features.values.cells import item_texts
 from training.audit.ranks import RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
-from training.evaluation.evaluate import Evaluation, Recommender, TableRecommender, cutoffs_of, evaluate, slices
+from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import choose_device, fit
 from training.runs.progress import describe, report_epochs, start_tracking
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
 SELECTED = (
-    "Asked on validation, by which training was stopped and the settings of the baselines were chosen: good for "
-    "comparing settings, a little flattering as a measure; --on test is the measure."
+    "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
+    "comparing settings, but slightly optimistic; use --split test for a final figure."
 )
 
 
@@ -39,8 +39,8 @@ def evaluate_run(
     seeds: int,
     device: str,
     part: QuestionSet = "test",
-    beside: Sequence[str] = (),
-    bound: Sequence[str] = (),
+    compare: Sequence[str] = (),
+    upper_bound: Sequence[str] = (),
     ranks: RanksWriter | None = None,
 ) -> EvaluationReport:
     """Return the judgement of the settings under a protocol.
@@ -51,9 +51,9 @@ def evaluate_run(
         protocol: As the command line calls it; None: see `usual_protocol`.
         seeds: How many trainings; the first has the seed of the settings.
         device: `auto`, `cpu` or `cuda`.
-        part: Which of the questions held out are asked.
-        beside: `NAME=FILE` each: recommendations to judge with the rest.
-        bound: The same, for limits.
+        part: Held-out data to evaluate on.
+        compare: `NAME=FILE` each: other recommendations to evaluate.
+        upper_bound: The same, for recommendations shown as an upper bound.
         ranks: Where the rank of each answer is kept for an audit. None: nowhere.
 
     Raises:
@@ -64,7 +64,7 @@ def evaluate_run(
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
     protocol = protocol or usual_protocol(config, sequences)
-    given = [_table(text, tables) for text in (*beside, *bound)]
+    given = [_table(text, tables) for text in (*compare, *upper_bound)]
     describe(tables, sequences)
     runs: dict[int, list[Evaluation]] = {}
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
@@ -73,7 +73,7 @@ def evaluate_run(
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
-        click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} interactions to learn from", err=True)
+        click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} training interactions", err=True)
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
         ours = _answers(towers, split, part, config)
         if others is None or is_drawn(protocol, sequences):
@@ -87,12 +87,12 @@ def evaluate_run(
         part,
         runs,
         slices=parts if protocol in ("time", "cold-items") else None,
-        bounds=[text.partition("=")[0] for text in bound],
+        bounds=[text.partition("=")[0] for text in upper_bound],
         notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
     )
 
 
-def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> Recommender:
+def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> ScoringModel:
     with start_tracking(config, f"evaluate {name}") as tracker:
         learned = fit(
             config,
@@ -102,12 +102,12 @@ def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.devi
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
-    return learned.recommender(config.features.history)
+    return learned.recommender(config.features.max_history)
 
 
 @dataclass(frozen=True)
 class _Others:
-    """What stands beside the towers: the judgements of all other recommenders on a split, and the notes on them."""
+    """The evaluations of all other recommenders on a split, and notes on them."""
 
     evaluations: list[Evaluation]
     notes: list[str]
@@ -116,7 +116,7 @@ class _Others:
     def fit(
         cls, split: Split, part: QuestionSet, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
     ) -> _Others:
-        """Fit the baselines, and judge them and the tables that were given."""
+        """Fit the baselines, and evaluate them and the given tables."""
         if config.towers.reads_history:
             texts = item_texts(tables.catalog, config.features.item)
             baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)
@@ -131,7 +131,7 @@ def _questions(split: Split, part: QuestionSet) -> Queries:
     return questions
 
 
-def _answers(recommender: Recommender, split: Split, part: QuestionSet, config: RunConfig) -> Evaluation:
+def _answers(recommender: ScoringModel, split: Split, part: QuestionSet, config: RunConfig) -> Evaluation:
     return evaluate(
         recommender,
         _questions(split, part),

@@ -1,4 +1,4 @@
-"""What `towers init` proposes: which table plays which part, and settings of the model that suit such tables."""
+"""`towers init`: infers features from the tables, and proposes model settings that fit them."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ from features.tables.table_files import RawTable, read_table
 from features.tables.tables import read_tables
 
 SPARSE = 20
-"""Interactions per user below which little is known of anybody, and a model must be kept from learning it by heart."""
+"""Interactions per user below which dropout is raised and the embedding learning rate lowered, against overfitting."""
 
 ORDERED = """\
-history = "transformer"  # the order of a user's interactions is known, and the newest matter most
-blocks = 2               # layers of the transformer
-heads = 2                # attention heads of each layer
+history_encoder = "transformer"  # the order of a user's interactions is known
+num_layers = 2                   # layers of the transformer
+num_heads = 2                    # attention heads of each layer
 """
 TIMED = """\
-time_bias = true         # how long ago matters, too: times are known
+time_bias = true                 # timestamps are known: attention also reads the time since each event
 """
 UNORDERED = """\
-history = "mean"         # the order of a user's interactions is not known
+history_encoder = "mean"         # the order of a user's interactions is not known
 """
 
 TRAINING = """\
 [training]
-seed = 0                 # same seed, same weights
-epochs = 100             # at most; early stopping usually ends before
-patience = 2             # epochs without a better validation N@10 until the learning rates are lowered
-rate_cuts = 2            # how often they are lowered before training stops
-batch_events = 2048      # interactions per step
-negatives = "auto"       # all items up to 30,000 of them, a corrected sample beyond
-track = true             # record the run in MLflow
+seed = 0                         # the same seed gives the same weights
+epochs = 100                     # maximum; early stopping usually ends training before
+patience = 2                     # epochs without a better validation N@10 until the learning rates are lowered
+lr_decays = 2                    # how often they are lowered before training stops
+batch_size = 2048                # maximum interactions per step
+negatives = "auto"               # exact softmax up to 30,000 items, a log-Q corrected sample above
+track = true                     # record the run in MLflow
 """
 
 
 SEARCH_TRAINING = """\
 [training]
-seed = 0                    # same seed, same weights
-epochs = 100                # at most; it ends when held-out queries are answered no better, and keeps the best
-negatives = "sampled"       # other documents of the batch, and some drawn; to encode all of them takes long
-in_batch_negatives = 512    # how many of the first
-uniform_negatives = 512     # and of the second
-table_learning_rate = 0.02  # what is learned of a word is a correction, and begins small
-track = true                # record the run in MLflow
+seed = 0                         # the same seed gives the same weights
+epochs = 100                     # maximum; early stopping keeps the best epoch on held-out queries
+negatives = "sampled"            # a sample of the documents: encoding all of them in each step takes too long
+in_batch_negatives = 512         # documents of the batch's other queries
+uniform_negatives = 512          # documents drawn uniformly
+embedding_learning_rate = 0.02   # low: word embeddings only correct the frozen text vectors
+track = true                     # record the run in MLflow
 """
 SEARCH = f"""\
 [towers]
-width = {SEARCH_WIDTH}             # numbers in a vector; the more, the truer is what the words of a text say
-history = "none"         # a query is what is written in it
-shared = true            # queries and documents are read by the same encoder
+embedding_dim = {SEARCH_WIDTH}              # dimensions of a vector; more keep more of a text's words
+history_encoder = "none"         # a query is its text; there is no history
+shared_text_encoder = true       # queries and documents are written in the same words
 """
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What `towers init` makes of the tables.
+    """The proposal of `towers init`.
 
     Attributes:
         inference: What was found in them.
@@ -94,15 +94,15 @@ def propose(
     named: Mapping[str, str] | None = None,
     time_format: str | None = None,
 ) -> Proposal:
-    """Return what is made of the tables of a recommender, or of a search, after reading them as training will.
+    """Return the proposal for the tables of a recommender or a search, after reading them as training does.
 
     Args:
         output: Where run.toml will be.
-        interactions: Who had what, of a recommender.
+        interactions: Interactions of a recommender.
         items: Its catalogue.
         users: Its users' attributes.
         documents: Of a search: what there is.
-        queries: What was asked.
+        queries: Queries of a search.
         pairs: Which documents answer which query.
         named: Columns of the interactions whose role is known: `user_id`, `item_id`, `timestamp`.
         time_format: How the times are written, if it is known.
@@ -183,7 +183,7 @@ def _read_as_training(inference: Inference, files: Files, output: Path, problems
 
 
 def _check_alone(files: Files, tables: Mapping[str, RawTable], problems: Problems) -> None:
-    """Find what is wrong with the items' and the users' tables, though it is not known whom they go with."""
+    """Find what is wrong with the items' and the users' tables, without interactions to compare them with."""
     for name, path in (("items", files.items), ("users", files.users)):
         if path is not None and name in tables:
             with problems:
@@ -207,10 +207,10 @@ def render_model_settings(inference: Inference) -> str:
     is_sparse = per_user < SPARSE
     few = f"{per_user:.0f} interactions per user {'are few' if is_sparse else 'are many'}"
     towers = [
-        "[towers]\nwidth = 64               # numbers in a vector; memory and search cost grow with it\n",
+        "[towers]\nembedding_dim = 64               # dimensions of a vector; memory and search time grow with it\n",
         ORDERED if inference.is_ordered else UNORDERED,
         TIMED if inference.column("timestamp") is not None else "",
-        f"dropout = {0.5 if is_sparse else 0.2}            # share of the numbers hidden while training; {few}\n",
+        f"dropout = {0.5 if is_sparse else 0.2}                    # dropout rate in the history encoder; {few}\n",
     ]
-    tables = "table_learning_rate = 0.05  # of the embedding tables, half the usual: little is known of each user\n"
-    return f"{''.join(towers)}\n{TRAINING}{tables if is_sparse else ''}"
+    rate = "embedding_learning_rate = 0.05   # half the default: few interactions per user\n"
+    return f"{''.join(towers)}\n{TRAINING}{rate if is_sparse else ''}"

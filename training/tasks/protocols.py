@@ -13,14 +13,14 @@ QuestionSet = Literal["test", "validation"]
 
 
 def usual_protocol(config: RunConfig, sequences: Sequences) -> str:
-    """Return the protocol of whoever asks for none: queries where no history is read, else as there is an order."""
+    """Return the default protocol: queries without histories, else leave-one-out with an order, else users."""
     if not config.towers.reads_history:
         return "queries"
     return "leave-one-out" if sequences.is_ordered else "users"
 
 
 def is_drawn(protocol: str, sequences: Sequences) -> bool:
-    """Whether the split of a protocol is drawn by lot, so that each seed has its own."""
+    """Whether the split of a protocol is random, so that each seed has its own."""
     return protocol in ("users", "queries", "cold-items") or (protocol == "leave-one-out" and not sequences.is_ordered)
 
 

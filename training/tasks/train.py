@@ -1,4 +1,4 @@
-"""What `towers train` does: hold out validation data only, learn, report beside the baselines, and write the bundle."""
+"""`towers train`: hold out validation data, train, report the model and the baselines, and write the bundle."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import click
 import torch
 
+from features.columns import item_texts
 from features.featurizer.column_contract import ColumnContract
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests, read_tables
-from features.values.cells import item_texts
 from towers.bundle.bundle import write_bundle
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
-from training.evaluation.evaluate import Evaluation, Recommender, cutoffs_of, evaluate
+from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, choose_device, fit, fit_featurizer, refit
 from training.runs.model_card import model_card, unlearned_card
@@ -45,7 +45,7 @@ def train_and_bundle(
             sign the bundle cannot be used.
         Stopped: A signal ended the training; it can be resumed from the checkpoint that was written.
     """
-    signing_key()  # one that cannot be used is told now, and not after the training
+    signing_key()  # an unusable key is an error now rather than after the training
     config = read_run_config(settings, tuple(overrides))
     where = choose_device(device)
     tables = read_tables(config.features, settings.parent)
@@ -73,26 +73,26 @@ def train_and_bundle(
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
-            click.echo(f"training once more, on all {sequences.num_events:,} interactions", err=True)
+            click.echo(f"training again on all {sequences.num_events:,} interactions", err=True)
             learned = refit(config, tables, sequences, learned)
         _write(run.folder, config, settings, digests, tables, learned, report)
         tracker.log_artifacts(run.folder)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
     if tracker.how_to_look is not None:
-        click.echo(f"recorded in MLflow; to look at it: {tracker.how_to_look}")
+        click.echo(f"recorded in MLflow; to show it: {tracker.how_to_look}")
     return run.folder
 
 
 def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
-    """Write a bundle whose texts stand where their words are: nobody asked anything yet that could be learned from."""
+    """Write a bundle of untrained text vectors: there are no pairs of query and document to train on."""
     run = Run.begin(config, settings.stem, output)
     with _resumable(run):
         for note in tables.notes:
             click.echo(f"note: {note}", err=True)
         featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
         torch.manual_seed(config.training.seed)
-        model = TwoTower(config.towers, featurizer, config.features.history)
+        model = TwoTower(config.towers, featurizer, config.features.max_history)
         write_bundle(
             run.folder,
             settings=config.model_dump(mode="json"),
@@ -106,20 +106,20 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
             primary_metric={},
         )
     run.finish()
-    click.echo(f"{run.folder}: bundle written; without pairs there was nothing to learn, texts stand as they are")
+    click.echo(f"{run.folder}: bundle written; there are no pairs, so nothing was trained")
     return run.folder
 
 
 @contextmanager
 def _resumable(run: Run) -> Iterator[None]:
-    """Say how a run that is stopped goes on; of one that ends before its first checkpoint nothing is left."""
+    """Print how to resume a stopped run; one that ends before its first checkpoint is removed."""
     try:
         yield
     except BaseException as error:
         if not run.checkpoint.is_file():
             run.abandon()
         elif isinstance(error, KeyboardInterrupt):
-            click.echo("\nstopped; the same command with --resume goes on from here", err=True)
+            click.echo("\nstopped; the same command with --resume continues from here", err=True)
         raise
 
 
@@ -130,9 +130,9 @@ def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedMod
         baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
-    recommenders: list[Recommender] = [learned.recommender(config.features.history), *baselines]
+    recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
 
-    def answers(recommender: Recommender) -> Evaluation:
+    def answers(recommender: ScoringModel) -> Evaluation:
         return evaluate(
             recommender,
             split.validation,

@@ -1,7 +1,7 @@
-"""What `towers train-ranker` does: make a ranker for a bundle, judge it by questions held out, and write it.
+"""`towers train-ranker`: train a re-ranker for a bundle, evaluate it on held-out queries, and write it.
 
-Each kind is judged alike: the shortlists that the bundle retrieves for the questions that its training held out, N@10
-of their order before and after, with the paired interval, and how long a request takes in one thread.
+Each kind is evaluated alike: the candidates that the bundle retrieves for the queries that its training held out, N@10
+of their order before and after, with the paired interval, and the latency of a request in one thread.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import torch
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
+from features.columns import item_texts
 from features.errors import DataError
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests
-from features.values.cells import item_texts
 from towers.bundle.bundle import ModelBundle, check_can_sign
 from towers.bundle.trust import Trust
 from towers.rerankers.candidate_features import RankFeatures
 from towers.rerankers.item_statistics import ItemStatistics
+from towers.rerankers.kinds import RERANKER_KINDS, RerankerKind
 from towers.rerankers.learned import LearnedRanker
-from towers.rerankers.manifest import Judgement, RankerKind, Reading, write_ranker
+from towers.rerankers.manifest import Judgement, Reading, write_ranker
 from towers.rerankers.reranker import Deadline, Reranker, Shortlist
 from towers.rerankers.text import TextRanker
 from training.config import RunConfig, read_run_config
@@ -47,52 +48,51 @@ from training.rerankers.text import (
 from training.runs.progress import start_tracking
 from training.tasks.protocols import early_stopping_split
 
-CANDIDATES: dict[RankerKind, int] = {"learned": 200, "cross-encoder": 50, "late-interaction": 100}
-"""How many candidates a ranker puts into order, unless said otherwise."""
-QUESTIONS: dict[RankerKind, int] = {"learned": 10_000, "cross-encoder": 500, "late-interaction": 2_000}
-"""How many questions are asked, unless said otherwise; a sample where there are more."""
-TOKENS: dict[RankerKind, int] = {"cross-encoder": 128, "late-interaction": 32}
-"""How many tokens are read of a pair, or of a text."""
 BUDGET_MS = 20.0
-"""What a service gives a ranker, unless its operator says otherwise."""
+"""Default of `rerank_budget_ms` in serving.toml."""
 
 _WARM_UPS = 3
 
 
 @dataclass(frozen=True)
 class RankerChoice:
-    """Which ranker is wanted. What is None is as usual for its kind.
+    """Which re-ranker to train. None stands for the default of its kind.
 
     Attributes:
-        kind: What it is.
-        model: The folder or the name of the model that one which reads texts needs.
-        num_candidates: How many candidates it puts into order.
-        num_questions: How many questions it is judged by, at most; the learned one learns from the same.
-        share: How much the opinion of one that reads texts counts. None: what is best on the questions.
-        num_read: How many of the newest items of a history it reads.
-        max_tokens: How many tokens of a pair, or of a text, it reads.
-        num_learned: From how many questions of the training data a cross-encoder learns first. None: from none.
+        kind: A name in `RERANKER_KINDS`.
+        model: Folder or hub name of the pretrained model; for kinds that read texts.
+        num_candidates: Number of retrieved items to re-rank.
+        eval_queries: Maximum number of held-out queries; the learned re-ranker is also trained on them.
+        weight: Weight of a text model's score against the retriever's, 0 to 1. None: the best on held-out queries.
+        history_items: Number of the newest history items whose texts are read.
+        max_tokens: Maximum tokens of a pair of texts, or of a text.
+        train_queries: Number of training queries to fine-tune a cross-encoder on. None: no fine-tuning.
     """
 
-    kind: RankerKind = "learned"
+    kind: str = "learned"
     model: str | None = None
     num_candidates: int | None = None
-    num_questions: int | None = None
-    share: float | None = None
-    num_read: int = 3
+    eval_queries: int | None = None
+    weight: float | None = None
+    history_items: int = 3
     max_tokens: int | None = None
-    num_learned: int | None = None
+    train_queries: int | None = None
+
+    @property
+    def definition(self) -> RerankerKind:
+        """The entry of its kind."""
+        return RERANKER_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is asked, and what can be learned from.
+    """Data to train and evaluate a re-ranker on.
 
     Attributes:
         config: The settings of the training.
         tables: Today's tables.
-        known: All that anybody had.
-        split: That, divided as it was when the bundle was trained. None: nothing was held out.
+        known: All interactions.
+        split: The interactions, split as in the training of the bundle. None: nothing was held out.
     """
 
     config: RunConfig
@@ -102,74 +102,76 @@ class HeldOut:
 
     @classmethod
     def of(cls, bundle: ModelBundle) -> HeldOut:
-        """Return today's tables, and what they hold divided as it was when the bundle was trained."""
+        """Return today's tables, split as in the training of the bundle."""
         config = read_run_config(bundle.path / "run.toml")
         tables = bundle.read_tables(config.features)
         digests = data_digests(config.features, bundle.tables_folder)
         if any(bundle.manifest.digests.get(name) not in (None, digest) for name, digest in digests.items()):
-            click.echo("note: the tables have changed since the model was trained; it is asked for today's last items")
+            click.echo(
+                "note: the tables have changed since the model was trained; held-out items are today's last ones"
+            )
         known = tables.interactions.sequences(tables.catalog)
         has_questions = bool(known.num_events) and not config.training.refit
         split = early_stopping_split(config, known, len(tables.catalog)) if has_questions else None
         return cls(config, tables, known, split)
 
     def questions(self, path: Path) -> Split:
-        """Return what was held out.
+        """Return the split of the training.
 
         Raises:
-            DataError: Nothing was.
+            DataError: Nothing was held out.
         """
         if self.split is None:
             why = "trained with `refit`, so on every interaction" if self.known.num_events else "trained without pairs"
             cure = "train again with --set training.refit=false" if self.known.num_events else "give it pairs"
             raise DataError(
-                f"{path}: {why}, and nothing is left that a ranker could learn from or be judged by; {cure}, or say "
-                "how much the opinion of one that reads texts counts: --share 0.5"
+                f"{path}: {why}, so no held-out data is left to train or evaluate a re-ranker on; {cure}, or set the "
+                "weight of one that reads texts: --weight 0.5"
             )
         return self.split
 
 
 @dataclass(frozen=True)
 class TrainedRanker:
-    """A ranker, ready to be written.
+    """A trained re-ranker that is not yet written.
 
     Attributes:
-        reranker: It.
+        reranker: Model that scores candidates.
         save: Writes its files into a folder.
-        lessons: What it was judged by. None: there was nothing.
-        after: N@10 of its order, by question.
-        features: What a learned one reads of each candidate.
-        reading: How one that reads texts does so.
+        dataset: Queries it was evaluated on, with their candidates. None: nothing was held out.
+        after: N@10 of its order, by query.
+        features: Names of the candidate features it reads, for kinds that read features.
+        reading: Text settings, for kinds that read texts.
     """
 
     reranker: Reranker
     save: Save
-    lessons: RankingDataset | None
+    dataset: RankingDataset | None
     after: Float[np.ndarray, " questions"]
     features: Sequence[str] = ()
     reading: Reading | None = None
 
 
 def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
-    """Make the ranker of a bundle, say what it gains and costs on questions that were held out, and write it.
+    """Train the re-ranker of a bundle, print its gain and latency on held-out queries, and write it.
 
     Raises:
         BundleError: The bundle cannot be used.
-        DataError: The tables cannot be read, nothing was held out, too few answers are on the shortlists, or the model
-            that is to read texts cannot be had.
+        DataError: The tables cannot be read, nothing was held out, too few targets are among the candidates, or the
+            text model cannot be loaded.
     """
     _check(choice)
     bundle = ModelBundle.open(path, trust=Trust.from_environment())
     check_can_sign(bundle)
     held_out = HeldOut.of(bundle)
-    num_candidates = choice.num_candidates or CANDIDATES[choice.kind]
-    make = _learned if choice.kind == "learned" else _reading
+    num_candidates = choice.num_candidates or choice.definition.num_candidates
+    make = _learned if choice.definition.max_tokens is None else _reading
     made = make(bundle, held_out, choice, num_candidates)
-    judgement = None if made.lessons is None else _judged(made, made.lessons)
-    if judgement is not None and made.lessons is not None:
-        _say(judgement, made.lessons, num_candidates)
-        if judgement.ndcg_after <= judgement.ndcg_before and choice.share is None:
-            click.echo("not written: it is no better than the order in which retrieval finds things")
+    judgement = None if made.dataset is None else _evaluated(made, made.dataset)
+    if judgement is not None and made.dataset is not None:
+        _print_evaluation(judgement, made.dataset, num_candidates)
+        if judgement.ndcg_after <= judgement.ndcg_before and choice.weight is None:
+            click.echo("not written: it is no better than the retriever's order")
             return
     folder = write_ranker(
         bundle,
@@ -182,49 +184,50 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     )
     _record(held_out.config, bundle, folder, choice, made, judgement)
     if made.reading is not None:
-        click.echo(f"its opinion counts for {made.reading.share:g}, the retriever's for {1 - made.reading.share:g}")
+        click.echo(f"weight of its score: {made.reading.share:g}; of the retriever's: {1 - made.reading.share:g}")
     click.echo(f"{folder}: written\n\nNext:\n  towers index {path}")
 
 
 def _check(choice: RankerChoice) -> None:
-    is_learned = choice.kind == "learned"
-    if is_learned and (choice.model is not None or choice.share is not None):
-        raise DataError("--model and --share are of rankers that read texts; add --kind, or leave them out")
-    if not is_learned and choice.model is None:
-        needed = "a cross-encoder" if choice.kind == "cross-encoder" else "a bi-encoder of sentence-transformers"
+    needed = choice.definition.model
+    if needed is None and (choice.model is not None or choice.weight is not None):
+        raise DataError("--model and --weight are for re-rankers that read texts; add --kind, or leave them out")
+    if needed is not None and choice.model is None:
         raise DataError(f"--kind {choice.kind} needs {needed}: give its folder or its name by --model")
-    if choice.num_learned and choice.kind != "cross-encoder":
-        raise DataError("--learn is for --kind cross-encoder; leave it out")
+    if choice.train_queries and choice.kind != "cross-encoder":
+        raise DataError("--train-queries is for --kind cross-encoder; leave it out")
 
 
 def _learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
     split, tables, seed = held_out.questions(bundle.path), held_out.tables, held_out.config.training.seed
     facts = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
     maker = RankFeatures(facts)
-    lessons = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
-    taught = fit_ranker(lessons, seed)
-    return TrainedRanker(LearnedRanker(taught.network, facts), taught.network.save, lessons, taught.after, maker.names)
+    dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
+    fitted = fit_ranker(dataset, seed)
+    return TrainedRanker(LearnedRanker(fitted.network, facts), fitted.network.save, dataset, fitted.after, maker.names)
 
 
 def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
     tables, seed = held_out.tables, held_out.config.training.seed
     texts = item_texts(tables.catalog, bundle.config.features.item)
     if texts is None:
-        raise DataError(f"{bundle.path}: the model reads no texts of items, so there is nothing for such a ranker")
-    split = held_out.split if choice.share is not None else held_out.questions(bundle.path)
+        raise DataError(f"{bundle.path}: the model has no text features of items, which this kind of re-ranker needs")
+    split = held_out.split if choice.weight is not None else held_out.questions(bundle.path)
+    most_tokens = choice.max_tokens or choice.definition.max_tokens
+    assert most_tokens is not None, "kinds that read texts have a default"
     reading = Reading(
-        share=0.5 if choice.share is None else choice.share,
-        num_read=choice.num_read,
-        max_tokens=choice.max_tokens or TOKENS[choice.kind],
+        share=0.5 if choice.weight is None else choice.weight,
+        num_read=choice.history_items,
+        max_tokens=most_tokens,
     )
     ranker, save = _text_ranker(bundle, held_out, choice, texts, reading, num_candidates)
     if split is None:
         return TrainedRanker(ranker, save, None, np.zeros(0), reading=reading)
-    shares = SHARES if choice.share is None else (choice.share,)
+    shares = SHARES if choice.weight is None else (choice.weight,)
     read = scores_of(ranker, shares)
-    lessons = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
-    share, after = choose_weight(lessons, shares, seed)
-    return TrainedRanker(ranker, save, lessons, after, reading=reading.model_copy(update={"share": share}))
+    dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
+    share, after = choose_weight(dataset, shares, seed)
+    return TrainedRanker(ranker, save, dataset, after, reading=reading.model_copy(update={"share": share}))
 
 
 def _text_ranker(
@@ -240,8 +243,8 @@ def _text_ranker(
         return make_late_interaction(choice.model, texts, reading)
     seed = held_out.config.training.seed
     comparisons = None
-    if choice.num_learned:
-        questions = _sample(_of_training(held_out, bundle.path), choice.num_learned, seed)
+    if choice.train_queries:
+        questions = _sample(_of_training(held_out, bundle.path), choice.train_queries, seed)
         comparisons = partial(
             comparisons_of,
             bundle,
@@ -257,7 +260,7 @@ def _text_ranker(
 
 
 def _of_training(held_out: HeldOut, path: Path) -> Queries:
-    """Return questions of the training data: the newest item of each user, or every query."""
+    """Return queries of the training data: one per user, with the newest item as target, or every text query."""
     train = held_out.questions(path).train
     if held_out.config.towers.reads_history:
         return early_stopping_split(held_out.config, train, len(held_out.tables.catalog)).validation
@@ -267,7 +270,7 @@ def _of_training(held_out: HeldOut, path: Path) -> Queries:
 
 
 def _asked(questions: Queries, choice: RankerChoice, seed: int) -> Queries:
-    return _sample(questions, choice.num_questions or QUESTIONS[choice.kind], seed)
+    return _sample(questions, choice.eval_queries or choice.definition.eval_queries, seed)
 
 
 def _sample(questions: Queries, most: int, seed: int) -> Queries:
@@ -276,12 +279,12 @@ def _sample(questions: Queries, most: int, seed: int) -> Queries:
     return questions.take(np.sort(np.random.default_rng(seed).choice(len(questions), most, replace=False)))
 
 
-def _judged(made: TrainedRanker, lessons: RankingDataset) -> Judgement:
-    before = lessons.before()
+def _evaluated(made: TrainedRanker, dataset: RankingDataset) -> Judgement:
+    before = dataset.before()
     low, high = bootstrap_interval((made.after - before)[:, None])
-    taken = milliseconds(made.reranker, lessons.examples)
+    taken = milliseconds(made.reranker, dataset.examples)
     return Judgement(
-        num_questions=len(lessons),
+        num_questions=len(dataset),
         ndcg_before=float(before.mean()),
         ndcg_after=float(made.after.mean()),
         gain_low=float(low[0]),
@@ -292,7 +295,7 @@ def _judged(made: TrainedRanker, lessons: RankingDataset) -> Judgement:
 
 
 def milliseconds(reranker: Reranker, shortlists: Sequence[Shortlist]) -> Float[np.ndarray, " shortlists"]:
-    """Return how long a reranker takes for each of some shortlists, in one thread, as in a worker of a service."""
+    """Return the milliseconds that a re-ranker takes for each shortlist, in one thread, as in a worker of a service."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -309,18 +312,19 @@ def milliseconds(reranker: Reranker, shortlists: Sequence[Shortlist]) -> Float[n
     return np.array(taken)
 
 
-def _say(judgement: Judgement, lessons: RankingDataset, num_candidates: int) -> None:
+def _print_evaluation(judgement: Judgement, dataset: RankingDataset, num_candidates: int) -> None:
     before, after = judgement.ndcg_before, judgement.ndcg_after
     click.echo(
-        f"{judgement.num_questions:,} questions, {int(lessons.is_answerable.sum()):,} of them with an answer among the "
-        f"first {num_candidates}\nN@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is "
-        f"{after - before:+.4f}, 95 % interval {judgement.gain_low:+.4f} to {judgement.gain_high:+.4f})\n"
-        f"a request takes {judgement.milliseconds:.1f} ms, 99 of 100 at most {judgement.milliseconds_p99:.1f} ms, in "
-        "one thread"
+        f"{judgement.num_questions:,} held-out queries, {int(dataset.is_answerable.sum()):,} with a target among "
+        f"the first {num_candidates}\n"
+        f"N@10 {before:.4f} -> {after:.4f} ({after / max(before, 1e-9) - 1:+.1%}; the gain is {after - before:+.4f}, "
+        f"95 % interval {judgement.gain_low:+.4f} to {judgement.gain_high:+.4f})\n"
+        f"latency of a request in one thread: p50 {judgement.milliseconds:.1f} ms, p99 "
+        f"{judgement.milliseconds_p99:.1f} ms"
     )
     if judgement.milliseconds_p99 > BUDGET_MS:
         click.echo(
-            f"note: a service gives it {BUDGET_MS:g} ms; in serving.toml raise rerank_budget_ms above "
+            f"note: the default budget of a service is {BUDGET_MS:g} ms; in serving.toml raise rerank_budget_ms above "
             f"{judgement.milliseconds_p99:.0f}, or lower rerank_candidates"
         )
 
@@ -333,7 +337,7 @@ def _record(
     made: TrainedRanker,
     judgement: Judgement | None,
 ) -> None:
-    """Let MLflow have a run of it: what was chosen, what was found, and its files."""
+    """Record an MLflow run with the settings, the evaluation and the files."""
     params = {"bundle": bundle.version, **asdict(choice)} | ({} if made.reading is None else made.reading.model_dump())
     name = f"{bundle.path.resolve().name}-ranker"
     with start_tracking(config, name, {"bundle": bundle.version}, params={"ranker": params}) as tracker:

@@ -22,7 +22,8 @@ from features.encoders.local import load_model
 from features.encoders.model import Encoded, Role
 from features.encoders.policy import RemotePolicy
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, SideEncoders
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.side_encoders import SideEncoders
 from features.schema import Schema
 from features.tables.tables import Catalog
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
@@ -219,7 +220,10 @@ def test_new_items_and_known_ones_are_read_by_the_bundle_as_in_training(model_fo
     write_shop(tmp_path / "data")
     features = {
         **SETTINGS["features"],
-        "item": {"title": {"kind": "text", "encoder": "tiny", "fixed": 8}, "tags": {"kind": "text", "encoder": "tiny"}},
+        "item": {
+            "title": {"kind": "text", "encoder": "tiny", "frozen_dim": 8},
+            "tags": {"kind": "text", "encoder": "tiny"},
+        },
         "encoders": {"tiny": {"model": str(model_folder)}},
     }
     write_untrained(tmp_path / "model", tmp_path / "data", {**SETTINGS, "features": features})
@@ -256,10 +260,10 @@ def test_more_numbers_than_a_model_has_are_refused(model_folder, tmp_path) -> No
     write_shop(tmp_path / "data")
     features = {
         **SETTINGS["features"],
-        "item": {"title": {"kind": "text", "encoder": "tiny", "fixed": 17}},
+        "item": {"title": {"kind": "text", "encoder": "tiny", "frozen_dim": 17}},
         "encoders": {"tiny": {"model": str(model_folder)}},
     }
-    with pytest.raises(DataError, match="fixed = 17 of 'title' is more than the 16 numbers of encoder 'tiny'"):
+    with pytest.raises(DataError, match="frozen_dim = 17 of 'title' is more than the 16 numbers of encoder 'tiny'"):
         write_untrained(tmp_path / "model", tmp_path / "data", {**SETTINGS, "features": features})
 
 
@@ -280,7 +284,7 @@ def test_a_model_is_found_by_its_name_where_the_hub_was_asked_before(model_folde
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(commit)
     assert model_digest(find_model("tiny")) == model_digest(model_folder)
-    with pytest.raises(DataError, match=r"model 'sentence-transformers/other': neither a folder here nor to be had"):
+    with pytest.raises(DataError, match=r"model 'sentence-transformers/other': neither a local folder nor available"):
         find_model("other")
 
 

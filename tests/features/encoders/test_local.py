@@ -9,11 +9,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from features.config import FeatureSettings, parse_settings
 from features.errors import DataError
-from features.featurizer.featurizer import SideEncoders
+from features.featurizer.side_encoders import SideEncoders
 from features.schema import Feature
 from features.values.text import ProjectedText, words_and_pairs
 
-TITLE, YEAR = Feature("title", "text", fixed=32), Feature("year", "number")
+TITLE, YEAR = Feature("title", "text", frozen_dim=32), Feature("year", "number")
 TITLES = pd.DataFrame({"title": ["red fox", "A red fox runs", None, "blue whale"], "year": [1, 2, 3, None]})
 
 
@@ -60,5 +60,5 @@ def test_it_is_saved_and_read_back_and_stands_behind_the_numbers(tmp_path: Path)
 
 
 def test_only_text_can_be_fixed() -> None:
-    with pytest.raises(DataError, match="fixed is for kind"):
-        parse_settings(FeatureSettings, {"kind": "number", "fixed": 8}, "run.toml")
+    with pytest.raises(DataError, match="frozen_dim is for kind"):
+        parse_settings(FeatureSettings, {"kind": "number", "frozen_dim": 8}, "run.toml")

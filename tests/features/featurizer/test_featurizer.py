@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, request_features
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.request_time import request_features
 from features.featurizer.vocabulary import Vocabulary
 from features.schema import Feature, Schema
 from features.sequences.sequences import Sequences

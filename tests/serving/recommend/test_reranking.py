@@ -30,10 +30,13 @@ from serving.search.results import Hits
 from tests.serving.doubles import country, make_retriever
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.manifest import BundleError
+from towers.bundle.sealed_folder import SealedFolder
 from towers.rerankers.candidate_features import RankFeatures
 from towers.rerankers.item_statistics import ItemStatistics
+from towers.rerankers.kinds import RERANKER_KINDS, RerankerKind
 from towers.rerankers.learned import LearnedRanker, RankNetwork
-from towers.rerankers.manifest import FOLDER, write_ranker
+from towers.rerankers.manifest import FOLDER, RankerManifest, write_ranker
+from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, Shortlist, order_of
 from training.rerankers.candidates import shortlists
 
@@ -319,3 +322,30 @@ def test_pages_fit_together_where_what_was_moved_comes_after_what_a_part_of_the_
             ids(backwards.recommend(user_id, RecommendRequest(15, offset, rules=rules))) for offset in range(0, 60, 15)
         ]
         assert [item for page in pages for item in page] == whole
+
+
+class Constant(Backwards):
+    """A kind of re-ranker as CONTRIBUTING.md describes it: its file holds the order."""
+
+    @classmethod
+    def open(cls, bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder, items: ItemInputs) -> Constant:
+        assert folder.file("order.txt").read_bytes() == b"backwards"
+        assert len(items.texts()) == len(bundle.read_tables(bundle.config.features).catalog)
+        return cls()
+
+
+def test_a_kind_of_reranker_is_added_by_a_class_and_an_entry(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = RerankerKind("constant", f"{__name__}:Constant", "texts", num_candidates=20, eval_queries=100)
+    monkeypatch.setitem(RERANKER_KINDS, "constant", kind)
+    path = tmp_path / "runs" / "one"
+    shutil.copytree(pristine / "runs" / "model", path)
+    bundle = ModelBundle.open(path)
+    write_ranker(bundle, "constant", lambda folder: (folder / "order.txt").write_text("backwards"), num_candidates=20)
+    open_recommender(path)
+    plain = Recommender.open(path)
+    opened = Recommender.open(path, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
+    user_id = plain.state.users.ids[0]
+    found = ids(plain.recommend(user_id, 30))
+    assert ids(opened.recommend(user_id, 30)) == [*found[:20][::-1], *found[20:]]

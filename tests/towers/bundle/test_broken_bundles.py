@@ -97,7 +97,7 @@ def _endless_weights(bundle: Path) -> None:
 
 def _other_settings(bundle: Path) -> None:
     path = bundle / "run.toml"
-    path.write_text(path.read_text().replace("width = 16", "width = 32"))
+    path.write_text(path.read_text().replace("embedding_dim = 16", "embedding_dim = 32"))
     _seal_again(bundle, path.name)
 
 
@@ -340,7 +340,7 @@ CRAFTED: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "a schema of texts without end": (
         "schema.json",
-        lambda path: path.write_text(path.read_text().replace('"fixed": null', '"fixed": 1000000000')),
+        lambda path: path.write_text(path.read_text().replace('"frozen_dim": null', '"frozen_dim": 1000000000')),
     ),
     "a schema nested without end": ("schema.json", lambda path: path.write_text("[" * 100_000)),
     "a vocabulary that is no table": (

@@ -25,7 +25,7 @@ def finding(name: str) -> Finding:
 
 def test_all_is_well_where_make_has_installed_everything() -> None:
     ended = CliRunner().invoke(doctor)
-    assert "amiss " not in ended.output
+    assert "error " not in ended.output
     assert ended.output.endswith("\nAll is well.\n")
     assert ended.exit_code == 0
 
@@ -53,7 +53,7 @@ def test_a_broken_library_is_told_in_one_line_with_the_remedy(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(clinic, "PROBES", {"torch": "found = {}", "faiss": clinic.PROBES["faiss"]})
     found = next(found for found in examine() if found.name == "faiss")
-    assert found.state == "amiss"
+    assert found.state == "error"
     assert told in found.text
     assert "\n" not in found.text
     assert found.remedy == "make clean install"
@@ -76,7 +76,7 @@ def test_the_gpu_set_on_a_machine_without_a_gpu_is_to_be_replaced(
     monkeypatch.setattr(
         clinic, "PROBES", {"torch": "found = {}", "faiss": "found = {}", "fbgemm": "raise OSError('libcuda')"}
     )
-    assert finding("fbgemm") == Finding("fbgemm", "OSError: libcuda", "amiss", remedy)
+    assert finding("fbgemm") == Finding("fbgemm", "OSError: libcuda", "error", remedy)
 
 
 def test_a_library_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,12 +85,12 @@ def test_a_library_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("quick")
-def test_something_amiss_ends_with_1_and_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_ends_with_1_and_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clinic, "probe", lambda program: Probe({}, "ImportError: gone"))
     ended = CliRunner().invoke(doctor)
     assert ended.exit_code == 1
-    assert "amiss  torchrec   ImportError: gone\n                  -> make clean install\n" in ended.output
-    assert ended.output.endswith(f"\n{len(clinic.PROBES)} things are amiss.\n")
+    assert "error  torchrec   ImportError: gone\n                  -> make clean install\n" in ended.output
+    assert ended.output.endswith(f"\n{len(clinic.PROBES)} errors found.\n")
 
 
 @pytest.mark.usefixtures("quick")
@@ -102,7 +102,7 @@ def test_an_examination_that_fails_spoils_no_other(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("version", "state"), [((3, 10, 4), "amiss"), ((3, 13, 0), "ok"), ((3, 14, 0), "amiss")])
+@pytest.mark.parametrize(("version", "state"), [((3, 10, 4), "error"), ((3, 13, 0), "ok"), ((3, 14, 0), "error")])
 def test_a_python_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch, version, state: str) -> None:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setattr("sys.version_info", version)
@@ -121,13 +121,13 @@ def test_two_packages_that_own_one_folder_are_told(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(clinic, "distributions", lambda: map(Known, ["fbgemm_gpu-cpu", "fbgemm_gpu", "torch"]))
     found = clinic._packages()[0]
-    assert (found.state, found.text) == ("amiss", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other")
+    assert (found.state, found.text) == ("error", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other")
 
 
 def test_packages_that_are_missing_or_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clinic, "requires", lambda name: ["torch==1.0.0", "not-there>=2", "click>=8"])
     found = clinic._packages()[0]
-    assert found.state == "amiss"
+    assert found.state == "error"
     assert found.text.startswith("torch==1.0.0, found 2.")
     assert found.text.endswith("; not-there is missing")
 
@@ -137,7 +137,7 @@ def test_a_project_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(clinic, "requires", missing)
-    assert clinic._packages() == [Finding("packages", "two-towers itself is not installed", "amiss", "make install")]
+    assert clinic._packages() == [Finding("packages", "two-towers itself is not installed", "error", "make install")]
 
 
 CUDA = {"version": "2", "built_for_cuda": "13.0", "cuda": True}
@@ -148,7 +148,7 @@ CUDA = {"version": "2", "built_for_cuda": "13.0", "cuda": True}
     [
         (CUDA, 1, "ok", "used by torch and faiss"),
         (CUDA, 0, "note", "used by torch, not by faiss"),
-        ({**CUDA, "cuda": False}, 0, "amiss", "torch's CUDA 13.0 does not start on it"),
+        ({**CUDA, "cuda": False}, 0, "error", "torch's CUDA 13.0 does not start on it"),
         ({**CUDA, "built_for_cuda": None}, 0, "note", "not used by this torch"),
     ],
 )
@@ -195,7 +195,7 @@ def test_memory_is_what_the_container_is_granted(monkeypatch: pytest.MonkeyPatch
     assert (found.state, found.text) == ("note", "1.0 GiB free of 3.0")
 
 
-def test_a_folder_that_cannot_be_written_is_amiss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert clinic._folder()[0].remedy == "go to a folder of your own"
 
@@ -234,7 +234,7 @@ def test_an_installation_that_does_not_load_has_failed(monkeypatch: pytest.Monke
     programs(monkeypatch, torch="found = {}", fbgemm="raise OSError('undefined symbol: _ZN3c10')")
     ended = CliRunner().invoke(doctor, ["--installation"])
     assert ended.exit_code == 1
-    assert "amiss  fbgemm     OSError: undefined symbol: _ZN3c10\n" in ended.output
+    assert "error  fbgemm     OSError: undefined symbol: _ZN3c10\n" in ended.output
 
 
 def test_every_package_that_is_asked_for_is_imported_by_a_program() -> None:

@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
         **SETTINGS["features"],
         "item": {
             "item_id": {"kind": "id"},
-            "title": {"kind": "text", "encoder": "trained", "fixed": 16},
+            "title": {"kind": "text", "encoder": "trained", "frozen_dim": 16},
             "tags": {"kind": "text", "encoder": "still"},
         },
         "encoders": {"still": tiny, "trained": {**tiny, "trained_layers": 1}},

@@ -31,18 +31,20 @@ def speaking(encoder: nn.Module) -> nn.Module:
     return encoder.eval()
 
 
-def attention(kind: str, *, width: int = WIDTH, blocks: int = 2, length: int = 64, **switches: bool) -> nn.Module:
-    return speaking(CausalAttention(width, kind=kind, blocks=blocks, heads=2, length=length, dropout=0.5, **switches))
+def attention(kind: str, *, width: int = WIDTH, num_layers: int = 2, length: int = 64, **switches: bool) -> nn.Module:
+    return speaking(
+        CausalAttention(width, kind=kind, num_layers=num_layers, num_heads=2, length=length, dropout=0.5, **switches)
+    )
 
 
 def encoders() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     return {
         "mean": speaking(CausalMean(WIDTH, dropout=0.5)),
-        "attention": speaking(CausalPool(WIDTH, heads=2, dropout=0.5)),
+        "attention": speaking(CausalPool(WIDTH, num_heads=2, dropout=0.5)),
         "transformer": attention("transformer"),
         "transformer with time": attention("transformer", time_bias=True),
-        "transformer with a bag": attention("transformer", bag=True),
+        "transformer with a bag": attention("transformer", sum_residual=True),
         "hstu": attention("hstu"),
         "hstu with time": attention("hstu", time_bias=True),
     }
@@ -94,11 +96,11 @@ def test_the_mean_is_the_mean_of_the_tokens_so_far() -> None:
 
 def test_a_bag_is_the_sum_of_the_tokens_so_far_over_the_root_of_their_number_added_to_the_summary() -> None:
     torch.manual_seed(1)
-    encoder = attention("transformer", width=8, blocks=1, length=8, bag=True)
+    encoder = attention("transformer", width=8, num_layers=1, length=8, sum_residual=True)
     tokens = torch.randn(6, 8)
     with_bag = encoder(tokens, offsets(2, 4))
-    matrix = encoder.bag.weight
-    encoder.bag = None
+    matrix = encoder.sum_residual.weight
+    encoder.sum_residual = None
     sums = torch.stack([tokens[0], tokens[:2].sum(0), *(tokens[2:end].sum(0) for end in (3, 4, 5, 6))])
     roots = torch.tensor([1.0, 2.0, 1.0, 2.0, 3.0, 4.0]).sqrt()
     torch.testing.assert_close(with_bag, encoder(tokens, offsets(2, 4)) + (sums / roots[:, None]) @ matrix.T)
@@ -106,7 +108,7 @@ def test_a_bag_is_the_sum_of_the_tokens_so_far_over_the_root_of_their_number_add
 
 def test_the_transformer_is_the_textbook_one() -> None:
     torch.manual_seed(1)
-    encoder = attention("transformer", width=8, blocks=1, length=8)
+    encoder = attention("transformer", width=8, num_layers=1, length=8)
     tokens = torch.randn(6, 8)
     (block,) = encoder.blocks
     x = tokens + encoder.positions[:6]
@@ -124,7 +126,7 @@ def test_the_transformer_is_the_textbook_one() -> None:
 
 def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
     torch.manual_seed(2)
-    encoder = speaking(CausalPool(8, heads=2, dropout=0.0))
+    encoder = speaking(CausalPool(8, num_heads=2, dropout=0.0))
     tokens = torch.randn(7, 8)
     normed = encoder.token_norm(tokens)
     values, scores = tokens + encoder.value(normed), encoder.score(normed)
@@ -136,7 +138,7 @@ def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
 
 
 def test_attention_pooling_begins_as_a_mean_and_bears_extreme_scores() -> None:
-    encoder = CausalPool(8, heads=2, dropout=0.0)
+    encoder = CausalPool(8, num_heads=2, dropout=0.0)
     tokens = torch.randn(300, 8)
     mean = tokens.cumsum(0) / torch.arange(1, 301)[:, None]
     torch.testing.assert_close(encoder(tokens, offsets(300)), mean, rtol=1e-4, atol=1e-4)
@@ -146,7 +148,7 @@ def test_attention_pooling_begins_as_a_mean_and_bears_extreme_scores() -> None:
 
 @pytest.mark.parametrize("kind", ["transformer", "hstu"])
 def test_before_training_a_user_is_what_he_had_last(kind: str) -> None:
-    encoder = CausalAttention(8, kind=kind, blocks=3, heads=2, length=9, time_bias=True, dropout=0.0)
+    encoder = CausalAttention(8, kind=kind, num_layers=3, num_heads=2, length=9, time_bias=True, dropout=0.0)
     tokens = torch.randn(5, 8) * 8
     nearest = functional.normalize(encoder(tokens, offsets(5), moments_of(5))) @ functional.normalize(tokens).T
     assert nearest.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
@@ -155,7 +157,7 @@ def test_before_training_a_user_is_what_he_had_last(kind: str) -> None:
 
 def test_hstu_is_the_papers() -> None:
     torch.manual_seed(1)
-    encoder = attention("hstu", time_bias=True, width=8, blocks=1, length=8)
+    encoder = attention("hstu", time_bias=True, width=8, num_layers=1, length=8)
     tokens, moments = torch.randn(6, 8), moments_of(6)
     (block,) = encoder.blocks
     x = tokens + encoder.positions[:6]
@@ -176,7 +178,7 @@ def test_hstu_is_the_papers() -> None:
 
 def test_the_transformer_adds_the_bias_by_time_to_its_logits() -> None:
     torch.manual_seed(1)
-    encoder = attention("transformer", time_bias=True, width=8, blocks=1, length=8)
+    encoder = attention("transformer", time_bias=True, width=8, num_layers=1, length=8)
     tokens, moments = torch.randn(4, 8), Moments(torch.tensor([0, 5, 5, 90]), torch.tensor([5, 5, 90, 1000]))
     (block,) = encoder.blocks
     # Seconds from each token to each request, and 3 ln(1 + s) rounded down: ln 6 = 1.79, ln 91 = 4.51, ln 1001 = 6.91.

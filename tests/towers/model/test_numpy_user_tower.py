@@ -33,7 +33,7 @@ def pair(blocks: int, time_bias: bool, has_features: bool, bag: bool = False) ->
     schema = Schema(item=(Feature("item_id", "id"),), user=user, context=context)
     featurizer = Featurizer.fit(schema, Catalog(ITEMS), Users(PEOPLE), TRAIN)
     torch.manual_seed(blocks)
-    config = TowersConfig(width=16, blocks=blocks, heads=2, time_bias=time_bias, bag=bag)
+    config = TowersConfig(embedding_dim=16, num_layers=blocks, num_heads=2, time_bias=time_bias, sum_residual=bag)
     model = TwoTower(config, featurizer, LENGTH).eval()
     with torch.no_grad():
         for parameter in model.user_tower.parameters():
@@ -57,7 +57,7 @@ def test_it_is_the_tower_up_to_rounding(arrangement, length, moments, now, seed)
     events = np.random.default_rng(seed).normal(size=(length, 16)).astype(np.float32)
     events /= np.linalg.norm(events, axis=1, keepdims=True)
     times = None if moments is None else np.array(moments[:length], dtype=np.int64)
-    found = NumpyUserTower(model.user_tower, featurizer.stranger)(events, now, times)
+    found = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)(events, now, times)
     with torch.inference_mode():
         expected = model.user_vectors(
             torch.from_numpy(events),
@@ -77,7 +77,7 @@ def test_it_is_the_tower_where_attention_looks_at_one_token_alone(blocks) -> Non
     with torch.no_grad():
         for block in model.user_tower.history.blocks:
             block.qkv.weight[:32].mul_(6)
-    one = NumpyUserTower(model.user_tower, featurizer.stranger)
+    one = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)
     for seed in range(5):
         events = np.random.default_rng(seed).normal(size=(LENGTH, 16)).astype(np.float32)
         with torch.inference_mode():
@@ -91,14 +91,14 @@ def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
     model, featurizer = pair(1, False, False)
     with torch.no_grad():
         model.user_tower.history.blocks[0].mix.up.weight.mul_(1e3)
-    one = NumpyUserTower(model.user_tower, featurizer.stranger)
+    one = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)
     assert np.isfinite(one(np.eye(3, 16, dtype=np.float32))).all()
 
 
 @pytest.mark.parametrize("history", ["mean", "attention", "hstu"])
 def test_towers_that_are_no_transformers_are_left_as_they_are(history: str) -> None:
     _, featurizer = MODELS[1, False, False, False]
-    tower = TwoTower(TowersConfig(width=16, history=history), featurizer, LENGTH).user_tower
+    tower = TwoTower(TowersConfig(embedding_dim=16, history_encoder=history), featurizer, LENGTH).user_tower
     assert not NumpyUserTower.can_be(tower)
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from features.config import EncoderSettings, FeaturesConfig
 from features.encoders.encoder import PretrainedText
 from features.errors import DataError
-from features.featurizer.featurizer import Featurizer, SideEncoders
+from features.featurizer.featurizer import Featurizer
+from features.featurizer.side_encoders import SideEncoders
 from features.schema import Schema
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.tiny_models import tiny_model
@@ -126,8 +127,8 @@ def two_sides(model_folder: Path, user: str, **settings) -> tuple[TwoTower, Feat
     config = FeaturesConfig.model_validate(
         {
             "interactions": "none.csv",
-            "item": {"year": {"kind": "number"}, "title": {"kind": "text", "encoder": "one", "fixed": 8}},
-            "user": {"wish": {"kind": "text", "encoder": user, "fixed": 8}},
+            "item": {"year": {"kind": "number"}, "title": {"kind": "text", "encoder": "one", "frozen_dim": 8}},
+            "user": {"wish": {"kind": "text", "encoder": user, "frozen_dim": 8}},
             "encoders": {"one": encoder, "two": encoder},
         }
     )
@@ -136,7 +137,7 @@ def two_sides(model_folder: Path, user: str, **settings) -> tuple[TwoTower, Feat
     items = SideEncoders.fit(schema.item, pd.DataFrame({"year": [1.0, 2.0, 3.0], "title": ""}), pretrained)
     users = SideEncoders.fit(schema.user, pd.DataFrame({"wish": [""]}), pretrained, "query")
     featurizer = Featurizer(schema, items, users, pretrained)
-    return TwoTower(TowersConfig(width=8, heads=2), featurizer, 5), featurizer
+    return TwoTower(TowersConfig(embedding_dim=8, num_heads=2), featurizer, 5), featurizer
 
 
 def test_sides_that_name_one_encoder_share_its_weights_and_others_do_not(model_folder) -> None:
@@ -164,7 +165,7 @@ def test_a_bundle_brings_back_what_was_learned_of_a_text(model_folder, tmp_path)
     write_shop(tmp_path / "data")
     features = {
         **SETTINGS["features"],
-        "item": {"title": {"kind": "text", "encoder": "tiny", "fixed": 8}},
+        "item": {"title": {"kind": "text", "encoder": "tiny", "frozen_dim": 8}},
         "encoders": {"tiny": {"model": str(model_folder), "trained_layers": 1, "lora_rank": 2}},
     }
     write_untrained(tmp_path / "model", tmp_path / "data", {**SETTINGS, "features": features})

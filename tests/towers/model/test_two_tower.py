@@ -35,7 +35,7 @@ def featurizer() -> Featurizer:
 @pytest.fixture
 def model(featurizer: Featurizer) -> TwoTower:
     torch.manual_seed(0)
-    return TwoTower(TowersConfig(width=8, blocks=1), featurizer, 20).eval()
+    return TwoTower(TowersConfig(embedding_dim=8, num_layers=1), featurizer, 20).eval()
 
 
 def test_vectors_have_unit_length(model: TwoTower, featurizer: Featurizer) -> None:
@@ -47,15 +47,15 @@ def test_vectors_have_unit_length(model: TwoTower, featurizer: Featurizer) -> No
 
 @pytest.mark.parametrize("prefixes", [[0], [8], [9], [4, 2], [4, 4], [-1]])
 def test_prefixes_that_cannot_be_are_refused(prefixes: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"prefixes = .* are to rise from above 0 to below width = 8"):
-        TowersConfig(width=8, prefixes=prefixes)
+    with pytest.raises(ValueError, match=r"matryoshka_dims = .* must ascend, .* below embedding_dim = 8"):
+        TowersConfig(embedding_dim=8, matryoshka_dims=prefixes)
 
 
 def test_each_prefix_has_a_temperature_of_its_own_and_nothing_else_of_the_model_changes(featurizer: Featurizer) -> None:
     models = []
     for prefixes in ([], [2, 4]):
         torch.manual_seed(0)
-        models.append(TwoTower(TowersConfig(width=8, prefixes=prefixes), featurizer, 20))
+        models.append(TwoTower(TowersConfig(embedding_dim=8, matryoshka_dims=prefixes), featurizer, 20))
     without, with_prefixes = (dict(model.named_parameters()) for model in models)
     assert with_prefixes.keys() - without.keys() == {"prefix_log_scales"}
     assert all(torch.equal(value, with_prefixes[name]) for name, value in without.items())
@@ -77,10 +77,10 @@ def test_an_item_without_a_trained_id_stands_on_its_text(model: TwoTower, featur
 
 @pytest.mark.parametrize("width", [8, 12])
 def test_items_known_by_fixed_text_alone_are_as_near_as_their_texts(width: int) -> None:
-    titled = Schema(item=(Feature("title", "text", fixed=8),))
+    titled = Schema(item=(Feature("title", "text", frozen_dim=8),))
     catalog = Catalog(ITEMS)
     featurizer = Featurizer.fit(titled, catalog, None, replace(TRAIN, item_rows=np.array([0, 1, 3])))
-    model = TwoTower(TowersConfig(width=width, blocks=1), featurizer, 20).eval()
+    model = TwoTower(TowersConfig(embedding_dim=width, num_layers=1), featurizer, 20).eval()
     features = featurizer.item_features(catalog)
     placed = functional.normalize(features.dense, dim=1)
     vectors = model.item_vectors(features)
@@ -144,7 +144,7 @@ def timeless() -> Featurizer:
 @pytest.fixture
 def timed(timeless: Featurizer) -> TwoTower:
     torch.manual_seed(0)
-    model = TwoTower(TowersConfig(width=8, blocks=2, time_bias=True, time_dropout=0.5), timeless, 20)
+    model = TwoTower(TowersConfig(embedding_dim=8, num_layers=2, time_bias=True, time_dropout=0.5), timeless, 20)
     for parameter in model.parameters():
         if not parameter.any():  # what begins as zeros says nothing of the time
             torch.nn.init.normal_(parameter, std=0.3)
@@ -189,7 +189,7 @@ def test_each_prediction_of_a_pass_knows_its_own_time(timed: TwoTower, timeless:
 
 def test_training_hides_the_times_of_some_users_whole(timed: TwoTower, timeless: Featurizer) -> None:
     torch.manual_seed(3)
-    config = TowersConfig(width=8, blocks=2, time_bias=True, time_dropout=0.5, dropout=0.0, id_dropout=0.0)
+    config = TowersConfig(embedding_dim=8, num_layers=2, time_bias=True, time_dropout=0.5, dropout=0.0, id_dropout=0.0)
     model = TwoTower(config, timeless, 20).train()
     model.load_state_dict(timed.state_dict())
     vectors = torch.nn.functional.normalize(torch.randn(3, 8), dim=1).repeat(40, 1)
@@ -206,24 +206,26 @@ def test_training_hides_the_times_of_some_users_whole(timed: TwoTower, timeless:
 
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"heads = 3 do not divide width = 64"):
-        TowersConfig(heads=3)
-    with pytest.raises(ValueError, match=r"time_bias is for history = .transformer. or .hstu., found 'mean'"):
-        TowersConfig(history="mean", time_bias=True)
-    with pytest.raises(ValueError, match=r"bag is for history = .transformer. or .hstu., found 'none'"):
-        TowersConfig(history="none", bag=True)
+    with pytest.raises(ValueError, match=r"num_heads = 3 does not divide embedding_dim = 64"):
+        TowersConfig(num_heads=3)
+    with pytest.raises(ValueError, match=r"time_bias is for history_encoder = .transformer. or .hstu., found 'mean'"):
+        TowersConfig(history_encoder="mean", time_bias=True)
+    with pytest.raises(
+        ValueError, match=r"sum_residual is for history_encoder = .transformer. or .hstu., found 'none'"
+    ):
+        TowersConfig(history_encoder="none", sum_residual=True)
 
 
 def test_a_model_for_training_and_one_for_inference_agree(featurizer: Featurizer) -> None:
-    trained = TwoTower(TowersConfig(width=8, blocks=1), featurizer, 20, learning_rate=0.1).eval()
-    plain = TwoTower(TowersConfig(width=8, blocks=1), featurizer, 20).eval()
+    trained = TwoTower(TowersConfig(embedding_dim=8, num_layers=1), featurizer, 20, learning_rate=0.1).eval()
+    plain = TwoTower(TowersConfig(embedding_dim=8, num_layers=1), featurizer, 20).eval()
     plain.load_state_dict(trained.state_dict())
     features = featurizer.item_features(Catalog(ITEMS))
     torch.testing.assert_close(trained.item_vectors(features), plain.item_vectors(features))
 
 
 def test_hidden_ids_are_hidden_in_training_only(featurizer: Featurizer) -> None:
-    config = TowersConfig(width=8, blocks=1, id_dropout=0.999)
+    config = TowersConfig(embedding_dim=8, num_layers=1, id_dropout=0.999)
     model = TwoTower(config, featurizer, 20)
     catalog = Catalog(pd.DataFrame({"item_id": ["a", "stranger"], "title": ["red fox", "red fox"]}))
     features = featurizer.item_features(catalog)
@@ -254,7 +256,12 @@ ASKING = pd.DataFrame({"user_id": [1, 2], "words": ["red fox", "nothing of it"]}
 def siamese(schema: Schema, *, shared: bool = True, learning_rate: float | None = None) -> tuple[TwoTower, Featurizer]:
     fitted = Featurizer.fit(schema, Catalog(NOTES), Users(ASKING), TRAIN, whole_catalog=True, shared_texts=shared)
     torch.manual_seed(0)
-    model = TwoTower(TowersConfig(width=64, history="none", shared=shared), fitted, 20, learning_rate=learning_rate)
+    model = TwoTower(
+        TowersConfig(embedding_dim=64, history_encoder="none", shared_text_encoder=shared),
+        fitted,
+        20,
+        learning_rate=learning_rate,
+    )
     return model.eval(), fitted
 
 
@@ -284,8 +291,8 @@ def test_without_a_history_what_somebody_had_changes_nothing() -> None:
 
 
 def test_corrections_begin_at_nothing_and_one_step_moves_both_towers() -> None:
-    fixed = replace(WRITTEN.item[0], fixed=32)
-    corrected = replace(fixed, corrected=True)
+    fixed = replace(WRITTEN.item[0], frozen_dim=32)
+    corrected = replace(fixed, trainable_residual=True)
     plain, plain_featurizer = siamese(Schema(item=(fixed,), user=(replace(fixed, name="words"),)))
     schema = Schema(item=(corrected,), user=(replace(corrected, name="words"),))
     model, featurizer = siamese(schema, learning_rate=0.1)

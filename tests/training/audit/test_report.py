@@ -29,7 +29,7 @@ from training.commands import audit as audit_command
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.evaluate import Recommender, evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
 from training.tasks import audit as auditing
 from training.tasks import evaluate as judging
 from training.tasks.evaluate import evaluate_run
@@ -54,7 +54,7 @@ track = false
 LEAST = 20
 
 
-def named(recommender: Any, name: str) -> Recommender:
+def named(recommender: Any, name: str) -> ScoringModel:
     recommender.name = name
     return recommender
 
@@ -62,10 +62,10 @@ def named(recommender: Any, name: str) -> Recommender:
 def judge(folder: Path, protocol: str, seeds: int = 1) -> Path:
     """Write the ranks of an evaluation in which two baselines stand in for the towers and all others."""
 
-    def trained(config: Any, tables: Tables, split: Split, *_: Any) -> Recommender:
+    def trained(config: Any, tables: Tables, split: Split, *_: Any) -> ScoringModel:
         return named(ItemCosine.fit(split.train, len(split.candidates)), "two towers")
 
-    def fit(split: Split, **_: Any) -> tuple[list[Recommender], list[str]]:
+    def fit(split: Split, **_: Any) -> tuple[list[ScoringModel], list[str]]:
         return [PopularityBaseline.fit(split.train, len(split.candidates))], []
 
     ranks, output = RanksWriter(), folder / protocol
@@ -97,7 +97,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def audit(shop: Path) -> Audit:
-    return Audit.of(Ranks.read(shop / "leave-one-out"), least=LEAST)
+    return Audit.of(Ranks.read(shop / "leave-one-out"), min_support=LEAST)
 
 
 def words(text: Any) -> int:
@@ -161,7 +161,9 @@ def head_torso_tail(items: pd.DataFrame) -> pd.Series:
     for _, seed in items.groupby("seed"):
         counts = seed["interactions"]
         held = counts.map(lambda count, counts=counts: counts[counts > count].sum() / counts.sum())
-        label = np.where(counts == 0, "never had", np.where(held < 0.5, "head", np.where(held < 0.8, "torso", "tail")))
+        label = np.where(
+            counts == 0, "no interactions", np.where(held < 0.5, "head", np.where(held < 0.8, "torso", "tail"))
+        )
         parts.append(pd.Series(label, index=seed.index))
     return pd.concat(parts).map(lambda label: [label])
 
@@ -260,7 +262,7 @@ def check_by_group_by(
 )
 def test_every_number_is_that_of_a_group_by_in_pandas(shop: Path, protocol: str, recommender: str):
     ranks = Ranks.read(shop / protocol)
-    audit = Audit.of(ranks, recommender, least=LEAST)
+    audit = Audit.of(ranks, recommender, min_support=LEAST)
     items, users = (pd.read_parquet(shop / "data" / f"{name}.parquet") for name in ("items", "users"))
     separators = {"category": " > ", "interests": ","}
     check_by_group_by(audit, ranks, items, users, separators, one_answer=protocol == "leave-one-out")
@@ -415,7 +417,7 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     path = tmp_path / "data" / "items.parquet"
     path.unlink()
     items.assign(shelf=np.where(np.arange(len(items)) % 2, "upper", "lower")).to_parquet(path, index=False)
-    audit = Audit.of(moved, least=LEAST)
+    audit = Audit.of(moved, min_support=LEAST)
     assert audit.notes == ("The items changed since the evaluation; slices are by what they are now.",)
     assert set(audit.slices[audit.slices["facet"] == "shelf"]["value"]) == {"upper", "lower"}
     judged = ranks.items["item_id"].iloc[0]
@@ -423,8 +425,8 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     items[items["item_id"] != judged].to_parquet(path, index=False)
     (tmp_path / "data" / "interactions.parquet").unlink()
     events[events["item_id"] != judged].to_parquet(tmp_path / "data" / "interactions.parquet", index=False)
-    with pytest.raises(DataError, match=f"item '{judged}' was judged but is not in the catalogue any more"):
-        Audit.of(moved, least=LEAST)
+    with pytest.raises(DataError, match=f"item '{judged}' was evaluated but is not in the catalogue any more"):
+        Audit.of(moved, min_support=LEAST)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +497,7 @@ def test_other_recommenders_are_audited_by_name(shop: Path):
     folder = str(shop / "leave-one-out")
     said = CliRunner().invoke(audit_command, [folder, "--recommender", "popularity"], catch_exceptions=False).stdout
     assert said.startswith("popularity · leave-one-out · test · ")
-    with pytest.raises(DataError, match="--recommender EASE: was not judged; there are 'two towers', 'popularity'"):
+    with pytest.raises(DataError, match="--recommender EASE: was not evaluated; there are 'two towers', 'popularity'"):
         Audit.of(Ranks.read(shop / "leave-one-out"), "EASE")
 
 
@@ -517,7 +519,7 @@ def test_slices_are_recorded_under_names_that_mlflow_takes(shop: Path, monkeypat
             files.append(path.name)
 
     monkeypatch.setattr(auditing, "start_tracking", lambda *_: Recorder())
-    assert auditing.audit_run(shop / "leave-one-out", (), recommender=None, least=LEAST, show=0)
+    assert auditing.audit_run(shop / "leave-one-out", (), recommender=None, min_support=LEAST, show=0)
     assert logged["slice/all/recall_at_50"] == audit.whole["recall_at_50"]
     german = audit.slices[(audit.slices["facet"] == "language") & (audit.slices["value"] == "de")].iloc[0]
     assert logged["slice/language/de/gap_at_50"] == german["gap_at_50"]

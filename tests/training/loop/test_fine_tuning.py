@@ -21,9 +21,10 @@ from tests.tiny_models import WORDS, tiny_model
 from towers.config import TowersConfig
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, TrainingConfig
+from training.loop.build import TrainingData, build
 from training.loop.losses import softmax_loss
 from training.loop.negatives import AllItems, MixedSampler, Targets, reversed_negatives
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 NUM = len(WORDS) // 2
 ASKED, MEANT = WORDS[:NUM], WORDS[NUM : 2 * NUM]
@@ -38,13 +39,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(model_folder: Path, checkpoint: Path | None = None, *, steps: int, **changes: Any) -> Trainer:
     """Many people ask for a word, and each took the item that is called by another."""
     encoder = {"model": str(model_folder), "trained_layers": "all", **changes.pop("encoder", {})}
-    text = {"kind": "text", "encoder": "tiny", "fixed": 16}
-    usual = {"batch_events": 16, "warmup_steps": 5, "encoder_learning_rate": 3e-3, "checkpoint_seconds": 0.0}
+    text = {"kind": "text", "encoder": "tiny", "frozen_dim": 16}
+    usual = {"batch_size": 16, "warmup_steps": 5, "text_encoder_learning_rate": 3e-3, "checkpoint_seconds": 0.0}
     config = RunConfig(
         features=FeaturesConfig.model_validate(
             {"interactions": "none", "item": {"title": text}, "user": {"wish": text}, "encoders": {"tiny": encoder}}
         ),
-        towers=TowersConfig(width=16, heads=2, history="mean", dropout=0.0),
+        towers=TowersConfig(embedding_dim=16, num_heads=2, history_encoder="mean", dropout=0.0),
         training=TrainingConfig(**{**usual, **changes}),
     )
     people = np.arange(NUM * 4)
@@ -53,7 +54,7 @@ def trainer_of(model_folder: Path, checkpoint: Path | None = None, *, steps: int
     users = Users(pd.DataFrame({"user_id": people, "wish": ASKED * 4}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, sequences)
     data = TrainingData.prepare(sequences, catalog, users, featurizer)
-    return Trainer(config, data, device=torch.device("cpu"), steps=steps, checkpoint=checkpoint, quiet=True)
+    return Trainer(build(config, data, torch.device("cpu")), steps=steps, checkpoint=checkpoint, quiet=True)
 
 
 def hits(model: TwoTower, data: TrainingData) -> float:
@@ -75,7 +76,8 @@ def test_what_a_word_means_here_is_learned(model_folder, encoder) -> None:
 
 def test_a_symmetric_loss_is_the_mean_of_both_ways(model_folder) -> None:
     trainer, one_way = (
-        trainer_of(model_folder, steps=1, precision="float32", symmetric=symmetric) for symmetric in (True, False)
+        trainer_of(model_folder, steps=1, loss_precision="float32", symmetric_loss=symmetric)
+        for symmetric in (True, False)
     )
     batch = next(iter(trainer.batches.epoch(0)))
     targets, model = Targets.of(batch), trainer.model.eval()
@@ -96,7 +98,7 @@ def test_items_whose_text_is_dear_compete_with_those_of_the_batch_unless_others_
 
 
 def test_a_pretrained_model_learns_at_its_own_rate(model_folder) -> None:
-    trainer = trainer_of(model_folder, steps=9, learning_rate=1e-3, encoder_learning_rate=1e-5)
+    trainer = trainer_of(model_folder, steps=9, learning_rate=1e-3, text_encoder_learning_rate=1e-5)
     trainer.fit()
     encoders = {*trainer.model.encoders.parameters()}
     rates = {group["lr"]: {p in encoders for p in group["params"]} for group in trainer.optimizer.param_groups}
@@ -104,14 +106,14 @@ def test_a_pretrained_model_learns_at_its_own_rate(model_folder) -> None:
 
 
 def test_it_goes_on_after_a_stop_as_if_there_had_been_none(model_folder, tmp_path) -> None:
-    whole = trainer_of(model_folder, steps=14, recompute_texts=True).fit().state_dict()
-    first = trainer_of(model_folder, tmp_path / "checkpoint", steps=14, recompute_texts=True)
+    whole = trainer_of(model_folder, steps=14, gradient_checkpointing=True).fit().state_dict()
+    first = trainer_of(model_folder, tmp_path / "checkpoint", steps=14, gradient_checkpointing=True)
     first.model.train()
     for batch in itertools.islice(first.batches.epoch(0), 1):
         first.loss_sum += first.step(batch)
         first.progress.batch += 1
     first.save()
-    second = trainer_of(model_folder, tmp_path / "checkpoint", steps=14, recompute_texts=True)
+    second = trainer_of(model_folder, tmp_path / "checkpoint", steps=14, gradient_checkpointing=True)
     second.resume()
     resumed = second.fit().state_dict()
     assert any(name.startswith("encoders.tiny.") for name in whole)

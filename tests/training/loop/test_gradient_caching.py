@@ -22,8 +22,9 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
 from towers.config import TowersConfig
 from training.config import RunConfig, TrainingConfig
+from training.loop.build import TrainingData, build
 from training.loop.gradient_caching import _deal, encode_in_chunks
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 WITHOUT_CHANCE = {"dropout": 0.0, "id_dropout": 0.0, "time_dropout": 0.0}
 
@@ -33,13 +34,15 @@ def trainer_of(towers: dict[str, Any] | None = None, **training: Any) -> Trainer
     config = RunConfig(
         features=FeaturesConfig(
             interactions="none.parquet",
-            history=6,
+            max_history=6,
             item={"item_id": FeatureSettings(kind="id"), "name": FeatureSettings(kind="text")},
             user={"team": FeatureSettings(kind="category"), "age": FeatureSettings(kind="number")},
             context={"time": FeatureSettings(kind="time")},
         ),
-        towers=TowersConfig(**{**WITHOUT_CHANCE, "width": 8, "blocks": 2, "heads": 2, **(towers or {})}),
-        training=TrainingConfig(**{"batch_events": 128, "warmup_steps": 0, **training}),
+        towers=TowersConfig(
+            **{**WITHOUT_CHANCE, "embedding_dim": 8, "num_layers": 2, "num_heads": 2, **(towers or {})}
+        ),
+        training=TrainingConfig(**{"batch_size": 128, "warmup_steps": 0, **training}),
     )
     numbers = np.random.default_rng(0)
     lengths = numbers.integers(1, 10, 60)
@@ -49,7 +52,7 @@ def trainer_of(towers: dict[str, Any] | None = None, **training: Any) -> Trainer
     users = Users(pd.DataFrame({"user_id": np.arange(60), "team": ["red", "blue"] * 30, "age": np.arange(60.0)}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, sequences)
     data = TrainingData.prepare(sequences, catalog, users, featurizer)
-    return Trainer(config, data, device=torch.device("cpu"), quiet=True)
+    return Trainer(build(config, data, torch.device("cpu")), quiet=True)
 
 
 def given_to_the_tower(trainer: Trainer, *, by_length: bool = False) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
@@ -82,14 +85,14 @@ def bytes_kept() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("history", ["transformer", "hstu", "mean"])
 def test_states_and_gradients_are_those_of_one_reading(history: str) -> None:
-    trainer = trainer_of({"history": history, "time_bias": history != "mean"})
+    trainer = trainer_of({"history_encoder": history, "time_bias": history != "mean"})
     tower = trainer.model.user_tower
     arguments, times = given_to_the_tower(trainer)
     wanted = [arguments[0], *(p for name, p in tower.named_parameters() if ".collection." not in name)]
     direction = torch.randn(len(times["request_times"]), 8, generator=torch.Generator().manual_seed(1))
     results = []
-    for states in (tower(*arguments, **times), encode_in_chunks(tower, *arguments, **times, chunk_events=17)):
-        for group in (group for tables in trainer.tables if tables is not None for group in tables.param_groups):
+    for states in (tower(*arguments, **times), encode_in_chunks(tower, *arguments, **times, gradient_cache_chunk=17)):
+        for group in (group for fused in trainer.table_optimizers for group in fused.param_groups):
             group["lr"] = 0.0  # tables learn while gradients pass
         gradients = torch.autograd.grad((states * direction).sum(), wanted, allow_unused=True)
         results.append([states, *(gradient for gradient in gradients if gradient is not None)])
@@ -99,7 +102,7 @@ def test_states_and_gradients_are_those_of_one_reading(history: str) -> None:
 
 
 def test_steps_in_chunks_lead_to_the_weights_of_whole_steps_tables_included() -> None:
-    trainers = [trainer_of(), trainer_of(chunk_events=20)]
+    trainers = [trainer_of(), trainer_of(gradient_cache_chunk=20)]
     before = {name: value.clone() for name, value in trainers[0].model.state_dict().items()}
     for trainer in trainers:
         for batch in trainer.batches.epoch(0):
@@ -122,7 +125,7 @@ def test_dropout_is_the_same_when_a_chunk_is_read_again() -> None:
     for remember in (False, True):
         torch.manual_seed(5)
         if remember:
-            states = encode_in_chunks(tower, vectors, offsets, users, **times, chunk_events=17)
+            states = encode_in_chunks(tower, vectors, offsets, users, **times, gradient_cache_chunk=17)
         else:  # the same chunks, with everything kept: the random numbers are drawn once, in the same order
             states = torch.cat(
                 [
@@ -145,12 +148,12 @@ def test_dropout_is_the_same_when_a_chunk_is_read_again() -> None:
 
 
 def test_only_a_chunk_is_kept() -> None:
-    trainer = trainer_of({"width": 8, "blocks": 4})
+    trainer = trainer_of({"embedding_dim": 8, "num_layers": 4})
     arguments, times = given_to_the_tower(trainer)
     with bytes_kept() as whole:
         trainer.model.user_tower(*arguments, **times)
     with bytes_kept() as chunked:
-        encode_in_chunks(trainer.model.user_tower, *arguments, **times, chunk_events=17)
+        encode_in_chunks(trainer.model.user_tower, *arguments, **times, gradient_cache_chunk=17)
     assert sum(chunked) < sum(whole) / 10
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from features.sequences.batches import SequenceBatch
 from training.loop import losses
-from training.loop.losses import nested_softmax_loss, softmax_loss
+from training.loop.losses import matryoshka_loss, softmax_loss
 from training.loop.negatives import InBatchSampler, LogQ, MaskedPairs, MixedSampler, Negatives, Targets, UniformSampler
 
 
@@ -96,7 +96,7 @@ def test_the_nested_loss_and_its_gradients_equal_the_reference(
         "factors": 1 + torch.rand(num_positives, ways, generator=generator, dtype=torch.double),
         "expected": 1 + torch.rand(ways, num_items, generator=generator, dtype=torch.double),
     }
-    loss = nested_softmax_loss(
+    loss = matryoshka_loss(
         *leaves,
         scales[-1],
         masked(mask, **(weights if ways else {})),
@@ -127,7 +127,7 @@ def test_without_prefixes_the_nested_loss_is_the_softmax_loss_to_the_last_bit() 
     leaves = [unit_vectors(rows, generator, width=16).detach().float().requires_grad_() for rows in (50, 50, 70)]
     scale = torch.tensor(20.0, requires_grad=True)
     plain = softmax_loss(*leaves, scale, unmasked(50, 70))
-    nested = nested_softmax_loss(*leaves, scale, unmasked(50, 70), prefix_scales={})
+    nested = matryoshka_loss(*leaves, scale, unmasked(50, 70), prefix_scales={})
     assert plain.item() == nested.item()
     for ours, theirs in zip(*(torch.autograd.grad(loss, (*leaves, scale)) for loss in (nested, plain)), strict=True):
         assert torch.equal(ours, theirs)
@@ -142,7 +142,7 @@ def test_no_logits_are_kept_for_the_backward_pass(prefixes: Sequence[int], monke
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.numel()) or tensor, lambda one: one
     ):
-        loss = nested_softmax_loss(
+        loss = matryoshka_loss(
             users, positives, items, scale, unmasked(300, 500), prefix_scales=dict.fromkeys(prefixes, scale)
         )
     loss.backward()

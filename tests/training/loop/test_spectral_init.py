@@ -21,8 +21,9 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
 from towers.config import TowersConfig
 from training.config import RunConfig, TrainingConfig
+from training.loop.build import TrainingData, build
 from training.loop.spectral_init import decompose
-from training.loop.trainer import Trainer, TrainingData
+from training.loop.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
 HAD = (RANDOM.random((40, 24)) < 0.25).astype(np.float32)
@@ -73,10 +74,15 @@ def test_the_same_seed_begins_at_the_same_place() -> None:
 
 def trainer_of(features: dict[str, FeatureSettings], **options: Any) -> Trainer:
     config = RunConfig(
-        features=FeaturesConfig(interactions="none.parquet", history=30, item=features),
-        towers=TowersConfig(width=32, history="mean", id_dropout=0.5),
+        features=FeaturesConfig(interactions="none.parquet", max_history=30, item=features),
+        towers=TowersConfig(embedding_dim=32, history_encoder="mean", id_dropout=0.5),
         training=TrainingConfig(
-            start="spectral", start_regularisation=3.0, start_attributes=2.0, batch_events=64, epochs=2, patience=1
+            item_init="spectral",
+            spectral_regularisation=3.0,
+            spectral_attribute_weight=2.0,
+            batch_size=64,
+            epochs=2,
+            patience=1,
         ),
     )
     users, rows = HAD.nonzero()
@@ -86,7 +92,7 @@ def trainer_of(features: dict[str, FeatureSettings], **options: Any) -> Trainer:
     catalog = Catalog(pd.DataFrame({"item_id": np.arange(24), "color": words, "name": [f"{w} thing" for w in words]}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, None, sequences)
     data = TrainingData.prepare(sequences, catalog, None, featurizer)
-    return Trainer(config, data, device=torch.device("cpu"), quiet=True, **options)
+    return Trainer(build(config, data, torch.device("cpu")), quiet=True, **options)
 
 
 WITH_COLOR = {"item_id": FeatureSettings(kind="id"), "color": FeatureSettings(kind="category")}
@@ -94,7 +100,7 @@ WITH_COLOR = {"item_id": FeatureSettings(kind="id"), "color": FeatureSettings(ki
 
 @pytest.mark.parametrize(
     "others",
-    [{}, {"name": FeatureSettings(kind="text")}, {"name": FeatureSettings(kind="text", fixed=8)}],
+    [{}, {"name": FeatureSettings(kind="text")}, {"name": FeatureSettings(kind="text", frozen_dim=8)}],
     ids=["color", "and a text", "and a fixed text"],
 )
 def test_the_towers_begin_at_the_decomposition_whatever_else_is_known_of_an_item(others: dict[str, Any]) -> None:
@@ -143,9 +149,9 @@ def test_items_without_ids_have_no_such_start() -> None:
 
 
 def test_without_histories_there_is_no_such_start() -> None:
-    with pytest.raises(ValidationError, match='set start = "random"'):
+    with pytest.raises(ValidationError, match='set item_init = "random"'):
         RunConfig(
             features=FeaturesConfig(interactions="none.parquet"),
-            towers=TowersConfig(history="none"),
-            training=TrainingConfig(start="spectral"),
+            towers=TowersConfig(history_encoder="none"),
+            training=TrainingConfig(item_init="spectral"),
         )

@@ -29,10 +29,11 @@ from towers.process import Stopped
 from training.config import RunConfig, TrainingConfig
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop import negatives as negatives_module
+from training.loop.build import TrainingData, build, loss_precision
 from training.loop.checkpoint import Checkpoint
 from training.loop.hard_negatives import mine_hard_negatives
-from training.loop.negatives import AllItems, MixedSampler
-from training.loop.trainer import Progress, Trainer, TrainingData, loss_precision
+from training.loop.negatives import AllItems, MixedSampler, Negatives
+from training.loop.trainer import Progress, Trainer
 
 NUM_ITEMS = 30
 SAMPLED = {"negatives": "sampled", "uniform_negatives": 8, "in_batch_negatives": 8}
@@ -40,26 +41,26 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "all": {"negatives": "all"},
     "sampled": SAMPLED,
     "classic": {**SAMPLED, "log_q": "all"},
-    "hard": {**SAMPLED, "hard_negatives": 2, "hard_negatives_epochs": 2, "hard_negatives_skip": 1},
-    "remembered": {**SAMPLED, "memory_negatives": 100},
-    "chunks": {"negatives": "all", "chunk_events": 16},
-    "hard and remembered": {**SAMPLED, "hard_negatives": 2, "memory_negatives": 100},
+    "hard": {**SAMPLED, "hard_negatives": 2, "hard_negatives_interval": 2, "hard_negatives_skip": 1},
+    "remembered": {**SAMPLED, "cross_batch_negatives": 100},
+    "chunks": {"negatives": "all", "gradient_cache_chunk": 16},
+    "hard and remembered": {**SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100},
     "prefixes, a bit of everything": {
-        **SAMPLED, "hard_negatives": 2, "memory_negatives": 100, "chunk_events": 16, "prefixes": [4, 8]
+        **SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100, "gradient_cache_chunk": 16, "prefixes": [4, 8]
     },
 }  # fmt: skip
 
 
 def config_of(*, prefixes: list[int] | None = None, **training: Any) -> RunConfig:
-    settings = {"batch_events": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
+    settings = {"batch_size": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
     return RunConfig(
         features=FeaturesConfig(
             interactions="none.parquet",
-            history=10,
+            max_history=10,
             item={"item_id": FeatureSettings(kind="id"), "name": FeatureSettings(kind="text")},
             user={"team": FeatureSettings(kind="category")},
         ),
-        towers=TowersConfig(width=16, blocks=1, heads=2, dropout=0.1, prefixes=prefixes or []),
+        towers=TowersConfig(embedding_dim=16, num_layers=1, num_heads=2, dropout=0.1, matryoshka_dims=prefixes or []),
         training=TrainingConfig(**settings),
     )
 
@@ -88,7 +89,7 @@ def data_of(config: RunConfig, *, strangers: bool = False) -> TrainingData:
 
 def trainer_of(config: RunConfig, *, strangers: bool = False, **options: Any) -> Trainer:
     data = data_of(config, strangers=strangers)
-    return Trainer(config, data, device=torch.device("cpu"), quiet=True, **options)
+    return Trainer(build(config, data, torch.device("cpu")), quiet=True, **options)
 
 
 def weights_of(model: TwoTower) -> dict[str, torch.Tensor]:
@@ -275,7 +276,7 @@ def test_items_are_mined_anew_every_so_many_epochs_but_not_before_the_first() ->
         return trainer.negatives.hard.table
 
     random = torch.get_rng_state()
-    trainer._mine()
+    trainer._mine_hard_negatives()
     assert torch.equal(torch.get_rng_state(), random)
     trainer.fit()
     epochs = [tables[step] for step in range(0, len(tables), 12)]
@@ -317,7 +318,7 @@ def test_a_memory_is_filled_after_the_warm_up_with_what_was_just_learned_from() 
 def test_a_sample_is_drawn_where_one_is_asked_for_and_where_items_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(trainer_of(config_of()).negatives, AllItems)
     assert isinstance(trainer_of(config_of(hard_negatives=1)).negatives, MixedSampler)
-    assert isinstance(trainer_of(config_of(memory_negatives=1)).negatives, MixedSampler)
+    assert isinstance(trainer_of(config_of(cross_batch_negatives=1)).negatives, MixedSampler)
     monkeypatch.setattr(negatives_module, "FULL_SOFTMAX_ITEMS", NUM_ITEMS - 1)
     assert isinstance(trainer_of(config_of()).negatives, MixedSampler)
     assert isinstance(trainer_of(config_of(negatives="all")).negatives, AllItems)
@@ -330,12 +331,18 @@ def test_a_sample_is_drawn_where_one_is_asked_for_and_where_items_are_many(monke
             {"uniform_negatives": 0, "in_batch_negatives": 0},
             "uniform_negatives and in_batch_negatives are both 0",
         ),
-        ({"negatives": "all", "memory_negatives": 9}, 'memory_negatives is about a sample, and negatives = "all"'),
-        ({"negatives": "all", "hard_negatives": 9}, 'hard_negatives is about a sample, and negatives = "all"'),
-        ({"negatives": "all", "log_q": "none"}, 'log_q is about a sample, and negatives = "all" draws none; leave it'),
-        ({"hard_negatives_skip": 2}, "hard_negatives_skip and hard_negatives_below say what is mined"),
-        ({"hard_negatives_below": 0.9}, "hard_negatives_skip and hard_negatives_below say what is mined"),
-        ({"chunk_events": 999}, "chunk_events = 999 is more than batch_events = 64 and would divide nothing; lower it"),
+        (
+            {"negatives": "all", "cross_batch_negatives": 9},
+            'cross_batch_negatives needs sampled negatives, found negatives = "all"',
+        ),
+        ({"negatives": "all", "hard_negatives": 9}, 'hard_negatives needs sampled negatives, found negatives = "all"'),
+        ({"negatives": "all", "log_q": "none"}, 'log_q needs sampled negatives, found negatives = "all"; remove it'),
+        ({"hard_negatives_skip": 2}, "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives"),
+        ({"hard_negatives_score_ratio": 0.9}, "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives"),
+        (
+            {"gradient_cache_chunk": 999},
+            "gradient_cache_chunk = 999 exceeds batch_size = 64 and has no effect; lower it",
+        ),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -353,7 +360,7 @@ def test_training_stops_when_validation_no_longer_rises_and_keeps_the_best_weigh
 
     epochs: list[Progress] = []
     trainer = trainer_of(
-        config_of(epochs=50, patience=2, rate_cuts=0),
+        config_of(epochs=50, patience=2, lr_decays=0),
         validate=quality,
         on_epoch=lambda progress, values: epochs.append(Progress(**vars(progress))),
     )
@@ -373,7 +380,7 @@ def test_learning_rates_are_lowered_before_training_is_given_up() -> None:
         return next(measured)
 
     trainer = trainer_of(
-        config_of(epochs=50, patience=1, rate_cuts=2, learning_rate=1.0, warmup_steps=0), validate=quality
+        config_of(epochs=50, patience=1, lr_decays=2, learning_rate=1.0, warmup_steps=0), validate=quality
     )
     trainer.fit()
     # Lowered after 0.4, which is no better than 0.5, and after 0.3; given up after 0.2.
@@ -382,7 +389,7 @@ def test_learning_rates_are_lowered_before_training_is_given_up() -> None:
 
 
 def test_embedding_tables_learn_in_the_backward_pass_at_the_rate_of_the_schedule() -> None:
-    config = config_of(warmup_steps=10, table_learning_rate=0.5)
+    config = config_of(warmup_steps=10, embedding_learning_rate=0.5)
     trainer = trainer_of(config, steps=1)
     weights = trainer.model.item_tower.embeddings
     assert weights is not None
@@ -436,9 +443,35 @@ def test_a_schedule_that_is_known_beforehand_is_followed() -> None:
     trainer = trainer_of(
         config_of(learning_rate=1.0, warmup_steps=0),
         steps=5,
-        cut_steps=[2, 4],
+        decay_steps=[2, 4],
         on_step=lambda step, loss: rates.append(trainer.optimizer.param_groups[0]["lr"]),
     )
     trainer.fit()
     np.testing.assert_allclose(rates, [1.0, 1.0, 0.3, 0.3, 0.09])
     assert trainer.progress.best_step == 5
+
+
+def hinge_loss(
+    users: torch.Tensor,
+    positives: torch.Tensor,
+    items: torch.Tensor,
+    scale: torch.Tensor,
+    negatives: Negatives,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """The mean distance by which negatives come within 0.2 of the positive; masked pairs do not count."""
+    allowed = torch.ones(len(users), len(items), dtype=torch.bool)
+    allowed[negatives.forbidden.positives, negatives.forbidden.negatives] = False
+    margins = (0.2 - (users * positives).sum(-1, keepdim=True) + users @ items.T).clamp(min=0)
+    return (margins * allowed).sum() / allowed.sum()
+
+
+def test_another_loss_is_trained_with() -> None:
+    config = config_of(prefixes=[8], negatives="all", learning_rate=5e-3)
+    parts = build(config, data_of(config), torch.device("cpu"))
+    parts.loss = hinge_loss
+    losses: list[float] = []
+    trainer = Trainer(parts, steps=120, on_step=lambda step, loss: losses.append(loss), quiet=True)
+    trainer.fit()
+    assert losses[-1] < losses[0] / 2

@@ -20,7 +20,8 @@ from towers.bundle.signature import make_key, read_signing_key, signature_of
 from towers.bundle.trust import Trust
 from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.learned import LearnedRanker
-from towers.rerankers.manifest import FOLDER, NAME, read_ranker_manifest
+from towers.rerankers.manifest import FOLDER, NAME, open_ranker, read_ranker_manifest
+from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, OutOfTimeError, order_of
 from training.config import RunConfig
 from training.evaluation.metrics import ndcg_at
@@ -36,10 +37,10 @@ SETTINGS = {
         "interactions": "clicks.csv",
         "items": "products.csv",
         "columns": {"user_id": "user", "item_id": "product", "timestamp": "time"},
-        "history": 20,
+        "max_history": 20,
         "item": {"item_id": {"kind": "id"}, "colour": {"kind": "category"}},
     },
-    "towers": {"width": 8, "blocks": 1, "heads": 1, "time_bias": True},
+    "towers": {"embedding_dim": 8, "num_layers": 1, "num_heads": 1, "time_bias": True},
     "training": {"track": False},
 }
 NUM_ITEMS, NUM_USERS = 60, 150
@@ -108,7 +109,9 @@ def test_a_ranker_learns_what_the_model_does_not_know(trained: Path, capsys: pyt
     assert 0 < sealed.judgement.milliseconds <= sealed.judgement.milliseconds_p99
     assert (sealed.kind, sealed.num_candidates, sealed.judgement.num_questions) == ("learned", 40, NUM_USERS)
     tables, split = questions_of(bundle)
-    ranker = LearnedRanker.open(bundle, ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item))
+    facts = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
+    ranker = LearnedRanker.open(bundle, *open_ranker(bundle), ItemInputs(facts))
+    assert ranker is not None
     firsts = []
     for shortlist, is_answer in shortlists(bundle, tables, split.validation, 40):
         if is_answer.any():
@@ -125,7 +128,7 @@ def test_it_says_what_it_gains_and_the_same_seed_teaches_the_same(
     shutil.copytree(bundle_path, again)
     train_bundle_ranker(again, RankerChoice(num_candidates=40))
     said = capsys.readouterr().out
-    assert f"{NUM_USERS} questions, " in said
+    assert f"{NUM_USERS} held-out queries, " in said
     assert "95 % interval +" in said
     assert f"towers index {again}" in said
     first, second = (json.loads((path / FOLDER / NAME).read_text()) for path in (trained, again))
@@ -138,26 +141,26 @@ def test_each_question_judges_a_member_that_did_not_learn_from_it(monkeypatch: p
     is_answer = np.zeros((100, 20), dtype=bool)
     is_answer[np.arange(100), rng.integers(0, 20, 100)] = True
     features = rng.normal(size=(100, 20, 12)).astype(np.float32)
-    lessons = RankingDataset(features, np.ones((100, 20), dtype=bool), is_answer, np.ones(100, dtype=np.int64))
+    dataset = RankingDataset(features, np.ones((100, 20), dtype=bool), is_answer, np.ones(100, dtype=np.int64))
     monkeypatch.setattr(ranking, "EPOCHS", 25)
     monkeypatch.setattr(ranking, "PATIENCE", 25)
     monkeypatch.setattr(ranking, "LEARNING_RATE", 5e-3)
-    monkeypatch.setattr(ranking._FoldTrainer, "_judge", judged_by_the_last)
-    taught = fit_ranker(lessons, 0)
+    monkeypatch.setattr(ranking._FoldTrainer, "_validate", judged_by_the_last)
+    fitted = fit_ranker(dataset, 0)
     with torch.inference_mode():
-        scores = torch.stack([taught.network(torch.from_numpy(one)) for one in features]).numpy()
+        scores = torch.stack([fitted.network(torch.from_numpy(one)) for one in features]).numpy()
     chance = (1 / np.log2(2 + np.arange(10))).sum() / 20
-    assert lessons.ndcg(np.arange(100), scores).mean() > 2 * chance
-    assert taught.after.mean() - 10 * 26 < 1.4 * chance
+    assert dataset.ndcg(np.arange(100), scores).mean() > 2 * chance
+    assert fitted.after.mean() - 10 * 26 < 1.4 * chance
 
 
-_judge = ranking._FoldTrainer._judge
+_validate = ranking._FoldTrainer._validate
 
 
 def judged_by_the_last(pupil, member, judged):
     """Judge as always, a little better each time, so that nothing is stopped and the last weights are kept."""
     member.judgements = getattr(member, "judgements", 0) + 1
-    return _judge(pupil, member, judged) + member.judgements * 10
+    return _validate(pupil, member, judged) + member.judgements * 10
 
 
 def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
@@ -165,8 +168,8 @@ def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
     is_there = np.arange(25) < rng.integers(12, 26, 50)[:, None]
     is_answer = (rng.random((50, 25)) < 0.1) & is_there
     missed = rng.integers(0, 3, 50)
-    lessons = RankingDataset(np.zeros((50, 25, 1), np.float32), is_there, is_answer, is_answer.sum(axis=1) + missed)
-    asked = np.flatnonzero(lessons.num_answers > 0)
+    dataset = RankingDataset(np.zeros((50, 25, 1), np.float32), is_there, is_answer, is_answer.sum(axis=1) + missed)
+    asked = np.flatnonzero(dataset.num_answers > 0)
     scores = rng.normal(size=(len(asked), 25))
     expected = []
     for question, given in zip(asked, scores, strict=True):
@@ -174,7 +177,7 @@ def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():
         ranks = [1 + order.index(place) for place in np.flatnonzero(is_answer[question])]
         ranks += [10**9] * int(missed[question])
         expected.append(ndcg_at(np.array(ranks), np.array([0, len(ranks)]), 10)[0])
-    np.testing.assert_allclose(lessons.ndcg(asked, scores), expected)
+    np.testing.assert_allclose(dataset.ndcg(asked, scores), expected)
 
 
 def test_a_bundle_that_has_seen_all_answers_is_refused(bundle_path: Path):
@@ -186,13 +189,19 @@ def test_a_bundle_that_has_seen_all_answers_is_refused(bundle_path: Path):
 
 def test_too_few_answers_to_learn_from_are_refused(bundle_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranking, "LEAST_QUESTIONS", 1000)
-    with pytest.raises(DataError, match="expected at least 1000 questions with an answer among the candidates"):
+    with pytest.raises(DataError, match="expected at least 1000 queries with a target among the candidates"):
         train_bundle_ranker(bundle_path, RankerChoice(num_candidates=40))
 
 
 def facts_of(bundle: ModelBundle) -> ItemStatistics:
     tables, split = questions_of(bundle)
     return ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
+
+
+def opened(bundle: ModelBundle) -> LearnedRanker:
+    ranker = LearnedRanker.open(bundle, *open_ranker(bundle), ItemInputs(facts_of(bundle)))
+    assert ranker is not None
+    return ranker
 
 
 def damaged(trained: Path, tmp_path: Path, **changes: object) -> ModelBundle:
@@ -215,7 +224,7 @@ def damaged(trained: Path, tmp_path: Path, **changes: object) -> ModelBundle:
 def test_a_ranker_that_does_not_belong_here_is_refused(trained: Path, tmp_path: Path, changes, message: str):
     bundle = damaged(trained, tmp_path, **changes)
     with pytest.raises(BundleError, match=f"{message}.*towers train-ranker"):
-        LearnedRanker.open(bundle, facts_of(bundle))
+        opened(bundle)
 
 
 def test_a_ranker_with_a_changed_byte_is_refused(trained: Path, tmp_path: Path):
@@ -225,7 +234,7 @@ def test_a_ranker_with_a_changed_byte_is_refused(trained: Path, tmp_path: Path):
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(BundleError, match=r"ranker\.safetensors was changed after it was written"):
-        LearnedRanker.open(bundle, facts_of(bundle))
+        opened(bundle)
 
 
 def test_a_ranker_has_to_be_signed_where_its_bundle_has_to_be(trained: Path, tmp_path: Path):
@@ -244,4 +253,4 @@ def test_a_ranker_without_time_says_so(trained: Path):
     tables, split = questions_of(bundle)
     shortlist, _ = next(shortlists(bundle, tables, split.validation, 40))
     with pytest.raises(OutOfTimeError):
-        LearnedRanker.open(bundle, facts_of(bundle)).scores(shortlist, Deadline(0.0))
+        opened(bundle).scores(shortlist, Deadline(0.0))

@@ -23,7 +23,7 @@ from training.runs import mlflow_tracker as tracking
 from training.runs.mlflow_tracker import Tracker, flattened
 
 ROOT = Path(__file__).parents[3]
-PARAMS = {"features": {"history": 200, "item": {"genres": {"kind": "categories"}}}, "training": {"seed": 0}}
+PARAMS = {"features": {"max_history": 200, "item": {"genres": {"kind": "categories"}}}, "training": {"seed": 0}}
 
 
 RUNS_AT_ONCE = 2
@@ -100,7 +100,7 @@ def test_a_run_can_be_read_back(start: Callable[..., Tracker], folder: Path):
     assert run.info.run_name == "a run"
     assert client(folder).get_experiment(run.info.experiment_id).name == "shop"
     assert run.data.params == {
-        "features.history": "200",
+        "features.max_history": "200",
         "features.item.genres.kind": "categories",
         "training.seed": "0",
     }
@@ -205,7 +205,7 @@ def test_what_the_store_refuses_is_left_out_and_told_and_the_run_goes_on(
     assert run.data.params == {"fine": "1", "good": "3"}
     assert {"loss": 1.0, "speed": 3.0}.items() <= run.data.metrics.items()
     (line,) = warnings_of(caplog)
-    assert "refuses '../bad', and records the rest; training goes on (" in line
+    assert "refuses '../bad', and records the rest; training continues (" in line
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FINISHED"), (KeyboardInterrupt, "KILLED")])
@@ -381,7 +381,7 @@ def test_a_closed_port_costs_seconds_at_most_and_one_line(
     assert (tracker.run_id, tracker.how_to_look) == (None, None)
     (line,) = warnings_of(caplog)
     assert "planted-pa55" not in caplog.text
-    assert line.startswith(f"MLflow at http://me:***@127.0.0.1:{port} does not record this run; training goes on (")
+    assert line.startswith(f"MLflow at http://me:***@127.0.0.1:{port} does not record this run; training continues (")
     assert "\n" not in line
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 

@@ -102,12 +102,12 @@ def test_outside_a_folder_of_runs_no_link_appears() -> None:
 
 def test_overrides_replace_settings_and_mistakes_are_told_together() -> None:
     Path("run.toml").write_text('[features]\ninteractions = "clicks.csv"\n')
-    config = read_run_config(Path("run.toml"), ("training.seed=7", "towers.history=mean", "towers.dropout=0.5"))
-    assert (config.training.seed, config.towers.history, config.towers.dropout) == (7, "mean", 0.5)
-    with pytest.raises(DataError, match=r"towers.width: .*found 'wide'; training.sead: no such setting"):
-        read_run_config(Path("run.toml"), ("training.sead=7", "towers.width=wide"))
-    with pytest.raises(DataError, match=r"towers: heads = 3 do not divide width = 64; choose heads that do"):
-        read_run_config(Path("run.toml"), ("towers.heads=3",))
+    config = read_run_config(Path("run.toml"), ("training.seed=7", "towers.history_encoder=mean", "towers.dropout=0.5"))
+    assert (config.training.seed, config.towers.history_encoder, config.towers.dropout) == (7, "mean", 0.5)
+    with pytest.raises(DataError, match=r"towers.embedding_dim: .*found 'wide'; training.sead: no such setting"):
+        read_run_config(Path("run.toml"), ("training.sead=7", "towers.embedding_dim=wide"))
+    with pytest.raises(DataError, match=r"towers: num_heads = 3 does not divide embedding_dim = 64"):
+        read_run_config(Path("run.toml"), ("towers.num_heads=3",))
     with pytest.raises(DataError, match=r"training: uniform_negatives and in_batch_negatives are both 0; raise one"):
         read_run_config(Path("run.toml"), ("training.uniform_negatives=0", "training.in_batch_negatives=0"))
     with pytest.raises(DataError, match=r"--set seed=7: expected table\.key=value"):

@@ -15,7 +15,7 @@ from features.sequences.split import Split
 from tests.running import write_small_shop
 from training.commands import evaluate
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.evaluate import Evaluation, Recommender
+from training.evaluation.evaluate import Evaluation, ScoringModel
 from training.tasks import evaluate as judging
 from training.tasks.evaluate import SELECTED, evaluate_run
 
@@ -45,7 +45,7 @@ def learned_from(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """The splits that towers were trained on; popularity stands in for the towers, and for all baselines."""
     splits = []
 
-    def trained(config: Any, tables: Any, split: Split, device: torch.device, name: str) -> Recommender:
+    def trained(config: Any, tables: Any, split: Split, device: torch.device, name: str) -> ScoringModel:
         splits.append(split)
         return named("two towers", split)
 
@@ -58,7 +58,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """The splits that baselines were fitted on."""
     splits = []
 
-    def fit(split: Split, *, recommend_seen: bool, texts: list[str] | None) -> tuple[list[Recommender], list[str]]:
+    def fit(split: Split, *, recommend_seen: bool, texts: list[str] | None) -> tuple[list[ScoringModel], list[str]]:
         assert texts is not None
         assert len(texts) == 100
         splits.append(split)
@@ -107,7 +107,7 @@ def test_on_validation_the_test_questions_are_never_asked(
     asked = []
     ask = judging.evaluate
 
-    def listening(recommender: Recommender, questions: Queries, *rest: Any, **more: Any) -> Evaluation:
+    def listening(recommender: ScoringModel, questions: Queries, *rest: Any, **more: Any) -> Evaluation:
         asked.append(questions)
         return ask(recommender, questions, *rest, **more)
 
@@ -134,9 +134,9 @@ def test_people_who_were_held_out_are_also_judged_by_twenty(
 
 
 def test_the_flag_chooses_the_questions(settings: Path, learned_from: list[Split], fitted: list[Split]):
-    said = CliRunner().invoke(evaluate, [str(settings), "--on", "validation"], catch_exceptions=False).stdout
+    said = CliRunner().invoke(evaluate, [str(settings), "--split", "validation"], catch_exceptions=False).stdout
     assert said.startswith("leave-one-out · validation · ")
     said = CliRunner().invoke(evaluate, [str(settings)], catch_exceptions=False).stdout
     assert said.startswith("leave-one-out · test · ")
-    wrong = CliRunner().invoke(evaluate, [str(settings), "--on", "training"])
+    wrong = CliRunner().invoke(evaluate, [str(settings), "--split", "training"])
     assert "'training' is not one of 'test', 'validation'" in wrong.output

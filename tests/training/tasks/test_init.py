@@ -29,17 +29,17 @@ def proposed(frame: pd.DataFrame) -> tuple[TowersConfig, TrainingConfig]:
 
 def test_with_times_the_clock_is_looked_at() -> None:
     towers, _ = proposed(interactions(5, timestamp="timestamp"))
-    assert (towers.history, towers.time_bias) == ("transformer", True)
+    assert (towers.history_encoder, towers.time_bias) == ("transformer", True)
 
 
 def test_with_positions_alone_the_order_is_read_without_a_clock() -> None:
     towers, _ = proposed(interactions(5, position="position"))
-    assert (towers.history, towers.time_bias) == ("transformer", False)
+    assert (towers.history_encoder, towers.time_bias) == ("transformer", False)
 
 
 def test_without_an_order_the_mean_is_read() -> None:
     towers, _ = proposed(interactions(5))
-    assert (towers.history, towers.time_bias) == ("mean", False)
+    assert (towers.history_encoder, towers.time_bias) == ("mean", False)
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_without_an_order_the_mean_is_read() -> None:
 def test_where_little_is_known_of_each_user_the_model_is_held_back(per_user: int, dropout: float, rate: float) -> None:
     towers, training = proposed(interactions(per_user, timestamp="timestamp"))
     assert towers.dropout == dropout
-    assert training.table_learning_rate == rate
+    assert training.embedding_learning_rate == rate

@@ -1,4 +1,4 @@
-"""What a search has beside it: BM25, the words of a query weighed by how rare they are and how short the document is.
+"""The baseline of a text search: BM25, the words of a query weighted by their rarity and the document's length.
 
 It learns nothing, so that any pair may be asked, and is hard to beat where queries have the documents' own words.
 """
@@ -12,26 +12,26 @@ import scipy.sparse as sp
 from jaxtyping import Float32
 from sklearn.feature_extraction.text import CountVectorizer
 
+from features.columns import item_texts, texts_written
 from features.config import FeaturesConfig
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from features.tables.tables import Tables, Users
-from features.values.cells import item_texts, texts_written
 from features.values.text import words
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.evaluate import Recommender
+from training.evaluation.evaluate import ScoringModel
 
 K1, B = 1.2, 0.75
-"""How soon a word that comes again counts no more, and how much long documents are held back: as Lucene has them."""
+"""BM25 parameters: saturation of the term frequency, and length normalisation; the defaults of Lucene."""
 
 
-def fit_query_baselines(split: Split, tables: Tables, features: FeaturesConfig) -> tuple[list[Recommender], list[str]]:
+def fit_query_baselines(split: Split, tables: Tables, features: FeaturesConfig) -> tuple[list[ScoringModel], list[str]]:
     """Return what needs no history: popularity, and BM25 where queries and documents have texts.
 
     Returns:
         The recommenders, and what a reader of the report should know about them, one line each.
     """
-    recommenders: list[Recommender] = [PopularityBaseline.fit(split.train, len(split.candidates))]
+    recommenders: list[ScoringModel] = [PopularityBaseline.fit(split.train, len(split.candidates))]
     texts = item_texts(tables.catalog, features.item)
     if texts is None or tables.users is None or texts_written(tables.users.frame[:1], features.user) is None:
         return recommenders, ["BM25 left out: it compares texts, and [features.user] or [features.item] has none"]
@@ -61,7 +61,7 @@ class Bm25:
         self._weights = _weights(self._words.fit_transform(documents))
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
-        """Return the score of every document for every query, by what is written in it."""
+        """Return the BM25 score of every document for every query."""
         texts = texts_written(self._users.attributes_of(queries.history.user_ids), self._features.user)
         words = self._words.transform(texts)
         words.data[:] = 1

@@ -18,9 +18,9 @@ REGULARISATION = 300.0
 
 
 class Ease:
-    """The linear model that best rebuilds everyone's items from their other items; strong, and in closed form.
+    """The linear model that best reconstructs each user's items from their other items, in closed form.
 
-    Minimises `|X - X B|² + regularisation * |B|²` with a zero diagonal of B, where X is who had what: with
+    Minimises `|X - X B|² + regularisation * |B|²` with a zero diagonal of B, where X is the interaction matrix: with
     `P = inverse(XᵀX + regularisation * 1)`, `B[i, j] = -P[i, j] / P[j, j]` (Steck, "Embarrassingly Shallow
     Autoencoders for Sparse Data", 2019). The score of an item is the sum of its column over the history.
 
@@ -64,7 +64,7 @@ class Ease:
 def gram_matrix(
     train: Sequences, num_items: int
 ) -> tuple[Int[np.ndarray, "known"], Float32[np.ndarray, "known known"]]:
-    """Return the catalogue rows of the items that occur, and how many users had each two of them."""
+    """Return the catalogue rows of the items that occur, and the number of users in common of each two of them."""
     had = interaction_matrix(train, num_items)
     item_rows = np.unique(had.indices).astype(np.int64)
     if len(item_rows) > MAX_EASE_ITEMS:

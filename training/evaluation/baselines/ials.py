@@ -18,12 +18,12 @@ from features.sequences.sequences import Queries, Sequences
 
 @dataclass(frozen=True)
 class IalsSettings:
-    """How iALS factorises.
+    """Hyperparameters of iALS.
 
     Attributes:
-        factors: Numbers in a user's and an item's vector.
-        regularisation: What the squares of these numbers cost.
-        confidence: How much more an item counts that somebody had than one that he had not.
+        factors: Dimensions of user and item vectors.
+        regularisation: L2 penalty of the vectors.
+        confidence: Weight of an interaction, against 1 for a missing one.
     """
 
     factors: int = 128
@@ -35,13 +35,13 @@ class IalsSettings:
 
 
 class Ials:
-    """Matrix factorisation for who had what: vectors of users and items whose products are 1 where somebody had it.
+    """Matrix factorisation of implicit feedback: dot products approximate 1 for an interaction and 0 elsewhere.
 
     Minimises, over users u and items i, `sum of c(u, i) * (x(u, i) - p_u · q_i)² + regularisation * (|p|² + |q|²)`,
-    where x is 1 for what somebody had and 0 for all else, and c is `confidence` for the former and 1 for the latter, in
-    turns for users and items (Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008;
-    15 rounds by the library `implicit`). Whoever asks gets the vector that is the exact minimum for the history given,
-    so that it makes no difference whether training has seen him.
+    where x is 1 for an interaction and 0 elsewhere, and c is `confidence` for the former and 1 for the latter, in turns
+    for users and items (Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008; 15
+    rounds by the library `implicit`). At evaluation a user's vector is the exact minimum for the given history, so that
+    known and new users are treated alike.
     """
 
     name = "iALS"

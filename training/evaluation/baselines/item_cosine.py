@@ -11,7 +11,7 @@ from features.sequences.sequences import Queries, Sequences
 
 
 class ItemCosine:
-    """Items are alike if the same people had them; a person gets what is most like the history, summed over it.
+    """Item-based collaborative filtering: an item's score is its summed cosine similarity to the history's items.
 
     `similarity(i, j) = users of both / sqrt(users of i * users of j)`, 0 of an item with itself, and for each
     recommended item only the `neighbours` most alike count.
@@ -28,7 +28,7 @@ class ItemCosine:
         """Compute the similarities.
 
         Args:
-            train: Who had what.
+            train: Interactions of the training data.
             num_items: Size of the catalogue.
             neighbours: How many similar items of each recommended item count. None: all of them, which takes memory of
                 the order of the square of the catalogue.

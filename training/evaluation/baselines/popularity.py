@@ -9,7 +9,7 @@ from features.sequences.sequences import Queries, Sequences
 
 
 class PopularityBaseline:
-    """Everybody gets what most people had."""
+    """Recommends the items with the most users, the same for each query."""
 
     name = "popularity"
 
@@ -19,7 +19,7 @@ class PopularityBaseline:
 
     @classmethod
     def fit(cls, train: Sequences, num_items: int) -> PopularityBaseline:
-        """Count the different users of each item: somebody who comes back for one item every week is one vote."""
+        """Count the distinct users of each item; repeated interactions of a user count once."""
         first = train.item_rows[train.first_visits()]
         return cls(np.bincount(first, minlength=num_items).astype(np.float32))
 

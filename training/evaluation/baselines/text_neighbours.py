@@ -20,12 +20,12 @@ MOST_TERMS = 500_000
 
 
 class TextNeighbours:
-    """Items are alike if the same words are written of them; a person gets what is like the newest of the history.
+    """Content-based recommendations: items whose TF-IDF vectors are similar to those of the newest history items.
 
     An item's vector holds the TF-IDF of the words and the pairs of neighbouring words in its texts, at unit length. A
     user's is the mean of the history's, where an event counts half as much as one that came `half_life` events later;
-    items without a known word are passed over. The score is the cosine of the two. Items that nobody had yet are found
-    as well as any other, and only by this baseline.
+    items without a known word are ignored. The score is the cosine of the two. This is the only baseline that can
+    recommend items without interactions.
     """
 
     name = "TF-IDF"

@@ -1,8 +1,8 @@
-"""What every result has beside it: popularity, item-item cosine, EASE, iALS, and neighbours by the items' texts.
+"""The baselines of every evaluation: popularity, item-item cosine, EASE, iALS, and TF-IDF neighbours of item texts.
 
-Each learns from the same `Sequences` as the model and takes seconds, with its settings chosen on validation questions.
-A model that does not beat them is not worth serving. All of them answer people whom they have never seen, from their
-history. Items that training has not seen get the score 0, except from the texts, which is what that one is for.
+Each is fitted on the same `Sequences` as the model, in seconds, with hyperparameters chosen on validation queries.
+A model that does not beat them is not worth serving. All of them can score for new users, from their history.
+Items without training interactions get the score 0, except from the text baseline.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from training.evaluation.baselines.ials import Ials, implicit_als
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
-from training.evaluation.evaluate import Recommender, evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
 
 MOST_QUESTIONS = 2_000
-"""Validation questions by which settings are chosen; a sample where there are more."""
+"""Maximum number of validation queries for tuning, a sample."""
 MAX_EASE_TRIALS_ITEMS = 15_000
 """Most items for which several regularisations are tried: each costs the cube of the number of items."""
 REGULARISATIONS = (10.0, 100.0, 300.0, 1_000.0)
-"""What is tried for EASE where there are questions to choose by."""
+"""Values tried for the regularisation of EASE."""
 MAX_IALS_TRIALS_EVENTS = 3_000_000
 """Most interactions for which several settings are tried for iALS: seven fits, five seconds each for a million."""
 IALS_TRIALS: dict[str, tuple[Any, ...]] = {
@@ -38,20 +38,20 @@ IALS_TRIALS: dict[str, tuple[Any, ...]] = {
     "regularisation": (1.0, 10.0),
     "factors": (64, 128, 256),
 }
-"""What is tried for iALS, one setting after the other."""
+"""Values tried for iALS, one hyperparameter after the other."""
 HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
-"""What is tried for the neighbours by text: events after which a history's event counts half; inf: all count alike."""
+"""Values tried for the half-life of the text neighbours, in events; inf weights all events alike."""
 
-Trial = TypeVar("Trial", bound=Recommender)
+Trial = TypeVar("Trial", bound=ScoringModel)
 
 
 def fit_baselines(
     split: Split, *, recommend_seen: bool, texts: Sequence[str] | None = None
-) -> tuple[list[Recommender], list[str]]:
-    """Fit every baseline on the training data, with the settings that do best on the validation questions.
+) -> tuple[list[ScoringModel], list[str]]:
+    """Fit every baseline on the training data, with the hyperparameters that are best on the validation queries.
 
     Args:
-        split: What is learned from, and the questions to choose by.
+        split: Training data and validation queries.
         recommend_seen: Whether items of a question's history stay in its ranking.
         texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
 
@@ -59,7 +59,7 @@ def fit_baselines(
         The recommenders, and what a reader of the report should know about them, one line each.
     """
     num_items = len(split.candidates)
-    recommenders: list[Recommender] = [
+    recommenders: list[ScoringModel] = [
         PopularityBaseline.fit(split.train, num_items),
         ItemCosine.fit(split.train, num_items),
     ]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.columns import item_texts
 from features.config import FeatureSettings
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import cold_items, held_out_users, leave_one_out
 from features.tables.table_files import read_frame
 from features.tables.tables import Catalog
-from features.values.cells import item_texts
 from training.evaluation.baselines import tuning as baselines
 from training.evaluation.baselines.ease import Ease, ease_weights
 from training.evaluation.baselines.ials import Ials, IalsSettings

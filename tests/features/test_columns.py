@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.columns import item_texts, numbers_of, values_of
 from features.config import FeatureSettings
 from features.errors import DataError
 from features.schema import Feature
 from features.tables.tables import Catalog
-from features.values.cells import item_texts, numbers_of, values_of
 
 
 def test_texts_are_the_cells_of_text_and_categories_joined():
