@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import venv
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from hatchling.metadata.core import ProjectMetadata
 from hatchling.metadata.spec import get_core_metadata_constructors
 from hatchling.plugin.manager import PluginManager
@@ -75,6 +81,35 @@ def test_every_room_says_that_it_has_types():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"] == {
         "packages": [*ROOMS]
     }
+
+
+def test_mypy_sees_our_types_where_the_wheel_is_installed(tmp_path):
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    [wheel] = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    [site_packages] = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site_packages)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from features.redaction import redacted\n"
+        "from serving.errors import NotReady\n"
+        "from towers.process import available_cores\n"
+        "from training.evaluation.text_table import aligned\n"
+        "reveal_type(redacted('text'))\n"
+        "reveal_type(NotReady('text').said)\n"
+        "reveal_type(available_cores())\n"
+        "reveal_type(aligned([]))\n",
+        encoding="utf-8",
+    )
+    # Libraries that the environment lacks are of no interest here; a package of ours without types would be Any.
+    checked = subprocess.run(
+        [sys.executable, "-P", "-m", "mypy", "--ignore-missing-imports", "--python-executable", python, program],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert re.findall(r'Revealed type is "(.*)"', checked.stdout) == ["str", "str", "int", "list[str]"], checked.stdout
 
 
 def test_a_library_that_is_missing_is_told_with_the_rest_of_its_kind(monkeypatch):
