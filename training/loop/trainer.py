@@ -273,7 +273,7 @@ class Trainer:
             raise Stopped(stop[0])
 
     def step(self, batch: SequenceBatch) -> Tensor:
-        """Train on one batch and return its loss, without upcoming for a GPU to finish it."""
+        """Train on one batch and return its loss, without waiting for a GPU to finish it."""
         self._set_learning_rates()
         for fused in self.table_optimizers:
             fused.step()  # only passes the learning rate on; the backward pass updates the tables
