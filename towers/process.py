@@ -22,7 +22,8 @@ from typing import NoReturn
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that stop a command, besides Ctrl-C (SIGINT)."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_ARENA_MAX": "1"}
-"""Keep large blocks in the process: memory stays at its peak, and is never cleared twice."""
+"""Keep large blocks in the process: memory stays at its peak, and is never cleared twice. One arena for all threads, or
+what each of them has freed once would stay in an arena of its own."""
 THREADS = {"GOMP_SPINCOUNT": "2000"}
 """Let a thread that waits for the others sleep soon. By itself it spins for milliseconds, which is no faster on idle
 cores and makes a step several times as long when another process wants them."""

@@ -434,8 +434,8 @@ def test_callers_are_not_told_the_words_of_a_database_driver(tmp_path, caplog):
     app.extensions["towers"].provider.store.close()
     response = app.test_client().delete("/items/i1")
     assert response.status_code == 503
-    assert response.json["detail"] == "the log of live writes cannot be written to"
-    assert "cannot be written to (it was closed)" in caplog.text
+    assert response.json["detail"] == "the log of live writes cannot be read"
+    assert "cannot be read (it was closed)" in caplog.text
     error = NotReady("the log cannot be read", sqlite3.OperationalError("no\nway"))
     assert (str(error), error.said) == ("the log cannot be read (no way)", "the log cannot be read")
 

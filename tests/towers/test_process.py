@@ -76,6 +76,7 @@ def test_the_allocator_is_set_where_nobody_has() -> None:
         "HOME": "/root",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "8000000000",
+        "MALLOC_ARENA_MAX": "1",
         "GOMP_SPINCOUNT": "2000",
     }
 

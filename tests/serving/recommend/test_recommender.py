@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from features.errors import DataError
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest, UserProfile
 from serving.recommend.response import Recommendation
+from serving.recommend.vector_cache import UserVectorCache
 from serving.snapshot.snapshot import Snapshot
 from tests.serving.doubles import FakeBundle, best, country, make_features, make_retriever, make_tables, unit, vector_of
 
@@ -201,7 +203,7 @@ def test_an_attribute_of_the_wrong_type_is_refused(shop, kind, wrong, expected):
 
 
 def test_only_the_newest_events_are_read_but_all_are_seen(shop):
-    short = make_retriever(shop, history=3)
+    short = make_retriever(shop, max_history=3)
     for user_id, history in histories_of(shop).items():
         vector = unit(np.sum([vector_of(item) for item in history[-3:]], axis=0))
         expected = best(shop, vector, 10, excluded=history)
@@ -261,8 +263,10 @@ def test_the_history_of_someone_is_told_newest_first(shop, retriever):
     assert retriever.history(555, 3) is None
 
 
-def test_models_that_look_at_the_clock_are_asked_at_the_time_of_the_request(shop):
+def test_models_that_look_at_the_clock_are_asked_at_the_time_of_the_request(shop, monkeypatch):
     now = [3600.0 * 8]
+    timed = partial(UserVectorCache, clock=lambda: now[0])
+    monkeypatch.setattr("serving.recommend.query_encoder.UserVectorCache", timed)
     retriever = make_retriever(shop, clock=lambda: now[0], context={"time": FeatureSettings(kind="time")})
     assert retriever.snapshot.user_vectors is None
     history = histories_of(shop)[100]
