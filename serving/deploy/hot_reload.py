@@ -67,17 +67,21 @@ class RecommenderProvider:
         self._on_open = on_open
         self._identify = identify
         self._open_last = open_last
-        self._served: Callable[[], Recommender] | None = None
+        self._served: Callable[[bool], Recommender] | None = None
         self._identity: object = None
         self._next_try = 0.0
         self._said = ""
         self._turn = threading.Lock()
 
-    def get(self) -> Recommender:
+    def get(self, *, current: bool = False) -> Recommender:
         """Return the retriever, with every live write in it.
 
+        Args:
+            current: Whether none may be missing, as where a further write is checked. If not, the retriever as of the
+                last reading goes on while the log cannot be read.
+
         Raises:
-            NotReady: It cannot be opened at present; the log says why.
+            NotReady: It cannot be opened at present (the log says why), or `current` and live writes cannot be read.
         """
         # One request at a time tries to open it; the others need not wait for that.
         if self._served is None and self._turn.acquire(blocking=False):
@@ -87,7 +91,7 @@ class RecommenderProvider:
                 self._turn.release()
         if self._served is None:
             raise NotReady("the model and its index are not loaded; the server's log says why")
-        return self._served()
+        return self._served(current)
 
     def watch(self, seconds: float) -> None:
         """Exchange the retriever whenever there is another, from a thread that looks every so many seconds."""
@@ -102,7 +106,7 @@ class RecommenderProvider:
         try:
             retriever = self._open()
             served = self._prepared(retriever)
-            warm(served())
+            warm(served(False))
         except (BundleError, DataError) as error:
             self._say(f"not exchanged, what was served goes on: {error}")
             return False
@@ -159,10 +163,10 @@ class RecommenderProvider:
         self._on_open(retriever)
         return True
 
-    def _prepared(self, retriever: Recommender) -> Callable[[], Recommender]:
+    def _prepared(self, retriever: Recommender) -> Callable[[bool], Recommender]:
         """Return what is to be served, ready to answer."""
         if self.store is None:
-            return lambda: retriever
+            return lambda current: retriever
         return _LiveOrStale(LiveRecommender(retriever, self.store))
 
 
@@ -198,18 +202,18 @@ class _LiveOrStale:
         self._is_away = False
         self._looking = threading.Lock()
 
-    def __call__(self) -> Recommender:
+    def __call__(self, current: bool) -> Recommender:
         if not self._is_away:
-            return self._current()
+            return self._read(current)
         # Not with each request, and one at a time: one that waits for the log must not keep the others waiting.
         if time.monotonic() < self._next_look or not self._looking.acquire(blocking=False):
-            return self._live.latest
+            return self._last_read(current)
         try:
-            return self._current()
+            return self._read(current)
         finally:
             self._looking.release()
 
-    def _current(self) -> Recommender:
+    def _read(self, current: bool) -> Recommender:
         began = time.monotonic()
         try:
             retriever = self._live.current()
@@ -223,7 +227,12 @@ class _LiveOrStale:
             if time.monotonic() >= self._next_word:
                 self._next_word = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 _log.error("answers are without the newest live writes: %s", error)
-            return self._live.latest
+            return self._last_read(current)
+
+    def _last_read(self, current: bool) -> Recommender:
+        if current:  # what is missing may be the very item that a write is about
+            raise NotReady("the log of live writes cannot be read")
+        return self._live.latest
 
 
 def warm(retriever: Recommender) -> None:

@@ -121,7 +121,7 @@ class RequestMiddleware:
         if route is None or route.method == "OPTIONS":
             return self._allowed_methods(environ)(environ, start)
         if route.needs_recommender:
-            request.recommender = self._service.provider.get()
+            request.recommender = self._service.provider.get(current=route.is_write)
         if route.handler is not None:
             return route.handler(self._service, request)(environ, start)
         environ[RECOMMENDER] = getattr(request, "recommender", None)

@@ -180,6 +180,28 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
     assert refused.headers["Retry-After"]
 
 
+def test_what_another_worker_wrote_is_not_denied_while_the_log_is_out_of_reach(retriever, tmp_path, monkeypatch):
+    mine, other = (create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client() for _ in range(2))
+    assert mine.get("/recommendations/107").status_code == 200
+    assert other.put("/items/new", json={}).status_code == 201
+
+    def gone(*_):
+        raise NotReady("the log of live writes cannot be read")
+
+    store = mine.application.extensions["towers"].provider.store
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "version", gone)
+        event = {"events": [{"user_id": 107, "item_id": "new"}]}
+        for _ in range(2):  # the first finds the log away, the second knows it
+            assert mine.post("/events", json=event).status_code == 503
+            assert mine.delete("/items/new").status_code == 503
+            assert mine.put("/items/new", json={}).status_code == 503
+            assert mine.get("/recommendations/107").status_code == 200
+    time.sleep(0.6)
+    assert mine.post("/events", json=event).status_code == 200
+    assert mine.delete("/items/new").status_code == 200
+
+
 def test_an_item_is_searchable_in_under_half_a_second_with_a_real_model(pristine, tmp_path):
     """With the item tower, the log on the disk, and the next search; the fastest of three, as others only slow it."""
     from features.tables.tables import read_tables
