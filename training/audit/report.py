@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from features.files import atomic_file
 from features.tables.tables import data_digests, read_tables
 from training.audit.ranks import About, Ranks
 from training.audit.slices import CUTOFFS, WHOLE, slice_metrics
-from training.evaluation.html import aligned, html_page, html_paragraphs, html_table
+from training.evaluation.pages import render
+from training.evaluation.text_table import aligned
 
 TABLE = "slices.parquet"
 PAGE = "audit.html"
@@ -131,13 +131,19 @@ class Audit:
 
     def to_html(self) -> str:
         """Return a page of its own with every slice; nothing is loaded from elsewhere."""
-        worst = [self._html_row(row, f"{row.facet}={row.value}") for row in self.worst.head(25).itertuples(index=False)]
-        parts = [html_paragraphs([self._whole_line(), *self.advice().splitlines()])]
-        parts += ["<h2>The worst first</h2>", html_table(_HTML_HEAD, worst)]
-        for facet, slices in self.slices.iloc[1:].groupby("facet", sort=False):
-            rows = [self._html_row(row, str(row.value)) for row in slices.itertuples(index=False)]
-            parts += [f"<h2>{escape(str(facet))}</h2>", html_table(_HTML_HEAD, rows)]
-        return html_page(self.headline, *parts, html_paragraphs([*self._meanings(), *self.notes]))
+        worst = self.worst.head(25).itertuples(index=False)
+        facets = self.slices.iloc[1:].groupby("facet", sort=False)
+        return render(
+            "audit.html",
+            title=self.headline,
+            summary=[self._whole_line(), *self.advice().splitlines()],
+            worst=[self._cells(row, f"{row.facet}={row.value}") for row in worst],
+            facets=[
+                (facet, [self._cells(row, str(row.value)) for row in slices.itertuples(index=False)])
+                for facet, slices in facets
+            ],
+            notes=[*self._meanings(), *self.notes],
+        )
 
     def advice(self) -> str:
         """Return the rule of thumb, and on which side of it the whole is."""
@@ -167,23 +173,22 @@ class Audit:
             f"Where there are many values, those with fewer than {self.least} questions are together as (other).",
         ]
 
-    def _html_row(self, row: Any, name: str) -> str:
+    def _cells(self, row: Any, name: str) -> dict[str, Any]:
+        """Return what the page shows of a slice, by name."""
         questions, recall, interval, gap, recall_at_10 = _numbers(row)
-        share = 0.0 if pd.isna(row.recall_at_50) else row.recall_at_50
         shares = (row.answer_share, row.catalogue_share, row.exposure_at_50)
-        others = "".join(
-            f"<td>{cell}</td>" for cell in (recall_at_10, *("–" if pd.isna(one) else f"{one:.1%}" for one in shares))
-        )
-        return (
-            f'<tr{" class=few" if row.questions < self.least else ""}><th scope="row">{escape(name)}</th>'
-            f'<td>{questions}</td><td class=bar style="--share:{share:.0%}">{recall}</td><td>{interval}</td>'
-            f"<td{' class=apart' if row.stands_apart else ''}>{gap.rstrip('* ')}</td>{others}</tr>"
-        )
-
-
-_HTML_HEAD = (
-    "", "questions", "R@50", "95 %", "gap", "R@10", "of the answers", "of the items", "of what is shown"
-)  # fmt: skip
+        return {
+            "name": name,
+            "has_few": row.questions < self.least,
+            "questions": questions,
+            "recall": recall,
+            "share": f"{0.0 if pd.isna(row.recall_at_50) else row.recall_at_50:.0%}",
+            "interval": interval,
+            "gap": gap.rstrip("* "),
+            "stands_apart": row.stands_apart,
+            "recall_at_10": recall_at_10,
+            "shares": ["–" if pd.isna(share) else f"{share:.1%}" for share in shares],
+        }
 
 
 def _numbers(row: Any) -> list[str]:

@@ -2,5 +2,6 @@
 
 - `metrics`: recall, NDCG, MRR and others; `evaluate`: the loop over users; `two_tower_recommender`: a model as a
   recommender of items.
-- `baselines`: recommenders to compare with; `report`: the comparison as JSON, text and HTML; `html`: how pages look.
+- `baselines`: recommenders to compare with; `report`: the comparison as JSON, text and HTML, laid out by
+  `text_table` (terminal) and `pages` (HTML, from `training/templates`).
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 from features.errors import DataError
 from features.files import atomic_file
 from training.evaluation.evaluate import Evaluation
-from training.evaluation.html import aligned, html_page, html_paragraphs, html_table
+from training.evaluation.pages import render
+from training.evaluation.text_table import aligned
 
 PRIMARY_METRIC = "ndcg_at_10"
 SHARE_METRIC = "recall_at_10"
@@ -252,14 +252,19 @@ class EvaluationReport:
         """Return a page of its own with the table; nothing is loaded from elsewhere."""
         shown = self._shown()
         best = _best(self.rows, shown)
-        body = [
-            f'<tr{" class=bound" if row.is_bound else ""}><th scope="row">{escape(row.name)}</th>'
-            f"{''.join(_html_cell(row, name, best) for name in shown)}</tr>"
-            for row in self.rows
-        ]
-        below = [f"± {self._margin_meaning()}. {MEANING}.", *self._lead_lines(), *self.notes]
-        results = html_table(["", *(LABELS[name] for name in shown)], body)
-        return html_page(self.headline, results, self._slice_html(), html_paragraphs(below))
+        slice_head, *slice_rows = self._slice_table()
+        return render(
+            "report.html",
+            title=self.headline,
+            metrics=shown,
+            labels=LABELS,
+            rows=self.rows,
+            is_best=lambda row, name: _is_best(row, name, best),
+            spread=_spread,
+            slice_head=slice_head,
+            slice_rows=slice_rows,
+            lines=[f"± {self._margin_meaning()}. {MEANING}.", *self._lead_lines(), *self.notes],
+        )
 
     def _shown(self) -> list[str]:
         columns = COLUMNS_FOR_USERS if self.protocol == "users" else COLUMNS
@@ -290,16 +295,6 @@ class EvaluationReport:
         }
         head = ["", *(f"{name} ({counts[name]:,})" for name in names)]
         return [head, *([row.name, *(_slice_cell(row, name) for name in names)] for row in self.rows if row.slices)]
-
-    def _slice_html(self) -> str:
-        if not any(row.slices for row in self.rows):
-            return ""
-        head, *rows = self._slice_table()
-        body = [
-            f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-            for name, *cells in rows
-        ]
-        return f"<h2>N@10 apart</h2>\n{html_table(head, body)}"
 
 
 def _estimates(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:
@@ -361,15 +356,6 @@ def _cell(row: ReportRow, name: str, best: Mapping[str, float]) -> str:
 
 def _slice_cell(row: ReportRow, name: str) -> str:
     return _plain(row.slices[name].metrics[PRIMARY_METRIC]) if name in row.slices else "–"
-
-
-def _html_cell(row: ReportRow, name: str, best: Mapping[str, float]) -> str:
-    if name not in row.metrics:
-        return "<td>–</td>"
-    estimate = row.metrics[name]
-    mark = " class=best" if _is_best(row, name, best) else ""
-    margin = "" if estimate.margin is None else f" <small>±{estimate.margin:.4f}</small>"
-    return f'<td{mark} title="{_spread(estimate)}">{estimate.mean:.4f}{margin}</td>'
 
 
 def _read_row(values: Mapping[str, Any]) -> ReportRow:
