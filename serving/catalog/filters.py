@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from cachetools import LRUCache
 from jaxtyping import Bool, Int64
 
 from features.config import FeatureSettings
@@ -85,8 +85,8 @@ class Filters:
         self._allowed = list(catalog.frame.columns if columns is None else columns)
         self._read: dict[str, _Column] = {}
         self._by_value: dict[str, ItemsByValue] = {}
-        self._known: OrderedDict[Filter, AllowedItems] = OrderedDict()
-        self._num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
+        num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
+        self._known: LRUCache[Filter, AllowedItems] = LRUCache(num_known)
         self._turn = threading.Lock()
         missing = [name for name in self._allowed if name not in catalog.frame.columns]
         if missing:
@@ -180,7 +180,6 @@ class Filters:
         with self._turn:
             known = self._known.get(wanted)
             if known is not None:
-                self._known.move_to_end(wanted)
                 return known
         mask = np.ones(len(self.catalog), dtype=bool)
         for condition in wanted:
@@ -189,8 +188,6 @@ class Filters:
         if sum(len(condition.values) for condition in wanted) <= _REMEMBERED_VALUES:
             with self._turn:
                 self._known[wanted] = found
-                while len(self._known) > self._num_known:
-                    self._known.popitem(last=False)
         return found
 
     def _mask(self, condition: Condition) -> Mask:

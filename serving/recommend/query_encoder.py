@@ -60,7 +60,7 @@ class QueryEncoder:
         self.attributes = {column: bundle.config.features.user[column] for column in attribute_columns(bundle)}
         self._bundle = bundle
         self._clock = clock
-        self._cache = UserVectorCache(_CACHED_USERS, _CACHED_SECONDS, clock)
+        self._cache = UserVectorCache(_CACHED_USERS, _CACHED_SECONDS)
         self._batcher: MicroBatcher[Sequences, np.ndarray] | None = None
         self._batched_vectors: ItemVectors | None = None
 

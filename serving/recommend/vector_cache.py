@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+from cachetools import TTLCache
 from jaxtyping import Float32, Int64
 
 
@@ -22,14 +22,11 @@ class UserVectorCache:
     Args:
         most: How many users are remembered.
         seconds: How long.
-        clock: Seconds.
+        clock: Seconds, which never go back.
     """
 
     def __init__(self, most: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
-        self._seconds = seconds
-        self._clock = clock
-        self._known: OrderedDict[int, tuple[float, Hashable, np.ndarray]] = OrderedDict()
+        self._known: TTLCache[int, tuple[Hashable, np.ndarray]] = TTLCache(most, seconds, clock)
         self._being_made: dict[int, object] = {}
         self._turn = threading.Lock()
 
@@ -74,18 +71,11 @@ class UserVectorCache:
         return len(self._known)
 
     def _fresh(self, row: int, past: Hashable) -> np.ndarray | None:
-        known = self._known.get(row)
-        # Of a clock that was set back nobody knows how long ago that was.
-        if known is None or known[1] != past or not 0 <= self._clock() - known[0] < self._seconds:
-            return None
-        self._known.move_to_end(row)
-        return known[2]
+        known_past, vector = self._known.get(row, (None, None))
+        return vector if known_past == past else None
 
     def _remember(self, row: int, past: Hashable, vector: np.ndarray, making: object) -> None:
         if self._being_made.get(row) is not making:
             return  # forgotten meanwhile, or made by another thread as well
         del self._being_made[row]
-        self._known[row] = self._clock(), past, vector
-        self._known.move_to_end(row)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
+        self._known[row] = past, vector

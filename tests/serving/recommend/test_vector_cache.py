@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,6 +64,8 @@ def test_who_did_something_meanwhile_is_made_anew(maker):
 
 def test_a_timed_model_makes_a_users_vector_once_a_minute_and_whenever_it_is_forgotten(shop, monkeypatch):
     now = 1_700_000_000.0
+    timed = partial(UserVectorCache, clock=lambda: now)
+    monkeypatch.setattr("serving.recommend.query_encoder.UserVectorCache", timed)
     retriever = make_retriever(shop, clock=lambda: now, context={"time": FeatureSettings(kind="time")})
     made = []
     encode = FakeBundle.encode_users
