@@ -4,7 +4,7 @@
 - `loop`: from batches to weights; `evaluation`: metrics, reports and baselines; `audit`: where a recommender fails, by
   slice; `rerankers`: training of re-rankers.
 - `runs`: run folders, MLflow, model cards, progress.
-- `tasks`: one file for each command; `commands`: the commands' flags; `templates`: of the pages of reports.
+- `tasks`: one file for each command; `commands`: the commands' flags.
 
 Imports `towers` and `features`; does not know `serving`.
 """

@@ -2,6 +2,7 @@
 
 - `metrics`: recall, NDCG, MRR and others; `evaluate`: the loop over users; `two_tower_recommender`: a model as a
   recommender of items.
-- `baselines`: recommenders to compare with; `report`: the comparison as JSON, text and HTML, laid out by
-  `text_table` (terminal) and `pages` (HTML, from `training/templates`).
+- `baselines`: recommenders to compare with.
+- `report`: the comparison as JSON, text and HTML; `text_table`: tables in the terminal; `pages`: HTML pages from the
+  templates in `training/templates/`.
 """
