@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class RecommenderProvider:
-    """The retriever of an application.
+    """The recommender of an application.
 
     Attributes:
         store: The log of live writes; None where there is none, and nothing can be written.
@@ -46,16 +46,16 @@ class RecommenderProvider:
 
     def __init__(
         self,
-        open_retriever: Callable[[], Recommender],
-        on_open: Callable[[Recommender], None] = lambda retriever: None,
+        open_recommender: Callable[[], Recommender],
+        on_open: Callable[[Recommender], None] = lambda recommender: None,
         store: EventLog | None = None,
         identify: Callable[[], object] = lambda: None,
         open_last: Callable[[], Recommender | None] = lambda: None,
     ) -> None:
-        """Take what opens the retriever; nothing is opened before it is asked for.
+        """Take what opens the recommender; nothing is opened before it is asked for.
 
         Args:
-            open_retriever: Opens it; it raises `BundleError` or `DataError` where that cannot be.
+            open_recommender: Opens it; it raises `BundleError` or `DataError` where that cannot be.
             on_open: Called with each that is served from then on.
             store: The log of live writes.
             identify: Returns something that is another value as soon as there is another bundle or index to open.
@@ -63,7 +63,7 @@ class RecommenderProvider:
                 be served; None: nothing was. It raises the same errors.
         """
         self.store = store
-        self._open = open_retriever
+        self._open = open_recommender
         self._on_open = on_open
         self._identify = identify
         self._open_last = open_last
@@ -74,10 +74,10 @@ class RecommenderProvider:
         self._turn = threading.Lock()
 
     def get(self, *, current: bool = False) -> Recommender:
-        """Return the retriever, with every live write in it.
+        """Return the recommender, with every live write in it.
 
         Args:
-            current: Whether none may be missing, as where a further write is checked. If not, the retriever as of the
+            current: Whether none may be missing, as where a further write is checked. If not, the recommender as of the
                 last reading goes on while the log cannot be read.
 
         Raises:
@@ -94,26 +94,26 @@ class RecommenderProvider:
         return self._served(current)
 
     def watch(self, seconds: float) -> None:
-        """Exchange the retriever whenever there is another, from a thread that looks every so many seconds."""
+        """Exchange the recommender whenever there is another, from a thread that looks every so many seconds."""
         threading.Thread(target=self._watch, args=(seconds,), name="towers-watch", daemon=True).start()
 
     def exchange(self) -> bool:
-        """Exchange the retriever if there is another; return whether what is served is the newest there is."""
+        """Exchange the recommender if there is another; return whether what is served is the newest there is."""
         identity = self._identify()
         if identity == self._identity:
             self._said = ""
             return True
         try:
-            retriever = self._open()
-            served = self._prepared(retriever)
+            recommender = self._open()
+            served = self._prepared(recommender)
             warm(served(False))
         except (BundleError, DataError) as error:
             self._say(f"not exchanged, what was served goes on: {error}")
             return False
         self._served, self._identity, self._said = served, identity, ""
-        self._on_open(retriever)
+        self._on_open(recommender)
         release_memory()
-        _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
+        _log.warning("now serving model %s, index %s", recommender.model, recommender.index_version)
         return True
 
     def _say(self, what: str) -> None:
@@ -139,35 +139,35 @@ class RecommenderProvider:
             return
         identity = self._identify()
         try:
-            retriever = self._open()
-            served = self._prepared(retriever)
+            recommender = self._open()
+            served = self._prepared(recommender)
         except (BundleError, DataError) as error:
             if not self._try_to_reopen(error):
                 self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 self._say(f"not ready: {error}")
             return
         self._served, self._identity = served, identity
-        self._on_open(retriever)
+        self._on_open(recommender)
 
     def _try_to_reopen(self, why: Exception) -> bool:
         """Serve what was served last, until what is meant to be served can be; return whether there is something."""
         try:
-            retriever = self._open_last()
-            if retriever is None:
+            recommender = self._open_last()
+            if recommender is None:
                 return False
-            self._served = self._prepared(retriever)
+            self._served = self._prepared(recommender)
         except (BundleError, DataError) as error:
             _log.error("what was served last cannot be opened: %s", error)
             return False
-        _log.error("serving %s, which was served last: %s", retriever.bundle.path, why)
-        self._on_open(retriever)
+        _log.error("serving %s, which was served last: %s", recommender.bundle.path, why)
+        self._on_open(recommender)
         return True
 
-    def _prepared(self, retriever: Recommender) -> Callable[[bool], Recommender]:
+    def _prepared(self, recommender: Recommender) -> Callable[[bool], Recommender]:
         """Return what is to be served, ready to answer."""
         if self.store is None:
-            return lambda current: retriever
-        return _LiveOrStale(LiveRecommender(retriever, self.store))
+            return lambda current: recommender
+        return _LiveOrStale(LiveRecommender(recommender, self.store))
 
 
 class LastServed:
@@ -194,7 +194,7 @@ class LastServed:
 
 
 class _LiveOrStale:
-    """A live retriever that goes on with what it knows where its log is out of reach."""
+    """A live recommender that goes on with what it knows where its log is out of reach."""
 
     def __init__(self, live: LiveRecommender) -> None:
         self._live = live
@@ -216,9 +216,9 @@ class _LiveOrStale:
     def _read(self, current: bool) -> Recommender:
         began = time.monotonic()
         try:
-            retriever = self._live.current()
+            recommender = self._live.current()
             self._is_away = False
-            return retriever
+            return recommender
         except NotReady as error:
             # A file that is gone is asked for at once; a server that lets callers wait, only now and then.
             now = time.monotonic()
@@ -235,12 +235,12 @@ class _LiveOrStale:
         return self._live.latest
 
 
-def warm(retriever: Recommender) -> None:
-    """Let a retriever answer once as it will have to, so that its first caller need not wait longer than others."""
-    for user_id in retriever.state.users.ids[:1]:
-        retriever.recommend(user_id, _NUM_WARMED)
-    retriever.recommend(UserProfile(retriever.state.items.ids[:1]), _NUM_WARMED)
-    retriever.popular(_NUM_WARMED)
+def warm(recommender: Recommender) -> None:
+    """Let a recommender answer once as it will have to, so that its first caller need not wait longer than others."""
+    for user_id in recommender.state.users.ids[:1]:
+        recommender.recommend(user_id, _NUM_WARMED)
+    recommender.recommend(UserProfile(recommender.state.items.ids[:1]), _NUM_WARMED)
+    recommender.popular(_NUM_WARMED)
 
 
 def identity_of(path: Path) -> object:

@@ -51,7 +51,7 @@ def create_app(
     """Return the application.
 
     Args:
-        source: A retriever, or the folder of a bundle, which is then opened with one thread per search: this is what
+        source: A recommender, or the folder of a bundle, which is then opened with one thread per search: this is what
             a server's worker does, after the fork.
         settings: What the operator decides. None: the defaults.
         shared: A folder in memory where the workers of one server meet. None: there is one worker.
@@ -84,10 +84,10 @@ def create_app(
     return app
 
 
-def _tell(metrics: Metrics, retriever: Recommender) -> None:
+def _tell(metrics: Metrics, recommender: Recommender) -> None:
     """Let the metrics say what this worker answers from."""
-    created = datetime.fromisoformat(retriever.snapshot.seal.created)
-    metrics.tell(model=retriever.model, index=retriever.snapshot.seal.created, created=created.timestamp())
+    created = datetime.fromisoformat(recommender.snapshot.seal.created)
+    metrics.tell(model=recommender.model, index=recommender.snapshot.seal.created, created=created.timestamp())
 
 
 def _provider(
@@ -107,9 +107,9 @@ def _provider(
     torch.set_num_threads(1)
     set_num_threads(1)
 
-    def on_open(retriever: Recommender) -> None:
-        tell(retriever)
-        last.note(retriever.bundle.path)
+    def on_open(recommender: Recommender) -> None:
+        tell(recommender)
+        last.note(recommender.bundle.path)
 
     def open_last() -> Recommender | None:
         bundle = last.bundle()
@@ -129,7 +129,7 @@ def _provider(
 
 def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> Recommender:
     # Resolved, so that a link that moves meanwhile cannot mix two bundles.
-    retriever = Recommender.open(
+    recommender = Recommender.open(
         path.resolve(),
         device=settings.device,
         recommend_seen=settings.recommend_seen,
@@ -138,8 +138,8 @@ def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> 
         copies=copies,
         trust=settings.trust,
     )
-    retriever.enable_micro_batching(settings.threads, settings.micro_batching)
-    return retriever
+    recommender.enable_micro_batching(settings.threads, settings.micro_batching)
+    return recommender
 
 
 def _reranking(settings: ServingConfig, bundle: ModelBundle, snapshot: Snapshot) -> RerankStage | None:

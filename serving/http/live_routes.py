@@ -32,53 +32,53 @@ from serving.recommend.recommender import Recommender
 
 def put_item(service: Service, request: ApiRequest) -> Reply:
     """Put an item into the catalogue, or in the place of the one of this id; the body holds its columns."""
-    store, retriever, item_id = _store(service), request.recommender, request.path_value
-    known = retriever.state.items.row(item_id) is not None
-    own_id = _checked("item_id", retriever.state.items, item_id)
+    store, recommender, item_id = _store(service), request.recommender, request.path_value
+    known = recommender.state.items.row(item_id) is not None
+    own_id = _checked("item_id", recommender.state.items, item_id)
     cells = request.json()
     if not isinstance(cells, dict):
         raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
-    if retriever.state.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
+    if recommender.state.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
         raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
-    row, own_vector = _placed(retriever, own_id, cells)
+    row, own_vector = _placed(recommender, own_id, cells)
     # With its vector, which every other worker then need not make while its requests wait.
-    vector = vector_to_json(retriever.model, own_vector)
+    vector = vector_to_json(recommender.model, own_vector)
     done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
-    said = retriever.state.items.said(own_id)
+    said = recommender.state.items.said(own_id)
     content = ItemWritten(item_id=said, position=done.position)
-    if unknown := retriever.bundle.unknown_values_of_items(row)[0]:
+    if unknown := recommender.bundle.unknown_values_of_items(row)[0]:
         content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
     return json_reply(content, 200 if known else 201)
 
 
 def delete_item(service: Service, request: ApiRequest) -> Reply:
     """Take an item out of the catalogue."""
-    store, retriever, item_id = _store(service), request.recommender, request.path_value
-    if retriever.state.items.row(item_id) is None:
+    store, recommender, item_id = _store(service), request.recommender, request.path_value
+    if recommender.state.items.row(item_id) is None:
         raise Problem(404, f"no item {shown(item_id)} in the catalogue")
-    own_id = retriever.state.items.parse(item_id)
+    own_id = recommender.state.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
-    return json_reply(ItemWritten(item_id=retriever.state.items.said(own_id), position=done.position))
+    return json_reply(ItemWritten(item_id=recommender.state.items.said(own_id), position=done.position))
 
 
 def post_events(service: Service, request: ApiRequest) -> Reply:
     """Append to what users had; whoever is new is known from then on."""
-    store, retriever = _store(service), request.recommender
+    store, recommender = _store(service), request.recommender
     body = read(EventsRequest, request.json())
     now = int(store.clock.now())
-    found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
+    found = [_write(event, f"events.{place}", recommender, now) for place, event in enumerate(body.events)]
     done: AppendResult = store.append(found)
     accepted = len(found) - done.num_repeated
     return json_reply(EventsAccepted(accepted=accepted, repeated=done.num_repeated, position=done.position))
 
 
-def _write(event: EventBody, where: str, retriever: Recommender, now: int) -> Write:
-    user_id = _checked(f"{where}.user_id", retriever.state.users, event.user_id)
-    if retriever.state.items.row(event.item_id) is None:
+def _write(event: EventBody, where: str, recommender: Recommender, now: int) -> Write:
+    user_id = _checked(f"{where}.user_id", recommender.state.users, event.user_id)
+    if recommender.state.items.row(event.item_id) is None:
         raise Problem(422, f"{where}.item_id: no item {shown(event.item_id)} in the catalogue; put it there first")
     if event.time is not None and event.time > now + SECONDS_PER_DAY:
         raise Problem(422, f"{where}.time: expected Unix seconds in the past, found {event.time}, in the future")
-    item_id = retriever.state.items.parse(event.item_id)
+    item_id = recommender.state.items.parse(event.item_id)
     key = None
     if event.event_id is not None:
         key = f"named {event.event_id}"
@@ -103,7 +103,7 @@ def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
 
 
 def _placed(
-    retriever: Recommender, item_id: ExternalId, cells: dict[str, Any]
+    recommender: Recommender, item_id: ExternalId, cells: dict[str, Any]
 ) -> tuple[pd.DataFrame, Float32[np.ndarray, " width"]]:
     """Return an item as a row of the catalogue, and its unit vector.
 
@@ -115,10 +115,10 @@ def _placed(
     if characters > MAX_TEXT_CHARACTERS:
         detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all cells together, found {characters:,}"
         raise Problem(422, f"body: {detail}")
-    like, spellings = retriever.snapshot.catalog.frame, retriever.bundle.spellings
+    like, spellings = recommender.snapshot.catalog.frame, recommender.bundle.spellings
     try:
         row = typed_rows(like, [{ITEM_ID: item_id, **cells}], spellings)
-        return row, encoded(retriever.bundle, row)[0]
+        return row, encoded(recommender.bundle, row)[0]
     except DataError as error:
         raise Problem(422, str(error)) from None
 

@@ -20,7 +20,7 @@ from towers.bundle.bundle import ModelBundle
 def open_recommender(
     path: Path, settings: ServingConfig | None = None, *, accept_changed_columns: bool = False
 ) -> Recommender:
-    """Return the retriever of a bundle, its index made first if there is none.
+    """Return the recommender of a bundle, its index made first if there is none.
 
     Args:
         path: The bundle.
@@ -46,7 +46,7 @@ def open_recommender(
     )
 
 
-def parse_conditions(conditions: Sequence[str], retriever: Recommender) -> Filter:
+def parse_conditions(conditions: Sequence[str], recommender: Recommender) -> Filter:
     """Return the filter of `--where` conditions, such as `brand=Acme` and `price_max=50`.
 
     Raises:
@@ -58,4 +58,4 @@ def parse_conditions(conditions: Sequence[str], retriever: Recommender) -> Filte
         if not equals:
             raise DataError(f"--where {condition}: expected NAME=VALUE, such as brand=Acme or price_max=50")
         given.setdefault(name, []).append(value)
-    return retriever.state.filters.from_query(given)
+    return recommender.state.filters.from_query(given)

@@ -36,26 +36,26 @@ class Audience:
 
     Attributes:
         user_ids: Each once, `[users]`, int64 or object (str).
-        user_rows: Their positions in the retriever's users, `[users]`, -1 where unknown.
+        user_rows: Their positions in the recommender's users, `[users]`, -1 where unknown.
     """
 
     user_ids: np.ndarray
     user_rows: np.ndarray
 
     @classmethod
-    def everyone(cls, retriever: Recommender) -> Audience:
+    def everyone(cls, recommender: Recommender) -> Audience:
         """Return every known user."""
-        return cls(retriever.snapshot.histories.user_ids, np.arange(len(retriever.state.users)))
+        return cls(recommender.snapshot.histories.user_ids, np.arange(len(recommender.state.users)))
 
     @classmethod
-    def read(cls, path: Path, retriever: Recommender) -> Audience:
+    def read(cls, path: Path, recommender: Recommender) -> Audience:
         """Return the users whom a table names, each once, in its order.
 
         Raises:
             DataError: There is no column of users, or its ids are missing or of another type than the known ones.
         """
         frame = read_frame(path)
-        column = retriever.bundle.config.features.columns.user_id
+        column = recommender.bundle.config.features.columns.user_id
         column = column if column in frame else USER_ID
         if column not in frame:
             raise DataError(
@@ -64,13 +64,14 @@ class Audience:
         cells = frame[column]
         if cells.isna().any():
             raise DataError(f"{path}: column {column!r}, row {int(cells.isna().argmax()) + 1}: no id; remove the row")
-        ids = [retriever.state.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
-        wrong = [user_id for user_id in ids if isinstance(user_id, int) != retriever.state.users.is_integer]
+        ids = [recommender.state.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
+        wrong = [user_id for user_id in ids if isinstance(user_id, int) != recommender.state.users.is_integer]
         if wrong:
             raise DataError(f"{path}: column {column!r}: expected whole numbers as in the tables, found {wrong[0]!r}")
-        rows = [retriever.state.users.row(user_id) for user_id in ids]
+        rows = [recommender.state.users.row(user_id) for user_id in ids]
         return cls(
-            retriever.state.users.to_array(ids), np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+            recommender.state.users.to_array(ids),
+            np.array([-1 if row is None else row for row in rows], dtype=np.int64),
         )
 
     @property
@@ -84,7 +85,7 @@ class Audience:
 
 
 def write_candidates(
-    retriever: Recommender,
+    recommender: Recommender,
     audience: Audience,
     k: int,
     path: Path,
@@ -96,7 +97,7 @@ def write_candidates(
     """Write the recommendations of an audience to a Parquet file and return the number of rows.
 
     Args:
-        retriever: Who answers.
+        recommender: Who answers.
         audience: Who asks.
         k: How many items each.
         path: The file; replaced if it is there.
@@ -104,11 +105,11 @@ def write_candidates(
         with_fallback: Whether to add the column `fallback`: what answered in the model's place, else null.
         progress: Called after each block with the number of users in it.
     """
-    schema = _schema(retriever, with_fallback)
+    schema = _schema(recommender, with_fallback)
     num_rows = 0
     with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for users, hits, fallback in _answers(retriever, audience, RecommendRequest(k, where=where)):
-            table = _table(retriever, audience.user_ids[users], hits, fallback, schema)
+        for users, hits, fallback in _answers(recommender, audience, RecommendRequest(k, where=where)):
+            table = _table(recommender, audience.user_ids[users], hits, fallback, schema)
             writer.write_table(table)
             num_rows += len(table)
             progress(len(users))
@@ -116,14 +117,14 @@ def write_candidates(
 
 
 def _answers(
-    retriever: Recommender, audience: Audience, wanted: RecommendRequest
+    recommender: Recommender, audience: Audience, wanted: RecommendRequest
 ) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
     """Yield blocks of the audience by position, with what they get and who got a fallback."""
-    popular = retriever.popular(wanted).of(0)
+    popular = recommender.popular(wanted).of(0)
     for users in blocks(len(audience)):
         rows = audience.user_rows[users]
         known = rows >= 0
-        hits, known_fallback = retriever.recommend_rows(rows[known], wanted)
+        hits, known_fallback = recommender.recommend_rows(rows[known], wanted)
         fallback = np.ones(len(users), dtype=bool)
         fallback[known] = known_fallback
         if not known.all():
@@ -133,13 +134,13 @@ def _answers(
 
 
 def _table(
-    retriever: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
+    recommender: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
 ) -> pa.Table:
     lengths = np.diff(hits.offsets)
     ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1
     columns = [
         pa.array(np.repeat(user_ids, lengths), type=schema.field(USER_ID).type),
-        pa.array(retriever.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),
+        pa.array(recommender.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),
         pa.array(hits.scores),
         pa.array(ranks.astype(np.int32)),
     ]
@@ -148,10 +149,10 @@ def _table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _schema(retriever: Recommender, with_fallback: bool) -> pa.Schema:
+def _schema(recommender: Recommender, with_fallback: bool) -> pa.Schema:
     columns = {
-        USER_ID: _id_type(retriever.state.users.is_integer),
-        ITEM_ID: _id_type(retriever.state.items.is_integer),
+        USER_ID: _id_type(recommender.state.users.is_integer),
+        ITEM_ID: _id_type(recommender.state.items.is_integer),
         "score": pa.float32(),
         "rank": pa.int32(),
     }
@@ -193,13 +194,13 @@ def recommend_all(
         raise DataError(
             f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
         )
-    retriever = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
-    where = parse_conditions(conditions, retriever)
-    audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
+    recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
+    where = parse_conditions(conditions, recommender)
+    audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
     started = time.perf_counter()
     with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
         num_rows = write_candidates(
-            retriever, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
+            recommender, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
         )
     seconds = time.perf_counter() - started
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")

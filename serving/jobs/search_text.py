@@ -22,8 +22,8 @@ def show_search(
         BundleError: The bundle or the index cannot be used.
         DataError: The model reads no texts, or a condition cannot hold.
     """
-    retriever = open_recommender(bundle, settings)
-    answer = retriever.search(words, RecommendRequest(k, where=parse_conditions(conditions, retriever)))
+    recommender = open_recommender(bundle, settings)
+    answer = recommender.search(words, RecommendRequest(k, where=parse_conditions(conditions, recommender)))
     if answer.fallback is not None:
         click.echo(f"none of the words is known; {answer.fallback} items in their place", err=True)
     for item in answer.items:

@@ -45,17 +45,17 @@ def report_duplicates(
     """
     for path in (output, *([] if pairs is None else [pairs])):
         _refuse_folder(path)
-    retriever = open_recommender(bundle, settings)
-    index = retriever.snapshot.index
+    recommender = open_recommender(bundle, settings)
+    index = recommender.snapshot.index
     started = time.perf_counter()
     with tqdm(unit=" regions", desc="Comparing", disable=None, leave=False) as bar:
         found = find_duplicates(index.vectors, threshold, index.regions, lambda done, total: _show(bar, done, total))
     seconds = time.perf_counter() - started
-    _write(output, _groups_table(retriever, found))
+    _write(output, _groups_table(recommender, found))
     if pairs is not None:
-        _write(pairs, _pairs_table(retriever, found))
+        _write(pairs, _pairs_table(recommender, found))
     click.echo(_said_of(found, len(index), seconds))
-    for line in _group_lines(retriever, found):
+    for line in _group_lines(recommender, found):
         click.echo(line)
     click.echo(f"\n{output}: {found.num_grouped:,} items in {found.num_groups:,} groups")
     if pairs is not None:
@@ -78,32 +78,32 @@ def report_clusters(
         DataError: The file cannot be written, or there are fewer items than clusters.
     """
     _refuse_folder(output)
-    retriever = open_recommender(bundle, settings)
-    num_items = len(retriever.state.items)
+    recommender = open_recommender(bundle, settings)
+    num_items = len(recommender.state.items)
     if num_clusters is not None and num_clusters > num_items:
         raise DataError(
             f"--clusters {num_clusters:,}: expected at most as many as the {num_items:,} items; ask for fewer"
         )
-    clusters = make_clusters(retriever.snapshot.index.vectors, num_clusters)
-    titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
-    names = _names(retriever, clusters, titles)
-    ids = pa.array(retriever.state.items.ids)
+    clusters = make_clusters(recommender.snapshot.index.vectors, num_clusters)
+    titles = recommender.snapshot.catalog.titles(recommender.bundle.config.features.title)
+    names = _names(recommender, clusters, titles)
+    ids = pa.array(recommender.state.items.ids)
     name_of_item = pa.array(names).take(pa.array(clusters.of_item))
     columns = {ITEM_ID: ids, "cluster": clusters.of_item, "name": name_of_item, "score": clusters.scores}
     _write(output, pa.table(columns))
-    for line in _cluster_lines(retriever, clusters, names, titles):
+    for line in _cluster_lines(recommender, clusters, names, titles):
         click.echo(line)
     click.echo(f"\n{output}: {num_items:,} items in {clusters.num_clusters:,} clusters")
 
 
-def _groups_table(retriever: Recommender, found: Duplicates) -> pa.Table:
+def _groups_table(recommender: Recommender, found: Duplicates) -> pa.Table:
     """Return the items of the groups, those first that people had most."""
-    had = retriever.snapshot.interactions
+    had = recommender.snapshot.interactions
     rows = np.flatnonzero(found.group_of >= 0)
     rows = rows[np.lexsort((rows, -had[rows], found.group_of[rows]))]
     groups = found.group_of[rows]
     nearest, scores = _nearest(found)
-    ids = pa.array(retriever.state.items.ids)
+    ids = pa.array(recommender.state.items.ids)
     return pa.table(
         {
             "group": groups,
@@ -127,8 +127,8 @@ def _nearest(found: Duplicates) -> tuple[np.ndarray, np.ndarray]:
     return nearest, scores
 
 
-def _pairs_table(retriever: Recommender, found: Duplicates) -> pa.Table:
-    ids = pa.array(retriever.state.items.ids)
+def _pairs_table(recommender: Recommender, found: Duplicates) -> pa.Table:
+    ids = pa.array(recommender.state.items.ids)
     one, other = ids.take(pa.array(found.rows)), ids.take(pa.array(found.others))
     return pa.table({ITEM_ID: one, "other_id": other, "score": found.scores})
 
@@ -144,10 +144,10 @@ def _said_of(found: Duplicates, num_items: int, seconds: float) -> str:
     )
 
 
-def _group_lines(retriever: Recommender, found: Duplicates) -> list[str]:
+def _group_lines(recommender: Recommender, found: Duplicates) -> list[str]:
     """Return a line for each of the largest groups: its size, and what people had most of it."""
-    titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
-    had = retriever.snapshot.interactions
+    titles = recommender.snapshot.catalog.titles(recommender.bundle.config.features.title)
+    had = recommender.snapshot.interactions
     lines = []
     for group in range(min(_SHOWN, found.num_groups)):
         rows = np.flatnonzero(found.group_of == group)
@@ -155,10 +155,10 @@ def _group_lines(retriever: Recommender, found: Duplicates) -> list[str]:
     return [f"{'items':>8}  the largest groups", *lines] if lines else []
 
 
-def _names(retriever: Recommender, clusters: Clusters, titles: list[str]) -> list[str]:
+def _names(recommender: Recommender, clusters: Clusters, titles: list[str]) -> list[str]:
     """Return the typical words of each cluster; what is nearest to its centre where nothing is written."""
-    features = retriever.bundle.config.features
-    texts = item_texts(retriever.snapshot.catalog, features.item)
+    features = recommender.bundle.config.features
+    texts = item_texts(recommender.snapshot.catalog, features.item)
     if texts is None:
         texts = titles if features.title is not None else [""] * len(titles)
     words = typical_words(clusters, texts)
@@ -168,9 +168,9 @@ def _names(retriever: Recommender, clusters: Clusters, titles: list[str]) -> lis
     ]
 
 
-def _cluster_lines(retriever: Recommender, clusters: Clusters, names: list[str], titles: list[str]) -> list[str]:
+def _cluster_lines(recommender: Recommender, clusters: Clusters, names: list[str], titles: list[str]) -> list[str]:
     """Return a line for each cluster: its size, its share of what people had, its name, and what is typical of it."""
-    had = np.bincount(clusters.of_item, weights=retriever.snapshot.interactions, minlength=clusters.num_clusters)
+    had = np.bincount(clusters.of_item, weights=recommender.snapshot.interactions, minlength=clusters.num_clusters)
     shares = had / max(1.0, had.sum())
     sizes = np.bincount(clusters.of_item, minlength=clusters.num_clusters)
     lines = [f"{'items':>8} {'had':>7}  name and typical items"]

@@ -111,7 +111,7 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
         Family(
             "counter",
             "towers_rerank_total",
-            "Answers that were to be re-ranked; late ones are in the retriever's order, as the time was up.",
+            "Answers that were to be re-ranked; late ones are in the recommender's order, as the time was up.",
             ("outcome",),
             tuple(product(RERANK_OUTCOMES)),
         ),

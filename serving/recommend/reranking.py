@@ -1,7 +1,7 @@
 """The second look of a service: the first candidates of an answer in the order of a `Reranker`, while there is time.
 
 It comes before the rules (`serving.recommend.rules`), so that what pins, boosts, limits and variety ask still holds: of
-the candidates, whoever comes to a place gets the relevance that the retriever's order had there.
+the candidates, whoever comes to a place gets the relevance that the recommender's order had there.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class RerankedHits:
     """The candidates that were put into another order, for each of several users.
 
     Attributes:
-        found: By user: the candidates in the new order, each with the retriever's score. None: the old one stands.
+        found: By user: the candidates in the new order, each with the recommender's score. None: the old one stands.
     """
 
     found: Sequence[ScoredRows | None]

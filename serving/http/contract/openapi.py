@@ -98,38 +98,38 @@ class Documents:
         self._content = b""
         self._turn = threading.Lock()
 
-    def of(self, retriever: Recommender) -> bytes:
-        """Return the document for what a retriever answers from."""
+    def of(self, recommender: Recommender) -> bytes:
+        """Return the document for what a recommender answers from."""
         with self._turn:
-            if self._snapshot() is not retriever.snapshot:
+            if self._snapshot() is not recommender.snapshot:
                 self._content = orjson.dumps(
-                    document(self._routes, self._contract, retriever, takes_writes=self._takes_writes)
+                    document(self._routes, self._contract, recommender, takes_writes=self._takes_writes)
                 )
                 # Weak, or an index that is no longer served would stay in memory.
-                self._snapshot = weakref.ref(retriever.snapshot)
+                self._snapshot = weakref.ref(recommender.snapshot)
             return self._content
 
 
 def document(
-    routes: Sequence[Route], contract: Contract, retriever: Recommender, *, takes_writes: bool = False
+    routes: Sequence[Route], contract: Contract, recommender: Recommender, *, takes_writes: bool = False
 ) -> Schema:
     """Return the OpenAPI document of a service that has these routes."""
-    columns = retriever.state.filters.columns()
+    columns = recommender.state.filters.columns()
     paths: Schema = {}
     for route in routes:
         if route.name is not None and (takes_writes or not route.is_write):
-            operation = _operation(route, route.name, contract, columns, retriever)
+            operation = _operation(route, route.name, contract, columns, recommender)
             paths.setdefault(route.path, {})[route.method.lower()] = operation
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
-    schemas = _schemas(contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
-    _say_ids(schemas, retriever)
+    schemas = _schemas(contract, columns, recommender) | (_write_schemas(recommender) if takes_writes else {})
+    _say_ids(schemas, recommender)
     key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service asks for keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
 
 def _operation(
-    route: Route, name: str, contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender
+    route: Route, name: str, contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender
 ) -> Schema:
     """Return what the document says of a route."""
     content = _json(*route.responses)
@@ -140,7 +140,7 @@ def _operation(
         problem = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
         responses[str(status)] = {"description": CODES[status][1], "content": problem}
     operation: Schema = {"operationId": name, "summary": route.summary, "responses": responses}
-    parameters = [_in_path(found, route, retriever) for found in re.findall(r"{(\w+)}", route.path)]
+    parameters = [_in_path(found, route, recommender) for found in re.findall(r"{(\w+)}", route.path)]
     if route.query is not None:
         parameters += _parameters(contract.limited(route.query), columns)
     if parameters:
@@ -150,13 +150,13 @@ def _operation(
     return operation
 
 
-def _write_schemas(retriever: Recommender) -> Schema:
+def _write_schemas(recommender: Recommender) -> Schema:
     """Return what those operations speak of: ids as the tables have them, and the columns of an item."""
-    cells = cell_schemas(retriever.snapshot.catalog.frame)
+    cells = cell_schemas(recommender.snapshot.catalog.frame)
     return {
         **_made(_OF_WRITES),
-        "UserId": _id(retriever.state.users.is_integer),
-        "ItemId": _id(retriever.state.items.is_integer),
+        "UserId": _id(recommender.state.users.is_integer),
+        "ItemId": _id(recommender.state.items.is_integer),
         "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
     }
 
@@ -178,9 +178,9 @@ def _ref(name: str) -> Schema:
     return {"$ref": _REF.format(model=name)}
 
 
-def _in_path(name: str, route: Route, retriever: Recommender) -> Schema:
+def _in_path(name: str, route: Route, recommender: Recommender) -> Schema:
     """Return an id in a path: any text to read, as in the tables to write."""
-    ids = retriever.state.users if name == USER_ID else retriever.state.items
+    ids = recommender.state.users if name == USER_ID else recommender.state.items
     schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
     if route.is_write:
         schema = _path_id(ids.is_integer)
@@ -220,7 +220,7 @@ def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> 
     }
 
 
-def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender) -> Schema:
+def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender) -> Schema:
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
     return {
         **_made((contract.one, contract.many, *_ANSWERS)),
@@ -229,20 +229,20 @@ def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], retriever:
             "maxProperties": MAX_CONDITIONS,
             "description": f"Conditions, of at most {MAX_FILTER_VALUES:,} values together.",
         },
-        "Attributes": _table(attribute_schema(retriever.attributes)),
+        "Attributes": _table(attribute_schema(recommender.attributes)),
         "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
     }
 
 
-def _say_ids(schemas: Schema, retriever: Recommender) -> None:
+def _say_ids(schemas: Schema, recommender: Recommender) -> None:
     """Let the schemas of answers say the ids of this service: a whole number that does not fit is text, see `IdMap`."""
-    said = {USER_ID: _said_id(retriever.state.users), ITEM_ID: _said_id(retriever.state.items)}
+    said = {USER_ID: _said_id(recommender.state.users), ITEM_ID: _said_id(recommender.state.items)}
     for name in _IN_ANSWERS & schemas.keys():
         for field, schema in schemas[name]["properties"].items():
             if field in said:
                 kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
                 schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
-            elif field == "unknown_items" and retriever.state.items.is_wide:
+            elif field == "unknown_items" and recommender.state.items.is_wide:
                 schema["items"] = {"type": "string"}
 
 

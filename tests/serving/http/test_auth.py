@@ -29,12 +29,12 @@ def bearer(secret):
 
 
 @pytest.fixture
-def asked(retriever, path, monkeypatch):
+def asked(recommender, path, monkeypatch):
     """A service that asks for keys, with a route that needs a key to write, and a reader's and a writer's key."""
     reader, writer = add_key(path, "shop", "read"), add_key(path, "feed", "write")
     written = [Route(method, "/written", "", lambda *_: Reply(b"{}"), scope="write") for method in ("GET", "POST")]
     monkeypatch.setattr(application, "ROUTES", (*ROUTES, *written))
-    return create_app(retriever, ServingConfig(api_keys_file=str(path))).test_client(), reader, writer
+    return create_app(recommender, ServingConfig(api_keys_file=str(path))).test_client(), reader, writer
 
 
 def test_a_stranger_is_asked_for_a_key_and_may_only_see_whether_the_service_lives(asked):
@@ -112,9 +112,9 @@ def test_a_name_is_taken_once_and_only_a_known_one_removed(path):
         remove_key(path, "shpo")
 
 
-def test_a_service_does_not_start_without_the_keys_it_was_told_of(retriever, path):
+def test_a_service_does_not_start_without_the_keys_it_was_told_of(recommender, path):
     with pytest.raises(DataError, match="no such file; `towers key add NAME --file"):
-        create_app(retriever, ServingConfig(api_keys_file=str(path)))
+        create_app(recommender, ServingConfig(api_keys_file=str(path)))
 
 
 def test_the_command_makes_lists_and_removes(path):

@@ -156,8 +156,8 @@ def test_workers_are_shown_by_what_they_answer_from():
     assert found["towers_index_age_seconds",] > 1e9
 
 
-def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(retriever):
-    client = create_app(retriever).test_client()
+def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(recommender):
+    client = create_app(recommender).test_client()
     for _ in range(3):
         assert client.get("/recommendations/103").status_code == 200
     client.get("/recommendations/nobody")
@@ -174,12 +174,12 @@ def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(retriever
     assert found["towers_requests_in_progress",] == 0
     for stage in ("search", "serialise"):
         assert found["towers_stage_duration_seconds_count", ("stage", stage)] >= 3
-    assert found["towers_workers", ("index", retriever.snapshot.seal.created), ("model", retriever.model)] == 1
+    assert found["towers_workers", ("index", recommender.snapshot.seal.created), ("model", recommender.model)] == 1
     assert 0 <= found["towers_index_age_seconds",] < 600
 
 
-def test_openmetrics_is_spoken_to_those_who_ask_for_it(retriever):
-    client = create_app(retriever).test_client()
+def test_openmetrics_is_spoken_to_those_who_ask_for_it(recommender):
+    client = create_app(recommender).test_client()
     response = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert response.mimetype == "application/openmetrics-text"
     assert response.text.endswith("# EOF\n")
