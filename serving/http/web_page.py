@@ -1,4 +1,4 @@
-"""A page for people: a user's id shows what they had, what they would be recommended and why; words find items."""
+"""A web page that shows a user's history and recommendations with their reasons, and searches items by text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECOMMENDER = "towers.recommender"
 
 @web_page.get("/")
 def home() -> str:
-    """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
+    """Return the page, with the user of `?user=` or the items found for `?q=` if one of them is given."""
     recommender: Recommender = request.environ[RECOMMENDER]
     ids = recommender.state.users.ids
     user_id = request.args.get("user", "").strip()[:MAX_ID_CHARACTERS]

@@ -318,12 +318,12 @@ def differences(world: World, question: Question, rng: np.random.Generator) -> I
     if items_of(together[place]) != whole:
         yield f"among {len(others)} others"
     body = {**question.body, "k": question.depth, "users": [question.said]}
-    served = orjson.loads(orjson.dumps(ANSWERS.about_body(recommender, body)))
+    served = orjson.loads(orjson.dumps(ANSWERS.for_body(recommender, body)))
     if _items_said(served["answers"][0]) != whole:
         yield "over HTTP"
     if not isinstance(question.who, UserProfile):
         wanted = question.wanted(recommender, question.depth)
-        if _items_said(orjson.loads(orjson.dumps(ANSWERS.about_user(recommender, str(question.who), wanted)))) != whole:
+        if _items_said(orjson.loads(orjson.dumps(ANSWERS.for_user(recommender, str(question.who), wanted)))) != whole:
             yield "over HTTP, about one"
     if set(question.body) <= {"filter"} and isinstance(recommender.state.search, ItemIndex):
         row = None if isinstance(question.who, UserProfile) else recommender.state.users.row(question.who)

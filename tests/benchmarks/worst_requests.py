@@ -379,7 +379,7 @@ def main() -> None:
             longest = max(longest, most)
     print(f"longest of what passed: {longest:.3f} s of {BAR:g} s")
     if failed:
-        raise SystemExit(f"{len(failed)} took longer than {BAR:g} s:\n" + "\n".join(failed))
+        raise SystemExit(f"{len(failed)} exceeded the deadline {BAR:g} s:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

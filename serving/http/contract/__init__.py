@@ -1,4 +1,4 @@
-"""What is asked and answered over HTTP.
+"""The requests and responses of the HTTP API.
 
-- `schemas`: every name, type and limit; `openapi`: the same for programs; `problems`: the one shape of errors.
+- `schemas`: every name, type and limit; `openapi`: the OpenAPI document; `problems`: error responses.
 """

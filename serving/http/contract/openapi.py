@@ -1,7 +1,7 @@
-"""What the service is, for programs: an OpenAPI 3.1 document, made from the types of `serving.http.contract.schemas`.
+"""The OpenAPI 3.1 document, generated from the route table and the types of `serving.http.contract.schemas`.
 
-Which columns may be asked for and which attributes are read depends on the catalogue and on the model, so that each
-service has its own document.
+The columns to filter by and the attributes of users depend on the catalogue and the model, so each service has its own
+document.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from serving.snapshot.snapshot import Snapshot
 Schema = dict[str, Any]
 
 ANYWHERE = (401, 403, 414, 429, 500, 503)
-"""Problems that any request may have: no key or one that is not good for it, a query string that is too long, too many
-requests, a mistake of ours."""
+"""Statuses of errors that any request may have: no API key, or one of too low a scope, a query string that is too long,
+a rate limit, an internal error, overload."""
 
 _REF = "#/components/schemas/{model}"
-_ANSWERS = (
+_RESPONSES = (
     Liveness,
     Readiness,
     UserRecommendations,
@@ -64,30 +64,30 @@ _ANSWERS = (
     SearchResponse,
     ProblemContent,
 )
-_OF_WRITES = (EventsRequest, ItemWritten, EventsAccepted)
-_IN_ANSWERS = {
+_WRITE_MODELS = (EventsRequest, ItemWritten, EventsAccepted)
+_MODELS_WITH_IDS = {
     one.__name__ for one in (ItemBody, ReasonBody, SimilarItems, RecommendationsBody, UserRecommendations, ItemWritten)
 }
 _WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
-# Without blanks around it: what Python takes for one is more than what the patterns of JSON schemas do.
+# Without surrounding whitespace, of which Python knows more characters than the patterns of JSON schemas.
 _TRIMMED = r"^[^\s\x1c-\x1f\x85]([\s\S]*[^\s\x1c-\x1f\x85])?$"
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without titles that say the names again."""
+    """Leaves out titles, which only repeat the names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 class Documents:
-    """The document of a service as JSON, made once for each index, because that takes half a second.
+    """The document of a service as JSON, generated once for each index, because that takes half a second.
 
     Args:
         routes: The route table.
         contract: Request schemas and limits.
-        takes_writes: Whether the service takes live writes.
+        takes_writes: Whether the service accepts live writes.
     """
 
     def __init__(self, routes: Sequence[Route], contract: Contract, *, takes_writes: bool) -> None:
@@ -96,16 +96,16 @@ class Documents:
         self._takes_writes = takes_writes
         self._snapshot: Callable[[], Snapshot | None] = lambda: None
         self._content = b""
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def of(self, recommender: Recommender) -> bytes:
-        """Return the document for what a recommender answers from."""
-        with self._turn:
+        """Return the document for a recommender's model and catalogue."""
+        with self._lock:
             if self._snapshot() is not recommender.snapshot:
                 self._content = orjson.dumps(
                     document(self._routes, self._contract, recommender, takes_writes=self._takes_writes)
                 )
-                # Weak, or an index that is no longer served would stay in memory.
+                # A weak reference, so that an index that is no longer served can be freed.
                 self._snapshot = weakref.ref(recommender.snapshot)
             return self._content
 
@@ -122,8 +122,8 @@ def document(
             paths.setdefault(route.path, {})[route.method.lower()] = operation
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
     schemas = _schemas(contract, columns, recommender) | (_write_schemas(recommender) if takes_writes else {})
-    _say_ids(schemas, recommender)
-    key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service asks for keys."}
+    _set_id_types(schemas, recommender)
+    key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service requires keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
@@ -131,7 +131,7 @@ def document(
 def _operation(
     route: Route, name: str, contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender
 ) -> Schema:
-    """Return what the document says of a route."""
+    """Return the OpenAPI operation of a route."""
     content = _json(*route.responses)
     responses: Schema = {"200": {"description": route.summary, "content": content}}
     if route.created is not None:
@@ -151,10 +151,10 @@ def _operation(
 
 
 def _write_schemas(recommender: Recommender) -> Schema:
-    """Return what those operations speak of: ids as the tables have them, and the columns of an item."""
+    """Return the schemas of write requests: their models, ids as in the tables, and the columns of an item."""
     cells = cell_schemas(recommender.snapshot.catalog.frame)
     return {
-        **_made(_OF_WRITES),
+        **_models(_WRITE_MODELS),
         "UserId": _id(recommender.state.users.is_integer),
         "ItemId": _id(recommender.state.items.is_integer),
         "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
@@ -179,24 +179,24 @@ def _ref(name: str) -> Schema:
 
 
 def _in_path(name: str, route: Route, recommender: Recommender) -> Schema:
-    """Return an id in a path: any text to read, as in the tables to write."""
+    """Return the path parameter of an id: any text for reads; for writes only ids that fit the table."""
     ids = recommender.state.users if name == USER_ID else recommender.state.items
     schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
     if route.is_write:
         schema = _path_id(ids.is_integer)
-    description = "The user, as in the tables." if name == USER_ID else "The item, as in the catalogue."
+    description = "The user's id in the tables." if name == USER_ID else "The item's id in the catalogue."
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> list[Schema]:
-    """Return what may stand behind the `?`: the fields of a query, and conditions on columns."""
-    asked = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))
-    fields, needed = asked["properties"], asked.get("required", [])
+    """Return the query parameters: the fields of a schema, and conditions on columns."""
+    resolved = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))
+    fields, needed = resolved["properties"], resolved.get("required", [])
     found = [{**_parameter(name, schema), "required": name in needed} for name, schema in fields.items()]
     for name, column in columns.items():
         for test in column.tests:
             parameter = name if test == "any" else f"{name}_{test}"
-            # A parameter comes before a column of its name, and a column before a condition on another.
+            # A parameter takes precedence over a column of the same name, and a column over a condition on another.
             if parameter not in fields and (test == "any" or parameter not in columns):
                 found.append(_condition(parameter, name, test, column))
     return found
@@ -210,12 +210,12 @@ def _parameter(name: str, schema: Schema) -> Schema:
 
 
 def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> Schema:
-    said = {"any": "is one of these", "not": "is none of these", "min": "is at least this", "max": "is at most this"}
+    tests = {"any": "is one of these", "not": "is none of these", "min": "is at least this", "max": "is at most this"}
     several = _values(schema)
     return {
         "name": parameter,
         "in": "query",
-        "description": f"Only items whose {column!r} {said[test]}.",
+        "description": f"Only items whose {column!r} {tests[test]}.",
         "schema": several if test in ("any", "not") else schema.value,
     }
 
@@ -223,46 +223,46 @@ def _condition(parameter: str, column: str, test: str, schema: ColumnSchema) -> 
 def _schemas(contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender) -> Schema:
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
     return {
-        **_made((contract.one, contract.many, *_ANSWERS)),
+        **_models((contract.one, contract.many, *_RESPONSES)),
         "Filter": {
-            **_table({name: _said_of(column) for name, column in columns.items()}),
+            **_table({name: _column_conditions(column) for name, column in columns.items()}),
             "maxProperties": MAX_CONDITIONS,
-            "description": f"Conditions, of at most {MAX_FILTER_VALUES:,} values together.",
+            "description": f"Conditions, with at most {MAX_FILTER_VALUES:,} values in total.",
         },
         "Attributes": _table(attribute_schema(recommender.attributes)),
         "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
     }
 
 
-def _say_ids(schemas: Schema, recommender: Recommender) -> None:
-    """Let the schemas of answers say the ids of this service: a whole number that does not fit is text, see `IdMap`."""
-    said = {USER_ID: _said_id(recommender.state.users), ITEM_ID: _said_id(recommender.state.items)}
-    for name in _IN_ANSWERS & schemas.keys():
+def _set_id_types(schemas: Schema, recommender: Recommender) -> None:
+    """Set the types of ids in the schemas of responses: integers, or text where integers would be rounded (`IdMap`)."""
+    types = {USER_ID: _response_id(recommender.state.users), ITEM_ID: _response_id(recommender.state.items)}
+    for name in _MODELS_WITH_IDS & schemas.keys():
         for field, schema in schemas[name]["properties"].items():
-            if field in said:
-                kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
+            if field in types:
+                kinds = [types[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
                 schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
             elif field == "unknown_items" and recommender.state.items.is_wide:
                 schema["items"] = {"type": "string"}
 
 
-def _said_id(ids: IdMap) -> Schema:
+def _response_id(ids: IdMap) -> Schema:
     if ids.is_wide or not ids.is_integer:
         return {"type": "string"}
     whole = {"type": "integer", "minimum": -LARGEST_EXACT, "maximum": LARGEST_EXACT}
-    return {"anyOf": [whole, {"type": "string"}]}  # text: an unknown user, or an id that came later and does not fit
+    return {"anyOf": [whole, {"type": "string"}]}  # text: an unknown user, or a large id that was added later
 
 
-def _made(types: Sequence[Any]) -> Schema:
-    """Return the schemas of some types, and of those that they are made of, by name."""
+def _models(types: Sequence[Any]) -> Schema:
+    """Return the schemas of some types and of the types that they use, by name."""
     adapters = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
     _, made = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=_Untitled)  # type: ignore[arg-type]
     schemas: Schema = _resolved(made["$defs"])
     return schemas
 
 
-def _said_of(column: ColumnSchema) -> Schema:
-    """Return what a body may say of a column: a value, several, or a table of conditions."""
+def _column_conditions(column: ColumnSchema) -> Schema:
+    """Return the schema of a column's conditions in a body: a value, a list of values, or an object by operator."""
     several = {"anyOf": [column.value, _values(column)]}
     tests: Schema = {test: several if test in ("any", "not") else column.value for test in column.tests}
     return {"anyOf": [*several["anyOf"], {**_table(tests), "minProperties": 1}]}
@@ -277,7 +277,7 @@ def _table(properties: Mapping[str, Any]) -> Schema:
 
 
 def _resolved(schema: Any) -> Any:
-    """Return a schema with references in the place of names."""
+    """Return a schema with names (`NAMED`) replaced by references."""
     if isinstance(schema, list):
         return [_resolved(one) for one in schema]
     if not isinstance(schema, dict):

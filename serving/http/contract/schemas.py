@@ -1,6 +1,6 @@
 """Schemas of requests and responses over HTTP: every name, type and limit, in one place.
 
-A query string and a body ask for the same things by the same names. The OpenAPI document is made from what stands here.
+A parameter has the same name in a query string and in a body. The OpenAPI document is generated from these types.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from serving.recommend.rules import Boost, Rules
 from serving.search.conditions import Filter, both
 
 MOST_LIMITS = 4
-"""How many columns a request may limit by `at_most`."""
+"""Maximum number of columns that a request may limit by `at_most`."""
 MOST_OF_A_VALUE = 2**31 - 1
-"""The highest such limit."""
+"""Maximum value of such a limit."""
 MOST_EVENTS = 10_000
-"""Events of one request."""
+"""Maximum number of events in one request."""
 NAMED = "x-named"
-"""In a JSON schema: the name of another that stands in its place."""
+"""Key in a JSON schema for the name of another schema that replaces it."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """How many elements a list or an object may have: counted first, so that one that is too long is not read.
+    """Limits of the number of elements of a list or object, checked before its elements are validated.
 
     Attributes:
-        most: At most.
-        least: At least.
+        most: Maximum number of elements.
+        least: Minimum number of elements.
     """
 
     most: int
     least: int = 0
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the schema of a list or an object that is counted before; a list is read up to its first mistake."""
+        """Return a schema that checks the length first; a list is validated up to its first mistake."""
         inner: Any = handler(source)
         if inner["type"] == "list":
             inner |= {"max_length": self.most, "fail_fast": True}
@@ -69,7 +69,7 @@ class Length:
         return no_info_before_validator_function(self.check, inner)
 
     def check(self, content: Any) -> Any:
-        """Return what was given; an error where it is too long."""
+        """Return the content; raises a `PydanticKnownError` if it is too long."""
         if isinstance(content, list | dict) and len(content) > self.most:
             kind = type(content).__name__.capitalize()
             raise PydanticKnownError(
@@ -80,7 +80,7 @@ class Length:
 
 Id = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 Time = Annotated[int, Field(ge=0, lt=2**40)]
-# What these may hold depends on the catalogue and on the model: `openapi` says it in the place of the names.
+# The content of these depends on the catalogue and the model: `openapi` replaces the names by the schemas.
 Conditions = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Filter"})]
 Attributes = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Attributes"})]
 AtMost = Annotated[
@@ -93,74 +93,74 @@ UserId = Annotated[Id, WithJsonSchema({NAMED: "UserId"})]
 ItemId = Annotated[Id, WithJsonSchema({NAMED: "ItemId"})]
 
 _described = with_config(ConfigDict(use_attribute_docstrings=True))
-# What pydantic calls the members of a union, where it says in which of them a mistake is.
+# Names of union members, which pydantic includes in the location of a mistake.
 _MEMBERS = ("int", "constrained-int", "str", "constrained-str", "id", "person")
 
 
-# Defaults that can change have factories: pydantic would copy them for each request.
+# Mutable defaults have factories: pydantic would copy them for each request.
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_many(cls, content: Any) -> Any:
-        """Refuse an object of very many fields, before each of them is a mistake of its own."""
+        """Reject an object of very many fields, before each of them is reported as a mistake."""
         return Length(len(cls.model_fields) + MAX_MISTAKES).check(content)
 
 
 class BoostBody(_Message):
-    """A sum that is added to the score of some items before they are ranked."""
+    """An amount that is added to the scores of some items before ranking."""
 
     filter: Conditions
-    """What must hold of them, by column of the catalogue."""
+    """Conditions that select the items, by column of the catalogue."""
     by: float = Field(ge=-2, le=2)
-    """How much. Scores are cosines, so that 2 puts them before all others."""
+    """The amount. Scores are cosines, so 2 ranks the items before all others."""
 
 
 class ItemQuery(_Message):
-    """What any request for items may ask."""
+    """Parameters of every request for items."""
 
     k: int = 10
-    """How many items. An answer has fewer only where no more fit."""
+    """Number of items. A response has fewer only if no more are allowed."""
     offset: int = 0
-    """How many of the best items to skip: those of earlier pages."""
+    """Number of best items to skip: those of earlier pages."""
     filter: Conditions = Field(default_factory=dict)
-    """What must hold of the items, by column of the catalogue."""
+    """Conditions on the items, by column of the catalogue."""
     exclude: list[Id] = Field(default_factory=list)
     """Items to leave out."""
     diversity: float = Field(default=0.0, ge=0, le=1)
-    """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
+    """Weight of diversity against relevance (maximal marginal relevance). 0: relevance only."""
     distinct: float | None = Field(default=None, gt=0, le=1)
-    """Of items with a cosine of at least so much only the first is given. Null: however alike they are."""
+    """Of items whose cosine similarity is at least this, only the first is returned. Null: near-duplicates are kept."""
     pin: Annotated[list[Id], Length(100)] = Field(default_factory=list)
-    """Items that come first, in this order, as far as they may be recommended at all."""
+    """Items to put first, in this order, if the filter and exclusions allow them."""
     boost: Annotated[list[BoostBody], Length(8)] = Field(default_factory=list)
-    """Sums that are added to scores before ranking; of several that an item fits, the first counts."""
+    """Amounts added to scores before ranking; if an item matches several, the first applies."""
     demote: Annotated[list[Conditions], Length(8)] = Field(default_factory=list)
-    """Items that fit any of these come after all others."""
+    """Items that match any of these filters come after all others."""
     at_most: AtMost = Field(default_factory=dict)
-    """How many items of each value of a column there may be, by column."""
+    """Maximum number of items with the same value of a column, by column."""
 
 
 class SearchRequest(ItemQuery):
     """Parameters of a text search."""
 
     q: str = Field(min_length=1, max_length=MAX_SEARCH_CHARACTERS)
-    """The words to search for."""
+    """The text to search for."""
 
 
 class ProfileBody(_Message):
-    """A user described by a history and attributes."""
+    """A user given by a history and attributes instead of an id."""
 
     history: list[Id] = Field(default_factory=list)
     """Ids of the user's items, oldest first."""
     times: list[Time] | None = None
-    """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
+    """Times of the interactions in Unix seconds, one for each item of `history`; used by models with time features."""
     attributes: Attributes = Field(default_factory=dict)
-    """What is known of them, by column of the users' table."""
+    """The user's attributes, by column of the users table."""
 
-    def person(self) -> UserProfile:
-        """Return them as a `Recommender` takes them."""
+    def profile(self) -> UserProfile:
+        """Return the user as the argument of `Recommender.recommend`."""
         return UserProfile(self.history, self.attributes, self.times)
 
 
@@ -168,118 +168,119 @@ class UserQuery(ItemQuery):
     """Parameters of a request for recommendations."""
 
     reasons: int = Field(default=0, ge=0, le=10)
-    """How many items of the user's history are named as reasons for each item, at most."""
+    """Maximum number of history items returned as reasons for each recommended item."""
 
 
 class UserRecommendRequest(UserQuery, ProfileBody):
-    """What to recommend to someone who is described."""
+    """A request for recommendations for a user given by a profile."""
 
 
 class BatchRecommendRequest(UserQuery):
-    """What to recommend to several, each known or described, in one answer."""
+    """A request for recommendations for several users."""
 
     users: list[Id | ProfileBody]
-    """Who they are: ids of known users, or descriptions."""
+    """The users, each as an id or a profile."""
 
-    def whom(self) -> list[int | str | UserProfile]:
-        """Return them as a `Recommender` takes them."""
-        return [user.person() if isinstance(user, ProfileBody) else user for user in self.users]
+    def ids_and_profiles(self) -> list[int | str | UserProfile]:
+        """Return the users as the argument of `Recommender.recommend_many`."""
+        return [user.profile() if isinstance(user, ProfileBody) else user for user in self.users]
 
 
 class EventBody(_Message):
     """An interaction of a user with an item."""
 
     user_id: UserId
-    """Who, known or new."""
+    """The user, known or new."""
     item_id: ItemId
-    """What; it must be in the catalogue."""
+    """The item; it must be in the catalogue."""
     time: Annotated[int, Field(ge=0)] | None = None
-    """When, in Unix seconds; null: now."""
+    """Time of the interaction in Unix seconds. Null: now."""
     event_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """What the sender calls it: an event that is sent again under the same name is not counted again. Without a name,
-    an event of the same user, item and given time is the same."""
+    """Idempotency key: an event sent again with the same id is not counted again. Without an id, events with the same
+    user, item and `time` count as the same event."""
 
 
 class EventsRequest(_Message):
-    """What happened."""
+    """Events to append."""
 
     events: Annotated[list[EventBody], Length(MOST_EVENTS, least=1)]
-    """Each, oldest first; all of it is taken or, if one of them is wrong, none."""
+    """The events, oldest first. If one of them is invalid, none is appended."""
 
 
 @_described
 class ItemWritten(TypedDict):
-    """An item was put, or deleted."""
+    """An item was added, replaced or deleted."""
 
     item_id: int | str
-    """The item, as the catalogue calls it."""
+    """The item's id in the catalogue."""
     position: int
-    """Where that stands in the log of live writes."""
+    """Position of the write in the log."""
     unknown_values: NotRequired[dict[str, list[str]]]
-    """Values of an item that was put that the model does not know, and so does not read, by column."""
+    """Values of the item that the model did not see in training and ignores, by column."""
 
 
 @_described
 class EventsAccepted(TypedDict):
-    """Events were taken."""
+    """Events were appended."""
 
     accepted: int
     """Number of events appended."""
     repeated: int
     """Number of events that were already in the log."""
     position: int
-    """Where the last of them stands in the log of live writes."""
+    """Position of the last event in the log."""
 
 
 @_described
 class ReasonBody(TypedDict):
-    """An item of the user's history that spoke for an item of an answer."""
+    """An item of the user's history that contributed to a recommendation."""
 
     item_id: int | str
     """The item of the user's history."""
     contribution: float
-    """How much lower the item would have scored without it."""
+    """Amount by which the recommended item's score would be lower without it."""
     title: NotRequired[str]
-    """What to call it, where the catalogue has titles."""
+    """The item's title, if the catalogue has titles."""
 
 
 @_described
 class ItemBody(TypedDict):
-    """One item of an answer."""
+    """One item of a response."""
 
     item_id: int | str
-    """The item, as the catalogue calls it."""
+    """The item's id in the catalogue."""
     score: float
-    """Higher is better: the cosine of user and item, -1 to 1; of a fallback the share of all interactions."""
+    """Higher is better. Cosine similarity of user and item, -1 to 1; with a fallback, the item's share of all
+    interactions."""
     rank: int
-    """Its place, from 1; it goes on from page to page."""
+    """Position from 1, continued from page to page."""
     title: NotRequired[str]
-    """What to call it, where the catalogue has titles."""
+    """The item's title, if the catalogue has titles."""
     because: NotRequired[list[ReasonBody]]
-    """What spoke most for it, the strongest first, where `reasons` were asked for."""
+    """The history items that contributed most, the largest contribution first, if `reasons` were requested."""
 
 
 @_described
 class RecommendationsBody(TypedDict):
-    """What one user is recommended."""
+    """Recommendations for one user."""
 
     user_id: int | str | None
-    """Who; null for someone who was described."""
+    """The user's id; null for a profile."""
     items: list[ItemBody]
     """Best first."""
     fallback: Literal["popular"] | None
-    """What answered in the model's place, because it knows nothing of them; null where the model did."""
+    """`popular`: the most popular items, because nothing is known about the user. Null: the model's recommendations."""
     reranked: NotRequired[bool]
-    """Whether the first items were put into a better order in time, where the service has what does that."""
+    """Whether the first items were re-ranked within the time budget; absent if the service has no ranker."""
     unknown_items: NotRequired[list[int | str]]
     """History items that are not in the catalogue; they were ignored."""
     unknown_values: NotRequired[dict[str, list[str]]]
-    """Values of their attributes that the model does not know, and so were not heard, by attribute."""
+    """Attribute values that the model did not see in training; they were ignored. By attribute."""
 
 
 @_described
 class UserRecommendations(RecommendationsBody):
-    """The answer about one user."""
+    """Response for one user."""
 
     model: str
     """The version of the model."""
@@ -287,7 +288,7 @@ class UserRecommendations(RecommendationsBody):
 
 @_described
 class BatchRecommendations(TypedDict):
-    """The answer about several users."""
+    """Response for several users."""
 
     answers: list[RecommendationsBody]
     """One for each of `users`, in that order."""
@@ -297,30 +298,30 @@ class BatchRecommendations(TypedDict):
 
 @_described
 class SimilarItems(TypedDict):
-    """The items most like one."""
+    """The items most similar to an item."""
 
     item_id: int | str
-    """That one."""
+    """The given item."""
     items: list[ItemBody]
     """Best first."""
     fallback: None
-    """Always null: there is none."""
+    """Always null."""
     model: str
     """The version of the model."""
 
 
 @_described
 class SearchResponse(TypedDict):
-    """The items nearest to what is written."""
+    """The items most relevant to a text."""
 
     q: str
-    """What was searched for."""
+    """The text that was searched for."""
     items: list[ItemBody]
     """Best first."""
     fallback: Literal["popular"] | None
-    """What answered in the model's place, because it knows none of the words; null where the model did."""
+    """`popular`: the most popular items, because the model knows none of the words. Null: the model's results."""
     reranked: NotRequired[bool]
-    """Whether the first items were put into a better order in time, where the service has what does that for words."""
+    """Whether the first items were re-ranked within the time budget; absent if the service has no ranker for texts."""
     model: str
     """The version of the model."""
 
@@ -335,30 +336,30 @@ class Liveness(TypedDict):
 
 @_described
 class WorkerCounts(TypedDict):
-    """The processes of a service on one machine."""
+    """The worker processes of the service on this machine."""
 
     living: int
-    """How many there are."""
+    """Number of running workers."""
     ready: int
-    """How many of them can give recommendations."""
+    """Number of workers that have a model loaded."""
 
 
 @_described
 class Readiness(TypedDict):
-    """Recommendations can be given."""
+    """The service has a model loaded."""
 
     status: Literal["ready"]
     """Always `ready`."""
     model: str
     """The version of the model."""
     items: int
-    """How many items there are."""
+    """Number of items in the index."""
     users: int
-    """How many users are known."""
+    """Number of known users."""
     index_created: str
-    """When the index was made, ISO 8601 in UTC."""
+    """Time when the index was built, ISO 8601 in UTC."""
     workers: WorkerCounts
-    """How many processes answer here."""
+    """Workers on this machine."""
 
 
 _Limit = tuple[Any, Any]
@@ -369,27 +370,27 @@ Message = TypeVar("Message", bound=_Message)
 
 @dataclass(frozen=True)
 class Contract:
-    """The requests, with the limits of one service.
+    """Request schemas with the limits of one service's settings.
 
     Attributes:
-        query: Query parameters of any request; conditions on columns come in addition.
-        query_for_user: The same about a user.
-        query_in_words: The same of a search.
-        one: The body about one user.
-        many: The body about several.
-        settings: What the operator decided.
+        query: Query parameters of any request, without conditions on columns.
+        query_for_user: Query parameters of a request for a user.
+        text_query: Query parameters of a text search.
+        one: Request body for one user.
+        many: Request body for several users.
+        settings: The operator's settings.
     """
 
     query: type[ItemQuery]
     query_for_user: type[UserQuery]
-    query_in_words: type[SearchRequest]
+    text_query: type[SearchRequest]
     one: type[UserRecommendRequest]
     many: type[BatchRecommendRequest]
     settings: ServingConfig
 
     @classmethod
     def of(cls, settings: ServingConfig) -> Contract:
-        """Return the requests that an operator allows."""
+        """Return the schemas with the limits of these settings."""
         length = Length(settings.max_history)
         history: _Limit = (Annotated[list[Id], length], Field(default_factory=list))
         times: _Limit = (Annotated[list[Time], length] | None, Field(default=None))
@@ -398,15 +399,15 @@ class Contract:
             "offset": (int, Field(default=0, ge=0, le=settings.max_offset)),
             "exclude": history,
         }
-        someone = _user(_limited(ProfileBody, history=history, times=times))
+        user = _user(_limited(ProfileBody, history=history, times=times))
         users: _Limit = (
-            Annotated[list[someone], Length(settings.max_users, least=1)],  # type: ignore[valid-type]
+            Annotated[list[user], Length(settings.max_users, least=1)],  # type: ignore[valid-type]
             Field(),
         )
         return cls(
             query=_limited(ItemQuery, **common),
             query_for_user=_limited(UserQuery, **common),
-            query_in_words=_limited(SearchRequest, **common),
+            text_query=_limited(SearchRequest, **common),
             one=_limited(UserRecommendRequest, **common, history=history, times=times),
             many=_limited(BatchRecommendRequest, **common, users=users),
             settings=settings,
@@ -414,66 +415,64 @@ class Contract:
 
     def limited(self, kind: type) -> type[ItemQuery]:
         """Return the schema of a query with the limits of this service, for one of the classes of this file."""
-        limited = (self.query_for_user, self.query_in_words, self.query)
+        limited = (self.query_for_user, self.text_query, self.query)
         return next(one for one in limited if one.__base__ is kind)
 
     def body(self, content: Any) -> UserRecommendRequest | BatchRecommendRequest:
-        """Return what a body asks.
+        """Return a request body as its schema has it.
 
         Raises:
-            Problem: It asks for what cannot be; says what and where.
+            Problem: The body is invalid; names the field.
         """
         is_many = isinstance(content, dict) and "users" in content
         return read(self.many if is_many else self.one, content)
 
-    def wanted(self, asked: ItemQuery, filters: ItemFilters, conditions: Filter = ()) -> RecommendRequest:
-        """Return what a request wants of its answer.
+    def wanted(self, query: ItemQuery, filters: ItemFilters, conditions: Filter = ()) -> RecommendRequest:
+        """Return query parameters or a body as the argument of a `Recommender`.
 
         Args:
-            asked: The request.
-            filters: The columns that it may speak of.
-            conditions: What it says of them outside of `asked.filter`.
+            query: The parameters, or the body.
+            filters: The columns that conditions may name.
+            conditions: Further conditions besides `query.filter`.
 
         Raises:
-            Problem: It speaks of a column or a value that cannot be, or asks for too much at once.
+            Problem: A column or value is unknown, or the request exceeds a limit.
         """
-        reasons = asked.reasons if isinstance(asked, UserQuery) else 0
+        reasons = query.reasons if isinstance(query, UserQuery) else 0
         try:
-            where = both(filters.parse(asked.filter), conditions)
-            wanted = RecommendRequest(asked.k, asked.offset, where, asked.exclude, _rules(asked, filters), reasons)
+            where = both(filters.parse(query.filter), conditions)
+            wanted = RecommendRequest(query.k, query.offset, where, query.exclude, _rules(query, filters), reasons)
         except DataError as error:
             raise wrong(error) from None
-        self._check_effort(wanted, len(asked.users) if isinstance(asked, BatchRecommendRequest) else 1)
-        _refuse_much_text(asked)
+        self._check_effort(wanted, len(query.users) if isinstance(query, BatchRecommendRequest) else 1)
+        _refuse_much_text(query)
         return wanted
 
     def _check_effort(self, wanted: RecommendRequest, num_users: int) -> None:
-        """Make sure that a request does not ask for more than the operator allows at once."""
-        settings, places = self.settings, num_users * wanted.depth
-        if wanted.rules is not None and places > settings.max_slate_slots:
-            raise _too_much(
-                "k", "places (users x (offset + k)) where there are rules", "max_slate_slots", settings, places
-            )
-        for field, is_asked, setting in (
+        """Check that a request does not exceed the operator's limits of work per request."""
+        settings, slots = self.settings, num_users * wanted.depth
+        if wanted.rules is not None and slots > settings.max_slate_slots:
+            raise _too_much("k", "slots (users x (offset + k)) with rules", "max_slate_slots", settings, slots)
+        for field, is_used, setting in (
             ("at_most", wanted.rules is not None and wanted.rules.at_most, "max_limited_users"),
             ("distinct", wanted.rules is not None and wanted.rules.distinct, "max_limited_users"),
             ("reasons", wanted.reasons, "max_explained_users"),
         ):
-            if is_asked and num_users > getattr(settings, setting):
-                raise _too_much(field, f"users where {field} is asked", setting, settings, num_users)
+            if is_used and num_users > getattr(settings, setting):
+                raise _too_much(field, f"users in a request with {field}", setting, settings, num_users)
 
 
 def _too_much(field: str, what: str, setting: str, settings: ServingConfig, found: int) -> Problem:
-    """Return the problem of a request that asks for more than a setting allows."""
-    detail = f"expected at most {getattr(settings, setting)} {what}, found {found}; the limit is {setting}"
+    """Return the error of a request that exceeds a setting."""
+    detail = f"expected at most {getattr(settings, setting)} {what} (setting {setting}), found {found}"
     return Problem.invalid(Mistake(field=field, detail=detail))
 
 
 def parameters(kind: type[Message], given: Mapping[str, Sequence[str]]) -> Message:
-    """Return what the parameters of a query ask: lists repeated, everything else as in JSON.
+    """Return query parameters as their schema has them; list parameters are repeated, other values are JSON.
 
     Raises:
-        Problem: They ask for what cannot be; says what and where.
+        Problem: A parameter is invalid; names it.
     """
     return read(kind, {name: _parameter(name, texts) for name, texts in given.items()})
 
@@ -492,52 +491,54 @@ def _parameter(name: str, texts: Sequence[str]) -> Any:
 
 
 REPEATED = frozenset(("exclude", "pin"))
-"""Parameters of a query that may stand there several times."""
+"""Query parameters that may be repeated."""
 AS_WRITTEN = frozenset(("q",))
-"""Those that are text, whatever it looks like."""
+"""Query parameters that are text and never parsed as JSON."""
 
 
-def _rules(asked: ItemQuery, filters: ItemFilters) -> Rules | None:
-    if not (asked.diversity or asked.distinct or asked.pin or asked.boost or asked.demote or asked.at_most):
+def _rules(query: ItemQuery, filters: ItemFilters) -> Rules | None:
+    if not (query.diversity or query.distinct or query.pin or query.boost or query.demote or query.at_most):
         return None
-    for column in asked.at_most:
+    for column in query.at_most:
         filters.by_value(column, f"at_most.{column}")
     return Rules(
-        diversity=asked.diversity,
-        distinct=asked.distinct,
-        pin=asked.pin,
+        diversity=query.diversity,
+        distinct=query.distinct,
+        pin=query.pin,
         boosts=[
             Boost(filters.parse(boost.filter, f"boost.{place}.filter"), boost.by)
-            for place, boost in enumerate(asked.boost)
+            for place, boost in enumerate(query.boost)
         ],
-        demote=[filters.parse(one, f"demote.{place}") for place, one in enumerate(asked.demote)],
-        at_most=list(asked.at_most.items()),
+        demote=[filters.parse(one, f"demote.{place}") for place, one in enumerate(query.demote)],
+        at_most=list(query.at_most.items()),
     )
 
 
-def _refuse_much_text(asked: ItemQuery) -> None:
-    """Make sure that a model need not encode too much text at once.
+def _refuse_much_text(query: ItemQuery) -> None:
+    """Check that a model need not encode too much text at once.
 
     Raises:
-        Problem: The attributes of everyone in a request have more.
+        Problem: The attributes of all users of the request have more than `MAX_TEXT_CHARACTERS`.
     """
-    people = asked.users if isinstance(asked, BatchRecommendRequest) else [asked]
+    users = query.users if isinstance(query, BatchRecommendRequest) else [query]
     characters = sum(
-        size_of(cell)[0] for one in people if isinstance(one, ProfileBody) for cell in one.attributes.values()
+        size_of(cell)[0] for one in users if isinstance(one, ProfileBody) for cell in one.attributes.values()
     )
     if characters > MAX_TEXT_CHARACTERS:
-        detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all of a request, found {characters:,}"
+        detail = (
+            f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all attributes of a request, found {characters:,}"
+        )
         raise Problem.invalid(Mistake(field="attributes", detail=detail))
 
 
 def wrong(error: DataError) -> Problem:
-    """Return the problem of an error that says `field: what is wrong`."""
+    """Return the 422 for an error whose message has the form `field: detail`."""
     field, _, detail = str(error).partition(": ")
     return Problem.invalid(Mistake(field=field, detail=detail))
 
 
 def _user(described: type[ProfileBody]) -> Any:
-    """Return the type of one of several users, so that an error names the variant that was meant."""
+    """Return the type of one user of a batch; the discriminator lets errors name only the variant that was sent."""
     return Annotated[
         Annotated[Id, Tag("id")] | Annotated[described, Tag("person")],
         Discriminator(lambda user: "person" if isinstance(user, dict) else "id"),
@@ -545,7 +546,7 @@ def _user(described: type[ProfileBody]) -> Any:
 
 
 def _limited(message: type[Message], **limits: _Limit) -> type[Message]:
-    """Return a kind of message with other types and defaults of some of its fields."""
+    """Return a subclass of a message with other types and defaults of some fields."""
     fields: dict[str, Any] = {
         name: (Annotated[kind, Field(description=message.model_fields[name].description)], field)
         for name, (kind, field) in limits.items()
@@ -554,10 +555,10 @@ def _limited(message: type[Message], **limits: _Limit) -> type[Message]:
 
 
 def read(kind: type[Message], content: Any) -> Message:
-    """Return what a body or a query asks.
+    """Return content validated by a schema.
 
     Raises:
-        Problem: It asks for what cannot be; says what and where.
+        Problem: The content is invalid; names each mistake.
     """
     try:
         return kind.model_validate(content)
@@ -572,7 +573,7 @@ def read(kind: type[Message], content: Any) -> Message:
 
 
 def _without_points(content: Any) -> Any:
-    """Return whole numbers that are written as 7.0, which in JSON is the same as 7, as 7."""
+    """Return content with whole numbers such as 7.0 as integers, which are the same in JSON."""
     match content:
         case float() if content.is_integer():
             return int(content)
@@ -584,24 +585,24 @@ def _without_points(content: Any) -> Any:
 
 
 def _invalid(mistakes: Sequence[Any]) -> Problem:
-    """Return every mistake once: what fits no member of a union misses each of them."""
+    """Return the error with each field once: pydantic reports one mistake per member of a union."""
     found: dict[str, list[Any]] = {}
     for mistake in mistakes:
-        found.setdefault(_place(mistake["loc"]), []).append(mistake)
-    return Problem.invalid(*(Mistake(field=field, detail=_say(mistakes)) for field, mistakes in found.items()))
+        found.setdefault(_field(mistake["loc"]), []).append(mistake)
+    return Problem.invalid(*(Mistake(field=field, detail=_detail(mistakes)) for field, mistakes in found.items()))
 
 
-def _place(loc: Sequence[int | str]) -> str:
+def _field(loc: Sequence[int | str]) -> str:
     parts = (str(part) for part in loc if part not in _MEMBERS)
     return ".".join(part for part in parts if not part.startswith("union[")) or "body"
 
 
-def _say(mistakes: Sequence[Any]) -> str:
-    """Return what is wrong in one place, where one thing of several was expected."""
+def _detail(mistakes: Sequence[Any]) -> str:
+    """Return what is wrong with one field, of which each member of a union may expect something else."""
     match mistakes[0]["type"]:
         case "extra_forbidden":
-            return "no such field (misspelt?); remove it"
+            return "unknown field; correct its spelling or remove it"
         case "missing":
-            return "missing; give it a value"
-    said = " or ".join(f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}" for mistake in mistakes)
-    return f"{said}, found {shown(mistakes[0]['input'])}"
+            return "required field is missing"
+    expected = " or ".join(f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}" for mistake in mistakes)
+    return f"{expected}, found {shown(mistakes[0]['input'])}"

@@ -165,7 +165,7 @@ def test_large_bodies_share_their_memory_and_small_ones_need_none_of_it(monkeypa
     receiving = Bodies(1 << 20, 10)
     receiving._left = 1 << 17
     large = {"CONTENT_LENGTH": str(1 << 20), "wsgi.input": BytesIO(b"x" * (1 << 20))}
-    with pytest.raises(ServiceUnavailable, match="too many bodies"):
+    with pytest.raises(ServiceUnavailable, match="too many large request bodies"):
         receiving.receive(large)
     receiving._left = 0
     small = {"CONTENT_LENGTH": "1000", "wsgi.input": BytesIO(b"x" * 1000)}

@@ -91,13 +91,13 @@ def test_an_answer_says_in_its_headers_what_produced_it(client, recommender):
             "titel: the table has no such column; it has 'item_id', 'title'",
         ),
         ("PUT", "/items/new", {"title": 7}, 422, "title: expected text, found 7"),
-        ("PUT", "/items/new", ["title"], 422, "body: expected the columns of the item"),
-        ("PUT", "/items/new", {"item_id": "other"}, 422, "item_id: expected 'new' as in the path"),
-        ("PUT", "/items/%20new", {}, 422, "item_id: expected text without blanks around it, as in the tables"),
+        ("PUT", "/items/new", ["title"], 422, "body: expected an object with the columns of the item"),
+        ("PUT", "/items/new", {"item_id": "other"}, 422, "item_id: expected 'new', as in the path"),
+        ("PUT", "/items/%20new", {}, 422, "item_id: expected text without surrounding whitespace, as in the tables"),
         ("DELETE", "/items/gone", None, 404, "no item 'gone' in the catalogue"),
         ("POST", "/events", {"events": []}, 422, "events: list should have at least 1 item"),
-        ("POST", "/events", {"event": 1}, 422, "events: missing"),
-        ("POST", "/events", {"events": [{"user_id": 1}]}, 422, "events.0.item_id: missing"),
+        ("POST", "/events", {"event": 1}, 422, "events: required field is missing"),
+        ("POST", "/events", {"events": [{"user_id": 1}]}, 422, "events.0.item_id: required field is missing"),
         (
             "POST",
             "/events",
@@ -174,7 +174,7 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
         monkeypatch.setattr(store, name, gone)
     answer = client.get("/recommendations/4711")
     assert (answer.status_code, answer.json["fallback"]) == (200, None)
-    assert "answers are without the newest live writes" in caplog.text
+    assert "responses do not include the newest live writes" in caplog.text
     refused = client.post("/events", json={"events": [{"user_id": 4711, "item_id": "item-002"}]})
     assert refused.status_code == 503
     assert refused.headers["Retry-After"]

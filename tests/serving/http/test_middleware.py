@@ -104,7 +104,7 @@ def test_head_and_a_cached_query_get_the_same_response(client, user, query):
 def test_queries_are_cached_up_to_a_limit(client):
     for offset in range(300):
         assert client.get(f"/recommendations/103?k=1&offset={offset}").status_code == 200
-    assert 0 < len(client.application.extensions["towers"].recommend._plain) <= 256
+    assert 0 < len(client.application.extensions["towers"].recommend._cached) <= 256
 
 
 @pytest.mark.parametrize("raw", [*(json.dumps(body).encode() for body in BODIES), *RAW])

@@ -397,7 +397,10 @@ def test_what_takes_long_is_limited_for_all_users_of_a_request_together(recommen
     assert client.post("/recommendations", json={**users, "k": 13, "diversity": 0.5}).status_code == 200
     assert client.post("/recommendations", json={**users, "k": 14, "offset": 50}).status_code == 200
     error = error_of(client.post("/recommendations", json={**users, "k": 14, "diversity": 0.5}), 422, "invalid")
-    assert "expected at most 40 places (users x (offset + k)) where there are rules, found 42" in error["detail"]
+    assert (
+        "expected at most 40 slots (users x (offset + k)) with rules (setting max_slate_slots), found 42"
+        in error["detail"]
+    )
     assert "max_slate_slots" in error["detail"]
     for rule in ({"distinct": 0.9}, {"at_most": {"title": 1}}):
         error = error_of(client.post("/recommendations", json={**users, **rule}), 422, "invalid")
@@ -507,7 +510,7 @@ def test_a_source_is_tried_again_but_not_at_every_request(recommender, monkeypat
     monkeypatch.setattr("serving.deploy.hot_reload.time.monotonic", lambda: now[0])
     source = RecommenderProvider(open_recommender)
     for now[0] in (100.0, 101.0, 104.9, 105.1):
-        with pytest.raises(NotReady, match="the server's log says why"):
+        with pytest.raises(NotReady, match="see the server's log"):
             source.get()
     now[0] = 111.0
     assert source.get() is source.get() is recommender
@@ -525,9 +528,9 @@ def test_the_page_shows_what_someone_had_and_gets(client):
     assert "104" in client.get("/").text
     text = client.get("/?user=103").text
     assert "Thing item-" in text
-    assert "Recommended" in text
+    assert "Recommendations" in text
     assert "because of Thing item-" in text
-    assert "Popular, in the place of recommendations" in client.get("/?user=nobody").text
+    assert "Popular items (nothing is known about this user)" in client.get("/?user=nobody").text
     with client.get("/static/style.css") as style:
         assert style.status_code == 200
 
