@@ -57,7 +57,7 @@ def test_commands_tell_of_a_database_without_its_password(two_models, capsys):
     assert main(["index", str(two_models / "one"), "--live", UNREACHABLE]) == 2
     said = capsys.readouterr().err
     assert "error: live: the database cannot be used (" in said
-    assert "note: --live holds a password, which every user of this machine can see" in said
+    assert "note: --live contains a password, which every user of this machine can see" in said
     assert PLANTED not in said
 
 
