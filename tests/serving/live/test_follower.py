@@ -458,7 +458,9 @@ def test_an_item_that_the_model_cannot_place_is_left_out_and_those_beside_it_are
     now = live.current()
     assert [now.state.items.row(item_id) is not None for item_id in NEW] == [True, False, True]
     assert {*NEW} & {item.item_id for item in now.recommend(106, 40).items} == {"new-1", "new-3"}
-    assert "item 'new-2' of the log, record 2, is left out: the model cannot place this item" in caplog.text
+    assert (
+        "record 2 of the log of live writes, item 'new-2', is skipped: the model cannot encode this item" in caplog.text
+    )
 
 
 def test_writes_during_searches_never_give_a_wrong_answer(store):
@@ -603,7 +605,7 @@ def test_an_item_whose_vector_cannot_be_made_now_is_not_lost(store, monkeypatch)
         raise UnavailableError("https://vectors: no answer")
 
     monkeypatch.setattr(TitledBundle, "encode_items", away)
-    with pytest.raises(NotReady, match="vectors of items in the log"):
+    with pytest.raises(NotReady, match="items in the log of live writes cannot be encoded"):
         live.current()
     monkeypatch.setattr(TitledBundle, "encode_items", encode)
     assert live.current().state.items.row("new-1") is not None
@@ -613,4 +615,4 @@ def test_cells_of_the_log_that_do_not_fit_are_named(store, caplog):
     live = LiveRecommender(base_of(shop()), store)
     store.append([Write("item", {"item_id": "new-1", "cells": {"title": 7}})])
     live.current()
-    assert "records 1 to 1 of the log: a cell is left out: title: expected text, found 7" in caplog.text
+    assert "records 1 to 1 of the log of live writes: a cell is left out: title: expected text, found 7" in caplog.text

@@ -33,7 +33,7 @@ from tests.serving.doubles import make_recommender, make_tables
 def impatient(monkeypatch):
     monkeypatch.setattr(store, "_SECONDS_TO_WAIT", 0.05)
     monkeypatch.setattr(store, "_SECONDS_TO_READ", 0.02)
-    monkeypatch.setattr(source, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(source, "_SECONDS_BETWEEN_CHECKS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_log_that_was_replaced_by_another_is_taken_up_instead(client, path, ca
     other.append([item("elsewhere")])
     assert is_known(client, "elsewhere")
     assert not is_known(client, "second")
-    assert "the log of live writes is another, or was put back; all of it is read again" in caplog.text
+    assert "the log of live writes was replaced or restored; all of it is read again" in caplog.text
     assert put(client, "third").status_code == 201
     assert kept(path) == ["elsewhere", "third"]
 
@@ -197,7 +197,7 @@ def test_a_log_that_ends_before_what_was_folded_into_the_index_loses_no_later_wr
     live = LiveRecommender(recommender, opened)
     assert live.current().state.items.row("old") is not None
     assert opened.state().log_id != before, "from here on it is not the log that was folded in"
-    assert "ends before what is in the index" in caplog.text
+    assert "ends before the position that the index contains" in caplog.text
     opened.append([item("new")])
     for reader in (live, LiveRecommender(recommender, opened)):
         assert reader.current().state.items.row("new") is not None
@@ -229,7 +229,7 @@ def test_records_that_cannot_be_read_are_left_out_each_with_a_line_and_the_other
     assert is_known(client, "second")
     assert not [record for record in caplog.records if record.exc_info]
     for position in range(2, 2 + len(UNREADABLE)):
-        assert caplog.text.count(f"record {position} of the log of live writes is left out: ") == 1
+        assert caplog.text.count(f"record {position} of the log of live writes is invalid and skipped: ") == 1
 
 
 def test_an_item_of_other_columns_is_one_all_the_same_and_one_that_cannot_be_placed_keeps_no_other_away(client, path):
@@ -253,7 +253,7 @@ def test_nothing_but_records_that_cannot_be_read_does_not_hide_what_comes_after_
         readable(records)
         found += [record.position for record in records]
     assert found == [*range(1, 8)]
-    assert caplog.text.count("is left out") == 6
+    assert caplog.text.count("skipped: ") == 6
 
 
 def test_a_file_that_another_process_keeps_to_itself_is_a_503_and_answers_do_not_wait(client, path, caplog):
