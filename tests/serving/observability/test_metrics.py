@@ -77,7 +77,7 @@ def test_threads_lose_no_count():
 
 def work(folder, done, go_on):
     metrics = make(folder)
-    metrics.tell(model=f"model of {os.getpid()}", index="today", created=0.0)
+    metrics.describe_worker(model=f"model of {os.getpid()}", index="today", created=0.0)
     metrics.hold("towers_requests_in_progress", 3)
     for _ in range(100):
         metrics.answered("/a", 200, 0.001, {})
@@ -150,7 +150,7 @@ def test_workers_are_shown_by_what_they_answer_from():
     metrics = make()
     assert exposed(metrics)["towers_workers", ("index", ""), ("model", "")] == 1
     assert "towers_index_age_seconds" not in {name for name, *_ in exposed(metrics)}
-    metrics.tell(model="m", index="i", created=0.0)
+    metrics.describe_worker(model="m", index="i", created=0.0)
     found = exposed(metrics)
     assert found["towers_workers", ("index", "i"), ("model", "m")] == 1
     assert found["towers_index_age_seconds",] > 1e9
