@@ -69,12 +69,12 @@ def test_repeated_ids_are_our_own_mistake():
 def test_whatever_an_answer_says_is_exact_in_javascript_and_finds_its_row(numbers, later):
     ids = IdMap(np.array(numbers, dtype=np.int64))
     for row, number in enumerate(numbers):
-        said = orjson.loads(orjson.dumps(ids.said(number)))
+        said = orjson.loads(orjson.dumps(ids.to_json(number)))
         assert (float(said) == said and abs(said) < 2**53) if isinstance(said, int) else said == str(number)
         assert ids.row(said) == row
-    assert len({type(ids.said(number)) for number in numbers}) == 1, "all are numbers, or all are text"
-    assert isinstance(ids.said(later), str) or abs(later) < 2**53
-    assert ids.is_said_as_is == all(ids.said(number) == number for number in numbers)
+    assert len({type(ids.to_json(number)) for number in numbers}) == 1, "all are numbers, or all are text"
+    assert isinstance(ids.to_json(later), str) or abs(later) < 2**53
+    assert ids.is_json_safe == all(ids.to_json(number) == number for number in numbers)
 
 
 def javascript(response):

@@ -110,7 +110,7 @@ def test_a_model_that_reads_no_texts_says_so(recommender):
     answer = create_app(recommender).test_client().get("/search?q=lamp")
     assert answer.status_code == 422
     assert answer.json["errors"][0]["field"] == "q"
-    assert "reads no texts" in answer.json["errors"][0]["detail"]
+    assert "no text features" in answer.json["errors"][0]["detail"]
 
 
 def test_the_page_has_a_box_for_words_where_they_lead_somewhere(client, recommender):
