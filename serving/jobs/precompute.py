@@ -1,4 +1,4 @@
-"""The best items of each user, found before anybody asks."""
+"""Precomputes the recommendations of all known users."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BLOCK = 1024
 def precompute_top_k(
     recommender: Recommender, depth: int, progress: Callable[[int], object] = lambda num_users: None
 ) -> PrecomputedTopK:
-    """Return what every known user gets, `depth` items each or all there are; nothing of whom nothing is known.
+    """Return the best `depth` items of every known user; none for users with no features that the model reads.
 
     Args:
-        recommender: Who answers.
-        depth: How many items each.
+        recommender: The recommender.
+        depth: Number of items per user, limited to the size of the catalogue.
         progress: Called after each block with the number of users in it.
     """
     depth = min(depth, len(recommender.state.items))

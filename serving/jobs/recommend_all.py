@@ -1,7 +1,7 @@
-"""Candidates for everyone, as a table or as shortlists: what the service would answer to each user, found in one go.
+"""`towers recommend`: writes the recommendations of all users, the same as the service's, to a Parquet file.
 
-Columns `user_id`, `item_id` (of the type they came in), `score` (float32) and `rank` (from 1). The file appears when it
-is complete, and an interrupted run leaves none.
+Columns `user_id`, `item_id` (with the types of the tables), `score` (float32) and `rank` (from 1). The file appears
+once it is complete; an interrupted run leaves none.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from serving.search.results import Hits
 
 @dataclass(frozen=True)
 class Audience:
-    """Who is to be recommended something, in the order of the output.
+    """The users to recommend for, in the order of the output.
 
     Attributes:
-        user_ids: Each once, `[users]`, int64 or object (str).
-        user_rows: Their positions in the recommender's users, `[users]`, -1 where unknown.
+        user_ids: Their ids, without repeats, `[users]`, int64 or object (str).
+        user_rows: Their rows in the recommender, `[users]`, -1 for unknown users.
     """
 
     user_ids: np.ndarray
@@ -44,15 +44,15 @@ class Audience:
 
     @classmethod
     def everyone(cls, recommender: Recommender) -> Audience:
-        """Return every known user."""
+        """Return all known users."""
         return cls(recommender.snapshot.histories.user_ids, np.arange(len(recommender.state.users)))
 
     @classmethod
     def read(cls, path: Path, recommender: Recommender) -> Audience:
-        """Return the users whom a table names, each once, in its order.
+        """Return the users of a table, without repeats, in its order.
 
         Raises:
-            DataError: There is no column of users, or its ids are missing or of another type than the known ones.
+            DataError: The table has no column of users, or its ids are missing or have another type than known ones.
         """
         frame = read_frame(path)
         column = recommender.bundle.config.features.columns.user_id
@@ -76,11 +76,11 @@ class Audience:
 
     @property
     def num_unknown(self) -> int:
-        """How many are unknown."""
+        """Number of unknown users."""
         return int((self.user_rows < 0).sum())
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of users."""
         return len(self.user_ids)
 
 
@@ -97,12 +97,12 @@ def write_candidates(
     """Write the recommendations of an audience to a Parquet file and return the number of rows.
 
     Args:
-        recommender: Who answers.
-        audience: Who asks.
-        k: How many items each.
-        path: The file; replaced if it is there.
-        where: What must hold of the items.
-        with_fallback: Whether to add the column `fallback`: what answered in the model's place, else null.
+        recommender: The recommender.
+        audience: The users.
+        k: Number of items per user.
+        path: The file; replaced if it exists.
+        where: Conditions on the items.
+        with_fallback: Whether to add the column `fallback`: the fallback that was used, else null.
         progress: Called after each block with the number of users in it.
     """
     schema = _schema(recommender, with_fallback)
@@ -119,7 +119,7 @@ def write_candidates(
 def _answers(
     recommender: Recommender, audience: Audience, wanted: RecommendRequest
 ) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
-    """Yield blocks of the audience by position, with what they get and who got a fallback."""
+    """Yield blocks of users by position, with their results and which of them got a fallback."""
     popular = recommender.popular(wanted).of(0)
     for users in blocks(len(audience)):
         rows = audience.user_rows[users]
@@ -174,25 +174,25 @@ def recommend_all(
     settings: ServingConfig | None = None,
     accept_changed_columns: bool = False,
 ) -> None:
-    """Write k recommendations for everyone, or for the users in a table, and say how many.
+    """Write k recommendations for each known user, or each user in a table, and print the number of rows.
 
     Args:
-        bundle: The bundle.
+        bundle: The folder of the bundle.
         output: The file to write.
-        k: How many for each.
-        users: A table of those who are to be recommended something. None: everyone.
-        conditions: What must hold of the items, such as `brand=Acme` and `price_max=50`.
-        with_fallback: Whether to say what answered in the model's place.
-        settings: Those of the service whose answers these are. None: the defaults.
-        accept_changed_columns: Where the index is made first: see `build_index`.
+        k: Number of items per user.
+        users: A table with the users. None: all known users.
+        conditions: Conditions on the items, such as `brand=Acme` and `price_max=50`.
+        with_fallback: Whether to add a column with the fallback that was used.
+        settings: The settings of the service. None: the defaults.
+        accept_changed_columns: Used if the index is built first; see `build_index`.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: The output is a folder, a table cannot be read, or a condition cannot hold.
+        DataError: The output is a folder, a table cannot be read, or a condition is invalid.
     """
     if output.is_dir():
         raise DataError(
-            f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
+            f"{output} is a folder; give a file to write as --output, such as {output / 'candidates.parquet'}"
         )
     recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
     where = parse_conditions(conditions, recommender)
@@ -205,4 +205,4 @@ def recommend_all(
     seconds = time.perf_counter() - started
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
     if audience.num_unknown:
-        click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")
+        click.echo(f"{audience.num_unknown:,} users are unknown and got popular items")

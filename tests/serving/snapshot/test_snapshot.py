@@ -180,7 +180,7 @@ BROKEN = {
     ),
     "other weights": (
         lambda folder: edit_manifest(folder, weights_digest="f" * 64),
-        r"made from other weights \(digest ffffffffffff\) than the model in .* \(digest [0-9a-f]{12}\)",
+        r"built with other weights \(digest ffffffffffff\) than those of the model in .* \(digest [0-9a-f]{12}\)",
     ),
     "file missing": (lambda folder: (folder / "users.parquet").unlink(), "users.parquet is missing"),
     "file cut off": (truncate, r"vectors.safetensors has [0-9,]+ bytes, expected [0-9,]+"),
@@ -205,12 +205,12 @@ def test_a_broken_index_is_refused_with_the_remedy_in_one_line(saved, bundle, da
 
 def test_an_index_of_other_weights_is_refused_though_its_shape_fits(saved, shop, bundle):
     retrained = FakeBundle(bundle.path, make_features(user=country()), weights="after another epoch")
-    with pytest.raises(BundleError, match="made from other weights"):
+    with pytest.raises(BundleError, match="built with other weights"):
         Snapshot.open(retrained)
 
 
 def test_a_bundle_without_an_index_says_how_to_make_one(bundle):
-    with pytest.raises(BundleError, match="there is no index; make the index anew with `towers index"):
+    with pytest.raises(BundleError, match="there is no index; rebuild the index with `towers index"):
         Snapshot.open(bundle)
 
 
