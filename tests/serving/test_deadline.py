@@ -189,7 +189,7 @@ def test_who_waits_for_others_waits_no_longer_than_his_deadline_and_does_not_end
         patient = pool.submit(batcher, 3)
         go_on.set()
         assert (first.result(20), patient.result(20), hurried(4)) == (0, 3, 4)
-    assert not batcher._someone_leads
+    assert not batcher._has_leader
 
 
 def test_without_a_deadline_work_is_done_in_one_piece_and_with_one_in_parts():

@@ -226,7 +226,7 @@ def test_answers_are_those_of_an_index_made_anew(tables, data, tmp_path_factory)
 @pytest.mark.parametrize("plan", [EXACT, GRAPH], ids=["exact", "graph"])
 def test_many_writes_are_the_same_too(store, monkeypatch, plan):
     """More rows that do not hold than are passed over, and so many that some are removed."""
-    monkeypatch.setattr(live_module, "_WORTH_REMOVING", 10)
+    monkeypatch.setattr(live_module, "_MIN_TO_COMPACT", 10)
     monkeypatch.setattr(delta_module, "_EXCLUDED_ROWS", 3)
     rng = np.random.default_rng(0)
     tables = shop()

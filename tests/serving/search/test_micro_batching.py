@@ -90,7 +90,7 @@ def test_many_threads_each_get_their_own_reply():
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(0, 4000, 500)))
     assert batcher._waiting == []
-    assert not batcher._someone_leads
+    assert not batcher._has_leader
 
 
 def test_people_get_the_same_together_as_alone(recommender):

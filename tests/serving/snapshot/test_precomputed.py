@@ -213,7 +213,7 @@ def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
 def test_untold_it_lists_a_hundred_where_that_is_soon_done(runs, capsys, monkeypatch):
     assert run("index", "runs/model") == 0
     assert sealed(runs)["depth"] == 100
-    for limit in ("_MOST_LISTED_BYTES", "_MOST_COMPARED"):
+    for limit in ("_MAX_LISTED_BYTES", "_MAX_COMPARED"):
         with monkeypatch.context() as patch:
             patch.setattr(f"serving.jobs.build_index.{limit}", 100)
             assert run("index", "runs/model") == 0
