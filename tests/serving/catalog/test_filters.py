@@ -230,7 +230,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     first = filters.allowed(filters.parse({"stock": 0}))
     for stock in range(1, 10):
         filters.allowed(filters.parse({"stock": stock}))
-    assert len(filters._known) == 3
+    assert len(filters._cache) == 3
     assert filters.allowed(filters.parse({"stock": 0})) is not first
     many = filters.parse({"stock": list(range(2000))})
     assert filters.allowed(many) is not filters.allowed(many)
