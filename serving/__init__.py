@@ -1,14 +1,14 @@
-"""From a bundle to answers.
+"""Serves recommendations from a bundle.
 
-- `config`: `ServingConfig`, what the operator decides (serving.toml, environment, flags); `errors`: `NotReady`;
-  `bounds`: how much a request may hold; `deadline`: how long a request may take.
+- `config`: `ServingConfig`, the operator's settings (serving.toml, environment, flags); `errors`: `NotReady`;
+  `bounds`: limits of a request's content; `deadline`: the deadline of a request.
 - `observability`: metrics, logs and timings.
-- `search`: unit vectors to scored rows; `catalog`: ids, filters and popularity of items; `snapshot`: the folder
+- `search`: finds the nearest items of vectors; `catalog`: ids, filters and popularity of items; `snapshot`: the folder
   `index/`.
-- `recommend`: the core, a request to a response; `live`: the event log, and the state that follows it.
-- `jobs`: what an operator runs once; `deploy`: which bundle is served, and changing it.
+- `recommend`: the core, from a request to a response; `live`: the event log, and the state that follows it.
+- `jobs`: batch commands; `deploy`: deployment, rollback and hot reload of bundles.
 - `http`: the service over HTTP; `server`: the production server.
 - `commands`: `towers index`, `recommend`, `search`, `serve` and others.
 
-Imports `towers` and `features`; does not know `training`. Each line imports those above it only.
+Imports `towers` and `features`, not `training`. Each line imports only those above it.
 """

@@ -1,7 +1,7 @@
-"""How much a request may hold: every text and list has a limit, and lengths are compared before anything is read.
+"""Limits of the content of a request: every text and list has a maximum length, checked before it is parsed.
 
-Time to read grows with length, and faster than it where a pattern or a parser is unlucky, so that no body, however
-small, may reach one whole. The OpenAPI document states these limits where a schema can.
+Parsing time grows with the length of the input, for some patterns and parsers faster than linearly, so the length is
+limited first. The OpenAPI document states these limits where a schema can.
 """
 
 from __future__ import annotations
@@ -13,48 +13,50 @@ import orjson
 from werkzeug.exceptions import RequestURITooLarge
 
 MAX_VALUE_CHARACTERS = 512
-"""A text that a column is compared with."""
+"""Maximum length of a text value in a filter."""
 MAX_NUMBER_CHARACTERS = 64
-"""A number or a date that is written as text."""
+"""Maximum length of a number or a date written as text."""
 MAX_CONDITIONS = 64
-"""Columns of one filter."""
+"""Maximum number of columns in one filter."""
 MAX_FILTER_VALUES = 10_000
-"""Values of one filter, all its conditions together."""
+"""Maximum number of values in all conditions of one filter."""
 MAX_QUERY_CHARACTERS = 65_536
-"""All that stands behind the `?`, as it is sent."""
+"""Maximum length of a query string, as it is sent."""
 MAX_HEADER_CHARACTERS = 4_096
-"""A header that is read."""
+"""Maximum length of a header that is parsed."""
 MAX_SEARCH_CHARACTERS = 10_000
-"""A text to search for."""
+"""Maximum length of a text to search for."""
 MAX_TEXT_CHARACTERS = 131_072
-"""All text of one request that a model encodes: the cells of an item, or the attributes of everyone in it."""
+"""Maximum total length of texts that one request lets the model encode: an item's cells, or all users' attributes."""
 MAX_DEPTH = 32
-"""Lists and objects within each other in JSON."""
+"""Maximum nesting of lists and objects in JSON."""
 MAX_BRACKETS = 32_768
-"""Brackets of JSON that open a list or an object: each costs the reader, and Python's garbage collector, much more than
-its byte."""
+"""Maximum number of lists and objects in JSON: each costs the parser, and Python's garbage collector, much more time
+than its byte suggests."""
 MAX_MISTAKES = 20
-"""Mistakes that one answer names."""
+"""Maximum number of mistakes that one error response lists."""
 
 
 def query_guard(environ: WSGIEnvironment, _needed: object = None) -> None:
-    """Refuse a query string that is too long, before it is split into parameters.
+    """Check the length of a query string, before it is split into parameters.
 
     Raises:
-        RequestURITooLarge: It is.
+        RequestURITooLarge: It has more than `MAX_QUERY_CHARACTERS`.
     """
     length = len(environ.get("QUERY_STRING", ""))
     if length > MAX_QUERY_CHARACTERS:
-        raise RequestURITooLarge(f"expected at most {MAX_QUERY_CHARACTERS:,} characters after the ?, found {length:,}")
+        raise RequestURITooLarge(
+            f"expected a query string of at most {MAX_QUERY_CHARACTERS:,} characters, found {length:,}"
+        )
 
 
 def json_value(text: bytes | str) -> Any:
-    """Return what JSON says.
+    """Return the parsed content of JSON.
 
     Raises:
-        ValueError: It is not JSON, or it has too many lists and objects, or they are nested too deep.
+        ValueError: The text is not JSON, or has too many lists and objects, or nests them too deep.
     """
-    # Brackets within texts count as well: it is the only count that costs less than reading.
+    # Counts brackets within strings, too: an exact count would cost as much as parsing.
     brackets = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
     if brackets > MAX_BRACKETS:
         raise ValueError(f"expected at most {MAX_BRACKETS:,} lists and objects, found {brackets:,} brackets")

@@ -22,7 +22,7 @@ _accept = click.option(
     ACCEPT,
     "accept_changed_columns",
     is_flag=True,
-    help="Go on where far less of a column is filled, or known to the model, than in training.",
+    help="Continue even if a column has far more empty or unknown values than in training.",
 )
 _tables = {
     "interactions": "Interactions table, instead of the one used in training.",
@@ -40,11 +40,9 @@ _tables = {
     "--recall",
     metavar="SHARE",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Try each kind, measure it with users, and keep the fastest that finds this share of their best 100 items.",
+    help="Target recall@100, 0 to 1: tune each index kind on queries of users and keep the fastest that reaches it.",
 )
-@click.option(
-    "--kind", type=click.Choice(INDEX_KINDS), help="How to search; with --recall, the only kind that is tuned."
-)
+@click.option("--kind", type=click.Choice(INDEX_KINDS), help="Index kind; with --recall, the only kind that is tuned.")
 @click.option("--live", metavar="STORE", help="Merge the live-update log (the setting `live`) into the index.")
 @_config
 @click.option(
@@ -52,7 +50,7 @@ _tables = {
     metavar="N",
     type=click.IntRange(min=0),
     help="Number of recommendations per user to precompute, 8 bytes each; 0 for none.  [default: 100, "
-    "where that takes minutes and no more than 1 GB]",
+    "if that takes minutes and at most 1 GB]",
 )
 @_accept
 def index(
@@ -68,11 +66,11 @@ def index(
     *,
     accept_changed_columns: bool,
 ) -> None:
-    """Make the index of a bundle from today's tables: items, histories, popularity, what each user gets.
+    """Build the index of a bundle from the current tables: item vectors, histories, popularity, recommendations.
 
-    DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, as they are now, and
-    each search compares every item, which is right up to some hundred thousand. The columns are held to what training
-    saw in them.
+    DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, in their current
+    state, and searches are exact (brute force), which is fast enough for up to some hundred thousand items. The columns
+    are checked against those of training.
     """
     from serving.jobs.build_index import build_index
     from towers.bundle.bundle import ModelBundle
@@ -85,17 +83,17 @@ def index(
 
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
-@click.option("--output", metavar="FILE", type=_file, required=True, help="The Parquet file to write.")
-@click.option("--k", default=100, show_default=True, type=click.IntRange(min=1), help="Items for each user.")
+@click.option("--output", metavar="FILE", type=_file, required=True, help="Parquet file to write.")
+@click.option("--k", default=100, show_default=True, type=click.IntRange(min=1), help="Number of items per user.")
 @click.option("--users", metavar="FILE", type=_file, help="Table with the user_id to recommend for. Default: all.")
 @click.option(
     "--where",
     "conditions",
     metavar="NAME=VALUE",
     multiple=True,
-    help="Only items of which this holds: brand=Acme, price_max=50, ... as in a query to the service; may be repeated.",
+    help="Condition on the items, such as brand=Acme or price_max=50, as in a query to the service; may be repeated.",
 )
-@click.option("--with-fallback", is_flag=True, help="Add a column that says what answered in the model's place.")
+@click.option("--with-fallback", is_flag=True, help="Add a column with the fallback used, empty if there was none.")
 @_accept
 @_config
 def recommend(
@@ -107,10 +105,10 @@ def recommend(
     config: Path | None,
     **flags: bool,
 ) -> None:
-    """Write recommendations for everyone: columns user_id, item_id, score, rank.
+    """Write recommendations for all users to a file: columns user_id, item_id, score, rank.
 
-    DIR is a bundle, such as runs/latest. The answers are those that the service gives with the same settings, but that
-    a ranker has all the time it takes.
+    DIR is a bundle, such as runs/latest. The recommendations are those of the service with the same settings, except
+    that re-ranking has no time budget.
     """
     from serving.jobs.recommend_all import recommend_all
 
@@ -120,13 +118,13 @@ def recommend(
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
 @click.argument("words")
-@click.option("--k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
-@click.option("--where", "conditions", metavar="NAME=VALUE", multiple=True, help="As of `towers recommend`.")
+@click.option("--k", default=10, show_default=True, type=click.IntRange(min=1), help="Number of items.")
+@click.option("--where", "conditions", metavar="NAME=VALUE", multiple=True, help="As for `towers recommend`.")
 @_config
 def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config: Path | None) -> None:
-    """Show the items nearest to some words, as the service finds them: rank, score, id and title.
+    """Show the items most relevant to a text, as the service does: rank, score, id and title.
 
-    DIR is a bundle, such as runs/latest. Its index is made if there is none.
+    DIR is a bundle, such as runs/latest. Its index is built if there is none.
     """
     from serving.jobs.search_text import show_search
 
@@ -135,22 +133,23 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
 
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
-@click.option("--host", metavar="HOST", help="The address to listen at. [default: 127.0.0.1]")
-@click.option("--port", metavar="PORT", type=int, help="The port; 0 for any that is free. [default: 8000]")
-@click.option("--workers", metavar="N", type=int, help="Processes that answer. [default: 1]")
-@click.option("--threads", metavar="N", type=int, help="Requests that one of them takes at a time. [default: 4]")
+@click.option("--host", metavar="HOST", help="Address to listen on. [default: 127.0.0.1]")
+@click.option("--port", metavar="PORT", type=int, help="Port to listen on; 0 for any free port. [default: 8000]")
+@click.option("--workers", metavar="N", type=int, help="Number of worker processes. [default: 1]")
+@click.option("--threads", metavar="N", type=int, help="Requests that one worker answers at a time. [default: 4]")
 @click.option(
     "--server",
     type=click.Choice(get_args(ServingConfig.model_fields["server"].annotation)),
-    help="What runs them. [default: granian]",
+    help="WSGI server that runs the workers. [default: granian]",
 )
-@click.option("--live", metavar="STORE", help="Where live writes are kept: a file, or postgresql://... [default: none]")
+@click.option("--live", metavar="STORE", help="Store of live writes: a file, or postgresql://... [default: none]")
 @_config
 def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
-    """Answer over HTTP, until Ctrl-C.
+    """Serve recommendations over HTTP, until Ctrl-C.
 
-    DIR is a bundle, such as runs/run-1; or a link that `towers deploy` moves, such as runs/production, or an alias of
-    MLflow's registry, such as models:/two-towers@champion, which are followed. The index is made if there is none.
+    DIR is a bundle, such as runs/run-1; or a link that `towers deploy` changes, such as runs/production, or an alias of
+    MLflow's registry, such as models:/two-towers@champion. Changes of a link or an alias are loaded without a restart.
+    The index is built if there is none.
     """
     from serving.server.launch import serve_bundle
 
@@ -163,26 +162,26 @@ def _settings(config: Path | None, flags: dict[str, Any] | None = None) -> Servi
 
 
 _keys = click.option(
-    "--file", "path", metavar="FILE", type=_file, default=Path("keys.toml"), show_default=True, help="Where they are."
+    "--file", "path", metavar="FILE", type=_file, default=Path("keys.toml"), show_default=True, help="File of API keys."
 )
 
 
 def _warn_of_password(live: str | None) -> None:
-    """Say where a password is better kept than on the command line."""
+    """Warn about a password on the command line, and suggest safer places for it."""
     if live is not None and has_password(live):
         click.echo(
-            "note: --live holds a password, which every user of this machine can see in the list of processes; leave "
-            "it out there and set PGPASSWORD, or for `towers serve` set TOWERS_LIVE or live in serving.toml",
+            "note: --live contains a password, which every user of this machine can see in the list of processes; set "
+            "PGPASSWORD instead, or for `towers serve` TOWERS_LIVE or live in serving.toml",
             err=True,
         )
 
 
 @click.group()
 def key() -> None:
-    """Make, list and remove the keys of a service.
+    """Create, list and revoke API keys of a service.
 
-    The file holds hashes only. A service that runs takes changes up within a second; `api_keys_file = "keys.toml"` in
-    serving.toml makes it ask for keys at all.
+    The file holds only hashes. A running service applies changes within a second. The service requires keys only if
+    serving.toml has `api_keys_file = "keys.toml"`.
     """
 
 
@@ -191,17 +190,19 @@ def key() -> None:
 @click.option("--write", is_flag=True, help="Let the key write items and events, not only read.")
 @_keys
 def add(name: str, path: Path, *, write: bool) -> None:
-    """Make a key for NAME and show it, this once."""
+    """Create an API key for NAME, and show it once."""
     from serving.http.key_file import add_key
 
     click.echo(add_key(path, name, "write" if write else "read"))
-    click.echo(f"Shown only now; {path} holds its hash. Send it as `Authorization: Bearer <key>`.", err=True)
+    click.echo(
+        f"The key is not shown again; {path} holds only its hash. Send it as `Authorization: Bearer <key>`.", err=True
+    )
 
 
 @key.command("list")
 @_keys
 def list_keys(path: Path) -> None:
-    """Show whose keys there are, and what they are good for."""
+    """List the API keys: name, scope and time of creation."""
     from serving.http.key_file import read_keys
 
     for known in read_keys(path):
@@ -227,21 +228,26 @@ def remove(name: str, path: Path) -> None:
     type=click.FloatRange(0, 0.9999, min_open=True),
     default=0.95,
     show_default=True,
-    help="The cosine from which on two items are alike.",
+    help="Minimum cosine similarity of near-duplicates.",
 )
 @click.option(
-    "--output", metavar="FILE", type=_file, default=Path("duplicates.parquet"), show_default=True, help="The groups."
+    "--output",
+    metavar="FILE",
+    type=_file,
+    default=Path("duplicates.parquet"),
+    show_default=True,
+    help="File to write the groups to.",
 )
-@click.option("--pairs", metavar="FILE", type=_file, help="Write every pair as well: item_id, other_id, score.")
+@click.option("--pairs", metavar="FILE", type=_file, help="File to write every pair to: item_id, other_id, score.")
 @_config
 def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None, config: Path | None) -> None:
-    """Find items that are nearly the same, in groups: what pairs connect, the largest group first.
+    """Find near-duplicate items, in groups connected by pairs, the largest group first.
 
-    DIR is a bundle, such as runs/latest. The file has a row for each item in a group: group, place (1 is the item that
-    has the most interactions, the one to keep), item_id, interactions, nearest_id and the score with it.
+    DIR is a bundle, such as runs/latest. The file has a row for each item in a group: group, place (1 is the item with
+    the most interactions, the one to keep), item_id, interactions, nearest_id and the score of the two.
 
-    What is alike depends on what the model reads: with texts and attributes it is what is described alike, by id alone
-    items of the same users. The nearest scores of a sample, which are printed, show where to set the threshold.
+    Similarity depends on the model's features: with texts and attributes, items with similar descriptions are similar;
+    with ids alone, items of the same users. The printed nearest-neighbour scores of a sample help to set the threshold.
     """
     from serving.jobs.similarity_reports import report_duplicates
 
@@ -255,17 +261,17 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None,
     "num_clusters",
     metavar="N",
     type=click.IntRange(min=1),
-    help="How many.  [default: half the square root of the number of items, at most 500]",
+    help="Number of clusters.  [default: half the square root of the number of items, at most 500]",
 )
 @click.option(
-    "--output", metavar="FILE", type=_file, default=Path("clusters.parquet"), show_default=True, help="What is written."
+    "--output", metavar="FILE", type=_file, default=Path("clusters.parquet"), show_default=True, help="File to write."
 )
 @_config
 def clusters(bundle: Path, num_clusters: int | None, output: Path, config: Path | None) -> None:
-    """Divide the catalogue into clusters of items that are alike, named by their most typical words.
+    """Divide the catalogue into clusters of similar items, named by their most typical words.
 
     DIR is a bundle, such as runs/latest. The file has a row for each item: item_id, cluster (0 is the largest), name,
-    and the score with the centre of the cluster: the lower, the less typical.
+    and score, the cosine similarity to the cluster's centre: low for items that are not typical.
     """
     from serving.jobs.similarity_reports import report_clusters
 
@@ -278,7 +284,7 @@ _link = click.option(
     type=_file,
     default=PRODUCTION,
     show_default=True,
-    help="What is served: a link, or an alias such as models:/two-towers@champion.",
+    help="The link or alias that the service follows, such as models:/two-towers@champion.",
 )
 
 
@@ -289,9 +295,9 @@ _link = click.option(
 def deploy(bundle: Path, link: Path, config: Path | None) -> None:
     """Deploy a bundle to a running service, without a failed request.
 
-    DIR is the bundle, such as runs/run-7. It is verified first, and its index made if there is none; then LINK, which
-    the service was started with, points to it, and every worker goes over by itself within seconds. Where LINK is an
-    alias, the bundle is registered in MLflow as a new version, and the services that follow the alias fetch it.
+    DIR is the bundle, such as runs/run-7. It is verified first, and its index built if there is none; then LINK, which
+    the service was started with, is set to it, and every worker loads it within seconds. If LINK is an alias, the
+    bundle is registered in MLflow as a new version, which the services that follow the alias download.
     """
     from serving.deploy.swap import swap_bundle
 
@@ -302,9 +308,9 @@ def deploy(bundle: Path, link: Path, config: Path | None) -> None:
 @_link
 @_config
 def rollback(link: Path, config: Path | None) -> None:
-    """Let a running service go back to the bundle that it served before.
+    """Roll a running service back to the bundle that it served before.
 
-    A second rollback goes forward again.
+    A second rollback returns to the newer bundle.
     """
     from serving.deploy.swap import roll_back
 

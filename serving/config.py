@@ -1,6 +1,6 @@
-"""`serving.toml`: what the operator of a service decides. Every key is an environment variable and most are flags too.
+"""`serving.toml`: the operator's settings. Every key can be set by an environment variable, and most by a flag, too.
 
-Later ones win: the default, `serving.toml`, `TOWERS_<KEY>` in the environment, the flag.
+In order of increasing precedence: the default, `serving.toml`, `TOWERS_<KEY>` in the environment, the flag.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from towers.bundle.trust import Trust
 
 ENVIRONMENT_PREFIX = "TOWERS_"
 PRODUCTION = Path("runs/production")
-"""The link that a service in production is started with. Only `towers deploy` and `towers rollback` move it."""
+"""The link that a service in production is started with. Only `towers deploy` and `towers rollback` change it."""
 
 
 def _split(value: Any) -> Any:
-    """Return what an environment variable says as a list; anything else as it is."""
+    """Return the comma-separated text of an environment variable as a list; other values unchanged."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
@@ -37,16 +37,16 @@ def _host(entry: str) -> str:
 
 
 class ServingConfig(StrictTable):
-    """How a service is reached and what it allows."""
+    """The settings of a service: its address, limits, security, logging and search."""
 
     host: str = "127.0.0.1"
-    """The address to listen at. 0.0.0.0: reachable from other machines."""
+    """Address to listen on. 0.0.0.0: reachable from other machines."""
     port: int = Field(default=8000, ge=0, le=65_535)
-    """The port to listen at. 0: any that is free."""
+    """Port to listen on. 0: any free port."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Processes that answer. Each holds the model and the index, and one uses about one core."""
+    """Number of worker processes. Each loads the model and the index, and uses about one core."""
     threads: int = Field(default=4, ge=1, le=256)
-    """Requests that one worker answers at a time."""
+    """Number of requests that one worker answers at a time."""
     queue_size: int = Field(default=64, ge=0, le=4096)
     """Requests that may queue in one worker while `threads` are being answered. Further ones are rejected at once with
     503 and `Retry-After`. A longer queue absorbs bursts, and raises latency."""
@@ -76,63 +76,65 @@ class ServingConfig(StrictTable):
     max_explained_users: int = Field(default=10, ge=1)
     """Maximum number of users in a request with `reasons`."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
-    """The largest body of a request, in bytes."""
+    """Maximum size of a request body, in bytes."""
     body_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """How long the body of a request may take to arrive, in seconds. Raise it for clients with slow uplinks, together
-    with `max_body_bytes`; each body that is on its way holds a connection."""
+    """Maximum time for a request body to arrive, in seconds. Raise it, together with `max_body_bytes`, for clients with
+    slow uplinks. Each body being received occupies a connection."""
     connections: int = Field(default=512, ge=16, le=65_536)
-    """The most connections that one worker holds open; more of them wait until one ends. Each may take a thread."""
+    """Maximum number of open connections of one worker; further ones wait. Each may occupy a thread."""
     api_keys_file: str | None = None
-    """File of the accepted API keys, written by `towers key`. None: no key is needed, not even to write."""
+    """File of the accepted API keys, written by `towers key`. None: no key is required, not even to write."""
     rate: float | None = Field(default=None, gt=0, le=1e6)
-    """Requests a second that one client (a key; without keys an address) may make, counted by all workers together.
-    None: any number."""
+    """Rate limit: requests per second of one client (its API key, or its address without keys), counted by all workers
+    together. None: no limit."""
     burst: int = Field(default=20, ge=1)
-    """With `rate`: how many requests of a client may come at once after a pause."""
+    """With `rate`: number of requests that a client may send at once after a pause."""
     trusted_proxies: int = Field(default=0, ge=0, le=16)
-    """How many proxies stand before the service and add to `X-Forwarded-For`, which says where a request comes from.
-    0: that header is not believed."""
+    """Number of proxies in front of the service that append the client's address to `X-Forwarded-For`. 0: the header is
+    ignored."""
     log_format: Format = "auto"
-    """How the log is written, one event a line. auto: `text` in a terminal, `json` elsewhere."""
+    """Format of the log, one event per line. auto: `text` in a terminal, `json` otherwise."""
     log_requests: Literal["all", "problems", "none"] = "problems"
-    """Which requests have a line in the log. problems: status 500 and above, and those that took `slow_seconds`."""
+    """Which requests are logged. problems: those with status 500 and above, or slower than `slow_seconds`."""
     slow_seconds: float = Field(default=1.0, gt=0)
     """Duration in seconds from which a request counts as slow."""
     recommend_seen: bool | None = None
     """Whether to recommend items that are already in a user's history. None: as the model was trained."""
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
-    """Columns of the catalogue that requests may filter by; in the environment with commas between them. None: all of
-    them. A client that may filter by a column can find out its values."""
+    """Columns of the catalogue that requests may filter by; comma-separated in the environment. None: all columns. A
+    client that may filter by a column can find out its values."""
     rerank: bool = True
-    """Re-rank the first items, where the bundle has a ranker (`towers train-ranker`)."""
+    """Re-rank the best candidates, if the bundle has a ranker (`towers train-ranker`)."""
     rerank_candidates: int | None = Field(default=None, ge=10, le=1000)
     """Number of candidates that are re-ranked. None: as many as the re-ranker was trained for."""
     rerank_budget_ms: float = Field(default=20.0, gt=0, le=60_000)
     """Time budget of re-ranking for all users of a request together, in milliseconds; users not re-ranked in time
     get the un-re-ranked results."""
     live: SecretStr | None = None
-    """Where items and events that arrive are kept: a file (SQLite) for the workers of one machine, or
-    postgresql://USER@HOST/DATABASE for several. None: the service takes none. A password in it appears nowhere; on the
-    command line other users of the machine could see it, so set it here, in the environment, or in `PGPASSWORD`."""
+    """Store of live writes (items and events): a file (SQLite) for the workers of one machine, or
+    postgresql://USER@HOST/DATABASE for several machines. None: the service accepts no writes. A password is never
+    shown or logged; on the command line other users of the machine could see it, so set it here, in the environment, or
+    in `PGPASSWORD`."""
     watch_seconds: float = Field(default=2.0, ge=0, le=86_400)
-    """How often to look whether there is another bundle or index to serve, in seconds. 0: never."""
+    """Interval of checks for a new bundle or index, in seconds, which is then loaded without a restart. 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where the index searches. auto: on a GPU where there is one and FAISS is built for it."""
+    """Device for searches in the index. auto: a GPU if there is one and FAISS is built for it."""
     trusted_keys: str | None = None
-    """File of public keys (`towers keygen`), one or several. A bundle, its index and its ranker are used only if one of
-    them signed each. None: no signature is needed; digests only show that they are intact."""
+    """File of public keys (`towers keygen`), one or several. A bundle, its index and its ranker are used only if each
+    is signed by one of them. None: no signature is required; checksums only detect damage."""
     encoder_hosts: Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_split)] = Field(
         default_factory=list
     )
-    """Embeddings services that a bundle may send texts to: `HOST` or `HOST:PORT` for https (this machine for http as
-    well), `http://HOST:PORT` for a connection that is not encrypted. With `huggingface.co` models that a bundle only
-    names are fetched. In the environment with commas between them."""
+    """Embeddings services that a bundle may send texts to: `HOST` or `HOST:PORT` for https (on this machine also http),
+    `http://HOST:PORT` for unencrypted connections. `huggingface.co` allows the download of models that a bundle refers
+    to by name. Comma-separated in the environment."""
     encoder_key_variables: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
-    """Environment variables whose values a bundle may send to such a service as its key; with commas as above."""
+    """Environment variables whose values a bundle may send to such a service as its API key; comma-separated in the
+    environment."""
 
     @property
     def trust(self) -> Trust:
-        """What a bundle is trusted with."""
+        """The permissions of a bundle: the services that it may use, and the keys that must have signed it."""
         remote = RemotePolicy(tuple(self.encoder_hosts), tuple(self.encoder_key_variables), deadline.left)
         return Trust(remote, None if self.trusted_keys is None else Path(self.trusted_keys))
 
@@ -143,12 +145,12 @@ def read_settings(
     """Return the settings of a service.
 
     Args:
-        path: A `serving.toml`. None: none is read.
-        environment: Where `TOWERS_<KEY>` is looked up. None: the process's own.
-        flags: What the command line says; None values were not given.
+        path: A `serving.toml`. None: no file is read.
+        environment: The environment with `TOWERS_<KEY>`. None: that of this process.
+        flags: The flags of the command line by setting; those that are None were not given.
 
     Raises:
-        DataError: A setting is unknown or has a value that is not allowed; says where.
+        DataError: A setting is unknown or has an invalid value; names it and its source.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -158,14 +160,14 @@ def read_settings(
     settings = parse_settings(ServingConfig, values, "settings of the service")
     if settings.default_k > settings.max_k:
         raise DataError(
-            f"settings of the service: default_k = {settings.default_k} is more than max_k = {settings.max_k};"
-            " lower the one or raise the other"
+            f"settings of the service: default_k = {settings.default_k} is greater than max_k = {settings.max_k};"
+            " lower default_k or raise max_k"
         )
     return settings
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the settings of a service, for child processes: they read a file."""
+    """Return an environment without the settings of a service, for child processes, which read them from a file."""
     names = _variables()
     return {name: value for name, value in environment.items() if name not in names}
 

@@ -1,10 +1,10 @@
-"""How long a request may take: every loop of every stage calls `check`, wherever it is.
+"""The deadline of a request: every long loop of every stage calls `check`, which raises once the deadline has passed.
 
-When the request of a thread has to be answered is noted by thread, as in `serving.observability.timings`: the work need
-not know who asked. Where no request is being answered (`towers index`, a file for everyone, a reload) nothing ends it.
+The deadline is stored per thread, as in `serving.observability.timings`, so it need not be passed down the calls.
+Outside of requests (`towers index`, `towers recommend`, a reload) there is no deadline.
 
-Work inside one call to a library cannot be interrupted, so `parts` cuts work on many rows into short pieces. How long
-these are does not depend on the clock: the same request is computed in the same way each time.
+A call to a library cannot be interrupted, so `parts` divides work on many rows into short pieces. Their size does not
+depend on the clock, so the same request is always computed in the same way.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TypeVar
 from serving.errors import DeadlineExceededError
 
 PRODUCTS = 1 << 29
-"""How many multiplications a piece of work should have: about 50 ms of one core."""
+"""Number of multiplications in one piece of work: about 50 ms of one core."""
 
 _Row = TypeVar("_Row")
 
 
 class _Current(threading.local):
-    """When the request of this thread has to be answered, and how many seconds it had."""
+    """The deadline of this thread's request, on the clock of `perf_counter`, and its length in seconds."""
 
     ends: float = math.inf
     seconds: float = math.inf
@@ -35,35 +35,35 @@ _current = _Current()
 
 
 def start(seconds: float) -> None:
-    """Let the work of this thread end after so many seconds, counted from now."""
+    """Set the deadline of this thread to so many seconds from now."""
     _current.seconds = seconds
     _current.ends = perf_counter() + seconds
 
 
 def clear() -> None:
-    """Let the work of this thread take as long as it takes."""
+    """Remove the deadline of this thread."""
     _current.ends = _current.seconds = math.inf
 
 
 def check() -> None:
-    """Raise `DeadlineExceededError` if the time of this thread's request is over."""
+    """Raise `DeadlineExceededError` if the deadline of this thread has passed."""
     if perf_counter() > _current.ends:
         raise exceeded()
 
 
 def exceeded() -> DeadlineExceededError:
-    """Return the error that says that the time of this thread's request is over."""
+    """Return the error for a request of this thread that exceeded its deadline."""
     return DeadlineExceededError(_current.seconds)
 
 
 def left() -> float | None:
-    """Return how many seconds this thread's request still has, at least 0; None where there is no deadline."""
+    """Return the seconds until the deadline of this thread, at least 0; None if there is no deadline."""
     return None if _current.ends == math.inf else max(0.0, _current.ends - perf_counter())
 
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Let the work inside take as long as it takes: what several requests share must not end with one of them."""
+    """Ignore the deadline inside the block: work that several requests share must not be aborted by one of them."""
     before = _current.ends
     _current.ends = math.inf
     try:
@@ -74,10 +74,10 @@ def suspended() -> Iterator[None]:
 
 @contextmanager
 def held(lock: threading.Lock) -> Iterator[None]:
-    """Hold a lock, waited for no longer than the deadline allows.
+    """Hold a lock; waits for it until the deadline at most.
 
     Raises:
-        DeadlineExceededError: It was not free in time.
+        DeadlineExceededError: The lock did not become free in time.
     """
     remaining = left()
     if not lock.acquire(timeout=-1 if remaining is None else remaining):
@@ -89,19 +89,19 @@ def held(lock: threading.Lock) -> Iterator[None]:
 
 
 def watched(rows: Iterable[_Row]) -> Iterator[_Row]:
-    """Yield what there is, and check the deadline before each."""
+    """Yield the elements, and check the deadline before each."""
     for row in rows:
         check()
         yield row
 
 
 def parts(total: int, size: int, most: int | None = None) -> Iterator[slice]:
-    """Yield consecutive parts of `total` rows, and check the deadline before each of them.
+    """Yield slices that divide `total` rows into consecutive parts, and check the deadline before each.
 
     Args:
-        total: How many rows there are to work on.
-        size: How many are in a part where there is a deadline.
-        most: How many are in a part at most, with or without one. None: any number.
+        total: Number of rows.
+        size: Number of rows in a part if there is a deadline.
+        most: Maximum number of rows in a part, with or without a deadline. None: no maximum.
     """
     largest = max(1, total if most is None else min(total, most))
     step = largest if _current.ends == math.inf else max(1, min(largest, size))

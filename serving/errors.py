@@ -1,32 +1,35 @@
-"""The exceptions of a service that is up and yet cannot give an answer: nothing to answer from, or no time for it."""
+"""Exceptions of a running service that cannot answer a request: no model is loaded, or the deadline passed."""
 
 from __future__ import annotations
 
 
 class NotReady(RuntimeError):  # noqa: N818 (a state, and a passing one)
-    """The model or its index is not loaded, so no answer can be given now.
+    """The model, its index or the event log is not available at the moment.
 
-    Over HTTP it is a 503 in the one error shape; on the command line it is one line and exit status 2.
+    Over HTTP the response is a 503; on the command line the message is printed and the exit status is 2.
+
+    Args:
+        message: The message for clients.
+        cause: The cause, such as a database driver's error, which is logged but not sent to clients.
 
     Attributes:
-        said: The message for clients. The exception's own text, for the operator, has the cause as well.
+        message: The message for clients. The text of the exception, for the operator, includes the cause.
     """
 
-    def __init__(self, said: str, cause: object = None) -> None:
-        """Take the message for clients, and the cause, which only the log names, such as a database driver's error."""
-        super().__init__(said if cause is None else f"{said} ({' '.join(str(cause).split())})")
-        self.said = said
+    def __init__(self, message: str, cause: object = None) -> None:
+        super().__init__(message if cause is None else f"{message} ({' '.join(str(cause).split())})")
+        self.message = message
 
 
 class DeadlineExceededError(RuntimeError):
-    """A request was not answered in the time that the setting `timeout_seconds` allows; over HTTP it is a 503.
+    """A request exceeded its deadline, the setting `timeout_seconds`; over HTTP the response is a 503.
 
     Args:
-        seconds: The time limit that it exceeded.
+        seconds: The deadline, in seconds from the arrival of the request.
     """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the request took longer than timeout_seconds = {seconds:g} allows and was ended; "
-            "ask for fewer users, items or rules at once, or try again when the service is less busy"
+            f"the request exceeded the deadline timeout_seconds = {seconds:g} and was aborted; "
+            "request fewer users, items or rules at once, or try again when the service is less busy"
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("features", "towers", "training")
+PACKAGES = ("features", "towers", "training", "serving")
 
 FORBIDDEN = {
     r"anew|amiss|beside|hence|dear|dearly|told|nought|whilst|betwixt": "an old word; say it plainly",

@@ -6,10 +6,11 @@
 | none of these | `brand_not=Acme` | `{"brand": {"not": ["Acme"]}}` | all |
 | from, up to | `price_min=10&price_max=50` | `{"price": {"min": 10, "max": 50}}` | numbers, times |
 
-All conditions must hold; a range includes both ends, and a date is its first moment. A cell of several values (a list,
-or text with a separator) fits if any of them does. An empty cell fits nothing but "none of these". `item_id` is a
-column, too: so there are lists of items to allow and to deny. A column named like a condition comes before it. The
-table of operators is `serving.search.conditions.OPERATORS`.
+All conditions must hold. A range includes both ends; a date stands for the beginning of the day. A cell with several
+values (a list, or text with a separator) matches if any of them does. An empty cell matches only "none of these".
+`item_id` can be used as a column, for lists of items to allow or to deny. If a column has the name of a condition
+(`price_max`), the name refers to the column. The table of
+operators is `serving.search.conditions.OPERATORS`.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES, MAX_NUMBER_CHARACT
 from serving.search.conditions import DEFAULT_OPERATOR, OPERATORS, Comparable, Condition, Filter, Mask, as_filter
 from serving.search.results import AllowedItems
 
-# Each character can be matched in one way only: then the time to match grows with the length and not faster.
+# Without ambiguity, so that matching takes linear time.
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
-# What is remembered of filters: a mask, the rows and their order by regions, 17 bytes an item.
-_REMEMBERED_BYTES = 1 << 27
+# Memory of the cache of filters; for each item a mask, the row and its order by regions take 17 bytes.
+_CACHE_BYTES = 1 << 27
 _BYTES_PER_ITEM = 17
-# Longer lists of values are not likely to come again, and would take memory themselves.
-_REMEMBERED_VALUES = 1000
-# From so many values on, a column of numbers is searched for all at once.
+# Filters with more values are not cached: they are unlikely to be repeated, and take memory themselves.
+_MAX_CACHED_VALUES = 1000
+# Above this number of values, a column of numbers is compared with all of them in one pass.
 _MANY_VALUES = 8
 _MOST_NAMED = 12
 _MOST_NUMBER = 1e300
@@ -58,7 +59,7 @@ _DIGITS_OF_DATES = (4, 8)
 
 
 class Filters:
-    """The columns of a catalogue, ready to be filtered by; safe to use from several threads.
+    """The columns of a catalogue as filters; safe to use from several threads.
 
     Attributes:
         catalog: The items.
@@ -70,12 +71,12 @@ class Filters:
         settings: Mapping[str, FeatureSettings] | None = None,
         columns: Sequence[str] | None = None,
     ) -> None:
-        """Take the columns of a catalogue.
+        """Prepare the columns of a catalogue.
 
         Args:
             catalog: The items.
-            settings: How the model reads the columns: which hold times, and what separates several values.
-            columns: Those that may be filtered by. None: all.
+            settings: The model's settings of the columns: which hold times, and what separates several values.
+            columns: The columns that may be filtered by. None: all.
 
         Raises:
             DataError: The catalogue has no such column.
@@ -85,16 +86,16 @@ class Filters:
         self._allowed = list(catalog.frame.columns if columns is None else columns)
         self._read: dict[str, _Column] = {}
         self._by_value: dict[str, ItemsByValue] = {}
-        num_known = max(2, min(1024, _REMEMBERED_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
-        self._known: LRUCache[Filter, AllowedItems] = LRUCache(num_known)
-        self._turn = threading.Lock()
+        num_cached = max(2, min(1024, _CACHE_BYTES // (_BYTES_PER_ITEM * max(1, len(catalog)))))
+        self._cache: LRUCache[Filter, AllowedItems] = LRUCache(num_cached)
+        self._lock = threading.Lock()
         missing = [name for name in self._allowed if name not in catalog.frame.columns]
         if missing:
             there = _named(list(catalog.frame.columns))
             raise DataError(f"filter_columns: the catalogue has no column {missing[0]!r}; it has {there}")
 
     def of_part(self, catalog: Catalog, columns: Sequence[str] | None = None) -> Filters:
-        """Return the same columns, or some of them, of other items, whose table has the same types."""
+        """Return filters on the same columns, or some of them, of other items with the same column types."""
         return Filters(catalog, self._settings, self._allowed if columns is None else columns)
 
     def parse(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
@@ -102,19 +103,19 @@ class Filters:
 
         Args:
             given: By column: a value, a list of values, or a table of `OPERATORS`.
-            place: Where it stands, for messages.
+            place: Path of the object in the request, for messages.
 
         Raises:
             DataError: Names the column, what was expected and what was found.
         """
         _refuse_many(place, len(given), MAX_CONDITIONS, "columns")
-        said = []
+        conditions = []
         for column, wanted in given.items():
             where = f"{place}.{column}"
             self._check(column, where)
-            said += [(column, operator, values, stands) for operator, values, stands in _comparisons(wanted, where)]
-        _refuse_many(place, sum(len(values) for _, _, values, _ in said), MAX_FILTER_VALUES, "values")
-        return as_filter([self._condition(*one) for one in said])
+            conditions += [(column, operator, values, path) for operator, values, path in _comparisons(wanted, where)]
+        _refuse_many(place, sum(len(values) for _, _, values, _ in conditions), MAX_FILTER_VALUES, "values")
+        return as_filter([self._condition(*one) for one in conditions])
 
     def from_query(self, given: Mapping[str, Sequence[str]]) -> Filter:
         """Return the filter that the parameters of a query describe.
@@ -136,7 +137,7 @@ class Filters:
         return as_filter(conditions)
 
     def columns(self) -> dict[str, ColumnSchema]:
-        """Return what may be asked of each column that can be compared, without reading its cells."""
+        """Return the schema of each column that can be filtered by; does not read the cells."""
         nothing = Catalog(self.catalog.frame.iloc[:0])
         read = {name: _read(nothing, name, self._settings.get(name)) for name in self._allowed}
         return {
@@ -151,7 +152,7 @@ class Filters:
         return len(self.catalog)
 
     def mask(self, wanted: Filter) -> Mask:
-        """Return which items fit; all where there are no conditions."""
+        """Return which items match a filter, `[items]`; all for an empty filter."""
         allowed = self.allowed(wanted)
         return np.ones(self.num_items, dtype=bool) if allowed is None else allowed.mask
 
@@ -160,10 +161,10 @@ class Filters:
 
         Args:
             column: The column.
-            where: The place in the request that names it, for a message.
+            where: Path in the request, for messages.
 
         Raises:
-            DataError: There is no such column to ask for, or its cells cannot be compared.
+            DataError: There is no such column to filter by, or its cells cannot be compared.
         """
         self._check(column, where)
         found = self._by_value.get(column)
@@ -174,20 +175,20 @@ class Filters:
         return found
 
     def allowed(self, wanted: Filter) -> AllowedItems | None:
-        """Return the items that fit, remembered for the next request; None for an empty filter."""
+        """Return the items that match a filter, cached for later requests; None for an empty filter."""
         if not wanted:
             return None
-        with self._turn:
-            known = self._known.get(wanted)
+        with self._lock:
+            known = self._cache.get(wanted)
             if known is not None:
                 return known
         mask = np.ones(len(self.catalog), dtype=bool)
         for condition in wanted:
             mask &= self._mask(condition)
         found = AllowedItems(mask, wanted)
-        if sum(len(condition.values) for condition in wanted) <= _REMEMBERED_VALUES:
-            with self._turn:
-                self._known[wanted] = found
+        if sum(len(condition.values) for condition in wanted) <= _MAX_CACHED_VALUES:
+            with self._lock:
+                self._cache[wanted] = found
         return found
 
     def _mask(self, condition: Condition) -> Mask:
@@ -201,7 +202,7 @@ class Filters:
         typed = [value.read(one) for one in values]
         for one, known in zip(values, typed, strict=True):
             if known is None:
-                raise DataError(f"{where}: expected {value.spoken(one)}, found {shown(one)}")
+                raise DataError(f"{where}: expected {value.expectation(one)}, found {shown(one)}")
         return Condition(name, operator, tuple(sorted(set(typed))))
 
     def _column(self, name: str) -> _Column:
@@ -230,7 +231,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class ColumnSchema:
-    """What a request may say of a column.
+    """The conditions that a request may have on a column.
 
     Attributes:
         value: The JSON schema of a value.
@@ -248,11 +249,11 @@ class ColumnSchema:
 
 @dataclass(frozen=True)
 class ItemsByValue:
-    """The items by the values of a column. Values are numbers from 0.
+    """The items by the values of a column. Values are numbered from 0.
 
     Attributes:
-        values: Each item's values, one item's after the other's, none twice, `[cells]`.
-        offsets: Where each item's begin, `[items + 1]`.
+        values: The distinct values of each item, item by item, `[cells]`.
+        offsets: Start of each item's values, `[items + 1]`.
     """
 
     values: Int64[np.ndarray, " cells"]
@@ -272,11 +273,11 @@ class ItemsByValue:
 
     @cached_property
     def num_values(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return int(self.values.max(initial=-1)) + 1
 
     def have(self, rows: Int64[np.ndarray, " rows"], wanted: Bool[np.ndarray, " values"]) -> Bool[np.ndarray, " rows"]:
-        """Return which of the items have one of the wanted values."""
+        """Return which of the items have at least one of the wanted values."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         is_wanted = wanted[self.values[ragged_arange(self.offsets[rows], lengths)]]
         found = np.zeros(len(rows), dtype=bool)
@@ -290,7 +291,7 @@ class ItemsByValue:
 
     @cached_property
     def _by_value(self) -> tuple[Int64[np.ndarray, " cells"], Int64[np.ndarray, " values_plus_1"]]:
-        """The items of each value, one value's after the other's, and where each value's begin."""
+        """The items of each value, value by value, and the start of each value's items."""
         rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         counts = np.bincount(self.values, minlength=self.num_values)
         return rows[np.argsort(self.values, kind="stable")], offsets_of(counts)
@@ -298,13 +299,13 @@ class ItemsByValue:
 
 @dataclass(frozen=True)
 class ValueType:
-    """What a value of a column must be.
+    """The type of a column's values.
 
     Attributes:
-        typed: Returns what was given as the column has it; None where it cannot be such a value.
-        expected: What is allowed, for a message.
-        schema: The same as a JSON schema.
-        longest: The most characters that it may have as text.
+        typed: Converts a value from a request to the column's type; returns None if that is not possible.
+        expected: Description of valid values, for messages.
+        schema: JSON schema of valid values.
+        longest: Maximum number of characters of a value given as text.
     """
 
     typed: Callable[[Any], Any]
@@ -313,11 +314,11 @@ class ValueType:
     longest: int = MAX_NUMBER_CHARACTERS
 
     def read(self, given: Any) -> Any:
-        """Return what `typed` does, and None for text that is too long, which is not looked at."""
+        """Return the converted value; None if it is invalid or too long."""
         return None if self._is_long(given) else self.typed(given)
 
-    def spoken(self, given: Any) -> str:
-        """Return what was expected in the place of what was given."""
+    def expectation(self, given: Any) -> str:
+        """Return the description of valid values for an error about an invalid one."""
         return f"{self.expected} of at most {self.longest} characters" if self._is_long(given) else self.expected
 
     def _is_long(self, given: Any) -> bool:
@@ -328,21 +329,21 @@ class _Column(Comparable, Protocol):
     """A column that can be asked which rows fit."""
 
     value: ValueType | None
-    """What a value must be; None where the column cannot be compared."""
+    """The type of its values; None if they cannot be compared."""
     holds: str
-    """What is in it, for a message."""
+    """Description of its content, for messages."""
     has_order: bool
-    """Whether there is more and less."""
+    """Whether its values are ordered, for `min` and `max`."""
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that have values and those values, as numbers from 0; a row of several values repeats."""
+        """Return rows and the numbers of their values, from 0; a row with several values is repeated."""
 
 
 class _Ordered:
     """Numbers, and times as Unix seconds.
 
-    A value is compared in the type of the column: in one of fractions as the nearest of its numbers, which is what the
-    cells were written as, and in one of whole numbers exactly, however large.
+    A value is compared in the type of the column: in a floating-point column it is rounded as the cells were, in an
+    integer column it is compared exactly, however large.
     """
 
     has_order = True
@@ -375,7 +376,7 @@ class _Ordered:
         return bool(np.issubdtype(self._values.dtype, np.integer))
 
     def _typed(self, value: Any) -> Any:
-        """Return a value in the type of the column; None where no cell can be it."""
+        """Return a value in the type of the column; None if no cell can have it."""
         if self._is_whole:
             limits = np.iinfo(self._values.dtype)
             whole = int(value)
@@ -393,7 +394,7 @@ class _Ordered:
 
 
 class _Named:
-    """Texts, truths and lists of them: for each value the rows that have it."""
+    """Texts, booleans and lists of them: for each value the rows that have it."""
 
     has_order = False
 
@@ -416,7 +417,7 @@ class _Named:
         return mask
 
     def at_least(self, value: Any) -> Mask:
-        raise AssertionError("it has no order")
+        raise AssertionError("the column has no order")
 
     at_most = at_least
 
@@ -444,7 +445,7 @@ class _Ids:
         return mask
 
     def at_least(self, value: Any) -> Mask:
-        raise AssertionError("it has no order")
+        raise AssertionError("the column has no order")
 
     at_most = at_least
 
@@ -453,7 +454,7 @@ class _Ids:
 
 
 class _Incomparable:
-    """Vectors, structures, bytes: nothing that a request could name."""
+    """Vectors, structures, bytes: values that a request cannot name."""
 
     has_order = False
 
@@ -467,7 +468,7 @@ class _Incomparable:
     at_least = at_most = any_of
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
-        raise AssertionError("no values can be told apart")
+        raise AssertionError("the values cannot be compared")
 
 
 def _comparable(column: _Column, name: str, where: str) -> ValueType:
@@ -477,7 +478,7 @@ def _comparable(column: _Column, name: str, where: str) -> ValueType:
 
 
 def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Column:
-    """Return a column as its type and its settings say."""
+    """Return a column as a filter, by its type and its settings."""
     if name == ITEM_ID:
         return _Ids(catalog)
     cells = pa.array(catalog.frame[name])
@@ -491,7 +492,7 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
         inner = kind.value_type
         if not (_is_text(inner) or pa.types.is_integer(inner)):
             return _Incomparable(kind)
-        # Not arrow's indices of parents, which count for lists of a fixed size what is in empty cells, too.
+        # Not arrow's `list_parent_indices`, which for lists of a fixed size includes the content of empty cells.
         there = cells.drop_null()
         lengths = pc.list_value_length(there).to_numpy(zero_copy_only=False)
         rows = np.repeat(np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False)), lengths)
@@ -504,7 +505,7 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
     if _is_text(kind):
         return _Named(rows, cells.drop_null(), len(cells), _TEXT_VALUE, "text")
     if pa.types.is_boolean(kind):
-        return _Named(rows, cells.drop_null(), len(cells), _TRUTH_VALUE, "truths")
+        return _Named(rows, cells.drop_null(), len(cells), _TRUTH_VALUE, "booleans")
     return _Incomparable(kind)
 
 
@@ -533,7 +534,7 @@ def _several(rows: np.ndarray, values: pa.Array, num_items: int) -> _Column:
 
 
 def _without_point(value: Any) -> Any:
-    """Return a whole number that is written as 7.0, which in JSON is the same as 7, as 7; anything else as it is."""
+    """Return a whole number such as 7.0 as an integer, which is the same in JSON; other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -577,7 +578,7 @@ def _moment(value: Any) -> int | float | None:
 
 
 _INTEGER = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
-# Queries hold nothing but text, and in a body, too, a number may be written as text.
+# Query parameters are text, and in a body, too, a number may be given as text.
 _WHOLE_SCHEMA = {"anyOf": [_INTEGER, {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,17})$", "maxLength": 19}]}
 _NUMBER_SCHEMA = {
     "anyOf": [
@@ -606,7 +607,7 @@ _MOMENT_VALUE = ValueType(
 
 
 def _comparisons(wanted: Any, where: str) -> list[tuple[str, Sequence[Any], str]]:
-    """Return what a body says of one column: the names of operators, the values, and the place of each for messages."""
+    """Return the conditions of a body on one column: operator, values, and path in the request."""
     if not isinstance(wanted, Mapping):
         return [(DEFAULT_OPERATOR, wanted if isinstance(wanted, list | tuple) else [wanted], where)]
     strange = [name for name in wanted if name not in OPERATORS]

@@ -1,8 +1,8 @@
-"""External ids to rows and back, without ever changing an id's type.
+"""Maps external ids to rows and back, without changing an id's type.
 
-A shop's ids are integers or text. A path holds text only (`/recommendations/42`), JSON holds both, and a table has one
-type: `IdMap` is the one place where an id in any of these spellings finds its row. In answers, ids that JavaScript
-would round are text: it has no whole numbers beyond 2^53, and would read 9007199254740993 as another item.
+Ids are integers or text. A path has only text (`/recommendations/42`), JSON has both, and a table has one type: `IdMap`
+finds the row of an id in any of these forms. In responses, ids that JavaScript would round are text: it has no exact
+integers beyond 2^53, and would read 9007199254740993 as another id.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from features.schema import MAX_ID_CHARACTERS
 
 ExternalId = int | str
 LARGEST_EXACT = 2**53 - 1
-"""The largest whole number that JavaScript, and whatever reads JSON numbers as doubles, does not round."""
+"""The largest integer that JavaScript, and other readers of JSON that use doubles, do not round."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,14})\.0*")
 
 
 class Rows(Protocol):
-    """Where ids are found."""
+    """A lookup of rows by id."""
 
     def get(self, external_id: ExternalId, /) -> int | None:
-        """Return the row of an id in the type of the map; None where there is no such id."""
+        """Return the row of an id, given in the type of the map; None if there is no such id."""
 
 
 def fits_json(number: Any) -> bool:
-    """Return whether every reader of JSON has this whole number as it is."""
+    """Return whether every reader of JSON reads this integer exactly."""
     return bool(-LARGEST_EXACT <= number <= LARGEST_EXACT)
 
 
@@ -40,9 +40,9 @@ class IdMap:
     """The rows of a list of distinct ids.
 
     Attributes:
-        is_integer: Whether they are whole numbers; else they are text.
-        is_wide: Whether one of them does not fit into a JSON number, so that answers say all of them as text.
-        is_said_as_is: Whether `said` returns every id of the map as it is, and need not be called.
+        is_integer: Whether the ids are integers; else they are text.
+        is_wide: Whether some id does not fit into a JSON number, so that responses have all of them as text.
+        is_json_safe: Whether `to_json` returns every id of the map unchanged, and need not be called.
         ids: The ids by row.
 
     Example:
@@ -55,21 +55,21 @@ class IdMap:
         self.is_integer = bool(np.issubdtype(ids.dtype, np.integer))
         self.ids: list[ExternalId] = ids.tolist()
         self.is_wide = self.is_integer and bool(len(ids)) and not (fits_json(ids.min()) and fits_json(ids.max()))
-        self.is_said_as_is = not self.is_wide
+        self.is_json_safe = not self.is_wide
         rows = {external_id: row for row, external_id in enumerate(self.ids)}
         assert len(rows) == len(self.ids), f"{len(self.ids) - len(rows)} ids occur twice"
         self._rows: Rows = rows
 
     def with_lookup(self, ids: list[ExternalId], rows: Rows) -> IdMap:
-        """Return a map of ids of the same type that has other ids by row, and finds rows elsewhere.
+        """Return a map of ids of the same type with other ids and another lookup.
 
         Args:
-            ids: The ids by row; an id may stand in several, of which `rows` knows the live one.
-            rows: Where an id is found.
+            ids: The ids by row; several rows may have the same id, of which `rows` returns the live one.
+            rows: The lookup of rows by id.
         """
         other = copy.copy(self)
         other.ids, other._rows = ids, rows
-        other.is_said_as_is = not self.is_integer
+        other.is_json_safe = not self.is_integer
         return other
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class IdMap:
         return len(self.ids)
 
     def row(self, external_id: ExternalId) -> int | None:
-        """Return the row of an id given as a number or as text; None where there is no such id."""
+        """Return the row of an id, given as a number or as text; None if there is no such id."""
         return self._rows.get(self.parse(external_id))
 
     def rows(self, external_ids: Iterable[ExternalId]) -> tuple[list[int], list[ExternalId]]:
@@ -93,16 +93,16 @@ class IdMap:
         return found, list(unknown)
 
     def places(self, external_ids: Sequence[ExternalId]) -> np.ndarray:
-        """Return the row of each id, in order, -1 for those that are unknown, `[ids]`."""
+        """Return the row of each id, in order, -1 for unknown ids, `[ids]`."""
         parsed = [one if type(one) is int and self.is_integer else self.parse(one) for one in external_ids]
         found = map(self._rows.get, parsed)
         return np.array([-1 if row is None else row for row in found], dtype=np.int64)
 
     def parse(self, external_id: ExternalId) -> ExternalId:
-        """Return an id in the type of this map where its spelling allows that, and as it is where not.
+        """Return an id in the type of this map if possible, else unchanged.
 
-        "42" is the number 42, and so is "42.0", as programs write whole numbers of a column with gaps: tables are read
-        in the same way. "042" and "4.2" are not numbers' ids.
+        "42" is the number 42, and so is "42.0", as programs write integers of a column with empty cells; tables are
+        read in the same way. "042" and "4.2" are not integer ids.
         """
         if not self.is_integer:
             return str(external_id)
@@ -113,11 +113,11 @@ class IdMap:
         match = _WHOLE.fullmatch(external_id)
         return int(match[1]) if match else external_id
 
-    def said(self, external_id: ExternalId) -> ExternalId:
-        """Return an id as an answer says it: text where this map has ids that do not fit, or where this one does not.
+    def to_json(self, external_id: ExternalId) -> ExternalId:
+        """Return an id for a response: as text if this map has ids that JSON readers round, or if this id is one.
 
         Example:
-            >>> IdMap(np.array([7, 42])).said(42), IdMap(np.array([7, 2**53])).said(7)
+            >>> IdMap(np.array([7, 42])).to_json(42), IdMap(np.array([7, 2**53])).to_json(7)
             (42, '7')
         """
         if type(external_id) is int and (self.is_wide or not -LARGEST_EXACT <= external_id <= LARGEST_EXACT):
@@ -125,7 +125,7 @@ class IdMap:
         return external_id
 
     def fits(self, external_id: ExternalId) -> bool:
-        """Return whether an id, as `parse` returned it, could be one of this map, though it may not be yet."""
+        """Return whether an id, as `parse` returned it, has the type and length of this map's ids."""
         if self.is_integer:
             return isinstance(external_id, int) and -(2**63) <= external_id < 2**63
         if not isinstance(external_id, str) or not 0 < len(external_id) <= MAX_ID_CHARACTERS:

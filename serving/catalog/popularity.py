@@ -1,7 +1,7 @@
-"""How often each item was had: what someone gets of whom nothing is known.
+"""The items by their number of interactions: the fallback for unknown users.
 
-Counts may grow while others ask: the order of the many that did not change is made once, and those that did are put in
-their places when somebody asks.
+Counts may grow while requests are answered: the order of unchanged items is computed once, and changed items are merged
+into it by each request.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from serving.search.results import ScoredRows
 
 
 class ItemPopularity:
-    """The items by how often they were had; safe to use from several threads."""
+    """The items by their number of interactions; safe to use from several threads."""
 
     def __init__(self, counts: Int64[np.ndarray, " items"], order: np.ndarray | None = None) -> None:
-        """Take the counts of a catalogue.
+        """Sort the items of a catalogue.
 
         Args:
-            counts: How often each item was had, by row.
-            order: The rows by count, the highest first and equal ones in order. None: it is made.
+            counts: Number of interactions of each item, by row.
+            order: The rows by count, the highest first, ties in ascending order. None: it is computed.
         """
         self._counts = counts
         self._num_rows = len(counts)
@@ -31,56 +31,56 @@ class ItemPopularity:
         self._unchanged = self._order
         self._changed: dict[int, None] = {}
         self._num_settled = 0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def growing(self) -> ItemPopularity:
         """Return a copy whose counts may grow."""
         return ItemPopularity(self._counts.copy(), self._order)
 
-    def best(self, depth: int, barred: np.ndarray, may: Bool[np.ndarray, " items"] | None = None) -> ScoredRows:
-        """Return the rows that were had most often, and the share of all interactions that each has.
+    def best(self, depth: int, excluded: np.ndarray, may: Bool[np.ndarray, " items"] | None = None) -> ScoredRows:
+        """Return the rows with the most interactions, and their shares of all interactions.
 
         Args:
-            depth: How many.
-            barred: Rows that must not be among them.
-            may: Whether a row may be; rows beyond its end may not. None: all may.
+            depth: Number of rows.
+            excluded: Rows to leave out.
+            may: Which rows are allowed; rows beyond its end are not. None: all.
         """
-        with self._turn:
+        with self._lock:
             parts, counts, total = self._parts(), self._counts, max(1, self._total)
         if may is not None:
             parts = [part[part < len(may)] for part in parts]
             parts = [part[may[part]] for part in parts]
-        rows = parts[0][: depth + len(barred)]
+        rows = parts[0][: depth + len(excluded)]
         if len(parts[1]):
             rows = np.concatenate([rows, parts[1]])
-            rows = rows[np.lexsort((rows, -counts[rows]))][: depth + len(barred)]
-        rows = rows[~np.isin(rows, barred)][:depth]
+            rows = rows[np.lexsort((rows, -counts[rows]))][: depth + len(excluded)]
+        rows = rows[~np.isin(rows, excluded)][:depth]
         return rows, (counts[rows] / total).astype(np.float32)
 
     def shares(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
-        """Return the share of all interactions that each row has."""
+        """Return each row's share of all interactions, 0 to 1."""
         return np.asarray((self._counts[rows] / max(1, self._total)).astype(np.float32))
 
     @property
     def greatest_share(self) -> float:
-        """The greatest of these shares; 0 where there are no items."""
+        """The greatest of these shares; 0 without items."""
         return float(self.shares(self._order[:1]).max(initial=0))
 
     def count(self, row: int, times: int = 1) -> None:
-        """Count an item as had so many times more."""
-        with self._turn:
+        """Count `times` more interactions with an item."""
+        with self._lock:
             self._counts[row] += times
             self._total += times
             self._changed[row] = None
 
     def remove(self, row: int) -> None:
-        """Let an item's times no longer count; whoever asks says by `may` that it must not be found."""
-        with self._turn:
+        """Remove an item's interactions from the total; callers of `best` must exclude it by `may`."""
+        with self._lock:
             self._total -= int(self._counts[row])
 
     def append(self, count: int) -> None:
-        """Add an item at the end that was had `count` times."""
-        with self._turn:
+        """Add an item with `count` interactions at the end."""
+        with self._lock:
             if self._num_rows == len(self._counts):
                 self._counts = np.concatenate([self._counts, np.zeros(max(64, self._num_rows), np.int64)])
             self._counts[self._num_rows] = count

@@ -1,6 +1,6 @@
-"""Which bundle is served, and changing it.
+"""Deployment of bundles to a running service.
 
-- `prepare`: a bundle verified, with an index; `swap`: `towers deploy` and `towers rollback`.
-- `hot_reload`: `RecommenderProvider`, the recommender of an application, replaced when there is another;
+- `prepare`: verifies a bundle and builds its index; `swap`: `towers deploy` and `towers rollback`.
+- `hot_reload`: `RecommenderProvider`, the recommender of an application, replaced when there is a new bundle or index;
   `mlflow_registry`: bundles behind an alias of MLflow's model registry.
 """

@@ -1,8 +1,8 @@
-"""The `Recommender` of an application: opened, kept up with the log of live writes, and replaced without a restart.
+"""The `Recommender` of an application: opened, updated from the log of live writes, and replaced without a restart.
 
-A new bundle or index, whether a link moved to it or it was written again, is verified, loaded, warmed and brought up to
-date by a thread while the old one goes on answering; from one request to the next it then takes its place. One that
-cannot be used is left alone, the old one goes on, and the log says why.
+When a link points to a new bundle, or an index was written again, a thread verifies, loads, warms and updates it while
+the old one still answers requests, and then swaps them between two requests. If the new one cannot be used, the old one
+stays, and the log says why.
 """
 
 from __future__ import annotations
@@ -29,223 +29,230 @@ from towers.rerankers.manifest import FOLDER as RANKER
 from towers.rerankers.manifest import NAME as RANKER_SEAL
 
 _SECONDS_BETWEEN_TRIES = 5.0
-_MOST_SECONDS_BETWEEN_TRIES = 60.0
-_SECONDS_BETWEEN_LOOKS = 0.5
-# How many times as long as a look at a log that is away took there is none after it.
-_LOOK_SHARE = 20
+_MAX_SECONDS_BETWEEN_TRIES = 60.0
+_SECONDS_BETWEEN_CHECKS = 0.5
+# After an attempt to read an unavailable log, the pause before the next is at most so many times its duration.
+_PAUSE_FACTOR = 20
 _NUM_WARMED = 10
 _log = logging.getLogger(__name__)
 
 
 class RecommenderProvider:
-    """The retriever of an application.
+    """The recommender of an application.
 
     Attributes:
-        store: The log of live writes; None where there is none, and nothing can be written.
+        store: The log of live writes; None if the service accepts none.
     """
 
     def __init__(
         self,
-        open_retriever: Callable[[], Recommender],
-        on_open: Callable[[Recommender], None] = lambda retriever: None,
+        open_recommender: Callable[[], Recommender],
+        on_open: Callable[[Recommender], None] = lambda recommender: None,
         store: EventLog | None = None,
         identify: Callable[[], object] = lambda: None,
         open_last: Callable[[], Recommender | None] = lambda: None,
     ) -> None:
-        """Take what opens the retriever; nothing is opened before it is asked for.
+        """Create a provider; the recommender is opened by the first `get`.
 
         Args:
-            open_retriever: Opens it; it raises `BundleError` or `DataError` where that cannot be.
-            on_open: Called with each just before it is served.
+            open_recommender: Opens the recommender; raises `BundleError` or `DataError` if that fails.
+            on_open: Called with each recommender just before it is served.
             store: The log of live writes.
-            identify: Returns something that is another value as soon as there is another bundle or index to open.
-            open_last: Opens what was served last, by any worker, where `open_recommender` cannot open what is meant to
-                be served; None: nothing was. It raises the same errors.
+            identify: Returns a value that changes when there is a new bundle or index to open.
+            open_last: Opens the bundle that any worker served last, if `open_recommender` fails; returns None if there
+                is none. Raises the same errors.
         """
         self.store = store
-        self._open = open_retriever
+        self._open = open_recommender
         self._on_open = on_open
         self._identify = identify
         self._open_last = open_last
         self._served: Callable[[bool], Recommender] | None = None
         self._identity: object = None
         self._next_try = 0.0
-        self._said = ""
-        self._turn = threading.Lock()
+        self._last_error = ""
+        self._opening = threading.Lock()
 
     def get(self, *, current: bool = False) -> Recommender:
-        """Return the retriever, with every live write in it.
+        """Return the recommender with all live writes applied.
+
+        Args:
+            current: Whether all live writes must be included, as for checking another write. Otherwise, while the log
+                cannot be read, the recommender of the last successful reading is returned.
 
         Args:
             current: Whether none may be missing, as where a further write is checked. If not, the retriever as of the
                 last reading goes on while the log cannot be read.
 
         Raises:
-            NotReady: It cannot be opened at present (the log says why), or `current` and live writes cannot be read.
+            NotReady: The recommender cannot be opened (the log says why), or `current` and the log cannot be read.
         """
-        # One request at a time tries to open it; the others need not wait for that.
-        if self._served is None and self._turn.acquire(blocking=False):
+        # One request at a time tries to open it; the others do not wait for that.
+        if self._served is None and self._opening.acquire(blocking=False):
             try:
                 self._try_to_open()
             finally:
-                self._turn.release()
+                self._opening.release()
         if self._served is None:
-            raise NotReady("the model and its index are not loaded; the server's log says why")
+            raise NotReady("the model and its index are not loaded; see the server's log")
         return self._served(current)
 
     def watch(self, seconds: float) -> None:
-        """Exchange the retriever whenever there is another, from a thread that looks every so many seconds."""
+        """Start a thread that checks for a new bundle or index every so many seconds, and reloads."""
         threading.Thread(target=self._watch, args=(seconds,), name="towers-watch", daemon=True).start()
 
-    def exchange(self) -> bool:
-        """Exchange the retriever if there is another; return whether what is served is the newest there is."""
+    def reload(self) -> bool:
+        """Replace the recommender if there is a new bundle or index; return whether the newest one is served."""
         identity = self._identify()
         if identity == self._identity:
-            self._said = ""
+            self._last_error = ""
             return True
         try:
-            retriever = self._open()
-            served = self._prepared(retriever)
+            recommender = self._open()
+            served = self._prepared(recommender)
             warm(served(False))
         except (BundleError, DataError) as error:
-            self._say(f"not exchanged, what was served goes on: {error}")
+            self._log_error(f"the new bundle or index cannot be used; still serving the previous one: {error}")
             return False
-        self._on_open(retriever)
-        self._served, self._identity, self._said = served, identity, ""
+        self._on_open(recommender)
+        self._served, self._identity, self._last_error = served, identity, ""
         release_memory()
-        _log.warning("now serving model %s, index %s", retriever.model, retriever.index_version)
+        _log.warning("now serving model %s, index %s", recommender.model, recommender.index_version)
         return True
 
-    def _say(self, what: str) -> None:
-        """Log what is wrong, once as long as it is the same."""
-        if what != self._said:
-            _log.error(what)
-        self._said = what
+    def _log_error(self, message: str) -> None:
+        """Log an error, unless it is the same as the last one."""
+        if message != self._last_error:
+            _log.error(message)
+        self._last_error = message
 
     def _watch(self, seconds: float) -> None:
-        step_back()  # requests come first
-        patience = 0.0
+        step_back()  # requests have priority
+        pause = 0.0
         while True:
-            time.sleep(max(seconds, patience))
+            time.sleep(max(seconds, pause))
             try:
-                is_newest = self._served is None or self.exchange()
-            except Exception as error:  # a thread that ended would never look again
-                _log.error("not exchanged, what was served goes on", exc_info=error)
+                is_newest = self._served is None or self.reload()
+            except Exception as error:  # the thread must not end, or no new bundle would ever be loaded
+                _log.error("reload failed; still serving the previous model and index", exc_info=error)
                 is_newest = False
-            patience = 0.0 if is_newest else min(max(seconds, 2 * patience), _MOST_SECONDS_BETWEEN_TRIES)
+            pause = 0.0 if is_newest else min(max(seconds, 2 * pause), _MAX_SECONDS_BETWEEN_TRIES)
 
     def _try_to_open(self) -> None:
         if self._served is not None or time.monotonic() < self._next_try:
             return
         identity = self._identify()
         try:
-            retriever = self._open()
-            served = self._prepared(retriever)
+            recommender = self._open()
+            served = self._prepared(recommender)
         except (BundleError, DataError) as error:
             if not self._try_to_reopen(error):
                 self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
-                self._say(f"not ready: {error}")
+                self._log_error(f"not ready: {error}")
             return
-        self._on_open(retriever)
+        self._on_open(recommender)
         self._served, self._identity = served, identity
 
     def _try_to_reopen(self, why: Exception) -> bool:
-        """Serve what was served last, until what is meant to be served can be; return whether there is something."""
+        """Serve the bundle that was served last, until the intended one can be opened; return whether that works."""
         try:
-            retriever = self._open_last()
-            if retriever is None:
+            recommender = self._open_last()
+            if recommender is None:
                 return False
-            served = self._prepared(retriever)
+            served = self._prepared(recommender)
         except (BundleError, DataError) as error:
-            _log.error("what was served last cannot be opened: %s", error)
+            _log.error("the bundle that was served last cannot be opened: %s", error)
             return False
-        _log.error("serving %s, which was served last: %s", retriever.bundle.path, why)
-        self._on_open(retriever)
+        _log.error("serving the previous bundle %s: %s", recommender.bundle.path, why)
+        self._on_open(recommender)
         self._served = served
         return True
 
-    def _prepared(self, retriever: Recommender) -> Callable[[bool], Recommender]:
-        """Return what is to be served, ready to answer."""
+    def _prepared(self, recommender: Recommender) -> Callable[[bool], Recommender]:
+        """Return the function that `get` calls: with a log, it applies new records first."""
         if self.store is None:
-            return lambda current: retriever
-        return _LiveOrStale(LiveRecommender(retriever, self.store))
+            return lambda current: recommender
+        return _LiveOrStale(LiveRecommender(recommender, self.store))
 
 
 class LastServed:
-    """The bundle that the workers of a server served last, remembered where they meet.
+    """The bundle that the workers of a server served last, stored in a file in their shared folder.
 
     Args:
-        folder: Where they meet. None: nothing is remembered.
+        folder: The shared folder. None: nothing is stored.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._file = None if folder is None else folder / "served"
 
     def note(self, bundle: Path) -> None:
-        """Remember a bundle that was opened and is served from now on."""
+        """Store the path of a bundle that is served from now on."""
         if self._file is not None:
-            with suppress(OSError), atomic_file(self._file) as file:  # a full memory is no reason not to serve
+            with (
+                suppress(OSError),
+                atomic_file(self._file) as file,
+            ):  # if memory is full, the bundle is served all the same
                 file.write_text(str(bundle.resolve()), encoding="utf-8")
 
     def bundle(self) -> Path | None:
-        """Return the bundle; None where none was served."""
+        """Return the path of the bundle; None if none was served."""
         if self._file is None or not self._file.exists():
             return None
         return Path(self._file.read_text(encoding="utf-8"))
 
 
 class _LiveOrStale:
-    """A live retriever that goes on with what it knows where its log is out of reach."""
+    """A live recommender that falls back to its last state while its log cannot be read."""
 
     def __init__(self, live: LiveRecommender) -> None:
         self._live = live
-        self._next_word = self._next_look = 0.0
-        self._is_away = False
-        self._looking = threading.Lock()
+        self._next_message = self._next_try = 0.0
+        self._is_unavailable = False
+        self._trying = threading.Lock()
 
     def __call__(self, current: bool) -> Recommender:
-        if not self._is_away:
+        if not self._is_unavailable:
             return self._read(current)
-        # Not with each request, and one at a time: one that waits for the log must not keep the others waiting.
-        if time.monotonic() < self._next_look or not self._looking.acquire(blocking=False):
+        # Only one request at a time, now and then, tries to read the log; the others do not wait for it.
+        if time.monotonic() < self._next_try or not self._trying.acquire(blocking=False):
             return self._last_read(current)
         try:
             return self._read(current)
         finally:
-            self._looking.release()
+            self._trying.release()
 
     def _read(self, current: bool) -> Recommender:
         began = time.monotonic()
         try:
-            retriever = self._live.current()
-            self._is_away = False
-            return retriever
+            recommender = self._live.current()
+            self._is_unavailable = False
+            return recommender
         except NotReady as error:
-            # A file that is gone is asked for at once; a server that lets callers wait, only now and then.
+            # A missing file fails at once and is tried again soon; a database that times out is tried less often.
             now = time.monotonic()
-            self._next_look = now + min(_SECONDS_BETWEEN_LOOKS, _LOOK_SHARE * (now - began))
-            self._is_away = True
-            if time.monotonic() >= self._next_word:
-                self._next_word = time.monotonic() + _SECONDS_BETWEEN_TRIES
-                _log.error("answers are without the newest live writes: %s", error)
+            self._next_try = now + min(_SECONDS_BETWEEN_CHECKS, _PAUSE_FACTOR * (now - began))
+            self._is_unavailable = True
+            if time.monotonic() >= self._next_message:
+                self._next_message = time.monotonic() + _SECONDS_BETWEEN_TRIES
+                _log.error("responses do not include the newest live writes: %s", error)
             return self._last_read(current)
 
     def _last_read(self, current: bool) -> Recommender:
-        if current:  # what is missing may be the very item that a write is about
+        if current:  # the item that a write refers to may be among the missing records
             raise NotReady("the log of live writes cannot be read")
         return self._live.latest
 
 
-def warm(retriever: Recommender) -> None:
-    """Let a retriever answer once as it will have to, so that its first caller need not wait longer than others."""
-    for user_id in retriever.state.users.ids[:1]:
-        retriever.recommend(user_id, _NUM_WARMED)
-    retriever.recommend(UserProfile(retriever.state.items.ids[:1]), _NUM_WARMED)
-    retriever.popular(_NUM_WARMED)
+def warm(recommender: Recommender) -> None:
+    """Run each kind of request once, so that the first request of a client is not slower than later ones."""
+    for user_id in recommender.state.users.ids[:1]:
+        recommender.recommend(user_id, _NUM_WARMED)
+    recommender.recommend(UserProfile(recommender.state.items.ids[:1]), _NUM_WARMED)
+    recommender.popular(_NUM_WARMED)
 
 
 def identity_of(path: Path) -> object:
-    """Return something that is another value after a link was moved, or a bundle or its index written anew."""
+    """Return a value that changes when the link points to another bundle, or the bundle or its index is rewritten."""
     folder = path.resolve()
     return folder, *(_stamp(folder / name) for name in (MANIFEST, f"{FOLDER}/{NAME}", f"{RANKER}/{RANKER_SEAL}"))
 

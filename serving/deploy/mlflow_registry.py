@@ -1,9 +1,9 @@
-"""Bundles behind an alias of MLflow's model registry, `models:/two-towers@champion`: the only file here that knows it.
+"""Bundles behind an alias of MLflow's model registry, such as `models:/two-towers@champion`.
 
-A version that the alias points to is fetched into `models/NAME/version-N` and verified, its index made if it has none;
-then the link `models/NAME/ALIAS` moves there, and the workers follow the link as they follow any other. A process
-beside the server looks at the alias, so that the workers need not load MLflow. Where the registry is out of reach, what
-was fetched before goes on being served.
+The version that the alias points to is downloaded to `models/NAME/version-N` and verified, and its index built if it
+has none; then the link `models/NAME/ALIAS` is set to it, which the workers follow like any other link. A separate
+process polls the alias, so that the workers need not import MLflow. While the registry does not respond, the version
+downloaded last is served. No other file of `serving` imports MLflow.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FOLDER = Path("models")
-"""Where versions are fetched to, in the working folder."""
+"""Folder for downloaded versions, within the working directory."""
 
 _ADDRESS = re.compile(r"models:/+(?P<name>[^@/:]*[^@/:.][^@/:]*)@(?P<alias>\w[\w.-]*)")
 _PREVIOUS = "previous"
-# Left to itself, MLflow waits for minutes where a server does not answer.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+# By default, MLflow waits for minutes for a server that does not respond.
+_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _SECONDS_TO_END = 5
 _log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Alias:
-    """Where a registry says which version of a model is meant.
+    """An alias of a registered model, which points to one of its versions.
 
     Attributes:
-        name: The registered model.
-        alias: Which of its aliases.
+        name: Name of the registered model.
+        alias: Name of the alias.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Alias:
 
     @classmethod
     def parse(cls, address: str | Path) -> Alias | None:
-        """Return the alias of an address `models:/NAME@ALIAS`; None where it is something else.
+        """Return the alias of an address `models:/NAME@ALIAS`; None for any other address.
 
         Example:
             >>> Alias.parse("models:/two-towers@champion")
@@ -78,20 +78,20 @@ class Alias:
 
     @property
     def link(self) -> Path:
-        """What points to the version that was fetched."""
+        """The link to the downloaded version."""
         return FOLDER / self.name / self.alias
 
 
 def fetch(alias: Alias, settings: ServingConfig | None = None) -> bool:
-    """Fetch the version that an alias points to, unless it is there, and move the link; return whether it moved.
+    """Download the version that an alias points to, if necessary, and set the link; return whether the link changed.
 
     Args:
         alias: The alias.
-        settings: What a version is trusted with. None: the defaults.
+        settings: The settings of the service, of which its `trust` counts. None: the defaults.
 
     Raises:
-        BundleError: What was fetched is not a bundle, or cannot be used.
-        DataError: There is no such alias or version, the registry does not answer, or the index cannot be made.
+        BundleError: The version is not a bundle, or cannot be used.
+        DataError: There is no such alias or version, the registry does not respond, or the index cannot be built.
     """
     return _fetch(alias, _version(alias), settings or ServingConfig())
 
@@ -108,22 +108,22 @@ def _fetch(alias: Alias, version: str, settings: ServingConfig) -> bool:
 
 
 def fetched(alias: Alias, settings: ServingConfig | None = None) -> Path:
-    """Return the link to the version that an alias points to, or to an older one if the registry does not answer.
+    """Return the link to the version that an alias points to, or to an older one if the registry does not respond.
 
     Args:
         alias: The alias.
-        settings: What a version is trusted with. None: the defaults.
+        settings: The settings of the service, of which its `trust` counts. None: the defaults.
 
     Raises:
-        BundleError: What was fetched cannot be used.
-        DataError: There is no such alias, or the registry does not answer and nothing was fetched before.
+        BundleError: The version cannot be used.
+        DataError: There is no such alias, or the registry does not respond and no version was downloaded before.
     """
     try:
         fetch(alias, settings)
     except DataError as error:
         if not alias.link.exists():
             raise
-        _log.warning("%s is served, as it was fetched before: %s", alias.link.resolve(), error)
+        _log.warning("serving %s, which was downloaded before: %s", alias.link.resolve(), error)
     return alias.link
 
 
@@ -131,25 +131,25 @@ def promote(bundle: Path, alias: Alias, settings: ServingConfig | None = None) -
     """Register a bundle with its index as a new version, let an alias point to it, and return the version.
 
     Args:
-        bundle: The bundle.
+        bundle: The folder of the bundle.
         alias: The alias.
-        settings: What the bundle is trusted with. None: the defaults.
+        settings: The settings of the service, of which its `trust` counts. None: the defaults.
 
     Raises:
-        BundleError: It is not a bundle, or damaged.
-        DataError: The registry does not answer.
+        BundleError: The folder is not a bundle, or is damaged.
+        DataError: The registry does not respond.
     """
     verify(bundle, (settings or ServingConfig()).trust)
-    version = _asked(alias, lambda client: _register(client, bundle.resolve(), alias))
-    _asked(alias, lambda client: _point(client, alias, version))
+    version = _call(alias, lambda client: _register(client, bundle.resolve(), alias))
+    _call(alias, lambda client: _point(client, alias, version))
     return version
 
 
 def point_back(alias: Alias) -> str:
-    """Let an alias point to the version that it pointed to before, and return that; once more, and it is undone.
+    """Let an alias point to its previous version, and return that version; a second call undoes it.
 
     Raises:
-        DataError: It is not known what it pointed to before, or the registry does not answer.
+        DataError: There is no previous version, or the registry does not respond.
     """
 
     def back(client: MlflowClient) -> str | None:
@@ -160,22 +160,23 @@ def point_back(alias: Alias) -> str:
         _point(client, alias, before)
         return before
 
-    version = _asked(alias, back)
+    version = _call(alias, back)
     if version is None:
         raise DataError(
-            f"{alias}: `towers deploy` never moved it elsewhere; name a bundle to `towers deploy`, or set it in MLflow"
+            f"{alias}: no previous version is recorded; deploy a bundle with `towers deploy DIR --link {alias}`, or "
+            "set the alias in MLflow"
         )
     return version
 
 
 @contextmanager
-def followed(told: Path) -> Iterator[None]:
-    """Let a process of its own look at an alias every so many seconds while the block runs.
+def followed(instructions: Path) -> Iterator[None]:
+    """Run a separate process that follows an alias while the block runs.
 
     Args:
-        told: What the server has told its workers; see `serving.server.server.WorkerInstructions`.
+        instructions: The file with `serving.server.instructions.WorkerInstructions`.
     """
-    command = own_python("-m", "serving.server.follow_alias", str(told), str(os.getpid()))
+    command = own_python("-m", "serving.server.follow_alias", str(instructions), str(os.getpid()))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield
@@ -189,26 +190,28 @@ def followed(told: Path) -> Iterator[None]:
 
 
 def follow(alias: Alias, settings: ServingConfig, is_wanted: Callable[[], bool]) -> None:
-    """Fetch whatever an alias points to, every `watch_seconds`, as long as that is wanted."""
-    said = refused = ""
+    """Download the version that an alias points to, every `watch_seconds`, as long as `is_wanted` returns True."""
+    last_error = rejected = ""
     while is_wanted():
         try:
             version = _version(alias)
-            if version != refused and _fetch(alias, version, settings):
-                _log.warning("%s: fetched version %s", alias, version)
-            said = ""
+            if version != rejected and _fetch(alias, version, settings):
+                _log.warning("%s: downloaded version %s", alias, version)
+            last_error = ""
         except BundleError as error:
-            _log.error("version %s of %s is left alone, what was served goes on: %s", version, alias.name, error)
-            refused = version  # to fetch it again would not mend it
-        except Exception as error:  # a process that ended would never look again
-            if str(error) != said:
-                _log.error("what was served goes on: %s", error)
-            said = str(error)
+            _log.error(
+                "version %s of %s cannot be used; still serving the previous one: %s", version, alias.name, error
+            )
+            rejected = version  # another download would not help
+        except Exception as error:  # the process must not end, or no new version would ever be served
+            if str(error) != last_error:
+                _log.error("the alias cannot be followed; still serving the previous version: %s", error)
+            last_error = str(error)
         time.sleep(settings.watch_seconds)
 
 
 def _version(alias: Alias) -> str:
-    return _asked(alias, lambda client: str(client.get_model_version_by_alias(alias.name, alias.alias).version))
+    return _call(alias, lambda client: str(client.get_model_version_by_alias(alias.name, alias.alias).version))
 
 
 def _register(client: MlflowClient, bundle: Path, alias: Alias) -> str:
@@ -243,8 +246,8 @@ def _download(alias: Alias, version: str, folder: Path, settings: ServingConfig)
         return Path(download_artifacts(address, dst_path=str(temporary), tracking_uri=uri, registry_uri=uri))
 
     try:
-        found = _asked(alias, download)
-        # What MLflow adds of its own does not belong to the bundle.
+        found = _call(alias, download)
+        # A file that MLflow adds, which does not belong to the bundle.
         (found / "registered_model_meta").unlink(missing_ok=True)
         verify(found, settings.trust)
         found.replace(folder)
@@ -252,11 +255,11 @@ def _download(alias: Alias, version: str, folder: Path, settings: ServingConfig)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _asked(alias: Alias, question: Callable[[MlflowClient], Result]) -> Result:
-    """Return what the registry answers.
+def _call(alias: Alias, action: Callable[[MlflowClient], Result]) -> Result:
+    """Return the result of an action on the registry.
 
     Raises:
-        DataError: It does not answer, or has no such thing.
+        DataError: MLflow is not installed, or the registry does not respond or reports an error.
     """
     try:
         client = _client()
@@ -264,12 +267,12 @@ def _asked(alias: Alias, question: Callable[[MlflowClient], Result]) -> Result:
     except ModuleNotFoundError as error:
         raise DataError(f"{alias}: MLflow is not installed ({error}); pip install mlflow") from None
     try:
-        with _patience():
-            return question(client)
+        with _timeouts():
+            return action(client)
     except (MlflowException, OSError) as error:
-        said = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:300]
+        message = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:300]
         raise DataError(
-            f"{alias}: MLflow at {redacted(_uri())} says: {said}; see that MLFLOW_TRACKING_URI names the right one"
+            f"{alias}: error from MLflow at {redacted(_uri())}: {message}; check that MLFLOW_TRACKING_URI is right"
         ) from None
 
 
@@ -287,9 +290,9 @@ def _client() -> MlflowClient:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Let MLflow, which reads such settings from the environment, wait no longer than that for a server."""
-    own = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+def _timeouts() -> Iterator[None]:
+    """Set MLflow's timeouts, which it reads from the environment, unless the operator has set them."""
+    own = {name: value for name, value in _TIMEOUTS.items() if name not in os.environ}
     os.environ.update(own)
     try:
         yield
@@ -299,7 +302,7 @@ def _patience() -> Iterator[None]:
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment; a new one in SQLite keeps its files beside the database."""
+    """Return the id of the experiment; with SQLite, a new one stores its files in the folder of the database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

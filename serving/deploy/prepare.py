@@ -1,4 +1,4 @@
-"""A bundle that is ready to be served: verified, with an index."""
+"""Makes a bundle ready to be served: verifies it, and builds its index if there is none."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from towers.bundle.manifest import Manifest, verify
 
 
 def ensure_index(bundle: Path, settings: ServingConfig | None = None) -> Manifest:
-    """Verify a bundle and its index, which is made first if there is none, and return the manifest of the bundle.
+    """Verify a bundle and its index, which is built first if there is none, and return the manifest of the bundle.
 
     Args:
-        bundle: The bundle.
-        settings: What it is trusted with. None: the defaults.
+        bundle: The folder of the bundle.
+        settings: The settings of the service, of which its `trust` counts. None: the defaults.
 
     Raises:
-        BundleError: One of them cannot be used.
-        DataError: There is no index and the tables cannot be read, or it could not be signed.
+        BundleError: The bundle or the index cannot be used.
+        DataError: There is no index and the tables cannot be read, or the index cannot be signed.
     """
     settings = settings or ServingConfig()
     manifest = verify(bundle, settings.trust)

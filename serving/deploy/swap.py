@@ -1,4 +1,4 @@
-"""Another bundle to serve, and the one before it again."""
+"""Deployment and rollback: lets a link or an alias point to another bundle, or to the previous one."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from serving.jobs.open import open_recommender
 
 
 def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None) -> None:
-    """Verify a bundle, make its index if there is none, and let a link or an alias point to it.
+    """Verify a bundle, build its index if there is none, and let a link or an alias point to it.
 
     Args:
-        bundle: The bundle.
-        link: What is to point to it.
-        settings: Those of the service that serves it. None: the defaults.
+        bundle: The folder of the bundle.
+        link: The link or the alias.
+        settings: The settings of the service. None: the defaults.
 
     Raises:
-        BundleError: The bundle or the index cannot be used; the link stays as it is.
-        DataError: What should be a link is something else, there is no index and the tables cannot be read, or the
-            registry does not answer.
+        BundleError: The bundle or the index cannot be used; the link is unchanged.
+        DataError: `link` exists but is not a link, there is no index and the tables cannot be read, or the registry
+            does not respond.
     """
     alias = Alias.parse(link)
     if alias is not None:
         warm(open_recommender(bundle.resolve(), settings))
         version = promote(bundle, alias, settings)
-        click.echo(f"{alias}: version {version}, from {bundle}; `towers rollback --link {alias}` goes back")
+        click.echo(f"{alias}: version {version}, from {bundle}; to undo: towers rollback --link {alias}")
         return
     if link.exists() and not link.is_symlink():
-        raise DataError(f"{link}: expected a link to a bundle, found no link; serve one, such as {PRODUCTION}")
-    if link.name == LATEST:
         raise DataError(
-            f"{link}: the newest training's; it is moved by trainings. Swap another link, such as {PRODUCTION}"
+            f"{link}: expected a link to a bundle, found a file or folder; deploy to a link such as {PRODUCTION}, with "
+            "which the service is started"
         )
+    if link.name == LATEST:
+        raise DataError(f"{link}: this link is set by each training run; deploy to another link, such as {PRODUCTION}")
     before = link.resolve().name if link.is_symlink() else "nothing"
     warm(open_recommender(bundle.resolve(), settings))
-    move_link(link, bundle.resolve(), _previous(link))  # to the bundle, and not to a link that moves
-    click.echo(f"{link}: {before} -> {bundle.resolve().name}; `towers rollback{_said(link)}` goes back")
+    move_link(link, bundle.resolve(), _previous(link))  # to the bundle itself, not to another link
+    click.echo(f"{link}: {before} -> {bundle.resolve().name}; to undo: towers rollback{_link_flag(link)}")
 
 
 def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
-    """Let a link or an alias point to what it pointed to before.
+    """Let a link or an alias point to its previous bundle.
 
     Args:
         link: The link or the alias.
-        settings: Those of the service that serves it. None: the defaults.
+        settings: The settings of the service. None: the defaults.
 
     Raises:
-        BundleError: What it pointed to cannot be used any more; the link stays as it is.
-        DataError: It is not known what it pointed to before.
+        BundleError: The previous bundle can no longer be used; the link is unchanged.
+        DataError: There is no previous bundle.
     """
     alias = Alias.parse(link)
     if alias is not None:
@@ -63,7 +64,7 @@ def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
     previous = _previous(link)
     if not previous.is_symlink():
         raise DataError(
-            f"{previous}: no such link, so {link} never pointed elsewhere; name a bundle to `towers deploy`"
+            f"{previous}: no such link, so {link} has no previous bundle; deploy one instead: towers deploy DIR"
         )
     swap_bundle(previous.parent / previous.readlink(), link, settings)
 
@@ -72,5 +73,5 @@ def _previous(link: Path) -> Path:
     return link.with_name(f"{link.name}.previous")
 
 
-def _said(link: Path) -> str:
+def _link_flag(link: Path) -> str:
     return "" if link == PRODUCTION else f" --link {link}"

@@ -1,7 +1,7 @@
 """The web application: `create_app` puts the API and the page around a `Recommender`.
 
-Any WSGI server can run it (`towers serve` starts one). A worker that finds nothing to answer from stays up, says 503,
-and looks again: whoever mends the bundle need not restart anything.
+Any WSGI server can run it (`towers serve` starts one). A worker whose bundle cannot be opened keeps running, answers
+503, and tries again: once the bundle is repaired, no restart is needed.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def create_app(
     """Return the application.
 
     Args:
-        source: A retriever, or the folder of a bundle, which is then opened with one thread per search: this is what
+        source: A recommender, or the folder of a bundle, which is then opened with one thread per search: this is what
             a server's worker does, after the fork.
-        settings: What the operator decides. None: the defaults.
-        shared: A folder in memory where the workers of one server meet. None: there is one worker.
-        copies: A folder for copies of what is served, where nobody else may write. None: files are read where they
-            lie, and one that is cut off there ends this process.
+        settings: The operator's settings. None: the defaults.
+        shared: A folder in memory that all workers of one server share. None: there is one worker.
+        copies: A folder for private copies of the served files, writable by this service only. None: files are read in
+            place, and if one is truncated meanwhile, this process crashes.
 
     Raises:
-        DataError: The file of keys cannot be read.
+        DataError: The file of API keys cannot be read.
     """
     settings = settings or ServingConfig()
     app = Flask(__name__)
@@ -72,9 +72,9 @@ def create_app(
     recommend = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)
     live = settings.live
     log = None if live is None else open_log(live.get_secret_value(), create=shared is None)
-    kept = None if copies is None else PrivateCopies(copies)
+    private_copies = None if copies is None else PrivateCopies(copies)
     guards = guards_of(settings, metrics, shared)
-    provider = _provider(source, settings, partial(_tell, metrics), log, kept, LastServed(shared))
+    provider = _provider(source, settings, partial(_note_versions, metrics), log, private_copies, LastServed(shared))
     on_change = partial(metrics.hold, "towers_requests_in_progress")
     limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, on_change)
     documents = Documents(ROUTES, recommend.contract, takes_writes=log is not None)
@@ -84,22 +84,24 @@ def create_app(
     return app
 
 
-def _tell(metrics: Metrics, retriever: Recommender) -> None:
-    """Let the metrics say what this worker answers from."""
-    created = datetime.fromisoformat(retriever.snapshot.seal.created)
-    metrics.tell(model=retriever.model, index=retriever.snapshot.seal.created, created=created.timestamp())
+def _note_versions(metrics: Metrics, recommender: Recommender) -> None:
+    """Record in the metrics which model and index this worker serves."""
+    created = datetime.fromisoformat(recommender.snapshot.seal.created)
+    metrics.describe_worker(
+        model=recommender.model, index=recommender.snapshot.seal.created, created=created.timestamp()
+    )
 
 
 def _provider(
     source: Recommender | Path | str,
     settings: ServingConfig,
-    tell: Callable[[Recommender], None],
+    note_versions: Callable[[Recommender], None],
     store: EventLog | None,
     copies: PrivateCopies | None,
     last: LastServed,
 ) -> RecommenderProvider:
     if isinstance(source, Recommender):
-        opened = RecommenderProvider(lambda: source, tell, store)
+        opened = RecommenderProvider(lambda: source, note_versions, store)
         opened.get()
         return opened
     path = Path(source)
@@ -107,9 +109,9 @@ def _provider(
     torch.set_num_threads(1)
     set_num_threads(1)
 
-    def on_open(retriever: Recommender) -> None:
-        tell(retriever)
-        last.note(retriever.bundle.path)
+    def on_open(recommender: Recommender) -> None:
+        note_versions(recommender)
+        last.note(recommender.bundle.path)
 
     def open_last() -> Recommender | None:
         bundle = last.bundle()
@@ -128,21 +130,21 @@ def _provider(
 
 
 def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> Recommender:
-    # Resolved, so that a link that moves meanwhile cannot mix two bundles.
-    retriever = Recommender.open(
+    # Resolved first: if the link is changed while the bundle opens, files of two bundles must not be mixed.
+    recommender = Recommender.open(
         path.resolve(),
         device=settings.device,
         recommend_seen=settings.recommend_seen,
         filter_columns=settings.filter_columns,
-        open_rerank=partial(_reranking, settings),
+        open_rerank=partial(_open_rerank, settings),
         copies=copies,
         trust=settings.trust,
     )
-    retriever.enable_micro_batching(settings.threads, settings.micro_batching)
-    return retriever
+    recommender.enable_micro_batching(settings.threads, settings.micro_batching)
+    return recommender
 
 
-def _reranking(settings: ServingConfig, bundle: ModelBundle, snapshot: Snapshot) -> RerankStage | None:
+def _open_rerank(settings: ServingConfig, bundle: ModelBundle, snapshot: Snapshot) -> RerankStage | None:
     if not settings.rerank:
         return None
     return RerankStage.open(bundle, snapshot, settings.rerank_candidates, settings.rerank_budget_ms / 1000)

@@ -1,8 +1,8 @@
-"""API keys: who may ask, and who may write. `keys.toml` holds hashes only; a key itself is shown once, when made.
+"""API keys: which clients may read and which may write. `keys.toml` holds only hashes; a key is shown once, when made.
 
-A key is 256 bits from the system's randomness, so there is nothing to guess and a plain SHA-256 is enough (a slow hash
-protects passwords, which can be guessed). The file is looked at again whenever it changes: a key that is removed stops
-working within a second, in every worker.
+A key is 256 random bits, so it cannot be guessed and a plain SHA-256 is enough (a slow hash protects passwords, which
+can be guessed). The file is read again when it changes: a key that is removed stops working within a second, in every
+worker.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from features.errors import DataError
 from serving.bounds import MAX_HEADER_CHARACTERS
 from serving.http.key_file import RANKS, Key, Scope, key_digest, read_keys
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_CHECKS = 1.0
 _CHALLENGES = (WWWAuthenticate("bearer", {"realm": "Two Towers"}), WWWAuthenticate("basic", {"realm": "Two Towers"}))
 _log = logging.getLogger(__name__)
 
 Guard = Callable[[WSGIEnvironment, Scope], None]
-"""Raises a problem where a request must not be answered, given the scope that it needs."""
+"""Takes a request and the scope that its route requires; raises an error if the request is rejected."""
 
 
 class Keys:
-    """The keys of a file as they are now.
+    """The keys of a file, read again when the file changes.
 
     Args:
         path: The file.
-        clock: Seconds.
+        clock: Returns seconds.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The file cannot be read.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,28 +45,28 @@ class Keys:
         self._clock = clock
         self._keys = read_keys(path)
         self._stamp = self._stamp_now()
-        self._next_look = clock() + _SECONDS_BETWEEN_LOOKS
+        self._next_check = clock() + _SECONDS_BETWEEN_CHECKS
 
     def find(self, secret: str) -> Key | None:
-        """Return the key that this is; every one is compared, in constant time."""
-        self._look_again()
+        """Return the key with this secret, None if there is none; all keys are compared, in constant time."""
+        self._reload_if_changed()
         presented, found = key_digest(secret), None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, presented):
                 found = key
         return found
 
-    def _look_again(self) -> None:
-        if self._clock() < self._next_look:
+    def _reload_if_changed(self) -> None:
+        if self._clock() < self._next_check:
             return
-        self._next_look = self._clock() + _SECONDS_BETWEEN_LOOKS
+        self._next_check = self._clock() + _SECONDS_BETWEEN_CHECKS
         stamp = self._stamp_now()
         if stamp == self._stamp:
             return
         try:
             self._keys, self._stamp = read_keys(self._path), stamp
         except DataError as error:
-            _log.error("the keys stay as they were: %s", error)
+            _log.error("the file of API keys changed and cannot be read; the keys read before stay valid: %s", error)
 
     def _stamp_now(self) -> tuple[int, int] | None:
         try:
@@ -76,12 +76,12 @@ class Keys:
         return status.st_mtime_ns, status.st_ino
 
 
-def key_guard(keys: Keys, on_refusal: Callable[[WSGIEnvironment], None] = lambda environ: None) -> Guard:
-    """Return a guard that lets those pass only who present a key that is good for what they ask.
+def key_guard(keys: Keys, on_rejection: Callable[[WSGIEnvironment], None] = lambda environ: None) -> Guard:
+    """Return a guard that rejects requests without an API key of the required scope.
 
     Args:
-        keys: The keys.
-        on_refusal: Called with a request that is about to be refused; it may refuse it in its own way.
+        keys: The accepted keys.
+        on_rejection: Called with a request before it is rejected; may raise another error instead.
     """
 
     def check(environ: WSGIEnvironment, needed: Scope) -> None:
@@ -89,18 +89,20 @@ def key_guard(keys: Keys, on_refusal: Callable[[WSGIEnvironment], None] = lambda
             return
         key = _presented(keys, environ)
         if key is None:
-            on_refusal(environ)
-            raise Unauthorized("expected a key: `Authorization: Bearer <key>`", www_authenticate=_CHALLENGES)
+            on_rejection(environ)
+            raise Unauthorized(
+                "expected an API key in the header `Authorization: Bearer <key>`", www_authenticate=_CHALLENGES
+            )
         if RANKS[key.scope] < RANKS[needed]:
-            on_refusal(environ)
-            raise Forbidden(f"the key {key.name!r} may read only; this needs one that may write")
+            on_rejection(environ)
+            raise Forbidden(f"the API key {key.name!r} may only read; this request requires a key that may write")
         environ["towers.client"] = key.name
 
     return check
 
 
 def _presented(keys: Keys, environ: WSGIEnvironment) -> Key | None:
-    """Return the key that came with a request: as a bearer's token, or as the password that a browser asks for."""
+    """Return the key of a request: its bearer token, or the password of basic authentication (browsers)."""
     header = environ.get("HTTP_AUTHORIZATION", "")
     given = Authorization.from_header(header) if len(header) <= MAX_HEADER_CHARACTERS else None
     if given is None:

@@ -1,8 +1,8 @@
-"""The bodies of requests, received whole before a request takes its turn: bounded in size, in time and in memory.
+"""Request bodies, read completely before a request counts against the concurrency limit; bounded in size, time, memory.
 
-A server hands an application a stream whose reads block until the client has sent more, so a client that sends slowly
-holds a thread, and would hold a turn with it. A body that is not there in time is cut off by ending its connection,
-which is the only thing that wakes the thread that reads it.
+Reading a WSGI stream blocks until the client has sent more, so a slow client occupies a thread, and would occupy one
+of the few places of the concurrency limit with it. If a body does not arrive in time, its connection is closed: nothing
+else wakes the thread that reads it.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from wsgiref.types import InputStream, WSGIEnvironment
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, RequestTimeout, ServiceUnavailable
 
 CONNECTION = "towers.connection"
-"""Where a request's environment has a function that ends its connection with the status of an answer, if the server
-gives one. Gunicorn and Werkzeug give the socket instead."""
+"""Key of the WSGI environment for a function that closes the connection after answering with a given status, if the
+server provides one. Gunicorn and Werkzeug provide the socket instead."""
 
 SECONDS_FOR_HEADERS = 30
-"""How long a connection may stay without the whole headers of a request, idle or slow."""
+"""How long a connection may stay open until the headers of a request have arrived completely, in seconds."""
 
 _SOCKETS = ("gunicorn.socket", "werkzeug.socket")
-_PART = 1 << 16
-_MOST_SHARED = 1 << 26
-_MOST_DRAINED = 1 << 24
+_CHUNK_BYTES = 1 << 16
+_MAX_SHARED_BYTES = 1 << 26
+_MAX_DRAINED_BYTES = 1 << 24
 _SECONDS_TO_DRAIN = 1.0
-_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BETWEEN_CHECKS = 0.25
 _SECONDS_TO_RETRY = 1
 
 
 class Bodies:
-    """The bodies that a worker is receiving.
+    """The request bodies that a worker is receiving.
 
     Args:
-        max_bytes: The largest body that is read.
-        seconds: How long a body may take, from its request's headers to its last byte.
-        clock: Seconds.
+        max_bytes: Maximum size of a body.
+        seconds: Maximum time from the request's headers to the last byte of its body.
+        clock: Returns seconds.
 
     Attributes:
-        receiving: Those that are on their way.
-        lock: Held to change them.
+        receiving: The bodies being received.
+        lock: Guards `receiving` and the shared memory budget.
     """
 
     def __init__(self, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,16 +54,16 @@ class Bodies:
         self.lock = threading.Lock()
         self._watching: threading.Thread | None = None
         self._clock = clock
-        self._left = max(_MOST_SHARED, 4 * max_bytes)
+        self._left = max(_MAX_SHARED_BYTES, 4 * max_bytes)
 
     def receive(self, environ: WSGIEnvironment) -> None:
-        """Put the body of a request, whole and in memory, in the place of the stream that it comes by.
+        """Read the body of a request completely, and replace the request's stream by it.
 
         Raises:
-            RequestEntityTooLarge: It has more than `max_bytes`.
-            RequestTimeout: It did not come in time.
-            BadRequest: It broke off, or its length is no number.
-            ServiceUnavailable: Other large bodies, which are being received, use up the memory for such.
+            RequestEntityTooLarge: The body has more than `max_bytes`.
+            RequestTimeout: The body did not arrive in time.
+            BadRequest: The connection closed before the end of the body, or Content-Length is not a number.
+            ServiceUnavailable: Other large bodies being received use all the memory reserved for bodies.
         """
         length = _declared_length(environ)
         if length is not None and length > self._max_bytes:
@@ -72,9 +72,9 @@ class Bodies:
         with self._within(self._seconds, environ, RequestTimeout.code) as reception:
             body = self._read(environ["wsgi.input"], self._max_bytes + 1 if length is None else length)
         if reception.is_late:
-            raise RequestTimeout(f"the body did not come within {self._seconds:g} seconds")
+            raise RequestTimeout(f"the request body did not arrive within {self._seconds:g} seconds")
         if body is None or (length is not None and len(body) < length):
-            raise BadRequest("the body broke off")
+            raise BadRequest("the request body is shorter than announced; the connection closed before its end")
         if len(body) > self._max_bytes:
             self._drain(environ)
             raise RequestEntityTooLarge(f"expected a body of at most {self._max_bytes} bytes, found more")
@@ -83,21 +83,21 @@ class Bodies:
         environ["wsgi.input"] = BytesIO(body)
 
     def _read(self, stream: InputStream, wanted: int) -> bytes | None:
-        """Return so many bytes of a body, or all that it has; None where it broke off and the server says so.
+        """Return up to `wanted` bytes of a body; None if the server reports that the connection broke.
 
-        What goes beyond the first part is counted against the memory that all bodies share.
+        Memory beyond the first chunk is counted against the budget that all bodies share.
         """
         parts: list[bytes] = []
         held = 0
         try:
-            while wanted > 0 and (part := stream.read(min(wanted, _PART))):
+            while wanted > 0 and (part := stream.read(min(wanted, _CHUNK_BYTES))):
                 parts.append(part)
                 wanted -= len(part)
                 if wanted > 0:
-                    held += self._share(min(wanted, _PART))
+                    held += self._share(min(wanted, _CHUNK_BYTES))
         except HTTPException:
             raise
-        except Exception:  # each server has errors of its own for this
+        except Exception:  # each server raises its own type of error for a broken connection
             return None
         finally:
             if held:
@@ -105,31 +105,33 @@ class Bodies:
         return b"".join(parts)
 
     def _share(self, num_bytes: int) -> int:
-        """Take memory of that which all bodies share, or give it back; return how much.
+        """Reserve memory from the shared budget, or release it if negative; return the argument.
 
         Raises:
-            ServiceUnavailable: There is not so much left.
+            ServiceUnavailable: The budget is used up.
         """
         with self.lock:
             if num_bytes > self._left:
-                raise ServiceUnavailable("too many bodies are being received", retry_after=_SECONDS_TO_RETRY)
+                raise ServiceUnavailable(
+                    "too many large request bodies are being received; try again", retry_after=_SECONDS_TO_RETRY
+                )
             self._left -= num_bytes
         return num_bytes
 
     def _drain(self, environ: WSGIEnvironment) -> None:
-        """Read some more of a body that is too large, or its sender would see a broken pipe and not the answer.
+        """Read and discard some of a body that is too large; else the client would see a broken pipe, not the response.
 
-        A client that waits for "100 Continue" sends nothing before it has the answer.
+        A client that waits for "100 Continue" sends nothing before it has the response.
         """
         if environ.get("HTTP_EXPECT"):
             return
-        left = _MOST_DRAINED
+        left = _MAX_DRAINED_BYTES
         with self._within(_SECONDS_TO_DRAIN, environ, RequestEntityTooLarge.code), suppress(Exception):
-            while left > 0 and (part := environ["wsgi.input"].read(_PART)):
+            while left > 0 and (part := environ["wsgi.input"].read(_CHUNK_BYTES)):
                 left -= len(part)
 
     def _within(self, seconds: float, environ: WSGIEnvironment, status: int) -> _Reception:
-        """End a request's connection, with the status of an answer, where a block takes too long."""
+        """Return a context manager that closes the connection, after answering `status`, if it lasts too long."""
         if self._watching is None:
             with self.lock:
                 if self._watching is None:
@@ -139,13 +141,13 @@ class Bodies:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
             if self.receiving:
                 self.end_late()
 
     def end_late(self) -> None:
-        """End the connections of those whose time is up."""
-        with self.lock:  # with it, as a body that came just in time must not be cut off
+        """Close the connections whose bodies are past their deadlines."""
+        with self.lock:  # a body that is completed at this moment must not be cut off
             now = self._clock()
             for reception in [reception for reception in self.receiving if reception.deadline <= now]:
                 self.receiving.discard(reception)
@@ -154,13 +156,13 @@ class Bodies:
 
 
 class _Reception:
-    """A body that is being received: while the block runs that reads it.
+    """A body while it is being received, as a context manager.
 
     Attributes:
-        deadline: When it has to be there, in seconds.
+        deadline: Time by which the body has to be complete, in seconds of the clock.
         environ: The request.
-        status: What the client is told if it is not.
-        is_late: Whether it was not there.
+        status: The HTTP status with which the connection is closed otherwise.
+        is_late: Whether the deadline passed.
     """
 
     __slots__ = ("_all", "deadline", "environ", "is_late", "status")
@@ -181,26 +183,26 @@ class _Reception:
 
 
 def has_body(environ: WSGIEnvironment) -> bool:
-    """Return whether a request comes with a body."""
+    """Return whether a request has a body."""
     return environ.get("CONTENT_LENGTH", "") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ
 
 
 def _declared_length(environ: WSGIEnvironment) -> int | None:
-    """Return how many bytes a body is said to have; None where that is to be seen."""
+    """Return the Content-Length of a request; None with chunked transfer encoding."""
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
-    said = environ["CONTENT_LENGTH"]
-    if not (said.isascii() and said.isdecimal() and len(said) < 20):
-        raise BadRequest(f"expected a number of bytes in Content-Length, found {said[:40]!r}")
-    return int(said)
+    declared = environ["CONTENT_LENGTH"]
+    if not (declared.isascii() and declared.isdecimal() and len(declared) < 20):
+        raise BadRequest(f"expected a number of bytes in Content-Length, found {declared[:40]!r}")
+    return int(declared)
 
 
 def _end_connection(environ: WSGIEnvironment, status: int) -> None:
-    """Wake the thread that reads the body of a request by ending the connection, as far as that is possible."""
+    """Close the connection of a request, if the server allows it, to wake the thread that reads its body."""
     end: Callable[[int], Any] | None = environ.get(CONNECTION)
     if end is not None:
         end(status)
     for name in _SOCKETS:
         if name in environ:
             with suppress(OSError):
-                environ[name].shutdown(socket.SHUT_RD)  # it can still be answered
+                environ[name].shutdown(socket.SHUT_RD)  # the response can still be sent

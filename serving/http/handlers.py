@@ -1,4 +1,4 @@
-"""From the parameters of a request for items to the content of its response."""
+"""Turns the parameters of a request for items into the content of its response."""
 
 from __future__ import annotations
 
@@ -32,10 +32,15 @@ _MAX_CACHED_QUERIES = 256
 
 
 class RecommendHandler:
-    """What a service answers; safe to use from several threads.
+    """Answers requests for items; safe to use from several threads.
+
+    Args:
+        contract: Request schemas and limits.
+        on_fallback: Called with the name of the fallback of each response that has one.
+        on_rerank: Called with the outcome of each re-ranking: `done` or `timeout`.
 
     Attributes:
-        contract: What can be asked.
+        contract: Request schemas and limits.
     """
 
     def __init__(
@@ -44,151 +49,151 @@ class RecommendHandler:
         on_fallback: Callable[[str], None] = lambda fallback: None,
         on_rerank: Callable[[str], None] = lambda outcome: None,
     ) -> None:
-        """Take what can be asked.
-
-        Args:
-            contract: That.
-            on_fallback: Called with the name of each fallback that answered in the model's place.
-            on_rerank: Called with how each re-ranking ended: `done`, or `timeout`.
-        """
         self.contract = contract
         self._on_fallback = on_fallback
         self._on_rerank = on_rerank
-        self._plain: dict[str, RecommendRequest] = {}
+        self._cached: dict[str, RecommendRequest] = {}
 
-    def plain(self, query_string: str) -> RecommendRequest | None:
-        """Return what `wanted_by_user` found for the same query string, where that does not depend on the catalogue."""
-        return self._plain.get(query_string)
+    def cached(self, query_string: str) -> RecommendRequest | None:
+        """Return the request that `parse_for_user` cached for the same query string; None if there is none."""
+        return self._cached.get(query_string)
 
-    def wanted_by_user(self, retriever: Recommender, query_string: str, given: _Given) -> RecommendRequest:
-        """Return what a query string wants of the recommendations for a user, and cache it for `plain`.
+    def parse_for_user(self, recommender: Recommender, query_string: str, given: _Given) -> RecommendRequest:
+        """Return the request that a query string describes, and cache it.
 
-        Only a page without filters and rules is cached: anything else depends on the catalogue.
+        Only requests without filters and rules are cached: others depend on the catalogue.
 
         Raises:
             Problem: A parameter is unknown or invalid.
         """
-        wanted = self.wanted(self.contract.query_for_user, retriever, given)
+        wanted = self.parse(self.contract.query_for_user, recommender, given)
         if wanted == RecommendRequest(wanted.k, wanted.offset, reasons=wanted.reasons, exclude=wanted.exclude[:0]):
-            if len(self._plain) >= _MAX_CACHED_QUERIES:
-                self._plain.clear()
-            self._plain[query_string] = wanted
+            if len(self._cached) >= _MAX_CACHED_QUERIES:
+                self._cached.clear()
+            self._cached[query_string] = wanted
         return wanted
 
-    def about_user(self, retriever: Recommender, user_id: str, wanted: RecommendRequest) -> UserRecommendations:
-        """Return what to recommend to someone.
+    def for_user(self, recommender: Recommender, user_id: str, wanted: RecommendRequest) -> UserRecommendations:
+        """Return recommendations for a user by id.
 
         Raises:
             Problem: The id is too long.
         """
         _refuse_long("user_id", user_id)
-        answer = retriever.recommend(user_id, wanted)
-        return {**self._known(retriever, user_id, answer), "model": retriever.model}
+        answer = recommender.recommend(user_id, wanted)
+        return {**self._known(recommender, user_id, answer), "model": recommender.model}
 
-    def about_body(self, retriever: Recommender, content: Any) -> UserRecommendations | BatchRecommendations:
-        """Return what to recommend to someone who is described, or to several.
+    def for_body(self, recommender: Recommender, content: Any) -> UserRecommendations | BatchRecommendations:
+        """Return recommendations for a user given by a profile, or for several users.
 
         Raises:
-            Problem: The body asks for what cannot be; says what and where.
+            Problem: The body is invalid; names the field.
         """
-        asked = self.contract.body(content)
-        wanted = self.contract.wanted(asked, retriever.state.filters)
+        body = self.contract.body(content)
+        wanted = self.contract.wanted(body, recommender.state.filters)
         try:
-            if isinstance(asked, BatchRecommendRequest):
-                whom = asked.whom()
-                answers = zip(whom, retriever.recommend_many(whom, wanted), strict=True)
-                each = [self._about(retriever, who, answer) for who, answer in watched(answers)]
-                return BatchRecommendations(answers=each, model=retriever.model)
-            person = asked.person()
-            return {**self._about(retriever, person, retriever.recommend(person, wanted)), "model": retriever.model}
+            if isinstance(body, BatchRecommendRequest):
+                users = body.ids_and_profiles()
+                answers = zip(users, recommender.recommend_many(users, wanted), strict=True)
+                each = [self._recommendations(recommender, user, answer) for user, answer in watched(answers)]
+                return BatchRecommendations(answers=each, model=recommender.model)
+            profile = body.profile()
+            return {
+                **self._recommendations(recommender, profile, recommender.recommend(profile, wanted)),
+                "model": recommender.model,
+            }
         except DataError as error:
             raise wrong(error) from None
 
-    def about_item(self, retriever: Recommender, item_id: str, wanted: RecommendRequest) -> SimilarItems:
-        """Return which items are most like one.
+    def similar(self, recommender: Recommender, item_id: str, wanted: RecommendRequest) -> SimilarItems:
+        """Return the items most similar to an item.
 
         Raises:
-            Problem: There is no such item, or its id is too long.
+            Problem: There is no such item, or the id is too long.
         """
         _refuse_long("item_id", item_id)
-        answer = retriever.similar(item_id, wanted)
+        answer = recommender.similar(item_id, wanted)
         if answer is None:
             raise Problem(404, f"no item {item_id!r} in the catalogue")
-        item = retriever.state.items.said(retriever.state.items.parse(item_id))
-        return SimilarItems(item_id=item, items=self._items(retriever, answer), fallback=None, model=retriever.model)
+        item = recommender.state.items.to_json(recommender.state.items.parse(item_id))
+        return SimilarItems(
+            item_id=item, items=self._items(recommender, answer), fallback=None, model=recommender.model
+        )
 
-    def about_words(self, retriever: Recommender, given: _Given) -> SearchResponse:
-        """Return which items are nearest to what is written, as the parameters of a query say it.
+    def search(self, recommender: Recommender, given: _Given) -> SearchResponse:
+        """Return the items most relevant to a text, the parameter `q`.
 
         Raises:
-            Problem: They ask for what cannot be, or the model reads no texts.
+            Problem: A parameter is invalid, or the model has no text features.
         """
-        asked, wanted = self._asked(self.contract.query_in_words, retriever, given)
+        query, wanted = self._parsed(self.contract.text_query, recommender, given)
         try:
-            answer = retriever.search(asked.q, wanted)
+            answer = recommender.search(query.q, wanted)
         except DataError as error:
             raise wrong(error) from None
-        items = self._items(retriever, answer)
-        content = SearchResponse(q=asked.q, items=items, fallback=answer.fallback, model=retriever.model)
+        items = self._items(recommender, answer)
+        content = SearchResponse(q=query.q, items=items, fallback=answer.fallback, model=recommender.model)
         if answer.reranked is not None:
             content["reranked"] = answer.reranked
         return content
 
-    def wanted(self, kind: type[ItemQuery], retriever: Recommender, given: _Given) -> RecommendRequest:
-        """Return what the parameters of a query want of the answer.
+    def parse(self, kind: type[ItemQuery], recommender: Recommender, given: _Given) -> RecommendRequest:
+        """Return the request that query parameters describe.
 
         Args:
-            kind: What they may ask.
-            retriever: Whose columns the others may speak of.
+            kind: The schema of the parameters.
+            recommender: Its catalogue has the columns that conditions may name.
             given: The parameters, each with all its values.
 
         Raises:
-            Problem: They ask for what cannot be; says what and where.
+            Problem: A parameter is unknown or invalid; names it.
         """
-        return self._asked(kind, retriever, given)[1]
+        return self._parsed(kind, recommender, given)[1]
 
-    def _asked(self, kind: type[_Kind], retriever: Recommender, given: _Given) -> tuple[_Kind, RecommendRequest]:
-        """Return what the parameters of a query ask, and what they want of the answer."""
-        asked = parameters(kind, {name: texts for name, texts in given.items() if name in kind.model_fields})
+    def _parsed(self, kind: type[_Kind], recommender: Recommender, given: _Given) -> tuple[_Kind, RecommendRequest]:
+        """Return query parameters as their schema has them, and the request that they describe."""
+        query = parameters(kind, {name: texts for name, texts in given.items() if name in kind.model_fields})
         try:
-            conditions = retriever.state.filters.from_query(
+            conditions = recommender.state.filters.from_query(
                 {name: texts for name, texts in given.items() if name not in kind.model_fields}
             )
         except DataError as error:
             raise wrong(error) from None
-        return asked, self.contract.wanted(asked, retriever.state.filters, conditions)
+        return query, self.contract.wanted(query, recommender.state.filters, conditions)
 
-    def _about(
-        self, retriever: Recommender, who: ExternalId | UserProfile, answer: RecommendResponse
+    def _recommendations(
+        self, recommender: Recommender, user: ExternalId | UserProfile, answer: RecommendResponse
     ) -> RecommendationsBody:
-        if not isinstance(who, UserProfile):
-            return self._known(retriever, who, answer)
-        unknown = [retriever.state.items.said(item_id) for item_id in answer.unknown_items]
+        if not isinstance(user, UserProfile):
+            return self._known(recommender, user, answer)
+        unknown = [recommender.state.items.to_json(item_id) for item_id in answer.unknown_items]
         values = {column: list(given) for column, given in answer.unknown_values.items()}
-        return {**self._recommended(retriever, None, answer), "unknown_items": unknown, "unknown_values": values}
+        return {**self._recommended(recommender, None, answer), "unknown_items": unknown, "unknown_values": values}
 
-    def _known(self, retriever: Recommender, user_id: ExternalId, answer: RecommendResponse) -> RecommendationsBody:
-        return self._recommended(retriever, retriever.state.users.said(retriever.state.users.parse(user_id)), answer)
+    def _known(self, recommender: Recommender, user_id: ExternalId, answer: RecommendResponse) -> RecommendationsBody:
+        return self._recommended(
+            recommender, recommender.state.users.to_json(recommender.state.users.parse(user_id)), answer
+        )
 
     def _recommended(
-        self, retriever: Recommender, user_id: ExternalId | None, answer: RecommendResponse
+        self, recommender: Recommender, user_id: ExternalId | None, answer: RecommendResponse
     ) -> RecommendationsBody:
-        content = RecommendationsBody(user_id=user_id, items=self._items(retriever, answer), fallback=answer.fallback)
+        content = RecommendationsBody(user_id=user_id, items=self._items(recommender, answer), fallback=answer.fallback)
         if answer.reranked is not None:
             content["reranked"] = answer.reranked
         return content
 
-    def _items(self, retriever: Recommender, answer: RecommendResponse) -> list[ItemBody]:
-        """Return the items of an answer; whatever answered in the model's place is told, and whether time was up."""
+    def _items(self, recommender: Recommender, answer: RecommendResponse) -> list[ItemBody]:
+        """Return the items of a response; reports its fallback and the outcome of re-ranking to the metrics."""
         if answer.fallback is not None:
             self._on_fallback(answer.fallback)
         elif answer.reranked is not None:
             self._on_rerank("done" if answer.reranked else "timeout")
         items = [_item(item) for item in answer.items]
-        if not retriever.state.items.is_said_as_is:
-            said = retriever.state.items.said
+        if not recommender.state.items.is_json_safe:
+            to_json = recommender.state.items.to_json
             for one in (*items, *(reason for item in items for reason in item.get("because", ()))):
-                one["item_id"] = said(one["item_id"])
+                one["item_id"] = to_json(one["item_id"])
         return items
 
 

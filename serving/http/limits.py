@@ -1,9 +1,9 @@
-"""Limits of load: requests in progress per worker, and requests per second per client.
+"""The concurrency limit of a worker, and the rate limit of a client.
 
-With an unbounded queue every request becomes late. So a worker answers `threads` requests at a time, queues some more,
-and rejects the rest at once, which a load balancer takes as "try another". The servers cannot do that: granian's
-`backpressure` and gunicorn's `worker_connections` bound connections, idle ones included, and leave the rest waiting in
-the kernel, without a response.
+With an unbounded queue, under overload every request exceeds its deadline. So a worker answers `threads` requests at a
+time, queues `queue_size` more, and rejects further ones at once, so that a load balancer can try another server. The
+settings of the WSGI servers cannot do that: granian's `backpressure` and gunicorn's `worker_connections` limit
+connections, idle ones included, and leave further ones waiting in the kernel without a response.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from queue import Empty, SimpleQueue
 _SECONDS_STUCK = 60.0
 _RATES = "rates"
 _KEY_BYTES = 16
-_NUM_CLIENTS = 1 << 16
+_NUM_SLOTS = 1 << 16
 
 
 class ConcurrencyLimiter:
-    """Bounds the requests that a worker has in progress.
+    """Limits the requests in progress of this worker, queued ones included.
 
     Args:
-        threads: Requests that are answered at a time.
-        queue_size: Further requests that may wait.
-        on_change: Called with the number of requests in progress, queued ones included, whenever it changes.
-        clock: Seconds.
+        threads: Number of requests answered at a time.
+        queue_size: Number of further requests that may queue.
+        on_change: Called with the number of requests in progress whenever it changes.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -44,27 +44,27 @@ class ConcurrencyLimiter:
         on_change: Callable[[int], None] = lambda in_progress: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most = threads + queue_size
+        self._max_in_progress = threads + queue_size
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(threads):
             self._free.put(None)
         self._on_change = on_change
         self._in_progress = 0
         self._clock = clock
-        self._moved = clock()
+        self._last_progress = clock()
         self._counting = threading.Lock()
 
     def take(self, seconds: float | None = None) -> bool:
-        """Wait for a turn and return True; return False at once if the queue is full.
+        """Wait until the request may be processed and return True; return False at once if the queue is full.
 
         Args:
-            seconds: The longest wait; False is returned after it. None: however long.
+            seconds: Maximum wait in seconds, after which False is returned. None: no maximum.
         """
         with self._counting:
-            if self._in_progress >= self._most:
+            if self._in_progress >= self._max_in_progress:
                 return False
             if not self._in_progress:
-                self._moved = self._clock()
+                self._last_progress = self._clock()
             self._in_progress += 1
             self._on_change(self._in_progress)
         try:
@@ -75,39 +75,40 @@ class ConcurrencyLimiter:
         return True
 
     def give_back(self) -> None:
-        """End a turn."""
+        """Note that a request for which `take` returned True is completed."""
         self._free.put(None)
         self._leave()
 
     def _leave(self) -> None:
-        """Count one request less."""
+
         with self._counting:
             self._in_progress -= 1
-            self._moved = self._clock()
+            self._last_progress = self._clock()
             self._on_change(self._in_progress)
 
     @property
     def in_progress(self) -> int:
-        """Number of requests that are being answered or queued."""
+        """Number of requests being answered or queued."""
         return self._in_progress
 
     def is_stuck(self) -> bool:
-        """Return whether requests are in progress and none ended for a minute."""
-        return self._in_progress > 0 and self._clock() - self._moved > _SECONDS_STUCK
+        """Return whether there are requests in progress and none has been completed for a minute."""
+        return self._in_progress > 0 and self._clock() - self._last_progress > _SECONDS_STUCK
 
 
 class RateLimiter:
-    """Requests per second and client, counted by all workers of a server together.
+    """Limits the requests per second of each client, counted by all workers of a server together.
 
-    A client may send `burst` requests at once and then `rate` a second, by the generic cell rate algorithm: of each
-    client one time is kept, at which it will have its whole burst again. The times lie in a table of fixed size in
-    shared memory, at the hash of the client with a secret key; two clients share a place with a chance of 1 in 65,536.
+    Implements the generic cell rate algorithm: a client may send `burst` requests at once and then `rate` requests per
+    second. One number is stored per client, its theoretical arrival time: when its allowance will be full again. These
+    times are in a table of fixed size in shared memory, in the slot given by a keyed hash of the client. Two given
+    clients share a slot, and so an allowance, with probability 1 / 65,536.
 
     Args:
         rate: Requests per second.
-        burst: Requests that a client may send at once.
-        folder: Where the workers of one server meet. None: this process is the only one.
-        clock: Seconds that all workers agree on.
+        burst: Requests at once after a pause.
+        folder: A folder that the workers of one server share. None: this process is the only one.
+        clock: Returns seconds; the same in all workers.
     """
 
     def __init__(
@@ -116,51 +117,51 @@ class RateLimiter:
         self._interval = 1 / rate
         self._tolerance = (burst - 1) / rate
         self._clock = clock
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._file = None if folder is None else _shared_file(folder / _RATES)
-        num_bytes = _KEY_BYTES + 8 * _NUM_CLIENTS
+        num_bytes = _KEY_BYTES + 8 * _NUM_SLOTS
         memory = mmap.mmap(-1 if self._file is None else self._file, num_bytes)
         if self._file is None:
             memory[:_KEY_BYTES] = secrets.token_bytes(_KEY_BYTES)
         else:
             weakref.finalize(self, os.close, self._file)
         self._key = bytes(memory[:_KEY_BYTES])
-        self._moments = memoryview(memory)[_KEY_BYTES:].cast("d")
+        self._arrival_times = memoryview(memory)[_KEY_BYTES:].cast("d")
 
     def wait(self, client: str) -> float:
-        """Count a request of a client and return 0; return the seconds to wait if it is one too many."""
+        """Count a request of a client and return 0; if it exceeds the limit, return the seconds to wait instead."""
         digest = blake2b(client.encode("utf-8", "surrogateescape"), digest_size=8, key=self._key).digest()
-        place = int.from_bytes(digest) % _NUM_CLIENTS
-        with self._turn:
+        slot = int.from_bytes(digest) % _NUM_SLOTS
+        with self._lock:
             if self._file is not None:
-                fcntl.lockf(self._file, fcntl.LOCK_EX, 8, _KEY_BYTES + 8 * place)
+                fcntl.lockf(self._file, fcntl.LOCK_EX, 8, _KEY_BYTES + 8 * slot)
             try:
-                return self._count(place)
+                return self._count(slot)
             finally:
                 if self._file is not None:
-                    fcntl.lockf(self._file, fcntl.LOCK_UN, 8, _KEY_BYTES + 8 * place)
+                    fcntl.lockf(self._file, fcntl.LOCK_UN, 8, _KEY_BYTES + 8 * slot)
 
-    def _count(self, place: int) -> float:
+    def _count(self, slot: int) -> float:
         now = self._clock()
-        quiet_since = max(now, self._moments[place])
-        early = quiet_since - self._tolerance - now
-        if early > 0:
-            return early
-        self._moments[place] = quiet_since + self._interval
+        arrival = max(now, self._arrival_times[slot])
+        too_early = arrival - self._tolerance - now
+        if too_early > 0:
+            return too_early
+        self._arrival_times[slot] = arrival + self._interval
         return 0.0
 
 
 def retry_after(seconds: float) -> int:
-    """Return seconds to wait as the value of `Retry-After`: whole, at least one."""
+    """Return a time to wait as the value of `Retry-After`: whole seconds, rounded up, at least 1."""
     return max(1, math.ceil(seconds))
 
 
 def _shared_file(path: Path) -> int:
-    """Return the table of a folder, opened, made by whichever worker comes first."""
+    """Return a descriptor of the table, which the first worker creates."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.lockf(file, fcntl.LOCK_EX, _KEY_BYTES)
     if os.fstat(file).st_size == 0:
-        os.ftruncate(file, _KEY_BYTES + 8 * _NUM_CLIENTS)
+        os.ftruncate(file, _KEY_BYTES + 8 * _NUM_SLOTS)
         os.pwrite(file, secrets.token_bytes(_KEY_BYTES), 0)
     fcntl.lockf(file, fcntl.LOCK_UN, _KEY_BYTES)
     return file

@@ -1,7 +1,7 @@
-"""What can be written while the service runs: items put and deleted, events.
+"""Endpoints for live writes: put and delete items, append events.
 
-A write is checked as the tables are, then remembered, and only then acknowledged: it survives whatever happens after,
-and the next answer of any worker has it in it.
+A write is validated as the tables are, then stored durably in the log, and only then acknowledged. From then on the
+responses of every worker reflect it.
 """
 
 from __future__ import annotations
@@ -32,54 +32,55 @@ from serving.recommend.recommender import Recommender
 
 
 def put_item(service: Service, request: ApiRequest) -> Reply:
-    """Put an item into the catalogue, or in the place of the one of this id; the body holds its columns."""
-    store, retriever, item_id = _store(service), request.recommender, request.path_value
-    known = retriever.state.items.row(item_id) is not None
-    own_id = _checked("item_id", retriever.state.items, item_id)
+    """Add an item to the catalogue, or replace it; the body holds its columns."""
+    store, recommender, item_id = _store(service), request.recommender, request.path_value
+    known = recommender.state.items.row(item_id) is not None
+    own_id = _checked("item_id", recommender.state.items, item_id)
     cells = request.json()
     if not isinstance(cells, dict):
-        raise Problem(422, 'body: expected the columns of the item, such as {"title": "Wooden chair"}')
-    if retriever.state.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
-        raise Problem(422, f"item_id: expected {own_id!r} as in the path, or none")
-    row, own_vector = _placed(retriever, own_id, cells)
-    # With its vector, which every other worker then need not make while its requests wait.
-    vector = vector_to_json(retriever.model, own_vector)
+        raise Problem(422, 'body: expected an object with the columns of the item, such as {"title": "Wooden chair"}')
+    if recommender.state.items.parse(cells.pop(ITEM_ID, own_id)) != own_id:
+        raise Problem(422, f"item_id: expected {own_id!r}, as in the path; correct it, or leave it out")
+    row, own_vector = _encoded_item(recommender, own_id, cells)
+    # Stored with its vector, so that the other workers need not encode the item while their requests wait.
+    vector = vector_to_json(recommender.model, own_vector)
     done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
-    said = retriever.state.items.said(own_id)
-    content = ItemWritten(item_id=said, position=done.position)
-    if unknown := retriever.bundle.unknown_values_of_items(row)[0]:
+    content = ItemWritten(item_id=recommender.state.items.to_json(own_id), position=done.position)
+    if unknown := recommender.bundle.unknown_values_of_items(row)[0]:
         content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
     return json_reply(content, 200 if known else 201)
 
 
 def delete_item(service: Service, request: ApiRequest) -> Reply:
-    """Take an item out of the catalogue."""
-    store, retriever, item_id = _store(service), request.recommender, request.path_value
-    if retriever.state.items.row(item_id) is None:
+    """Delete an item from the catalogue."""
+    store, recommender, item_id = _store(service), request.recommender, request.path_value
+    if recommender.state.items.row(item_id) is None:
         raise Problem(404, f"no item {shown(item_id)} in the catalogue")
-    own_id = retriever.state.items.parse(item_id)
+    own_id = recommender.state.items.parse(item_id)
     done = store.append([Write("deletion", {ITEM_ID: own_id})])
-    return json_reply(ItemWritten(item_id=retriever.state.items.said(own_id), position=done.position))
+    return json_reply(ItemWritten(item_id=recommender.state.items.to_json(own_id), position=done.position))
 
 
 def post_events(service: Service, request: ApiRequest) -> Reply:
-    """Append to what users had; whoever is new is known from then on."""
-    store, retriever = _store(service), request.recommender
+    """Append events to the histories of users; new users are added."""
+    store, recommender = _store(service), request.recommender
     body = read(EventsRequest, request.json())
     now = int(store.clock.now())
-    found = [_write(event, f"events.{place}", retriever, now) for place, event in enumerate(body.events)]
+    found = [_write(event, f"events.{place}", recommender, now) for place, event in enumerate(body.events)]
     done: AppendResult = store.append(found)
     accepted = len(found) - done.num_repeated
     return json_reply(EventsAccepted(accepted=accepted, repeated=done.num_repeated, position=done.position))
 
 
-def _write(event: EventBody, where: str, retriever: Recommender, now: int) -> Write:
-    user_id = _checked(f"{where}.user_id", retriever.state.users, event.user_id)
-    if retriever.state.items.row(event.item_id) is None:
-        raise Problem(422, f"{where}.item_id: no item {shown(event.item_id)} in the catalogue; put it there first")
+def _write(event: EventBody, where: str, recommender: Recommender, now: int) -> Write:
+    user_id = _checked(f"{where}.user_id", recommender.state.users, event.user_id)
+    if recommender.state.items.row(event.item_id) is None:
+        raise Problem(422, f"{where}.item_id: no item {shown(event.item_id)} in the catalogue; add the item first")
     if event.time is not None and event.time > now + SECONDS_PER_DAY:
-        raise Problem(422, f"{where}.time: expected Unix seconds in the past, found {event.time}, in the future")
-    item_id = retriever.state.items.parse(event.item_id)
+        raise Problem(
+            422, f"{where}.time: expected Unix seconds in the past, found {event.time}, which is in the future"
+        )
+    item_id = recommender.state.items.parse(event.item_id)
     key = None
     if event.event_id is not None:
         key = f"named {event.event_id}"
@@ -89,37 +90,37 @@ def _write(event: EventBody, where: str, retriever: Recommender, now: int) -> Wr
 
 
 def _checked(where: str, ids: IdMap, external_id: ExternalId) -> ExternalId:
-    """Return an id in the type of the others.
+    """Return an id in the type of the table's ids.
 
     Raises:
-        Problem: It cannot be one of them.
+        Problem: The id does not have that type, or is too long.
     """
     parsed = ids.parse(external_id)
     if not ids.fits(parsed):
-        text = "text without blanks around it"
+        text = "text without surrounding whitespace"
         limit = "" if ids.is_integer else f" and at most {MAX_ID_CHARACTERS} characters long"
         expected = f"{'a whole number' if ids.is_integer else text}, as in the tables{limit}"
         raise Problem(422, f"{where}: expected {expected}, found {shown(external_id)}")
     return parsed
 
 
-def _placed(
-    retriever: Recommender, item_id: ExternalId, cells: dict[str, Any]
-) -> tuple[pd.DataFrame, Float32[np.ndarray, " width"]]:
+def _encoded_item(
+    recommender: Recommender, item_id: ExternalId, cells: dict[str, Any]
+) -> tuple[pd.DataFrame, Float32[np.ndarray, " dim"]]:
     """Return an item as a row of the catalogue, and its unit vector.
 
     Raises:
-        Problem: It has a column that the catalogue has not, a cell of another type, more text than is read at once, or
-            nothing that the model reads.
+        Problem: A column is not in the catalogue, a cell has another type than its column, the texts are too long in
+            total, or the model reads none of the columns.
     """
     characters = sum(size_of(cell)[0] for cell in cells.values())
     if characters > MAX_TEXT_CHARACTERS:
         detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all cells together, found {characters:,}"
         raise Problem(422, f"body: {detail}")
-    like, spellings = retriever.snapshot.catalog.frame, retriever.bundle.spellings
+    like, spellings = recommender.snapshot.catalog.frame, recommender.bundle.spellings
     try:
         row = typed_rows(like, [{ITEM_ID: item_id, **cells}], spellings)
-        return row, encoded(retriever.bundle, row)[0]
+        return row, encoded(recommender.bundle, row)[0]
     except DataError as error:
         raise Problem(422, str(error)) from None
 
@@ -127,5 +128,7 @@ def _placed(
 def _store(service: Service) -> EventLog:
     store = service.provider.store
     if store is None:
-        raise Problem(403, "this service takes no writes; start it with --live FILE, or set `live`, to accept them")
+        raise Problem(
+            403, "this service accepts no live writes; to enable them, start it with --live FILE or set `live`"
+        )
     return store

@@ -1,4 +1,4 @@
-"""Everything that each request passes, once, whatever its endpoint.
+"""The steps that every request goes through, whatever its endpoint.
 
 In this order: request id, route, body, deadline, concurrency limit, query length, API key, rate limit, the handler;
 then the headers of every response, and the metrics and the log line. Any error on the way becomes a problem response.
@@ -46,7 +46,7 @@ class RequestMiddleware:
     """The WSGI application of the service.
 
     Args:
-        service: What handlers are given.
+        service: Passed to handlers.
         router: Finds the route of a request.
         guards: Reject requests before their handler is called.
         page: The WSGI application of the routes without a handler: Flask.
@@ -90,7 +90,7 @@ class RequestMiddleware:
             current.request_id = None
 
     def _answer(self, request: ApiRequest, start: StartResponse) -> Iterable[bytes]:
-        """Answer a request within its limits; probes have none, so that operators are answered in an overload."""
+        """Answer a request within its limits; probes have none, so that they are answered even under overload."""
         environ = request.environ
         if request.route is not None and not request.route.takes_turn:
             return self._dispatch(request, start)
@@ -113,7 +113,7 @@ class RequestMiddleware:
             deadline.clear()
 
     def _dispatch(self, request: ApiRequest, start: StartResponse) -> Iterable[bytes]:
-        """Let a request pass the guards, and call the handler of its route."""
+        """Check a request with the guards, and call the handler of its route."""
         environ, route = request.environ, request.route
         scope: Scope = "read" if environ["REQUEST_METHOD"] in _SAFE_METHODS else "write"
         for guard in self._guards:
@@ -142,7 +142,7 @@ class RequestMiddleware:
         return Reply(b"", content_type="text/html; charset=utf-8", headers=(("Allow", ", ".join(methods)),))
 
     def _without_body(self, error: HTTPException) -> Response:
-        """Return the response to a request whose body was not received: the last of its connection."""
+        """Return the response to a request whose body was not received; the connection is closed after it."""
         if error.code in _REJECTIONS:
             self._metrics.count("towers_rejected_total", _REJECTIONS[error.code])
         problem = http_problem(error)
@@ -150,13 +150,13 @@ class RequestMiddleware:
         return problem
 
     def _note(self, request: ApiRequest, status: int, seconds: float) -> None:
-        """Count a request, and log it if it is worth a line."""
+        """Count a request in the metrics, and log it if `log_requests` says so."""
         environ, route = request.environ, UNMATCHED if request.route is None else request.route.path
         spent = stages.spent()
         self._metrics.answered(route, status, seconds, spent)
         if current.ended_by is not None:
             self._metrics.count("towers_rejected_total", current.ended_by)
-        if self._is_worth_a_line(status, seconds):
+        if self._is_logged(status, seconds):
             fields = {
                 "method": environ["REQUEST_METHOD"],
                 "path": environ["PATH_INFO"],
@@ -170,7 +170,7 @@ class RequestMiddleware:
                 fields["ended_by"] = current.ended_by
             _log.log(logging.ERROR if status == 500 else logging.INFO, "request", extra={"fields": fields})
 
-    def _is_worth_a_line(self, status: int, seconds: float) -> bool:
+    def _is_logged(self, status: int, seconds: float) -> bool:
         match self._settings.log_requests:
             case "all":
                 return True
@@ -181,13 +181,13 @@ class RequestMiddleware:
 
 
 def _path(environ: WSGIEnvironment) -> str:
-    """Return the path of a request as text: WSGI hands over its bytes as Latin-1."""
+    """Return the path of a request as text: WSGI decodes its bytes as Latin-1."""
     path: str = environ["PATH_INFO"]
     return path if path.isascii() else path.encode("latin-1").decode(errors="replace")
 
 
 def _version_headers(request: ApiRequest) -> list[tuple[str, str]]:
-    """Return the headers that say which model, which index and which position of the log a response comes from."""
+    """Return the headers with the versions of the model and index and the log position that a response is based on."""
     recommender: Recommender | None = getattr(request, "recommender", None)
     if recommender is None:
         return []
@@ -201,37 +201,37 @@ def guards_of(settings: ServingConfig, metrics: Metrics, shared: Path | None = N
     """Return the guards of a service: query length, API key (with `api_keys_file`) and rate limit (with `rate`).
 
     Args:
-        settings: What the operator decides.
-        metrics: Where refusals are counted.
-        shared: Where the workers of one server meet. None: there is one worker.
+        settings: The operator's settings.
+        metrics: Where rejections are counted.
+        shared: A folder that the workers of one server share. None: there is one worker.
 
     Raises:
-        DataError: The file of keys cannot be read.
+        DataError: The file of API keys cannot be read.
     """
     by_rate = None
     if settings.rate is not None:
-        refused = partial(metrics.count, "towers_rejected_total", "rate")
-        by_rate = rate_guard(RateLimiter(settings.rate, settings.burst, shared), settings.trusted_proxies, refused)
+        count = partial(metrics.count, "towers_rejected_total", "rate")
+        by_rate = rate_guard(RateLimiter(settings.rate, settings.burst, shared), settings.trusted_proxies, count)
     if settings.api_keys_file is None:
         return [query_guard] if by_rate is None else [query_guard, by_rate]
 
-    def refuse(environ: WSGIEnvironment) -> None:
-        """Count a request without a key; where the address that it came from sent too many, that is what it is told."""
+    def on_rejection(environ: WSGIEnvironment) -> None:
+        """Count a request without a valid key; if its address exceeds the rate limit, the client gets 429 instead."""
         metrics.count("towers_rejected_total", "key")
         if by_rate is not None:
             by_rate(environ, "read")
 
-    by_key = key_guard(Keys(Path(settings.api_keys_file)), refuse)
+    by_key = key_guard(Keys(Path(settings.api_keys_file)), on_rejection)
     return [query_guard, by_key] if by_rate is None else [query_guard, by_key, by_rate]
 
 
 def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str:
-    """Return where a request comes from, as the outermost of the trusted proxies saw it.
+    """Return the client address of a request, as the outermost trusted proxy saw it.
 
     Args:
         environ: The request.
-        trusted_proxies: How many proxies before the service add to `X-Forwarded-For`. What stands there beyond them
-            anybody may have written.
+        trusted_proxies: Number of proxies in front of the service that append to `X-Forwarded-For`. Entries before
+            theirs may be forged and are ignored.
     """
     if trusted_proxies:
         hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
@@ -241,19 +241,19 @@ def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str:
 
 
 def _client_of(environ: WSGIEnvironment, trusted_proxies: int) -> str:
-    """Return who asks: the name of the key, where one was presented, else the address."""
+    """Return the client of a request: the name of its API key, or its address without one."""
     return environ.get("towers.client") or client_address(environ, trusted_proxies)
 
 
-def rate_guard(rates: RateLimiter, trusted_proxies: int, on_refusal: Callable[[], None]) -> Guard:
-    """Return a guard that refuses the requests of a client that are too many; with keys, the client is the key."""
+def rate_guard(rates: RateLimiter, trusted_proxies: int, on_rejection: Callable[[], None]) -> Guard:
+    """Return a guard that rejects requests of clients that exceed the rate limit; API keys count as clients."""
 
     def check(environ: WSGIEnvironment, needed: Scope) -> None:
         if needed == "none":
             return
         seconds = rates.wait(_client_of(environ, trusted_proxies))
         if seconds:
-            on_refusal()
+            on_rejection()
             raise TooManyRequests("too many requests; try again later", retry_after=retry_after(seconds))
 
     return check

@@ -9,15 +9,15 @@ from serving.http.service import ApiRequest, Service, json_reply
 
 
 def healthz(service: Service, request: ApiRequest) -> Reply:
-    """Answer that the process is alive; 503 where requests are in progress and none ended for a minute."""
+    """Answer 200, or 503 if requests are in progress and none has been completed for a minute."""
     if service.limiter.is_stuck():
         in_progress = service.limiter.in_progress
-        raise NotReady(f"{in_progress} requests are in progress, and none has been answered for a minute")
+        raise NotReady(f"{in_progress} requests are in progress, and none has been completed for a minute")
     return json_reply(Liveness(status="ok"))
 
 
 def readyz(service: Service, request: ApiRequest) -> Reply:
-    """Answer that recommendations can be given, and by how many of the workers; otherwise 503."""
+    """Answer 200 with the version of the model and the number of ready workers; 503 if no model is loaded."""
     manifest = request.recommender.snapshot.seal
     workers = service.metrics.workers()
     return json_reply(

@@ -18,10 +18,10 @@ class Reply:
     """The response of a handler, as a WSGI application.
 
     Attributes:
-        body: Its content.
+        body: The encoded content.
         status: The HTTP status.
         content_type: The media type of the body.
-        headers: More headers.
+        headers: Further headers, as pairs of name and value.
     """
 
     body: bytes
@@ -38,7 +38,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Route:
-    """One endpoint: everything that the service, its OpenAPI document and the README say of it.
+    """One endpoint; dispatch, API keys' scopes, metrics, the OpenAPI document and the README follow from it.
 
     Attributes:
         method: The HTTP method. HEAD follows from GET, and every path has OPTIONS.
@@ -51,7 +51,7 @@ class Route:
         body: Schemas of the request body, by type, or by name where they depend on the catalogue. Empty: no body.
         responses: Schemas of a successful response's body.
         created: When the status is 201 instead of 200. None: never.
-        problems: Statuses of the errors that are this endpoint's own; those that any may have are left out.
+        problems: Statuses of the errors specific to this endpoint; those that any endpoint may have are left out.
         takes_turn: Whether the request counts against the concurrency limit and the deadline.
         needs_recommender: Whether the model has to be loaded; otherwise 503.
         is_write: Whether the endpoint appends to the log of live writes; there is none without the setting `live`.
@@ -93,7 +93,7 @@ class Router:
                 self._exact.setdefault((route.method, route.path), route)
 
     def match(self, method: str, path: str) -> tuple[Route | None, str]:
-        """Return the route of a request, None where there is none, and what stands in the place of its `{name}`."""
+        """Return the route of a request (None if there is none) and the value of the `{name}` in its path."""
         method = "GET" if method == "HEAD" else method
         route = self._exact.get((method, path))
         if route is not None:
@@ -106,7 +106,7 @@ class Router:
         return None, ""
 
     def methods(self, path: str) -> list[str]:
-        """Return the methods that a path has, for `Allow`; none where there is no such path."""
+        """Return the methods that a path has, for `Allow`; empty if there is no such path."""
         found = {method for method, exact in self._exact if exact == path}
         found |= {method for method, pattern, _ in self._patterns if pattern.fullmatch(path)}
         return sorted(found | {"HEAD"} if "GET" in found else found)

@@ -24,33 +24,33 @@ from serving.http.router import Reply, Route
 from serving.http.service import ApiRequest, Service, json_reply
 
 BODY_PROBLEMS = (400, 408, 413, 415, 422)
-"""Statuses of what can be wrong with a request body: no JSON, too slow, too large, another media type, invalid."""
+"""Statuses of errors of a request body: not JSON, too slow, too large, wrong media type, invalid."""
 
 
 def recommend_for_user(service: Service, request: ApiRequest) -> Reply:
     """Answer a request for recommendations for one user."""
     recommend, recommender = service.recommend, request.recommender
-    wanted = recommend.plain(request.query_string) or recommend.wanted_by_user(
+    wanted = recommend.cached(request.query_string) or recommend.parse_for_user(
         recommender, request.query_string, request.query()
     )
-    return json_reply(recommend.about_user(recommender, request.path_value, wanted))
+    return json_reply(recommend.for_user(recommender, request.path_value, wanted))
 
 
 def recommend_for_body(service: Service, request: ApiRequest) -> Reply:
-    """Answer a request for recommendations for a described user, or for several users."""
-    return json_reply(service.recommend.about_body(request.recommender, request.json()))
+    """Answer a request for recommendations for a user given by a profile, or for several users."""
+    return json_reply(service.recommend.for_body(request.recommender, request.json()))
 
 
 def similar(service: Service, request: ApiRequest) -> Reply:
     """Answer a request for items similar to one."""
     recommend, recommender = service.recommend, request.recommender
-    wanted = recommend.wanted(recommend.contract.query, recommender, request.query())
-    return json_reply(recommend.about_item(recommender, request.path_value, wanted))
+    wanted = recommend.parse(recommend.contract.query, recommender, request.query())
+    return json_reply(recommend.similar(recommender, request.path_value, wanted))
 
 
 def search(service: Service, request: ApiRequest) -> Reply:
     """Answer a text search for items."""
-    return json_reply(service.recommend.about_words(request.recommender, request.query()))
+    return json_reply(service.recommend.search(request.recommender, request.query()))
 
 
 def openapi(service: Service, request: ApiRequest) -> Reply:
@@ -72,7 +72,7 @@ ROUTES = (
     Route(
         "POST",
         "/recommendations",
-        "Recommendations for a user described by a history and attributes, or for several users",
+        "Recommendations for a user given by a history and attributes, or for several users",
         recommend_for_body,
         name="recommend_described",
         body=(UserRecommendRequest, BatchRecommendRequest),
@@ -168,4 +168,4 @@ ROUTES = (
     Route("GET", "/", "A web page that shows a user's history and recommendations", None),
     Route("GET", "/static/{filename}", "Files of the web page", None, needs_recommender=False),
 )
-"""Where several paths match a request, the first counts: `/items/a/similar` is similar items of `a`."""
+"""If several paths match a request, the first is used: `/items/a/similar` returns items similar to `a`."""

@@ -1,6 +1,6 @@
-"""What browsers are told with every answer, so that the page and the answers can't be turned against who reads them.
+"""Security headers of every response, which protect users of browsers against attacks that use the page or the API.
 
-Transport security (HSTS) belongs to whatever ends TLS before this service.
+Transport security (HSTS) is the task of the proxy that terminates TLS in front of this service.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HEADERS = (
 
 
 def add_headers(headers: list[tuple[str, str]]) -> None:
-    """Add them to those of an answer; nobody may keep an answer, unless it says so itself (the style sheet)."""
+    """Add the security headers to a response's headers, and forbid caching unless the response has its own policy."""
     headers.extend(_HEADERS)
     if not any(name == "Cache-Control" for name, _ in headers):
         headers.append(("Cache-Control", "no-store"))

@@ -1,4 +1,4 @@
-"""What the handlers of requests are given: `Service`, the parts that all requests share, and `ApiRequest`."""
+"""The arguments of handlers: `Service`, the parts that all requests share, and `ApiRequest`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Service:
 
     Attributes:
         settings: The operator's settings.
-        provider: Provides the recommender that is served at the moment, and the log of live writes.
-        recommend: From a request's parameters to the content of a response.
+        provider: Provides the current recommender, and the log of live writes.
+        recommend: Turns a request's parameters into the content of a response.
         metrics: Counters and histograms.
-        limiter: The requests in progress.
+        limiter: Limits the requests in progress.
         document: Returns the OpenAPI document, as JSON, for a recommender.
     """
 
@@ -48,13 +48,14 @@ class Service:
 
 
 class ApiRequest:
-    """A request on its way.
+    """A request being answered.
 
     Attributes:
         environ: Its WSGI environment.
         route: Its route. None: there is none for its method and path.
-        path_value: What stands in the place of `{name}` in the route's path.
-        recommender: What answers it, the same from beginning to end. Set before a handler that needs it is called.
+        path_value: The value of `{name}` in the route's path.
+        recommender: The recommender that answers the request. Set before a handler that needs it is called; a reload
+            in the meantime does not change it.
     """
 
     __slots__ = ("environ", "path_value", "recommender", "route")
@@ -73,14 +74,14 @@ class ApiRequest:
         return dict(Request(self.environ, populate_request=False).args.lists())
 
     def header(self, name: str) -> str:
-        """Return a header; empty where it was not sent."""
+        """Return the value of a header; empty if it was not sent."""
         return str(self.environ.get(f"HTTP_{name.upper().replace('-', '_')}", ""))
 
     def json(self) -> Any:
         """Return the content of the body.
 
         Raises:
-            Problem: The body is not JSON, nested too deep, or of another media type.
+            Problem: The body is not JSON, is nested too deep, or has another media type.
         """
         if self.environ.get("CONTENT_TYPE") != "application/json":
             media_type = Request(self.environ, populate_request=False).mimetype

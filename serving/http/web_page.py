@@ -1,4 +1,4 @@
-"""A page for people: a user's id shows what they had, what they would be recommended and why; words find items."""
+"""A web page that shows a user's history and recommendations with their reasons, and searches items by text."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RECOMMENDER = "towers.recommender"
 
 @web_page.get("/")
 def home() -> str:
-    """Answer the page, with the user of `?user=` or what `?q=` finds if one was asked for."""
-    retriever: Recommender = request.environ[RECOMMENDER]
-    ids = retriever.state.users.ids
+    """Return the page, with the user of `?user=` or the items found for `?q=` if one of them is given."""
+    recommender: Recommender = request.environ[RECOMMENDER]
+    ids = recommender.state.users.ids
     user_id = request.args.get("user", "").strip()[:MAX_ID_CHARACTERS]
     q = request.args.get("q", "").strip()[:MAX_SEARCH_CHARACTERS]
-    searches = reads_texts(retriever.bundle)
+    searches = reads_texts(recommender.bundle)
     return render_template(
         "home.html",
         user_id=user_id,
         q=q,
         searches=searches,
-        found=retriever.search(q, NUM_SHOWN) if q and searches else None,
-        answer=retriever.recommend(user_id, RecommendRequest(NUM_SHOWN, reasons=1)) if user_id else None,
-        history=retriever.history(user_id, NUM_SHOWN) if user_id else None,
+        found=recommender.search(q, NUM_SHOWN) if q and searches else None,
+        answer=recommender.recommend(user_id, RecommendRequest(NUM_SHOWN, reasons=1)) if user_id else None,
+        history=recommender.history(user_id, NUM_SHOWN) if user_id else None,
         examples=ids[:: max(1, len(ids) // 5)][:5],
-        seal=retriever.snapshot.seal,
+        seal=recommender.snapshot.seal,
     )

@@ -1,6 +1,6 @@
-"""What an operator runs once.
+"""Batch commands of an operator.
 
-- `open`: the recommender of a bundle; `build_index`: `towers index`; `precompute`: the best items of each user.
+- `open`: opens the recommender of a bundle; `build_index`: `towers index`; `precompute`: precomputes recommendations.
 - `recommend_all`: `towers recommend`; `search_text`: `towers search`.
-- `duplicates`, `clusters`: near duplicates and groups of items; `similarity_reports`: their commands.
+- `duplicates`, `clusters`: find near-duplicates and clusters of items; `similarity_reports`: their commands.
 """

@@ -1,4 +1,4 @@
-"""What `towers index` does: an index of today's tables, tuned and saved in the bundle."""
+"""`towers index`: builds an index from the current tables, tunes it, and saves it in the bundle."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle, check_can_sign
 from towers.rerankers.manifest import has_ranker
 
-# From so many items on, comparing each is worth a hint.
+# From this number of items on, a note suggests an approximate index.
 _MANY_ITEMS = 100_000
 LISTED = 100
-"""How many items of each user are listed, unless told otherwise."""
+"""Default number of precomputed recommendations per user."""
 
-# That is, where they take no more room, and where every item is compared with every user no more comparisons: a minute
+# The default applies only if they take at most this memory and, with brute force, this number of comparisons: a minute
 # or two.
-_MOST_LISTED_BYTES = 1 << 30
-_MOST_COMPARED = 100_000_000_000
+_MAX_LISTED_BYTES = 1 << 30
+_MAX_COMPARED = 100_000_000_000
 
 
 def build_index(
@@ -45,33 +45,33 @@ def build_index(
     *,
     accept_changed_columns: bool = False,
 ) -> Snapshot:
-    """Make the index of a bundle and say what it holds.
+    """Build the index of a bundle and print a summary.
 
     Args:
         bundle: The model.
-        tables: Files in the place of those that training read, by their key in `[features]`; None to keep that one.
-        kind: How the index searches. None: it compares every item, or as the recall is reached the fastest.
-        recall: The share of the true best 100 of each user that the index is tuned to find. None: it is not tuned.
-        live: The log of live writes to fold in. None: none is.
-        shortlists: How many items of each user are listed. None: as many as is usual, where that is soon done.
-        accept_changed_columns: Whether a column of which far less is filled or known than in training is a note.
+        tables: Files to read instead of those that training read, by their key in `[features]`; None keeps a file.
+        kind: The index kind. None: `exact`, or with `recall` the fastest kind.
+        recall: Target recall@100, 0 to 1, for which the index is tuned. None: it is not tuned.
+        live: Address of the log of live writes to compact into the index. None: no log.
+        shortlists: Number of recommendations per user to precompute. None: the default, if that is done quickly.
+        accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
 
     Raises:
-        DataError: A table cannot be read, lacks a column that the model reads, or one changed too much; there are too
-            few items for the kind, or no prefixes, nothing can be listed because the model looks at the clock, or the
-            index has to be signed and there is no key.
+        DataError: A table cannot be read, lacks a column that the model reads, or a column changed too much; there are
+            too few items for the kind, or no prefixes; recommendations cannot be precomputed because the model reads
+            the time of a request; or the index must be signed and there is no key.
     """
     check_can_sign(bundle)
     if shortlists and bundle.config.reads_time:
         raise DataError(
-            f"--precompute {shortlists}: this model looks at the clock, so that what somebody gets is not known before "
-            "the request; leave the flag out"
+            f"--precompute {shortlists}: recommendations of this model depend on the time of the request and cannot be "
+            "precomputed; remove the flag"
         )
     started = time.perf_counter()
     features = _features(bundle, tables)
-    found, folded = bundle.read_tables(features, accept_changed_columns=accept_changed_columns), None
+    found, compacted = bundle.read_tables(features, accept_changed_columns=accept_changed_columns), None
     if live is not None:
-        found, folded = compact(found, open_log(live), bundle.spellings)
+        found, compacted = compact(found, open_log(live), bundle.spellings)
     for note in found.notes:
         click.echo(f"note: {note}")
     tried: list[Tuning] = []
@@ -87,13 +87,13 @@ def build_index(
             trying=partial(_show_trial, tuned),
             tuned=tried.append,
         )
-        snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=folded)
+        snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=compacted)
     for tuning in tried:
-        _say_what_was_tried(tuning)
+        _show_tuning(tuning)
     snapshot = _with_shortlists(bundle, snapshot, shortlists)
     folder = snapshot.save(bundle.path)
     seal = snapshot.seal
-    listed = "" if seal.shortlists is None else f", the best {seal.shortlists.depth} of each user listed"
+    listed = "" if seal.shortlists is None else f", {seal.shortlists.depth} precomputed recommendations per user"
     click.echo(
         f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
         f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}){listed}, {time.perf_counter() - started:.1f} s"
@@ -101,19 +101,19 @@ def build_index(
     if snapshot.tokens is not None:
         tokens = snapshot.tokens
         click.echo(
-            f"{folder}: the vectors of {len(tokens.values):,} tokens of the items, a byte a number, "
+            f"{folder}: vectors of {len(tokens.values):,} tokens of the items, one byte per dimension, "
             f"{tokens.num_bytes / 1e6:,.1f} MB"
         )
     if recall is None and kind is None and seal.num_items > _MANY_ITEMS:
         click.echo(
-            f"note: each search compares {seal.num_items:,} items; `towers index {bundle.path} --recall 0.99` finds a "
-            "faster index"
+            f"note: each search compares {seal.num_items:,} items; for a faster, approximate index run: "
+            f"towers index {bundle.path} --recall 0.99"
         )
     return snapshot
 
 
 def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
-    """Return a snapshot with the best items of each user listed, as far as they can be known before anybody asks."""
+    """Return a snapshot with precomputed recommendations, unless they depend on the time of a request."""
     depth = _usual_depth(bundle, snapshot) if depth is None else depth
     if not depth or snapshot.user_vectors is None:
         return snapshot
@@ -122,26 +122,26 @@ def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None)
 
 
 def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
-    """Return how many items of each user are listed where nobody says: none where it takes long or is of no use."""
+    """Return the default number of precomputed recommendations: 0 if they take too long or would not be used."""
     num_users, seal = len(snapshot.histories), snapshot.seal
     if snapshot.user_vectors is None or has_ranker(bundle.path):
         return 0
-    is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MOST_COMPARED
-    if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MOST_LISTED_BYTES:
+    is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MAX_COMPARED
+    if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MAX_LISTED_BYTES:
         return LISTED
     click.echo(
-        f"note: no shortlists for so many users; `towers index {bundle.path} --precompute {LISTED}` makes them, in "
-        f"{num_users * LISTED * BYTES_A_PLACE / 1e9:,.1f} GB"
+        "note: no recommendations are precomputed for so many users; to precompute them, which takes "
+        f"{num_users * LISTED * BYTES_A_PLACE / 1e9:,.1f} GB, run: towers index {bundle.path} --precompute {LISTED}"
     )
     return 0
 
 
-def _say_what_was_tried(tuning: Tuning) -> None:
+def _show_tuning(tuning: Tuning) -> None:
     click.echo(tuning.table())
     if tuning.chosen.recall < tuning.wanted:
         click.echo(
-            f"note: {tuning.chosen.plan.kind} finds {tuning.chosen.recall:.4f} at most, less than the "
-            f"{tuning.wanted:g} asked for"
+            f"note: recall@100 of {tuning.chosen.plan.kind} is at most {tuning.chosen.recall:.4f}, below the target of "
+            f"{tuning.wanted:g}"
         )
 
 
@@ -163,7 +163,7 @@ def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesCo
     path = bundle.tables_folder / getattr(features, table)
     if not table_exists(path) and table not in given:
         raise DataError(
-            f"{path}: no such file, though the model was trained on it; say where today's tables are: "
+            f"{path}: no such file, though the model was trained on it; give the current table: "
             f"towers index {bundle.path} --{table} FILE"
         )
     return features

@@ -1,9 +1,9 @@
-"""The catalogue in clusters of items that are alike, each named by the words that are typical of it.
+"""Clusters of similar items, each named by its typical words.
 
-k-means over unit vectors (FAISS's, spherical): its cost grows with the catalogue alone, where methods that look for
-dense places compare items with each other. Names come from class-based TF-IDF: a word is typical of a cluster if many
-of its items have it and few of all items do. Every item counts once, however often a word stands in it, so that a
-long description says no more than a title.
+Clusters come from spherical k-means (FAISS), whose cost is linear in the number of items, unlike that of density-based
+methods, which compare items with each other. Names come from class-based TF-IDF: a word is typical of a cluster if many
+of its items have it and few of all items do. Every item counts once per word, however often it has the word, so long
+descriptions do not dominate.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from features.values.text import words
 from serving.search.faiss_index import kmeans
 
 MOST_CLUSTERS = 500
-"""Most clusters that are made unless a number is asked for: more are no overview."""
+"""Maximum number of clusters by default; more would be no overview."""
 
 _ROUNDS = 25
 _ITEMS_PER_CENTRE = 256
-# Words are read of so many items of each cluster, those nearest to its centre.
+# Number of items of each cluster whose words are read: those nearest to its centre.
 _READ_ITEMS = 300
 _READ_LETTERS = 2_000
 _MOST_WORDS = 50_000
@@ -40,7 +40,7 @@ class Clusters:
     Attributes:
         of_item: The cluster of each item, from 0, the largest first, `[items]`.
         scores: The cosine of each item and the centre of its cluster, `[items]`.
-        num_clusters: How many there are.
+        num_clusters: Number of clusters.
     """
 
     of_item: Int64[np.ndarray, " items"]
@@ -58,7 +58,7 @@ def make_clusters(vectors: Float32[np.ndarray, "items width"], num_clusters: int
 
     Args:
         vectors: Unit vectors by catalogue row.
-        num_clusters: How many, at most as many as items. None: half the square root of the items, 500 at most.
+        num_clusters: Number of clusters, at most that of items. None: half the square root of the items, at most 500.
     """
     if num_clusters is None:
         num_clusters = max(1, min(MOST_CLUSTERS, round(len(vectors) ** 0.5 / 2)))
@@ -78,9 +78,9 @@ def typical_words(clusters: Clusters, texts: Sequence[str], most: int = 4) -> li
     items that have the word, times `ln(1 + mean size of a cluster / items with the word)`.
 
     Args:
-        clusters: The division.
-        texts: What is written of each item, `[items]`.
-        most: How many words.
+        clusters: The clusters.
+        texts: The text of each item, `[items]`.
+        most: Maximum number of words per cluster.
     """
     chosen = [clusters.nearest(cluster, _READ_ITEMS) for cluster in range(clusters.num_clusters)]
     rows = np.concatenate(chosen)
@@ -88,7 +88,7 @@ def typical_words(clusters: Clusters, texts: Sequence[str], most: int = 4) -> li
     vectorizer = CountVectorizer(binary=True, analyzer=_names, max_features=_MOST_WORDS, dtype=np.float32)
     try:
         has_word = vectorizer.fit_transform(texts[row][:_READ_LETTERS] for row in rows)
-    except ValueError:  # not a word in any of them
+    except ValueError:  # no text has any word
         return [[] for _ in chosen]
     of_row = np.repeat(np.arange(len(chosen)), sizes)
     belongs = sp.csr_array((np.ones(len(rows), np.float32), (of_row, np.arange(len(rows)))))
@@ -97,9 +97,9 @@ def typical_words(clusters: Clusters, texts: Sequence[str], most: int = 4) -> li
 
 
 def _names(text: str) -> list[str]:
-    """Return the words that say something to a person: of two letters or more, and none that begins with a digit.
+    """Return the words of a text that are useful in names: of two letters or more, not beginning with a digit.
 
-    What stands together in katakana is a word, mostly of another language.
+    A sequence of katakana counts as one word, usually a loanword.
     """
     text = unicodedata.normalize("NFKC", text)
     found = _KATAKANA.findall(text) + words(_KATAKANA.sub(" ", text))

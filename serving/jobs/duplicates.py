@@ -1,13 +1,13 @@
-"""Items that are nearly the same: pairs that score above a threshold, groups of them, and answers without repeats.
+"""Near-duplicate items: pairs whose cosine is above a threshold, and groups connected by pairs.
 
-Comparing every pair costs the square of the catalogue. Instead the items are divided into regions, and each is compared
-with the items of the few regions that are nearest to it: a pair is found if either of the two looks into the region of
-the other. How many regions that takes is measured: a sample is compared with every item, and of its true pairs it is
-known exactly how many regions would have shown them. For a million items, 2,048 regions and 8 looks that is some ten
-thousand comparisons an item, in matrix products, in the place of a million.
+The cost of comparing every pair is quadratic. Instead the items are divided into regions, and each is compared with the
+items of the few regions nearest to it: a pair is found if either of the two visits the region of the other. The
+necessary number of visited regions is measured with a sample that is compared with all items. For a million items,
+2,048 regions and 8 visited regions, an item is compared with about ten thousand others, in matrix products, instead of
+a million.
 
-Items that are the same to four decimals are one item here, told beside the first of them: so ten thousand copies are
-ten thousand pairs and not fifty million.
+Items whose vectors agree to four decimals count as copies of the first of them, and each copy has one pair, with that
+one: so ten thousand copies are ten thousand pairs and not fifty million.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from serving.search.results import ROUNDING
 Progress = Callable[[int, int], None]
 
 MAX_PAIRS = 20_000_000
-"""More pairs than this are no finding but a threshold that is too low."""
+"""Maximum number of pairs; if there are more, the threshold is too low."""
 
-# Up to this many items every pair is compared: a second or so.
+# Up to this number of items every pair is compared, which takes about a second.
 _COMPARED_ALL = 20_000
 _SAMPLE = 2_000
 _MEASURED_PAIRS = 20_000
-# Of the true pairs of one half of the sample this share must be found; what is told is measured with the other half.
+# Target recall for the true pairs of one half of the sample; the recall that is reported is that of the other half.
 _WANTED = 0.98
-# With fewer true pairs than this nothing is measured, and so many regions are looked into.
+# With fewer true pairs than this, recall is not measured, and the usual number of regions is visited.
 _FEWEST_PAIRS = 40
 _USUAL_LOOKS = 8
 _MOST_LOOKS = 64
-# Scores held at a time, 16 MB: they stay in the cache between the product and the comparison.
+# Number of scores in memory at a time, 16 MB, so that they stay in the processor's cache.
 _CELLS = 1 << 22
 _ROWS = 1 << 16
 _DECIMALS = 4
@@ -52,18 +52,18 @@ _SEED = 2
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is alike in a catalogue.
+    """The near-duplicates of a catalogue.
 
     Attributes:
-        threshold: The score from which on two items are alike.
-        rows: The first item of each pair, as a catalogue row, `[pairs]`, rising.
-        others: The second, of a later row, `[pairs]`.
+        threshold: The minimum cosine of a pair.
+        rows: Catalogue row of the first item of each pair, `[pairs]`, in ascending order.
+        others: Catalogue row of the second item, which is a later row, `[pairs]`.
         scores: Their cosine, `[pairs]`. Copies of an item have one pair each, with the first of them.
-        group_of: Which group each item is in, `[items]`, -1 for those in none. Groups are what pairs connect, numbered
-            from 0, the largest first.
-        recall: The share of the true pairs of a sample that were found; 1 where all were compared, None where there
+        group_of: The group of each item, `[items]`, -1 for items without a pair. Groups are connected by pairs, and
+            numbered from 0, the largest first.
+        recall: The share of the true pairs of a sample that were found; 1 if all pairs were compared, None if there
             were too few to measure.
-        nearest: The score of the nearest other item of each item of a sample, rising, `[sample]`.
+        nearest: The cosine of each item of a sample with its nearest other item, in ascending order, `[sample]`.
     """
 
     threshold: float
@@ -76,12 +76,12 @@ class Duplicates:
 
     @property
     def num_groups(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return int(self.group_of.max(initial=-1)) + 1
 
     @property
     def num_grouped(self) -> int:
-        """How many items are in one."""
+        """Number of items in groups."""
         return int((self.group_of >= 0).sum())
 
 
@@ -91,16 +91,16 @@ def find_duplicates(
     regions: Partitions | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Duplicates:
-    """Return the items that are alike.
+    """Return the near-duplicates of a catalogue.
 
     Args:
         vectors: Unit vectors by catalogue row.
-        threshold: The cosine from which on two items are alike, above 0.
-        regions: Of the same vectors, if they are known already.
-        progress: Called with the number of regions done and of all.
+        threshold: The minimum cosine of a pair, above 0.
+        regions: IVF lists of the same vectors, if there are any.
+        progress: Called with the number of regions done and of all regions.
 
     Raises:
-        DataError: Nearly everything is alike.
+        DataError: There are more than `MAX_PAIRS` pairs.
     """
     vectors = np.require(vectors, np.float32, ["C"])
     first = _first_copies(vectors)
@@ -116,7 +116,7 @@ def find_duplicates(
 
 
 class _Search:
-    """Unit vectors in regions, and into how many of these each item looks for what is alike."""
+    """Unit vectors in regions, and the number of regions that each item visits."""
 
     def __init__(self, vectors: np.ndarray, threshold: float, regions: Partitions) -> None:
         self.vectors = torch.from_numpy(vectors)
@@ -129,7 +129,7 @@ class _Search:
 
     @classmethod
     def over(cls, vectors: np.ndarray, rows: np.ndarray, threshold: float, regions: Partitions | None) -> _Search:
-        """Return the search among some of the rows, with as many looks as a sample shows to be needed."""
+        """Return the search among some of the rows, with the number of visited regions measured on a sample."""
         chosen = vectors if len(rows) == len(vectors) else vectors[rows]
         if len(rows) <= _COMPARED_ALL:
             regions = Partitions(chosen[:1], np.zeros(len(rows), dtype=np.int32))
@@ -142,7 +142,7 @@ class _Search:
         return search
 
     def pairs(self, progress: Progress) -> Iterator[np.ndarray]:
-        """Yield pairs that are alike, `[2, some]`, perhaps twice and perhaps a rounding error below the threshold."""
+        """Yield pairs, `[2, some]`, perhaps repeated, and perhaps a rounding error below the threshold."""
         members, visitors = self._by_region()
         num_found = 0
         for region in range(len(self.centres)):
@@ -150,7 +150,7 @@ class _Search:
                 num_found += pairs.shape[1]
                 if num_found > MAX_PAIRS:
                     raise DataError(
-                        f"expected at most {MAX_PAIRS:,} pairs of items alike, found more with a threshold of "
+                        f"expected at most {MAX_PAIRS:,} pairs of similar items, found more with a threshold of "
                         f"{self.threshold:g}; raise --threshold"
                     )
                 yield pairs
@@ -172,7 +172,7 @@ class _Search:
                 yield pairs[:, one < other if are_members else slice(None)].numpy()
 
     def _by_region(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the items of each region, and those of others that look into it."""
+        """Return the items of each region, and the items of other regions that visit it."""
         members = _divided(torch.arange(len(self.vectors)), self.of_item, len(self.centres))
         blocks = []
         for part in _parts(len(self.vectors), 4 * _CELLS // len(self.centres)):
@@ -183,7 +183,7 @@ class _Search:
         return members, _divided(asking.long(), region, len(self.centres))
 
     def _measure(self) -> None:
-        """Compare a sample with everything, and choose the number of looks by the pairs that are in it."""
+        """Compare a sample with all items, and choose the number of visited regions by its true pairs."""
         rng = np.random.default_rng(_SEED)
         sample = torch.from_numpy(np.sort(rng.permutation(len(self.vectors))[:_SAMPLE]))
         pairs, nearest = self._true_pairs(sample)
@@ -201,11 +201,11 @@ class _Search:
 
     def _true_pairs(self, sample: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs of the sample's items with any other, `[pairs, 2]`, and the best score of each of them."""
-        asked = self.vectors[sample]
+        queries = self.vectors[sample]
         nearest = torch.full((len(sample),), -1.0)
         parts = []
         for part in _parts(len(self.vectors), _CELLS // max(1, len(sample))):
-            scores = asked @ self.vectors[part].T
+            scores = queries @ self.vectors[part].T
             itself = torch.nonzero((sample >= part.start) & (sample < part.stop))[:, 0]
             scores[itself, sample[itself] - part.start] = -1.0
             nearest = torch.maximum(nearest, scores.amax(dim=1))
@@ -214,7 +214,7 @@ class _Search:
         return torch.cat(parts).numpy(), nearest.numpy()
 
     def _looks_needed(self, pairs: np.ndarray) -> np.ndarray:
-        """Return how many of the nearest regions the first of each pair must look into to see the second."""
+        """Return how many of the nearest regions the first item of each pair must visit to find the second."""
         needed = [torch.zeros(0, dtype=torch.int64)]
         for part in _parts(len(pairs), _CELLS // len(self.centres)):
             block = torch.from_numpy(pairs[part])
@@ -258,7 +258,7 @@ def _scored(vectors: np.ndarray, pairs: np.ndarray, threshold: float) -> tuple[n
 
 
 def _groups(rows: np.ndarray, others: np.ndarray, num_items: int) -> np.ndarray:
-    """Return the group of each item, -1 for those that are alone."""
+    """Return the group of each item, -1 for items without a pair."""
     links = sp.coo_array((np.ones(len(rows), dtype=np.int8), (rows, others)), shape=(num_items, num_items))
     _, component = connected_components(links, directed=False)
     sizes = np.bincount(component)

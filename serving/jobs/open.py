@@ -1,4 +1,4 @@
-"""The recommender of a bundle, as a command opens it."""
+"""Opens the recommender of a bundle for a command."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from towers.bundle.bundle import ModelBundle
 def open_recommender(
     path: Path, settings: ServingConfig | None = None, *, accept_changed_columns: bool = False
 ) -> Recommender:
-    """Return the retriever of a bundle, its index made first if there is none.
+    """Return the recommender of a bundle; its index is built first if there is none.
 
     Args:
-        path: The bundle.
-        settings: Those of the service whose answers are wanted. None: the defaults.
-        accept_changed_columns: Where the index is made first: see `build_index`.
+        path: The folder of the bundle.
+        settings: The settings of the service. None: the defaults.
+        accept_changed_columns: Used if the index is built; see `build_index`.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
@@ -39,18 +39,18 @@ def open_recommender(
         snapshot = Snapshot.open(bundle)
     else:
         snapshot = build_index(bundle, {}, accept_changed_columns=accept_changed_columns)
-    # Nobody waits, so that it may take as long as it takes.
+    # Without a time budget, as no client waits.
     reranking = RerankStage.open(bundle, snapshot, settings.rerank_candidates, None) if settings.rerank else None
     return Recommender(
         bundle, snapshot, device=settings.device, recommend_seen=settings.recommend_seen, rerank=reranking
     )
 
 
-def parse_conditions(conditions: Sequence[str], retriever: Recommender) -> Filter:
+def parse_conditions(conditions: Sequence[str], recommender: Recommender) -> Filter:
     """Return the filter of `--where` conditions, such as `brand=Acme` and `price_max=50`.
 
     Raises:
-        DataError: A condition is not NAME=VALUE, or cannot hold.
+        DataError: A condition does not have the form NAME=VALUE, or its column or value is invalid.
     """
     given: dict[str, list[str]] = {}
     for condition in conditions:
@@ -58,4 +58,4 @@ def parse_conditions(conditions: Sequence[str], retriever: Recommender) -> Filte
         if not equals:
             raise DataError(f"--where {condition}: expected NAME=VALUE, such as brand=Acme or price_max=50")
         given.setdefault(name, []).append(value)
-    return retriever.state.filters.from_query(given)
+    return recommender.state.filters.from_query(given)

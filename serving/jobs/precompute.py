@@ -1,4 +1,4 @@
-"""The best items of each user, found before anybody asks."""
+"""Precomputes the recommendations of all known users."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ BLOCK = 1024
 
 
 def precompute_top_k(
-    retriever: Recommender, depth: int, progress: Callable[[int], object] = lambda num_users: None
+    recommender: Recommender, depth: int, progress: Callable[[int], object] = lambda num_users: None
 ) -> PrecomputedTopK:
-    """Return what every known user gets, `depth` items each or all there are; nothing of whom nothing is known.
+    """Return the best `depth` items of every known user; none for users with no features that the model reads.
 
     Args:
-        retriever: Who answers.
-        depth: How many items each.
+        recommender: The recommender.
+        depth: Number of items per user, limited to the size of the catalogue.
         progress: Called after each block with the number of users in it.
     """
-    depth = min(depth, len(retriever.state.items))
-    shortlists = PrecomputedTopK.empty(len(retriever.state.users), depth, with_seen=retriever.recommend_seen)
-    for users in blocks(len(retriever.state.users)):
-        hits, is_fallback = retriever.recommend_rows(users, depth)
+    depth = min(depth, len(recommender.state.items))
+    shortlists = PrecomputedTopK.empty(len(recommender.state.users), depth, with_seen=recommender.recommend_seen)
+    for users in blocks(len(recommender.state.users)):
+        hits, is_fallback = recommender.recommend_rows(users, depth)
         shortlists.put(users, hits)
         shortlists.rows[users[is_fallback]] = -1
         progress(len(users))

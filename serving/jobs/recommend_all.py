@@ -1,7 +1,7 @@
-"""Candidates for everyone, as a table or as shortlists: what the service would answer to each user, found in one go.
+"""`towers recommend`: writes the recommendations of all users, the same as the service's, to a Parquet file.
 
-Columns `user_id`, `item_id` (of the type they came in), `score` (float32) and `rank` (from 1). The file appears when it
-is complete, and an interrupted run leaves none.
+Columns `user_id`, `item_id` (with the types of the tables), `score` (float32) and `rank` (from 1). The file appears
+once it is complete; an interrupted run leaves none.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from serving.search.results import Hits
 
 @dataclass(frozen=True)
 class Audience:
-    """Who is to be recommended something, in the order of the output.
+    """The users to recommend for, in the order of the output.
 
     Attributes:
-        user_ids: Each once, `[users]`, int64 or object (str).
-        user_rows: Their positions in the retriever's users, `[users]`, -1 where unknown.
+        user_ids: Their ids, without repeats, `[users]`, int64 or object (str).
+        user_rows: Their rows in the recommender, `[users]`, -1 for unknown users.
     """
 
     user_ids: np.ndarray
     user_rows: np.ndarray
 
     @classmethod
-    def everyone(cls, retriever: Recommender) -> Audience:
-        """Return every known user."""
-        return cls(retriever.snapshot.histories.user_ids, np.arange(len(retriever.state.users)))
+    def everyone(cls, recommender: Recommender) -> Audience:
+        """Return all known users."""
+        return cls(recommender.snapshot.histories.user_ids, np.arange(len(recommender.state.users)))
 
     @classmethod
-    def read(cls, path: Path, retriever: Recommender) -> Audience:
-        """Return the users whom a table names, each once, in its order.
+    def read(cls, path: Path, recommender: Recommender) -> Audience:
+        """Return the users of a table, without repeats, in its order.
 
         Raises:
-            DataError: There is no column of users, or its ids are missing or of another type than the known ones.
+            DataError: The table has no column of users, or its ids are missing or have another type than known ones.
         """
         frame = read_frame(path)
-        column = retriever.bundle.config.features.columns.user_id
+        column = recommender.bundle.config.features.columns.user_id
         column = column if column in frame else USER_ID
         if column not in frame:
             raise DataError(
@@ -64,27 +64,28 @@ class Audience:
         cells = frame[column]
         if cells.isna().any():
             raise DataError(f"{path}: column {column!r}, row {int(cells.isna().argmax()) + 1}: no id; remove the row")
-        ids = [retriever.state.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
-        wrong = [user_id for user_id in ids if isinstance(user_id, int) != retriever.state.users.is_integer]
+        ids = [recommender.state.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
+        wrong = [user_id for user_id in ids if isinstance(user_id, int) != recommender.state.users.is_integer]
         if wrong:
             raise DataError(f"{path}: column {column!r}: expected whole numbers as in the tables, found {wrong[0]!r}")
-        rows = [retriever.state.users.row(user_id) for user_id in ids]
+        rows = [recommender.state.users.row(user_id) for user_id in ids]
         return cls(
-            retriever.state.users.to_array(ids), np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+            recommender.state.users.to_array(ids),
+            np.array([-1 if row is None else row for row in rows], dtype=np.int64),
         )
 
     @property
     def num_unknown(self) -> int:
-        """How many are unknown."""
+        """Number of unknown users."""
         return int((self.user_rows < 0).sum())
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of users."""
         return len(self.user_ids)
 
 
 def write_candidates(
-    retriever: Recommender,
+    recommender: Recommender,
     audience: Audience,
     k: int,
     path: Path,
@@ -96,19 +97,19 @@ def write_candidates(
     """Write the recommendations of an audience to a Parquet file and return the number of rows.
 
     Args:
-        retriever: Who answers.
-        audience: Who asks.
-        k: How many items each.
-        path: The file; replaced if it is there.
-        where: What must hold of the items.
-        with_fallback: Whether to add the column `fallback`: what answered in the model's place, else null.
+        recommender: The recommender.
+        audience: The users.
+        k: Number of items per user.
+        path: The file; replaced if it exists.
+        where: Conditions on the items.
+        with_fallback: Whether to add the column `fallback`: the fallback that was used, else null.
         progress: Called after each block with the number of users in it.
     """
-    schema = _schema(retriever, with_fallback)
+    schema = _schema(recommender, with_fallback)
     num_rows = 0
     with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for users, hits, fallback in _answers(retriever, audience, RecommendRequest(k, where=where)):
-            table = _table(retriever, audience.user_ids[users], hits, fallback, schema)
+        for users, hits, fallback in _answers(recommender, audience, RecommendRequest(k, where=where)):
+            table = _table(recommender, audience.user_ids[users], hits, fallback, schema)
             writer.write_table(table)
             num_rows += len(table)
             progress(len(users))
@@ -116,14 +117,14 @@ def write_candidates(
 
 
 def _answers(
-    retriever: Recommender, audience: Audience, wanted: RecommendRequest
+    recommender: Recommender, audience: Audience, wanted: RecommendRequest
 ) -> Iterator[tuple[np.ndarray, Hits, np.ndarray]]:
-    """Yield blocks of the audience by position, with what they get and who got a fallback."""
-    popular = retriever.popular(wanted).of(0)
+    """Yield blocks of users by position, with their results and which of them got a fallback."""
+    popular = recommender.popular(wanted).of(0)
     for users in blocks(len(audience)):
         rows = audience.user_rows[users]
         known = rows >= 0
-        hits, known_fallback = retriever.recommend_rows(rows[known], wanted)
+        hits, known_fallback = recommender.recommend_rows(rows[known], wanted)
         fallback = np.ones(len(users), dtype=bool)
         fallback[known] = known_fallback
         if not known.all():
@@ -133,13 +134,13 @@ def _answers(
 
 
 def _table(
-    retriever: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
+    recommender: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
 ) -> pa.Table:
     lengths = np.diff(hits.offsets)
     ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1
     columns = [
         pa.array(np.repeat(user_ids, lengths), type=schema.field(USER_ID).type),
-        pa.array(retriever.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),
+        pa.array(recommender.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),
         pa.array(hits.scores),
         pa.array(ranks.astype(np.int32)),
     ]
@@ -148,10 +149,10 @@ def _table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _schema(retriever: Recommender, with_fallback: bool) -> pa.Schema:
+def _schema(recommender: Recommender, with_fallback: bool) -> pa.Schema:
     columns = {
-        USER_ID: _id_type(retriever.state.users.is_integer),
-        ITEM_ID: _id_type(retriever.state.items.is_integer),
+        USER_ID: _id_type(recommender.state.users.is_integer),
+        ITEM_ID: _id_type(recommender.state.items.is_integer),
         "score": pa.float32(),
         "rank": pa.int32(),
     }
@@ -173,35 +174,35 @@ def recommend_all(
     settings: ServingConfig | None = None,
     accept_changed_columns: bool = False,
 ) -> None:
-    """Write k recommendations for everyone, or for the users in a table, and say how many.
+    """Write k recommendations for each known user, or each user in a table, and print the number of rows.
 
     Args:
-        bundle: The bundle.
+        bundle: The folder of the bundle.
         output: The file to write.
-        k: How many for each.
-        users: A table of those who are to be recommended something. None: everyone.
-        conditions: What must hold of the items, such as `brand=Acme` and `price_max=50`.
-        with_fallback: Whether to say what answered in the model's place.
-        settings: Those of the service whose answers these are. None: the defaults.
-        accept_changed_columns: Where the index is made first: see `build_index`.
+        k: Number of items per user.
+        users: A table with the users. None: all known users.
+        conditions: Conditions on the items, such as `brand=Acme` and `price_max=50`.
+        with_fallback: Whether to add a column with the fallback that was used.
+        settings: The settings of the service. None: the defaults.
+        accept_changed_columns: Used if the index is built first; see `build_index`.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: The output is a folder, a table cannot be read, or a condition cannot hold.
+        DataError: The output is a folder, a table cannot be read, or a condition is invalid.
     """
     if output.is_dir():
         raise DataError(
-            f"{output}: a folder; --output names the file to write, such as {output / 'candidates.parquet'}"
+            f"{output} is a folder; give a file to write as --output, such as {output / 'candidates.parquet'}"
         )
-    retriever = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
-    where = parse_conditions(conditions, retriever)
-    audience = Audience.read(users, retriever) if users else Audience.everyone(retriever)
+    recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
+    where = parse_conditions(conditions, recommender)
+    audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
     started = time.perf_counter()
     with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
         num_rows = write_candidates(
-            retriever, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
+            recommender, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
         )
     seconds = time.perf_counter() - started
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
     if audience.num_unknown:
-        click.echo(f"{audience.num_unknown:,} users are unknown and got what is popular")
+        click.echo(f"{audience.num_unknown:,} users are unknown and got popular items")

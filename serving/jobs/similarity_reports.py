@@ -1,4 +1,4 @@
-"""What `towers duplicates` and `towers clusters` do: from a bundle to tables, and a summary for people."""
+"""`towers duplicates` and `towers clusters`: write tables, and print a summary."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ _LETTERS = 40
 def report_duplicates(
     bundle: Path, threshold: float, output: Path, pairs: Path | None, settings: ServingConfig | None = None
 ) -> None:
-    """Find the items of a bundle's index that are alike, write their groups, and say what was found.
+    """Find the near-duplicates in a bundle's index, write their groups, and print a summary.
 
     Args:
-        bundle: The bundle; its index is made if there is none.
-        threshold: The cosine from which on two items are alike.
+        bundle: The folder of the bundle; its index is built if there is none.
+        threshold: The minimum cosine of a pair.
         output: The file of groups.
         pairs: The file of pairs. None: they are not written.
-        settings: Those of the service. None: the defaults.
+        settings: The settings of the service. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: A file cannot be written, or nearly everything is alike.
+        DataError: A file cannot be written, or there are too many pairs.
     """
     for path in (output, *([] if pairs is None else [pairs])):
         _refuse_folder(path)
-    retriever = open_recommender(bundle, settings)
-    index = retriever.snapshot.index
+    recommender = open_recommender(bundle, settings)
+    index = recommender.snapshot.index
     started = time.perf_counter()
     with tqdm(unit=" regions", desc="Comparing", disable=None, leave=False) as bar:
         found = find_duplicates(index.vectors, threshold, index.regions, lambda done, total: _show(bar, done, total))
     seconds = time.perf_counter() - started
-    _write(output, _groups_table(retriever, found))
+    _write(output, _groups_table(recommender, found))
     if pairs is not None:
-        _write(pairs, _pairs_table(retriever, found))
-    click.echo(_said_of(found, len(index), seconds))
-    for line in _group_lines(retriever, found):
+        _write(pairs, _pairs_table(recommender, found))
+    click.echo(_summary(found, len(index), seconds))
+    for line in _group_lines(recommender, found):
         click.echo(line)
     click.echo(f"\n{output}: {found.num_grouped:,} items in {found.num_groups:,} groups")
     if pairs is not None:
@@ -65,51 +65,51 @@ def report_duplicates(
 def report_clusters(
     bundle: Path, num_clusters: int | None, output: Path, settings: ServingConfig | None = None
 ) -> None:
-    """Divide the items of a bundle's index into clusters, name and write them, and show them.
+    """Divide the items of a bundle's index into clusters, name, write and print them.
 
     Args:
-        bundle: The bundle; its index is made if there is none.
-        num_clusters: How many. None: as many as suit the catalogue.
-        output: The file.
-        settings: Those of the service. None: the defaults.
+        bundle: The folder of the bundle; its index is built if there is none.
+        num_clusters: Number of clusters. None: a default by the size of the catalogue.
+        output: The file to write.
+        settings: The settings of the service. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
         DataError: The file cannot be written, or there are fewer items than clusters.
     """
     _refuse_folder(output)
-    retriever = open_recommender(bundle, settings)
-    num_items = len(retriever.state.items)
+    recommender = open_recommender(bundle, settings)
+    num_items = len(recommender.state.items)
     if num_clusters is not None and num_clusters > num_items:
         raise DataError(
-            f"--clusters {num_clusters:,}: expected at most as many as the {num_items:,} items; ask for fewer"
+            f"--clusters {num_clusters:,}: expected at most the number of items, {num_items:,}; choose a lower number"
         )
-    clusters = make_clusters(retriever.snapshot.index.vectors, num_clusters)
-    titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
-    names = _names(retriever, clusters, titles)
-    ids = pa.array(retriever.state.items.ids)
+    clusters = make_clusters(recommender.snapshot.index.vectors, num_clusters)
+    titles = recommender.snapshot.catalog.titles(recommender.bundle.config.features.title)
+    names = _names(recommender, clusters, titles)
+    ids = pa.array(recommender.state.items.ids)
     name_of_item = pa.array(names).take(pa.array(clusters.of_item))
     columns = {ITEM_ID: ids, "cluster": clusters.of_item, "name": name_of_item, "score": clusters.scores}
     _write(output, pa.table(columns))
-    for line in _cluster_lines(retriever, clusters, names, titles):
+    for line in _cluster_lines(recommender, clusters, names, titles):
         click.echo(line)
     click.echo(f"\n{output}: {num_items:,} items in {clusters.num_clusters:,} clusters")
 
 
-def _groups_table(retriever: Recommender, found: Duplicates) -> pa.Table:
-    """Return the items of the groups, those first that people had most."""
-    had = retriever.snapshot.interactions
+def _groups_table(recommender: Recommender, found: Duplicates) -> pa.Table:
+    """Return the items of the groups, within a group by falling number of interactions."""
+    interactions = recommender.snapshot.interactions
     rows = np.flatnonzero(found.group_of >= 0)
-    rows = rows[np.lexsort((rows, -had[rows], found.group_of[rows]))]
+    rows = rows[np.lexsort((rows, -interactions[rows], found.group_of[rows]))]
     groups = found.group_of[rows]
     nearest, scores = _nearest(found)
-    ids = pa.array(retriever.state.items.ids)
+    ids = pa.array(recommender.state.items.ids)
     return pa.table(
         {
             "group": groups,
             "place": np.arange(len(rows)) - np.searchsorted(groups, groups) + 1,
             ITEM_ID: ids.take(pa.array(rows)),
-            "interactions": had[rows],
+            "interactions": interactions[rows],
             "nearest_id": ids.take(pa.array(nearest[rows])),
             "score": scores[rows],
         }
@@ -117,7 +117,7 @@ def _groups_table(retriever: Recommender, found: Duplicates) -> pa.Table:
 
 
 def _nearest(found: Duplicates) -> tuple[np.ndarray, np.ndarray]:
-    """Return the item that each item is most alike, and the score; anything for those that are in no pair."""
+    """Return the most similar item of each item, and their cosine; undefined for items without a pair."""
     one, other = np.concatenate([found.rows, found.others]), np.concatenate([found.others, found.rows])
     both = np.concatenate([found.scores, found.scores])
     best_last = np.lexsort((-other, both))
@@ -127,38 +127,38 @@ def _nearest(found: Duplicates) -> tuple[np.ndarray, np.ndarray]:
     return nearest, scores
 
 
-def _pairs_table(retriever: Recommender, found: Duplicates) -> pa.Table:
-    ids = pa.array(retriever.state.items.ids)
+def _pairs_table(recommender: Recommender, found: Duplicates) -> pa.Table:
+    ids = pa.array(recommender.state.items.ids)
     one, other = ids.take(pa.array(found.rows)), ids.take(pa.array(found.others))
     return pa.table({ITEM_ID: one, "other_id": other, "score": found.scores})
 
 
-def _said_of(found: Duplicates, num_items: int, seconds: float) -> str:
-    spare = found.num_grouped - found.num_groups
+def _summary(found: Duplicates, num_items: int, seconds: float) -> str:
+    redundant = found.num_grouped - found.num_groups
     measured = "not measured, too few pairs" if found.recall is None else f"{found.recall:.3f}"
     middle, high = (float(np.quantile(found.nearest, share)) for share in (0.5, 0.99))
     return (
-        f"{num_items:,} items: {found.num_grouped:,} are alike in {found.num_groups:,} groups at {found.threshold:g}, "
-        f"so {spare:,} could go; {seconds:.1f} s, share of the pairs found {measured}\n"
-        f"The nearest other item scores {middle:.3f} for half of the items, {high:.3f} for one in a hundred."
+        f"{num_items:,} items: {found.num_grouped:,} in {found.num_groups:,} groups of near-duplicates at threshold "
+        f"{found.threshold:g}, {redundant:,} of them redundant; {seconds:.1f} s, recall of pairs {measured}\n"
+        f"Cosine with the nearest other item: median {middle:.3f}, 99th percentile {high:.3f}."
     )
 
 
-def _group_lines(retriever: Recommender, found: Duplicates) -> list[str]:
-    """Return a line for each of the largest groups: its size, and what people had most of it."""
-    titles = retriever.snapshot.catalog.titles(retriever.bundle.config.features.title)
-    had = retriever.snapshot.interactions
+def _group_lines(recommender: Recommender, found: Duplicates) -> list[str]:
+    """Return a line for each of the largest groups: its size, and its items with the most interactions."""
+    titles = recommender.snapshot.catalog.titles(recommender.bundle.config.features.title)
+    interactions = recommender.snapshot.interactions
     lines = []
     for group in range(min(_SHOWN, found.num_groups)):
         rows = np.flatnonzero(found.group_of == group)
-        lines.append(f"{len(rows):8,}  {_examples(titles, rows[np.argsort(-had[rows], kind='stable')])}")
+        lines.append(f"{len(rows):8,}  {_examples(titles, rows[np.argsort(-interactions[rows], kind='stable')])}")
     return [f"{'items':>8}  the largest groups", *lines] if lines else []
 
 
-def _names(retriever: Recommender, clusters: Clusters, titles: list[str]) -> list[str]:
-    """Return the typical words of each cluster; what is nearest to its centre where nothing is written."""
-    features = retriever.bundle.config.features
-    texts = item_texts(retriever.snapshot.catalog, features.item)
+def _names(recommender: Recommender, clusters: Clusters, titles: list[str]) -> list[str]:
+    """Return the typical words of each cluster; the title of its most central item if the items have no texts."""
+    features = recommender.bundle.config.features
+    texts = item_texts(recommender.snapshot.catalog, features.item)
     if texts is None:
         texts = titles if features.title is not None else [""] * len(titles)
     words = typical_words(clusters, texts)
@@ -168,12 +168,12 @@ def _names(retriever: Recommender, clusters: Clusters, titles: list[str]) -> lis
     ]
 
 
-def _cluster_lines(retriever: Recommender, clusters: Clusters, names: list[str], titles: list[str]) -> list[str]:
-    """Return a line for each cluster: its size, its share of what people had, its name, and what is typical of it."""
-    had = np.bincount(clusters.of_item, weights=retriever.snapshot.interactions, minlength=clusters.num_clusters)
-    shares = had / max(1.0, had.sum())
+def _cluster_lines(recommender: Recommender, clusters: Clusters, names: list[str], titles: list[str]) -> list[str]:
+    """Return a line for each cluster: its size, its share of all interactions, its name, and typical items."""
+    counts = np.bincount(clusters.of_item, weights=recommender.snapshot.interactions, minlength=clusters.num_clusters)
+    shares = counts / max(1.0, counts.sum())
     sizes = np.bincount(clusters.of_item, minlength=clusters.num_clusters)
-    lines = [f"{'items':>8} {'had':>7}  name and typical items"]
+    lines = [f"{'items':>8} {'share':>7}  name and typical items (share: of all interactions)"]
     for cluster, name in enumerate(names):
         typical = _examples(titles, clusters.nearest(cluster, _EXAMPLES))
         lines.append(f"{sizes[cluster]:8,} {shares[cluster]:7.1%}  {name}: {typical}")
@@ -192,7 +192,7 @@ def _short(text: str) -> str:
 
 def _refuse_folder(path: Path) -> None:
     if path.is_dir():
-        raise DataError(f"{path}: a folder; name the file to write, such as {path / 'items.parquet'}")
+        raise DataError(f"{path} is a folder; give a file to write, such as {path / 'items.parquet'}")
 
 
 def _write(path: Path, table: pa.Table) -> None:

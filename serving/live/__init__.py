@@ -1,8 +1,8 @@
 """The event log, and the state that follows it.
 
-- `log`: what a record is and what every log can do; `sqlite_log`, `postgres_log`: for one machine, for several;
-  `open_log`: the log at an address.
-- `follower`: `LiveRecommender`, a recommender that follows a log; `delta`: what arrived since the index was made;
-  `delta_index`: its vectors beside the index.
-- `compaction`: the log into the tables.
+- `log`: records, and the interface of a log; `sqlite_log`, `postgres_log`: logs for one machine and for several;
+  `open_log`: opens the log at an address.
+- `follower`: `LiveRecommender`, a recommender that follows a log; `delta`: items and events that arrived after the
+  index was built; `delta_index`: searches their vectors together with the index.
+- `compaction`: merges the log into the tables.
 """

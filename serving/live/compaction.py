@@ -1,4 +1,4 @@
-"""The log of live writes into the tables that an index is made of, so that the service need not lay it over them."""
+"""Merges the log of live writes into the tables, so that the index built from them already contains its records."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from serving.snapshot.manifest import LogOffset
 def compact(
     tables: Tables, store: EventLog, spellings: Mapping[str, Spelling] = NO_SPELLINGS
 ) -> tuple[Tables, LogOffset]:
-    """Return tables with everything in them that a log holds, and up to where that is.
+    """Return the tables with all records of a log applied, and the position of the last of them.
 
     Args:
-        tables: Today's tables. Where they and the log both have something to say of an item, the log is right.
+        tables: The current tables. For an item in both, the log takes precedence.
         store: The log.
-        spellings: How the values of the items' columns are spelt.
+        spellings: Spellings of values, by column of the items.
 
     Raises:
-        DataError: No item is left.
+        DataError: All items were deleted.
     """
     items = IdMap(tables.catalog.item_ids)
     users = IdMap(tables.interactions.sequences(tables.catalog).user_ids)

@@ -1,8 +1,8 @@
-"""What arrived since an index was built, in memory, as of one position of the event log.
+"""Items and events that arrived after an index was built, in memory, as of one position of the event log.
 
-Nothing is changed in place: what is known of an item gets a new row after all others, its old row is superseded, and a
-`ServingState` says how many rows there were at its position. So a request is answered from one state, whatever arrives
-meanwhile, and no thread waits for another. The answers are those of an index built again from tables that hold it all.
+Nothing is changed in place: an item that is written gets a new row after all others, its old row is superseded, and a
+`ServingState` has the number of rows at its position. So a request is answered from one state whatever arrives
+meanwhile, without locks. Responses are the same as from an index rebuilt with all the records in its tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from serving.snapshot.encoding import encode_users
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
 
-# Up to so many superseded rows of the index are excluded one by one; more are left out as by a filter.
+# Up to so many superseded rows of the index are excluded one by one, more by a mask as for a filter.
 _EXCLUDED_ROWS = 64
 _CACHED_USERS = 1 << 16
 _CACHED_FILTERS = 256
@@ -185,14 +185,14 @@ class LiveUsers:
         return row >= len(self._base.has_attributes) or bool(self._events.of(row, self._position))
 
     def _is_changed(self, row: int) -> bool:
-        """Return whether a user's vector may be another than that of the snapshot."""
+        """Return whether a user's vector may differ from that of the snapshot."""
         if self._is_touched(row):
             return True
         history = self._base.snapshot.histories.items_of(row)
         return bool(len(self._items.superseded)) and bool(self._items.is_superseded(history).any())
 
     def _history(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of what a user had, oldest first, and when, as `apply_updates` has them; without times 0."""
+        """Return the rows of a user's history, oldest first, and their times (0 if unknown); see `apply_updates`."""
         base = self._base.snapshot.histories
         rows, times = np.zeros(0, np.int64), np.zeros(0, np.int64)
         if row < len(base):
@@ -211,8 +211,8 @@ class LiveUsers:
         return rows[rows >= 0], times[rows >= 0]
 
     def _encoded_once(self, rows: np.ndarray, histories: Sequences) -> np.ndarray:
-        """Return the vectors of users, encoded for those whose history changed since they were encoded last."""
-        # A row of items never changes, so that the same rows are the same history.
+        """Return the vectors of users; cached, and encoded again after a user's history changed."""
+        # A row always stands for the same content of an item, so equal rows are equal histories.
         recent = histories.last(self._bundle.config.features.max_history)
         keys = [recent.items_of(user).tobytes() for user in range(len(rows))]
         cache = self._items.user_vectors
@@ -240,11 +240,11 @@ class ItemsAt:
     Attributes:
         ids: Ids by row.
         index: Searches them.
-        parts: The columns of the rows after those of the index, some at a time.
+        parts: Filters over the rows after those of the index, divided into consecutive parts.
         superseded: Rows that are not live, of the index and after it, in the order in which they were superseded.
-        user_vectors: By row of users: what their vectors were made of, as rows of items, and the vectors.
-        by_value: By column: the items by its values, as of so many rows.
-        row_generation: Empty as long as rows are only added; another value after some were removed.
+        user_vectors: Cache, by row of users: the history that was encoded, as bytes, and its vector.
+        by_value: Cache, by column: the number of rows, and the items by the column's values.
+        row_generation: Empty as long as rows are only added; changes when rows are renumbered.
     """
 
     ids: IdMap
@@ -277,7 +277,7 @@ class ItemsAt:
         return np.asarray(self._ascending[places] == rows)
 
     def current(self, rows: np.ndarray) -> np.ndarray:
-        """Return the live rows of the items that rows stand for, -1 for deleted items."""
+        """Return, for each row, the live row of the same item; -1 for deleted items."""
         if not len(self.superseded):
             return rows
         is_superseded = self.is_superseded(rows)
@@ -291,7 +291,7 @@ class ItemsAt:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """The row of an id from a position of the log on, and the change before that."""
+    """The row of an id since a position of the log, and the previous change."""
 
     position: int
     row: int | None
@@ -307,7 +307,7 @@ class RowLookupAt:
         self._position = position
 
     def get(self, external_id: ExternalId) -> int | None:
-        """Return the row of an id; None where there was no such id."""
+        """Return the row of an id; None if there was no such id at the position."""
         change = self._changes.get(external_id)
         while change is not None and change.position > self._position:
             change = change.before
@@ -315,7 +315,7 @@ class RowLookupAt:
 
 
 class DeltaItems:
-    """Every item that arrived, in the order of arrival."""
+    """The items that arrived, in the order of arrival."""
 
     def __init__(self, base: IndexedState, snapshot: Snapshot, title_column: str | None) -> None:
         self.titles = None if base.titles is None else list(base.titles)
@@ -346,7 +346,7 @@ class DeltaItems:
         return int((self._superseded.cells >= len(self._base.items)).sum())
 
     def put(self, positions: Sequence[int], frame: pd.DataFrame, vectors: np.ndarray) -> None:
-        """Add items, new or in the place of older ones."""
+        """Add items, or replace those with the same ids."""
         catalog = Catalog(frame)
         self._vectors.append(vectors)
         if self.titles is not None:
@@ -374,7 +374,7 @@ class DeltaItems:
             self.popularity.count(row)
 
     def at(self, position: int) -> ItemsAt:
-        """Return the items as of a position after which nothing was added."""
+        """Return the items as of the position of the last record that was applied."""
         base, superseded = self._base, self._superseded.cells
         num_indexed = len(base.items)
         indexed = superseded[superseded < num_indexed]
@@ -390,7 +390,7 @@ class DeltaItems:
         return ItemsAt(ids, index, self._parts, superseded, self._user_vectors, self._by_value, self._row_generation)
 
     def compacted(self, position: int) -> DeltaItems:
-        """Return the same items without the superseded rows after those of the index."""
+        """Return the same items without superseded new rows."""
         fresh, now = DeltaItems(self._base, self._snapshot, self._title_column), self.at(position)
         fresh._counts, fresh._row_generation = self._counts, str(position).encode()
         num_indexed = len(self._base.items)
@@ -408,7 +408,7 @@ class DeltaItems:
         return fresh
 
     def _supersede(self, item_id: ExternalId) -> bool:
-        """Let the row of an item not be live any more; return whether there was one."""
+        """Mark the row of an item as superseded; return whether there was one."""
         row = self._row(item_id)
         if row is None:
             return False
@@ -427,7 +427,7 @@ class DeltaItems:
 
 
 class DeltaEvents:
-    """Every event that arrived, by user."""
+    """The events that arrived, by user."""
 
     def __init__(self, base: IndexedState) -> None:
         self.base = base.user_store
@@ -439,10 +439,10 @@ class DeltaEvents:
         self._known: set[tuple[ExternalId, ExternalId, int]] = set()
 
     def add(self, record: Record) -> bool:
-        """Add an event, and its user if they are new; return whether it counts.
+        """Add an event, and its user if they are new; return whether it was added.
 
-        An event does not count whose ids cannot be ids here, or whose user, item and second are those of another event
-        of the log or of the tables.
+        An event is ignored if its ids do not have the types of the tables' ids, or if the log or the tables already
+        have an event with the same user, item and second.
         """
         user_id, item_id = self._users.parse(record.body[USER_ID]), self._items.parse(record.body[ITEM_ID])
         what = user_id, item_id, record.body["time"]
@@ -450,7 +450,7 @@ class DeltaEvents:
             return False
         self._known.add(what)
         row = self._users.row(user_id)
-        if row is not None and self._is_held(row, item_id, record.body["time"]):
+        if row is not None and self._is_in_tables(row, item_id, record.body["time"]):
             return False
         if row is None and user_id not in self._new:
             self._new[user_id] = _Change(record.position, len(self._user_ids), None)
@@ -460,8 +460,8 @@ class DeltaEvents:
         self._by_user.setdefault(row, []).append((record.position, item_id, record.body["time"]))
         return True
 
-    def _is_held(self, row: int, item_id: ExternalId, time: int) -> bool:
-        """Return whether the tables hold an event of one of their users."""
+    def _is_in_tables(self, row: int, item_id: ExternalId, time: int) -> bool:
+        """Return whether the tables already have an event of a user."""
         histories, item = self.base.snapshot.histories, self._items.row(item_id)
         if histories.times is None or item is None:
             return False
@@ -478,7 +478,7 @@ class DeltaEvents:
 
 
 class AppendOnlyArray:
-    """An array that is only appended to: what was read of it never changes."""
+    """An array that is only appended to; slices read earlier stay valid."""
 
     def __init__(self, empty: np.ndarray) -> None:
         self._cells = empty
@@ -504,7 +504,7 @@ class AppendOnlyArray:
 
 
 def _merged_parts(parts: tuple[Filters, ...]) -> tuple[Filters, ...]:
-    """Return parts of a catalogue, the last of them joined until each is longer than the one after it."""
+    """Return parts of a catalogue, with the last ones joined so that each is longer than the next."""
     while len(parts) > 1 and len(parts[-2].catalog) <= len(parts[-1].catalog):
         frame = pd.concat([part.catalog.frame for part in parts[-2:]], ignore_index=True)
         parts = (*parts[:-2], parts[-1].of_part(Catalog(frame)))

@@ -1,7 +1,7 @@
-"""An index with the items that arrived after it was built.
+"""Searches an index together with the items that arrived after it was built.
 
-The index stays as it is. New vectors are few and are all compared; rows of the index that are not live are left out.
-Both results are scored in the same way (`serving.search.results.rank`), so that they merge exactly.
+The index is not changed. New vectors are few and are searched by brute force; rows of the index that are not live are
+left out. Both results are scored in the same way (`serving.search.results.rank`), so merging them is exact.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class DeltaIndex:
         base: Searches the index.
         vectors: The unit vectors of all rows: the index's, then the new ones.
         is_live: Which of the new rows are live, `[new]`.
-        tombstones: The rows of the index that are live, where many are not. None: all but `deleted` are.
-        deleted: Rows of the index that are not live, beside those that `tombstones` leaves out.
-        indexed_parts: By filter: its part within the index, as far as it is known; another is worked out.
+        tombstones: The live rows of the index, if many are not live. None: all rows except `deleted` are live.
+        deleted: Further rows of the index that are not live, besides those that `tombstones` leaves out.
+        indexed_parts: Cache, by filter: its rows within the index.
     """
 
     base: ItemSearch
@@ -50,7 +50,7 @@ class DeltaIndex:
 
     @property
     def is_exact(self) -> bool:
-        """Whether results are those of comparing every item."""
+        """Whether results are exact, as with brute force."""
         return self.base.is_exact
 
     def search(
@@ -61,7 +61,7 @@ class DeltaIndex:
         allowed: AllowedItems | None = None,
         closed: Bool[np.ndarray, " items"] | None = None,
     ) -> Hits:
-        """Return what an index of the live rows and no others would find; see `Searcher.search`."""
+        """Return what an index of only the live rows would find; see `Searcher.search`."""
         num_indexed = len(self.base)
         closed_in_index = None if closed is None else closed[:num_indexed]
         if not len(self.vectors.tail) and not len(self.deleted) and self.tombstones is None:
@@ -80,7 +80,7 @@ class DeltaIndex:
         return self._merged(indexed, new, k)
 
     def confirms(self, query: Float32[np.ndarray, " dim"], rows: np.ndarray, least: np.float32) -> bool:
-        """Return whether rows of the index are still a user's best: all live, and no new row near the last of them."""
+        """Return whether rows are still a user's best: all are live, and no new row may score `least` or more."""
         if (self.tombstones is not None and not self.tombstones.mask[rows].all()) or np.isin(rows, self.deleted).any():
             return False
         return not np.any(self.is_live & (self.vectors.tail @ query >= least - ROUNDING))

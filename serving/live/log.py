@@ -1,4 +1,4 @@
-"""The log of live writes: what a record is, and what every log can do."""
+"""The log of live writes: its records, and the interface that every log implements."""
 
 from __future__ import annotations
 
@@ -15,37 +15,27 @@ from features.schema import ITEM_ID, USER_ID
 
 RecordKind = Literal["item", "deletion", "event"]
 
-
 MOST_AT_ONCE = 10_000
-"""Records that a reader gets in one go."""
+"""Maximum number of records returned by one read."""
 
-
-# Between two numbers of a double that counts seconds since 1970 lies less.
-_A_MOMENT = 1e-5
-
-
-_MOST_SECONDS = 2**53
-
-
+# More than the distance of two adjacent doubles that count seconds since 1970.
+_CLOCK_STEP = 1e-5
+_MAX_SECONDS = 2**53
 _ID: tuple[type, ...] = (str, int)
-
-
 _KINDS = ("item", "deletion", "event")
-
-
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What is to be remembered.
+    """A record to append.
 
     Attributes:
-        kind: `item`: put one, new or in the place of one; `deletion`: of an item; `event`: someone had something.
-        body: `item_id`, with `cells` and perhaps the `vector` of an item (`serving.live.follower.vector_to_json`),
-            `user_id` and `time` (Unix seconds) of an event.
-        key: A second write with the same key is a repetition of the first and changes nothing. None: it is one of
-            its own.
+        kind: `item`: an item is added or replaced; `deletion`: an item is deleted; `event`: a user interacted with an
+            item.
+        body: `item_id`; of an item also `cells` and perhaps its `vector` (`serving.live.follower.vector_to_json`); of
+            an event also `user_id` and `time` (Unix seconds).
+        key: Idempotency key: a second write with the same key is ignored. None: the write is never ignored.
     """
 
     kind: RecordKind
@@ -55,13 +45,13 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered.
+    """A record of the log.
 
     Attributes:
-        position: Its place in the log; later ones are higher.
-        received: When it came, in Unix seconds.
-        kind: As in `Write`; `unreadable` where something else stands in the log.
-        body: As in `Write`; of what is unreadable `reason`.
+        position: Position in the log; rises with each record.
+        received: Time of arrival in Unix seconds.
+        kind: As in `Write`; `unreadable` for a damaged record.
+        body: As in `Write`; `reason` for a damaged record.
     """
 
     position: int
@@ -72,11 +62,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """What became of writes.
+    """The result of an append.
 
     Attributes:
-        position: The end of the log: whoever has read up to here has read them.
-        num_repeated: How many of them were repetitions.
+        position: Position of the last record of the log; the appended records are at or before it.
+        num_repeated: Number of writes that were ignored because their key was already in the log.
     """
 
     position: int
@@ -85,12 +75,12 @@ class AppendResult:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """What a log is at a moment.
+    """The identity and the length of a log.
 
     Attributes:
-        log_id: Which log it is; a position means something only in its own.
-        end: The last position; 0 where nothing was written yet.
-        opening: Another value after it was lost and found again: what stood at a position then, another may now.
+        log_id: Identity of the log; positions of different logs are not comparable.
+        end: Position of the last record; 0 if there is none.
+        opening: Changes when the log was reopened after it was lost: its records may then differ from before.
     """
 
     log_id: str
@@ -99,51 +89,51 @@ class LogState:
 
 
 class RisingClock:
-    """Unix seconds that never fall, though the clock of the machine may be set back; safe to use from threads.
+    """A clock of Unix seconds that never goes back, even if the machine's clock does; safe to use from several threads.
 
-    What came later must not look older than what was there before: an index holds what was received until a moment, and
-    a write that seems to be from before it would be taken for one that is in the index.
+    An index contains the events received up to a certain time. A later write must not get an earlier time, or it would
+    be considered to be in the index.
     """
 
     def __init__(self) -> None:
         self._latest = 0.0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def now(self) -> float:
-        """Return the time."""
-        with self._turn:
+        """Return the time in Unix seconds."""
+        with self._lock:
             self._latest = max(self._latest, time.time())
             return self._latest
 
     def pass_over(self, moment: float) -> None:
-        """Let the time be later than a moment from now on."""
-        with self._turn:
-            self._latest = max(self._latest, moment + _A_MOMENT)
+        """Let all later times be greater than `moment`, in Unix seconds."""
+        with self._lock:
+            self._latest = max(self._latest, moment + _CLOCK_STEP)
 
 
 class EventLog(Protocol):
-    """A log, safe to use from several threads. A method raises `NotReady` when the log is out of reach."""
+    """A log; safe to use from several threads. Every method raises `NotReady` while the log is not accessible."""
 
     clock: RisingClock
-    """When writes are received."""
+    """Gives writes their time of arrival."""
 
     def append(self, writes: Sequence[Write]) -> AppendResult:
-        """Remember writes, all or none of them; on return they survive the end of the process and of the machine."""
+        """Append writes, all or none; on return they are stored durably."""
 
     def since(self, position: int) -> list[Record]:
-        """Return what stands after a position, in order, at most `MOST_AT_ONCE`."""
+        """Return the records after a position, in order, at most `MOST_AT_ONCE`."""
 
     def version(self) -> object:
-        """Return something that is another value after anything was appended, or the log became another."""
+        """Return a value that changes when anything was appended, or the log was replaced; takes microseconds."""
 
     def state(self) -> LogState:
-        """Return which log it is now, and its end."""
+        """Return the identity and the length of the log."""
 
     def rename(self, log_id: str) -> None:
-        """Give the log another id if it still has this one: it goes on otherwise than the log of this id did."""
+        """Give the log a new id if it has this one: its further records differ from those read before."""
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the log; it cannot be used any more."""
 
 
 def rows_of(writes: Sequence[Write], now: float) -> list[tuple[float, RecordKind, bytes, str | None]]:
@@ -152,19 +142,19 @@ def rows_of(writes: Sequence[Write], now: float) -> list[tuple[float, RecordKind
 
 
 def records_of(rows: Iterable[Sequence[Any]]) -> list[Record]:
-    """Return what the columns of a log say: `position`, `received`, `kind`, `body`."""
+    """Return rows with the columns `position`, `received`, `kind` and `body` as records."""
     return [_record(*row) for row in rows]
 
 
 def readable(records: Iterable[Record]) -> list[Record]:
-    """Return the records that say what their kind has to say; the others are left out, each with a line in the log."""
+    """Return the valid records; the others are skipped, and an error is logged for each."""
     found = []
     for record in records:
         reason = _fault(record)
         if reason is None:
             found.append(record)
         else:
-            _log.error("record %s of the log of live writes is left out: %s", record.position, reason)
+            _log.error("record %s of the log of live writes is invalid and skipped: %s", record.position, reason)
     return found
 
 
@@ -179,14 +169,14 @@ def _record(position: int, received: object, kind: Any, content: Any) -> Record:
     elif not isinstance(received, float | int):
         reason = f"received: expected Unix seconds, found {received!r:.40}"
     elif not isinstance(body, dict):
-        reason = "its body is no JSON object"
+        reason = "its body is not a JSON object"
     if reason is None:
         return Record(position, float(received), kind, body)  # type: ignore[arg-type]
     return Record(position, 0.0, "unreadable", {"reason": reason})
 
 
 def _fault(record: Record) -> str | None:
-    """Return what is wrong with a record; None if nothing is."""
+    """Return why a record is invalid; None if it is valid."""
     body = record.body
     if record.kind == "unreadable":
         return str(body["reason"])
@@ -199,13 +189,19 @@ def _fault(record: Record) -> str | None:
         if type(body.get(name)) not in kinds:
             expected = " or ".join(kind.__name__ for kind in kinds)
             return f"{name}: expected {expected}, found {body.get(name)!r:.40}"
-    if abs(body.get("time", 0)) > _MOST_SECONDS:
+    if abs(body.get("time", 0)) > _MAX_SECONDS:
         return f"time: expected Unix seconds, found {body['time']}"
     return None
 
 
 def not_before(rows: Sequence[tuple[Any, ...]], last: Any, clock: RisingClock) -> Sequence[tuple[Any, ...]]:
-    """Return the rows of a log received no earlier than its last one, as another machine's clock may be behind."""
+    """Return rows with times of arrival no earlier than the log's last one, as another machine's clock may be behind.
+
+    Args:
+        rows: As `rows_of` returns them.
+        last: The time of arrival of the last record. None: the log is empty.
+        clock: Set to a later time if necessary.
+    """
     if not isinstance(last, float | int) or not rows or last <= rows[0][0]:
         return rows
     clock.pass_over(last)

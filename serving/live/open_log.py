@@ -1,4 +1,4 @@
-"""The log at an address."""
+"""Opens the event log at an address, the setting `live`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def open_log(address: str, *, create: bool = True) -> EventLog:
 
     Args:
         address: The address.
-        create: Whether the log is made if there is none. If not, nothing is opened before it is asked for, and a log
-            that is lost is not mistaken for one that is new.
+        create: Whether to create the log if there is none. If False, it is opened at the first use, and a missing log
+            is an error, so that a lost log is not silently replaced by an empty one.
 
     Raises:
-        DataError: There can be no log at this address.
+        DataError: The address is invalid, or the log cannot be created or opened.
     """
     scheme, separator, rest = address.partition("://")
     expected = "expected a file, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     if not separator and has_password(address):
-        raise DataError(f"live: {expected}, found a list of settings with a password in it")
+        raise DataError(f"live: {expected}, found a connection string with a password")
     if not separator:
         return SqliteLog(Path(address), create=create)
     match scheme:
         case "sqlite":
-            # sqlite:///live.db is a file here, sqlite:////var/live.db one elsewhere, as other tools have it.
+            # As in other tools: sqlite:///live.db is relative to the working folder, sqlite:////var/live.db absolute.
             return SqliteLog(Path(rest.removeprefix("/")), create=create)
         case "postgresql" | "postgres":
             from serving.live.postgres_log import PostgresLog

@@ -1,7 +1,7 @@
-"""The log of live writes in PostgreSQL, for services on several machines; `pip install psycopg[binary]` for it.
+"""The log of live writes in PostgreSQL, for services on several machines; requires `pip install psycopg[binary]`.
 
-A position is given out and committed under one lock, so that whoever has read up to a position never finds an earlier
-one later. After a loss of the connection the next request opens another.
+Positions are assigned and committed under one lock, so that records become visible in the order of their positions.
+After the connection is lost, the next request opens a new one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from serving.live.log import (
 if TYPE_CHECKING:
     from psycopg import Connection
 
-# A request that waits for the database holds a turn, and one that stands still must not hold all of them.
+# Short, as a request that waits for the database counts against the concurrency limit.
 _SECONDS_TO_CONNECT = 2
 _SECONDS_TO_READ = 1.0
 _SECONDS_TO_WRITE = 2.0
-# Any number that others are not likely to choose.
+# The key of the advisory lock; an arbitrary number that other applications are unlikely to use.
 _LOCK = 0x746F7765
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS towers_about (log_id TEXT NOT NULL);
@@ -57,15 +57,15 @@ class PostgresLog:
     """A log in a database; see `serving.live.log.EventLog`.
 
     Attributes:
-        clock: When writes are received.
+        clock: Gives writes their time of arrival.
     """
 
     def __init__(self, address: str, *, create: bool = True) -> None:
         """Open the log.
 
         Args:
-            address: Of the database.
-            create: Whether the tables are made if there are none. If not, they are looked for when they are needed.
+            address: URL of the database.
+            create: Whether to create the tables if there are none. If False, the database is opened at the first use.
 
         Raises:
             DataError: psycopg is not installed, or the database cannot be used.
@@ -76,150 +76,148 @@ class PostgresLog:
         self._password = _password_of(address)
         self._error = psycopg.Error
         self.clock = RisingClock()
-        self._writer = _Line(lambda: self._connect(_SECONDS_TO_WRITE))
-        self._reader = _Line(lambda: self._connect(_SECONDS_TO_READ))
+        self._writer = _Client(lambda: self._connect(_SECONDS_TO_WRITE))
+        self._reader = _Client(lambda: self._connect(_SECONDS_TO_READ))
         if not create:
             return
         try:
             self._writer.do(_make_log)
         except psycopg.Error as error:
             raise DataError(
-                f"live: the database cannot be used ({self._said(error)}); see that it runs, and the address"
+                f"live: the database cannot be used ({self._one_line(error)}); check that it runs, and the address"
             ) from None
 
     def append(self, writes: Sequence[Write]) -> AppendResult:
-        """Remember writes, all or none of them."""
+        """Append writes, all or none."""
         rows = rows_of(writes, self.clock.now())
         return self._try(self._writer, lambda connection: _append(connection, rows, self.clock), "written to")
 
     def since(self, position: int) -> list[Record]:
-        """Return what stands after a position."""
-        question = (
-            "SELECT position, received, kind, body FROM towers_log WHERE position > %s ORDER BY position LIMIT %s"
-        )
+        """Return the records after a position."""
+        query = "SELECT position, received, kind, body FROM towers_log WHERE position > %s ORDER BY position LIMIT %s"
 
         def read(connection: Connection[Any]) -> list[Any]:
-            return list(connection.execute(question, (position, MOST_AT_ONCE)).fetchall())
+            return list(connection.execute(query, (position, MOST_AT_ONCE)).fetchall())
 
         return records_of(self._try(self._reader, read, "read"))
 
     def version(self) -> object:
-        """Return which log it is, and its end."""
+        """Return the identity and the length of the log."""
         return self.state()
 
     def state(self) -> LogState:
-        """Return which log it is now, and its end."""
-        question = "SELECT (SELECT log_id FROM towers_about), (SELECT coalesce(max(position), 0) FROM towers_log)"
-        log_id, end = self._try(self._reader, lambda connection: _one(connection, question), "read")
+        """Return the identity and the length of the log."""
+        query = "SELECT (SELECT log_id FROM towers_about), (SELECT coalesce(max(position), 0) FROM towers_log)"
+        log_id, end = self._try(self._reader, lambda connection: _one(connection, query), "read")
         if log_id is None:
             raise NotReady("the log of live writes cannot be read", "its tables are empty")
         return LogState(log_id, end)
 
     def rename(self, log_id: str) -> None:
-        """Give the log another id if it still has this one."""
-        question = "UPDATE towers_about SET log_id = gen_random_uuid()::text WHERE log_id = %s"
-        self._try(self._writer, lambda connection: connection.execute(question, (log_id,)), "written to")
+        """Give the log a new id if it has this one."""
+        query = "UPDATE towers_about SET log_id = gen_random_uuid()::text WHERE log_id = %s"
+        self._try(self._writer, lambda connection: connection.execute(query, (log_id,)), "written to")
 
     def close(self) -> None:
         """Close the connections."""
         self._writer.close()
         self._reader.close()
 
-    def _try(self, line: _Line, action: Callable[[Connection[Any]], Result], what: str) -> Result:
+    def _try(self, client: _Client, action: Callable[[Connection[Any]], Result], what: str) -> Result:
         try:
-            return line.do(action)
+            return client.do(action)
         except self._error as error:
-            raise NotReady(f"the log of live writes cannot be {what}", self._said(error)) from None
+            raise NotReady(f"the log of live writes cannot be {what}", self._one_line(error)) from None
 
-    def _said(self, error: Exception) -> str:
-        """Return a message of the library in one line and without the password."""
+    def _one_line(self, error: Exception) -> str:
+        """Return the library's message in one line and without the password."""
         return redacted(" ".join(str(error).split()), self._password)
 
     def _connect(self, seconds: float) -> Connection[Any]:
-        return _impatient(seconds).connect(
+        return _with_timeout(seconds).connect(
             self._address,
             autocommit=True,
             connect_timeout=_SECONDS_TO_CONNECT,
             client_encoding="utf8",
-            # Whatever the server's own settings are: acknowledged means on the disk, and nobody waits for ever.
+            # Overrides the server's own settings: commits must be on disk, and statements need a timeout.
             options=f"-c synchronous_commit=on -c statement_timeout={seconds:g}s",
         )
 
 
-def _impatient(seconds: float) -> type[Connection[Any]]:
-    """Return a class of connections that are closed where the server does not answer in time.
+def _with_timeout(seconds: float) -> type[Connection[Any]]:
+    """Return a class of connections that are closed if the server does not respond in time.
 
-    The server's own `statement_timeout` does not help where the server, or the network, stands still.
+    The server's own `statement_timeout` has no effect if the server or the network hangs.
     """
     from psycopg import Connection, OperationalError
 
     def within(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         ends = time.monotonic() + seconds
         try:
-            wanted = next(steps)
+            awaited = next(steps)
             while True:
-                ready = yield wanted
+                ready = yield awaited
                 if time.monotonic() > ends:
-                    raise OperationalError(f"the database did not answer within {seconds:g} s")
-                wanted = steps.send(ready)
+                    raise OperationalError(f"the database did not respond within {seconds:g} s")
+                awaited = steps.send(ready)
         except StopIteration as ended:
             return ended.value
 
-    class Impatient(Connection[Any]):
-        def wait(self, gen: Any, *given: Any, **named: Any) -> Any:
+    class ConnectionWithTimeout(Connection[Any]):
+        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
             try:
-                return super().wait(within(gen), *given, **named)
+                return super().wait(within(gen), *arguments, **options)
             except OperationalError:
-                self.close()  # or the end of the transaction would be waited for as well
+                self.close()  # else the rollback would wait for the server, too
                 raise
 
-    return Impatient
+    return ConnectionWithTimeout
 
 
-class _Line:
-    """One connection, for one thread at a time; opened when it is needed, and again after it broke.
+class _Client:
+    """One connection, for one thread at a time; opened at the first use, and again after it broke.
 
-    While it is broken one thread at a time tries it, and the others are told at once.
+    While it is broken, one thread at a time tries to open it, and the others get an error at once.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
         self._connect = connect
         self._connection: Connection[Any] | None = None
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._is_closed = self._is_broken = False
         self._num_broken = 0
 
     def do(self, action: Callable[[Connection[Any]], Result]) -> Result:
-        """Return what an action on the connection does."""
+        """Return the result of an action on the connection."""
         from psycopg import Error, OperationalError
 
         num_broken = self._num_broken
-        if not self._turn.acquire(blocking=not self._is_broken):
-            raise OperationalError("the database is out of reach")
+        if not self._lock.acquire(blocking=not self._is_broken):
+            raise OperationalError("the database does not respond")
         try:
             if self._is_closed:
                 raise OperationalError("the log was closed")
             if num_broken != self._num_broken and self._is_broken:
-                raise OperationalError("the database is out of reach")
+                raise OperationalError("the database does not respond")
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
             found = action(self._connection)
             self._is_broken = False
             return found
         except Error as error:
-            # The next one begins anew, perhaps with a server that takes writes where this one was made to take none;
-            # whether this one was done nobody knows, so it is not tried again.
+            # The next action opens a new connection, perhaps to a server that accepts writes where this one is
+            # read-only. The failed action is not repeated: it is unknown whether it took effect.
             self._is_broken = isinstance(error, OperationalError)
             self._num_broken += self._is_broken
             if self._connection is not None:
                 self._connection.close()
             raise
         finally:
-            self._turn.release()
+            self._lock.release()
 
     def close(self) -> None:
-        """Close it for good."""
-        with self._turn:
+        """Close the connection; it is not opened again."""
+        with self._lock:
             self._is_closed = True
             if self._connection is not None:
                 self._connection.close()
@@ -235,8 +233,8 @@ def _password_of(address: str) -> str | None:
     """Return the password in an address.
 
     Raises:
-        DataError: It is no address, or one of which a part of the password would be taken for something else. What is
-            wrong is not quoted, as it may be a part of the password.
+        DataError: The address is invalid, or ambiguous because of special characters in the password. The message does
+            not quote it, as it may contain the password.
     """
     from psycopg import Error
     from psycopg.conninfo import conninfo_to_dict
@@ -247,27 +245,29 @@ def _password_of(address: str) -> str | None:
         found = {"host": "@"}
     if "@" in str(found.get("host") or "") or not _PORTS.fullmatch(str(found.get("port") or "")):
         raise DataError(
-            "live: expected postgresql://USER@HOST:PORT/DATABASE, found what cannot be read as one; in a password "
-            "write @ as %40, : as %3A, / as %2F and % as %25, or leave it out and give it by PGPASSWORD or ~/.pgpass"
+            "live: expected postgresql://USER@HOST:PORT/DATABASE, found an invalid address; in a password write @ as "
+            "%40, : as %3A, / as %2F and % as %25, or set the password in PGPASSWORD or ~/.pgpass instead"
         )
     password = found.get("password")
     return None if password is None else str(password)
 
 
 def _append(connection: Connection[Any], rows: Sequence[tuple[Any, ...]], clock: RisingClock) -> AppendResult:
-    question = "INSERT INTO towers_log (received, kind, body, key) VALUES (%s, %s, %s, %s) ON CONFLICT (key) DO NOTHING"
+    statement = (
+        "INSERT INTO towers_log (received, kind, body, key) VALUES (%s, %s, %s, %s) ON CONFLICT (key) DO NOTHING"
+    )
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         last = connection.execute("SELECT received FROM towers_log ORDER BY position DESC LIMIT 1").fetchone()
         rows = not_before(rows, None if last is None else last[0], clock)
         with connection.cursor() as cursor:
-            cursor.executemany(question, rows)
+            cursor.executemany(statement, rows)
             num_new = cursor.rowcount
         (position,) = _one(connection, "SELECT coalesce(max(position), 0) FROM towers_log")
     return AppendResult(position, len(rows) - num_new)
 
 
-def _one(connection: Connection[Any], question: str) -> tuple[Any, ...]:
-    found = connection.execute(question.encode()).fetchone()
-    assert found is not None, "what has no table has one row"
+def _one(connection: Connection[Any], query: str) -> tuple[Any, ...]:
+    found = connection.execute(query.encode()).fetchone()
+    assert found is not None, "a SELECT without FROM has one row"
     return tuple(found)

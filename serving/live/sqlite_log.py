@@ -1,11 +1,10 @@
-"""The log of what arrives while a service runs: items, deletions and events, in the one order that every worker sees.
+"""The log of live writes in a SQLite file, for all workers of one machine (several: `serving.live.postgres_log`).
 
-It is only appended to. A write is acknowledged when it is on the disk, and a reader asks for what came after the
-position it knows; whether there is anything new costs it microseconds. SQLite keeps the log for all workers of one
-machine, PostgreSQL for several machines (`serving.live.postgres_log`).
+Records are only appended. A write is acknowledged once it is on disk; a reader requests the records after the position
+that it knows, and checks in microseconds whether there are any.
 
-A log can be lost, damaged, or replaced by another while it is used. Then nothing is written or read until there is one
-again, and whoever reads learns from `Store.state` that it is not what it was.
+The file can be lost, damaged or replaced while the service runs. Then reads and writes fail until there is a log again,
+and readers see from `EventLog.state` that it is another one.
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ from serving.live.log import (
 
 Result = TypeVar("Result")
 
-
 _SECONDS_TO_WAIT = 15.0
-# A reader answers requests: it goes on with what is known rather than wait for a file that is locked.
+# Short, as reads happen within requests: rather than wait for a locked file, the last state is used.
 _SECONDS_TO_READ = 0.1
 _log = logging.getLogger(__name__)
 _SCHEMA = """
@@ -55,10 +53,10 @@ CREATE TABLE IF NOT EXISTS log (
 
 
 class SqliteLog:
-    """A log in one file, for all workers of a machine.
+    """A log in one file, for all workers of a machine; see `EventLog`.
 
     Attributes:
-        clock: When writes are received.
+        clock: Gives writes their time of arrival.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
@@ -66,10 +64,10 @@ class SqliteLog:
 
         Args:
             path: The file.
-            create: Whether it is made if there is none. If not, it is opened when it is asked for.
+            create: Whether to create the file if there is none. If False, it is opened at the first use.
 
         Raises:
-            DataError: The file is something else, or its folder cannot be written to.
+            DataError: The file is not such a log, or its folder is not writable.
         """
         self._path = path.absolute()
         self.clock = RisingClock()
@@ -87,12 +85,12 @@ class SqliteLog:
             raise DataError(f"{path}: cannot be used for live writes ({error}); name another file") from None
 
     def append(self, writes: Sequence[Write]) -> AppendResult:
-        """Remember writes, all or none of them."""
+        """Append writes, all or none."""
 
         def append(opened: _Opened) -> AppendResult:
-            # Otherwise one after the other would wait for a file that another process keeps.
+            # With a timeout, or each thread in turn would wait for a file that another process locks.
             if not opened.writing.acquire(timeout=_SECONDS_TO_WAIT):
-                raise sqlite3.OperationalError("others have been writing for too long")
+                raise sqlite3.OperationalError(f"other writes have blocked the file for {_SECONDS_TO_WAIT:g} s")
             try:
                 done = _append(opened.writer, rows_of(writes, self.clock.now()), self.clock)
             finally:
@@ -103,27 +101,27 @@ class SqliteLog:
         return self._do(append, "written to")
 
     def since(self, position: int) -> list[Record]:
-        """Return what stands after a position."""
-        question = "SELECT position, received, kind, body FROM log WHERE position > ? ORDER BY position LIMIT ?"
-        return records_of(self._do(lambda opened: opened.read(question, (position, MOST_AT_ONCE))))
+        """Return the records after a position."""
+        query = "SELECT position, received, kind, body FROM log WHERE position > ? ORDER BY position LIMIT ?"
+        return records_of(self._do(lambda opened: opened.read(query, (position, MOST_AT_ONCE))))
 
     def version(self) -> object:
-        """Return SQLite's own count of changes, which it keeps in memory that all processes share, of which opening."""
+        """Return the number of the opening and SQLite's own count of changes, which is in shared memory."""
         return self._do(lambda opened: (opened.number, opened.read("PRAGMA data_version")[0][0]))
 
     def state(self) -> LogState:
-        """Return which log it is now, and its end."""
-        question = "SELECT (SELECT log_id FROM about), (SELECT max(position) FROM log)"
-        number, ((log_id, end),) = self._do(lambda opened: (opened.number, opened.read(question)))
+        """Return the identity and the length of the log."""
+        query = "SELECT (SELECT log_id FROM about), (SELECT max(position) FROM log)"
+        number, ((log_id, end),) = self._do(lambda opened: (opened.number, opened.read(query)))
         return LogState(str(log_id), end or 0, number)
 
     def rename(self, log_id: str) -> None:
-        """Give the log another id if it still has this one."""
+        """Give the log a new id if it has this one."""
 
         def rename(opened: _Opened) -> None:
             with opened.writing:
                 opened.writer.execute("UPDATE about SET log_id = ? WHERE log_id = ?", (uuid.uuid4().hex, log_id))
-            self._let_go(opened)
+            self._forget(opened)
 
         self._do(rename, "written to")
 
@@ -134,15 +132,15 @@ class SqliteLog:
             self._opened = None
 
     def _do(self, action: Callable[[_Opened], Result], what: str = "read") -> Result:
-        """Return what an action on the file does that the path names now; after an error it is opened again."""
+        """Return the result of an action on the file that the path names now; after an error it is opened again."""
         opened = None
         try:
             opened = self._file()
             return action(opened)
         except (sqlite3.Error, OSError) as error:
             if opened is not None and not _is_passing(error):
-                self._let_go(opened)
-            raise NotReady(f"the log of live writes cannot be {what}", _said(error)) from None
+                self._forget(opened)
+            raise NotReady(f"the log of live writes cannot be {what}", _one_line(error)) from None
 
     def _file(self) -> _Opened:
         opened = self._opened
@@ -150,26 +148,26 @@ class SqliteLog:
             return opened
         with self._opening:
             if self._is_closed:
-                raise sqlite3.ProgrammingError("it was closed")
+                raise sqlite3.ProgrammingError("the log was closed")
             if self._opened is None or not self._opened.is_current():
                 self._num_opened += 1
                 self._opened = None
                 self._opened = _Opened(self._path, self._num_opened)
             return self._opened
 
-    def _let_go(self, opened: _Opened) -> None:
+    def _forget(self, opened: _Opened) -> None:
         with self._opening:
             if self._opened is opened:
                 self._opened = None
 
 
 class _Opened:
-    """A file with a log in it, opened; it may no longer be the one that its path names.
+    """An open file with a log; it may no longer be the one that its path names.
 
-    It is closed when nobody uses it any more.
+    It is closed once no thread uses it any more.
 
     Attributes:
-        number: How many files were opened until then.
+        number: Number of the opening, from 1.
     """
 
     def __init__(self, path: Path, number: int) -> None:
@@ -177,45 +175,44 @@ class _Opened:
         self._name = str(path)
         self._identity = _identity(self._name)
         self.writer = _connect(path, _SECONDS_TO_WAIT)
-        # Another connection than the writer's: SQLite tells a connection of other's changes only.
+        # Separate from the writer's: `PRAGMA data_version` counts only the changes of other connections.
         self._reader = _connect(path, _SECONDS_TO_READ)
         self.writing, self._reading = threading.Lock(), threading.Lock()
         found = self.read("SELECT (SELECT log_id FROM about), (SELECT max(position) FROM log)")[0]
         if not isinstance(found[0], str):
-            raise sqlite3.DatabaseError("the file has no log in it")
+            raise sqlite3.DatabaseError("the file contains no log of live writes")
         self.log_id = found[0]
 
-    def read(self, question: str, given: Sequence[Any] = ()) -> list[Any]:
-        """Return what the log answers to a question."""
+    def read(self, query: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of a query."""
         with self._reading:
-            return self._reader.execute(question, given).fetchall()
+            return self._reader.execute(query, parameters).fetchall()
 
     def is_current(self) -> bool:
-        """Return whether its path still names this file."""
+        """Return whether the path still names this file."""
         return _identity(self._name) == self._identity
 
 
 def _identity(path: str) -> tuple[int, int]:
-    """Return what tells the file that a path names from any other.
+    """Return the device and inode of a file.
 
     Raises:
-        OSError: There is no such file, or it is none.
+        OSError: There is no such file, or it is not a regular file.
     """
-    found = os.stat(path)  # noqa: PTH116 (asked with every request)
+    found = os.stat(path)  # noqa: PTH116 (called for every request)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path} is not a plain file")
+        raise OSError(f"{path} is not a regular file")
     return found.st_dev, found.st_ino
 
 
 def _connect(path: Path, seconds: float) -> sqlite3.Connection:
-    """Return a connection to a file that is there."""
+    """Return a connection to an existing file; `seconds` is how long it waits for locks."""
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode=rw", timeout=seconds, isolation_level=None, check_same_thread=False, uri=True
     )
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        # FULL: the log is on the disk before a write is acknowledged; by itself WAL would lose the newest to a
-        # power cut.
+        # FULL: a write is on disk before it is acknowledged; with WAL alone a power failure could lose the newest.
         connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
         connection.close()
@@ -224,7 +221,7 @@ def _connect(path: Path, seconds: float) -> sqlite3.Connection:
 
 
 def _make_log(path: Path) -> None:
-    """Make a log where there is none."""
+    """Create the file and its tables if they do not exist."""
     if path.exists():
         _identity(str(path))
     else:
@@ -238,7 +235,7 @@ def _make_log(path: Path) -> None:
 
 
 def _append(writer: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], clock: RisingClock) -> AppendResult:
-    # One writer at a time: so positions rise in the order in which they become visible.
+    # One writer at a time, so that records become visible in the order of their positions.
     writer.execute("BEGIN IMMEDIATE")
     try:
         last = writer.execute("SELECT received FROM log ORDER BY position DESC LIMIT 1").fetchone()
@@ -256,21 +253,20 @@ def _append(writer: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], clock: 
 
 
 def _check_kept(path: Path, log_id: str, position: int) -> None:
-    """Make sure that what was written is in the file that the path names, as whoever opens it next finds it.
+    """Check with a new connection that a write is in the file that the path names.
 
-    A file that was removed or replaced takes writes as before, and so does one whose content was overwritten and is
-    still known to the connection.
+    Writes to a file that was removed, replaced or overwritten meanwhile succeed as well, but would be lost.
     """
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=_SECONDS_TO_WAIT, uri=True)) as fresh:
         found = fresh.execute(
             "SELECT (SELECT log_id FROM about), (SELECT 1 FROM log WHERE position = ?)", (position,)
         ).fetchone()
     if found != (log_id, 1 if position else None):
-        raise sqlite3.DatabaseError("the file is another than was written to")
+        raise sqlite3.DatabaseError("the file was replaced during the write")
 
 
 def _is_passing(error: Exception) -> bool:
-    """Return whether an error says nothing about the file: another keeps it, or the disk is full."""
+    """Return whether an error is temporary and the file intact: it is locked, or the disk is full."""
     return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", 0) & 0xFF in (
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
@@ -278,7 +274,7 @@ def _is_passing(error: Exception) -> bool:
     )
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "the file is gone; put it back, or restart the service to begin another"
+        return "the file is missing; restore it, or restart the service to create a new one"
     return " ".join(str(error).split())

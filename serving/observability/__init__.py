@@ -1,5 +1,5 @@
 """Metrics, logs and timings; imports nothing else of `serving`.
 
-- `metrics`: Prometheus metrics of all workers; `logs`: lines for machines and people; `timings`: how long each stage of
-  a request took.
+- `metrics`: Prometheus metrics of all workers; `logs`: formats of the log; `timings`: duration of each stage of a
+  request.
 """

@@ -1,11 +1,11 @@
-"""What a service counts, for Prometheus, and right under any number of workers.
+"""Prometheus metrics, correct with any number of workers.
 
-Each worker adds to numbers of its own, in a file of shared memory that it keeps locked while it lives. Whichever worker
-is asked for `/metrics` adds up the files of all. The lock goes with the process, however that ended, so a scrape can
-tell the dead: what they counted is moved into the file `past` and stays counted, their gauges and their files go.
+Each worker counts in a file of its own in shared memory, which it keeps locked while it runs. The worker that answers
+`/metrics` adds up all files. The kernel releases the lock when a process ends, for whatever reason, so a scrape can
+recognise workers that exited: their counters are added to the file `past`, and their gauges and files are removed.
 
-The text format is prometheus-client's. Its own multi-process mode is not used: it keeps the files of dead workers for
-ever unless the server reports each death, which granian has no hook for.
+The text format is that of prometheus-client. Its own multi-process mode is not used: it keeps the files of exited
+workers unless the server reports each exit, for which granian has no hook.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from prometheus_client.registry import Collector
 from serving.observability.timings import STAGES
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper ends of the intervals that durations are counted in, in seconds."""
+"""Upper bounds of the histogram buckets of durations, in seconds."""
 STATUSES = (200, 201, 202, 204, 301, 304, 308, 400, 401, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 500, 503)
 UNMATCHED = "none"
-"""The route of requests that match none."""
-REFUSALS = ("busy", "rate", "key", "slow", "deadline", "memory")
+"""Value of the label `route` for requests that match no route."""
+REJECTIONS = ("busy", "rate", "key", "slow", "deadline", "memory")
 RERANK_OUTCOMES = ("done", "timeout")
 
-# What a worker says of itself in words stands before its numbers.
+# A worker's file begins with a description of the worker as JSON, followed by its numbers.
 _ABOUT_BYTES = 1024
 _LOCK, _PAST, _WORKER = "lock", "past", "worker"
 
 
 @dataclass(frozen=True)
 class Family:
-    """One metric and the combinations of labels that it is counted for.
+    """One metric with all combinations of its labels' values.
 
     Attributes:
-        kind: Counters and histograms only grow; a gauge belongs to a living worker.
-        name: As Prometheus shows it.
-        help: What it says, in a line.
-        labels: Their names.
-        cells: Every combination of their values.
+        kind: Counters and histograms outlive their worker; a gauge is dropped when its worker exits.
+        name: The metric's name in Prometheus.
+        help: Description in one line.
+        labels: Names of the labels.
+        cells: Every combination of the labels' values.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -69,12 +69,12 @@ class Family:
 
     @property
     def width(self) -> int:
-        """How many numbers a combination takes: of a histogram each interval, what is beyond them, and the sum."""
+        """Numbers stored per combination: 1, or for a histogram one per bucket, one beyond the last, and the sum."""
         return len(BUCKETS) + 2 if self.kind == "histogram" else 1
 
 
 def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
-    """Return what is counted for an application of these routes."""
+    """Return the metrics of an application with these routes and fallbacks."""
     routes = [*routes, UNMATCHED]
     routed = tuple(product(routes))
     statuses = [*map(str, STATUSES), "other"]
@@ -86,32 +86,32 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
             ("route", "status"),
             tuple(product(routes, statuses)),
         ),
-        Family("histogram", "towers_request_duration_seconds", "From the request to its answer.", ("route",), routed),
+        Family("histogram", "towers_request_duration_seconds", "Duration of requests.", ("route",), routed),
         Family(
             "histogram",
             "towers_stage_duration_seconds",
-            "Stages of requests that had them.",
+            "Duration of the stages of requests.",
             ("stage",),
             tuple(product(STAGES)),
         ),
         Family(
             "counter",
             "towers_fallbacks_total",
-            "Answers that something gave in the model's place.",
+            "Responses served by a fallback instead of the model.",
             ("fallback",),
             tuple(product(fallbacks)),
         ),
         Family(
             "counter",
             "towers_rejected_total",
-            "Requests refused: too many in progress, too many of one client, no key, body too slow, deadline, memory.",
+            "Requests rejected or aborted: concurrency limit, rate limit, API key, slow body, deadline, memory.",
             ("reason",),
-            tuple(product(REFUSALS)),
+            tuple(product(REJECTIONS)),
         ),
         Family(
             "counter",
             "towers_rerank_total",
-            "Answers that were to be re-ranked; late ones are in the retriever's order, as the time was up.",
+            "Re-rankings, by outcome; after a timeout the response has the order of retrieval.",
             ("outcome",),
             tuple(product(RERANK_OUTCOMES)),
         ),
@@ -120,7 +120,7 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
 
 
 class _Layout:
-    """Where each number stands."""
+    """The position of each number in a worker's file."""
 
     def __init__(self, families: Sequence[Family]) -> None:
         self.families = families
@@ -134,12 +134,12 @@ class _Layout:
 
     @cached_property
     def digest(self) -> str:
-        """Which tells the files of one layout from those of another, as after an upgrade."""
+        """A digest in the names of files, which differs for another layout, as after an upgrade."""
         return sha256(repr((self.families, BUCKETS)).encode()).hexdigest()[:12]
 
     @cached_property
     def gauges(self) -> np.ndarray:
-        """Which numbers go with the worker that they belong to."""
+        """Which numbers are gauges, `[numbers]`."""
         mask = np.zeros(self.size, dtype=bool)
         for family in self.families:
             if family.kind == "gauge":
@@ -148,12 +148,12 @@ class _Layout:
 
 
 class Metrics:
-    """The numbers of this worker, and the way to those of all.
+    """The metrics of this worker, and the sums over all workers.
 
     Args:
         routes: The application's routes.
-        fallbacks: What may answer in the model's place.
-        folder: Where the workers of one server meet. None: this process is the only one.
+        fallbacks: The names of the fallbacks.
+        folder: A folder that the workers of one server share. None: this process is the only one.
     """
 
     def __init__(self, routes: Sequence[str], fallbacks: Sequence[str], folder: Path | None = None) -> None:
@@ -167,16 +167,16 @@ class Metrics:
             file, self._memory = _own_file(folder, self._layout.digest, num_bytes)
             weakref.finalize(self, os.close, file)
         self._numbers: Any = memoryview(self._memory)[_ABOUT_BYTES:].cast("d")
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def answered(self, route: str, status: int, seconds: float, stages: Mapping[str, float]) -> None:
         """Count one request.
 
         Args:
-            route: One of the routes; any other is counted as none.
-            status: Of the answer.
-            seconds: How long it took.
-            stages: How long its stages took.
+            route: The path of its route; an unknown one is counted as `UNMATCHED`.
+            status: HTTP status of the response.
+            seconds: Duration of the request.
+            stages: Duration of each stage in seconds.
         """
         places, numbers = self._places, self._numbers
         if ("towers_request_duration_seconds", route) not in places:
@@ -185,7 +185,7 @@ class Metrics:
         counted = places.get(("towers_requests_total", route, str(status)))
         if counted is None:
             counted = places["towers_requests_total", route, "other"]
-        with self._turn:
+        with self._lock:
             numbers[counted] += 1
             _observe(numbers, taken, seconds)
             for stage, lasted in stages.items():
@@ -194,28 +194,28 @@ class Metrics:
     def count(self, name: str, *labels: str) -> None:
         """Add one to a counter."""
         place = self._places[name, *labels]
-        with self._turn:
+        with self._lock:
             self._numbers[place] += 1
 
     def hold(self, name: str, value: float) -> None:
         """Set a gauge of this worker."""
         self._numbers[self._places[name,]] = value
 
-    def tell(self, **about: Any) -> None:
-        """Say of this worker which `model` and which `index`, made when (`created`, Unix seconds), it answers from."""
-        said = json.dumps(about).encode()
-        assert len(said) <= _ABOUT_BYTES, f"{len(said)} bytes about a worker, room for {_ABOUT_BYTES}"
-        self._memory[:_ABOUT_BYTES] = said.ljust(_ABOUT_BYTES)
+    def describe_worker(self, **about: Any) -> None:
+        """Record the versions of the `model` and `index` that this worker serves, and when it was built (`created`)."""
+        content = json.dumps(about).encode()
+        assert len(content) <= _ABOUT_BYTES, f"{len(content)} bytes about a worker, room for {_ABOUT_BYTES}"
+        self._memory[:_ABOUT_BYTES] = content.ljust(_ABOUT_BYTES)
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return what each living worker told of itself."""
+        """Return the description of each running worker; empty for one that has no model loaded."""
         return self._gather()[1]
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the numbers of all workers as Prometheus reads them, and the content type.
+        """Return the metrics of all workers in a format of Prometheus, and its content type.
 
         Args:
-            accept: The formats that the asker takes, as in the request's header.
+            accept: The formats that the client accepts, the value of the `Accept` header.
         """
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Gathered(self._layout, *self._gather()))
@@ -223,7 +223,7 @@ class Metrics:
         return encode(registry), content_type
 
     def _gather(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Return the sums over all workers, dead ones included, and what the living told."""
+        """Return the sums over all workers, exited ones included, and the descriptions of running workers."""
         if self._folder is None:
             return np.array(self._numbers), [_about(self._memory[:_ABOUT_BYTES])]
         with _locked(self._folder / _LOCK):
@@ -236,12 +236,12 @@ def _observe(numbers: Any, place: int, seconds: float) -> None:
 
 
 def _own_file(folder: Path, digest: str, num_bytes: int) -> tuple[int, mmap.mmap]:
-    """Return a new file of this process's own, locked, and its memory."""
+    """Create and lock the file of this process; return its descriptor and its memory."""
     name = f"{os.getpid()}-{secrets.token_hex(4)}"
     file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.ftruncate(file, num_bytes)
     fcntl.flock(file, fcntl.LOCK_EX)
-    # Only now does it bear a name that others look for: an unlocked one is a dead worker's.
+    # Renamed only once it is locked: an unlocked file with this name would be taken for that of an exited worker.
     (folder / name).rename(folder / f"{digest}.{name}.{_WORKER}")
     return file, mmap.mmap(file, num_bytes)
 
@@ -256,10 +256,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _add_up(folder: Path, layout: _Layout) -> tuple[np.ndarray, list[dict[str, Any]]]:
     past = folder / f"{layout.digest}.{_PAST}"
     total, counted = _read_past(past, layout.size)
-    living, told, dead = np.zeros(layout.size), [], []
+    living, descriptions, dead = np.zeros(layout.size), [], []
     for path in sorted(folder.glob(f"{layout.digest}.*.{_WORKER}")):
         if path.name in counted:
-            path.unlink()  # its end was written, but whoever wrote it ended before this
+            path.unlink()  # already added to `past` by a worker that exited before it could remove the file
             continue
         with path.open("rb") as file:
             is_dead = _can_lock(file)
@@ -270,12 +270,12 @@ def _add_up(folder: Path, layout: _Layout) -> tuple[np.ndarray, list[dict[str, A
             dead.append(path)
         else:
             living += numbers
-            told.append(_about(content[:_ABOUT_BYTES]))
+            descriptions.append(_about(content[:_ABOUT_BYTES]))
     if dead:
         _write_past(past, total, [path.name for path in dead])
         for path in dead:
             path.unlink()
-    return total + living, told
+    return total + living, descriptions
 
 
 def _can_lock(file: Any) -> bool:
@@ -294,23 +294,23 @@ def _read_past(path: Path, size: int) -> tuple[np.ndarray, set[str]]:
 
 
 def _write_past(path: Path, numbers: np.ndarray, workers: list[str]) -> None:
-    """Write what the dead counted; in one stroke, and with their names, so that nothing counts twice or not at all."""
+    """Write the counters of exited workers atomically, with the workers' names, so that each counts exactly once."""
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps({"numbers": numbers.tolist(), "workers": workers}), encoding="utf-8")
     draft.rename(path)
 
 
-def _about(said: bytes) -> dict[str, Any]:
-    """Return what a worker told; nothing where it has not, or is just telling."""
+def _about(content: bytes) -> dict[str, Any]:
+    """Return a worker's description; empty if it has written none, or is just writing it."""
     try:
-        told: dict[str, Any] = json.loads(said.rstrip(b"\0 ") or b"{}")
+        about: dict[str, Any] = json.loads(content.rstrip(b"\0 ") or b"{}")
     except ValueError:
         return {}
-    return told
+    return about
 
 
 class _Gathered(Collector):
-    """The sums in prometheus-client's terms."""
+    """The sums as a collector of prometheus-client."""
 
     def __init__(self, layout: _Layout, numbers: np.ndarray, workers: list[dict[str, Any]]) -> None:
         self._layout = layout
@@ -318,7 +318,7 @@ class _Gathered(Collector):
         self._workers = workers
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric; of counters with labels only what occurred."""
+        """Yield every metric; of those with labels only the combinations that occurred."""
         for family in self._layout.families:
             yield self._metric(family)
         yield from self._about_workers()
@@ -342,7 +342,7 @@ class _Gathered(Collector):
     def _about_workers(self) -> Iterator[Metric]:
         serving = [about for about in self._workers if about]
         workers = GaugeMetricFamily(
-            "towers_workers", "Living workers, by what they answer from.", labels=("model", "index")
+            "towers_workers", "Running workers, by version of model and index.", labels=("model", "index")
         )
         versions = [(str(about.get("model", "")), str(about.get("index", ""))) for about in self._workers]
         for version in sorted(set(versions)):
@@ -350,4 +350,4 @@ class _Gathered(Collector):
         yield workers
         if serving:
             age = time.time() - min(float(about["created"]) for about in serving)
-            yield GaugeMetricFamily("towers_index_age_seconds", "Since the oldest index in use was made.", value=age)
+            yield GaugeMetricFamily("towers_index_age_seconds", "Age of the oldest index in use.", value=age)

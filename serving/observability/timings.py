@@ -1,7 +1,7 @@
-"""How long each stage of a request took: `with timed("search"):` around the work, wherever it is.
+"""Measures the duration of each stage of a request: `with timed("search"):` around the work, wherever it is.
 
-What does the work need not know who asked, or whether anybody measures: the seconds are noted by thread, and whoever
-handles requests takes them (`initialise_embeddings`, `spent`). Outside of a service they go unread.
+Durations are stored per thread, so they need not be passed through the calls; the middleware resets and reads them
+(`begin`, `spent`). Outside of the service nothing reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class _Spent(threading.local):
-    """The seconds of the request that this thread has in hand, by stage."""
+    """Seconds of this thread's current request, by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -27,17 +27,17 @@ _spent = _Spent()
 
 
 def begin() -> None:
-    """Forget what this thread did before: a new request is in hand."""
+    """Reset the durations of this thread at the start of a request."""
     _spent.seconds.clear()
 
 
 def spent() -> dict[str, float]:
-    """Return the seconds of each stage since `initialise_embeddings`; stages that did not occur are left out."""
+    """Return the seconds of each stage since `begin`; stages that did not occur are left out."""
     return _spent.seconds
 
 
 class timed:  # noqa: N801 (read as a word: `with timed("search")`)
-    """Adds the time of a block to a stage of the request that this thread has in hand; within itself, nothing."""
+    """Adds the duration of a block to a stage of this thread's request; nested blocks of one stage count once."""
 
     __slots__ = ("_began", "_is_outermost", "_stage")
 

@@ -1,9 +1,8 @@
-"""Why an item is recommended: "because you liked ...", by leaving one item of the history out at a time.
+"""Reasons for a recommendation ("because you liked ..."), by leaving out one item of the history at a time.
 
-What an item of someone's history contributed to a recommendation is its score less the score that it would have had
-from the same history without that item. That is a statement about the model, not about how alike two items are: an
-item may be like another and yet weigh nothing, as the model reads histories. Of two items that say the same, neither
-is missed much, and both contribute little.
+The contribution of a history item is the score of the recommended item minus its score with the same history without
+that item. It describes the model, not the similarity of two items: a similar item may have no influence. Of two
+history items with the same information, leaving out one changes little, so both contribute little.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from serving.deadline import watched
 from serving.search.results import cosines
 
 MOST_WEIGHED = 50
-"""How many items of a history are left out in turn: those that somebody had last."""
+"""Maximum number of history items that are left out in turn: the newest ones."""
 
 
 def contributions(
@@ -32,10 +31,10 @@ def contributions(
     """Return the items of one user's history, newest first, and what each contributed to the score of each item.
 
     Args:
-        history: Of one user.
-        item_vectors: Of the items that are recommended.
-        encode: Returns the vector that the same user would have with each of several histories.
-        most_read: How many of the newest events of a history the model reads.
+        history: The history of one user.
+        item_vectors: Unit vectors of the recommended items.
+        encode: Returns the unit vector of the same user for each of several histories.
+        most_read: Maximum number of newest events of a history that the model reads.
     """
     weighed = _newest_items(history)
     vectors = encode(_without_each(history, weighed, most_read))
@@ -44,7 +43,7 @@ def contributions(
 
 
 def most(contributed: Float64[np.ndarray, "weighed items"], num_reasons: int) -> list[list[tuple[int, float]]]:
-    """Return the greatest contributions to each item as positions and amounts; none is negative or nothing."""
+    """Return the largest positive contributions to each item as positions and amounts."""
     order = np.argsort(-contributed, axis=0, kind="stable")[:num_reasons]
     amounts = np.take_along_axis(contributed, order, axis=0)
     each = zip(order.T.tolist(), amounts.T.tolist(), strict=True)
@@ -57,7 +56,7 @@ def _newest_items(history: Sequences) -> Int64[np.ndarray, " weighed"]:
 
 
 def _without_each(history: Sequences, items: np.ndarray, most_read: int) -> Sequences:
-    """Return the newest events of the history as it is, and then of the history without each of some items."""
+    """Return the newest events of the full history, then of the history without each of the items."""
     kept = [np.arange(history.num_events)[-most_read:]]
     kept += [np.flatnonzero(history.item_rows != item)[-most_read:] for item in watched(items)]
     events = np.concatenate(kept)

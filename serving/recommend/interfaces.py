@@ -1,4 +1,4 @@
-"""What the recommender needs of filters, users and popularity: of an index alone, or with live updates on top."""
+"""Interfaces of filters, users and popularity, implemented for an index alone and with live updates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ItemFilters(Protocol):
         """Number of rows, those that are not live included."""
 
     def columns(self) -> dict[str, ColumnSchema]:
-        """Return what a request may say of each column that can be filtered by."""
+        """Return the schema of each column that can be filtered by."""
 
     def parse(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
         """Return the filter that a JSON object describes; `DataError` names what is wrong with it, and `place`."""
@@ -46,7 +46,7 @@ class UserStore(Protocol):
 
     @property
     def row_generation(self) -> bytes:
-        """Another value after rows of items were renumbered: within one, a row stands for the same item."""
+        """Changes when rows of items are renumbered; while it is the same, a row stands for the same item."""
 
     def is_unchanged(self, row: int) -> bool:
         """Return whether a user's history and vector are those of the index."""

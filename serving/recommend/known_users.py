@@ -20,7 +20,7 @@ class KnownUsers:
     Attributes:
         snapshot: The snapshot.
         row_generation: Always the same: rows of an index are never renumbered.
-        has_attributes: For which users an attribute is known that the model reads, `[users]`.
+        has_attributes: Which users have an attribute that the model reads, `[users]`.
     """
 
     row_generation = b""
@@ -45,7 +45,7 @@ class KnownUsers:
     def vectors(
         self, rows: Int64[np.ndarray, " users"], histories: Sequences, now: int | None
     ) -> Float32[np.ndarray, "users width"]:
-        """Return users' unit vectors: those of the snapshot, or, for models that read the time, made now."""
+        """Return users' unit vectors: those of the snapshot, or new ones for models that read the time of a request."""
         if self.snapshot.user_vectors is not None:
             return np.asarray(self.snapshot.user_vectors[rows])
         return encode_users(self._bundle, self.snapshot.index.vectors, histories, self.attributes(rows), now=now)

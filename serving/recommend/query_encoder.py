@@ -1,4 +1,4 @@
-"""Users to queries: the vector, history and text with which items are searched for each of them."""
+"""Encodes users as queries: the vector, history and text to search items with."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class QueryEncoder:
             return self.known(state, np.array(rows, dtype=np.int64)), [Unknown()] * len(rows)
         if all(row is None and not isinstance(user, UserProfile) for user, row in zip(users, rows, strict=True)):
             return QueryBatch.unknown(len(rows), state.vectors.shape[1]), [Unknown()] * len(rows)
-        # About a user whom the tables do not have as little is known as about an empty profile.
+        # A user who is not in the tables is treated like an empty profile.
         profiles = [
             user if isinstance(user, UserProfile) else UserProfile()
             for user, row in zip(users, rows, strict=True)
@@ -123,12 +123,12 @@ class QueryEncoder:
         self._cache.forget(user_row)
 
     def enable_micro_batching(self, state: ServingState, most: int, mode: MicroBatching) -> None:
-        """Encode users of concurrent requests together where that pays, if they are described by a history alone.
+        """Encode users of concurrent requests together where that pays, if their profile is only a history.
 
         Args:
             state: Whose item vectors are read; users of another state are encoded one by one.
-            most: Number of users that are encoded together at most.
-            mode: `auto`: if trials say that it pays.
+            most: Maximum number of users that are encoded together.
+            mode: `auto`: if trials show that it pays.
         """
 
         def encode_each(each: Sequence[Sequences]) -> list[np.ndarray]:
@@ -172,7 +172,7 @@ class QueryEncoder:
     def _is_known(
         self, is_known: Bool[np.ndarray, " users"], vectors: Float32[np.ndarray, "users dim"]
     ) -> Bool[np.ndarray, " users"]:
-        """Return about which users the model knows something: one that reads no history may make zeros of one."""
+        """Return which users the model knows anything about; a model without histories may encode a user as zeros."""
         return is_known if self._bundle.config.towers.reads_history else is_known & vectors.any(axis=1)
 
     def _words(self, attributes: pd.DataFrame | None) -> list[str] | None:

@@ -1,7 +1,7 @@
-"""The core of the service: a user, an item or a text to recommended items. The one place where ids and rows meet.
+"""The core of the service: recommended items for a user, an item or a text. Converts ids to rows and back.
 
-The service and the nightly file use the same `Recommender`, so that they cannot disagree. Users about whom the model
-knows nothing get what is popular, and the response says so.
+The service and `towers recommend` use the same `Recommender`, so their results agree. Users without
+a history or attributes that the model reads get popular items, and the response says so.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ class Recommender:
 
     Attributes:
         bundle: The model.
-        snapshot: What the model makes of today's tables.
+        snapshot: The current tables, encoded by the model.
         indexed: The state of the index as it was built.
-        state: What requests are answered from; `state.filters.parse({"brand": "Acme"})` is a `RecommendRequest.where`.
+        state: The data that requests are answered from; `state.filters.parse({"brand": "Acme"})` is a
+            `RecommendRequest.where`.
         recommend_seen: Whether items of a user's history are recommended again.
-        rerank: Puts the best candidates in a better order; None where nothing does.
+        rerank: Re-ranks the best candidates; None without a re-ranker.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Recommender:
         self._encoder = QueryEncoder(bundle, clock)
         self._clock = clock
         stored = snapshot.shortlists
-        is_answer = stored is not None and stored.with_seen == self.recommend_seen and rerank is None
-        self._precomputed = stored if is_answer else None
+        is_usable = stored is not None and stored.with_seen == self.recommend_seen and rerank is None
+        self._precomputed = stored if is_usable else None
 
     @classmethod
     def open(
@@ -97,14 +98,14 @@ class Recommender:
             device: Where the index searches.
             recommend_seen: Whether items of a user's history are recommended again. None: as the model was trained.
             filter_columns: The columns of the catalogue that requests may filter by. None: all.
-            open_rerank: Returns what re-ranks, or None.
-            copies: Where all files are copied to, and read from then on. None: they are read where they lie, and must
+            open_rerank: Returns the re-ranking stage, or None.
+            copies: Folder to which all files are copied before they are read. None: they are read in place, and must
                 not be written to while they are used.
-            trust: What the operator trusts the bundle with.
+            trust: The permissions of the bundle.
 
         Raises:
             BundleError: The bundle or its index is missing or damaged, or they do not belong together.
-            DataError: The catalogue has no column that is to be filtered by.
+            DataError: The catalogue lacks a column of `filter_columns`.
         """
         bundle = ModelBundle.open(path, copies=copies, trust=trust)
         try:
@@ -121,7 +122,7 @@ class Recommender:
             raise
         except ValueError as error:
             raise BundleError(str(error)) from error
-        except Exception as error:  # files that do not fit together may fail in ways that no program can foresee
+        except Exception as error:  # files that do not fit together may cause any kind of error
             remedy = IndexManifest.remedy(path)
             raise BundleError(f"{path}: its index cannot be used ({said_of(error)}); {remedy}") from error
 
@@ -145,8 +146,8 @@ class Recommender:
         """Combine searches and encodings of concurrent requests for one user each, where that pays.
 
         Args:
-            most: Number of requests that are combined at most.
-            mode: `auto`: if trials say that it pays.
+            most: Maximum number of requests that are combined.
+            mode: `auto`: if trials show that it pays.
         """
         search = micro_batched(self.indexed.search, self.indexed.vectors, most, mode)
         self.indexed = replace(self.indexed, search=search)
@@ -154,26 +155,26 @@ class Recommender:
         self._encoder.enable_micro_batching(self.indexed, most, mode)
 
     def recommend(self, user: ExternalId | UserProfile, request: RecommendRequest | int) -> RecommendResponse:
-        """Return what to recommend to one user; what is popular where the model knows nothing about them.
+        """Return recommendations for one user; popular items if the model knows nothing about them.
 
         Args:
             user: An id as in the tables, or its text ("42" finds the user 42), or a profile.
-            request: What the response must be, or just the number of items.
+            request: The parameters, or just the number of items.
 
         Raises:
-            DataError: An attribute is not one that the model reads, or its value is of the wrong type; there are not as
-                many times as items in a history.
+            DataError: The model does not read an attribute, its value has the wrong type, or a history and its times
+                differ in length.
         """
         return self.recommend_many([user], request)[0]
 
     def recommend_many(
         self, users: Sequence[ExternalId | UserProfile], request: RecommendRequest | int
     ) -> list[RecommendResponse]:
-        """Return what to recommend to each of several users: looked up, or found in one search.
+        """Return recommendations for each of several users: precomputed ones, or from one search.
 
         Args:
             users: As for `recommend`.
-            request: What each response must be, or just the number of items.
+            request: The parameters, or just the number of items.
 
         Raises:
             DataError: As `recommend` does.
@@ -187,11 +188,11 @@ class Recommender:
     def recommend_rows(
         self, user_rows: Int64[np.ndarray, " users"], request: RecommendRequest | int
     ) -> tuple[Hits, Bool[np.ndarray, " users"]]:
-        """Return what to recommend to each of many known users, and which of them got what is popular.
+        """Return recommendations for each of many known users, and which of them got popular items.
 
         Args:
             user_rows: Rows of `state.users`.
-            request: What each response must be, or just the number of items.
+            request: The parameters, or just the number of items.
         """
         queries = self._encoder.known(self.state, user_rows)
         return self._found(queries, self._seen(queries), RecommendRequest.of(request), self.rerank)[
@@ -210,14 +211,14 @@ class Recommender:
         return RecommendResponse(self._recommendations(*hits.of(0), request.offset + 1))
 
     def search(self, text: str, request: RecommendRequest | int) -> RecommendResponse:
-        """Return the items nearest to a text; what is popular where the model knows none of its words.
+        """Return the items most relevant to a text; popular items if the model knows none of its words.
 
         Args:
-            text: Any words, whether an item has them or not.
-            request: What the response must be, or just the number of items.
+            text: The text.
+            request: The parameters, or just the number of items.
 
         Raises:
-            DataError: The model reads no texts.
+            DataError: The model has no text features.
         """
         request = RecommendRequest.of(request)
         with timed("encode"):
@@ -257,7 +258,7 @@ class Recommender:
         return self._encoder.attributes
 
     def _looked_up(self, user: ExternalId | UserProfile, request: RecommendRequest) -> RecommendResponse | None:
-        """Return a user's precomputed items, where nothing has happened since that could change them."""
+        """Return a user's precomputed recommendations, if they are still valid."""
         if self._precomputed is None or isinstance(user, UserProfile) or not request.is_plain:
             return None
         state = self.state
@@ -265,7 +266,7 @@ class Recommender:
         if row is None or not state.user_store.is_unchanged(row):
             return None
         best = self._precomputed.best(row, request.depth)
-        assert self.snapshot.user_vectors is not None, "lists are precomputed with the vectors"
+        assert self.snapshot.user_vectors is not None, "precomputed recommendations require users' vectors"
         if best is None or not state.search.confirms(self.snapshot.user_vectors[row], best[0], best[1][-1]):
             return None
         rows, scores = best
@@ -275,7 +276,7 @@ class Recommender:
     def _searched(
         self, users: Sequence[ExternalId | UserProfile], request: RecommendRequest
     ) -> list[RecommendResponse]:
-        """Return what to recommend to each of several users, found in one search."""
+        """Return recommendations for each of several users from one search."""
         queries, unknown = self._encoder.encode(self.state, users)
         hits, reranked = self._found(queries, self._seen(queries), request, self.rerank)
         responses = []
@@ -288,7 +289,7 @@ class Recommender:
         return responses
 
     def _seen(self, queries: QueryBatch) -> Ragged:
-        """Return the rows that each user must not get because they are in the history."""
+        """Return the rows excluded for each user by seen-item filtering."""
         return Ragged.empty(len(queries)) if self.recommend_seen else queries.history
 
     def _found(

@@ -1,4 +1,4 @@
-"""What is asked of a `Recommender`: about whom, and what the answer must be."""
+"""The input of a `Recommender`: a user's profile, and the parameters of a request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from serving.search.conditions import Filter
 
 @dataclass(frozen=True, slots=True)
 class UserProfile:
-    """Someone as they are here and now, whoever they are.
+    """A user given by a history and attributes instead of an id.
 
     Attributes:
-        history: What they had, oldest first. Unknown items are left aside and named in the answer.
-        attributes: What is known of them, by column of the users' table; a value of None: nothing.
-        times: When they had them, in Unix seconds, one for each of the history; read by models that look at the clock.
-            None: unknown.
+        history: Ids of the user's items, oldest first. Unknown items are ignored and listed in the response.
+        attributes: The user's attributes, by column of the users table; None: the value is unknown.
+        times: Times of the interactions in Unix seconds, one for each item of the history; used by models with time
+            features. None: unknown.
     """
 
     history: Sequence[ExternalId] = ()
@@ -29,15 +29,15 @@ class UserProfile:
 
 @dataclass(frozen=True, slots=True)
 class RecommendRequest:
-    """What an answer must be; the same for everyone who is asked about at once.
+    """The parameters of a request; the same for all users of a batch.
 
     Attributes:
-        k: How many items.
-        offset: How many of the best are passed over: those of the pages before.
-        where: What must hold of the items.
-        exclude: Items that must not be among them; those that are not in the catalogue are not, anyway.
-        rules: How they are arranged. None: best first.
-        reasons: How many items of somebody's history are named as reasons for each recommendation, at most.
+        k: Number of items.
+        offset: Number of best items to skip: those of earlier pages.
+        where: Conditions on the items.
+        exclude: Ids of items to leave out; unknown ones are ignored.
+        rules: Rules for the order. None: best first.
+        reasons: Maximum number of history items returned as reasons for each recommendation.
     """
 
     k: int
@@ -49,15 +49,15 @@ class RecommendRequest:
 
     @classmethod
     def of(cls, wanted: RecommendRequest | int) -> RecommendRequest:
-        """Return what is wanted where perhaps only the number of items was said."""
+        """Return a request for a number of items; a `RecommendRequest` is returned unchanged."""
         return wanted if isinstance(wanted, RecommendRequest) else cls(wanted)
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is wanted but a page of the best."""
+        """Whether the request has neither filters, exclusions, rules nor reasons."""
         return not (self.where or self.exclude or self.rules is not None or self.reasons)
 
     @property
     def depth(self) -> int:
-        """How many of the best must be known."""
+        """Number of best items needed to answer the request."""
         return self.offset + self.k

@@ -1,7 +1,7 @@
-"""The second look of a service: the first candidates of an answer in the order of a `Reranker`, while there is time.
+"""Re-ranking: puts the best candidates of a query into the order of a `Reranker`, within a time budget.
 
-It comes before the rules (`serving.recommend.rules`), so that what pins, boosts, limits and variety ask still holds: of
-the candidates, whoever comes to a place gets the relevance that the retriever's order had there.
+It comes before the rules (`serving.recommend.rules`), so that pins, boosts, limits and diversity still apply: the
+candidate at a position of the new order gets the relevance that the retrieval order gives to this position.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RerankStage:
-    """A reranker, and how much it may do.
+    """A re-ranker and its limits.
 
     Attributes:
-        reranker: It.
-        num_candidates: How many of the first it puts into a better order.
-        budget_seconds: How long it may take for all users of a request together. None: as long as it takes.
-        reads_words: Whether what is found for words is put into a better order, too.
+        reranker: Scores the candidates.
+        num_candidates: Number of best candidates that are re-ranked.
+        budget_seconds: Time budget for all users of a request together. None: no limit.
+        reads_words: Whether results of text searches are re-ranked, too.
     """
 
     reranker: Reranker
@@ -49,24 +49,24 @@ class RerankStage:
     def open(
         cls, bundle: ModelBundle, snapshot: Snapshot, num_candidates: int | None, budget_seconds: float | None
     ) -> RerankStage | None:
-        """Return the re-ranking of a bundle; None where it has no ranker, or none that fits the index.
+        """Return the re-ranking of a bundle; None if it has no ranker, or none that fits the index.
 
         Args:
             bundle: The bundle.
-            snapshot: What it makes of today's tables.
-            num_candidates: How many of the first are put into a better order. None: as many as the ranker is made for.
-            budget_seconds: How long that may take for a request. None: as long as it takes.
+            snapshot: Its index.
+            num_candidates: Number of candidates to re-rank. None: as many as the ranker was trained for.
+            budget_seconds: Time budget for a request. None: no limit.
 
         Raises:
-            BundleError: The ranker is damaged, or it was trained with other weights.
-            DataError: The libraries that it needs are not there.
+            BundleError: The ranker is damaged, or was trained with other weights.
+            DataError: A library that it needs is not installed.
         """
         if not has_ranker(bundle.path):
             return None
         sealed, folder = open_ranker(bundle)
         reranker = _opened(bundle, snapshot, sealed, folder)
         if reranker is None:
-            _log.warning("not re-ranked: the index is older than the ranker; type: towers index %s", bundle.path)
+            _log.warning("not re-ranked: the index is older than the ranker; run: towers index %s", bundle.path)
             return None
         _warn_if_late(sealed, budget_seconds)
         reads_words = sealed.reading is not None or bool(bundle.config.asked_by)
@@ -80,16 +80,16 @@ class RerankStage:
         known: Callable[[np.ndarray], np.ndarray],
         now: int | None,
     ) -> RerankedHits:
-        """Put the first candidates of each user into a better order, as far as the time goes.
+        """Re-rank the best candidates of each user, as far as the time budget goes.
 
-        Whoever the model knows nothing of got what is popular, and keeps it as it is.
+        The popular items of unknown users are not re-ranked.
 
         Args:
             queries: The users.
-            hits: What was found for each.
+            hits: The candidates of each user.
             vectors: The items' vectors by row.
-            known: Returns rows as the index was made with, -1 for items that came since.
-            now: When they ask, in Unix seconds.
+            known: Converts rows to those of the index; -1 for items that arrived later.
+            now: The time of the request in Unix seconds.
         """
         budgets = [seconds for seconds in (self.budget_seconds, deadline.left()) if seconds is not None]
         end = Deadline(min(budgets, default=None))
@@ -105,7 +105,7 @@ class RerankStage:
         return RerankedHits(found)
 
     def _moved(self, shortlist: Shortlist, found: ScoredRows, end: Deadline) -> ScoredRows | None:
-        """Return what was found in a better order; None where there was no time for it."""
+        """Return the candidates in the new order; None if the time budget was exceeded."""
         try:
             end.check()
             order = order_of(self.reranker.scores(shortlist, end))
@@ -117,21 +117,21 @@ class RerankStage:
 
 @dataclass(frozen=True)
 class RerankedHits:
-    """The candidates that were put into another order, for each of several users.
+    """The re-ranked candidates of several users.
 
     Attributes:
-        found: By user: the candidates in the new order, each with the retriever's score. None: the old one stands.
+        found: By user: the candidates in the new order, each with its retrieval score. None: not re-ranked.
     """
 
     found: Sequence[ScoredRows | None]
 
     def was_reranked(self, user: int) -> bool:
-        """Return whether a user's candidates are in the order of the reranker."""
+        """Return whether a user's candidates were re-ranked."""
         return self.found[user] is not None
 
     @property
     def most(self) -> int:
-        """How many candidates were moved of any user, at most."""
+        """The largest number of re-ranked candidates of any user."""
         return max((len(moved[0]) for moved in self.found if moved is not None), default=0)
 
     def merged_into(self, hits: Hits) -> Hits:
@@ -141,14 +141,14 @@ class RerankedHits:
     def relevance(
         self, user: int, found: ScoredRows, may: Callable[[np.ndarray], np.ndarray], depth: int
     ) -> ScoredRows:
-        """Return the best of some items, by the relevance that the new order gives to those that were moved.
+        """Return the best of some items, with re-ranked ones at the relevance of their new positions.
 
         Args:
-            user: Whose.
-            found: The best of these items, as a search found them: all there are, or `most` of them more than `depth`,
-                so that however far down an item was moved, none is missing that comes before it.
-            may: Returns which of the moved items are among them.
-            depth: How many are returned at most.
+            user: Position of the user.
+            found: The best of these items from a search: all of them, or `depth` + `most`, so that none is missing that
+                comes before a re-ranked item, however far down that was moved.
+            may: Returns which of the re-ranked items are among these items.
+            depth: Maximum number of items to return.
         """
         moved = self.found[user]
         if moved is None:
@@ -178,7 +178,7 @@ def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerManifest, fol
 
 
 def _warn_if_late(sealed: RankerManifest, budget_seconds: float | None) -> None:
-    """Say so where a ranker was too slow for the time that it has now."""
+    """Log a warning if the ranker's measured time exceeds the time budget."""
     if sealed.judgement is None or budget_seconds is None:
         return
     taken, given = sealed.judgement.milliseconds, 1000 * budget_seconds
@@ -193,7 +193,7 @@ def _warn_if_late(sealed: RankerManifest, budget_seconds: float | None) -> None:
 
 
 def _falling(scores: Float32[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
-    """Return scores from the highest on, none like another: who was put before another is to stay there."""
+    """Return scores in strictly falling order, so that sorting by them keeps the new order."""
     falling = np.sort(scores)[::-1].copy()
     for place in np.flatnonzero(falling[1:] == falling[:-1]) + 1:
         falling[place] = min(falling[place], np.nextafter(falling[place - 1], np.float32(-np.inf)))

@@ -1,4 +1,4 @@
-"""What was recommended, and how it came about."""
+"""The output of a `Recommender`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Fallback = Literal["popular"]
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """An item of somebody's history that spoke for a recommendation.
+    """An item of the user's history that contributed to a recommendation.
 
     Attributes:
-        item_id: That item.
-        contribution: How much lower the recommended item would have scored without it.
-        title: What to call it; None where the catalogue has no titles.
+        item_id: The item of the history.
+        contribution: Amount by which the recommended item's score would be lower without it.
+        title: Its title; None if the catalogue has no titles.
     """
 
     item_id: ExternalId
@@ -27,14 +27,14 @@ class Reason:
 
 
 class Recommendation(NamedTuple):
-    """One item of an answer; a tuple, because it is what a service makes most of.
+    """One item of a response; a tuple for speed, as a service creates many.
 
     Attributes:
-        item_id: The item, as the catalogue calls it.
-        score: Higher is better. The cosine of user and item, -1 to 1; of a fallback the share of all interactions.
-        rank: Its place, from 1.
-        title: What to call it; None where the catalogue has no titles.
-        because: What spoke most for it, the strongest first; None where nobody asked.
+        item_id: The item's id in the catalogue.
+        score: Higher is better. Cosine of user and item, -1 to 1; with a fallback, the share of all interactions.
+        rank: Position from 1.
+        title: Its title; None if the catalogue has no titles.
+        because: The history items that contributed most, the largest contribution first; None if not requested.
     """
 
     item_id: ExternalId
@@ -46,14 +46,15 @@ class Recommendation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecommendResponse:
-    """What was recommended, and how it came about.
+    """The recommendations for one user, similar items, or search results.
 
     Attributes:
-        items: Best first.
-        fallback: What answered in the model's place; None where the model did.
-        unknown_items: Items of a given history that are not in the catalogue, and so were not heard.
-        unknown_values: Values of given attributes that the model does not know, and so were not heard, by column.
-        reranked: Whether the first candidates were put into a better order in time; None where nothing does that.
+        items: The items, best first.
+        fallback: The fallback that was used; None if the items come from the model.
+        unknown_items: Items of a profile's history that are not in the catalogue; they were ignored.
+        unknown_values: Values of a profile's attributes that the model did not see in training; they were ignored. By
+            column.
+        reranked: Whether the best candidates were re-ranked within the time budget; None without a re-ranker.
     """
 
     items: list[Recommendation]

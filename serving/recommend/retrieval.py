@@ -29,8 +29,8 @@ class Retrieval:
         indexed_items: The items of the index alone, whose rows a re-ranker was trained with.
         queries: The users, items or texts to find items for.
         excluded: The rows that each query must not get.
-        request: What the response must be.
-        rerank: Puts the best candidates in a better order. None: nothing does.
+        request: The parameters of the request.
+        rerank: Re-ranks the best candidates. None: they are not re-ranked.
         now: The time of the request in Unix seconds.
     """
 
@@ -43,7 +43,7 @@ class Retrieval:
     now: Callable[[], float]
 
     def run(self) -> tuple[Hits, RerankedHits | None]:
-        """Return the items of each query, and what of them was re-ranked."""
+        """Return the items of each query, and the re-ranked candidates, if any."""
         excluded, request = self.excluded, self.request
         if request.exclude:
             excluded = excluded.and_each(np.array(self.state.items.rows(request.exclude)[0], dtype=np.int64))
@@ -67,7 +67,7 @@ class Retrieval:
         closed: Bool[np.ndarray, " items"] | None = None,
         queries: QueryBatch | None = None,
     ) -> Hits:
-        """Return the `depth` best items of each query: the nearest, or the most popular where nothing is known.
+        """Return the `depth` best items of each query: the nearest, or the most popular for unknown users.
 
         Args:
             depth: Number of items.
@@ -99,7 +99,7 @@ class Retrieval:
         return rerank.apply(self.queries, hits, self.state.vectors, self._rows_of_index, int(self.now()))
 
     def _rows_of_index(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        """Return the rows that items had when the index was built; -1 for items that came later."""
+        """Return the rows of items in the index as it was built; -1 for items that came later."""
         if rows.max(initial=0) < len(self.indexed_items):
             return rows
         ids = self.state.items.ids

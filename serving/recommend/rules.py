@@ -1,19 +1,19 @@
-"""What a shop wants of an answer beyond the nearest items: variety, and its own rules.
+"""Diversity and business rules: fills the slots of a response (the slate) from candidates.
 
-The order of an answer is defined on the whole of what may be recommended, so that pages fit together:
+The order is defined on all allowed items, so that pages fit together:
 
-1. An item's relevance is its score plus what the first of the boosts that it fits adds. (Of what is popular, the score
-   is the share of interactions over the greatest such share.) Items are ranked by falling relevance, equal ones in the
-   order of the catalogue, and those that are demoted come after all others.
-2. Pinned items that may be recommended take the first places, in the order given.
-3. Each further place goes to one of the first `WINDOW` of those left that stand in the same part (demoted or not), of
-   whose values, in the columns of `at_most`, fewer than so many were placed, pinned items counted, and whose cosine to
-   each item placed before is below `distinct`: to the one with the greatest (1 - diversity) x relevance - diversity x
-   its cosine to the nearest item placed before, the first of equal ones. This is maximal marginal relevance (Carbonell
-   and Goldstein 1998).
+1. An item's relevance is its score plus the amount of the first boost that it matches. (For popular items, the score is
+   the share of interactions divided by the greatest such share.) Items are ranked by falling relevance, ties in the
+   order of the catalogue; demoted items come after all others.
+2. Pinned items that are allowed take the first slots, in the order given.
+3. The candidates for each further slot are the first `WINDOW` remaining items of the same section (demoted or not)
+   whose values in the columns of `at_most` have not reached their limits, pinned items included, and whose cosine to
+   each item placed before is below `distinct`. The slot goes to the candidate with the greatest
+   (1 - diversity) x relevance - diversity x (cosine to the nearest item placed before), the first one if tied. This is
+   maximal marginal relevance (Carbonell and Goldstein 1998).
 
-No rule brings back what a filter, an exclusion or having had it leaves out; and except for `at_most` and `distinct`,
-none makes an answer shorter. The searches go as deep as this needs and no deeper (`build_slate`).
+No rule adds items that filters, exclusions or seen-item filtering leave out; and only `at_most` and `distinct` can make
+a response shorter. Searches are only as deep as necessary (`build_slate`).
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from serving.search.results import AllowedItems, ScoredRows, are_alike, cosines,
 from serving.search.searcher import ItemVectors
 
 WINDOW = 100
-"""How many of the most relevant items left are weighed for each place."""
+"""Number of most relevant remaining items that are considered for each slot."""
 
-# How deep a search goes at most; what needs more is searched again without what was found to be of no use.
+# Maximum depth of a search; beyond it, searches are repeated without the items that were decided on.
 _DEEPEST = 8192
-# How many candidates are compared with those placed at a time, and how many of all items, so that memory stays small.
+# Number of candidates that are compared with placed items at a time, and of all items, to limit memory.
 _STAGED = 256
 _COMPARED = 4096
-# A vector of length 1 in single precision is that much longer or shorter, and so is its cosine to a copy of it.
+# Rounding error of the length of a unit vector in single precision, and so of its cosine to a copy.
 _ROUNDED = 1e-6
-# Where less than this share of the candidates could be placed, all items are compared before the next search.
+# If less than this share of the candidates could be placed, all items are compared before the next search.
 _FEW_PLACED = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Boost:
-    """A sum that is added to the relevance of some items.
+    """An amount that is added to the relevance of some items.
 
     Attributes:
-        where: What must hold of them.
-        by: How much, -2 to 2; scores are cosines, so that 2 puts them before all others.
+        where: Conditions that select the items.
+        by: The amount, -2 to 2; scores are cosines, so 2 ranks the items before all others.
     """
 
     where: Filter
@@ -63,16 +63,16 @@ class Boost:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How an answer is arranged.
+    """The rules of a request.
 
     Attributes:
-        diversity: 0 to 1: how much it counts for an item to be unlike those before it; 0: not at all.
-        pin: Items that come first, in this order.
-        boosts: Of which the first that an item fits counts.
-        demote: Items that fit any of these come last.
-        at_most: How many items of each value of a column there may be, by column. An empty cell has no value.
-        distinct: Of items with a cosine of at least so much, up to a millionth, only the first is given; 1: of exact
-            copies. None: however alike they are.
+        diversity: Weight of diversity against relevance, 0 to 1; 0: relevance only.
+        pin: Ids of items that come first, in this order.
+        boosts: Boosts; of several that an item matches, the first applies.
+        demote: Items that match any of these filters come last.
+        at_most: Maximum number of items with the same value of a column, by column. An empty cell has no value.
+        distinct: Of items whose cosine is at least this (tolerance 1e-6), only the first is returned; 1: exact copies.
+            None: near-duplicates are kept.
     """
 
     diversity: float = 0.0
@@ -85,23 +85,23 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class BoostTier:
-    """Items whose relevance is the score and one and the same sum.
+    """Items with the same boost.
 
     Attributes:
-        allowed: They; None: every item.
-        by: The sum.
+        allowed: The items; None: every item.
+        by: The amount that is added to their scores.
     """
 
     allowed: AllowedItems | None
     by: float
 
     def allows(self, row: int) -> bool:
-        """Return whether an item is one of them."""
+        """Return whether an item is in this tier."""
         return self.allowed is None or bool(self.allowed.mask[row])
 
 
 def boost_tiers(rules: Rules, where: Filter, filters: ItemFilters) -> tuple[list[BoostTier], list[BoostTier]]:
-    """Return what may be recommended, in parts: first what is not demoted, then what is."""
+    """Return the allowed items in tiers by boost: those that are not demoted, and those that are."""
     allowed = filters.allowed(where)
     if not rules.demote and not rules.boosts:
         return [BoostTier(allowed, 0.0)], []
@@ -113,7 +113,7 @@ def boost_tiers(rules: Rules, where: Filter, filters: ItemFilters) -> tuple[list
 
 
 def _boosted(left: np.ndarray, rules: Rules, filters: ItemFilters) -> list[BoostTier]:
-    """Return items in parts by what boosts add to them."""
+    """Return items in tiers by boost."""
     parts = []
     for boost in deadline.watched(rules.boosts):
         fits = left & filters.mask(boost.where)
@@ -124,7 +124,7 @@ def _boosted(left: np.ndarray, rules: Rules, filters: ItemFilters) -> list[Boost
 
 
 class MaxPerValue:
-    """How many items of each value of a column may still be placed."""
+    """Limits the number of items with the same value of a column."""
 
     def __init__(self, groups: ItemsByValue, most: int) -> None:
         self._groups = groups
@@ -143,7 +143,7 @@ class MaxPerValue:
         return not any(self._placed[value] >= self._most for value in self._groups.of_item(row))
 
     def place(self, row: int) -> bool:
-        """Note that an item was placed; return whether that leaves no room for another of one of its values."""
+        """Count a placed item; return whether one of its values has reached the limit."""
         values = self._groups.of_item(row)
         self._placed.update(values)
         filled = [value for value in values if self._placed[value] >= self._most]
@@ -152,7 +152,7 @@ class MaxPerValue:
         return bool(filled)
 
     def full(self) -> Bool[np.ndarray, " items"]:
-        """Return which items have a value of which no more may be placed."""
+        """Return which items have a value that has reached the limit."""
         for value in self._filled:
             self._closed[self._groups.with_value(value)] = True
         self._filled.clear()
@@ -161,12 +161,12 @@ class MaxPerValue:
 
 @dataclass(frozen=True)
 class CandidatePool:
-    """Candidates for the next places: the most relevant of those left that may be placed.
+    """Candidates for the next slots: the most relevant remaining items.
 
     Attributes:
-        rows: Most relevant first.
-        relevance: Falling.
-        is_complete: Whether there are no others.
+        rows: Rows of the items, the most relevant first.
+        relevance: Their relevance, in falling order.
+        is_complete: Whether there are no other candidates.
     """
 
     rows: Int64[np.ndarray, " candidates"]
@@ -175,16 +175,16 @@ class CandidatePool:
 
 
 class Slate:
-    """The places of an answer, as they are filled.
+    """The slots of a response, while they are filled.
 
-    Each candidate that is looked at is compared once with each item that is placed, and its greatest cosine is kept.
-    So the work grows with places times candidates, and nearly all of it is done in matrix products.
+    Each candidate is compared once with each placed item, and its greatest cosine is stored. So the cost grows with
+    slots times candidates, nearly all of it in matrix products.
 
     Args:
-        num_places: How many.
-        rules: How they are to be filled.
-        filters: The columns that rules speak of.
-        vectors: Of all items.
+        num_places: Number of slots.
+        rules: The rules.
+        filters: The columns that rules refer to.
+        vectors: Unit vectors of all items.
 
     Attributes:
         rows: The items placed, in order.
@@ -215,21 +215,21 @@ class Slate:
 
     @property
     def num_left(self) -> int:
-        """How many places are empty."""
+        """Number of empty slots."""
         return self._num_places - len(self.rows)
 
     def pin(self, row: int) -> None:
-        """Put an item into the next place, if there is one, whatever the limits are."""
+        """Put an item into the next slot, if there is one, regardless of limits."""
         if self.num_left:
             self._place(row)
 
     def fill(self, pool: CandidatePool) -> bool:
-        """Place what the pool decides, and return whether it has nothing more to give."""
+        """Fill slots from a pool as far as it determines them; return whether the pool is complete and used up."""
         waiting = np.flatnonzero(np.isin(pool.rows, self.rows, invert=True))
         if not (self._compares or self._limits):
             self.rows.extend(pool.rows[waiting[: self.num_left]].tolist())
             return pool.is_complete
-        # Without diversity a place goes to the first that may be placed; else to one of a window of them.
+        # Without diversity a slot goes to the first candidate; else to one of a window of candidates.
         least = WINDOW if self._diversity else 1
         near = self._candidates(pool, waiting[:0])
         while self.num_left:
@@ -254,18 +254,18 @@ class Slate:
         return False
 
     def _pass_over(self, pool: CandidatePool, near: _Candidates) -> None:
-        """Note which of the candidates can never be placed: what a limit leaves out, it leaves out from then on."""
+        """Record the candidates that can never be placed: a limit that was reached stays reached."""
         is_open = np.isin(pool.rows, [*self.rows, *near.rows[near.is_left].tolist()])
         self._passed_over.extend(pool.rows[~is_open].tolist())
         self._is_mask_worth_it = int(np.count_nonzero(is_open)) < _FEW_PLACED * len(is_open)
 
     @property
     def decided(self) -> Int64[np.ndarray, " decided"]:
-        """The items that need not be found again: those that were placed, and those that cannot be any more."""
+        """The items that need not be searched for again: placed ones, and those that can no longer be placed."""
         return np.array([*self.rows, *self._passed_over], dtype=np.int64)
 
     def _candidates(self, pool: CandidatePool, places: Int64[np.ndarray, " some"]) -> _Candidates:
-        """Return candidates of a pool as they stand to what is placed."""
+        """Return candidates of a pool, compared with the placed items."""
         places = places[self._allows(pool.rows[places])]
         rows, relevance = pool.rows[places], pool.relevance[places]
         if not self._compares:
@@ -276,7 +276,7 @@ class Slate:
         return _Candidates(rows, relevance, vectors.astype(np.float64), nearest, nearest < self._distinct)
 
     def _place(self, row: int) -> bool:
-        """Put an item into the next place; return whether a value of a column has no more room from now on."""
+        """Put an item into the next slot; return whether a value of a column reached its limit."""
         if self._compares:
             self._placed[len(self.rows)] = self._vectors[np.array([row])][0]
         self.rows.append(row)
@@ -284,16 +284,17 @@ class Slate:
         return any(filled)
 
     def _allows(self, rows: Int64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
-        """Return which items have no value of which no more may be placed."""
+        """Return which items have no value that has reached its limit."""
         allowed = np.ones(len(rows), dtype=bool)
         for limit in self._limits:
             allowed &= limit.allows(rows)
         return allowed
 
     def closed(self) -> Bool[np.ndarray, " items"] | None:
-        """Return which items a limit leaves out, as far as that is worth knowing beforehand; None: none.
+        """Return the items to leave out of the next search because of a limit; None: none.
 
-        To compare all items with those placed pays only where few of the candidates could be placed.
+        Near-duplicates of placed items are included only if few candidates could be placed; else comparing all items
+        does not pay.
         """
         full = [limit.full() for limit in self._limits]
         if self._distinct < np.inf and self._is_mask_worth_it:
@@ -301,7 +302,7 @@ class Slate:
         return np.logical_or.reduce(full) if full else None
 
     def _alike_placed(self) -> Bool[np.ndarray, " items"]:
-        """Return which items are alike one that was placed; only what was placed since the last time is compared."""
+        """Return which items are near-duplicates of placed ones; compares only items placed since the last call."""
         if self._alike is None:
             self._alike = np.zeros(self._num_items, dtype=bool)
         new, self._num_alike = self._placed[self._num_alike : len(self.rows)], len(self.rows)
@@ -319,8 +320,8 @@ class _Candidates:
     Attributes:
         rows: The items, most relevant first.
         relevance: Their relevance.
-        vectors: Their vectors in double precision; of width 0 where nothing is compared.
-        nearest: Each one's greatest cosine to an item that is placed, -inf where there is none.
+        vectors: Their vectors in double precision; of dimension 0 if nothing is compared.
+        nearest: Each one's greatest cosine to a placed item, -inf if there is none.
         is_left: Which may still be placed.
     """
 
@@ -331,19 +332,19 @@ class _Candidates:
     is_left: Bool[np.ndarray, " candidates"]
 
     def __len__(self) -> int:
-        """Return how many may still be placed."""
+        """Return the number of candidates that may still be placed."""
         return int(np.count_nonzero(self.is_left))
 
     def and_more(self, others: _Candidates) -> _Candidates:
-        """Return those of these that may still be placed, and others after them."""
+        """Return the candidates that may still be placed, followed by others."""
         pairs = ((getattr(self, each.name)[self.is_left], getattr(others, each.name)) for each in fields(self))
         return _Candidates(*map(np.concatenate, pairs))
 
     def best(self, diversity: float | None) -> int:
-        """Return which of the first `WINDOW` left is to be placed.
+        """Return which of the first `WINDOW` candidates is placed next.
 
         Args:
-            diversity: How much it counts to be unlike what was placed. None: nothing was.
+            diversity: Weight of diversity. None: nothing was placed yet.
         """
         window = np.flatnonzero(self.is_left)[:WINDOW]
         if not diversity:
@@ -352,60 +353,60 @@ class _Candidates:
         return int(window[np.argmax(worth)])
 
     def compare(self, placed: int) -> None:
-        """Take in that a candidate was placed."""
+        """Compare the candidates with one that was placed."""
         np.maximum(self.nearest, cosines(self.vectors, self.vectors[placed]), out=self.nearest)
 
 
 Search = Callable[[BoostTier, Bool[np.ndarray, " items"] | None, int, Int64[np.ndarray, " decided"]], ScoredRows]
-"""Returns so many of the best items of a part, without those that are closed and those that were decided on."""
+"""Returns the best items of a tier: takes the tier, items to leave out, the depth, and rows already decided on."""
 
 
 def depth_of(rules: Rules, num_places: int) -> int:
-    """Return how many candidates are looked for at first."""
+    """Return the depth of the first search."""
     return num_places + (WINDOW if rules.diversity or rules.at_most or rules.distinct else 0)
 
 
 def build_slate(
-    places: Slate,
-    tiers: Sequence[Sequence[BoostTier]],
+    slate: Slate,
+    sections: Sequence[Sequence[BoostTier]],
     first: Sequence[ScoredRows],
     depth: int,
     search: Search,
     scale: float = 1.0,
 ) -> None:
-    """Fill the places of someone's answer.
+    """Fill the slots of one user's response.
 
     Args:
-        places: They; pinned items have theirs already.
-        tiers: What may be recommended; the parts of a tier come before those of the next.
-        first: The best items of each part of the first tier.
-        depth: How many of them were looked for.
-        search: Finds more.
-        scale: What a score is multiplied with to be a relevance.
+        slate: The slots; pinned items are placed already.
+        sections: The allowed items: sections in order, each with its tiers.
+        first: The best items of each tier of the first section.
+        depth: The depth of the search that found them.
+        search: Searches for more.
+        scale: Factor from scores to relevance.
     """
     found: Sequence[ScoredRows] | None = first
-    for tier in tiers:
+    for section in sections:
         is_exhausted = False
-        while places.num_left and not is_exhausted:
+        while slate.num_left and not is_exhausted:
             deadline.check()
-            found = _searched(places, tier, depth, search) if found is None else found
+            found = _searched(slate, section, depth, search) if found is None else found
             with timed("rerank"):
-                is_exhausted = places.fill(_pool(tier, found, depth, scale))
+                is_exhausted = slate.fill(_pool(section, found, depth, scale))
             found, depth = None, max(depth, min(2 * depth, _DEEPEST))
 
 
-def _searched(places: Slate, tier: Sequence[BoostTier], depth: int, search: Search) -> list[ScoredRows]:
-    closed, decided = places.closed(), places.decided
-    return [search(part, closed, depth, decided) for part in deadline.watched(tier)]
+def _searched(slate: Slate, section: Sequence[BoostTier], depth: int, search: Search) -> list[ScoredRows]:
+    closed, decided = slate.closed(), slate.decided
+    return [search(tier, closed, depth, decided) for tier in deadline.watched(section)]
 
 
-def _pool(tier: Sequence[BoostTier], found: Sequence[ScoredRows], depth: int, scale: float) -> CandidatePool:
-    """Return the best of all parts: as deep as each was looked into, none of another can be missing among them."""
+def _pool(section: Sequence[BoostTier], found: Sequence[ScoredRows], depth: int, scale: float) -> CandidatePool:
+    """Return the best items of all tiers; up to the depth of the searches, none is missing."""
     rows, relevance = merged(
         [(np.zeros(0, np.int64), np.zeros(0))]
         + [
-            (rows, scores.astype(np.float64) * scale + part.by)
-            for part, (rows, scores) in zip(tier, found, strict=True)
+            (rows, scores.astype(np.float64) * scale + tier.by)
+            for tier, (rows, scores) in zip(section, found, strict=True)
         ]
     )
     is_complete = all(len(some) < depth for some, _ in found)

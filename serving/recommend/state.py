@@ -1,4 +1,4 @@
-"""Everything that a request is answered from, frozen: of an index as it was built, or with live updates on top."""
+"""All data that a request is answered from, immutable: of an index as it was built, or with live updates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Words to a vector in the space of the items: what `Recommender.search` looks near.
+"""Encodes a text as a vector in the space of the items, for `Recommender.search`.
 
-A model of a search has a tower for queries: users who are nothing but what is written. For any other the words are
-those of an item that is not there: the item tower reads them as it reads a new item of which nothing else is known.
+A model trained on search queries has a query tower, which encodes the text. With any other model the item tower encodes
+it, as the texts of a new item without other features.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from towers.bundle.bundle import ModelBundle
 
 
 def reads_texts(bundle: ModelBundle) -> bool:
-    """Return whether words lead anywhere."""
+    """Return whether the model has text features, so that texts can be searched for."""
     return bool(bundle.config.asked_by or _texts(bundle.config.features.item))
 
 
 def query_vector(bundle: ModelBundle, text: str) -> Float32[np.ndarray, "1 width"]:
-    """Return the unit vector of what is written; zeros where the model knows none of its words.
+    """Return the unit vector of a text; zeros if the model knows none of its words.
 
     Raises:
-        DataError: The model reads no texts.
+        DataError: The model has no text features.
     """
     if not reads_texts(bundle):
-        raise DataError("q: the model reads no texts, so that words lead nowhere; train one that does")
+        raise DataError(
+            "q: this model has no text features, so text search is unavailable; train a model with a text column"
+        )
     if columns := bundle.config.asked_by:
         nothing, offsets = np.zeros((0, bundle.config.towers.embedding_dim), np.float32), np.zeros(2, np.int64)
         return bundle.encode_users(nothing, offsets, pd.DataFrame({column: [text] for column in columns}))

@@ -1,4 +1,4 @@
-"""Whoever is asked about, as the model and the search take them: vectors, histories, and attributes as cells."""
+"""Batches of queries for the search, and user profiles encoded as the model's input."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class QueryBatch:
     """The users, items or texts that items are searched for in one call.
 
     Attributes:
-        vectors: Their unit vectors, `[queries, dim]`; anything where the model knows nothing.
+        vectors: Their unit vectors, `[queries, dim]`; undefined where `is_known` is False.
         history: The rows of each one's history, oldest first.
-        is_known: For which of them the model knows anything, `[queries]`; the others get what is popular.
-        times: The time of each event of `history` in Unix seconds, `[events]`; None where no time is known.
+        is_known: For which of them the model knows anything, `[queries]`; the others get popular items.
+        times: The time of each event of `history` in Unix seconds, `[events]`; None if no time is known.
         words: The text of each query; None for queries without text.
     """
 
@@ -47,7 +47,7 @@ class QueryBatch:
 
     @classmethod
     def unknown(cls, num_users: int, dim: int) -> QueryBatch:
-        """Return users about whom nothing is known."""
+        """Return the queries of users without any known feature."""
         return cls(np.zeros((num_users, dim), np.float32), Ragged.empty(num_users), np.zeros(num_users, dtype=bool))
 
     def take(self, queries: np.ndarray) -> QueryBatch:
@@ -78,14 +78,15 @@ class QueryBatch:
 
 @dataclass(frozen=True)
 class EncodedProfiles:
-    """People who were described, in the model's terms.
+    """User profiles as input of the model.
 
     Attributes:
-        histories: What they had, as far as the catalogue has it; no ids. Times are None where nobody's are known.
-        attributes: A row each, as in the users' table; None where nothing is known of anyone.
-        is_known: Of whom anything is known that the model reads, `[users]`.
-        unknown_items: What each had that is not in the catalogue, each item once.
-        unknown_values: Values of each user's attributes that the model does not know, by column.
+        histories: Their histories, without items that are not in the catalogue and without user ids. Times are None if
+            no profile has any.
+        attributes: One row per profile, with the columns of the users table; None if no profile has any.
+        is_known: Which profiles have anything that the model reads, `[users]`.
+        unknown_items: Items of each history that are not in the catalogue, without repeats.
+        unknown_values: Values of each profile's attributes that the model did not see in training, by column.
     """
 
     histories: Sequences
@@ -96,34 +97,34 @@ class EncodedProfiles:
 
     @classmethod
     def of(
-        cls, people: Sequence[UserProfile], items: IdMap, kinds: Mapping[str, FeatureSettings], bundle: ModelBundle
+        cls, profiles: Sequence[UserProfile], items: IdMap, kinds: Mapping[str, FeatureSettings], bundle: ModelBundle
     ) -> EncodedProfiles:
-        """Return described people in the model's terms.
+        """Encode user profiles.
 
         Args:
-            people: They.
-            items: The catalogue.
-            kinds: The attributes that the model reads.
+            profiles: The profiles.
+            items: The ids of the catalogue.
+            kinds: The attributes that the model reads, with their settings.
             bundle: The model.
 
         Raises:
-            DataError: An attribute is not one that the model reads, or its value is of the wrong type; the times are
-                not as many as the history.
+            DataError: The model does not read an attribute, its value has the wrong type, or a history and its times
+                differ in length.
         """
-        rows = [items.places(one.history) for one in watched(people)]
-        given = [_cells(one.attributes, kinds) for one in watched(people)]
-        unknown = [_unknown(one, mine) for one, mine in watched(zip(people, rows, strict=True))]
+        rows = [items.places(one.history) for one in watched(profiles)]
+        given = [_cells(one.attributes, kinds) for one in watched(profiles)]
+        unknown = [_unknown(one, mine) for one, mine in watched(zip(profiles, rows, strict=True))]
         is_known = np.array([bool((mine >= 0).any()) for mine in rows], dtype=bool)
         attributes = _frame(given, kinds) if any(given) else None
-        unknown_values: list[Mapping[str, tuple[str, ...]]] = [{}] * len(people)
+        unknown_values: list[Mapping[str, tuple[str, ...]]] = [{}] * len(profiles)
         if attributes is not None:
             is_known |= bundle.knows(attributes)
             unknown_values = [*bundle.unknown_values(attributes)]
         histories = Sequences(
-            np.full(len(people), None),
+            np.full(len(profiles), None),
             offsets_of(np.array([len(mine) for mine in rows], dtype=np.int64)),
             np.concatenate([np.zeros(0, np.int64), *rows]),
-            _times(people),
+            _times(profiles),
             is_ordered=True,
         )
         return cls(
@@ -136,23 +137,23 @@ class EncodedProfiles:
 
 
 def attribute_schema(kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
-    """Return the JSON schema of each attribute that a request may give, by name."""
+    """Return the JSON schema of each attribute of a profile, by name."""
     return {
         column: {"anyOf": [*settings.definition.request_schemas, {"type": "null"}]}
         for column, settings in kinds.items()
     }
 
 
-def _times(people: Sequence[UserProfile]) -> Int64[np.ndarray, " events"] | None:
-    """Return when everyone had what they had; None where nobody says."""
-    for one in people:
+def _times(profiles: Sequence[UserProfile]) -> Int64[np.ndarray, " events"] | None:
+    """Return the times of all events of all profiles; None if no profile has times."""
+    for one in profiles:
         if one.times is not None and len(one.times) != len(one.history):
             raise DataError(
                 f"times: expected one for each of the {len(one.history)} items of history, found {len(one.times)}"
             )
-    if all(one.times is None for one in people):
+    if all(one.times is None for one in profiles):
         return None
-    each = [[UNKNOWN_TIME] * len(one.history) if one.times is None else one.times for one in people]
+    each = [[UNKNOWN_TIME] * len(one.history) if one.times is None else one.times for one in profiles]
     return np.array([time for times in each for time in times], dtype=np.int64)
 
 
@@ -163,7 +164,7 @@ def _unknown(one: UserProfile, rows: np.ndarray) -> tuple[ExternalId, ...]:
 
 
 def _frame(given: Sequence[Mapping[str, Any]], kinds: Mapping[str, FeatureSettings]) -> pd.DataFrame:
-    """Return everyone's cells as rows of the users' table."""
+    """Return the cells of all profiles as rows of the users table."""
     columns = {}
     for name in dict.fromkeys(name for cells in given for name in cells):
         is_number = kinds[name].definition.content in ("numbers", "times")
@@ -172,7 +173,7 @@ def _frame(given: Sequence[Mapping[str, Any]], kinds: Mapping[str, FeatureSettin
 
 
 def _cells(attributes: Mapping[str, Any], kinds: Mapping[str, FeatureSettings]) -> dict[str, Any]:
-    """Return what is known of someone, as cells of the users' table."""
+    """Return the attributes of a profile as cells of the users table."""
     unknown = [name for name in attributes if name not in kinds]
     if unknown:
         known = ", ".join(map(repr, kinds)) or "none"
@@ -181,7 +182,7 @@ def _cells(attributes: Mapping[str, Any], kinds: Mapping[str, FeatureSettings]) 
 
 
 def _cell(name: str, kind: FeatureKind, value: Any) -> Any:
-    """Return a value as a cell of the users' table."""
+    """Return a value as a cell of the users table."""
     refuse_large(f"attributes.{name}", value)
     cell = kind.parse(value)
     if cell is None:

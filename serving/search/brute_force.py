@@ -25,7 +25,7 @@ _MASKED_SHARE = 0.3
 
 
 class BruteForce:
-    """The items' vectors on a device, to be compared one and all.
+    """The items' vectors on a device, for exact search.
 
     Attributes:
         vectors: Unit vectors by catalogue row, `[items, width]`.
@@ -49,10 +49,10 @@ class BruteForce:
 
         Args:
             queries: Unit vectors of all users.
-            users: Positions of those who are to be answered.
-            needed: How many items each of all users gets; as many are left after exclusions.
-            excluded: What each of all users must not get.
-            allowed: What can be found at all. None: every item.
+            users: Positions of the users to search for.
+            needed: Number of items for each of all users; at least as many are left after exclusions.
+            excluded: The exclusions of all users.
+            allowed: The items that a filter lets through. None: every item.
         """
         pool = _Pool.of(self._items, allowed)
         num_items = max(1, len(pool.items))
@@ -71,29 +71,29 @@ class BruteForce:
         ranked_rows, ranked_scores = rank(self.vectors, queries[users], rows)
         for place, user in deadline.watched(enumerate(users.tolist())):
             most = int(needed[user])
-            # What is not among these scores no more than the last of them; if that is too close, places are contested.
+            # Other items score no more than the last of these; if that is too close to the cut-off, there may be ties.
             if most and fetch < len(pool.items) and ranked_scores[place, most - 1] <= scores[place, -1] + ROUNDING:
-                yield self._contested(queries[user : user + 1], user, most, excluded, pool)
+                yield self._with_ties(queries[user : user + 1], user, most, excluded, pool)
             else:
                 yield ranked_rows[place, :most], ranked_scores[place, :most]
 
     def _top(
         self, queries: np.ndarray, users: np.ndarray, fetch: int, excluded: ExcludedPairs, pool: _Pool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the highest scores of each user and their places in the pool, best first, a block of items a time."""
-        asked = torch.from_numpy(queries).to(self.device)
+        """Return the highest scores of each user and their places in the pool, best first, block by block of items."""
+        vectors = torch.from_numpy(queries).to(self.device)
         step = max(1, _CELLS // max(1, len(users)))
         scores = torch.zeros((len(users), 0), device=self.device)
         places = torch.zeros((len(users), 0), dtype=torch.int64, device=self.device)
         for start in deadline.watched(range(0, len(pool.items), step)):
-            found = pool.scores(asked, users, slice(start, start + step), excluded)
+            found = pool.scores(vectors, users, slice(start, start + step), excluded)
             some, at = found.topk(min(fetch, found.shape[1]), dim=1)
             scores, order = torch.cat([scores, some], dim=1).topk(min(fetch, scores.shape[1] + some.shape[1]), dim=1)
             places = torch.cat([places, at + start], dim=1).gather(1, order)
         return scores.cpu().numpy(), places.cpu().numpy()
 
-    def _contested(self, query: np.ndarray, user: int, most: int, excluded: ExcludedPairs, pool: _Pool) -> ScoredRows:
-        """Return a user's best items where more score alike than were looked at, such as copies of an item."""
+    def _with_ties(self, query: np.ndarray, user: int, most: int, excluded: ExcludedPairs, pool: _Pool) -> ScoredRows:
+        """Return a user's best items where more items tie than were fetched, such as copies of an item."""
         users = np.array([user])
         scores = pool.scores(torch.from_numpy(query).to(self.device), users, slice(None), excluded)[0].cpu().numpy()
         threshold = np.partition(scores, -most)[-most] - ROUNDING
@@ -103,12 +103,12 @@ class BruteForce:
 
 
 class _Pool:
-    """The items that are compared: all, some of them masked, or only the eligible ones, picked together."""
+    """The items to compare: all of them, perhaps with a mask, or only the allowed ones, gathered."""
 
-    def __init__(self, items: Tensor, rows: np.ndarray | None, barred: Tensor | None) -> None:
+    def __init__(self, items: Tensor, rows: np.ndarray | None, masked: Tensor | None) -> None:
         self.items = items
         self._rows = rows
-        self._barred = barred
+        self._masked = masked
 
     @classmethod
     def of(cls, items: Tensor, allowed: AllowedItems | None) -> _Pool:
@@ -123,11 +123,11 @@ class _Pool:
         """Return the catalogue rows of places in the pool."""
         return places if self._rows is None else self._rows[places]
 
-    def scores(self, asked: Tensor, users: np.ndarray, part: slice, excluded: ExcludedPairs) -> Tensor:
+    def scores(self, queries: Tensor, users: np.ndarray, part: slice, excluded: ExcludedPairs) -> Tensor:
         """Return the scores of a part of the pool for each user, -inf where an item must not be found."""
-        scores = asked @ self.items[part].T
-        if self._barred is not None:
-            scores.masked_fill_(self._barred[part], -torch.inf)
+        scores = queries @ self.items[part].T
+        if self._masked is not None:
+            scores.masked_fill_(self._masked[part], -torch.inf)
         lines, places = self._excluded_places(users, excluded)
         if len(places):
             first = part.start or 0
@@ -137,7 +137,7 @@ class _Pool:
         return scores
 
     def _excluded_places(self, users: np.ndarray, excluded: ExcludedPairs) -> tuple[np.ndarray, np.ndarray]:
-        """Return the exclusions of the users as lines of the scores and places in the pool."""
+        """Return the exclusions of the users as row and column indices of the scores."""
         if not len(excluded.pairs):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         rows = [excluded.rows_of(user) for user in users.tolist()]

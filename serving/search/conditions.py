@@ -1,4 +1,4 @@
-"""What must hold of the items of a search, column by column: a mask is made of it, or a search engine filters by it."""
+"""Filters of a search as conditions on columns, from which masks are made, or which a search engine applies itself."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ OPERATORS = {
 
 @dataclass(frozen=True, order=True)
 class Condition:
-    """What must hold for one column.
+    """A condition on one column.
 
     Attributes:
-        column: The column.
+        column: Name of the column.
         operator: How the column is compared with the values: a name in `OPERATORS`.
-        values: In the type of the column.
+        values: Values in the type of the column.
     """
 
     column: str
@@ -71,24 +71,22 @@ class Condition:
 
 
 Filter = tuple[Condition, ...]
-"""Conditions that must all hold, sorted; the same conditions are the same filter."""
+"""Conditions that must all hold, sorted, so that equal filters are equal tuples."""
 
 
 def both(one: Filter, other: Filter) -> Filter:
-    """Return the filter that lets through what fits both."""
+    """Return the conjunction of two filters."""
     return as_filter([*one, *other]) if one and other else one or other
 
 
 def as_filter(conditions: Sequence[Condition]) -> Filter:
-    """Return the conditions in order.
+    """Return the conditions as a filter.
 
     Raises:
-        DataError: A range ends before it begins.
+        DataError: The `min` of a column is above its `max`.
     """
     least = {one.column: one.values[0] for one in conditions if one.operator == "min"}
     for one in conditions:
         if one.operator == "max" and least.get(one.column, one.values[0]) > one.values[0]:
-            raise DataError(
-                f"{one.column}: expected min up to max, found min {least[one.column]} above max {one.values[0]}"
-            )
+            raise DataError(f"{one.column}: expected min <= max, found min {least[one.column]} and max {one.values[0]}")
     return tuple(sorted(conditions, key=lambda one: (one.column, one.operator)))

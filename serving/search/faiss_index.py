@@ -1,13 +1,12 @@
-"""Searching the catalogue: the items nearest to a user. The only file that knows FAISS.
+"""Searches the catalogue for the items nearest to a user, with FAISS; the only file that imports it.
 
-Towers end in unit vectors, so the inner product is the cosine and the score. An `ItemIndex` speaks of catalogue rows
-only; ids belong to `serving.recommend`. It always returns min(k, number of allowed items) results and never FAISS's -1,
-however
-it searches: where FAISS comes back short, every item is compared.
+Vectors have length 1, so the inner product is the cosine and the score. An `ItemIndex` works with catalogue rows; ids
+belong to `serving.recommend`. It always returns min(k, number of allowed items) results and never FAISS's -1: if FAISS
+returns too few, the rest is found by brute force.
 
-What FAISS finds is scored again with the full vectors. Each user has one order of the items that a filter lets through,
-and every answer is a cut of it: neither how many items are asked for nor who else is searched for at the same time
-changes the order (`serving.search.levels`).
+Candidates of FAISS are re-scored with the full vectors. Each user has one order of the items that a filter lets
+through, of which every result is a prefix: it depends neither on the number of requested items nor on other queries in
+the same batch (`serving.search.levels`).
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, hig
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
 
-faiss: Any = published  # the types that it publishes leave out half of it
+faiss: Any = published  # its type hints are incomplete
 
 Device = Literal["auto", "cpu", "cuda"]
 
-# How far from 1 a vector's length may be.
+# Maximum deviation of a vector's length from 1.
 _UNIT_TOLERANCE = 1e-3
 # FAISS's GPU indexes return at most 2,048 results, and on a CPU a full scan is then faster than its heap.
 _MOST_FETCHED = 2048
-# Filtered searches. Up to this many numbers in the vectors of all eligible items, those are compared one and all.
+# Filtered searches use brute force if the vectors of all allowed items have at most this many numbers.
 _SCANNED_NUMBERS = 1 << 20
-# FAISS's search is used where this share of the items near a user is eligible, and goes twice as deep for less than the
-# second share.
+# Filtered searches use FAISS if at least this share of the items near a user is allowed, and search twice as deep below
+# the second share.
 _MOSTLY_ELIGIBLE = 0.3
 _NEARLY_ALL_ELIGIBLE = 0.8
-# About how many items an index that is not exact compares for each that it returns.
+# Approximate number of items that an approximate index compares for each result.
 _COMPARED_FOR_EACH = 64
-# Of how many queries FAISS searches for at once must not change what it finds for one. Where it compares them with
-# centres or items, it multiplies matrices from 20 queries on; where it turns them, always; elsewhere never.
+# The result for a query must not depend on the size of the batch. FAISS uses matrix products, whose rounding does, for
+# comparisons with centres or items from 20 queries on, and for rotations always.
 _TOGETHER = 16
 _MANY_TOGETHER: tuple[IndexKind, ...] = ("hnsw", "pq", "sq8", "sq4")
 _ALONE: tuple[IndexKind, ...] = ("rabitq",)
@@ -67,22 +66,22 @@ _ON_GPU: tuple[IndexKind, ...] = ("exact", "flat", "ivf", "ivf-sq8")
 
 
 def check_device(device: Device) -> None:
-    """Make sure that an index can search on a device.
+    """Check that an index can search on a device.
 
     Raises:
-        DataError: It is `cuda`, and FAISS finds no GPU.
+        DataError: The device is `cuda`, and FAISS finds no GPU.
     """
     if device == "cuda" and faiss.get_num_gpus() == 0:
-        raise DataError('device = "cuda": FAISS finds no GPU; choose "cpu" or "auto", or see `towers doctor`')
+        raise DataError('device = "cuda": FAISS finds no GPU; use "cpu" or "auto", or run `towers doctor`')
 
 
 class ItemIndex:
-    """The items' vectors, ready to be searched, from several threads too.
+    """A searchable index of the items' vectors; safe to use from several threads.
 
     Attributes:
-        vectors: Unit vectors by catalogue row, `[items, width]`.
-        plan: How it searches.
-        regions: Where filtered searches look first; None where they compare every allowed item.
+        vectors: Unit vectors by catalogue row, `[items, dim]`.
+        plan: Build and search parameters.
+        regions: IVF lists for filtered searches. None: filtered searches use brute force.
     """
 
     def __init__(
@@ -100,8 +99,8 @@ class ItemIndex:
         self._index = index
         self._exact = BruteForce(vectors, "cuda" if on_gpu and torch.cuda.is_available() else "cpu")
         self._on_gpu = on_gpu
-        # FAISS's GPU indexes are not thread-safe, not even for reading: searches take turns.
-        self._turn: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
+        # FAISS's GPU indexes are not thread-safe, not even for reading.
+        self._gpu_lock: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
         self._efforts: dict[int, Any] = {}
 
     @classmethod
@@ -115,12 +114,12 @@ class ItemIndex:
 
         Args:
             vectors: The items' vectors.
-            plan: How to search, or a kind with the parameters that suit the number of items.
-            regions: Of the same vectors, in as many parts as the plan says. None: they are made where they are needed.
+            plan: Build and search parameters, or a kind with its default parameters.
+            regions: IVF lists of the same vectors, as many as the plan has. None: computed if needed.
 
         Raises:
-            ValueError: A vector is not of length 1, and the inner product would rank by length. (Zeros, of items of
-                which the model knows nothing, are near to nothing.)
+            ValueError: A vector does not have length 1, so the inner product would rank by length. (Zero vectors, of
+                items that the model knows nothing about, are allowed.)
             DataError: The kind needs more items.
         """
         vectors = np.require(vectors, np.float32, ["C", "W"])
@@ -143,22 +142,22 @@ class ItemIndex:
         Args:
             path: The file.
             vectors: The items' vectors.
-            plan: How it searches.
-            regions: Those that it was built with; they have a file of their own.
+            plan: The parameters that it was built with.
+            regions: The regions that it was built with, which are in a separate file.
 
         Raises:
-            ValueError: The file is not FAISS's, or holds other vectors or another similarity.
+            ValueError: The file is not an index of FAISS, or has other vectors or another similarity.
         """
         index = _read(path)
         plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
         expected = len(vectors), plan.prefix or vectors.shape[1]
         if (index.ntotal, index.d) != expected:
-            raise ValueError(f"it holds {index.ntotal} vectors of width {index.d}, the catalogue {expected}")
+            raise ValueError(f"it has {index.ntotal} vectors of dimension {index.d}, the catalogue {expected}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
         _check_ids(index, len(vectors))
         if regions is not None and len(regions.of_item) != len(vectors):
-            raise ValueError(f"its regions hold {len(regions.of_item)} items, the catalogue {len(vectors)}")
+            raise ValueError(f"its regions have {len(regions.of_item)} items, the catalogue {len(vectors)}")
         return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
 
     def save(self, path: Path) -> None:
@@ -166,18 +165,18 @@ class ItemIndex:
         faiss.write_index(self._index, str(path))
 
     def to(self, device: Device) -> ItemIndex:
-        """Return this index on a device; `auto` is a GPU where FAISS finds one and can hold this kind.
+        """Return this index on a device; `auto`: a GPU if FAISS finds one and supports this kind there.
 
         Raises:
-            DataError: `cuda` was asked for, and FAISS finds no GPU or has no such kind there.
+            DataError: The device is `cuda`, and FAISS finds no GPU or does not support this kind there.
         """
         check_device(device)
-        # Without a GPU, FAISS's own function for this returns an empty index without a word.
+        # Without a GPU, FAISS's own function for this silently returns an empty index.
         num_gpus = 0 if device == "cpu" else faiss.get_num_gpus()
         if device == "cuda" and self.kind not in _ON_GPU:
             raise DataError(
-                f"device cuda: an index of kind {self.kind} searches on a CPU only; choose the device cpu, or make "
-                f"the index anew with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
+                f"device cuda: an index of kind {self.kind} can only search on a CPU; use the device cpu, or rebuild "
+                f"the index with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
             )
         if num_gpus == 0 or self.kind not in _ON_GPU:
             return self
@@ -185,12 +184,12 @@ class ItemIndex:
         return ItemIndex(self.vectors, moved, self.plan, self.regions, on_gpu=True)
 
     def with_effort(self, plan: IndexConfig) -> ItemIndex:
-        """Return this index, searched with the effort of another plan of the same structure."""
-        assert plan.structure == self.plan.structure, f"{plan} cannot search what was built as {self.plan}"
+        """Return this index with the search parameters of another plan with the same build parameters."""
+        assert plan.structure == self.plan.structure, f"{plan} differs in build parameters from {self.plan}"
         return ItemIndex(self.vectors, self._index, plan, self.regions, on_gpu=self._on_gpu)
 
     def without_regions(self) -> ItemIndex:
-        """Return this index, whose filtered searches compare every allowed item."""
+        """Return this index with brute force for filtered searches."""
         return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
 
     def __len__(self) -> int:
@@ -199,22 +198,22 @@ class ItemIndex:
 
     @property
     def width(self) -> int:
-        """How many numbers a vector has."""
+        """Dimension of the vectors."""
         return int(self.vectors.shape[1])
 
     @property
     def kind(self) -> IndexKind:
-        """How it searches."""
+        """The index kind."""
         return self.plan.kind
 
     @property
     def is_exact(self) -> bool:
-        """Whether the result is the true one by construction."""
+        """Whether results are exact by construction."""
         return self.plan.is_exact
 
     @property
     def num_bytes(self) -> int:
-        """The memory that the index takes beside `vectors`, which it only looks things up in."""
+        """Memory of the index in bytes, without `vectors`."""
         counted = 0
 
         def count(data: bytes) -> None:
@@ -232,7 +231,7 @@ class ItemIndex:
         allowed: AllowedItems | None = None,
         closed: Bool[np.ndarray, " items"] | None = None,
     ) -> Hits:
-        """Return the best items of each user, or nearly the best if the kind is not exact; see `Searcher.search`."""
+        """Return the best items of each user, approximately if the kind is not exact; see `Searcher.search`."""
         deadline.check()
         with timed("search"):
             if len(queries) == 1 and allowed is None and closed is None:
@@ -248,22 +247,22 @@ class ItemIndex:
         """Return True: the index does not change."""
         return True
 
-    def _of_many(self, asked: SearchTask, within: AllowedItems | None) -> Hits:
-        """Return everyone's answer.
+    def _of_many(self, task: SearchTask, within: AllowedItems | None) -> Hits:
+        """Return the results of several users.
 
         Args:
-            asked: What is asked.
-            within: The items of which each user has one order; those that can be found are among them. None: all.
+            task: The search.
+            within: The items of which each user has one order, a superset of the allowed ones. None: all.
         """
-        if self._compares_all(asked.allowed if self.is_exact else within):
-            return asked.compared(self._exact)
+        if self._compares_all(task.allowed if self.is_exact else within):
+            return task.compared(self._exact)
         if not self.is_exact:
-            return Hits.join(self._by_levels(asked, within))
-        found: list[ScoredRows | None] = [None] * len(asked)
-        for user, answer in self._settled(asked):
+            return Hits.join(self._by_levels(task, within))
+        found: list[ScoredRows | None] = [None] * len(task)
+        for user, answer in self._settled(task):
             found[user] = answer
         missing = np.array([user for user, answer in enumerate(found) if answer is None], dtype=np.int64)
-        compared = asked.best(self._exact, missing) if len(missing) else iter(())
+        compared = task.best(self._exact, missing) if len(missing) else iter(())
         return Hits.join([next(compared) if answer is None else answer for answer in found])
 
     def scan(
@@ -273,11 +272,11 @@ class ItemIndex:
         excluded: Ragged | None = None,
         allowed: AllowedItems | None = None,
     ) -> Hits:
-        """Return what `search` ought to, by comparing every allowed item: the measure for every kind of index."""
+        """Return exact results by brute force, as the ground truth for recall."""
         return SearchTask.of(queries, k, excluded, allowed, len(self)).compared(self._exact)
 
     def _of_one(self, queries: np.ndarray, k: int, exclusions: Ragged | None) -> ScoredRows | None:
-        """Return the answer of one user, if FAISS's first results settle it; the same as among others, but sooner.
+        """Return the results of one user if FAISS's first candidates are sufficient; a faster path, same results.
 
         For so few candidates lists are faster than arrays.
         """
@@ -285,7 +284,7 @@ class ItemIndex:
         needed = min(k, len(self) - len(excluded))
         fetch = needed + len(excluded) + SLACK
         if not self.is_exact:
-            # Where scores are true, fewer results with the effort of a level are the first of that level.
+            # If FAISS's scores are exact, a search with fewer results and the effort of a level returns its best items.
             fetch = FIRST_LEVEL if self.plan.is_rescored else min(fetch, FIRST_LEVEL)
         if not 0 < needed <= fetch <= min(_MOST_FETCHED, len(self) // 2):
             return None
@@ -296,51 +295,51 @@ class ItemIndex:
         if len(best) < needed:
             return None
         ranked_rows, ranked_scores = rank_one(self.vectors, queries[0], np.array(best))
-        # What was passed over scores no more than the worst of the best, or, if they are all, of what was found.
+        # Other items score no more than the worst of these, or, if these are all, of what FAISS found.
         worst = min(ranked_scores) if len(best) == needed + SLACK else scores[0, order[-1]]
         if ranked_scores[needed - 1] <= worst + ROUNDING:
             return None
         return ranked_rows[:needed], ranked_scores[:needed]
 
     def _compares_all(self, allowed: AllowedItems | None) -> bool:
-        """Return whether nothing is faster than comparing every allowed item."""
+        """Return whether brute force over the allowed items is fastest."""
         if allowed is None:
             return False
         return len(allowed) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
 
-    def _settled(self, asked: SearchTask) -> Iterator[tuple[int, ScoredRows]]:
-        """Yield the users, by position, whose answer FAISS's first results settle, with that answer."""
-        fetch = asked.needed + asked.excluded.counts + SLACK
+    def _settled(self, task: SearchTask) -> Iterator[tuple[int, ScoredRows]]:
+        """Yield the positions and results of users if FAISS's first candidates are sufficient for them."""
+        fetch = task.needed + task.excluded.counts + SLACK
         for fetched, users in _groups(fetch, min(_MOST_FETCHED, len(self) // 2)):
             for part in self._parts(users, fetched):
-                yield from self._settled_by(asked, part, fetched)
+                yield from self._settled_by(task, part, fetched)
 
-    def _settled_by(self, asked: SearchTask, users: np.ndarray, fetch: int) -> Iterator[tuple[int, ScoredRows]]:
-        """Yield the users, by position, whose answer FAISS's first `fetch` results settle, with that answer."""
-        queries = asked.queries[users]
+    def _settled_by(self, task: SearchTask, users: np.ndarray, fetch: int) -> Iterator[tuple[int, ScoredRows]]:
+        """Yield the positions and results of users if FAISS's first `fetch` candidates are sufficient for them."""
+        queries = task.queries[users]
         scores, rows = self._fetch(queries, fetch)
         worst = scores.min(axis=1)
         short = np.zeros(len(users), dtype=bool)
-        barred = asked.barred(users, rows)
+        barred = task.barred(users, rows)
         if barred is not None:
             scores[barred] = -np.inf
             rows = np.where(barred, -1, rows)
-            short = rows.shape[1] - np.count_nonzero(barred, axis=1) < asked.needed[users]
-        kept_scores, kept_rows = highest(scores, rows, int(asked.needed[users].max()) + SLACK)
+            short = rows.shape[1] - np.count_nonzero(barred, axis=1) < task.needed[users]
+        kept_scores, kept_rows = highest(scores, rows, int(task.needed[users].max()) + SLACK)
         if kept_rows is not rows:
             worst = np.maximum(worst, kept_scores.min(axis=1))
         ranked_rows, ranked_scores = rank(self.vectors, queries, kept_rows)
         for place, user in enumerate(users.tolist()):
-            most = int(asked.needed[user])
-            # What was not fetched scores no more than the worst that was; if that is too close, places are contested.
+            most = int(task.needed[user])
+            # Other items score no more than the worst of these; if that is too close to the cut-off, there may be ties.
             contested = most and ranked_scores[place, most - 1] <= worst[place] + ROUNDING
             if not short[place] and not contested:
                 yield user, (ranked_rows[place, :most], ranked_scores[place, :most])
 
-    def _by_levels(self, asked: SearchTask, within: AllowedItems | None) -> list[ScoredRows]:
-        """Return everyone's answer out of the levels of an order of some items; see `serving.search.levels`."""
-        queries, walk = asked.queries, LevelSearch(asked, self.vectors)
-        users = np.flatnonzero(asked.needed)
+    def _by_levels(self, task: SearchTask, within: AllowedItems | None) -> list[ScoredRows]:
+        """Return the results of all users from the levels of their orders; see `serving.search.levels`."""
+        queries, walk = task.queries, LevelSearch(task, self.vectors)
+        users = np.flatnonzero(task.needed)
         depths = self._depths(queries[users], within)
 
         def search(some: np.ndarray, depth: int) -> Probed:
@@ -357,12 +356,12 @@ class ItemIndex:
         return walk.answers()
 
     def _depths(self, queries: np.ndarray, within: AllowedItems | None) -> np.ndarray:
-        """Return how deep the first level of FAISS's searches is for each user; `NO_LEVEL` where they are of no use."""
+        """Return the depth of the first level for each user; `NO_LEVEL` if FAISS is not used."""
         if within is None:
             return np.full(len(queries), FIRST_LEVEL)
         if within.share < _MOSTLY_ELIGIBLE:
             return np.full(len(queries), NO_LEVEL)
-        # What counts is how much is eligible where a user looks, which a category may hold all of, or nothing.
+        # The share near the user counts: of a category, all or none of the user's nearest items may be allowed.
         near = np.full(len(queries), within.share)
         if self.regions is not None:
             near = self.regions.shares_near(queries, within)
@@ -370,32 +369,29 @@ class ItemIndex:
         return np.select(steps, [FIRST_LEVEL, 2 * FIRST_LEVEL, 4 * FIRST_LEVEL], NO_LEVEL)
 
     def _parts(self, users: np.ndarray, depth: int) -> Iterator[np.ndarray]:
-        """Yield some of the users at a time, for each of whom FAISS is to search so deep."""
+        """Yield users in parts, whose size depends on the depth of the search."""
         compared = len(self) * self.width if self.is_exact else depth * _COMPARED_FOR_EACH * self.width
         for part in deadline.parts(len(users), deadline.PRODUCTS // compared):
             yield users[part]
 
     def _fetch(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of the `wanted` highest scores, as far as FAISS finds them, with those scores.
-
-        In any order; -1 where FAISS runs dry.
-        """
+        """Return the `wanted` highest scores that FAISS finds and their rows, in any order; -1 where it finds fewer."""
         return highest(*self._candidates(queries, wanted), wanted)
 
     def _candidates(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `_fetch` chooses from: as many rows for each that is wanted as the plan scores again."""
+        """Return the candidates of `_fetch`: `rescored` times as many rows as wanted, with their scores."""
         fetch = min(wanted * self.plan.rescored, len(self), _MOST_FETCHED if self._on_gpu else len(self))
         effort = self._efforts.get(wanted)
         if effort is None:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
-        beginnings = _beginnings(queries, self.plan.prefix)
+        prefixes = _prefixes(queries, self.plan.prefix)
         size = self._num_together
-        with self._turn:
+        with self._gpu_lock:
             if len(queries) <= size:
-                scores, rows = self._index.search(beginnings, fetch, **effort)
+                scores, rows = self._index.search(prefixes, fetch, **effort)
             else:
                 found = [
-                    self._index.search(beginnings[start : start + size], fetch, **effort)
+                    self._index.search(prefixes[start : start + size], fetch, **effort)
                     for start in range(0, len(queries), size)
                 ]
                 scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -406,7 +402,7 @@ class ItemIndex:
 
     @property
     def _num_together(self) -> int:
-        """For how many users FAISS searches at once."""
+        """Number of users in one call of FAISS."""
         if self.is_exact or self._on_gpu or self.kind in _MANY_TOGETHER:
             return len(self.vectors) + _MOST_FETCHED
         return 1 if self.kind in _ALONE else _TOGETHER
@@ -414,17 +410,17 @@ class ItemIndex:
     def _from_regions(
         self, regions: Partitions, queries: np.ndarray, within: AllowedItems, users: np.ndarray, depth: int
     ) -> Probed:
-        """Yield what is found for each user by looking region by region."""
+        """Yield the results of each user from a search region by region."""
         for user in deadline.watched(users):
             rows, scores, _ = regions.candidates(self.vectors, queries[user], depth, within)
             yield np.array([user]), scores[None], rows[None]
 
 
 def check_unit_length(vectors: Float32[np.ndarray, "rows width"], *, or_zero: bool = False) -> None:
-    """Make sure that every vector has length 1, or perhaps is nothing but zeros.
+    """Check that every vector has length 1, or with `or_zero` length 0.
 
     Raises:
-        ValueError: Says which vector has not.
+        ValueError: A vector has another length; names its row.
     """
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     wrong = np.flatnonzero(~((np.abs(lengths - 1) <= _UNIT_TOLERANCE) | (or_zero & (lengths == 0))))
@@ -433,13 +429,13 @@ def check_unit_length(vectors: Float32[np.ndarray, "rows width"], *, or_zero: bo
 
 
 def set_num_threads(num_threads: int) -> None:
-    """Let each search use this many threads. Servers use 1: their workers share the cores already."""
+    """Set the number of threads of a search. Servers use 1, as their workers share the cores."""
     faiss.omp_set_num_threads(num_threads)
 
 
 @contextmanager
 def num_threads_set(num_threads: int) -> Iterator[None]:
-    """Let searches use this many threads inside the block."""
+    """Set the number of threads of searches inside the block."""
     before = faiss.omp_get_max_threads(), torch.get_num_threads()
     try:
         faiss.omp_set_num_threads(num_threads)
@@ -457,13 +453,13 @@ def kmeans(
     rounds: int = _KMEANS_ROUNDS,
     items_per_centre: int = _ITEMS_PER_CENTRE,
 ) -> Partitions:
-    """Return the items divided into regions of items that are alike, the same each time.
+    """Return a division of the items into regions by spherical k-means; deterministic.
 
     Args:
         vectors: Unit vectors.
-        num_regions: How many regions.
-        rounds: How often the centres are moved.
-        items_per_centre: How many items are looked at for it, for each centre; a sample where there are more.
+        num_regions: Number of regions.
+        rounds: Number of iterations.
+        items_per_centre: Maximum number of training items per region; a sample if there are more.
     """
     kmeans = faiss.Kmeans(
         vectors.shape[1],
@@ -484,7 +480,7 @@ def inner_products(
     vectors: Float32[np.ndarray, "items width"],
     rows: Int[np.ndarray, "users candidates"],
 ) -> Float32[np.ndarray, "users candidates"]:
-    """Return the score of each candidate for its user, in single precision; anything where the row is -1."""
+    """Return the score of each candidate for its user, in single precision; undefined where the row is -1."""
     scores = np.zeros(rows.shape, dtype=np.float32)
     faiss.fvec_inner_products_by_idx(
         faiss.swig_ptr(scores),
@@ -498,17 +494,17 @@ def inner_products(
 
 
 def _read(path: Path) -> Any:
-    """Return FAISS's index in a file, which is mapped into memory.
+    """Return the FAISS index in a file, mapped into memory.
 
     Raises:
-        ValueError: It is none, or holds more than the file has room for.
+        ValueError: The file is not an index, or claims sizes that exceed the file.
     """
-    # What a file says of its sizes is believed before anything is read. It can say little more than there is: only
-    # the tables that FAISS makes of centres and codes are larger than those.
+    # FAISS allocates the sizes that a file claims before it reads them. They are limited to a multiple of the file's
+    # size: only the tables that FAISS computes from centres and codes are larger than the file.
     before = faiss.get_deserialization_vector_byte_limit()
     try:
         faiss.set_deserialization_vector_byte_limit(_LEAST_LIMIT + _LARGEST_TABLE * path.stat().st_size)
-        # Of a file that ends within a number FAISS's mapping makes an end of the process: small ones are read.
+        # FAISS's mapping crashes the process if a file ends within a number, so small files are read instead.
         is_small = path.stat().st_size < _SMALL
         return faiss.read_index(str(path), 0 if is_small else faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError) as error:
@@ -518,10 +514,10 @@ def _read(path: Path) -> Any:
 
 
 def _check_ids(index: Any, num_items: int) -> None:
-    """Make sure that an index finds rows of the catalogue, where it keeps rows: each once.
+    """Check that the lists of an IVF index contain every row of the catalogue, and no others.
 
     Raises:
-        ValueError: It does not.
+        ValueError: A row is missing or outside the catalogue.
     """
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None:
@@ -533,14 +529,15 @@ def _check_ids(index: Any, num_items: int) -> None:
             continue
         rows = faiss.rev_swig_ptr(lists.get_ids(place), size)
         if rows.min() < 0 or rows.max() >= num_items:
-            raise ValueError(f"it finds row {rows.max() if rows.min() >= 0 else rows.min()} of {num_items}")
+            wrong = rows.max() if rows.min() >= 0 else rows.min()
+            raise ValueError(f"it has row {wrong}, expected rows from 0 to {num_items - 1}")
         found[rows] = True
     if not found.all():
-        raise ValueError(f"it never finds row {found.argmin()}")
+        raise ValueError(f"it lacks row {found.argmin()}")
 
 
-def _beginnings(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float32[np.ndarray, "rows prefix"]:
-    """Return the first numbers of each vector, at length 1; the vectors as they are where the prefix is 0."""
+def _prefixes(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float32[np.ndarray, "rows prefix"]:
+    """Return the first `prefix` dimensions of each vector, normalised; the vectors unchanged if it is 0."""
     if not prefix:
         return vectors
     short = vectors[:, :prefix]
@@ -549,15 +546,15 @@ def _beginnings(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Floa
 
 
 def _built(vectors: np.ndarray, plan: IndexConfig, regions: Partitions | None) -> Any:
-    """Return FAISS's index of a plan, holding the vectors, or their beginnings, which lie in regions of their own."""
+    """Return a trained FAISS index of the vectors, or of their prefixes, which get regions of their own."""
     if plan.prefix:
-        vectors = _beginnings(vectors, plan.prefix)
+        vectors = _prefixes(vectors, plan.prefix)
         regions = kmeans(vectors, plan.regions) if plan.regions else None
     index = _empty(vectors.shape[1], plan, regions)
     num_threads = faiss.omp_get_max_threads()
     try:
         if plan.kind == "hnsw":
-            # Several threads would link the items in another order each time.
+            # With several threads the graph would not be deterministic.
             faiss.omp_set_num_threads(1)
         index.train(vectors)
         index.add(vectors)
@@ -567,7 +564,7 @@ def _built(vectors: np.ndarray, plan: IndexConfig, regions: Partitions | None) -
 
 
 def _empty(width: int, plan: IndexConfig, regions: Partitions | None) -> Any:
-    """Return FAISS's index of a plan, not yet trained."""
+    """Return an untrained FAISS index."""
     metric = faiss.METRIC_INNER_PRODUCT
     num_codes = width * plan.bits // 4
     match plan.kind:
@@ -587,7 +584,7 @@ def _empty(width: int, plan: IndexConfig, regions: Partitions | None) -> Any:
             turned = faiss.IndexRaBitQFastScan(width, metric, 32, plan.bits)
             turned.qb = 8
             return faiss.IndexPreTransform(faiss.RandomRotationMatrix(width, width), turned)
-    assert regions is not None, f"{plan.kind} looks into regions"
+    assert regions is not None, f"{plan.kind} needs regions"
     centres = faiss.IndexFlatIP(width)
     centres.add(regions.centres)
     shape = centres, width, len(regions.centres)
@@ -603,13 +600,13 @@ def _empty(width: int, plan: IndexConfig, regions: Partitions | None) -> Any:
 
 
 def _quiet(index: Any) -> Any:
-    """Return the index, which learns its codes without a word, however few the items."""
+    """Return the index, without FAISS's warning about few training items."""
     index.pq.cp.min_points_per_centroid = 1
     return index
 
 
 def _effort(plan: IndexConfig, wanted: int) -> dict[str, Any]:
-    """Return what FAISS is told about the effort of one search; more than was tuned for where more is wanted."""
+    """Return FAISS's search parameters; the effort grows with `wanted` beyond the number that it was tuned for."""
     wanted = max(wanted, FIRST_LEVEL)
     more = wanted / FIRST_LEVEL
     if plan.kind == "hnsw":
@@ -622,7 +619,7 @@ def _effort(plan: IndexConfig, wanted: int) -> dict[str, Any]:
 
 
 def _groups(fetch: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield users by position, those together who need about as many results; not those who need more than `most`."""
+    """Yield groups of users who need similar numbers of results, without those who need more than `most`."""
     if len(fetch) == 1:
         if fetch[0] <= most:
             yield int(fetch[0]), np.zeros(1, np.int64)

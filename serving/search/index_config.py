@@ -1,8 +1,8 @@
-"""The kinds of index and their parameters, as data: what can be built, what suits a catalogue, what can be tried.
+"""Index kinds and their parameters: defaults for a catalogue, and the variants that tuning tries.
 
-Every kind but `exact` finds candidates cheaply and compares those again with the full vectors, so scores are always
-true and only a place in the list can be missed. What a kind costs depends on two sorts of numbers: those it is built
-with (`prefix`, `regions`, `links`, `bits`) and those each search may choose anew (`probes`, `breadth`, `rescored`).
+Every kind except `exact` finds candidates approximately and re-scores them with the full vectors, so scores are always
+exact and only recall can be below 1. Speed and recall depend on build parameters (`prefix`, `regions`: IVF lists,
+`links`: M of HNSW, `bits`: quantisation) and on search parameters (`probes`: nprobe, `breadth`: efSearch, `rescored`).
 """
 
 from __future__ import annotations
@@ -20,86 +20,86 @@ IndexKind = Literal["exact", "flat", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "
 
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 DESCRIPTIONS: dict[IndexKind, str] = {
-    "exact": "every item is compared",
-    "flat": "every item, the first numbers of its vector",
-    "hnsw": "a graph is walked, from neighbour to neighbour",
-    "ivf": "the nearest regions are compared",
-    "ivf-sq8": "the nearest regions, a byte a number",
-    "ivf-pq": "the nearest regions, 4 bits a number or 2, in the processor's registers",
-    "pq": "every item, 4 bits a number or 2, in the processor's registers",
-    "sq8": "every item, a byte a number",
-    "sq4": "every item, 4 bits a number",
-    "rabitq": "every item, turned at random, 1 to 4 bits a number",
+    "exact": "brute force over all items",
+    "flat": "brute force over prefixes of the vectors",
+    "hnsw": "an HNSW graph",
+    "ivf": "an inverted file (IVF)",
+    "ivf-sq8": "IVF with 8-bit scalar quantisation",
+    "ivf-pq": "IVF with product quantisation, 4 or 2 bits per dimension, in SIMD registers",
+    "pq": "product quantisation of all items, 4 or 2 bits per dimension, in SIMD registers",
+    "sq8": "8-bit scalar quantisation of all items",
+    "sq4": "4-bit scalar quantisation of all items",
+    "rabitq": "RaBitQ: random rotation, 1 to 4 bits per dimension",
 }
-"""What each kind compares with a user first; the best of that are compared again with their full vectors."""
+"""How each kind finds candidates, of which the best are re-scored with their full vectors."""
 
 TUNED_CUTOFF = 100
-"""Parameters are chosen for this many results."""
+"""Number of results that parameters are tuned for."""
 
 FIRST_LEVEL = 128
-"""How many candidates an approximate search finds at first, however few are needed: the results that parameters are
-chosen for, and some that a user must not get. A deeper search puts in proportionally more effort."""
+"""Number of candidates of the first search in an approximate index, even if fewer are needed: the results that
+parameters are tuned for, and some for exclusions. A deeper search uses proportionally more effort."""
 
-# Fewer items cannot be divided or learnt from, and are compared within a tenth of a millisecond.
+# Fewer items are too few for clustering or quantisation, and brute force takes a tenth of a millisecond.
 _FEWEST_ITEMS = 1000
 _ITEMS_PER_REGION = 30
 _RESCORED = {"flat": 8, "ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
 _MOST_RESCORED = 128
-# What is tried on the prefixes of a model's vectors, too.
+# Kinds that are also tried on prefixes of a model's vectors.
 _SHORTENED: tuple[IndexKind, ...] = ("flat", "hnsw", "ivf", "ivf-pq", "pq")
 
 
 class IndexConfig(StrictTable):
-    """How an index is built and searched. 0 where a kind has no such number."""
+    """Build and search parameters of an index. A parameter is 0 for kinds that do not have it."""
 
     kind: IndexKind = "exact"
-    """How it searches."""
+    """The index kind."""
     prefix: int = Field(0, ge=0)
-    """How many of the first numbers of a vector are compared first. 0: all of them."""
+    """Number of leading dimensions that the index holds (Matryoshka prefix). 0: the whole vectors."""
     bits: int = Field(32, ge=1, le=32)
-    """How much is kept of each number of a vector for the first comparison."""
+    """Bits per dimension in the index. 32: no quantisation."""
     regions: int = Field(0, ge=0)
-    """How many regions the items are divided into."""
+    """Number of IVF lists (nlist)."""
     links: int = Field(0, ge=0)
-    """How many neighbours each item is linked to."""
+    """Number of neighbours per node of the HNSW graph (M)."""
     probes: int = Field(0, ge=0)
-    """How many regions a search looks into."""
+    """Number of IVF lists that a search visits (nprobe)."""
     breadth: int = Field(0, ge=0)
-    """How many candidates a walk keeps in view."""
+    """Size of the HNSW search's candidate list (efSearch)."""
     rescored: int = Field(1, ge=1)
-    """How many candidates are compared again for each result."""
+    """Number of candidates per result that are re-scored with their full vectors."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether the true best items are found by construction."""
+        """Whether results are exact by construction."""
         return self.kind == "exact"
 
     @property
     def is_rescored(self) -> bool:
-        """Whether what is compared first is not the whole of each vector."""
+        """Whether the index holds less than the full vectors, so that candidates have to be re-scored."""
         return self.bits < 32 or self.prefix > 0
 
     @property
     def structure(self) -> tuple[str, int, int, int, int]:
-        """What the index is built from; plans that share it differ only in the effort of a search."""
+        """The build parameters; configurations that share them differ only in their search parameters."""
         return self.kind, self.prefix, self.bits, self.regions, self.links
 
     def __str__(self) -> str:
-        """Return the plan in a few words, such as `ivf-pq bits=4 regions=512 probes=64 rescored=2`."""
+        """Return the configuration as text, such as `ivf-pq bits=4 regions=512 probes=64 rescored=2`."""
         default = IndexConfig(kind=self.kind)
         numbers = [name for name in type(self).model_fields if name != "kind"]
-        said = [f"{name}={getattr(self, name)}" for name in numbers if getattr(self, name) != getattr(default, name)]
-        return " ".join([self.kind, *said])
+        parts = [f"{name}={getattr(self, name)}" for name in numbers if getattr(self, name) != getattr(default, name)]
+        return " ".join([self.kind, *parts])
 
 
 def standard(kind: IndexKind, num_items: int, width: int, prefixes: Sequence[int] = ()) -> IndexConfig:
-    """Return a kind with the parameters that suit a catalogue, generous in effort.
+    """Return the default parameters of a kind for a catalogue, chosen for high recall.
 
     Args:
-        kind: How the index searches.
-        num_items: How many items there are.
-        width: How many numbers a vector has.
-        prefixes: How many of its first numbers are a vector by themselves, rising.
+        kind: The index kind.
+        num_items: Number of items.
+        width: Dimension of the vectors.
+        prefixes: Dimensions of the model's Matryoshka prefixes, in ascending order.
 
     Raises:
         DataError: The kind needs more items, or prefixes.
@@ -108,8 +108,8 @@ def standard(kind: IndexKind, num_items: int, width: int, prefixes: Sequence[int
         raise DataError(f"--kind {kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
     if kind == "flat" and not prefixes:
         raise DataError(
-            "--kind flat: expected a model whose vectors have prefixes, found none; set towers.matryoshka_dims, such "
-            "as [16, 32], and train again, or choose another kind"
+            "--kind flat: expected a model trained with prefixes of its vectors; set towers.matryoshka_dims, such as "
+            "[16, 32], and train again, or choose another kind"
         )
     regions = num_regions(num_items)
     rescored = _RESCORED.get(kind, 1)
@@ -136,13 +136,13 @@ def standard(kind: IndexKind, num_items: int, width: int, prefixes: Sequence[int
 def candidates(
     num_items: int, width: int, kind: IndexKind | None = None, prefixes: Sequence[int] = ()
 ) -> list[IndexConfig]:
-    """Return the structures worth building for a catalogue, the simplest first, at their standard effort.
+    """Return the configurations worth building for a catalogue, the simplest first, with default search parameters.
 
     Args:
-        num_items: How many items there are.
-        width: How many numbers a vector has.
-        kind: Only this one. None: each.
-        prefixes: How many of its first numbers are a vector by themselves, rising.
+        num_items: Number of items.
+        width: Dimension of the vectors.
+        kind: Only this kind. None: every kind.
+        prefixes: Dimensions of the model's Matryoshka prefixes, in ascending order.
 
     Raises:
         DataError: The kind needs more items, or prefixes.
@@ -155,17 +155,17 @@ def candidates(
 
 
 def efforts(plan: IndexConfig, num_items: int) -> Iterator[list[IndexConfig]]:
-    """Yield ladders of the same structure: in each, every rung searches harder than the one before and finds more."""
+    """Yield lists of configurations with the same build parameters, each with increasing search effort and recall."""
     most = min(_MOST_RESCORED, max(1, num_items // (2 * TUNED_CUTOFF)))
     rescored = _steps(1, most, per_doubling=1 if plan.regions else 2) if plan.is_rescored else [1]
     if plan.links:
-        # All that a walk has in view was compared already, and to compare it again costs little beside.
+        # All candidates of an HNSW search were compared already; re-scoring them costs little in addition.
         yield [
             plan.model_copy(update={"breadth": breadth, "rescored": max(1, min(rescored[-1], breadth // TUNED_CUTOFF))})
             for breadth in _steps(16, 4096, 4)
         ]
     elif plan.regions:
-        # Fewer regions hold too few items, and an answer that comes back short is found by comparing all.
+        # Fewer lists would often contain too few items, and then the search falls back to brute force.
         least = min(plan.regions, math.ceil(2 * TUNED_CUTOFF * plan.regions / num_items))
         for times in rescored:
             found = {"rescored": times}
@@ -175,7 +175,7 @@ def efforts(plan: IndexConfig, num_items: int) -> Iterator[list[IndexConfig]]:
 
 
 def num_regions(num_items: int) -> int:
-    """Return into how many regions a catalogue is divided: about twice the root of its size, a power of two."""
+    """Return the default number of IVF lists: about twice the square root of the number of items, a power of two."""
     wanted = 1 << round(math.log2(2 * max(1, num_items) ** 0.5))
     return max(1, min(wanted, num_items // _ITEMS_PER_REGION))
 
@@ -188,7 +188,7 @@ def _variants(plan: IndexConfig, width: int, prefixes: list[int]) -> list[IndexC
 
 def _coded(plan: IndexConfig, width: int) -> list[IndexConfig]:
     match plan.kind:
-        # Two numbers share a code of four bits.
+        # At 2 bits, two dimensions share a code of four bits.
         case "ivf-pq" | "pq" if width % 2 == 0:
             return [plan, plan.model_copy(update={"bits": 2})]
         case "rabitq":

@@ -1,12 +1,12 @@
-"""One order of the items for each user of an approximate index, of which every answer is a cut.
+"""One order of the items for each user of an approximate index, of which every result is a prefix.
 
-A deep search of such an index finds some of the items that a shallow one missed, so two searches of different depths
-disagree about the order, and pages made of them show an item twice or never. Here the depth of a search follows from
-nothing but the user and the filter: the first level of a user's order is what a search of a fixed depth finds, best
-first, except what scores like the worst of it; each further level is what a search of twice the depth finds beyond the
-levels before it; and the last level are all other items, compared one and all. How many levels are worked out depends
-on how many items are asked for and excluded; what is in them does not. An item that only a deeper level finds counts as
-no better than the worst of the levels before it, so that scores fall and orders can be merged.
+A deep search of such an index finds items that a shallow one missed, so two searches of different depths disagree about
+the order, and pages made of them would repeat or skip items. Here the order depends only on the user and the filter:
+its first level is the result of a search of a fixed depth, best first, without items that tie with the worst of it;
+each further level is what a search of twice the depth finds beyond the levels before it; the last level is all other
+items, found by brute force. The number of levels that are computed depends on how many items are requested and
+excluded; their content does not. An item that only a deeper level finds gets at most the lowest score of the levels
+before it, so that scores fall and orders can be merged.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from serving.search.brute_force import BruteForce
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, Hits, ScoredRows, rank, take
 
 Probed = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Some users at a time, the scores of what was found for each, and its rows, in any order.
+"""Search results in batches: positions of users, `[users]`; scores in single precision and rows, `[users, found]`.
 
-Scores are in single precision, `[users, found]`; a row is -1 where there is nothing.
+Results are in any order; a row is -1 where fewer were found.
 """
 
 Probe = Callable[[np.ndarray, int], Probed]
-"""Searches for some users, so deep."""
+"""Searches for the given users with the given depth."""
 
 NO_LEVEL = np.iinfo(np.int64).max
-"""The depth of the first level where there is none and all items are compared."""
+"""The depth of a user's first level if brute force is used from the start."""
 
 
 class SearchTask:
-    """One search: who asks, for how many, and what must not be found.
+    """The input of one search for several users.
 
     Attributes:
-        queries: Unit vectors of users, `[users, width]`.
-        needed: How many items each user gets, `[users]`.
-        excluded: What each user must not get.
-        allowed: What can be found at all. None: every item.
+        queries: Unit vectors of users, `[users, dim]`.
+        needed: Number of items for each user, `[users]`.
+        excluded: The exclusions of each user.
+        allowed: The items that a filter lets through. None: every item.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class SearchTask:
         return len(self.queries)
 
     def best(self, exact: BruteForce, users: np.ndarray) -> Iterator[ScoredRows]:
-        """Yield the answers of some of the users from comparing every allowed item."""
+        """Yield the exact results of some of the users."""
         return exact.best(self.queries, users, self.needed, self.excluded, self.allowed)
 
     def compared(self, exact: BruteForce) -> Hits:
-        """Return everyone's answer from comparing every allowed item."""
+        """Return the exact results of all users."""
         return Hits.join(list(self.best(exact, np.arange(len(self)))))
 
     def barred(self, users: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-        """Return which of the rows, one line per user, must not be found, those of -1 among them; None for none."""
+        """Return which rows, `[users, found]`, are excluded, not allowed or -1; None if none are."""
         if self.allowed is None and not len(self.excluded.pairs):
             return rows < 0 if rows.min() < 0 else None
         barred = rows < 0
@@ -91,36 +91,36 @@ class SearchTask:
         return barred
 
     def without(self, pairs: Int64[np.ndarray, " pairs"]) -> SearchTask:
-        """Return the same without more pairs of user and row, as in `ExcludedPairs.pairs`, in any order."""
+        """Return the task with further exclusions, as in `ExcludedPairs.pairs`, in any order."""
         if self.allowed is not None:
             pairs = pairs[self.allowed.mask[pairs % self.excluded.num_items]]
         return SearchTask(self.queries, self.needed, self.excluded.and_pairs(pairs), self.allowed)
 
 
 class LevelSearch:
-    """The levels of several users, worked out one after the other until each has enough.
+    """Computes the levels of several users, one after the other, until each has enough items.
 
     Args:
-        asked: What is asked.
+        task: The search.
         vectors: The items' unit vectors.
     """
 
-    def __init__(self, asked: SearchTask, vectors: Float32[np.ndarray, "items width"]) -> None:
-        self._asked = asked
+    def __init__(self, task: SearchTask, vectors: Float32[np.ndarray, "items width"]) -> None:
+        self._task = task
         self._vectors = vectors
-        self._left = asked.needed.copy()
-        self._found: list[list[ScoredRows]] = [[] for _ in range(len(asked))]
+        self._left = task.needed.copy()
+        self._found: list[list[ScoredRows]] = [[] for _ in range(len(task))]
         # The lowest score in the levels of each user so far.
-        self._lowest = np.full(len(asked), np.inf, dtype=np.float32)
+        self._lowest = np.full(len(task), np.inf, dtype=np.float32)
 
     def go(self, users: np.ndarray, depths: Int64[np.ndarray, " users"], deepest: int, probe: Probe) -> np.ndarray:
-        """Work out the levels of some users, and return those of them for whom these are not enough.
+        """Compute the levels of some users, and return the positions of those who still need more items.
 
         Args:
-            users: Their positions.
-            depths: How deep the first level of each is.
-            deepest: How deep a level may be at most.
-            probe: Searches.
+            users: Positions of the users.
+            depths: Depth of the first level of each.
+            deepest: Maximum depth of a level.
+            probe: Searches the index.
         """
         beyond: list[np.ndarray] = []
         while len(users):
@@ -129,27 +129,27 @@ class LevelSearch:
             pairs: list[np.ndarray] = []
             for depth in np.unique(depths).tolist():
                 for some, scores, rows in probe(users[depths == depth], depth):
-                    pairs.append(self._take_in(some, scores, rows))
+                    pairs.append(self._add_level(some, scores, rows))
             is_short = self._left[users] > 0
             users, depths = users[is_short], 2 * depths[is_short]
             if len(users):
-                self._asked = self._asked.without(np.concatenate(pairs))
+                self._task = self._task.without(np.concatenate(pairs))
         return np.concatenate([users, *beyond])
 
     def end(self, users: np.ndarray, exact: BruteForce) -> None:
-        """Give some users what is missing out of all items that are in none of their levels."""
-        rest = SearchTask(self._asked.queries, self._left, self._asked.excluded, self._asked.allowed)
+        """Add the last level of some users by brute force: the best items that are in none of their levels."""
+        rest = SearchTask(self._task.queries, self._left, self._task.excluded, self._task.allowed)
         for user, found in zip(users.tolist(), list(rest.best(exact, users)), strict=True):
             self._give(user, *found)
 
     def answers(self) -> list[ScoredRows]:
-        """Return what everyone gets."""
+        """Return the results of all users."""
         return [parts[0] if len(parts) == 1 else _joined(parts) for parts in self._found]
 
-    def _take_in(self, users: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " pairs"]:
-        """Give users what a level has for them; return the pairs of user and row of levels that had not enough."""
+    def _add_level(self, users: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " pairs"]:
+        """Add a level to users' results; return the pairs of user and row of levels that were not sufficient."""
         rows = np.where(_is_settled(scores, rows), rows, -1)
-        barred = self._asked.barred(users, rows)
+        barred = self._task.barred(users, rows)
         if barred is None:
             is_short = rows.shape[1] < self._left[users]
         else:
@@ -164,29 +164,29 @@ class LevelSearch:
         return self._give_all(users[short], rows[short])
 
     def _give_first(self, users: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
-        """Give users the best of a level, in which there is enough."""
+        """Add the best items of a sufficient level."""
         kept_scores, kept_rows = highest(scores, rows, int(self._left[users].max()) + SLACK)
         passed_over = None if kept_rows is rows else kept_scores.min(axis=1)
-        ranked_rows, ranked_scores = rank(self._vectors, self._asked.queries[users], kept_rows)
+        ranked_rows, ranked_scores = rank(self._vectors, self._task.queries[users], kept_rows)
         for place, user in enumerate(users.tolist()):
             most = int(self._left[user])
             found = ranked_rows[place], ranked_scores[place]
-            # What was passed over scores no more than the worst that was kept; if that is too close, all are ranked.
+            # Other items score no more than the worst that was kept; if that is too close to the cut-off, rank all.
             if passed_over is not None and most and found[1][most - 1] <= passed_over[place] + ROUNDING:
-                one = rank(self._vectors, self._asked.queries[user : user + 1], rows[place : place + 1])
+                one = rank(self._vectors, self._task.queries[user : user + 1], rows[place : place + 1])
                 found = one[0][0], one[1][0]
             self._give(user, found[0][:most], found[1][:most])
 
     def _give_all(self, users: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " pairs"]:
-        """Give users all of a level that they may get; return the pairs of user and row of the level."""
-        rows, scores = rank(self._vectors, self._asked.queries[users], rows)
-        barred = self._asked.barred(users, rows)
+        """Add all permitted items of a level; return the pairs of user and row of the level."""
+        rows, scores = rank(self._vectors, self._task.queries[users], rows)
+        barred = self._task.barred(users, rows)
         lowest = np.where(rows < 0, np.inf, scores).min(axis=1, initial=np.inf)
         for place, user in enumerate(users.tolist()):
             free = slice(None) if barred is None else ~barred[place]
             self._give(user, rows[place][free], scores[place][free])
         self._lowest[users] = np.minimum(self._lowest[users], lowest)
-        return np.asarray((users[:, None] * self._asked.excluded.num_items + rows)[rows >= 0])
+        return np.asarray((users[:, None] * self._task.excluded.num_items + rows)[rows >= 0])
 
     def _give(self, user: int, rows: np.ndarray, scores: np.ndarray) -> None:
         self._left[user] -= len(rows)
@@ -194,9 +194,9 @@ class LevelSearch:
 
 
 def _is_settled(scores: np.ndarray, rows: np.ndarray) -> Bool[np.ndarray, "users found"]:
-    """Return what belongs to a level: not what scores like the worst, others of which a search left out.
+    """Return which items belong to a level: not those that tie with the worst, as the search may have missed others.
 
-    Where a search found less than was asked for, it left nothing out.
+    If a search found fewer items than requested, it missed none, and all belong to the level.
     """
     is_full = rows.min(axis=1, initial=0) >= 0
     edge = np.where(is_full, scores.min(axis=1, initial=np.inf) + ROUNDING, -np.inf)

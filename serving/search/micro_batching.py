@@ -1,11 +1,12 @@
-"""Work of several threads done together: one search or one encoding for the requests that are in hand at a moment.
+"""Micro-batching: combines the searches, or encodings, of concurrent requests into one call.
 
-Nobody waits for others to come. Whoever finds nobody at work begins at once with all that is there; what comes in the
-meantime is the next batch. So a quiet service answers as fast as without, and the busier it is, the larger the batches.
+There is no waiting time to fill a batch. A thread that finds no batch running starts one at once with all waiting
+calls; calls that arrive meanwhile form the next batch. So without load the latency is unchanged, and batches grow with
+the load.
 
-It pays where a batch costs less than its parts: on a GPU; where every item is compared, because the vectors are then
-read once for all; in the user tower, most of whose time goes into calling many small operations. It does not pay where
-an index walks from item to item for each user. `pays` measures that.
+It pays where a batch costs less than its parts: on a GPU; in brute-force search, which then reads the vectors once; in
+the user tower, which spends most of its time on the overhead of small operations. It does not pay for an HNSW index,
+which walks its graph for each query. `pays` measures it.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ MicroBatching = Literal["auto", "on", "off"]
 Question = TypeVar("Question")
 Reply = TypeVar("Reply")
 
-_WORTH = 0.7
+# A batch must take at most this share of the time of its parts.
+_MAX_TIME_SHARE = 0.7
 
 
 class _Call(Generic[Question, Reply]):
-    """One thread's question, and what becomes of it."""
+    """One thread's question, and its reply or error."""
 
-    __slots__ = ("asked", "error", "kind", "leads", "reply", "turn")
+    __slots__ = ("error", "kind", "leads", "question", "reply", "turn")
 
-    def __init__(self, kind: Hashable, asked: Question) -> None:
+    def __init__(self, kind: Hashable, question: Question) -> None:
         self.kind = kind
-        self.asked = asked
+        self.question = question
         self.reply: Reply | None = None
         self.error: BaseException | None = None
         self.leads = False
@@ -52,26 +54,26 @@ class MicroBatcher(Generic[Question, Reply]):
     """Answers the questions of several threads together.
 
     Args:
-        answer: Answers questions of one kind, one reply for each.
-        most: How many at once.
+        answer: Returns one reply for each of several questions of one kind.
+        most: Maximum number of questions in one call.
     """
 
     def __init__(self, answer: Callable[[Sequence[Question]], Sequence[Reply]], most: int) -> None:
         self._answer = answer
         self._most = most
         self._waiting: list[_Call[Question, Reply]] = []
-        self._someone_leads = False
+        self._has_leader = False
         self._changing = threading.Lock()
 
-    def __call__(self, asked: Question, kind: Hashable = None) -> Reply:
+    def __call__(self, question: Question, kind: Hashable = None) -> Reply:
         """Return the reply to a question, which may be answered together with others of its kind."""
-        mine: _Call[Question, Reply] = _Call(kind, asked)
+        mine: _Call[Question, Reply] = _Call(kind, question)
         with self._changing:
             self._waiting.append(mine)
-            mine.leads = not self._someone_leads
-            self._someone_leads = True
+            mine.leads = not self._has_leader
+            self._has_leader = True
         if not mine.leads:
-            self._wait(mine)  # until the reply is there, or it falls to this thread to answer
+            self._wait(mine)  # until the reply is there, or this thread becomes the leader
         if mine.leads:
             self._lead(mine)
         if mine.error is not None:
@@ -84,7 +86,7 @@ class MicroBatcher(Generic[Question, Reply]):
         if mine.turn.acquire(timeout=-1 if seconds is None else seconds):
             return
         with self._changing:
-            # Whoever leads now may have taken the question; then nobody reads the reply.
+            # The current leader may have taken the question already; its reply is then discarded.
             self._waiting = [call for call in self._waiting if call is not mine]
         if mine.leads:
             self._hand_over()
@@ -93,8 +95,8 @@ class MicroBatcher(Generic[Question, Reply]):
     def _lead(self, mine: _Call[Question, Reply]) -> None:
         batch = self._take(mine)
         try:
-            with deadline.suspended():  # of this thread alone, and others wait for the same answer
-                replies = self._answer([call.asked for call in batch])
+            with deadline.suspended():  # the deadline is this thread's, but other threads wait for the same call
+                replies = self._answer([call.question for call in batch])
             for call, reply in zip(batch, replies, strict=True):
                 call.reply = reply
         except BaseException as error:
@@ -107,7 +109,7 @@ class MicroBatcher(Generic[Question, Reply]):
                 call.turn.release()
 
     def _take(self, mine: _Call[Question, Reply]) -> list[_Call[Question, Reply]]:
-        """Return the caller's question and others of its kind, the oldest first; they wait no longer."""
+        """Remove the caller's question and others of its kind, the oldest first, from the queue, and return them."""
         with self._changing:
             others = [call for call in self._waiting if call.kind == mine.kind and call is not mine]
             batch = [mine, *others[: self._most - 1]]
@@ -116,9 +118,9 @@ class MicroBatcher(Generic[Question, Reply]):
         return batch
 
     def _hand_over(self) -> None:
-        """Let the one who has waited longest lead, if anybody waits."""
+        """Make the thread that has waited longest the leader, if any waits."""
         with self._changing:
-            self._someone_leads = bool(self._waiting)
+            self._has_leader = bool(self._waiting)
             if self._waiting:
                 self._waiting[0].leads = True
                 self._waiting[0].turn.release()
@@ -142,7 +144,7 @@ class MicroBatchedSearch:
 
     @property
     def is_exact(self) -> bool:
-        """Whether results are those of comparing every item."""
+        """Whether results are exact, as with brute force."""
         return self._searcher.is_exact
 
     def __len__(self) -> int:
@@ -157,7 +159,7 @@ class MicroBatchedSearch:
         allowed: AllowedItems | None = None,
         closed: Bool[np.ndarray, " items"] | None = None,
     ) -> Hits:
-        """Return what the searcher finds."""
+        """Return the searcher's results; see `Searcher.search`."""
         if len(queries) != 1 or allowed is not None or closed is not None:
             return self._searcher.search(queries, k, excluded, allowed, closed)
         deadline.check()
@@ -165,7 +167,7 @@ class MicroBatchedSearch:
             return self._batcher((queries, k, np.zeros(0, np.int64) if excluded is None else excluded.values), k)
 
     def confirms(self, query: Float32[np.ndarray, " dim"], rows: np.ndarray, least: np.float32) -> bool:
-        """Return what the searcher says."""
+        """Return the searcher's result; see `ItemSearch.confirms`."""
         return self._searcher.confirms(query, rows, least)
 
 
@@ -174,18 +176,18 @@ def micro_batched(searcher: ItemSearch, vectors: ItemVectors, most: int, mode: M
 
     Args:
         searcher: Does the searches.
-        vectors: The items' vectors, of which some are the queries of trials.
-        most: Number of searches that are combined at most.
-        mode: `auto`: if trials say that it pays.
+        vectors: The items' vectors, some of which are the queries of trials.
+        most: Maximum number of searches that are combined.
+        mode: `auto`: if trials show that it pays.
     """
     nothing = np.zeros(0, np.int64)
     trial = [(vectors[np.array([row])], TUNED_CUTOFF, nothing) for row in range(min(most, len(searcher)))]
-    wanted = is_wanted(mode, partial(_search_each, searcher), trial)
-    return MicroBatchedSearch(searcher, most) if wanted else searcher
+    is_enabled = is_wanted(mode, partial(_search_each, searcher), trial)
+    return MicroBatchedSearch(searcher, most) if is_enabled else searcher
 
 
 def _search_each(searcher: ItemSearch, queries: Sequence[_OneQuery]) -> list[Hits]:
-    """Return the results of several users, all of whom want the same number of items."""
+    """Return the results of several queries for the same number of items."""
     vectors = np.concatenate([vector for vector, _, _ in queries])
     hits = searcher.search(vectors, queries[0][1], Ragged.of([excluded for _, _, excluded in queries]))
     return [Hits.join([hits.of(user)]) for user in range(len(queries))]
@@ -194,28 +196,28 @@ def _search_each(searcher: ItemSearch, queries: Sequence[_OneQuery]) -> list[Hit
 def is_wanted(
     batching: MicroBatching, answer: Callable[[Sequence[Question]], object], trial: Sequence[Question]
 ) -> bool:
-    """Return whether questions are to be answered together.
+    """Return whether to answer questions together.
 
     Args:
-        batching: What the operator says; `auto`: if it pays.
+        batching: The operator's setting; `auto`: if trials show that it pays.
         answer: Answers questions.
-        trial: A few, as many as may come at once.
+        trial: Questions for the trials, as many as may arrive at once.
     """
     return batching == "on" or (batching == "auto" and len(trial) > 1 and pays(answer, trial))
 
 
 def pays(answer: Callable[[Sequence[Question]], object], questions: Sequence[Question], repeats: int = 5) -> bool:
-    """Return whether questions are answered together in clearly less time than one by one, by trying both.
+    """Return whether answering questions together takes clearly less time than one by one, by measuring both.
 
     Args:
         answer: Answers questions.
-        questions: A few, as many as may come at once.
-        repeats: How often each is tried; the fastest counts, as a disturbance only ever slows.
+        questions: Questions for the trials, as many as may arrive at once.
+        repeats: Number of measurements of each; the fastest counts, as other processes can only slow it.
     """
     answer(questions)
     together = min(_seconds(lambda: answer(questions)) for _ in range(repeats))
     one_by_one = min(_seconds(lambda: [answer([one]) for one in questions]) for _ in range(repeats))
-    return together < _WORTH * one_by_one
+    return together < _MAX_TIME_SHARE * one_by_one
 
 
 def _seconds(work: Callable[[], object]) -> float:

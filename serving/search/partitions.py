@@ -1,9 +1,8 @@
-"""The catalogue divided into regions of items that are alike: how filtered items are found without comparing them all.
+"""The catalogue divided into regions of similar items (IVF lists), for filtered searches without brute force.
 
-Any filter cuts each region down to its allowed items. They are compared region by region, the nearest first, in rounds
-that each look at as many items as all before it; when a round changes next to nothing, the rest would change less, and
-the search ends. So it costs at most what comparing every allowed item costs, whatever the filter lets through and
-however it is related to the taste of the user.
+A filter leaves some items of each region. They are compared region by region, the nearest first, in rounds that each
+double the number of compared items; when a round hardly changes the result, the search ends. So a search costs at most
+as much as brute force over the allowed items, whatever the filter is and however it correlates with the user's taste.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from serving import deadline
 from serving.search.results import SLACK, AllowedItems
 
 FILE = "regions.safetensors"
-# Regions that say how much is allowed near a user.
+# Number of nearest regions by which the share of allowed items near a user is estimated.
 _NEAR = 16
-# Eligible items looked at before the first question whether that was enough.
+# Number of allowed items compared in the first round.
 _FIRST_ROUND = 1024
-# A round that brings less than this share of the results is the last; judged by this many results, if fewer are asked.
-_NEXT_TO_NOTHING = 0.02
+# A round that contributes at most this share of the results is the last; measured by at least so many results.
+_NEGLIGIBLE = 0.02
 _JUDGED = 100
-# Where this share was looked at and the last round still brought this much, all the rest is looked at in one round.
+# After this share of the items, if the last round still contributed this share, the rest is compared in one round.
 _NOT_PAYING = 0.25
 
 
 @dataclass(frozen=True)
 class Partitions:
-    """Which region each item is in.
+    """The region of each item.
 
     Attributes:
-        centres: Where each region lies, `[regions, width]`.
+        centres: The centroid of each region, `[regions, dim]`.
         of_item: The region of each item, `[items]`.
     """
 
@@ -54,7 +53,7 @@ class Partitions:
         """Return the regions that `save` wrote to `path`.
 
         Raises:
-            ValueError: An item is in none of them.
+            ValueError: The arrays have wrong shapes or types, or a region does not exist.
         """
         found = load_file(path)
         centres, of_item = found["centres"], found["of_item"]
@@ -66,7 +65,7 @@ class Partitions:
 
     @property
     def num_bytes(self) -> int:
-        """The memory that they take."""
+        """Memory in bytes."""
         return self.centres.nbytes + 2 * self.of_item.nbytes
 
     def candidates(
@@ -76,15 +75,15 @@ class Partitions:
         needed: int,
         allowed: AllowedItems,
     ) -> tuple[Int64[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"], int]:
-        """Return a little more than `needed` allowed rows, very likely with the best of them among them.
+        """Return slightly more than `needed` allowed rows, which very likely include the best.
 
-        With them their scores, in single precision, and how many allowed items were compared for it.
+        Also returns their scores, in single precision, and the number of items that were compared.
 
         Args:
             vectors: The items' unit vectors.
-            query: The user's.
-            needed: How many items are wanted, no more than are allowed.
-            allowed: What can be found at all.
+            query: The user's unit vector.
+            needed: Number of items, at most as many as are allowed.
+            allowed: The items that a filter lets through.
         """
         rows, starts = self._arranged(allowed)
         sizes = np.diff(starts)
@@ -100,7 +99,7 @@ class Partitions:
             some = rows[ragged_arange(starts[chosen], sizes[chosen])]
             news = best.add(some, np.take(vectors, some, axis=0) @ query)
             so_far = int(seen[min(stop, len(seen)) - 1])
-            if start and news <= _NEXT_TO_NOTHING and best.is_full:
+            if start and news <= _NEGLIGIBLE and best.is_full:
                 break
             pays = so_far < _NOT_PAYING * len(rows) or news < _NOT_PAYING
             start, looked_at = stop, 2 * so_far if pays else len(rows)
@@ -109,9 +108,9 @@ class Partitions:
     def shares_near(
         self, queries: Float32[np.ndarray, "users width"], allowed: AllowedItems
     ) -> Float64[np.ndarray, " users"]:
-        """Return which part of the items in the regions nearest to each user is allowed."""
+        """Return the share of allowed items in the regions nearest to each user, 0 to 1."""
         num_near = min(_NEAR, len(self.centres))
-        # One by one: a product of matrices depends on how many there are.
+        # One by one: the rounding of a matrix product depends on the number of its rows.
         near = np.empty((len(queries), len(self.centres)), dtype=np.float32)
         for user, query in enumerate(queries):
             near[user] = self.centres @ query
@@ -124,7 +123,7 @@ class Partitions:
 
     @cached_property
     def _order(self) -> tuple[Int32[np.ndarray, " items"], Int64[np.ndarray, " regions_plus_1"]]:
-        """The rows of the catalogue region by region, and where each region begins."""
+        """The rows of the catalogue, sorted by region, and the start of each region."""
         order = np.argsort(self.of_item, kind="stable").astype(np.int32)
         return order, offsets_of(np.bincount(self.of_item, minlength=len(self.centres)))
 
@@ -133,7 +132,7 @@ class Partitions:
         return WeakKeyDictionary()
 
     def _arranged(self, allowed: AllowedItems) -> tuple[np.ndarray, np.ndarray]:
-        """Return the allowed rows region by region, and where each region begins; remembered with the filter."""
+        """Return the allowed rows, sorted by region, and the start of each region; cached by filter."""
         found = self._known.get(allowed)
         if found is None:
             order, _ = self._order
@@ -144,7 +143,7 @@ class Partitions:
 
 
 class _Best:
-    """The best rows so far, and how much of the best is new."""
+    """The best rows so far, of which `add` returns the share of new ones."""
 
     def __init__(self, kept: int, judged: int) -> None:
         self._kept = max(kept, judged)
@@ -157,7 +156,7 @@ class _Best:
         return len(self.rows) == self._kept
 
     def add(self, rows: np.ndarray, scores: np.ndarray) -> float:
-        """Take in more rows and return the share of the best that they are."""
+        """Add rows, and return their share of the best."""
         num_old = len(self.rows)
         all_rows, all_scores = np.concatenate([self.rows, rows]), np.concatenate([self.scores, scores])
         if len(all_rows) > self._kept:

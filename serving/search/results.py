@@ -1,7 +1,7 @@
-"""What a search may find and what it found: `AllowedItems` and `ExcludedPairs` rows, and `Hits`.
+"""Input and output of a search: `AllowedItems` and `ExcludedPairs`, and `Hits`.
 
-However it was found, a result is scored again in double precision and rounded once, and equal scores are in the order
-of rows (`rank`). So an answer depends neither on the way it was found nor on who else was asking.
+Every candidate is scored again in double precision and rounded once, and equal scores are in the order of rows
+(`rank`). So results depend neither on the search method nor on other queries in the same batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from serving.search.conditions import Filter
 ScoredRows = tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]
 
 ROUNDING = 1e-5
-"""More than the rounding errors of a single-precision inner product: what is closer than this may change places."""
+"""Upper bound of the rounding error of a single-precision inner product; scores closer than this may be swapped."""
 SLACK = 8
-"""Results looked at beyond those needed, to see whether the last place is contested."""
+"""Number of extra candidates that are fetched to resolve ties at the cut-off."""
 
-# Numbers held at a time while candidates are scored again: 32 MB of doubles.
+# Numbers in memory at a time while candidates are scored again: 32 MB of doubles.
 _RANKED_NUMBERS = 1 << 22
 # Pairs whose products are held at a time; pairs compared exactly at a time; and the share of pairs from which on it is
 # faster to compare all of them.
@@ -35,12 +35,12 @@ _MANY_MATTER = 1 / 8
 
 @dataclass(frozen=True)
 class Hits:
-    """What was found for each user, best first.
+    """The results of a search for several users, best first.
 
-    User `u` got `rows[offsets[u]:offsets[u + 1]]`.
+    The results of user `u` are `rows[offsets[u]:offsets[u + 1]]`.
 
     Attributes:
-        offsets: Where each user's results begin, `[users + 1]`.
+        offsets: Start of each user's results, `[users + 1]`.
         rows: Catalogue rows, `[results]`, never -1.
         scores: Cosines, `[results]`, falling within a user.
     """
@@ -51,7 +51,7 @@ class Hits:
 
     @classmethod
     def join(cls, found: Sequence[ScoredRows]) -> Hits:
-        """Return one user's results after the other's."""
+        """Return the results of several users as one."""
         if len(found) == 1:
             return cls(np.array([0, len(found[0][0])]), *found[0])
         return cls(
@@ -82,7 +82,7 @@ class Hits:
         return len(self.offsets) - 1
 
     def share_of(self, true: Hits) -> float:
-        """Return the share of the results in `true`, for the same users, that are here too: the recall."""
+        """Return the recall: the share of the results in `true`, for the same users, that are among these."""
         pairs = [
             np.repeat(np.arange(len(hits.offsets) - 1), np.diff(hits.offsets)) << 40 | hits.rows
             for hits in (self, true)
@@ -96,8 +96,8 @@ class AllowedItems:
 
     Attributes:
         mask: Whether a row may be found, `[items]`.
-        conditions: What the mask was made of, for engines that filter by conditions themselves. Empty: only the mask
-            says it.
+        conditions: The conditions that the mask implements, for engines that filter by conditions themselves. Empty:
+            there is only the mask.
     """
 
     mask: Bool[np.ndarray, " items"]
@@ -110,7 +110,7 @@ class AllowedItems:
 
     @cached_property
     def share(self) -> float:
-        """Which part of the catalogue this is, 0 to 1."""
+        """The share of the catalogue that is allowed, 0 to 1."""
         return len(self) / max(1, len(self.mask))
 
     @cached_property
@@ -118,7 +118,7 @@ class AllowedItems:
         return int(np.count_nonzero(self.mask))
 
     def __len__(self) -> int:
-        """Return how many items may be found."""
+        """Return the number of allowed items."""
         return self._count
 
 
@@ -128,9 +128,9 @@ class ExcludedPairs:
 
     Attributes:
         pairs: The pairs.
-        counts: How many each user has, `[users]`.
-        offsets: Where each user's begin, `[users + 1]`.
-        num_items: Rows of the catalogue.
+        counts: Number of pairs of each user, `[users]`.
+        offsets: Start of each user's pairs, `[users + 1]`.
+        num_items: Number of rows of the catalogue.
     """
 
     pairs: Int64[np.ndarray, " pairs"]
@@ -166,7 +166,7 @@ class ExcludedPairs:
         return cls(pairs, counts, offsets_of(counts), num_items)
 
     def and_pairs(self, pairs: Int64[np.ndarray, " more"]) -> ExcludedPairs:
-        """Return these and more pairs, in any order; all that are about items which can be found."""
+        """Return these pairs and more, given in any order and only for allowed items."""
         pairs = np.union1d(self.pairs, pairs)
         counts = np.bincount(pairs // self.num_items, minlength=len(self.counts))
         return ExcludedPairs(pairs, counts, offsets_of(counts), self.num_items)
@@ -175,12 +175,12 @@ class ExcludedPairs:
         """Return whether each of `rows` is excluded for its user."""
         if not len(self.pairs):
             return np.zeros(rows.shape, dtype=bool)
-        wanted = users * self.num_items + rows
-        places = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
-        return np.asarray(self.pairs[places] == wanted)
+        pairs = users * self.num_items + rows
+        places = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
+        return np.asarray(self.pairs[places] == pairs)
 
     def rows_of(self, user: int) -> Int64[np.ndarray, " rows"]:
-        """Return the rows that are excluded for one user, rising."""
+        """Return the rows that are excluded for one user, in ascending order."""
         return self.pairs[self.offsets[user] : self.offsets[user + 1]] - user * self.num_items
 
 
@@ -214,7 +214,7 @@ def _scores(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> Float
 
 def cosines(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the inner products of unit vectors, in double precision; leading shapes are broadcast."""
-    # Not a matrix product: there, how a row is summed depends on its place, and copies of an item would differ.
+    # Not a matrix product: its order of summation depends on a row's position, and copies of an item would differ.
     return np.asarray(np.vecdot(vectors.astype(np.float64, copy=False), others.astype(np.float64, copy=False)))
 
 

@@ -1,4 +1,4 @@
-"""What a search engine must be able to do: FAISS, brute force and the index of live updates do it, as others may."""
+"""The interface of search engines, implemented by FAISS indexes, micro-batching and the index of live updates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Searcher(Protocol):
 
     @property
     def is_exact(self) -> bool:
-        """Whether results are those of comparing every item."""
+        """Whether results are exact, as with brute force."""
 
     def __len__(self) -> int:
         """Return the number of rows, deleted ones included."""
@@ -55,18 +55,18 @@ class Searcher(Protocol):
             k: Number of items for each user, at least 0.
             excluded: Rows that must not be found, one row of `Ragged` for each user, in any order, repeats allowed.
             allowed: The items that a filter lets through. None: all.
-            closed: Items that are left out of the allowed ones without changing the order of the others, `[items]`.
+            closed: Items to leave out of the allowed ones without changing the order of the others, `[items]`.
         """
 
 
 class ItemSearch(Searcher, Protocol):
-    """A searcher that also knows whether results found earlier still hold."""
+    """A searcher that can also check whether earlier results are still valid."""
 
     def confirms(self, query: Float32[np.ndarray, " dim"], rows: np.ndarray, least: np.float32) -> bool:
         """Return whether rows that the index found are still a user's best.
 
         Args:
             query: The user's unit vector.
-            rows: What was found for it, best first.
+            rows: The rows that were found, best first.
             least: The score of the last of them.
         """

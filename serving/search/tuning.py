@@ -1,9 +1,9 @@
-"""Which index suits a catalogue: each kind is built, tuned and measured, and the fastest that finds enough is kept.
+"""Chooses an index for a catalogue: each kind is built, tuned and measured, and the fastest with enough recall is kept.
 
-What counts is what users find, so recall, the share of the true best 100 that a search returns, is measured with users'
-vectors, which lie elsewhere than items' and are harder. A third of a sample of users decides how hard each kind must
-search; another checks that, adds a step where it is not enough, and decides which kind is kept; the last, which decided
-nothing, says what the kept one finds, and that is what the seal records.
+Recall@100, the share of the true best 100 items that a search returns, is measured with users' vectors as queries:
+their distribution differs from that of the items, and they are harder. One third of a sample of users is used to tune
+the search parameters of each kind; the second to check the recall, raise the effort if necessary, and choose the kind;
+the last, which is not used for any choice, to measure the recall that the manifest records.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from serving.search.index_config import (
 )
 from serving.search.results import AllowedItems, Hits
 
-# Users whose searches are compared with the truth: a third to tune by, a third to check by, a third to judge by.
+# Number of users to measure recall with: a third each for tuning, checking and the final measurement.
 SAMPLE = 1500
-# Each of some users is searched for several times, not in a row, and the fastest counts: what else the machine does
-# only slows.
+# Each of some users is searched for several times, not in a row, and the fastest counts, as other processes can only
+# slow a search.
 _TIMED_USERS = 64
 _ROUNDS = 5
-# An index that may miss something must be this much faster than one that cannot.
-_WORTH_MISSING = 1.1
-# Rungs of effort passed over at first, and those above the least at which re-scoring fewer candidates is still tried.
+# An approximate index must be faster than brute force by this factor.
+_MIN_SPEEDUP = 1.1
+# Steps of effort skipped at first, and the number of steps above the least for which fewer re-scored candidates are
+# tried.
 _STRIDE = 8
 _RUNGS_ABOVE = 16
-# Regions are kept for filtered searches if they spare comparing this share of the eligible items.
+# Regions are kept for filtered searches if they save comparing at least this share of the allowed items.
 _SPARED = 0.5
 _FILTERED_SHARE = 0.1
 _FILTERED_USERS = 50
@@ -53,14 +54,14 @@ Trying = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """One kind of index as it was measured on a catalogue.
+    """The measurements of one index on a catalogue.
 
     Attributes:
-        plan: Its parameters, the effort of a search among them.
-        recall: The share of the true best 100 of each user that it finds; of users who check the effort.
-        searches_per_second: How many users it searches for in a second, one at a time, in one thread.
-        num_bytes: The memory that it takes beside the items' vectors.
-        build_seconds: How long it took to build.
+        plan: Its build and search parameters.
+        recall: Recall@100, 0 to 1, for the checking users.
+        searches_per_second: Throughput of single searches in one thread.
+        num_bytes: Memory of the index, without the items' vectors.
+        build_seconds: Build time in seconds.
     """
 
     plan: IndexConfig
@@ -72,15 +73,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was tried on a catalogue, and what was kept.
+    """The measurements of all indexes that were tried, and the one that was chosen.
 
     Attributes:
-        wanted: The recall that was asked for.
-        tried: One line for each structure, in the order of trial.
-        chosen: The line that was kept.
-        index: Its index.
-        recall: The share of the true best 100 that it finds of users who had no part in choosing it.
-        num_users: How many these are.
+        wanted: The target recall@100.
+        tried: The measurements, in the order of trial.
+        chosen: The measurements of the chosen index.
+        index: The chosen index.
+        recall: Its recall@100 for users who were not used in the choice.
+        num_users: Number of these users.
     """
 
     wanted: float
@@ -91,18 +92,18 @@ class Tuning:
     num_users: int
 
     def table(self) -> str:
-        """Return the trade-off for people: recall, speed and memory of each kind, the chosen one marked."""
+        """Return a table for the operator: recall, throughput and memory of each index, the chosen one marked."""
         lines = [f"{'':2}{'index':60}{'recall@100':>10}{'searches/s':>12}{'memory MB':>11}{'build s':>9}"]
         for one in sorted(self.tried, key=self._place):
             mark = "*" if one is self.chosen else "-" if one.recall < self.wanted else ""
             numbers = f"{one.recall:10.4f}{one.searches_per_second:12,.0f}{one.num_bytes / 1e6:11,.1f}"
             lines.append(f"{mark:2}{one.plan!s:60}{numbers}{one.build_seconds:9.1f}")
         lines.append(
-            f"* is kept: {DESCRIPTIONS[self.chosen.plan.kind]}; it finds {self.recall:.4f} for "
-            f"{self.num_users:,} users who had no part in the choice."
+            f"* chosen: {DESCRIPTIONS[self.chosen.plan.kind]}; recall@100 is {self.recall:.4f} for "
+            f"{self.num_users:,} users who were not used in the choice."
         )
-        lines.append(f"- finds less than {self.wanted:g}. Searches are one at a time in one thread.")
-        lines.append(f"Beside each lie the vectors themselves, {self.index.vectors.nbytes / 1e6:,.1f} MB.")
+        lines.append(f"- recall below {self.wanted:g}. Searches are one at a time in one thread.")
+        lines.append(f"Each index also needs the vectors themselves, {self.index.vectors.nbytes / 1e6:,.1f} MB.")
         return "\n".join(lines)
 
     def _place(self, one: Measured) -> tuple[bool, bool, float]:
@@ -111,13 +112,13 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The index that a catalogue is to be searched with.
+    """The index chosen for a catalogue.
 
     Attributes:
         index: The index.
-        recall: The share of the true best 100 of each user that it finds.
-        wanted: The recall that it was tuned for; None where it was not tuned.
-        num_users: How many users the recall was measured with; 0 where nobody is known, and items stood in for them.
+        recall: Its recall@100, 0 to 1.
+        wanted: The recall that it was tuned for; None if it was not tuned.
+        num_users: Number of users that the recall was measured with; 0 if no users are known and items were used.
     """
 
     index: ItemIndex
@@ -139,25 +140,25 @@ def choose(
     trying: Trying = lambda done, total, what: None,
     tuned: Callable[[Tuning], None] = lambda tuning: None,
 ) -> Chosen:
-    """Return the index that is asked for, and what it finds.
+    """Return an index of a kind, or the fastest with a target recall, and its measured recall.
 
     Args:
         vectors: The items' unit vectors.
-        queries: Unit vectors of users. Where nobody is known, items stand in for them.
-        kind: How it searches. None: it compares every item, or is of the kind that is the fastest with this recall.
-        recall: The share of the true best 100 of each user that it is to find. None: it is not tuned.
-        prefixes: How many of its first numbers are a vector by themselves, for kinds that compare those first; rising.
-        trying: Called before each structure that is tried; see `tune`.
-        tuned: Called with what was tried.
+        queries: Unit vectors of users. If there are none, items' vectors are used instead.
+        kind: The index kind. None: `exact`, or with `recall` the fastest kind.
+        recall: Target recall@100, 0 to 1. None: the index is not tuned.
+        prefixes: Dimensions of the model's Matryoshka prefixes, in ascending order.
+        trying: Called before each index that is tried; see `tune`.
+        tuned: Called with the result of the tuning.
 
     Raises:
         DataError: The kind needs more items, or prefixes.
     """
-    asking = queries if len(queries) else sample_of(vectors)
+    queries_or_items = queries if len(queries) else sample_of(vectors)
     if recall is None:
         index = ItemIndex.build(vectors, standard(kind or "exact", len(vectors), vectors.shape[1], prefixes))
-        return Chosen(index, recall_of(index, asking), None, len(queries))
-    tuning = tune(vectors, asking, recall, kind, prefixes=prefixes, trying=trying)
+        return Chosen(index, recall_of(index, queries_or_items), None, len(queries))
+    tuning = tune(vectors, queries_or_items, recall, kind, prefixes=prefixes, trying=trying)
     tuned(tuning)
     return Chosen(tuning.index, tuning.recall, recall, tuning.num_users if len(queries) else 0)
 
@@ -171,15 +172,15 @@ def tune(
     prefixes: Sequence[int] = (),
     trying: Trying = lambda done, total, what: None,
 ) -> Tuning:
-    """Return the fastest index over `vectors` that finds the share `wanted` of what each user ought to get.
+    """Return the fastest index over `vectors` whose recall@100 is at least `wanted`.
 
     Args:
         vectors: The items' unit vectors.
         queries: Unit vectors of users, at least one; at most 1,500 of them are used.
-        wanted: The recall, above 0, at most 1.
-        kind: Only this one. None: each kind that the catalogue is large enough for.
+        wanted: The target recall, above 0, at most 1.
+        kind: Only this kind. None: every kind that the catalogue is large enough for.
         prefixes: As for `choose`.
-        trying: Called before each structure with how many were tried, how many there are, and which is next.
+        trying: Called before each index with the number tried so far, the number of all, and the next kind.
 
     Raises:
         DataError: The kind needs more items, or prefixes.
@@ -207,25 +208,25 @@ def tune(
 
 
 def recall_of(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> float:
-    """Return the share of the true best 100 of each user that an index finds."""
+    """Return the recall@100 of an index, 0 to 1."""
     k = min(TUNED_CUTOFF, len(index))
     return index.search(queries, k).share_of(index.scan(queries, k))
 
 
 def sample_of(vectors: Float32[np.ndarray, "users width"]) -> Float32[np.ndarray, "sample width"]:
-    """Return some of the users' vectors; users of whom nothing is known, whose vector is 0, are left out."""
+    """Return a sample of the users' vectors, without zero vectors, which belong to users with no known features."""
     known = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)
     sample: np.ndarray = vectors[np.random.default_rng(_SEED).permutation(known)[:SAMPLE]]
     return sample
 
 
 def thirds(sample: Float32[np.ndarray, "users width"]) -> list[Float32[np.ndarray, "third width"]]:
-    """Return users to tune by, to check by and to judge by: nobody twice, unless they are fewer than three."""
+    """Return users for tuning, checking and the final measurement; disjoint unless there are fewer than three."""
     return [sample[first::3] if len(sample) >= 3 else sample for first in range(3)]
 
 
 def regions_pay(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> bool:
-    """Return whether looking region by region spares a filtered search most comparisons, as where items cluster."""
+    """Return whether searching region by region saves a filtered search most comparisons, as for clustered items."""
     if index.regions is None:
         return False
     eligible = AllowedItems(np.random.default_rng(_SEED).random(len(index)) < _FILTERED_SHARE)
@@ -239,7 +240,7 @@ def regions_pay(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -
 
 
 def searches_per_second(index: ItemIndex, queries: Float32[np.ndarray, "users width"], k: int = TUNED_CUTOFF) -> float:
-    """Return how many users an index searches for in a second, one at a time in one thread, as in a server."""
+    """Return the throughput of single searches in one thread, as in a server."""
     fastest = np.full(len(queries[:_TIMED_USERS]), np.inf)
     with num_threads_set(1):
         for _ in range(_ROUNDS):
@@ -252,7 +253,7 @@ def searches_per_second(index: ItemIndex, queries: Float32[np.ndarray, "users wi
 
 @dataclass(frozen=True)
 class _Trial:
-    """Users to tune each kind by and to check it by, with what they ought to find, and users to judge the chosen by."""
+    """Users for tuning and checking, with their true results, and users for the final measurement."""
 
     wanted: float
     k: int
@@ -271,7 +272,7 @@ class _Trial:
         return cls(wanted, k, tuning, exact.scan(tuning, k), checking, exact.scan(checking, k), judging)
 
     def judge(self, index: ItemIndex, build_seconds: float) -> tuple[Measured, ItemIndex]:
-        """Return the index at the least effort that finds enough, or at its greatest, as it was measured."""
+        """Return the index with the least effort that reaches the recall, else the greatest, and its measurements."""
         fastest: tuple[Measured, ItemIndex] | None = None
         num_bytes = index.num_bytes
         for ladder in self._promising(index):
@@ -285,19 +286,19 @@ class _Trial:
         return fastest
 
     def is_better(self, one: Measured, other: Measured) -> bool:
-        """Return whether `one` is to be kept in the place of `other`, which was tried before."""
+        """Return whether `one` is better than `other`, which was tried before."""
         if (one.recall >= self.wanted) != (other.recall >= self.wanted):
             return one.recall >= self.wanted
         if one.recall < self.wanted:
             return one.recall > other.recall
-        handicap = _WORTH_MISSING if other.plan.is_exact else 1.0
+        handicap = _MIN_SPEEDUP if other.plan.is_exact else 1.0
         return one.searches_per_second > handicap * other.searches_per_second
 
     def _promising(self, index: ItemIndex) -> list[list[IndexConfig]]:
-        """Return the part of each ladder of efforts in which its least sufficient rung lies.
+        """Return the part of each ladder (list of increasing effort) that starts at its lowest sufficient rung.
 
-        The last ladder re-scores the most, so no other finds enough on a lower rung; where that one gains
-        nothing any more by a higher rung, ladders that re-score still more are slower.
+        The last ladder re-scores the most candidates, so no other is sufficient on a lower rung; if a ladder is
+        sufficient on that rung already, those that re-score more can only be slower.
         """
         ladders = list(efforts(index.plan, len(index)))
         *others, last = ladders
@@ -317,12 +318,12 @@ class _Trial:
         return [*found, last[least:]]
 
     def _least(self, index: ItemIndex, ladder: list[IndexConfig]) -> int | None:
-        """Return the lowest rung of a ladder that finds enough with the tuning users; None if none does."""
+        """Return the lowest rung of a ladder that reaches the recall for the tuning users; None if none does."""
 
         def is_enough(rung: int) -> bool:
             return self._recall(index, ladder[rung]) >= self.wanted
 
-        # In strides upwards, since the highest rungs take longer than all the others together; then by halves.
+        # Upwards in strides, as the highest rungs take longer than all others together; then by bisection.
         tops = [*range(0, len(ladder) - 1, _STRIDE), len(ladder) - 1]
         for passed, top in pairwise([-1, *tops]):
             if is_enough(top):
@@ -333,7 +334,7 @@ class _Trial:
         return index.with_effort(plan).search(self.tuning, self.k).share_of(self.tuning_truth)
 
     def _climb(self, index: ItemIndex, ladder: list[IndexConfig]) -> tuple[ItemIndex, float]:
-        """Return the lowest rung of a ladder that finds enough with the checking users, else the highest."""
+        """Return the index at the lowest rung that reaches the recall for the checking users, else at the highest."""
         for plan in ladder:
             tuned = index.with_effort(plan)
             recall = tuned.search(self.checking, self.k).share_of(self.checking_truth)

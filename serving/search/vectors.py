@@ -1,4 +1,4 @@
-"""Vectors by row."""
+"""The vectors of an index and of items that were added later, as one table by row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StackedVectors:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many vectors there are, and how many numbers each has."""
+        """Number of vectors, and their dimension."""
         return self.head.shape[0] + len(self.tail), self.head.shape[1]
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows width"]:

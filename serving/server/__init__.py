@@ -1,6 +1,7 @@
 """The production server.
 
-- `launch`: what `towers serve` checks and says before it starts; `server`: the master process and its workers; `told`:
-  what it tells them; `follow_alias`: a process that follows an alias of the model registry.
-- `granian_server`, `gunicorn_worker`: what those two servers lack.
+- `launch`: the checks and notes of `towers serve` before it starts; `server`: the master process and its workers;
+  `instructions`: what the master passes to its workers; `follow_alias`: a process that follows an alias of the model
+  registry.
+- `granian_server`, `gunicorn_worker`: additions to those two servers.
 """

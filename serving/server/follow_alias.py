@@ -1,4 +1,4 @@
-"""Follows an alias of the model registry beside the workers of a server, in a process of its own."""
+"""Follows an alias of the model registry, in a separate process next to the workers of a server."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from pathlib import Path
 
 from serving.deploy.mlflow_registry import Alias, follow
 from serving.observability import logs
-from serving.server.told import WorkerInstructions
+from serving.server.instructions import WorkerInstructions
 
 
-def main(told: str, server: str) -> None:
-    """Follow the alias that a server was told, as long as that lives; Ctrl-C is for the server."""
+def main(path: str, server_pid: str) -> None:
+    """Follow the alias of a server as long as the server runs; Ctrl-C is left to the server.
+
+    Args:
+        path: The file with the instructions.
+        server_pid: The server's process id.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    given = WorkerInstructions.read(Path(told))
-    logging.config.dictConfig(logs.configuration(given.settings.log_format))
-    alias = Alias.parse(given.alias or "")
-    assert alias is not None, f"{given.alias} is no alias"
-    follow(alias, given.settings, lambda: str(os.getppid()) == server)
+    instructions = WorkerInstructions.read(Path(path))
+    logging.config.dictConfig(logs.configuration(instructions.settings.log_format))
+    alias = Alias.parse(instructions.alias or "")
+    assert alias is not None, f"{instructions.alias} is not an alias"
+    follow(alias, instructions.settings, lambda: str(os.getppid()) == server_pid)
 
 
 if __name__ == "__main__":

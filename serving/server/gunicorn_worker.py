@@ -1,7 +1,7 @@
-"""Gunicorn's threaded worker with what it leaves to proxies: senders of half a request hold neither it nor its threads.
+"""Gunicorn's threaded worker with a time limit for request headers, and connections closed outside the main thread.
 
-Gunicorn reads the headers of a request in a thread, for as long as the client likes, and lingers over connections that
-it closes in the thread that everything else waits for.
+Gunicorn reads the headers of a request in a thread without a time limit, and lets the main thread wait for the client
+when a connection is closed, which blocks all others. It expects a proxy to protect it from slow clients.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 from serving.http.bodies import SECONDS_FOR_HEADERS
 
 _SECONDS_TO_LINGER = 1.0
-_MOST_DRAINED = 1 << 16
-_SECONDS_BETWEEN_LOOKS = 0.25
+_MAX_DRAINED_BYTES = 1 << 16
+_SECONDS_BETWEEN_CHECKS = 0.25
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """The worker."""
+    """The threaded worker with deadlines for headers."""
 
     def init_process(self) -> None:
-        """Begin to work."""
-        self._heading: dict[Any, float] = {}
+        """Start the thread that enforces the deadlines, and the worker."""
+        self._header_deadlines: dict[Any, float] = {}
         threading.Thread(target=self._watch, name="towers-headers", daemon=True).start()
         super().init_process()
 
     def handle(self, conn: Any) -> Any:
-        """Handle a request, in a thread; its headers have to be there in time, and its end is waited for here."""
-        self._heading[conn.sock] = time.monotonic() + SECONDS_FOR_HEADERS
+        """Handle a connection, in a thread: its headers must arrive in time, and it is closed in this thread."""
+        self._header_deadlines[conn.sock] = time.monotonic() + SECONDS_FOR_HEADERS
         try:
             goes_on = super().handle(conn)
         finally:
-            self._heading.pop(conn.sock, None)
+            self._header_deadlines.pop(conn.sock, None)
         if not (goes_on and self.alive):
             _linger(conn.sock)
         return goes_on
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Answer a request whose headers are there."""
-        self._heading.pop(conn.sock, None)
+        """Answer a request whose headers have arrived."""
+        self._header_deadlines.pop(conn.sock, None)
         return super().handle_request(req, conn)
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Start or stop to accept connections; before the end, those that wait already are accepted."""
+        """Start or stop accepting connections; before shutdown, connections already queued are accepted first."""
         super().set_accept_enabled(enabled)
         if not (enabled or self.alive):
             for listener in self.sockets:
@@ -59,19 +59,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _watch(self) -> None:
         while True:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
             now = time.monotonic()
-            for late in [sock for sock, deadline in self._heading.copy().items() if deadline <= now]:
+            for late in [sock for sock, deadline in self._header_deadlines.copy().items() if deadline <= now]:
                 with suppress(OSError):
                     late.shutdown(socket.SHUT_RDWR)
 
 
 def _linger(sock: socket.socket) -> None:
-    """Wait a little until the client has seen the end of a connection, so that closing it does not have to."""
+    """Shut down a connection and wait briefly for the client's end, so that closing it does not block later."""
     deadline, drained = time.monotonic() + _SECONDS_TO_LINGER, 0
     with suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-        while drained < _MOST_DRAINED and (left := deadline - time.monotonic()) > 0:
+        while drained < _MAX_DRAINED_BYTES and (left := deadline - time.monotonic()) > 0:
             sock.settimeout(left)
             if not (part := sock.recv(4096)):
                 break

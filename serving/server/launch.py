@@ -1,6 +1,6 @@
-"""What `towers serve` does before the server is there: verify what is to be served, and say what to try.
+"""`towers serve` until the server starts: verifies the bundle and the settings, and prepares the startup message.
 
-Nothing heavy is loaded for it: the workers load it anyway, and a service that was killed should be back at once.
+It imports no heavy libraries: the workers load them anyway, and after a crash the service should be back quickly.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from serving.snapshot.manifest import FOLDER
 
 
 def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
-    """Become the server, which says what to try as soon as it answers; does not return.
+    """Become the server, which prints its address and an example request once it is ready; does not return.
 
     Args:
         bundle: A bundle, a link to one, or an alias such as `models:/two-towers@champion`.
-        settings: What the operator decides.
+        settings: The operator's settings.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read, the port is taken, the file of keys is not one,
-            there can be no log of live writes, there is no GPU to search on, or the registry does not answer.
+        DataError: There is no index and the tables cannot be read, the port is in use, the file of API keys is invalid,
+            the log of live writes cannot be opened, there is no GPU to search on, or the registry does not respond.
     """
     if settings.api_keys_file is not None:
         from serving.http.key_file import read_keys
@@ -49,24 +49,24 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     elif bundle.name == LATEST and bundle.is_symlink():
         newest, bundle = bundle, bundle.parent / bundle.readlink()
         click.echo(
-            f"note: {newest} is {bundle}, which is served until the next start, whatever is trained meanwhile; in "
-            f"production serve {PRODUCTION}, which only `towers deploy` moves"
+            f"note: {newest} is {bundle}, which is served until the next start, even if a newer run is trained; in "
+            f"production serve {PRODUCTION}, which only `towers deploy` changes"
         )
     manifest = ensure_index(bundle, settings)
     if settings.live is not None:
-        # Here and not by the workers: one that is started again would begin another log where one was lost.
+        # Created here, not by the workers: if the log is lost, a restarted worker must not silently create another.
         open_log(settings.live.get_secret_value()).close()
     _note_wide_ids(bundle)
-    become_server(bundle, settings, alias, greeting=_what_to_try(bundle, settings, manifest.version))
+    become_server(bundle, settings, alias, greeting=_greeting(bundle, settings, manifest.version))
 
 
-def _what_to_try(bundle: Path, settings: ServingConfig, version: str) -> str:
+def _greeting(bundle: Path, settings: ServingConfig, version: str) -> str:
     address = address_of(settings)
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return (
         f"Serving {bundle} (model {version}) at {address} with {settings.server}, {workers}. Try:\n"
         f"  {address}/   in a browser\n"
-        f"  curl '{address}/recommendations/{quote(str(_somebody(bundle)), safe='')}?k=10'\n"
+        f"  curl '{address}/recommendations/{quote(str(_example_user(bundle)), safe='')}?k=10'\n"
         "Ctrl-C stops it."
     )
 
@@ -76,7 +76,7 @@ def _note_wide_ids(bundle: Path) -> None:
         wide = _too_wide(bundle / FOLDER / f"{name}.parquet", column)
         if wide is not None:
             click.echo(
-                f"note: ids of {name} are text in answers, because JavaScript rounds numbers beyond 2^53, such as "
+                f"note: ids of {name} are text in responses, because JavaScript rounds numbers beyond 2^53, such as "
                 f"{wide}; send them as text, too"
             )
 
@@ -95,9 +95,9 @@ def _too_wide(path: Path, column: str) -> int | None:
     return None
 
 
-def _somebody(bundle: Path) -> Any:
-    """Return the id of a known user."""
+def _example_user(bundle: Path) -> Any:
+    """Return the id of a known user; a placeholder if there is none."""
     import pyarrow.parquet as pq
 
     rows = next(pq.ParquetFile(bundle / FOLDER / "users.parquet").iter_batches(1, columns=[USER_ID]), None)
-    return "somebody" if rows is None or not len(rows) else rows[USER_ID][0].as_py()
+    return "example" if rows is None or not len(rows) else rows[USER_ID][0].as_py()

@@ -1,8 +1,8 @@
 """The production server: `python -m serving.server.server` runs the workers, under granian or gunicorn.
 
-`towers serve` becomes this process (it executes it in its own place), so that nothing heavy is loaded before the
-workers are forked: FAISS and torch each bring an OpenMP whose threads do not survive a fork, and a search in a child
-of a warm parent hangs for ever. For the same reason, and because workers share the cores, each has one thread.
+`towers serve` becomes this process by `exec`, so that no heavy library is loaded before the workers are forked: FAISS
+and torch each use OpenMP, whose threads do not survive a fork, and a search in a child of a parent that has used them
+would hang. For the same reason, and because workers share the cores, each computes with one thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from serving.config import ServingConfig, without_settings
 from serving.deploy.mlflow_registry import Alias, followed
 from serving.http.bodies import SECONDS_FOR_HEADERS
 from serving.observability import logs
-from serving.server.told import INSTRUCTIONS_FILE, WorkerInstructions
+from serving.server.instructions import INSTRUCTIONS_FILE, WorkerInstructions
 from towers.process import own_python
 from towers.warnings_filter import quiet_imports
 
@@ -43,31 +43,31 @@ if TYPE_CHECKING:
 
 APP = "serving.server.server:create_worker_app"
 APP_VARIABLE = "TOWERS_SERVE"
-"""Tells the workers which file says what to serve; see `WorkerInstructions`."""
+"""Environment variable with the path of the workers' instructions; see `WorkerInstructions`."""
 
 MASTER_VARIABLE = "TOWERS_MASTER"
-"""Tells the workers which process must live for them to."""
+"""Environment variable with the process id of the master; a worker exits when the master does."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _SECONDS_TO_LOAD = 600
 _SECONDS_TO_FINISH = 30
 STARTED = "started"
-"""File in the folder where the workers meet: there as soon as one of them was able to start."""
+"""Name of a file in the shared folder that exists once a worker has started."""
 
 _SECONDS_TO_TRY_AGAIN = 5
 _log = logging.getLogger(__name__)
-_MEMORY = Path("/dev/shm")  # noqa: S108 (`mkdtemp` makes a folder there that nobody else can enter)
+_MEMORY = Path("/dev/shm")  # noqa: S108 (`mkdtemp` creates a folder there that other users cannot access)
 _SHARED = "towers-server-"
 _LOCK = "server"
-_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_CHECKS = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
 def find_port(settings: ServingConfig) -> int:
-    """Return the port to listen at, after seeing that it is free.
+    """Return the port to listen on, after checking that it is free.
 
     Raises:
-        DataError: It is taken, or this machine has no such address.
+        DataError: The port is in use, or this machine does not have the address.
     """
     where = f"port {settings.port} of {settings.host}"
     try:
@@ -82,26 +82,28 @@ def find_port(settings: ServingConfig) -> int:
         raise DataError(f"host {settings.host!r}: {error.strerror}; use 127.0.0.1, or 0.0.0.0 for all") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise DataError(f"{where} is already in use; choose another with --port, or stop what uses it") from None
-        raise DataError(f"{where} cannot be listened at ({error.strerror}); choose another") from None
+            raise DataError(
+                f"{where} is already in use; choose another with --port, or stop the process that uses it"
+            ) from None
+        raise DataError(f"cannot listen on {where} ({error.strerror}); choose another") from None
 
 
 def address_of(settings: ServingConfig) -> str:
-    """Return the address of the service as a browser takes it."""
+    """Return the URL of the service for a client on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 (nothing is bound)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = None, *, greeting: str = "") -> NoReturn:
-    """Turn this process into the server of `bundle`, the link that is kept where `alias` points to.
+    """Replace this process by the server.
 
     Args:
-        bundle: What to serve.
-        settings: What the operator decides.
-        alias: The alias that the bundle follows. None: it is a folder or a link.
-        greeting: What is said on the terminal once the port listens.
+        bundle: The folder of a bundle, or a link to one; with an alias, the link that is kept in step with it.
+        settings: The operator's settings.
+        alias: The alias that the bundle follows. None: the bundle is a folder or a link.
+        greeting: Printed once the server accepts connections.
     """
-    file = os.memfd_create("towers-settings", 0)  # without a flag it stays open when this process becomes another
+    file = os.memfd_create("towers-settings", 0)  # without MFD_CLOEXEC it stays open in the new program
     WorkerInstructions(bundle.absolute(), settings, None if alias is None else str(alias), greeting=greeting).write(
         file
     )
@@ -113,31 +115,31 @@ def become_server(bundle: Path, settings: ServingConfig, alias: Alias | None = N
 
 
 def create_worker_app() -> Flask:
-    """Return the application that the server describes: what `towers serve` lets its workers run."""
-    told = WorkerInstructions.read(Path(os.environ.pop(APP_VARIABLE)))
+    """Return the application of a worker, as the server's instructions describe it."""
+    instructions = WorkerInstructions.read(Path(os.environ.pop(APP_VARIABLE)))
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        del os.environ[name]  # the registry's password is for the process that follows an alias
+        del os.environ[name]  # only the process that follows an alias needs the registry's password
     _end_with_master()
-    logging.config.dictConfig(logs.configuration(told.settings.log_format))
+    logging.config.dictConfig(logs.configuration(instructions.settings.log_format))
     quiet_imports()
     with _stoppable():
         from serving.http.app import create_app
 
-        app = create_app(told.bundle, told.settings, told.shared, told.copies)
-        assert told.shared is not None, "a worker is told where the workers meet"
-        (told.shared / STARTED).touch()
+        app = create_app(instructions.bundle, instructions.settings, instructions.shared, instructions.copies)
+        assert instructions.shared is not None, "the instructions of a worker have a shared folder"
+        (instructions.shared / STARTED).touch()
         return app
 
 
 def _load() -> WSGIApplication:
-    """Return the application that the workers run, made anew."""
+    """Return a new application for a worker."""
     module, _, name = APP.partition(":")
     app: WSGIApplication = getattr(importlib.import_module(module), name)()
     return app
 
 
 def _end_with_master() -> None:
-    """Let this worker end when its master does, however that happens: a new master could not have its port else."""
+    """Let the kernel kill this worker when its master exits for any reason; else the port would stay in use."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if str(os.getppid()) != os.environ.get(MASTER_VARIABLE, str(os.getppid())):
         os._exit(1)
@@ -145,10 +147,10 @@ def _end_with_master() -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let a signal end this process at once.
+    """Let SIGTERM and SIGINT end this process at once while the block runs.
 
-    While a worker loads, the handlers it inherited from its server only make a note that nobody reads, and the server
-    would wait for it until its patience ends.
+    While a worker loads, the handlers inherited from its server would only set a flag that is not checked yet, and the
+    server would wait for the worker until its timeout.
     """
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -159,39 +161,40 @@ def _stoppable() -> Iterator[None]:
 
 
 def main(file: str) -> None:
-    """Run the server that an open file describes, until it is told to stop.
+    """Run the server until it is stopped by a signal.
 
     Args:
-        file: The descriptor.
+        file: The descriptor of an open file with `WorkerInstructions`.
     """
-    told = WorkerInstructions.read(int(file))
-    settings = told.settings
+    instructions = WorkerInstructions.read(int(file))
+    settings = instructions.settings
     logging.config.dictConfig(logs.configuration(settings.log_format))
     os.environ[MASTER_VARIABLE] = str(os.getpid())
-    is_followed = told.alias is not None and settings.watch_seconds > 0
-    # Copies of an index may be large: they lie on a disk, and the kernel keeps in memory what is used of them.
+    is_followed = instructions.alias is not None and settings.watch_seconds > 0
+    # Copies of an index may be large, so they are on a disk; the kernel caches what is used of them in memory.
     on_disk = Path(tempfile.gettempdir())
     with _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies:
-        path = _tell(replace(told, shared=shared, copies=copies), shared)
-        Thread(target=_greet, args=(told.greeting, settings, shared), name="towers-greeting", daemon=True).start()
+        path = _write_instructions(replace(instructions, shared=shared, copies=copies), shared)
+        arguments = (instructions.greeting, settings, shared)
+        Thread(target=_greet, args=arguments, name="towers-greeting", daemon=True).start()
         with followed(path) if is_followed else nullcontext():
             _run(settings, shared)
 
 
 def _greet(greeting: str, settings: ServingConfig, shared: Path) -> None:
-    """Say what to try as soon as a worker has started and the port takes connections."""
+    """Print the greeting once a worker has started and the port accepts connections."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 (nothing is bound)
     while not (shared / STARTED).exists():
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_CHECKS)
     while True:
         with suppress(OSError), socket.create_connection((host, settings.port), timeout=1):
             break
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_CHECKS)
     print(greeting, flush=True)
 
 
 def _run(settings: ServingConfig, shared: Path) -> None:
-    """Run the workers until the server is told to stop."""
+    """Run the workers until the server is stopped by a signal."""
     match settings.server:
         case "granian":
             _run_granian(settings, shared)
@@ -199,12 +202,12 @@ def _run(settings: ServingConfig, shared: Path) -> None:
             _run_gunicorn(settings, shared)
 
 
-def _tell(told: WorkerInstructions, shared: Path) -> Path:
-    """Write what the workers are told into a file in their folder, and return its path."""
+def _write_instructions(instructions: WorkerInstructions, shared: Path) -> Path:
+    """Write the workers' instructions to a file in the shared folder, and return its path."""
     path = shared / INSTRUCTIONS_FILE
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        told.write(file)
+        instructions.write(file)
     finally:
         os.close(file)
     os.environ[APP_VARIABLE] = str(path)
@@ -212,15 +215,16 @@ def _tell(told: WorkerInstructions, shared: Path) -> Path:
 
 
 def _memory() -> Path:
-    """Return a folder in memory; where there is no such file system, one on a disk."""
+    """Return a folder in memory; without such a file system, one on a disk."""
     return _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
 @contextmanager
 def _shared_folder(where: Path) -> Iterator[Path]:
-    """Make a folder for the workers of this server; remove it in the end.
+    """Create a folder that the workers of this server share; remove it in the end.
 
-    It is locked as long as this process or a worker lives, so that what a server left behind that was killed is known.
+    It is locked as long as this process or a worker runs, so folders left behind by a killed server can be recognised
+    and removed.
     """
     for left in where.glob(f"{_SHARED}*"):
         _remove_if_left(left)
@@ -228,11 +232,11 @@ def _shared_folder(where: Path) -> Iterator[Path]:
     maker = os.getpid()
     with (folder / "new").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "new").rename(folder / _LOCK)  # only now, or another server would take it for one left behind
+        (folder / "new").rename(folder / _LOCK)  # renamed once locked, so that no other server takes it for left behind
         try:
             yield folder
         finally:
-            # Gunicorn's workers leave by this way, too.
+            # Gunicorn's forked workers run this, too.
             if os.getpid() == maker:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -243,7 +247,7 @@ def _remove_if_left(folder: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
     except OSError:
-        return  # in use, just being made, or another user's
+        return  # in use, being created, or owned by another user
 
 
 def _run_granian(settings: ServingConfig, shared: Path) -> None:
@@ -263,8 +267,8 @@ def _run_granian(settings: ServingConfig, shared: Path) -> None:
         address=settings.host,
         port=settings.port,
         interface=Interfaces.WSGI,
-        # One connection, one request at a time: with a thread for each connection, none that waits for its client
-        # keeps another from being answered.
+        # With HTTP/1 a connection has one request at a time, and with a thread for each connection, a request that
+        # waits for its client does not delay others.
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=1000 * SECONDS_FOR_HEADERS),
         backpressure=settings.connections,
@@ -284,7 +288,7 @@ def _run_gunicorn(settings: ServingConfig, shared: Path) -> None:
         "bind": f"{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}",
         "workers": settings.workers,
         "threads": settings.connections,
-        # What is beyond the threads is for idle connections, which take none.
+        # More connections than threads, as idle connections occupy no thread.
         "worker_connections": 2 * settings.connections,
         "worker_class": "serving.server.gunicorn_worker.Worker",
         "preload_app": False,
@@ -296,10 +300,10 @@ def _run_gunicorn(settings: ServingConfig, shared: Path) -> None:
     }
 
     class Server(BaseApplication):  # type: ignore[misc]
-        """Gunicorn with our settings; the application is made in each worker."""
+        """Gunicorn with these options; the application is created in each worker."""
 
         def load_config(self) -> None:
-            """Take the settings."""
+            """Apply the options."""
             for name, value in options.items():
                 self.cfg.set(name, value)
 
@@ -310,8 +314,8 @@ def _run_gunicorn(settings: ServingConfig, shared: Path) -> None:
             except Exception as error:
                 if not (shared / STARTED).exists():
                     raise
-                # Gunicorn would end the whole server, though the other workers answer.
-                _log.error("a worker cannot start; another one tries: %s", error)
+                # Otherwise Gunicorn would stop the whole server, although other workers run.
+                _log.error("a worker cannot start; it is retried: %s", error)
                 time.sleep(_SECONDS_TO_TRY_AGAIN)
                 sys.exit(1)
 

@@ -1,6 +1,5 @@
-"""The folder `index/` of a bundle: everything that a server answers from.
+"""The folder `index/` of a bundle: all data that a server needs besides the model.
 
-- `snapshot`: `Snapshot`, today's tables as the model sees them; `manifest`: its `IndexManifest`; `encoding`: users to
-  vectors;
-  `precomputed`: recommendations found before anybody asks.
+- `snapshot`: `Snapshot`, the tables encoded by the model; `manifest`: its `IndexManifest`; `encoding`: encodes users;
+  `precomputed`: precomputed recommendations of known users.
 """

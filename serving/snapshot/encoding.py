@@ -1,4 +1,4 @@
-"""Users and items to unit vectors."""
+"""Encodes users as unit vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.search.searcher import ItemVectors
 from towers.bundle.bundle import ModelBundle
 
 _USERS_AT_ONCE = 4096
-# Events of a block where there is a deadline.
+# Number of events in a block if there is a deadline.
 EVENTS_AT_ONCE = 4096
 
 
@@ -28,13 +28,13 @@ def encode_users(
     progress: Callable[[int, int], None] = lambda done, total: None,
     now: int | None = None,
 ) -> Float32[np.ndarray, "users width"]:
-    """Return users' unit vectors, made in blocks.
+    """Return users' unit vectors, encoded in blocks.
 
     Args:
         bundle: The model.
         item_vectors: The unit vectors of the items in the histories, by row.
         histories: Each user's history, oldest first.
-        attributes: One row per user; None where there are none.
+        attributes: One row per user; None if the model reads none.
         progress: Called with the number of users done and of all.
         now: The time of the request in Unix seconds, for models that read it.
     """
@@ -58,5 +58,5 @@ def encode_users(
 
 
 def attribute_columns(bundle: ModelBundle) -> list[str]:
-    """Return the columns of the users' table that a model reads."""
+    """Return the columns of the users table that a model reads."""
     return [column for column in bundle.config.features.user if column != USER_ID]

@@ -1,8 +1,7 @@
-"""The seal of an index folder: `manifest.json`, which says what made it and what each file must be.
+"""The manifest of an index folder, `manifest.json`: the model that built it, its parameters, and its files' checksums.
 
-An index of other weights gives answers that look plausible and are wrong, and nothing in its shape would show it. So
-the seal holds the digest of the weights, and nothing is read before every file has proved to be the one that was
-written.
+An index built with other weights returns plausible but wrong results, which nothing in its format would reveal. So the
+manifest has the digest of the weights, and all checksums are verified before a file is read.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from towers.bundle.signature import sign, signing_key
 FORMAT_VERSION = 2
 NAME = "manifest.json"
 FOLDER = "index"
-"""Where it is in a bundle."""
+"""Name of the index folder within a bundle."""
 
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "safetensors", "torch")
 
@@ -44,62 +43,62 @@ class Weights(Protocol):
 
 
 class LogOffset(StrictTable):
-    """How much of a log of live writes is in the tables that an index was made of."""
+    """The part of a log of live writes that is contained in an index."""
 
     log_id: str
-    """Which log."""
+    """Identity of the log."""
     position: int
-    """Its last record that is in them."""
+    """Position of the last contained record."""
 
 
 class PrecomputedInfo(StrictTable):
-    """What is listed of each user before anybody asks."""
+    """The parameters of precomputed recommendations."""
 
     depth: int
-    """Items for each."""
+    """Number of items per user."""
     with_seen: bool
-    """Whether items that the user had may be among them."""
+    """Whether they may include items of the user's history."""
 
 
 class IndexManifest(StrictTable):
-    """What is said of an index on disk."""
+    """The content of an index's `manifest.json`."""
 
     format_version: int
-    """Of the folder; this version reads 2."""
+    """Format of the folder; this version reads 2."""
     weights_digest: str
-    """SHA-256 of the model weights that made the vectors."""
+    """SHA-256 of the model weights that encoded the vectors."""
     model: str
-    """The model's version, as answers name it."""
+    """The model's version, as in responses."""
     catalog_digest: str
     """SHA-256 of the catalogue's content."""
     plan: IndexConfig
-    """How the index searches: its kind and parameters."""
+    """Kind and parameters of the index."""
     recall_at_100: float
-    """The share of the true best 100 of each user that it found when it was built."""
+    """Recall@100, 0 to 1, measured when the index was built."""
     recall_wanted: float | None
     """The recall that it was tuned for; None: it was not tuned."""
     recall_users: int
-    """How many users this was measured with; 0 where nobody is known, and items stood in for them."""
+    """Number of users that recall was measured with; 0 if no users are known and items were used."""
     num_items: int
-    """Items in the catalogue."""
+    """Number of items in the catalogue."""
     num_users: int
-    """Known users."""
+    """Number of known users."""
     num_interactions: int
-    """Events in their histories."""
+    """Number of events in their histories."""
     width: int
-    """Numbers in a vector."""
+    """Dimension of the vectors."""
     newest_event: float | None = None
-    """When the newest of them was, in Unix seconds; None where the tables have no times."""
+    """Time of the newest event in Unix seconds; None if the tables have no times."""
     live: LogOffset | None = None
-    """What of the log of live writes is in it; None: nothing was folded in."""
+    """The part of the log of live writes that the index contains; None: no log was compacted into it."""
     shortlists: PrecomputedInfo | None = None
-    """The shortlists of users; None: there are none."""
+    """Parameters of the precomputed recommendations; None: there are none."""
     created: str
-    """When, ISO 8601 in UTC."""
+    """Time of creation, ISO 8601 in UTC."""
     libraries: dict[str, str]
-    """Versions of what wrote it."""
+    """Versions of the libraries that wrote it."""
     files: dict[str, dict[str, int | str]] = Field(default_factory=dict)
-    """Bytes and SHA-256 of every other file of the folder, by name."""
+    """Size in bytes and SHA-256 of every other file of the folder, by name."""
 
     @classmethod
     def of(
@@ -118,7 +117,7 @@ class IndexManifest(StrictTable):
         newest_event: float | None = None,
         live: LogOffset | None = None,
     ) -> IndexManifest:
-        """Return the seal of an index that `bundle` makes now; its files are sealed when they are written."""
+        """Return the manifest of an index that `bundle` builds now; checksums are added when it is written."""
         return cls(
             format_version=FORMAT_VERSION,
             weights_digest=bundle.weights_digest,
@@ -140,32 +139,32 @@ class IndexManifest(StrictTable):
 
     @property
     def version(self) -> str:
-        """A short name of the index: the first 12 digits of the digest of all that is said of it."""
+        """A short name of the index: the first 12 digits of the digest of the manifest."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     @property
     def events_until(self) -> float:
-        """Until when events that a log received are taken to be in the tables, in Unix seconds; 0: none are."""
+        """Unix seconds until which events received by a log are considered to be in the tables; 0: none are."""
         created = datetime.fromisoformat(self.created).timestamp()
         return 0.0 if self.newest_event is None else min(self.newest_event, created)
 
     def write(self, folder: Path) -> None:
-        """Write the seal over the files that are in `folder`, signed where the environment names a key."""
+        """Write the manifest with checksums of the files in `folder`, signed if the environment names a key."""
         sealed = self.model_copy(update={"files": seal_files(folder)})
         (folder / NAME).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
         sign(folder / NAME, signing_key())
 
     @classmethod
     def read(cls, folder: Path, bundle: Weights, trusted_keys: Path | None = None) -> IndexManifest:
-        """Return the seal of `folder`, which is in `bundle`, after proving that it belongs there and is intact.
+        """Return the manifest of an index after verifying its checksums, and that `bundle` built it.
 
         Args:
-            folder: The index.
-            bundle: Whose index it is to be.
-            trusted_keys: File of public keys, one of which must have signed it. None: no signature is needed.
+            folder: The folder of the index.
+            bundle: The bundle that it must belong to.
+            trusted_keys: File of public keys, one of which must have signed it. None: no signature is required.
 
         Raises:
-            BundleError: Says what is wrong and how to make the index anew.
+            BundleError: The index cannot be used; names the cause, and the command to rebuild it.
         """
         return cls.open(folder, bundle, trusted_keys=trusted_keys)[0]
 
@@ -173,21 +172,21 @@ class IndexManifest(StrictTable):
     def open(
         cls, folder: Path, bundle: Weights, copies: PrivateCopies | None = None, trusted_keys: Path | None = None
     ) -> tuple[IndexManifest, SealedFolder]:
-        """Return the seal of `folder` and its files, after proving that they belong there and are intact.
+        """Return the manifest of an index and its files, after verifying checksums, and that `bundle` built it.
 
         Args:
-            folder: The index.
-            bundle: What it is in.
-            copies: Where its files are copied to, and read from then on. None: they are read where they lie.
-            trusted_keys: File of public keys, one of which must have signed it. None: no signature is needed.
+            folder: The folder of the index.
+            bundle: The bundle that it must belong to.
+            copies: Folder to which its files are copied before they are read. None: they are read in place.
+            trusted_keys: File of public keys, one of which must have signed it. None: no signature is required.
 
         Raises:
-            BundleError: Says what is wrong and how to make the index anew.
+            BundleError: The index cannot be used; names the cause, and the command to rebuild it.
         """
         seal, remedy = cls._parse(folder, trusted_keys), cls.remedy(folder.parent)
         if seal.weights_digest != bundle.weights_digest:
             raise BundleError(
-                f"{folder}: made from other weights (digest {seal.weights_digest[:12]}) than the model in "
+                f"{folder}: built with other weights (digest {seal.weights_digest[:12]}) than those of the model in "
                 f"{folder.parent} (digest {bundle.weights_digest[:12]}); {remedy}"
             )
         try:
@@ -197,8 +196,8 @@ class IndexManifest(StrictTable):
 
     @staticmethod
     def remedy(bundle_path: Path) -> str:
-        """Return how an index is made anew."""
-        return f"make the index anew with `towers index {bundle_path}`"
+        """Return the instruction to rebuild an index, for messages."""
+        return f"rebuild the index with `towers index {bundle_path}`"
 
     @classmethod
     def _parse(cls, folder: Path, trusted_keys: Path | None) -> IndexManifest:
@@ -213,9 +212,10 @@ class IndexManifest(StrictTable):
             raise BundleError(f"{path}: cannot be read ({said_of(error)}); {remedy}") from None
         found = content.get("format_version")
         if isinstance(found, int) and found != FORMAT_VERSION:
-            age, cure = ("a newer", "upgrade, or ") if found > FORMAT_VERSION else ("an older", "")
+            age, upgrade = ("a newer", "upgrade, or ") if found > FORMAT_VERSION else ("an older", "")
             raise BundleError(
-                f"{path}: format {found}, written by {age} two-towers (this one reads {FORMAT_VERSION}); {cure}{remedy}"
+                f"{path}: format {found}, written by {age} version of two-towers (this version reads format "
+                f"{FORMAT_VERSION}); {upgrade}{remedy}"
             )
         try:
             return cls.model_validate(content)

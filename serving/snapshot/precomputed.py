@@ -1,7 +1,7 @@
-"""The best items of every known user, found before anybody asks.
+"""Precomputed recommendations: the best items of every known user.
 
-Between two runs of `towers index` most users ask with the vector that they had then, and the catalogue is the same. So
-what the service would answer them is written beside the index once, and looked up, which is much faster than a search.
+Between two runs of `towers index`, the vectors of most users and the catalogue do not change. So their recommendations
+are computed once and stored in the index folder; a lookup is much faster than a search.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from serving.snapshot.manifest import PrecomputedInfo
 
 FILE = "shortlists.safetensors"
 BYTES_A_PLACE = 8
-"""What an item of a list takes: a row and a score."""
+"""Memory of one item: a row and a score."""
 
 
 @dataclass(frozen=True)
 class PrecomputedTopK:
-    """The first items of each user, best first.
+    """The best items of each user, best first.
 
     Attributes:
-        rows: Catalogue rows by row of users, `[users, depth]`; -1 from where on a user gets no more, and for users of
-            whom nothing is known.
+        rows: Catalogue rows by row of users, `[users, depth]`; -1 after a user's last item, and for users
+            without any known feature.
         scores: Their scores, `[users, depth]`.
-        with_seen: Whether items that a user had are among them.
+        with_seen: Whether they may include items of the user's history.
     """
 
     rows: Int32[np.ndarray, "users depth"]
@@ -39,25 +39,25 @@ class PrecomputedTopK:
 
     @classmethod
     def empty(cls, num_users: int, depth: int, *, with_seen: bool) -> PrecomputedTopK:
-        """Return lists with nothing in them, to be filled by `put`."""
+        """Return empty lists, to be filled by `put`."""
         shape = num_users, depth
         return cls(np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32), with_seen)
 
     def put(self, user_rows: np.ndarray, hits: Hits) -> None:
-        """Take down what some users get, no more than `depth` items each."""
+        """Store the results of some users, at most `depth` items each."""
         lengths = np.diff(hits.offsets)
         where = np.repeat(user_rows, lengths), ragged_arange(np.zeros_like(lengths), lengths)
         self.rows[where], self.scores[where] = hits.rows, hits.scores
 
     @property
     def listed(self) -> PrecomputedInfo:
-        """What their seal says of them."""
+        """The parameters for the manifest."""
         return PrecomputedInfo(depth=self.rows.shape[1], with_seen=self.with_seen)
 
     def best(
         self, user_row: int, depth: int
     ) -> tuple[Int32[np.ndarray, " depth"], Float32[np.ndarray, " depth"]] | None:
-        """Return the first `depth` items of a user, with their scores; None where not so many are listed."""
+        """Return the first `depth` items of a user, with their scores; None if fewer are stored."""
         if not 0 < depth <= self.rows.shape[1] or self.rows[user_row, depth - 1] < 0:
             return None
         return self.rows[user_row, :depth], self.scores[user_row, :depth]
@@ -67,5 +67,5 @@ class PrecomputedTopK:
         return len(self.rows)
 
     def save(self, folder: Path) -> None:
-        """Write them into the folder of an index."""
+        """Write the lists to the folder of an index."""
         save_file({"rows": self.rows, "scores": self.scores}, folder / FILE)

@@ -1,20 +1,22 @@
-"""Everything a server answers from, in one folder: `index/` inside a bundle.
+"""All data that a server needs besides the model, in one folder: `index/` inside a bundle.
 
-A bundle is the model; a snapshot is what the model makes of today's tables: the catalogue with its vectors and their
-index, what everyone did, and what is popular. Weights change weekly and tables daily, so the folder has its own seal,
-and a snapshot opens only together with the bundle whose weights made it.
+A bundle is the model; a snapshot is the current tables, encoded by the model: the catalogue with its vectors and their
+index, users' histories, and popularity. Weights may change weekly and tables daily, so the folder has its own manifest,
+and a snapshot opens only together with the bundle that built it.
 
 ```
 index/
-  manifest.json         the seal: digests of weights and catalogue, kind, measured recall, each file's bytes and sha256
-  items.parquet         the catalogue, in the order of rows, and `interactions.parquet` how often each item was had
-  vectors.safetensors   `items` by row; `users` by their order in users.parquet (not where the time of asking matters)
-  items.faiss           the index; regions.safetensors where its filtered searches look, if it has such
-  users.parquet         user_id, history (item ids, oldest first) and, where the tables have them, times
-  attributes.parquet    what the model reads of the users beside that
-  facts.safetensors     what a learned ranker reads of the items, where the bundle has one
-  tokens.safetensors    what late interaction reads of them, where the bundle's ranker is that
-  shortlists.safetensors  the best items of each user, `rows` and `scores`, where they were asked for
+  manifest.json           digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
+  items.parquet           the catalogue, in the order of rows
+  interactions.parquet    the number of interactions of each item
+  vectors.safetensors     `items` by row; `users` in the order of users.parquet (not for models that read request times)
+  items.faiss             the index
+  regions.safetensors     its IVF lists for filtered searches, if it has any
+  users.parquet           user_id, history (item ids, oldest first) and times, if the tables have them
+  attributes.parquet      the users' attributes that the model reads
+  facts.safetensors       item statistics for a learned ranker, if the bundle has one
+  tokens.safetensors      token vectors for a late-interaction ranker, if the bundle has one
+  shortlists.safetensors  precomputed recommendations of each user, `rows` and `scores`, if requested
 ```
 """
 
@@ -63,20 +65,20 @@ from towers.rerankers.token_embeddings import TokenReader, TokenVectors
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The tables of a day as a model sees them. Rows of items are positions in `catalog`, of users in `histories`.
+    """The current tables, encoded by a model. Rows of items are positions in `catalog`, of users in `histories`.
 
     Attributes:
-        catalog: What can be recommended.
-        index: The items' vectors, searchable.
-        histories: Everything each known user did, oldest first; users sorted by id, some perhaps without events.
-        attributes: What the model reads of each user beside that, one row each; None where it reads nothing.
-        user_vectors: The users' unit vectors, `[users, width]`; None where they depend on the time of asking.
-        interactions: How often each item was had, `[items]`.
-        seal: What is said of it on disk.
-        facts: What a learned ranker reads of the items; None where the bundle had none when this was made.
-        tokens: What late interaction reads of them; likewise.
-        shortlists: What each user gets; None where that was not asked for.
-        folder: Where it was read; None where it was made now.
+        catalog: The items.
+        index: Index of the items' vectors.
+        histories: The history of each known user, oldest first; users sorted by id, some perhaps without events.
+        attributes: The users' attributes that the model reads, one row each; None if it reads none.
+        user_vectors: The users' unit vectors, `[users, dim]`; None if they depend on the time of a request.
+        interactions: Number of interactions of each item, `[items]`.
+        seal: The manifest.
+        facts: Item statistics for a learned ranker; None if the bundle contained none when this was built.
+        tokens: Token vectors of the items for a late-interaction ranker; likewise.
+        shortlists: Precomputed recommendations of each user; None if not requested.
+        folder: The folder that it was read from; None if it was built now.
     """
 
     catalog: Catalog
@@ -100,30 +102,29 @@ class Snapshot:
         progress: Callable[[int, int], None] = lambda done, total: None,
         live: LogOffset | None = None,
     ) -> Snapshot:
-        """Return what `bundle` makes of `tables`.
+        """Encode tables and build their index.
 
         Args:
             bundle: The model.
-            tables: Today's tables; items and users that training did not know are welcome.
-            choose: Chooses the index over the items' vectors, given vectors of some users. One that compares every
-                item, unless said otherwise.
+            tables: The current tables; they may have items and users that were not in training.
+            choose: Chooses the index over the items' vectors, given vectors of some users. Default: brute force.
             progress: Called with the number of users encoded so far and of all users.
-            live: What of a log of live writes is in the tables. None: nothing was folded in.
+            live: The part of a log of live writes that is in the tables. None: none is.
 
         Raises:
-            BundleError: The model's vectors are not vectors of length 1, as after a training that diverged.
+            BundleError: The model's vectors do not have length 1, as after a training that diverged.
         """
         catalog = tables.catalog
         try:
             index = ItemIndex.build(bundle.encode_items(catalog))
         except ValueError as error:
             raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
-        histories, attributes = _people(tables, bundle)
+        histories, attributes = _users(tables, bundle)
         vectors = (
             None if bundle.config.reads_time else encode_users(bundle, index.vectors, histories, attributes, progress)
         )
-        asking = _asking(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
-        chosen = choose(index.vectors, asking)
+        queries = _query_sample(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
+        chosen = choose(index.vectors, queries)
         seal = IndexManifest.of(
             bundle,
             catalog_digest=_digest(catalog),
@@ -154,12 +155,12 @@ class Snapshot:
         )
 
     def with_shortlists(self, shortlists: PrecomputedTopK) -> Snapshot:
-        """Return the same, with what each user gets."""
+        """Return this snapshot with precomputed recommendations."""
         seal = self.seal.model_copy(update={"shortlists": shortlists.listed})
         return replace(self, shortlists=shortlists, seal=seal)
 
     def save(self, bundle_path: Path) -> Path:
-        """Write the folder `index/` into a bundle, in the place of one that is there, and return its path."""
+        """Write the folder `index/` into a bundle, replacing an existing one, and return its path."""
         with atomic_folder(bundle_path / FOLDER) as folder:
             _write(folder / "items.parquet", _arrow(self.catalog.frame))
             _write(folder / "interactions.parquet", pa.table({"interactions": self.interactions}))
@@ -185,7 +186,7 @@ class Snapshot:
         """Read the folder `index/` of a bundle.
 
         Raises:
-            BundleError: There is none, it is damaged or of a newer format, or other weights made it.
+            BundleError: There is none, it is damaged or of another format, or was built with other weights.
         """
         seal, folder = IndexManifest.open(bundle.path / FOLDER, bundle, bundle.copies, bundle.trust.keys)
         with reading(folder.path, seal.remedy(bundle.path), "its files do not fit together"):
@@ -193,7 +194,7 @@ class Snapshot:
 
     @classmethod
     def _read(cls, folder: SealedFolder, seal: IndexManifest) -> Snapshot:
-        # First what has its size from its bytes: by that the sizes that other files only claim are judged.
+        # Vectors first: their file's size proves their number, against which the sizes claimed by others are checked.
         vectors = _vectors(folder.file("vectors.safetensors"), seal)
         catalog = Catalog(_frame(folder.file("items.parquet"), seal.num_items))
         regions = Partitions.load(folder.file(REGIONS)) if REGIONS in folder else None
@@ -210,13 +211,13 @@ class Snapshot:
             shortlists = _shortlists(folder.file(SHORTLISTS), seal.shortlists, seal.num_items)
         read = [len(one) for one in (facts, tokens) if one is not None]
         counts = {len(catalog), len(index), len(interactions), seal.num_items, *read}
-        people = {
+        user_counts = {
             len(histories),
             seal.num_users,
             *(len(one) for one in (attributes, vectors.get("users"), shortlists) if one is not None),
         }
-        if len(counts) > 1 or len(people) > 1:
-            raise ValueError(f"numbers of items {sorted(counts)}, of users {sorted(people)}")
+        if len(counts) > 1 or len(user_counts) > 1:
+            raise ValueError(f"numbers of items differ {sorted(counts)}, or of users {sorted(user_counts)}")
         users = vectors.get("users")
         return cls(catalog, index, histories, attributes, users, interactions, seal, facts, tokens, shortlists, folder)
 
@@ -231,8 +232,8 @@ class Snapshot:
         return pa.table(columns)
 
 
-def _people(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame | None]:
-    """Return everyone of either table, sorted by id, with what they did and the attributes that the model reads."""
+def _users(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame | None]:
+    """Return the histories of the users of either table, sorted by id, and the attributes that the model reads."""
     active = tables.interactions.sequences(tables.catalog)
     columns = attribute_columns(bundle)
     if tables.users is None:
@@ -249,8 +250,8 @@ def _facts(tables: Tables, bundle: ModelBundle) -> ItemStatistics:
 
 
 def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerManifest, folder: SealedFolder) -> TokenVectors:
-    """Return the vectors of the items' tokens, by the model of the bundle's ranker."""
-    assert sealed.reading is not None, "it reads texts"
+    """Return the vectors of the items' tokens, encoded by the bundle's ranker."""
+    assert sealed.reading is not None, "a late-interaction ranker reads texts"
     reader = TokenReader.open(folder.folder(MODEL), sealed.reading.max_tokens)
     texts = item_texts(catalog, bundle.config.features.item) or []
     with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
@@ -258,14 +259,14 @@ def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerManifest, folde
 
 
 def _newest(interactions: Interactions) -> float | None:
-    """Return when the newest interaction was, in Unix seconds; None where there are no times."""
+    """Return the time of the newest interaction in Unix seconds; None if there are no times."""
     if "timestamp" not in interactions.frame or not len(interactions):
         return None
     return float(interactions.frame["timestamp"].max())
 
 
 def _with_inactive(active: Sequences, users: Users) -> Sequences:
-    """Return the sequences with those users added who did nothing yet, sorted by id."""
+    """Return the sequences with users without events added, sorted by id."""
     inactive = np.setdiff1d(users.user_ids, active.user_ids)
     user_ids = np.concatenate([active.user_ids, inactive])
     offsets = np.concatenate([active.offsets, np.full(len(inactive), active.num_events)])
@@ -274,10 +275,10 @@ def _with_inactive(active: Sequences, users: Users) -> Sequences:
     )
 
 
-def _asking(
+def _query_sample(
     bundle: ModelBundle, index: ItemIndex, histories: Sequences, attributes: pd.DataFrame | None
 ) -> Float32[np.ndarray, "users width"]:
-    """Return the vectors of some users as they are now, for models that look at the clock."""
+    """Return the vectors of some users at the current time, for models that read the time of a request."""
     users = np.random.default_rng(0).permutation(np.flatnonzero(histories.lengths > 0))[:SAMPLE]
     known = None if attributes is None else attributes.iloc[users].reset_index(drop=True)
     vectors = encode_users(bundle, index.vectors, histories.take(users), known, now=int(time.time()))
@@ -301,7 +302,7 @@ def _histories(table: pa.Table, catalog: Catalog) -> Sequences:
 
 
 def _digest(catalog: Catalog) -> str:
-    """Return the SHA-256 of what the catalogue says, whatever file it came from."""
+    """Return the SHA-256 of the catalogue's content, independent of its file format."""
     digest = hashlib.sha256()
     table = _arrow(catalog.frame)
     with pa.ipc.new_stream(_HashSink(digest), table.schema) as stream:
@@ -310,7 +311,7 @@ def _digest(catalog: Catalog) -> str:
 
 
 class _HashSink:
-    """A file that only remembers the hash of what is written to it."""
+    """A file object that only hashes what is written to it."""
 
     closed = False
 

@@ -107,13 +107,13 @@ class World:
 
     Attributes:
         name: What is special about it.
-        retriever: What answers.
+        recommender: What answers.
         anew: What answers from an index made anew with all that was written; None where that may differ.
         path: A folder for the nightly table.
     """
 
     name: str
-    retriever: Recommender
+    recommender: Recommender
     anew: Recommender | None
     path: Path
 
@@ -142,25 +142,25 @@ def make_world(rng: np.random.Generator, kind: IndexKind, path: Path) -> World:
             snapshot = snapshot.with_shortlists(lists)
         return Recommender(bundle, snapshot, recommend_seen=with_seen, rerank=reranking, clock=lambda: LAST + 1e6)
 
-    base = retriever = opened(tables, listed=bool(rng.random() < 0.6))
+    base = recommender = opened(tables, listed=bool(rng.random() < 0.6))
     anew = None
     if is_live:
         store = SqliteLog(path / f"{rng.integers(2**60)}.db")
-        live = LiveRecommender(retriever, store)
+        live = LiveRecommender(recommender, store)
         for _ in range(int(rng.integers(1, 4))):
             store.append(_writes(rng, tables))
-            retriever = live.current()
+            recommender = live.current()
         if is_whole:
             rebuilt = opened(compact(tables, store)[0], listed=False)
             anew = rebuilt if _reaches_all(base) and _reaches_all(rebuilt) else None
         store.close()
     name = f"{plan}{', live' if is_live else ''}{'' if reranking is None else ', reranked'}"
-    return World(name, retriever, anew, path)
+    return World(name, recommender, anew, path)
 
 
-def _reaches_all(retriever: Recommender) -> bool:
+def _reaches_all(recommender: Recommender) -> bool:
     """Return whether a search may find every item; in HNSW's graph an exact copy may be one that no link leads to."""
-    index = retriever.snapshot.index
+    index = recommender.snapshot.index
     _, rows = index._fetch(np.asarray(index.vectors[:1]), len(index))
     return len(np.unique(rows[rows >= 0])) == len(index)
 
@@ -251,10 +251,10 @@ class Question:
             who = UserProfile(history, {"country": "de"} if rng.random() < 0.5 else {})
         return cls(who, body, depth)
 
-    def wanted(self, retriever: Recommender, k: int, offset: int = 0) -> RecommendRequest:
-        """Return what must be of the answer, in a retriever's terms."""
+    def wanted(self, recommender: Recommender, k: int, offset: int = 0) -> RecommendRequest:
+        """Return what must be of the answer, in a recommender's terms."""
         asked = CONTRACT.body({**self.body, "k": k, "offset": offset, "users": [self.said]})
-        return CONTRACT.wanted(asked, retriever.state.filters)
+        return CONTRACT.wanted(asked, recommender.state.filters)
 
     @property
     def said(self) -> Any:
@@ -298,35 +298,35 @@ def items_of(answer: RecommendResponse) -> Items:
 
 def differences(world: World, question: Question, rng: np.random.Generator) -> Iterator[str]:
     """Yield each way of asking a question that has another answer than the question asked alone and at once."""
-    retriever = world.retriever
-    whole = items_of(retriever.recommend(question.who, question.wanted(retriever, question.depth)))
+    recommender = world.recommender
+    whole = items_of(recommender.recommend(question.who, question.wanted(recommender, question.depth)))
     if len({item_id for item_id, _, _ in whole}) < len(whole):
         yield "an item twice"
-    if items_of(retriever.recommend(question.who, question.wanted(retriever, question.depth))) != whole:
+    if items_of(recommender.recommend(question.who, question.wanted(recommender, question.depth))) != whole:
         yield "asked again"
     paged: Items = []
     size = max(1, int(rng.integers(1, question.depth + 1)), question.depth // 6)
     for offset in range(0, question.depth, size):
-        wanted = question.wanted(retriever, min(size, question.depth - offset), offset)
-        paged += items_of(retriever.recommend(question.who, wanted))
+        wanted = question.wanted(recommender, min(size, question.depth - offset), offset)
+        paged += items_of(recommender.recommend(question.who, wanted))
     if paged != whole:
         yield f"in pages of {size}"
     others = [Question.drawn(rng).who for _ in range(int(rng.choice([1, 5, 30])))]
     place = int(rng.integers(len(others) + 1))
     batch = [*others[:place], question.who, *others[place:]]
-    together = retriever.recommend_many(batch, question.wanted(retriever, question.depth))
+    together = recommender.recommend_many(batch, question.wanted(recommender, question.depth))
     if items_of(together[place]) != whole:
         yield f"among {len(others)} others"
     body = {**question.body, "k": question.depth, "users": [question.said]}
-    served = orjson.loads(orjson.dumps(ANSWERS.about_body(retriever, body)))
+    served = orjson.loads(orjson.dumps(ANSWERS.for_body(recommender, body)))
     if _items_said(served["answers"][0]) != whole:
         yield "over HTTP"
     if not isinstance(question.who, UserProfile):
-        wanted = question.wanted(retriever, question.depth)
-        if _items_said(orjson.loads(orjson.dumps(ANSWERS.about_user(retriever, str(question.who), wanted)))) != whole:
+        wanted = question.wanted(recommender, question.depth)
+        if _items_said(orjson.loads(orjson.dumps(ANSWERS.for_user(recommender, str(question.who), wanted)))) != whole:
             yield "over HTTP, about one"
-    if set(question.body) <= {"filter"} and isinstance(retriever.state.search, ItemIndex):
-        row = None if isinstance(question.who, UserProfile) else retriever.state.users.row(question.who)
+    if set(question.body) <= {"filter"} and isinstance(recommender.state.search, ItemIndex):
+        row = None if isinstance(question.who, UserProfile) else recommender.state.users.row(question.who)
         if row is not None and nightly(world, question, row) != whole:
             yield "in the nightly table"
     if world.anew is not None and not _is_nobody(world, question):
@@ -344,21 +344,21 @@ def _is_nobody(world: World, question: Question) -> bool:
     assert world.anew is not None
     if isinstance(question.who, UserProfile):
         return False
-    is_known = [one.state.users.row(question.who) is not None for one in (world.retriever, world.anew)]
+    is_known = [one.state.users.row(question.who) is not None for one in (world.recommender, world.anew)]
     return is_known == [True, False]
 
 
 def nightly(world: World, question: Question, row: int) -> Items:
     """Return what the nightly table says of someone, made for everyone."""
-    retriever = world.retriever
-    wanted = question.wanted(retriever, question.depth)
+    recommender = world.recommender
+    wanted = question.wanted(recommender, question.depth)
     path = world.path / "nightly.parquet"
-    audience = Audience.everyone(retriever)
+    audience = Audience.everyone(recommender)
     around = np.unique([row, *range(row % 3, len(audience), 3)])
     some = Audience(audience.user_ids[around], audience.user_rows[around])
-    write_candidates(retriever, some, question.depth, path, where=wanted.where)
+    write_candidates(recommender, some, question.depth, path, where=wanted.where)
     table = pd.read_parquet(path)
-    mine = table[table["user_id"] == retriever.state.users.ids[row]]
+    mine = table[table["user_id"] == recommender.state.users.ids[row]]
     return list(zip(mine["item_id"], mine["score"].astype(float), mine["rank"], strict=True))
 
 

@@ -8,7 +8,7 @@ Clients write (events, items put, changed and deleted) and after each write ask,
 any worker may answer, while `runs/production` goes to and fro between two bundles, each time until every worker has
 gone over. An answer is wrong if it is not from the log position of the client's last write or a later one, if an item
 is in it that the user had or that was deleted, if it is not full, or not in order. A part of the answers is afterwards
-compared with what a retriever of the same model answers at the same position of the log, and the last ones with those
+compared with what a recommender of the same model answers at the same position of the log, and the last ones with those
 of an index made anew from tables that the log was folded into.
 """
 
@@ -390,7 +390,7 @@ def _swap(service: Service, folder: Path, target: Path, num_workers: int) -> Non
 
 
 def _compared(folder: Path, bundles: dict[str, Path], tally: Tally) -> list[str]:
-    """Return what of the sampled answers is not what a retriever of the same model and position answers."""
+    """Return what of the sampled answers is not what a recommender of the same model and position answers."""
     wrong, store = [], SqliteLog(folder / "live.db")
     for model, path in bundles.items():
         until = Until(store)

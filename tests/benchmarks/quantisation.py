@@ -55,9 +55,9 @@ def measure(vectors: np.ndarray, queries: np.ndarray, prefixes: list[int]) -> li
 def main(arguments: list[str]) -> None:
     """Print the table of a bundle, or of random vectors."""
     if arguments:
-        retriever = open_recommender(Path(arguments[0]))
-        vectors, prefixes = retriever.snapshot.index.vectors, retriever.bundle.config.towers.matryoshka_dims
-        users = retriever.snapshot.user_vectors
+        recommender = open_recommender(Path(arguments[0]))
+        vectors, prefixes = recommender.snapshot.index.vectors, recommender.bundle.config.towers.matryoshka_dims
+        users = recommender.snapshot.user_vectors
         queries = sample_of(vectors if users is None or not len(users) else users)
     else:
         drawn = np.random.default_rng(0).normal(size=(RANDOM_ITEMS + 500, RANDOM_WIDTH))

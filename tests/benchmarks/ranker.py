@@ -1,4 +1,4 @@
-"""What a second look gains and what it costs, kind by kind: N@10 of the retriever's order and after re-ranking, and ms.
+"""What re-ranking gains and costs, by kind of re-ranker: N@10 of the retrieval order and after it, and milliseconds.
 
     python tests/benchmarks/ranker.py [--task next-item] [--kinds learned] [--folder evaluation/ranker]
         [--set training.epochs=6 ...] [--users 6040] [--slow 300] [--model FOLDER] [--learn 2000]
@@ -216,12 +216,12 @@ def _words(kind: str, given: argparse.Namespace) -> list[str]:
     return [*model, "--train-queries", str(given.learn)] if given.learn else model
 
 
-def judge(name: str, retriever: Recommender, questions: Sequence[Question]) -> Judged:
+def judge(name: str, recommender: Recommender, questions: Sequence[Question]) -> Judged:
     """Ask every question."""
     now = [0.0]
-    retriever._clock = lambda: now[0]
+    recommender._clock = lambda: now[0]
     ask: Callable[[int | str, int], RecommendResponse] = (
-        retriever.search if isinstance(questions[0].who, str) else retriever.recommend  # type: ignore[assignment]
+        recommender.search if isinstance(questions[0].who, str) else recommender.recommend  # type: ignore[assignment]
     )
     gains, seconds, whole = (np.zeros(len(questions)) for _ in range(3))
     for place, question in enumerate(tqdm(questions, desc=name, disable=None, leave=False)):

@@ -54,7 +54,7 @@ from serving.jobs.build_index import LISTED
 from serving.jobs.precompute import precompute_top_k
 from serving.recommend.recommender import Recommender
 from serving.search.tuning import choose, sample_of
-from serving.server.told import WorkerInstructions
+from serving.server.instructions import WorkerInstructions
 from serving.snapshot.manifest import IndexManifest
 from serving.snapshot.snapshot import Snapshot
 from tests.benchmarks.ids_only import ROOT, processor

@@ -137,7 +137,7 @@ def catalogue_of(items: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
 
 
 def retriever_of(folder: Path, kind: str, vectors: np.ndarray, tastes: np.ndarray, frame: pd.DataFrame) -> Recommender:
-    """Return a retriever over the items with an index of a kind."""
+    """Return a recommender over the items with an index of a kind."""
     rng = np.random.default_rng(1)
     lengths = np.append(np.full(LONG_HISTORIES, LONG), rng.integers(5, 100, size=USERS - LONG_HISTORIES))
     rows = rng.integers(len(vectors), size=lengths.sum())
@@ -364,13 +364,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in given.kinds:
             plan = "exact" if kind == "live" else kind
-            retriever = retriever_of(Path(folder) / kind, plan, vectors, tastes, frame)
+            recommender = retriever_of(Path(folder) / kind, plan, vectors, tastes, frame)
             live = Path(folder) / "live.db" if kind == "live" else None
             if live is not None:
                 write_live(live, given.items)
             where = None if live is None else str(live)
             settings = ServingConfig(timeout_seconds=FAR_OFF, log_requests="none", live=where)
-            client = create_app(retriever, settings).test_client()
+            client = create_app(recommender, settings).test_client()
             columns = dict.fromkeys(("brand", "maker", "colour", "tags"), 1)
             warm = {"history": [1], "at_most": columns, "filter": {"price": {"min": 1}}}
             answer(client, Case("warm", "/recommendations", warm))
@@ -379,7 +379,7 @@ def main() -> None:
             longest = max(longest, most)
     print(f"longest of what passed: {longest:.3f} s of {BAR:g} s")
     if failed:
-        raise SystemExit(f"{len(failed)} took longer than {BAR:g} s:\n" + "\n".join(failed))
+        raise SystemExit(f"{len(failed)} exceeded the deadline {BAR:g} s:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

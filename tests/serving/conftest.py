@@ -14,7 +14,7 @@ from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
 from features.tables.tables import read_tables
 from serving.jobs.build_index import build_index
-from tests.serving.doubles import country, make_retriever, make_tables
+from tests.serving.doubles import country, make_recommender, make_tables
 from towers.bundle.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
 from towers.model.two_tower import TwoTower
@@ -36,8 +36,8 @@ def shop():
 
 
 @pytest.fixture
-def retriever(shop):
-    return make_retriever(shop, user=country())
+def recommender(shop):
+    return make_recommender(shop, user=country())
 
 
 SETTINGS = {

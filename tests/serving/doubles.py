@@ -113,7 +113,7 @@ def make_features(**changes):
     return FeaturesConfig(interactions="interactions.parquet", title="title", **changes)
 
 
-def make_retriever(tables, path="bundle", clock=None, recommend_seen=None, **features):
+def make_recommender(tables, path="bundle", clock=None, recommend_seen=None, **features):
     bundle = FakeBundle(path, make_features(**features))
     more = {} if clock is None else {"clock": clock}
     return Recommender(bundle, Snapshot.build(bundle, tables), recommend_seen=recommend_seen, **more)

@@ -216,7 +216,7 @@ ABOVE = [
         f"/healthz?{'a' * (MAX_QUERY_CHARACTERS + 1)}",
         None,
         414,
-        "expected at most 65,536 characters after the ?",
+        "expected a query string of at most 65,536 characters",
     ),
     ("GET", f"/recommendations/1?{'a' * (MAX_QUERY_CHARACTERS + 1)}", None, 414, "found 65,537"),
     (
@@ -266,7 +266,7 @@ ABOVE = [
         "/recommendations",
         {"users": [{"attributes": {"about": "a" * 50_000}}] * 3},
         422,
-        "attributes: expected at most 131,072 characters in all of a request, found 150,000",
+        "attributes: expected at most 131,072 characters in all attributes of a request, found 150,000",
     ),
     (
         "POST",
@@ -282,7 +282,13 @@ ABOVE = [
         422,
         "at most 16,384 values",
     ),
-    ("PUT", f"/items/{ID}a", {}, 422, "item_id: expected text without blanks around it, as in the tables and at most"),
+    (
+        "PUT",
+        f"/items/{ID}a",
+        {},
+        422,
+        "item_id: expected text without surrounding whitespace, as in the tables and at most",
+    ),
     ("PUT", "/items/new", {"brand": "a" * (MAX_CELL_CHARACTERS + 1)}, 422, "brand: expected at most 65,536 characters"),
     ("PUT", "/items/new", {"tags": ["a" * 40_000] * 2}, 422, "tags: expected at most 65,536 characters, found 80,000"),
     ("PUT", "/items/new", {"tags": ["a"] * (MAX_CELL_VALUES + 1)}, 422, "tags: expected at most 16,384 values"),
@@ -345,7 +351,7 @@ def test_an_answer_names_twenty_mistakes_and_says_how_many_more_there_are(client
     response = client.post("/recommendations", json={f"field {number}": 1 for number in range(30)})
     assert response.status_code == 422
     assert len(response.json["errors"]) == MAX_MISTAKES
-    assert "(and 10 mistakes more than `errors` names)" in response.json["detail"]
+    assert "(and 10 more mistakes than `errors` lists)" in response.json["detail"]
     response = client.post("/recommendations", json={f"field {number}": 1 for number in range(50_000)})
     assert [mistake["field"] for mistake in response.json["errors"]] == ["body"]
     assert "not 50000, found {'field 0': 1" in response.json["detail"]
@@ -435,9 +441,9 @@ def test_callers_are_not_told_the_words_of_a_database_driver(tmp_path, caplog):
     response = app.test_client().delete("/items/i1")
     assert response.status_code == 503
     assert response.json["detail"] == "the log of live writes cannot be read"
-    assert "cannot be read (it was closed)" in caplog.text
+    assert "cannot be read (the log was closed)" in caplog.text
     error = NotReady("the log cannot be read", sqlite3.OperationalError("no\nway"))
-    assert (str(error), error.said) == ("the log cannot be read (no way)", "the log cannot be read")
+    assert (str(error), error.message) == ("the log cannot be read (no way)", "the log cannot be read")
 
 
 def test_the_texts_of_a_batch_are_counted_together(client):

@@ -114,7 +114,7 @@ def test_a_model_with_prefixes_has_an_index_on_one_of_them(folder, pristine, man
 
 def test_a_prefix_of_a_model_without_any_is_one_line(folder, many_items, capsys):
     assert run("index", "runs/latest", *many_items, "--kind", "flat") == 2
-    assert_one_line(capsys, "--kind flat: expected a model whose vectors have prefixes", "towers.matryoshka_dims")
+    assert_one_line(capsys, "--kind flat: expected a model trained with prefixes", "towers.matryoshka_dims")
 
 
 def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, capsys, monkeypatch):
@@ -223,7 +223,7 @@ def test_recommend_refuses_a_condition_that_cannot_be(folder, capsys, condition,
 
 def test_recommend_into_a_folder_is_one_line(folder, capsys):
     assert run("recommend", "runs/latest", "--output", "runs") == 2
-    assert_one_line(capsys, "a folder; --output names the file")
+    assert_one_line(capsys, "is a folder; give a file to write as --output")
 
 
 @pytest.mark.parametrize("k", ["0", "-5", "ten"])
@@ -241,7 +241,7 @@ def test_an_index_of_other_weights_is_refused(folder, pristine, capsys, command)
     shutil.move("index", "runs/model/index")
     capsys.readouterr()
     assert run(command[0], "runs/latest", *command[1:]) == 2
-    assert_one_line(capsys, "made from other weights", "towers index runs/")
+    assert_one_line(capsys, "built with other weights", "towers index runs/")
     assert not (folder / "c.parquet").exists()
     assert run("index", "runs/latest") == 0
     assert run("recommend", "runs/latest", "--output", "c.parquet", "--k", 1) == 0
@@ -267,7 +267,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(folder, monk
     monkeypatch.setattr("serving.search.faiss_index.faiss.get_num_gpus", lambda: 0)
     (folder / "serving.toml").write_text('device = "cuda"\n')
     assert run(command[0], "runs/gone", *command[1:]) == 2
-    assert_one_line(capsys, 'device = "cuda": FAISS finds no GPU; choose "cpu" or "auto", or see `towers doctor`')
+    assert_one_line(capsys, 'device = "cuda": FAISS finds no GPU; use "cpu" or "auto", or run `towers doctor`')
 
 
 def test_ctrl_c_in_the_middle_leaves_no_file(folder, monkeypatch, capsys):
@@ -290,7 +290,7 @@ def test_duplicates_are_written_in_groups_and_told(folder, pristine, capsys):
     groups, pairs = pd.read_parquet("d.parquet"), pd.read_parquet("p.parquet")
     assert f"d.parquet: {len(groups)} items in {groups['group'].nunique()} groups" in said
     assert f"p.parquet: {len(pairs):,} pairs" in said
-    assert "The nearest other item scores" in said
+    assert "Cosine with the nearest other item" in said
     vectors = Recommender.open(folder / "runs/latest").snapshot.index.vectors
     above = np.triu(vectors.astype(float) @ vectors.T.astype(float) >= 0.9, 1).sum()
     assert len(pairs) == above > 0

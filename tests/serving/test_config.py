@@ -72,7 +72,7 @@ def test_mistakes_of_the_environment_name_the_variable():
 
 
 def test_a_default_beyond_the_maximum_is_a_mistake():
-    with pytest.raises(DataError, match="default_k = 10 is more than max_k = 5"):
+    with pytest.raises(DataError, match="default_k = 10 is greater than max_k = 5"):
         read_settings(environment={}, flags={"max_k": 5})
 
 

@@ -92,8 +92,8 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize(("request_", "expected"), REQUESTS.values(), ids=REQUESTS)
-def test_a_request_ends_at_its_deadline_wherever_it_is(retriever, monkeypatch, request_, expected):
-    assert expected <= where_it_ends(create_app(retriever), request_, monkeypatch)
+def test_a_request_ends_at_its_deadline_wherever_it_is(recommender, monkeypatch, request_, expected):
+    assert expected <= where_it_ends(create_app(recommender), request_, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_every_kind_of_index_ends_at_the_deadline_live_writes_on_top_or_not(shop
     assert {"faiss_index", "rules", "delta", "delta_index"} <= where_it_ends(live, request, monkeypatch)
 
 
-def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(retriever, monkeypatch, caplog):
-    app = create_app(retriever, ServingConfig(timeout_seconds=0.05))
-    search = retriever.state.search.search
+def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(recommender, monkeypatch, caplog):
+    app = create_app(recommender, ServingConfig(timeout_seconds=0.05))
+    search = recommender.state.search.search
 
     def slow(*given):
         time.sleep(0.06)
         return search(*given)
 
-    monkeypatch.setattr(retriever.state.search, "search", slow)
+    monkeypatch.setattr(recommender.state.search, "search", slow)
     for path in ("/recommendations/103", "/items/item-001/similar"):  # without Flask, and with it
         with caplog.at_level(logging.INFO, logger="serving"):
             caplog.clear()
@@ -132,21 +132,21 @@ def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(retriever
         assert line.fields["ended_by"] == "deadline"
         assert line.fields["path"] == path
     assert 'towers_rejected_total{reason="deadline"} 2.0' in app.test_client().get("/metrics").text
-    monkeypatch.setattr(retriever.state.search, "search", search)
+    monkeypatch.setattr(recommender.state.search, "search", search)
     assert app.test_client().get("/recommendations/103").status_code == 200
 
 
-def test_the_wait_for_a_turn_counts(retriever, monkeypatch):
+def test_the_wait_for_a_turn_counts(recommender, monkeypatch):
     entered, go_on = threading.Event(), threading.Event()
-    recommend = retriever.recommend
+    recommend = recommender.recommend
 
     def slow(*given):
         entered.set()
         go_on.wait(20)
         return recommend(*given)
 
-    monkeypatch.setattr(retriever, "recommend", slow)
-    app = create_app(retriever, ServingConfig(threads=1, queue_size=1, timeout_seconds=0.2))
+    monkeypatch.setattr(recommender, "recommend", slow)
+    app = create_app(recommender, ServingConfig(threads=1, queue_size=1, timeout_seconds=0.2))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(app.test_client().get, "/recommendations/103")
         assert entered.wait(20)
@@ -189,7 +189,7 @@ def test_who_waits_for_others_waits_no_longer_than_his_deadline_and_does_not_end
         patient = pool.submit(batcher, 3)
         go_on.set()
         assert (first.result(20), patient.result(20), hurried(4)) == (0, 3, 4)
-    assert not batcher._someone_leads
+    assert not batcher._has_leader
 
 
 def test_without_a_deadline_work_is_done_in_one_piece_and_with_one_in_parts():
@@ -217,15 +217,15 @@ ERRORS = [MemoryError("Unable to allocate 3 TiB"), RuntimeError("[enforce fail] 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("path", ["/recommendations/103", "/items/item-001/similar"], ids=["short", "flask"])
-def test_out_of_memory_ends_one_request_only(retriever, monkeypatch, caplog, path, error):
-    app = create_app(retriever)
+def test_out_of_memory_ends_one_request_only(recommender, monkeypatch, caplog, path, error):
+    app = create_app(recommender)
     client = app.test_client()
 
     def broken(*given):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(retriever.state.search, "search", broken)
+        patch.setattr(recommender.state.search, "search", broken)
         answer = client.get(path)
     assert (answer.status_code, answer.json["code"]) == (503, "out_of_memory")
     assert int(answer.headers["Retry-After"]) >= 1
@@ -235,8 +235,8 @@ def test_out_of_memory_ends_one_request_only(retriever, monkeypatch, caplog, pat
     assert 'towers_rejected_total{reason="memory"} 1.0' in client.get("/metrics").text
 
 
-def test_out_of_memory_outside_of_the_views_ends_one_request_only(retriever, monkeypatch):
-    app = create_app(retriever)
+def test_out_of_memory_outside_of_the_views_ends_one_request_only(recommender, monkeypatch):
+    app = create_app(recommender)
     inner = app.wsgi_app._dispatch
 
     def broken(environ, start_response):
@@ -250,9 +250,9 @@ def test_out_of_memory_outside_of_the_views_ends_one_request_only(retriever, mon
     assert app.extensions["towers"].limiter.in_progress == 0
 
 
-def test_nothing_of_a_request_that_ended_is_left_for_the_next(retriever):
+def test_nothing_of_a_request_that_ended_is_left_for_the_next(recommender):
     deadline.start(0)
     with suppress(DeadlineExceededError):
-        retriever.recommend(103, 5)
+        recommender.recommend(103, 5)
     deadline.clear()
-    assert len(retriever.recommend(103, 5).items) == 5
+    assert len(recommender.recommend(103, 5).items) == 5

@@ -57,7 +57,7 @@ def test_commands_tell_of_a_database_without_its_password(two_models, capsys):
     assert main(["index", str(two_models / "one"), "--live", UNREACHABLE]) == 2
     said = capsys.readouterr().err
     assert "error: live: the database cannot be used (" in said
-    assert "note: --live holds a password, which every user of this machine can see" in said
+    assert "note: --live contains a password, which every user of this machine can see" in said
     assert PLANTED not in said
 
 
@@ -95,10 +95,10 @@ def test_neither_form_of_the_log_holds_a_secret(formatter):
     assert "postgresql://towers:***@127.0.0.1:9/shop" in written
 
 
-def test_no_answer_holds_a_secret(retriever):
+def test_no_answer_holds_a_secret(recommender):
     assert PLANTED.encode() not in problem_of(NotReady(f"no answer of {UNREACHABLE}")).data
     assert PLANTED.encode() not in problem_of(OSError(UNREACHABLE)).data
-    client = create_app(retriever, ServingConfig(log_requests="all")).test_client()
+    client = create_app(recommender, ServingConfig(log_requests="all")).test_client()
     for path in ("/metrics", "/openapi.json", "/readyz", "/", "/recommendations/1?k=x", "/nowhere"):
         content = client.get(path, headers={"Authorization": f"Bearer {PLANTED}"}).data
         assert PLANTED.encode() not in content, path

@@ -1,5 +1,5 @@
-"""Names, types and limits of requests and responses over HTTP.
+"""The requests and responses of the HTTP API.
 
-- `schemas`: the types; `requests`: reads a body or a query string as one of them; `openapi`: the OpenAPI document;
-  `problems`: the one shape of errors.
+- `schemas`: names, types and limits; `requests`: reads a body or a query string as one of them; `openapi`: the OpenAPI
+  document; `problems`: error responses.
 """

@@ -1,7 +1,7 @@
-"""What the service is, for programs: an OpenAPI 3.1 document, made from the types of `serving.http.contract.schemas`.
+"""The OpenAPI 3.1 document, generated from the route table and the types of `serving.http.contract.schemas`.
 
-Which columns may be asked for and which attributes are read depends on the catalogue and on the model, so that each
-service has its own document.
+The columns to filter by and the attributes of users depend on the catalogue and the model, so each service has its own
+document.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ from serving.snapshot.snapshot import Snapshot
 Schema = dict[str, Any]
 
 ANYWHERE = (401, 403, 414, 429, 500, 503)
-"""Problems that any request may have: no key or one that is not good for it, a query string that is too long, too many
-requests, a mistake of ours."""
+"""Statuses of errors that any request may have: no API key, or one of too low a scope, a query string that is too long,
+a rate limit, an internal error, overload."""
 
 _REF = "#/components/schemas/{model}"
-_IN_ANSWERS = {
+_MODELS_WITH_IDS = {
     one.__name__ for one in (ItemBody, ReasonBody, SimilarItems, RecommendationsBody, UserRecommendations, ItemWritten)
 }
 _WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
-# Without blanks around it: what Python takes for one is more than what the patterns of JSON schemas do.
+# Without surrounding whitespace, of which Python knows more characters than the patterns of JSON schemas.
 _TRIMMED = r"^[^\s\x1c-\x1f\x85]([\s\S]*[^\s\x1c-\x1f\x85])?$"
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without titles that say the names again."""
+    """Leaves out titles, which only repeat the names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 class Documents:
-    """The document of a service as JSON, made once for each index, because that takes half a second.
+    """The document of a service as JSON, generated once for each index, because that takes half a second.
 
     Args:
         routes: The route table.
         contract: Request schemas and limits.
-        takes_writes: Whether the service takes live writes.
+        takes_writes: Whether the service accepts live writes.
     """
 
     def __init__(self, routes: Sequence[Route], contract: Contract, *, takes_writes: bool) -> None:
@@ -79,39 +79,41 @@ class Documents:
         self._takes_writes = takes_writes
         self._snapshot: Callable[[], Snapshot | None] = lambda: None
         self._content = b""
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
-    def of(self, retriever: Recommender) -> bytes:
-        """Return the document for what a retriever answers from."""
-        with self._turn:
-            if self._snapshot() is not retriever.snapshot:
+    def of(self, recommender: Recommender) -> bytes:
+        """Return the document for a recommender's model and catalogue."""
+        with self._lock:
+            if self._snapshot() is not recommender.snapshot:
                 self._content = orjson.dumps(
-                    document(self._routes, self._contract, retriever, takes_writes=self._takes_writes)
+                    document(self._routes, self._contract, recommender, takes_writes=self._takes_writes)
                 )
-                # Weak, or an index that is no longer served would stay in memory.
-                self._snapshot = weakref.ref(retriever.snapshot)
+                # A weak reference, so that an index that is no longer served can be freed.
+                self._snapshot = weakref.ref(recommender.snapshot)
             return self._content
 
 
 def document(
-    routes: Sequence[Route], contract: Contract, retriever: Recommender, *, takes_writes: bool = False
+    routes: Sequence[Route], contract: Contract, recommender: Recommender, *, takes_writes: bool = False
 ) -> Schema:
     """Return the OpenAPI document of a service that has these routes."""
-    columns = retriever.state.filters.columns()
+    columns = recommender.state.filters.columns()
     shown = [route for route in routes if route.name is not None and (takes_writes or not route.is_write)]
     paths: Schema = {}
     for route in shown:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, contract, columns, retriever)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, contract, columns, recommender)
     info = {"title": "Two Towers", "version": version("two-towers"), "description": "Recommendations."}
-    schemas = _schemas(shown, contract, columns, retriever) | (_write_schemas(retriever) if takes_writes else {})
-    _say_ids(schemas, retriever)
-    key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service asks for keys."}
+    schemas = _schemas(shown, contract, columns, recommender) | (_write_schemas(recommender) if takes_writes else {})
+    _set_id_types(schemas, recommender)
+    key = {"type": "http", "scheme": "bearer", "description": "An API key, if the service requires keys."}
     components = {"schemas": schemas, "securitySchemes": {"key": key}}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
 
-def _operation(route: Route, contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender) -> Schema:
-    """Return what the document says of a route."""
+def _operation(
+    route: Route, contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender
+) -> Schema:
+    """Return the OpenAPI operation of a route."""
     content = _json(*route.responses)
     responses: Schema = {"200": {"description": route.summary, "content": content}}
     if route.created is not None:
@@ -120,7 +122,7 @@ def _operation(route: Route, contract: Contract, columns: Mapping[str, ColumnSch
         problem = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
         responses[str(status)] = {"description": CODES[status][1], "content": problem}
     operation: Schema = {"operationId": route.name, "summary": route.summary, "responses": responses}
-    parameters = [_in_path(found, route, retriever) for found in re.findall(r"{(\w+)}", route.path)]
+    parameters = [_in_path(found, route, recommender) for found in re.findall(r"{(\w+)}", route.path)]
     if route.query is not None:
         parameters += _parameters(contract.limited(route.query), columns)
     if parameters:
@@ -130,12 +132,12 @@ def _operation(route: Route, contract: Contract, columns: Mapping[str, ColumnSch
     return operation
 
 
-def _write_schemas(retriever: Recommender) -> Schema:
-    """Return the schemas of live writes that depend on the catalogue: ids as in the tables, and an item's columns."""
-    cells = cell_schemas(retriever.snapshot.catalog.frame)
+def _write_schemas(recommender: Recommender) -> Schema:
+    """Return the schemas of write requests: ids as in the tables, and the columns of an item."""
+    cells = cell_schemas(recommender.snapshot.catalog.frame)
     return {
-        "UserId": _id(retriever.state.users.is_integer),
-        "ItemId": _id(retriever.state.items.is_integer),
+        "UserId": _id(recommender.state.users.is_integer),
+        "ItemId": _id(recommender.state.items.is_integer),
         "Cells": _table({name: schema for name, schema in cells.items() if name != ITEM_ID}),
     }
 
@@ -157,20 +159,20 @@ def _ref(name: str) -> Schema:
     return {"$ref": _REF.format(model=name)}
 
 
-def _in_path(name: str, route: Route, retriever: Recommender) -> Schema:
-    """Return an id in a path: any text to read, as in the tables to write."""
-    ids = retriever.state.users if name == USER_ID else retriever.state.items
+def _in_path(name: str, route: Route, recommender: Recommender) -> Schema:
+    """Return the path parameter of an id: any text for reads; for writes only ids that fit the table."""
+    ids = recommender.state.users if name == USER_ID else recommender.state.items
     schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
     if route.is_write:
         schema = _path_id(ids.is_integer)
-    description = "The user, as in the tables." if name == USER_ID else "The item, as in the catalogue."
+    description = "The user's id in the tables." if name == USER_ID else "The item's id in the catalogue."
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> list[Schema]:
-    """Return what may stand behind the `?`: the fields of a query, and conditions on columns."""
-    asked = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))
-    fields, needed = asked["properties"], asked.get("required", [])
+    """Return the query parameters: the fields of a schema, and conditions on columns."""
+    resolved = _resolved(query.model_json_schema(ref_template=_REF, schema_generator=_Untitled))
+    fields, needed = resolved["properties"], resolved.get("required", [])
     found = [{**_parameter(name, schema), "required": name in needed} for name, schema in fields.items()]
     for name, column in columns.items():
         for operator in column.operators:
@@ -198,52 +200,52 @@ def _condition(parameter: str, column: str, operator: Operator, schema: ColumnSc
 
 
 def _schemas(
-    routes: Sequence[Route], contract: Contract, columns: Mapping[str, ColumnSchema], retriever: Recommender
+    routes: Sequence[Route], contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender
 ) -> Schema:
     """Return the schemas of the bodies of requests and responses, and those that depend on the catalogue."""
     bodies = dict.fromkeys(one for route in routes for one in (*route.body, *route.responses) if isinstance(one, type))
     limit = {"type": "integer", "minimum": 1, "maximum": MOST_OF_A_VALUE}
     return {
-        **_made([*map(contract.limited, bodies), ProblemContent]),
+        **_models([*map(contract.limited, bodies), ProblemContent]),
         "Filter": {
-            **_table({name: _said_of(column) for name, column in columns.items()}),
+            **_table({name: _column_conditions(column) for name, column in columns.items()}),
             "maxProperties": MAX_CONDITIONS,
-            "description": f"Conditions, of at most {MAX_FILTER_VALUES:,} values together.",
+            "description": f"Conditions, with at most {MAX_FILTER_VALUES:,} values in total.",
         },
-        "Attributes": _table(attribute_schema(retriever.attributes)),
+        "Attributes": _table(attribute_schema(recommender.attributes)),
         "AtMost": {**_table(dict.fromkeys(columns, limit)), "maxProperties": MOST_LIMITS},
     }
 
 
-def _say_ids(schemas: Schema, retriever: Recommender) -> None:
-    """Let the schemas of answers say the ids of this service: a whole number that does not fit is text, see `IdMap`."""
-    said = {USER_ID: _said_id(retriever.state.users), ITEM_ID: _said_id(retriever.state.items)}
-    for name in _IN_ANSWERS & schemas.keys():
+def _set_id_types(schemas: Schema, recommender: Recommender) -> None:
+    """Set the types of ids in the schemas of responses: integers, or text where integers would be rounded (`IdMap`)."""
+    types = {USER_ID: _response_id(recommender.state.users), ITEM_ID: _response_id(recommender.state.items)}
+    for name in _MODELS_WITH_IDS & schemas.keys():
         for field, schema in schemas[name]["properties"].items():
-            if field in said:
-                kinds = [said[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
+            if field in types:
+                kinds = [types[field], *(one for one in schema["anyOf"] if one["type"] == "null")]
                 schema["anyOf"] = [kind for one in kinds for kind in one.get("anyOf", [one])]
-            elif field == "unknown_items" and retriever.state.items.is_wide:
+            elif field == "unknown_items" and recommender.state.items.is_wide:
                 schema["items"] = {"type": "string"}
 
 
-def _said_id(ids: IdMap) -> Schema:
+def _response_id(ids: IdMap) -> Schema:
     if ids.is_wide or not ids.is_integer:
         return {"type": "string"}
     whole = {"type": "integer", "minimum": -LARGEST_EXACT, "maximum": LARGEST_EXACT}
-    return {"anyOf": [whole, {"type": "string"}]}  # text: an unknown user, or an id that came later and does not fit
+    return {"anyOf": [whole, {"type": "string"}]}  # text: an unknown user, or a large id that was added later
 
 
-def _made(types: Sequence[Any]) -> Schema:
-    """Return the schemas of some types, and of those that they are made of, by name."""
+def _models(types: Sequence[Any]) -> Schema:
+    """Return the schemas of some types and of the types that they use, by name."""
     adapters = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
     _, made = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=_Untitled)  # type: ignore[arg-type]
     schemas: Schema = _resolved(made["$defs"])
     return schemas
 
 
-def _said_of(column: ColumnSchema) -> Schema:
-    """Return what a body may say of a column: a value, several, or a table of conditions."""
+def _column_conditions(column: ColumnSchema) -> Schema:
+    """Return the schema of a column's conditions in a body: a value, a list of values, or an object by operator."""
     several = {"anyOf": [column.value, _values(column)]}
     conditions = {name: several if OPERATORS[name].takes_list else column.value for name in column.operators}
     return {"anyOf": [*several["anyOf"], {**_table(conditions), "minProperties": 1}]}
@@ -258,7 +260,7 @@ def _table(properties: Mapping[str, Any]) -> Schema:
 
 
 def _resolved(schema: Any) -> Any:
-    """Return a schema with references in the place of names."""
+    """Return a schema with names (`NAMED`) replaced by references."""
     if isinstance(schema, list):
         return [_resolved(one) for one in schema]
     if not isinstance(schema, dict):

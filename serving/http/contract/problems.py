@@ -1,10 +1,9 @@
-"""The one shape of every error over HTTP: a problem as RFC 9457 has it (`application/problem+json`).
+"""Error responses, all in the format of RFC 9457 (`application/problem+json`).
 
 `{"type": "about:blank", "title": …, "status": …, "detail": …, "code": …, "errors": [{"field": …, "detail": …}]}`
 
-`title` belongs to the status, `code` is for programs, `detail` for people, and `errors` names the mistakes one by one,
-at most twenty. Also for errors that Flask and Werkzeug find themselves. What was our own mistake goes to the log, not
-to the caller.
+`title` is the name of the status, `code` is for programs, `detail` for people, and `errors` lists up to twenty mistakes
+one by one. Errors raised by Flask and Werkzeug have the same format. Details of internal errors are logged, not sent.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ RETRY_AFTER_SECONDS = 5
 
 PROBLEM_TYPE = "application/problem+json"
 
-# What a program reads, and the words of RFC 9110 for it.
+# By status: the code for programs, and the title as in RFC 9110.
 CODES = {
     400: ("bad_request", "Bad Request"),
     401: ("no_key", "Unauthorized"),
@@ -44,7 +43,7 @@ CODES = {
     500: ("internal", "Internal Server Error"),
     503: ("not_ready", "Service Unavailable"),
 }
-# What an answer repeats of a request is bounded, however long the names in it are.
+# Lengths to which parts of a request are cut where an error response repeats them.
 _MAX_FIELD_CHARACTERS = 200
 _MAX_DETAIL_CHARACTERS = 1_000
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory", "std::bad_alloc")
@@ -52,21 +51,21 @@ _log = logging.getLogger(__name__)
 
 
 class Mistake(TypedDict):
-    """One thing that is wrong with a request."""
+    """One mistake in a request."""
 
     field: str
-    """Where: a parameter, or a path in the body such as `history.0`."""
+    """The invalid parameter, or the path in the body, such as `history.0`."""
     detail: str
     """What was expected there, and what was found."""
 
 
-class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
-    """A request that cannot be answered.
+class Problem(Exception):  # noqa: N818 (it becomes a response)
+    """An error of the request, for its client.
 
     Attributes:
-        status: Of the HTTP answer.
+        status: HTTP status of the response.
         detail: What was expected, what was found, what to do.
-        errors: The mistakes one by one, at most `MAX_MISTAKES`; empty where `detail` says it all.
+        errors: The mistakes one by one, at most `MAX_MISTAKES`; empty if `detail` is enough.
     """
 
     def __init__(self, status: int, detail: str, errors: Sequence[Mistake] = ()) -> None:
@@ -77,10 +76,10 @@ class Problem(Exception):  # noqa: N818 (what it becomes is an answer)
 
     @classmethod
     def invalid(cls, *mistakes: Mistake) -> Problem:
-        """Return the problem of a request that is well-formed and asks for what cannot be."""
+        """Return the 422 for a request that is well-formed but has invalid values."""
         named = [_bounded(mistake) for mistake in mistakes[:MAX_MISTAKES]]
         more = len(mistakes) - len(named)
-        also = f" (and {more:,} mistakes more than `errors` names)" if more else ""
+        also = f" (and {more:,} more mistakes than `errors` lists)" if more else ""
         return cls(422, f"{named[0]['field']}: {named[0]['detail']}{also}", named)
 
 
@@ -90,31 +89,31 @@ def _bounded(mistake: Mistake) -> Mistake:
 
 
 class ProblemContent(TypedDict):
-    """A problem as RFC 9457 has it."""
+    """An error in the format of RFC 9457."""
 
     type: str
-    """Always `about:blank`: the status says what kind of problem it is."""
+    """Always `about:blank`: the kind of error is given by the status."""
     title: str
     """The name of the status."""
     status: int
-    """The status of the answer."""
+    """The HTTP status of the response."""
     detail: str
     """What was expected, what was found, what to do."""
     code: str
-    """The kind of problem in a word, for programs."""
+    """The kind of error in a word, for programs."""
     errors: list[Mistake]
-    """The mistakes one by one; empty where `detail` says it all."""
+    """The mistakes one by one; empty if `detail` is enough."""
 
 
 def problem_of(error: Exception) -> Response:
-    """Return the answer for an error."""
+    """Return the response for an error."""
     match error:
         case Problem():
             return _response(error.status, error.detail, error.errors)
         case NotReady():
             return _not_ready(error)
         case UnavailableError():
-            return _not_ready(NotReady("the service that makes vectors of texts gives no answer", error))
+            return _not_ready(NotReady("the embeddings service that encodes texts does not respond", error))
         case DeadlineExceededError():
             current.ended_by = "deadline"
             return _try_again(str(error), "deadline_exceeded")
@@ -122,9 +121,9 @@ def problem_of(error: Exception) -> Response:
             return http_problem(error)
     if is_out_of_memory(error):
         current.ended_by = "memory"
-        said = cut(" ".join(str(error).split()), _MAX_DETAIL_CHARACTERS)
-        _log.error("out of memory in one request, which was ended: %s", said)
-        return _try_again("there was not enough memory for this request; ask for less at once", "out_of_memory")
+        message = cut(" ".join(str(error).split()), _MAX_DETAIL_CHARACTERS)
+        _log.error("a request ran out of memory and was aborted: %s", message)
+        return _try_again("not enough memory for this request; request fewer users or items at once", "out_of_memory")
     return _unexpected(error)
 
 
@@ -142,29 +141,29 @@ def _response(status: int, detail: str, errors: Sequence[Mistake] = (), code: st
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; torch says so with a `RuntimeError`."""
-    is_said = isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
-    return is_said or isinstance(error, MemoryError)
+    """Return whether an error means that memory ran out; torch raises a `RuntimeError` for that."""
+    is_from_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    return is_from_torch or isinstance(error, MemoryError)
 
 
 def _not_ready(error: NotReady) -> Response:
-    if error.said != str(error):
+    if error.message != str(error):
         _log.error("%s", error)
-    return _try_again(redacted(error.said))
+    return _try_again(redacted(error.message))
 
 
 def _try_again(detail: str, code: str | None = None) -> Response:
-    """Return a 503 that says when to ask again."""
+    """Return a 503 with `Retry-After`."""
     response = _response(503, detail, code=code)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 
 
 def http_problem(error: HTTPException) -> Response:
-    """Return the answer for an error of Werkzeug's, with the headers that belong to it."""
+    """Return the response for an error of Werkzeug, with its headers."""
     assert error.code is not None, "werkzeug gives every HTTP exception that it raises a code"
     response = _response(error.code, error.description or error.name)
-    # Allow (405) and Location (redirects) belong to the answer; the type of the body is ours.
+    # Allow (405) and Location (redirects) are kept; the media type of the body is ours.
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers.add(name, value)
@@ -173,4 +172,4 @@ def http_problem(error: HTTPException) -> Response:
 
 def _unexpected(error: Exception) -> Response:
     _log.error("unexpected error", exc_info=error)
-    return _response(500, "the server made a mistake; its log says more")
+    return _response(500, "internal error; see the server's log")

@@ -1,6 +1,6 @@
 """Schemas of requests and responses over HTTP: every name, type and limit, in one place.
 
-A query string and a body ask for the same things by the same names. The OpenAPI document is made from what stands here.
+A parameter has the same name in a query string and in a body. The OpenAPI document is generated from these types.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from serving.bounds import MAX_MISTAKES, MAX_SEARCH_CHARACTERS
 from serving.recommend.request import UserProfile
 
 MOST_LIMITS = 4
-"""How many columns a request may limit by `at_most`."""
+"""Maximum number of columns that a request may limit by `at_most`."""
 MOST_OF_A_VALUE = 2**31 - 1
-"""The highest such limit."""
+"""Maximum value of such a limit."""
 MOST_EVENTS = 10_000
-"""Events of one request."""
+"""Maximum number of events in one request."""
 NAMED = "x-named"
-"""In a JSON schema: the name of another that stands in its place."""
+"""Key in a JSON schema for the name of another schema that replaces it."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """How many elements a list or an object may have: counted first, so that one that is too long is not read.
+    """Limits of the number of elements of a list or object, checked before its elements are validated.
 
     Attributes:
-        most: At most.
-        least: At least.
+        most: Maximum number of elements.
+        least: Minimum number of elements.
     """
 
     most: int
     least: int = 0
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the schema of a list or an object that is counted before; a list is read up to its first mistake."""
+        """Return a schema that checks the length first; a list is validated up to its first mistake."""
         inner: Any = handler(source)
         if inner["type"] == "list":
             inner |= {"max_length": self.most, "fail_fast": True}
@@ -56,7 +56,7 @@ class Length:
         return no_info_before_validator_function(self.check, inner)
 
     def check(self, content: Any) -> Any:
-        """Return what was given; an error where it is too long."""
+        """Return the content; raises a `PydanticKnownError` if it is too long."""
         if isinstance(content, list | dict) and len(content) > self.most:
             kind = type(content).__name__.capitalize()
             raise PydanticKnownError(
@@ -67,7 +67,7 @@ class Length:
 
 Id = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 Time = Annotated[int, Field(ge=0, lt=2**40)]
-# What these may hold depends on the catalogue and on the model: `openapi` says it in the place of the names.
+# The content of these depends on the catalogue and the model: `openapi` replaces the names by the schemas.
 Conditions = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Filter"})]
 Attributes = Annotated[dict[str, Any], WithJsonSchema({NAMED: "Attributes"})]
 AtMost = Annotated[
@@ -82,7 +82,7 @@ ItemId = Annotated[Id, WithJsonSchema({NAMED: "ItemId"})]
 _described = with_config(ConfigDict(use_attribute_docstrings=True))
 
 
-# Defaults that can change have factories: pydantic would copy them for each request.
+# Mutable defaults have factories: pydantic would copy them for each request.
 class Message(BaseModel):
     """Base of what a client sends: no unknown fields, and no conversion between types."""
 
@@ -91,63 +91,63 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_many(cls, content: Any) -> Any:
-        """Refuse an object of very many fields, before each of them is a mistake of its own."""
+        """Reject an object of very many fields, before each of them is reported as a mistake."""
         return Length(len(cls.model_fields) + MAX_MISTAKES).check(content)
 
 
 class BoostBody(Message):
-    """A sum that is added to the score of some items before they are ranked."""
+    """An amount that is added to the scores of some items before ranking."""
 
     filter: Conditions
-    """What must hold of them, by column of the catalogue."""
+    """Conditions that select the items, by column of the catalogue."""
     by: float = Field(ge=-2, le=2)
-    """How much. Scores are cosines, so that 2 puts them before all others."""
+    """The amount. Scores are cosines, so 2 ranks the items before all others."""
 
 
 class ItemQuery(Message):
-    """What any request for items may ask."""
+    """Parameters of every request for items."""
 
     k: int = 10
-    """How many items. An answer has fewer only where no more fit."""
+    """Number of items. A response has fewer only if no more are allowed."""
     offset: int = 0
-    """How many of the best items to skip: those of earlier pages."""
+    """Number of best items to skip: those of earlier pages."""
     filter: Conditions = Field(default_factory=dict)
-    """What must hold of the items, by column of the catalogue."""
+    """Conditions on the items, by column of the catalogue."""
     exclude: list[Id] = Field(default_factory=list)
     """Items to leave out."""
     diversity: float = Field(default=0.0, ge=0, le=1)
-    """How much it counts for an item to be unlike those before it (maximal marginal relevance); 0: not at all."""
+    """Weight of diversity against relevance (maximal marginal relevance). 0: relevance only."""
     distinct: float | None = Field(default=None, gt=0, le=1)
-    """Of items with a cosine of at least so much only the first is given. Null: however alike they are."""
+    """Of items whose cosine similarity is at least this, only the first is returned. Null: near-duplicates are kept."""
     pin: Annotated[list[Id], Length(100)] = Field(default_factory=list)
-    """Items that come first, in this order, as far as they may be recommended at all."""
+    """Items to put first, in this order, if the filter and exclusions allow them."""
     boost: Annotated[list[BoostBody], Length(8)] = Field(default_factory=list)
-    """Sums that are added to scores before ranking; of several that an item fits, the first counts."""
+    """Amounts added to scores before ranking; if an item matches several, the first applies."""
     demote: Annotated[list[Conditions], Length(8)] = Field(default_factory=list)
-    """Items that fit any of these come after all others."""
+    """Items that match any of these filters come after all others."""
     at_most: AtMost = Field(default_factory=dict)
-    """How many items of each value of a column there may be, by column."""
+    """Maximum number of items with the same value of a column, by column."""
 
 
 class SearchRequest(ItemQuery):
     """Parameters of a text search."""
 
     q: str = Field(min_length=1, max_length=MAX_SEARCH_CHARACTERS)
-    """The words to search for."""
+    """The text to search for."""
 
 
 class ProfileBody(Message):
-    """A user described by a history and attributes."""
+    """A user given by a history and attributes instead of an id."""
 
     history: list[Id] = Field(default_factory=list)
     """Ids of the user's items, oldest first."""
     times: list[Time] | None = None
-    """When, in Unix seconds, one for each of the history; read by models that look at the clock."""
+    """Times of the interactions in Unix seconds, one for each item of `history`; used by models with time features."""
     attributes: Attributes = Field(default_factory=dict)
-    """What is known of them, by column of the users' table."""
+    """The user's attributes, by column of the users table."""
 
-    def person(self) -> UserProfile:
-        """Return them as a `Recommender` takes them."""
+    def profile(self) -> UserProfile:
+        """Return the user as the argument of `Recommender.recommend`."""
         return UserProfile(self.history, self.attributes, self.times)
 
 
@@ -155,118 +155,119 @@ class UserQuery(ItemQuery):
     """Parameters of a request for recommendations."""
 
     reasons: int = Field(default=0, ge=0, le=10)
-    """How many items of the user's history are named as reasons for each item, at most."""
+    """Maximum number of history items returned as reasons for each recommended item."""
 
 
 class UserRecommendRequest(UserQuery, ProfileBody):
-    """What to recommend to someone who is described."""
+    """A request for recommendations for a user given by a profile."""
 
 
 class BatchRecommendRequest(UserQuery):
-    """What to recommend to several, each known or described, in one answer."""
+    """A request for recommendations for several users."""
 
     users: list[Id | ProfileBody]
-    """Who they are: ids of known users, or descriptions."""
+    """The users, each as an id or a profile."""
 
-    def whom(self) -> list[int | str | UserProfile]:
-        """Return them as a `Recommender` takes them."""
-        return [user.person() if isinstance(user, ProfileBody) else user for user in self.users]
+    def ids_and_profiles(self) -> list[int | str | UserProfile]:
+        """Return the users as the argument of `Recommender.recommend_many`."""
+        return [user.profile() if isinstance(user, ProfileBody) else user for user in self.users]
 
 
 class EventBody(Message):
     """An interaction of a user with an item."""
 
     user_id: UserId
-    """Who, known or new."""
+    """The user, known or new."""
     item_id: ItemId
-    """What; it must be in the catalogue."""
+    """The item; it must be in the catalogue."""
     time: Annotated[int, Field(ge=0)] | None = None
-    """When, in Unix seconds; null: now."""
+    """Time of the interaction in Unix seconds. Null: now."""
     event_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """What the sender calls it: an event that is sent again under the same name is not counted again. Without a name,
-    an event of the same user, item and given time is the same."""
+    """Idempotency key: an event sent again with the same id is not counted again. Without an id, events with the same
+    user, item and `time` count as the same event."""
 
 
 class EventsRequest(Message):
-    """What happened."""
+    """Events to append."""
 
     events: Annotated[list[EventBody], Length(MOST_EVENTS, least=1)]
-    """Each, oldest first; all of it is taken or, if one of them is wrong, none."""
+    """The events, oldest first. If one of them is invalid, none is appended."""
 
 
 @_described
 class ItemWritten(TypedDict):
-    """An item was put, or deleted."""
+    """An item was added, replaced or deleted."""
 
     item_id: int | str
-    """The item, as the catalogue calls it."""
+    """The item's id in the catalogue."""
     position: int
-    """Where that stands in the log of live writes."""
+    """Position of the write in the log."""
     unknown_values: NotRequired[dict[str, list[str]]]
-    """Values of an item that was put that the model does not know, and so does not read, by column."""
+    """Values of the item that the model did not see in training and ignores, by column."""
 
 
 @_described
 class EventsAccepted(TypedDict):
-    """Events were taken."""
+    """Events were appended."""
 
     accepted: int
     """Number of events appended."""
     repeated: int
     """Number of events that were already in the log."""
     position: int
-    """Where the last of them stands in the log of live writes."""
+    """Position of the last event in the log."""
 
 
 @_described
 class ReasonBody(TypedDict):
-    """An item of the user's history that spoke for an item of an answer."""
+    """An item of the user's history that contributed to a recommendation."""
 
     item_id: int | str
     """The item of the user's history."""
     contribution: float
-    """How much lower the item would have scored without it."""
+    """Amount by which the recommended item's score would be lower without it."""
     title: NotRequired[str]
-    """What to call it, where the catalogue has titles."""
+    """The item's title, if the catalogue has titles."""
 
 
 @_described
 class ItemBody(TypedDict):
-    """One item of an answer."""
+    """One item of a response."""
 
     item_id: int | str
-    """The item, as the catalogue calls it."""
+    """The item's id in the catalogue."""
     score: float
-    """Higher is better: the cosine of user and item, -1 to 1; of a fallback the share of all interactions."""
+    """Higher is better. Cosine similarity of user and item, -1 to 1; with a fallback, the item's share of all
+    interactions."""
     rank: int
-    """Its place, from 1; it goes on from page to page."""
+    """Position from 1, continued from page to page."""
     title: NotRequired[str]
-    """What to call it, where the catalogue has titles."""
+    """The item's title, if the catalogue has titles."""
     because: NotRequired[list[ReasonBody]]
-    """What spoke most for it, the strongest first, where `reasons` were asked for."""
+    """The history items that contributed most, the largest contribution first, if `reasons` were requested."""
 
 
 @_described
 class RecommendationsBody(TypedDict):
-    """What one user is recommended."""
+    """Recommendations for one user."""
 
     user_id: int | str | None
-    """Who; null for someone who was described."""
+    """The user's id; null for a profile."""
     items: list[ItemBody]
     """Best first."""
     fallback: Literal["popular"] | None
-    """What answered in the model's place, because it knows nothing of them; null where the model did."""
+    """`popular`: the most popular items, because nothing is known about the user. Null: the model's recommendations."""
     reranked: NotRequired[bool]
-    """Whether the first items were put into a better order in time, where the service has what does that."""
+    """Whether the first items were re-ranked within the time budget; absent if the service has no ranker."""
     unknown_items: NotRequired[list[int | str]]
     """History items that are not in the catalogue; they were ignored."""
     unknown_values: NotRequired[dict[str, list[str]]]
-    """Values of their attributes that the model does not know, and so were not heard, by attribute."""
+    """Attribute values that the model did not see in training; they were ignored. By attribute."""
 
 
 @_described
 class UserRecommendations(RecommendationsBody):
-    """The answer about one user."""
+    """Response for one user."""
 
     model: str
     """The version of the model."""
@@ -274,7 +275,7 @@ class UserRecommendations(RecommendationsBody):
 
 @_described
 class BatchRecommendations(TypedDict):
-    """The answer about several users."""
+    """Response for several users."""
 
     answers: list[RecommendationsBody]
     """One for each of `users`, in that order."""
@@ -284,30 +285,30 @@ class BatchRecommendations(TypedDict):
 
 @_described
 class SimilarItems(TypedDict):
-    """The items most like one."""
+    """The items most similar to an item."""
 
     item_id: int | str
-    """That one."""
+    """The given item."""
     items: list[ItemBody]
     """Best first."""
     fallback: None
-    """Always null: there is none."""
+    """Always null."""
     model: str
     """The version of the model."""
 
 
 @_described
 class SearchResponse(TypedDict):
-    """The items nearest to what is written."""
+    """The items most relevant to a text."""
 
     q: str
-    """What was searched for."""
+    """The text that was searched for."""
     items: list[ItemBody]
     """Best first."""
     fallback: Literal["popular"] | None
-    """What answered in the model's place, because it knows none of the words; null where the model did."""
+    """`popular`: the most popular items, because the model knows none of the words. Null: the model's results."""
     reranked: NotRequired[bool]
-    """Whether the first items were put into a better order in time, where the service has what does that for words."""
+    """Whether the first items were re-ranked within the time budget; absent if the service has no ranker for texts."""
     model: str
     """The version of the model."""
 
@@ -322,27 +323,27 @@ class Liveness(TypedDict):
 
 @_described
 class WorkerCounts(TypedDict):
-    """The processes of a service on one machine."""
+    """The worker processes of the service on this machine."""
 
     living: int
-    """How many there are."""
+    """Number of running workers."""
     ready: int
-    """How many of them can give recommendations."""
+    """Number of workers that have a model loaded."""
 
 
 @_described
 class Readiness(TypedDict):
-    """Recommendations can be given."""
+    """The service has a model loaded."""
 
     status: Literal["ready"]
     """Always `ready`."""
     model: str
     """The version of the model."""
     items: int
-    """How many items there are."""
+    """Number of items in the index."""
     users: int
-    """How many users are known."""
+    """Number of known users."""
     index_created: str
-    """When the index was made, ISO 8601 in UTC."""
+    """Time when the index was built, ISO 8601 in UTC."""
     workers: WorkerCounts
-    """How many processes answer here."""
+    """Workers on this machine."""

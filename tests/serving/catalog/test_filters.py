@@ -244,12 +244,12 @@ def test_the_same_conditions_in_any_order_are_one_filter(filters):
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(filters_module, "_REMEMBERED_BYTES", 3 * 17 * 5)
+    monkeypatch.setattr(filters_module, "_CACHE_BYTES", 3 * 17 * 5)
     filters = Filters(Catalog(pd.DataFrame(COLUMNS)), SETTINGS)
     first = filters.allowed(filters.parse({"stock": 0}))
     for stock in range(1, 10):
         filters.allowed(filters.parse({"stock": stock}))
-    assert len(filters._known) == 3
+    assert len(filters._cache) == 3
     assert filters.allowed(filters.parse({"stock": 0})) is not first
     many = filters.parse({"stock": list(range(2000))})
     assert filters.allowed(many) is not filters.allowed(many)

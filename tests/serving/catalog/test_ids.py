@@ -15,7 +15,7 @@ from features.tables.tables import read_tables
 from serving.catalog.ids import IdMap
 from serving.config import ServingConfig
 from serving.http.app import create_app
-from tests.serving.doubles import make_retriever, make_tables
+from tests.serving.doubles import make_recommender, make_tables
 
 WIDE = 2**53
 
@@ -69,12 +69,12 @@ def test_repeated_ids_are_our_own_mistake():
 def test_whatever_an_answer_says_is_exact_in_javascript_and_finds_its_row(numbers, later):
     ids = IdMap(np.array(numbers, dtype=np.int64))
     for row, number in enumerate(numbers):
-        said = orjson.loads(orjson.dumps(ids.said(number)))
+        said = orjson.loads(orjson.dumps(ids.to_json(number)))
         assert (float(said) == said and abs(said) < 2**53) if isinstance(said, int) else said == str(number)
         assert ids.row(said) == row
-    assert len({type(ids.said(number)) for number in numbers}) == 1, "all are numbers, or all are text"
-    assert isinstance(ids.said(later), str) or abs(later) < 2**53
-    assert ids.is_said_as_is == all(ids.said(number) == number for number in numbers)
+    assert len({type(ids.to_json(number)) for number in numbers}) == 1, "all are numbers, or all are text"
+    assert isinstance(ids.to_json(later), str) or abs(later) < 2**53
+    assert ids.is_json_safe == all(ids.to_json(number) == number for number in numbers)
 
 
 def javascript(response):
@@ -86,8 +86,8 @@ def javascript(response):
 def wide(tmp_path):
     """A service whose items and users have ids beyond 2^53, each a neighbour that JavaScript takes for another."""
     items = [WIDE + number for number in range(12)]
-    retriever = make_retriever(make_tables({WIDE + 1: items[:4], 7: items[2:6]}, items))
-    return create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
+    recommender = make_recommender(make_tables({WIDE + 1: items[:4], 7: items[2:6]}, items))
+    return create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
 
 
 def test_ids_that_do_not_fit_are_text_in_every_answer_and_lead_back(wide):
@@ -112,8 +112,8 @@ def test_ids_that_do_not_fit_are_text_in_every_answer_and_lead_back(wide):
 
 
 def test_an_id_that_comes_later_and_does_not_fit_is_text_beside_numbers(tmp_path):
-    retriever = make_retriever(make_tables({1: [1, 2], 2: [2, 3]}, [1, 2, 3]))
-    client = create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
+    recommender = make_recommender(make_tables({1: [1, 2], 2: [2, 3]}, [1, 2, 3]))
+    client = create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
     client.put(f"/items/{WIDE + 1}", json={})
     found = [one["item_id"] for one in javascript(client.get("/items/1/similar?k=10"))["items"]]
     assert sorted(found, key=str) == [2, 3, str(WIDE + 1)]
@@ -125,7 +125,7 @@ def test_the_document_of_the_service_says_which_ids_are_text(wide):
     assert schemas["ItemBody"]["properties"]["item_id"]["anyOf"] == [{"type": "string"}]
     assert schemas["UserRecommendations"]["properties"]["user_id"]["anyOf"] == [{"type": "string"}, {"type": "null"}]
     assert schemas["UserRecommendations"]["properties"]["unknown_items"]["items"] == {"type": "string"}
-    retriever = make_retriever(make_tables({1: [1, 2], 2: [2, 3]}, [1, 2, 3]))
-    schemas = create_app(retriever).test_client().get("/openapi.json").json["components"]["schemas"]
+    recommender = make_recommender(make_tables({1: [1, 2], 2: [2, 3]}, [1, 2, 3]))
+    schemas = create_app(recommender).test_client().get("/openapi.json").json["components"]["schemas"]
     whole = {"type": "integer", "minimum": 1 - WIDE, "maximum": WIDE - 1}
     assert schemas["SimilarItems"]["properties"]["item_id"]["anyOf"] == [whole, {"type": "string"}]

@@ -34,7 +34,7 @@ def runs(two_models, tmp_path):
 def wait_for(client, model):
     deadline = time.monotonic() + SECONDS
     while client.get("/readyz").headers["Towers-Model"] != model:
-        assert time.monotonic() < deadline, "not exchanged"
+        assert time.monotonic() < deadline, "not reloaded"
         time.sleep(0.02)
 
 
@@ -75,7 +75,7 @@ def test_an_index_made_anew_is_taken_over(runs):
     build_index(ModelBundle.open(runs / "one"), {})
     deadline = time.monotonic() + SECONDS
     while client.get("/recommendations/1001").headers["Towers-Index"] == before:
-        assert time.monotonic() < deadline, "not exchanged"
+        assert time.monotonic() < deadline, "not reloaded"
         time.sleep(0.02)
 
 
@@ -86,11 +86,11 @@ def test_what_cannot_be_used_is_left_alone_and_the_old_one_goes_on(runs, caplog)
     weights = runs / "two" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     move_link(path, runs / "two")
-    assert not source.exchange()
+    assert not source.reload()
     assert "model.safetensors was changed after it was written" in caplog.text
     assert source.get() is first
     move_link(path, runs / "one")
-    assert source.exchange(), "it is what was served all along"
+    assert source.reload(), "it is what was served all along"
     assert source.get() is first
 
 
@@ -120,7 +120,7 @@ def test_a_worker_that_is_replaced_serves_what_was_served_last_until_it_can_serv
     client = create_app(path, ServingConfig(watch_seconds=0.05), shared).test_client()
     answer = client.get("/recommendations/1001")
     assert (answer.status_code, answer.headers["Towers-Model"]) == (200, one)
-    assert f"serving {(runs / 'one').resolve()}, which was served last: " in caplog.text
+    assert f"serving the previous bundle {(runs / 'one').resolve()}: " in caplog.text
     move_link(path, runs / "mended")
     wait_for(client, two)
     assert LastServed(shared).bundle() == (runs / "mended").resolve()
@@ -163,7 +163,7 @@ def test_an_index_that_the_log_was_folded_into_answers_as_the_service_did(runs, 
 def test_rollback_goes_back_and_again_forward(runs, capsys):
     link = runs / "production"
     swap_bundle(runs / "two", link)
-    assert capsys.readouterr().out.startswith(f"{link}: one -> two; `towers rollback --link {link}` goes back")
+    assert capsys.readouterr().out.startswith(f"{link}: one -> two; to undo: towers rollback --link {link}")
     assert (link.resolve().name, (runs / "production.previous").resolve().name) == ("two", "one")
     roll_back(link)
     assert (link.resolve().name, (runs / "production.previous").resolve().name) == ("one", "two")

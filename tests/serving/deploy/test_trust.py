@@ -44,15 +44,15 @@ def test_a_service_goes_over_to_what_a_trusted_key_signed_and_to_nothing_else(ru
         swap_bundle(runs / "two", path, settings)
     assert path.resolve().name == "one"
     move_link(path, runs / "two")
-    assert not source.exchange()
+    assert not source.reload()
     assert "two/manifest.json: not signed (there is no manifest.json.sig)" in caplog.text
     assert source.get() is first
     sign_bundle(runs / "two", read_signing_key(tmp_path / "key"))
     signature_of(runs / "two" / "index" / "manifest.json").unlink()
-    assert not source.exchange()
+    assert not source.reload()
     assert "two/index/manifest.json: not signed" in caplog.text
     sign_bundle(runs / "two", read_signing_key(tmp_path / "key"))
-    assert source.exchange()
+    assert source.reload()
     assert source.get().model == model_of(runs, "two")
 
 

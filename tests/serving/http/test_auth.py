@@ -29,12 +29,12 @@ def bearer(secret):
 
 
 @pytest.fixture
-def asked(retriever, path, monkeypatch):
+def asked(recommender, path, monkeypatch):
     """A service that asks for keys, with a route that needs a key to write, and a reader's and a writer's key."""
     reader, writer = add_key(path, "shop", "read"), add_key(path, "feed", "write")
     written = [Route(method, "/written", "", lambda *_: Reply(b"{}"), scope="write") for method in ("GET", "POST")]
     monkeypatch.setattr(application, "ROUTES", (*ROUTES, *written))
-    return create_app(retriever, ServingConfig(api_keys_file=str(path))).test_client(), reader, writer
+    return create_app(recommender, ServingConfig(api_keys_file=str(path))).test_client(), reader, writer
 
 
 def test_a_stranger_is_asked_for_a_key_and_may_only_see_whether_the_service_lives(asked):
@@ -101,20 +101,20 @@ def test_a_key_that_is_made_or_removed_counts_within_a_second_and_a_broken_file_
     path.write_text("keys = 1")
     now = 5.0
     assert keys.find(second).name == "second"
-    assert "the keys stay as they were" in caplog.text
+    assert "the keys read before stay valid" in caplog.text
 
 
 def test_a_name_is_taken_once_and_only_a_known_one_removed(path):
     add_key(path, "shop", "read")
-    with pytest.raises(DataError, match="there is a key 'shop' already"):
+    with pytest.raises(DataError, match="a key 'shop' already exists"):
         add_key(path, "shop", "write")
-    with pytest.raises(DataError, match="no key 'shpo'; there are 'shop'"):
+    with pytest.raises(DataError, match="no key 'shpo'; the file has 'shop'"):
         remove_key(path, "shpo")
 
 
-def test_a_service_does_not_start_without_the_keys_it_was_told_of(retriever, path):
-    with pytest.raises(DataError, match="no such file; `towers key add NAME --file"):
-        create_app(retriever, ServingConfig(api_keys_file=str(path)))
+def test_a_service_does_not_start_without_the_keys_it_was_told_of(recommender, path):
+    with pytest.raises(DataError, match="no such file; create it, with a first key: towers key add NAME --file"):
+        create_app(recommender, ServingConfig(api_keys_file=str(path)))
 
 
 def test_the_command_makes_lists_and_removes(path):
@@ -123,7 +123,7 @@ def test_the_command_makes_lists_and_removes(path):
     assert made.exit_code == 0
     secret = made.stdout.strip()
     assert Keys(path).find(secret).scope == "read"
-    assert "Shown only now" in made.stderr
+    assert "The key is not shown again" in made.stderr
     run(key, ["add", "feed", "--write", "--file", str(path)])
     listed = run(key, ["list", "--file", str(path)]).stdout
     assert [line.split("\t")[:2] for line in listed.splitlines()] == [["shop", "read"], ["feed", "write"]]

@@ -55,8 +55,8 @@ def chunked(content):
     return {"wsgi.input": BytesIO(content), "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
 
 
-def test_senders_who_are_slow_take_nobodys_turn(retriever):
-    app = create_app(retriever, ServingConfig(threads=1, queue_size=0))
+def test_senders_who_are_slow_take_nobodys_turn(recommender):
+    app = create_app(recommender, ServingConfig(threads=1, queue_size=0))
     senders = [Stalled(BODY) for _ in range(8)]
     with ThreadPoolExecutor(len(senders)) as pool:
         asked = [
@@ -79,9 +79,9 @@ def test_senders_who_are_slow_take_nobodys_turn(retriever):
 
 
 @pytest.mark.parametrize("status", [408, 413])
-def test_a_body_that_does_not_come_ends_with_its_connection(retriever, monkeypatch, status):
+def test_a_body_that_does_not_come_ends_with_its_connection(recommender, monkeypatch, status):
     monkeypatch.setattr(bodies, "_SECONDS_TO_DRAIN", 0.2)
-    client = create_app(retriever, ServingConfig(body_seconds=0.2, max_body_bytes=1000)).test_client()
+    client = create_app(recommender, ServingConfig(body_seconds=0.2, max_body_bytes=1000)).test_client()
     sender = Stalled(b"{", b"}")
     length = 2 if status == 408 else 2000
     answer = client.post("/recommendations", content_type=JSON, environ_overrides=slow(sender, length))
@@ -91,16 +91,16 @@ def test_a_body_that_does_not_come_ends_with_its_connection(retriever, monkeypat
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/recommendations"), ("GET", "/recommendations/103")])
-def test_a_body_without_a_length_is_as_good_and_as_bounded_as_one_with(retriever, method, path):
-    client = create_app(retriever, ServingConfig(max_body_bytes=len(BODY))).test_client()
+def test_a_body_without_a_length_is_as_good_and_as_bounded_as_one_with(recommender, method, path):
+    client = create_app(recommender, ServingConfig(max_body_bytes=len(BODY))).test_client()
     for content, expected in [(BODY, 200), (BODY + b" ", 413)]:
         answer = client.open(path, method=method, content_type=JSON, environ_overrides=chunked(content))
         assert answer.status_code == expected
     assert "Connection" not in client.open(path, method=method, data=BODY, content_type=JSON).headers
 
 
-def test_probes_do_not_wait_for_their_bodies(retriever):
-    client = create_app(retriever).test_client()
+def test_probes_do_not_wait_for_their_bodies(recommender):
+    client = create_app(recommender).test_client()
     for probe in ("/healthz", "/readyz", "/metrics"):
         sender = Stalled()
         assert client.get(probe, environ_overrides=slow(sender, 10)).status_code == 200
@@ -165,7 +165,7 @@ def test_large_bodies_share_their_memory_and_small_ones_need_none_of_it(monkeypa
     receiving = Bodies(1 << 20, 10)
     receiving._left = 1 << 17
     large = {"CONTENT_LENGTH": str(1 << 20), "wsgi.input": BytesIO(b"x" * (1 << 20))}
-    with pytest.raises(ServiceUnavailable, match="too many bodies"):
+    with pytest.raises(ServiceUnavailable, match="too many large request bodies"):
         receiving.receive(large)
     receiving._left = 0
     small = {"CONTENT_LENGTH": "1000", "wsgi.input": BytesIO(b"x" * 1000)}
@@ -183,10 +183,10 @@ def test_a_body_that_came_in_time_is_never_cut_off():
     assert not ended
 
 
-def test_wrong_keys_count_against_where_they_come_from_and_right_ones_go_on(retriever, tmp_path):
+def test_wrong_keys_count_against_where_they_come_from_and_right_ones_go_on(recommender, tmp_path):
     secret = add_key(tmp_path / "keys.toml", "shop", "read")
     client = create_app(
-        retriever, ServingConfig(api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=2)
+        recommender, ServingConfig(api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=2)
     ).test_client()
     wrong, right = ({"Authorization": f"Bearer {key}"} for key in ("tt_wrong", secret))
     for path in ("/recommendations/103", "/search?q=x"):

@@ -144,8 +144,8 @@ def test_only_what_trusted_proxies_say_of_an_address_is_believed(forwarded, prox
     assert client_address(environ, proxies) == expected
 
 
-def test_a_request_too_many_is_told_when_to_come_back_and_probes_are_not_counted(retriever):
-    client = create_app(retriever, ServingConfig(rate=0.01, burst=3)).test_client()
+def test_a_request_too_many_is_told_when_to_come_back_and_probes_are_not_counted(recommender):
+    client = create_app(recommender, ServingConfig(rate=0.01, burst=3)).test_client()
     assert [client.get("/recommendations/103").status_code for _ in range(4)] == [200, 200, 200, 429]
     refused = client.get("/recommendations/103")
     assert refused.json["code"] == "too_many_requests"
@@ -156,17 +156,17 @@ def test_a_request_too_many_is_told_when_to_come_back_and_probes_are_not_counted
     assert elsewhere.status_code == 200
 
 
-def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_who_run_it(retriever, monkeypatch):
+def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_who_run_it(recommender, monkeypatch):
     entered, go_on = threading.Semaphore(0), threading.Event()
-    recommend = retriever.recommend
+    recommend = recommender.recommend
 
     def slow(*given):
         entered.release()
         go_on.wait(20)
         return recommend(*given)
 
-    monkeypatch.setattr(retriever, "recommend", slow)
-    app = create_app(retriever, ServingConfig(threads=1, queue_size=1))
+    monkeypatch.setattr(recommender, "recommend", slow)
+    app = create_app(recommender, ServingConfig(threads=1, queue_size=1))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(app.test_client().get, "/recommendations/103")
         assert entered.acquire(timeout=20)
@@ -190,8 +190,8 @@ def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_wh
         assert first.result().status_code == second.result().status_code == 200
 
 
-def test_health_says_when_nothing_moves_any_more(retriever):
-    app = create_app(retriever)
+def test_health_says_when_nothing_moves_any_more(recommender):
+    app = create_app(recommender)
     turns = app.extensions["towers"].limiter
     clock = Clock()
     turns._clock = clock

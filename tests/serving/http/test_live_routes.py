@@ -11,12 +11,12 @@ from serving.config import ServingConfig
 from serving.errors import NotReady
 from serving.http.app import create_app
 from serving.live.follower import vector_from_json
-from tests.serving.doubles import country, make_retriever, make_tables
+from tests.serving.doubles import country, make_recommender, make_tables
 
 
 @pytest.fixture
-def client(retriever, tmp_path):
-    return create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
+def client(recommender, tmp_path):
+    return create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
 
 
 def ids(response):
@@ -71,12 +71,12 @@ def test_an_event_that_is_sent_again_is_not_counted_again(client):
     assert (again["accepted"], again["repeated"]) == (1, 2)
 
 
-def test_an_answer_says_in_its_headers_what_produced_it(client, retriever):
+def test_an_answer_says_in_its_headers_what_produced_it(client, recommender):
     for answer in (client.get("/recommendations/100"), client.get("/items/item-001/similar"), client.get("/readyz")):
-        assert answer.headers["Towers-Model"] == retriever.model
-        assert answer.headers["Towers-Index"] == retriever.snapshot.seal.version
+        assert answer.headers["Towers-Model"] == recommender.model
+        assert answer.headers["Towers-Index"] == recommender.snapshot.seal.version
         assert answer.headers["Towers-Live"] == "0"
-    assert "Towers-Live" not in create_app(retriever).test_client().get("/recommendations/100").headers
+    assert "Towers-Live" not in create_app(recommender).test_client().get("/recommendations/100").headers
     assert "Towers-Model" not in client.get("/healthz").headers
 
 
@@ -91,13 +91,13 @@ def test_an_answer_says_in_its_headers_what_produced_it(client, retriever):
             "titel: the table has no such column; it has 'item_id', 'title'",
         ),
         ("PUT", "/items/new", {"title": 7}, 422, "title: expected text, found 7"),
-        ("PUT", "/items/new", ["title"], 422, "body: expected the columns of the item"),
-        ("PUT", "/items/new", {"item_id": "other"}, 422, "item_id: expected 'new' as in the path"),
-        ("PUT", "/items/%20new", {}, 422, "item_id: expected text without blanks around it, as in the tables"),
+        ("PUT", "/items/new", ["title"], 422, "body: expected an object with the columns of the item"),
+        ("PUT", "/items/new", {"item_id": "other"}, 422, "item_id: expected 'new', as in the path"),
+        ("PUT", "/items/%20new", {}, 422, "item_id: expected text without surrounding whitespace, as in the tables"),
         ("DELETE", "/items/gone", None, 404, "no item 'gone' in the catalogue"),
         ("POST", "/events", {"events": []}, 422, "events: list should have at least 1 item"),
-        ("POST", "/events", {"event": 1}, 422, "events: missing"),
-        ("POST", "/events", {"events": [{"user_id": 1}]}, 422, "events.0.item_id: missing"),
+        ("POST", "/events", {"event": 1}, 422, "events: required field is missing"),
+        ("POST", "/events", {"events": [{"user_id": 1}]}, 422, "events.0.item_id: required field is missing"),
         (
             "POST",
             "/events",
@@ -140,8 +140,8 @@ def test_a_body_that_is_not_json_is_refused(client):
     assert client.put("/items/new", data=b"{}", content_type="text/plain").status_code == 415
 
 
-def test_without_a_log_nothing_can_be_written_and_the_answer_says_what_to_do(retriever):
-    client = create_app(retriever).test_client()
+def test_without_a_log_nothing_can_be_written_and_the_answer_says_what_to_do(recommender):
+    client = create_app(recommender).test_client()
     for method, path in (("PUT", "/items/new"), ("DELETE", "/items/item-001"), ("POST", "/events")):
         response = client.open(path, method=method, json={})
         assert response.status_code == 403
@@ -155,8 +155,8 @@ def test_ids_with_slashes_and_umlauts_can_be_written(client):
 
 
 def test_ids_of_numbers_stay_numbers(tmp_path):
-    retriever = make_retriever(make_tables({7: [1, 2], 8: [3]}, [1, 2, 3, 4]))
-    client = create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
+    recommender = make_recommender(make_tables({7: [1, 2], 8: [3]}, [1, 2, 3, 4]))
+    client = create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
     assert client.put("/items/42", json={}).json["item_id"] == 42
     assert client.put("/items/04", json={}).status_code == 422
     assert 42 in ids(client.get("/recommendations/7"))
@@ -174,14 +174,16 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
         monkeypatch.setattr(store, name, gone)
     answer = client.get("/recommendations/4711")
     assert (answer.status_code, answer.json["fallback"]) == (200, None)
-    assert "answers are without the newest live writes" in caplog.text
+    assert "responses do not include the newest live writes" in caplog.text
     refused = client.post("/events", json={"events": [{"user_id": 4711, "item_id": "item-002"}]})
     assert refused.status_code == 503
     assert refused.headers["Retry-After"]
 
 
-def test_what_another_worker_wrote_is_not_denied_while_the_log_is_out_of_reach(retriever, tmp_path, monkeypatch):
-    mine, other = (create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client() for _ in range(2))
+def test_what_another_worker_wrote_is_not_denied_while_the_log_is_out_of_reach(recommender, tmp_path, monkeypatch):
+    mine, other = (
+        create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))).test_client() for _ in range(2)
+    )
     assert mine.get("/recommendations/107").status_code == 200
     assert other.put("/items/new", json={}).status_code == 201
 
@@ -226,8 +228,8 @@ def test_an_item_is_searchable_in_under_half_a_second_with_a_real_model(pristine
     assert client.put("/items/new", json={"price": "cheap"}).status_code == 422
 
 
-def test_attributes_of_known_users_still_count_beside_their_events(retriever, tmp_path):
-    client = create_app(retriever, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
+def test_attributes_of_known_users_still_count_beside_their_events(recommender, tmp_path):
+    client = create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))).test_client()
     client.post("/events", json={"events": [{"user_id": 107, "item_id": "item-007"}]})
     body = {"history": ["item-007"], "attributes": {"country": "fr"}}
     assert country().keys() == body["attributes"].keys()
@@ -235,18 +237,18 @@ def test_attributes_of_known_users_still_count_beside_their_events(retriever, tm
     assert known == client.post("/recommendations", json=body).json["items"]
 
 
-def test_where_the_service_of_the_vectors_is_away_a_write_is_503_and_not_remembered(client, monkeypatch, retriever):
+def test_where_the_service_of_the_vectors_is_away_a_write_is_503_and_not_remembered(client, monkeypatch, recommender):
     def away(*_):
         raise UnavailableError("https://vectors.example: no answer")
 
-    monkeypatch.setattr(type(retriever.bundle), "encode_items", away)
+    monkeypatch.setattr(type(recommender.bundle), "encode_items", away)
     refused = client.put("/items/new", json={"title": "Brand new"})
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
     assert "vectors.example" not in refused.text
     assert client.get("/items/new/similar").status_code == 404
 
 
-def test_a_write_remembers_the_vector_that_its_model_made(client, retriever):
+def test_a_write_remembers_the_vector_that_its_model_made(client, recommender):
     client.put("/items/new", json={"title": "Brand new"})
     (record,) = client.application.extensions["towers"].provider.store.since(0)
-    assert vector_from_json(record.body["vector"], retriever.model, retriever.state.search.width) is not None
+    assert vector_from_json(record.body["vector"], recommender.model, recommender.state.search.width) is not None

@@ -34,13 +34,13 @@ RAW = [b"", b"{", b"\xff", b'{"history": "' + b"x" * 20_000 + b'"}']
 QUERIES = ["", "?k=3", "?k=3&offset=2", "?exclude=item-001&exclude=item-002", "?k=0", "?k=1&k=2", "?reasons=1", "?k"]
 
 
-def client_of(retriever, **settings):
-    return create_app(retriever, ServingConfig(max_body_bytes=20_000, **settings)).test_client()
+def client_of(recommender, **settings):
+    return create_app(recommender, ServingConfig(max_body_bytes=20_000, **settings)).test_client()
 
 
 @pytest.fixture
-def client(retriever):
-    return client_of(retriever)
+def client(recommender):
+    return client_of(recommender)
 
 
 def headers_of(response):
@@ -90,9 +90,9 @@ def test_slashes_are_not_merged(client):
         assert client.get(path).status_code == 404
 
 
-def test_options_need_the_read_scope_except_for_probes(retriever, tmp_path):
+def test_options_need_the_read_scope_except_for_probes(recommender, tmp_path):
     secret = add_key(tmp_path / "keys.toml", "shop", "read")
-    client = client_of(retriever, api_keys_file=str(tmp_path / "keys.toml"))
+    client = client_of(recommender, api_keys_file=str(tmp_path / "keys.toml"))
     assert client.options("/healthz").status_code == 200
     assert client.options("/items/a").status_code == 401
     assert client.options("/items/a", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
@@ -111,7 +111,7 @@ def test_head_and_a_cached_query_get_the_same_response(client, user, query):
 def test_queries_are_cached_up_to_a_limit(client):
     for offset in range(300):
         assert client.get(f"/recommendations/103?k=1&offset={offset}").status_code == 200
-    assert 0 < len(client.application.extensions["towers"].recommend._plain) <= 256
+    assert 0 < len(client.application.extensions["towers"].recommend._cached) <= 256
 
 
 @pytest.mark.parametrize("raw", [*(json.dumps(body).encode() for body in BODIES), *RAW])
@@ -128,8 +128,8 @@ def test_a_body_that_breaks_off_is_the_clients_error(client):
     assert (response.status_code, response.json["code"]) == (400, "bad_request")
 
 
-def test_an_unexpected_error_goes_to_the_log_and_not_to_the_client(client, retriever, monkeypatch, caplog):
-    monkeypatch.setattr(type(retriever), "recommend", lambda *_: 1 / 0)
+def test_an_unexpected_error_goes_to_the_log_and_not_to_the_client(client, recommender, monkeypatch, caplog):
+    monkeypatch.setattr(type(recommender), "recommend", lambda *_: 1 / 0)
     for path in ("/recommendations/103", "/?user=103"):
         response = client.get(path)
         assert (response.status_code, response.json["code"]) == (500, "internal")
@@ -158,9 +158,9 @@ def test_requests_are_counted_by_route(client):
     }
 
 
-def test_every_route_but_the_probes_asks_for_a_key_and_is_limited_by_rate(retriever, tmp_path):
+def test_every_route_but_the_probes_asks_for_a_key_and_is_limited_by_rate(recommender, tmp_path):
     secret = add_key(tmp_path / "keys.toml", "shop", "read")
-    client = client_of(retriever, api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=len(ROUTES) + 1)
+    client = client_of(recommender, api_keys_file=str(tmp_path / "keys.toml"), rate=0.001, burst=len(ROUTES) + 1)
     for route in ROUTES:
         path = route.path.replace("{", "").replace("}", "")
         with client.open(path, method=route.method) as response:
@@ -170,7 +170,7 @@ def test_every_route_but_the_probes_asks_for_a_key_and_is_limited_by_rate(retrie
     assert statuses == [200] * (len(ROUTES) + 1) + [429]
 
 
-def test_an_endpoint_is_added_by_a_route(retriever, monkeypatch):
+def test_an_endpoint_is_added_by_a_route(recommender, monkeypatch):
     """The section "Add an endpoint" of CONTRIBUTING.md."""
 
     def ping(service, request):
@@ -178,10 +178,10 @@ def test_an_endpoint_is_added_by_a_route(retriever, monkeypatch):
 
     route = Route("GET", "/ping", "A new endpoint", ping, name="ping", responses=(Pong,), problems=(404,))
     monkeypatch.setattr(application, "ROUTES", (*ROUTES, route))
-    client = create_app(retriever).test_client()
+    client = create_app(recommender).test_client()
     response = client.get("/ping")
     assert (response.status_code, response.json) == (200, {"pong": 1})
-    assert response.headers["Towers-Model"] == retriever.model
+    assert response.headers["Towers-Model"] == recommender.model
     document = client.get("/openapi.json").json
     assert document["paths"]["/ping"]["get"]["operationId"] == "ping"
     assert document["components"]["schemas"]["Pong"]["properties"] == {"pong": {"type": "integer"}}

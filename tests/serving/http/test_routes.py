@@ -17,14 +17,14 @@ from serving.http.app import create_app
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import UserProfile
 from serving.snapshot.snapshot import Snapshot
-from tests.serving.doubles import FakeBundle, country, make_features, make_retriever, make_tables
+from tests.serving.doubles import FakeBundle, country, make_features, make_recommender, make_tables
 from towers.bundle.manifest import BundleError
 
 
 @pytest.fixture
-def client(retriever):
+def client(recommender):
     settings = ServingConfig(max_k=50, max_body_bytes=20_000, max_offset=200, max_users=5, max_history=100)
-    return create_app(retriever, settings).test_client()
+    return create_app(recommender, settings).test_client()
 
 
 def error_of(response, status, code):
@@ -41,15 +41,15 @@ def error_of(response, status, code):
     return error
 
 
-def test_a_known_user_gets_items_in_the_shape_of_the_contract(client, retriever):
+def test_a_known_user_gets_items_in_the_shape_of_the_contract(client, recommender):
     response = client.get("/recommendations/103?k=7")
     assert response.status_code == 200
     content = response.json
     assert set(content) == {"user_id", "items", "fallback", "model"}
     assert content["user_id"] == 103
     assert content["fallback"] is None
-    assert content["model"] == retriever.model
-    expected = retriever.recommend(103, 7).items
+    assert content["model"] == recommender.model
+    expected = recommender.recommend(103, 7).items
     assert content["items"] == [
         {"item_id": item.item_id, "score": pytest.approx(item.score), "rank": rank, "title": item.title}
         for rank, item in enumerate(expected, start=1)
@@ -68,17 +68,17 @@ def test_an_unknown_user_is_answered_and_told(client):
 
 
 def test_items_have_no_title_where_the_catalogue_has_none():
-    client = create_app(make_retriever(make_tables({1: ["a"]}, ["a", "b"]))).test_client()
+    client = create_app(make_recommender(make_tables({1: ["a"]}, ["a", "b"]))).test_client()
     assert set(client.get("/recommendations/1").json["items"][0]) == {"item_id", "score", "rank"}
 
 
-def test_someone_described_is_answered_by_the_model(client, retriever):
+def test_someone_described_is_answered_by_the_model(client, recommender):
     history = ["item-001", "item-005", "gone"]
     content = client.post("/recommendations", json={"history": history, "attributes": {"country": "de"}, "k": 4}).json
     assert set(content) == {"user_id", "items", "fallback", "model", "unknown_items", "unknown_values"}
     assert content["unknown_items"] == ["gone"]
     assert content["fallback"] is None
-    expected = retriever.recommend(UserProfile(history, {"country": "de"}), 4).items
+    expected = recommender.recommend(UserProfile(history, {"country": "de"}), 4).items
     assert [item["item_id"] for item in content["items"]] == [item.item_id for item in expected]
     assert not set(history) & {item["item_id"] for item in content["items"]}
 
@@ -89,12 +89,12 @@ def test_attributes_alone_are_enough(client):
     assert client.post("/recommendations", json={"history": ["gone"]}).json["fallback"] == "popular"
 
 
-def test_similar_items_come_without_the_item(client, retriever):
+def test_similar_items_come_without_the_item(client, recommender):
     content = client.get("/items/item-004/similar?k=3").json
     assert set(content) == {"item_id", "items", "fallback", "model"}
     assert content["item_id"] == "item-004"
     assert [item["item_id"] for item in content["items"]] == [
-        item.item_id for item in retriever.similar("item-004", 3).items
+        item.item_id for item in recommender.similar("item-004", 3).items
     ]
 
 
@@ -217,8 +217,8 @@ def test_reasons_name_what_the_user_had(client):
     assert error["errors"][0]["field"] == "reasons"
 
 
-def test_several_users_are_answered_as_each_alone(retriever):
-    client = create_app(retriever).test_client()
+def test_several_users_are_answered_as_each_alone(recommender):
+    client = create_app(recommender).test_client()
     described = [
         {"history": ["item-001", "gone"], "attributes": {"country": "de"}},
         {"attributes": {"country": "fr"}},
@@ -278,7 +278,7 @@ def test_a_posted_filter_that_cannot_be_is_invalid_and_says_which(priced, body, 
 def test_a_column_that_is_named_like_a_parameter_is_reached_by_a_body():
     tables = make_tables({1: ["a"]}, ["a", "b", "c"])
     catalog = type(tables.catalog)(tables.catalog.frame.assign(k=[5, 6, 7]))
-    client = create_app(make_retriever(type(tables)(tables.interactions, catalog, None, ()))).test_client()
+    client = create_app(make_recommender(type(tables)(tables.interactions, catalog, None, ()))).test_client()
     assert len(client.get("/recommendations/1?k=1").json["items"]) == 1
     only = client.post("/recommendations", json={"filter": {"k": {"min": 7}}}).json["items"]
     assert [item["item_id"] for item in only] == ["c"]
@@ -306,7 +306,7 @@ ODD_IDS = [
 
 @pytest.mark.parametrize("odd", ODD_IDS)
 def test_ids_with_slashes_and_letters_of_any_script_work(odd):
-    client = create_app(make_retriever(make_tables({odd: [odd], "b": ["b"]}, [odd, "b", "c"]))).test_client()
+    client = create_app(make_recommender(make_tables({odd: [odd], "b": ["b"]}, [odd, "b", "c"]))).test_client()
     path = quote(odd, safe="")
     known = client.get(f"/recommendations/{path}").json
     assert (known["user_id"], known["fallback"]) == (odd, None)
@@ -317,7 +317,7 @@ def test_ids_with_slashes_and_letters_of_any_script_work(odd):
 
 
 def test_whole_numbers_in_a_path_find_whole_numbers():
-    client = create_app(make_retriever(make_tables({42: [7]}, [7, 8]))).test_client()
+    client = create_app(make_recommender(make_tables({42: [7]}, [7, 8]))).test_client()
     assert client.get("/recommendations/42").json["user_id"] == 42
     assert client.get("/items/7/similar").json["items"][0]["item_id"] == 8
     assert client.get("/recommendations/042").json == {
@@ -390,14 +390,17 @@ def test_a_body_with_wrong_fields_is_invalid_and_says_which(client, body, field)
     assert [mistake["field"] for mistake in error["errors"]] == [field]
 
 
-def test_what_takes_long_is_limited_for_all_users_of_a_request_together(retriever):
+def test_what_takes_long_is_limited_for_all_users_of_a_request_together(recommender):
     settings = ServingConfig(max_slate_slots=40, max_explained_users=2, max_limited_users=2)
-    client = create_app(retriever, settings).test_client()
+    client = create_app(recommender, settings).test_client()
     users = {"users": [103, 104, "nobody"]}
     assert client.post("/recommendations", json={**users, "k": 13, "diversity": 0.5}).status_code == 200
     assert client.post("/recommendations", json={**users, "k": 14, "offset": 50}).status_code == 200
     error = error_of(client.post("/recommendations", json={**users, "k": 14, "diversity": 0.5}), 422, "invalid")
-    assert "expected at most 40 places (users x (offset + k)) where there are rules, found 42" in error["detail"]
+    assert (
+        "expected at most 40 slots (users x (offset + k)) with rules (setting max_slate_slots), found 42"
+        in error["detail"]
+    )
     assert "max_slate_slots" in error["detail"]
     for rule in ({"distinct": 0.9}, {"at_most": {"title": 1}}):
         error = error_of(client.post("/recommendations", json={**users, **rule}), 422, "invalid")
@@ -463,24 +466,24 @@ def test_a_method_that_is_not_allowed_says_which_are(client, method, path, allow
     assert allowed in response.headers["Allow"]
 
 
-def test_a_mistake_of_ours_goes_to_the_log_and_not_to_the_caller(retriever, monkeypatch, caplog):
+def test_a_mistake_of_ours_goes_to_the_log_and_not_to_the_caller(recommender, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("secret path /etc/passwd")
 
-    monkeypatch.setattr(retriever, "recommend", fail)
+    monkeypatch.setattr(recommender, "recommend", fail)
     with caplog.at_level(logging.ERROR):
-        response = create_app(retriever).test_client().get("/recommendations/103")
+        response = create_app(recommender).test_client().get("/recommendations/103")
     error_of(response, 500, "internal")
     assert "secret" not in response.text
     assert "secret path" in caplog.text
 
 
-def test_alive_and_ready(client, retriever):
+def test_alive_and_ready(client, recommender):
     assert client.get("/healthz").json == {"status": "ok"}
     ready = client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json["status"] == "ready"
-    assert (ready.json["model"], ready.json["items"], ready.json["users"]) == (retriever.model, 100, 10)
+    assert (ready.json["model"], ready.json["items"], ready.json["users"]) == (recommender.model, 100, 10)
 
 
 def test_alive_but_not_ready_without_a_model(tmp_path, caplog):
@@ -495,28 +498,28 @@ def test_alive_but_not_ready_without_a_model(tmp_path, caplog):
     assert "nothing" in caplog.text
 
 
-def test_a_source_is_tried_again_but_not_at_every_request(retriever, monkeypatch):
+def test_a_source_is_tried_again_but_not_at_every_request(recommender, monkeypatch):
     now, tries = [100.0], []
 
-    def open_retriever():
+    def open_recommender():
         tries.append(now[0])
         if now[0] < 108:
             raise BundleError("damaged")
-        return retriever
+        return recommender
 
     monkeypatch.setattr("serving.deploy.hot_reload.time.monotonic", lambda: now[0])
-    source = RecommenderProvider(open_retriever)
+    source = RecommenderProvider(open_recommender)
     for now[0] in (100.0, 101.0, 104.9, 105.1):
-        with pytest.raises(NotReady, match="the server's log says why"):
+        with pytest.raises(NotReady, match="see the server's log"):
             source.get()
     now[0] = 111.0
-    assert source.get() is source.get() is retriever
+    assert source.get() is source.get() is recommender
     assert tries == [100.0, 105.1, 111.0]
 
 
 def test_settings_come_from_the_operator(shop):
-    retriever = make_retriever(shop, user=country())
-    client = create_app(retriever, ServingConfig(default_k=3, max_k=4)).test_client()
+    recommender = make_recommender(shop, user=country())
+    client = create_app(recommender, ServingConfig(default_k=3, max_k=4)).test_client()
     assert len(client.get("/recommendations/103").json["items"]) == 3
     assert "less than or equal to 4, found 5" in client.get("/recommendations/103?k=5").json["detail"]
 
@@ -525,16 +528,18 @@ def test_the_page_shows_what_someone_had_and_gets(client):
     assert "104" in client.get("/").text
     text = client.get("/?user=103").text
     assert "Thing item-" in text
-    assert "Recommended" in text
+    assert "Recommendations" in text
     assert "because of Thing item-" in text
-    assert "Popular, in the place of recommendations" in client.get("/?user=nobody").text
+    assert "Popular items (nothing is known about this user)" in client.get("/?user=nobody").text
     with client.get("/static/style.css") as style:
         assert style.status_code == 200
 
 
 def test_the_page_shows_any_id_as_text():
     script = "<script>alert(1)</script>"
-    client = create_app(make_retriever(make_tables({script: ["a"]}, ["a", script], titles=["A", script]))).test_client()
+    client = create_app(
+        make_recommender(make_tables({script: ["a"]}, ["a", script], titles=["A", script]))
+    ).test_client()
     text = client.get("/", query_string={"user": script}).text
     assert script not in text
     assert "&lt;script&gt;" in text
@@ -562,7 +567,7 @@ def test_no_body_at_all_makes_the_service_fail(body):
     global some_client
     some_client = (
         some_client
-        or create_app(make_retriever(make_tables({1: ["a"]}, ["a", "b", "c"]), user=country())).test_client()
+        or create_app(make_recommender(make_tables({1: ["a"]}, ["a", "b", "c"]), user=country())).test_client()
     )
     response = some_client.post("/recommendations", data=data, content_type="application/json")
     if response.status_code != 200:

@@ -128,39 +128,39 @@ def content(answer):
     return None if answer is None else ([(i.item_id, i.score, i.rank, i.title) for i in answer.items], answer.fallback)
 
 
-def answers(retriever):
+def answers(recommender):
     """Everything that can be asked, of everyone."""
     users = [*range(100, 110), "nobody"]
     found = {}
-    for k, where in ((40, ()), (5, ()), (5, retriever.state.filters.parse({"title": {"not": ["Chair"]}}))):
+    for k, where in ((40, ()), (5, ()), (5, recommender.state.filters.parse({"title": {"not": ["Chair"]}}))):
         found |= {
-            (user, k, where): content(retriever.recommend(user, RecommendRequest(k, where=where))) for user in users
+            (user, k, where): content(recommender.recommend(user, RecommendRequest(k, where=where))) for user in users
         }
         found |= {
-            (item, k, where): content(retriever.similar(item, RecommendRequest(k, where=where)))
+            (item, k, where): content(recommender.similar(item, RecommendRequest(k, where=where)))
             for item in (*ITEMS[:3], *NEW[:2])
         }
     rules = Rules(
         pin=[NEW[0], ITEMS[1]],
-        boosts=[Boost(retriever.state.filters.parse({"title": "Lamp"}), 0.3)],
-        demote=[retriever.state.filters.parse({"title": "Table"})],
+        boosts=[Boost(recommender.state.filters.parse({"title": "Lamp"}), 0.3)],
+        demote=[recommender.state.filters.parse({"title": "Table"})],
         at_most=[("title", 2)],
         diversity=0.3,
     )
     for user in users[::3]:
         found["arranged", user] = content(
-            retriever.recommend(user, RecommendRequest(10, rules=rules, exclude=[ITEMS[2]]))
+            recommender.recommend(user, RecommendRequest(10, rules=rules, exclude=[ITEMS[2]]))
         )
     history = [*ITEMS[:3], *NEW]
-    described = retriever.recommend(UserProfile(history, {"country": "de"}), 40)
+    described = recommender.recommend(UserProfile(history, {"country": "de"}), 40)
     found["described"] = content(described), described.unknown_items
-    found |= {("history", user): content_of_history(retriever, user) for user in users}
+    found |= {("history", user): content_of_history(recommender, user) for user in users}
     return found
 
 
-def content_of_history(retriever, user):
+def content_of_history(recommender, user):
     """Nothing, too, of someone unknown: to an index made anew, someone is who had only items that are gone."""
-    return [item.item_id for item in retriever.history(user, 50) or []]
+    return [item.item_id for item in recommender.history(user, 50) or []]
 
 
 def assert_same(found, expected):
@@ -226,7 +226,7 @@ def test_answers_are_those_of_an_index_made_anew(tables, data, tmp_path_factory)
 @pytest.mark.parametrize("plan", [EXACT, GRAPH], ids=["exact", "graph"])
 def test_many_writes_are_the_same_too(store, monkeypatch, plan):
     """More rows that do not hold than are passed over, and so many that some are removed."""
-    monkeypatch.setattr(live_module, "_WORTH_REMOVING", 10)
+    monkeypatch.setattr(live_module, "_MIN_TO_COMPACT", 10)
     monkeypatch.setattr(delta_module, "_EXCLUDED_ROWS", 3)
     rng = np.random.default_rng(0)
     tables = shop()
@@ -247,7 +247,7 @@ def test_many_writes_are_the_same_too(store, monkeypatch, plan):
     assert_same(answers(now), answers(base_of(folded)))
 
 
-def test_a_retriever_stays_as_it_was_whatever_arrives(store):
+def test_a_recommender_stays_as_it_was_whatever_arrives(store):
     live = LiveRecommender(base_of(shop()), store)
     store.append([put("new-1"), put(ITEMS[0], "Lamp"), event(100, "new-1"), deletion(ITEMS[1])])
     then = live.current()
@@ -289,10 +289,10 @@ def test_an_item_that_was_put_several_times_can_be_filtered_by_its_id(store):
     live = LiveRecommender(base_of(shop()), store)
     for title in ("Chair", "Lamp", "Table"):
         store.append([put("new-1", title), put("new-2", title)])
-        retriever = live.current()
+        recommender = live.current()
         cases = [({"item_id": "new-1"}, {"new-1"}), ({"item_id": {"not": [*ITEMS, "new-1"]}}, {"new-2"})]
         for where, expected in cases:
-            answer = retriever.recommend(106, RecommendRequest(10, where=retriever.state.filters.parse(where)))
+            answer = recommender.recommend(106, RecommendRequest(10, where=recommender.state.filters.parse(where)))
             assert {item.item_id for item in answer.items} == expected
 
 
@@ -458,7 +458,9 @@ def test_an_item_that_the_model_cannot_place_is_left_out_and_those_beside_it_are
     now = live.current()
     assert [now.state.items.row(item_id) is not None for item_id in NEW] == [True, False, True]
     assert {*NEW} & {item.item_id for item in now.recommend(106, 40).items} == {"new-1", "new-3"}
-    assert "item 'new-2' of the log, record 2, is left out: the model cannot place this item" in caplog.text
+    assert (
+        "record 2 of the log of live writes, item 'new-2', is skipped: the model cannot encode this item" in caplog.text
+    )
 
 
 def test_writes_during_searches_never_give_a_wrong_answer(store):
@@ -603,7 +605,7 @@ def test_an_item_whose_vector_cannot_be_made_now_is_not_lost(store, monkeypatch)
         raise UnavailableError("https://vectors: no answer")
 
     monkeypatch.setattr(TitledBundle, "encode_items", away)
-    with pytest.raises(NotReady, match="vectors of items in the log"):
+    with pytest.raises(NotReady, match="items in the log of live writes cannot be encoded"):
         live.current()
     monkeypatch.setattr(TitledBundle, "encode_items", encode)
     assert live.current().state.items.row("new-1") is not None
@@ -613,4 +615,4 @@ def test_cells_of_the_log_that_do_not_fit_are_named(store, caplog):
     live = LiveRecommender(base_of(shop()), store)
     store.append([Write("item", {"item_id": "new-1", "cells": {"title": 7}})])
     live.current()
-    assert "records 1 to 1 of the log: a cell is left out: title: expected text, found 7" in caplog.text
+    assert "records 1 to 1 of the log of live writes: a cell is left out: title: expected text, found 7" in caplog.text

@@ -26,21 +26,23 @@ from serving.live.log import Write, readable
 from serving.live.open_log import open_log
 from serving.live.sqlite_log import SqliteLog
 from serving.snapshot.manifest import LogOffset
-from tests.serving.doubles import make_retriever, make_tables
+from tests.serving.doubles import make_recommender, make_tables
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(store, "_SECONDS_TO_WAIT", 0.05)
     monkeypatch.setattr(store, "_SECONDS_TO_READ", 0.02)
-    monkeypatch.setattr(source, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(source, "_SECONDS_BETWEEN_CHECKS", 0.0)
 
 
 @pytest.fixture(scope="module")
-def retriever():
+def recommender():
     """A small one, made once: nothing here changes it."""
     items = [f"item-{number:03d}" for number in range(20)]
-    return make_retriever(make_tables({user: items[user - 100 :][:3] for user in range(100, 110)}, items, titles=items))
+    return make_recommender(
+        make_tables({user: items[user - 100 :][:3] for user in range(100, 110)}, items, titles=items)
+    )
 
 
 @pytest.fixture
@@ -49,9 +51,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def client(retriever, path):
+def client(recommender, path):
     """A service that was written a first item."""
-    client = create_app(retriever, ServingConfig(live=str(path))).test_client()
+    client = create_app(recommender, ServingConfig(live=str(path))).test_client()
     assert put(client, "first").status_code == 201
     assert is_known(client, "first")
     return client
@@ -125,9 +127,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_what_is_damaged_while_it_is_read_takes_no_write_and_comes_back_by_itself(retriever, path, damage):
+def test_what_is_damaged_while_it_is_read_takes_no_write_and_comes_back_by_itself(recommender, path, damage):
     log = SqliteLog(path)
-    live = LiveRecommender(retriever, log)
+    live = LiveRecommender(recommender, log)
     log.append([item("first")])
     assert live.current().state.items.row("first") is not None
     put_back = set_aside(path)
@@ -170,7 +172,7 @@ def test_a_log_that_was_replaced_by_another_is_taken_up_instead(client, path, ca
     other.append([item("elsewhere")])
     assert is_known(client, "elsewhere")
     assert not is_known(client, "second")
-    assert "the log of live writes is another, or was put back; all of it is read again" in caplog.text
+    assert "the log of live writes was replaced or restored; all of it is read again" in caplog.text
     assert put(client, "third").status_code == 201
     assert kept(path) == ["elsewhere", "third"]
 
@@ -186,18 +188,18 @@ def test_a_log_that_was_put_back_to_what_it_was_is_read_again(client, path):
 
 
 def test_a_log_that_ends_before_what_was_folded_into_the_index_loses_no_later_write(
-    retriever, path, caplog, monkeypatch
+    recommender, path, caplog, monkeypatch
 ):
     opened = SqliteLog(path)
     opened.append([item("old")])
     before = opened.state().log_id
-    monkeypatch.setitem(retriever.snapshot.seal.__dict__, "live", LogOffset(log_id=before, position=9))
-    live = LiveRecommender(retriever, opened)
+    monkeypatch.setitem(recommender.snapshot.seal.__dict__, "live", LogOffset(log_id=before, position=9))
+    live = LiveRecommender(recommender, opened)
     assert live.current().state.items.row("old") is not None
     assert opened.state().log_id != before, "from here on it is not the log that was folded in"
-    assert "ends before what is in the index" in caplog.text
+    assert "ends before the position that the index contains" in caplog.text
     opened.append([item("new")])
-    for reader in (live, LiveRecommender(retriever, opened)):
+    for reader in (live, LiveRecommender(recommender, opened)):
         assert reader.current().state.items.row("new") is not None
 
 
@@ -227,7 +229,7 @@ def test_records_that_cannot_be_read_are_left_out_each_with_a_line_and_the_other
     assert is_known(client, "second")
     assert not [record for record in caplog.records if record.exc_info]
     for position in range(2, 2 + len(UNREADABLE)):
-        assert caplog.text.count(f"record {position} of the log of live writes is left out: ") == 1
+        assert caplog.text.count(f"record {position} of the log of live writes is invalid and skipped: ") == 1
 
 
 def test_an_item_of_other_columns_is_one_all_the_same_and_one_that_cannot_be_placed_keeps_no_other_away(client, path):
@@ -251,7 +253,7 @@ def test_nothing_but_records_that_cannot_be_read_does_not_hide_what_comes_after_
         readable(records)
         found += [record.position for record in records]
     assert found == [*range(1, 8)]
-    assert caplog.text.count("is left out") == 6
+    assert caplog.text.count("skipped: ") == 6
 
 
 def test_a_file_that_another_process_keeps_to_itself_is_a_503_and_answers_do_not_wait(client, path, caplog):
@@ -277,11 +279,11 @@ def test_a_full_disk_is_a_503_and_nothing_of_the_write_is_there_later(client, pa
     assert kept(path) == ["first", "third"]
 
 
-def test_a_clock_that_is_set_back_loses_no_write(client, retriever, monkeypatch, path):
+def test_a_clock_that_is_set_back_loses_no_write(client, recommender, monkeypatch, path):
     newest = time.time() - 60  # before the index was made
-    monkeypatch.setitem(retriever.snapshot.seal.__dict__, "newest_event", newest)
+    monkeypatch.setitem(recommender.snapshot.seal.__dict__, "newest_event", newest)
     monkeypatch.setattr("serving.live.log.time.time", lambda: 1_000_000.0)
-    for service in (client, create_app(retriever, ServingConfig(live=str(path))).test_client()):
+    for service in (client, create_app(recommender, ServingConfig(live=str(path))).test_client()):
         user = 5000 + (service is client)
         assert service.post("/events", json={"events": [{"user_id": user, "item_id": "item-001"}]}).status_code == 200
         assert service.get(f"/recommendations/{user}").json["fallback"] is None, "the event is heard"
@@ -290,9 +292,9 @@ def test_a_clock_that_is_set_back_loses_no_write(client, retriever, monkeypatch,
     assert received == sorted(received)
 
 
-def test_two_services_of_other_ids_share_a_log_and_each_leaves_out_what_is_not_its_own(retriever, path):
-    numbered = make_retriever(make_tables({1: [10, 11], 2: [11, 12]}, [10, 11, 12, 13]))
-    text, numbers = (create_app(one, ServingConfig(live=str(path))).test_client() for one in (retriever, numbered))
+def test_two_services_of_other_ids_share_a_log_and_each_leaves_out_what_is_not_its_own(recommender, path):
+    numbered = make_recommender(make_tables({1: [10, 11], 2: [11, 12]}, [10, 11, 12, 13]))
+    text, numbers = (create_app(one, ServingConfig(live=str(path))).test_client() for one in (recommender, numbered))
     assert put(text, "lamp").status_code == 201
     assert numbers.put("/items/14", json={}).status_code == 201
     for client in (text, numbers):
@@ -318,9 +320,9 @@ def test_what_is_no_log_at_the_start_is_one_clear_line(tmp_path, make):
         open_log(str(tmp_path / "live.db"))
 
 
-def test_a_worker_that_is_started_again_begins_no_other_log_where_one_was_lost(client, retriever, path, tmp_path):
+def test_a_worker_that_is_started_again_begins_no_other_log_where_one_was_lost(client, recommender, path, tmp_path):
     path.unlink()
-    again = create_app(retriever, ServingConfig(live=str(path)), shared=tmp_path).test_client()
+    again = create_app(recommender, ServingConfig(live=str(path)), shared=tmp_path).test_client()
     assert again.get("/recommendations/101").status_code == 200
     assert put(again, "second").status_code == 503
     assert not path.exists()

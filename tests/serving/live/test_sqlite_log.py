@@ -281,5 +281,5 @@ def test_after_the_database_closed_a_connection_the_next_request_opens_another(p
 
 def test_a_database_that_does_not_answer_is_one_clear_line():
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    with pytest.raises(DataError, match=r"live: the database cannot be used .*; see that it runs, and the address"):
+    with pytest.raises(DataError, match=r"live: the database cannot be used .*; check that it runs, and the address"):
         open_log(f"postgresql://towers@127.0.0.1:{running.free_port()}/postgres")

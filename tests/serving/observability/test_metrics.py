@@ -77,7 +77,7 @@ def test_threads_lose_no_count():
 
 def work(folder, done, go_on):
     metrics = make(folder)
-    metrics.tell(model=f"model of {os.getpid()}", index="today", created=0.0)
+    metrics.describe_worker(model=f"model of {os.getpid()}", index="today", created=0.0)
     metrics.hold("towers_requests_in_progress", 3)
     for _ in range(100):
         metrics.answered("/a", 200, 0.001, {})
@@ -150,14 +150,14 @@ def test_workers_are_shown_by_what_they_answer_from():
     metrics = make()
     assert exposed(metrics)["towers_workers", ("index", ""), ("model", "")] == 1
     assert "towers_index_age_seconds" not in {name for name, *_ in exposed(metrics)}
-    metrics.tell(model="m", index="i", created=0.0)
+    metrics.describe_worker(model="m", index="i", created=0.0)
     found = exposed(metrics)
     assert found["towers_workers", ("index", "i"), ("model", "m")] == 1
     assert found["towers_index_age_seconds",] > 1e9
 
 
-def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(retriever):
-    client = create_app(retriever).test_client()
+def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(recommender):
+    client = create_app(recommender).test_client()
     for _ in range(3):
         assert client.get("/recommendations/103").status_code == 200
     client.get("/recommendations/nobody")
@@ -174,12 +174,12 @@ def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(retriever
     assert found["towers_requests_in_progress",] == 0
     for stage in ("search", "serialise"):
         assert found["towers_stage_duration_seconds_count", ("stage", stage)] >= 3
-    assert found["towers_workers", ("index", retriever.snapshot.seal.created), ("model", retriever.model)] == 1
+    assert found["towers_workers", ("index", recommender.snapshot.seal.created), ("model", recommender.model)] == 1
     assert 0 <= found["towers_index_age_seconds",] < 600
 
 
-def test_openmetrics_is_spoken_to_those_who_ask_for_it(retriever):
-    client = create_app(retriever).test_client()
+def test_openmetrics_is_spoken_to_those_who_ask_for_it(recommender):
+    client = create_app(recommender).test_client()
     response = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert response.mimetype == "application/openmetrics-text"
     assert response.text.endswith("# EOF\n")

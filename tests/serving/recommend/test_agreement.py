@@ -59,9 +59,9 @@ def assert_same(found, expected):
 
 
 def test_the_service_agrees_with_brute_force_from_the_bundle(world):
-    bundle, tables, retriever = world
-    client = create_app(retriever).test_client()
-    for user_id in retriever.state.users.ids:
+    bundle, tables, recommender = world
+    client = create_app(recommender).test_client()
+    for user_id in recommender.state.users.ids:
         content = client.get(f"/recommendations/{user_id}?k=50").json
         assert content["fallback"] is None
         found = [(item["item_id"], item["score"]) for item in content["items"]]
@@ -70,9 +70,9 @@ def test_the_service_agrees_with_brute_force_from_the_bundle(world):
 
 def test_the_file_agrees_with_the_service(world, tmp_path):
     """To the bit where both read vectors made before; those made for a request depend on who else is in the block."""
-    bundle, _, retriever = world
-    client = create_app(retriever).test_client()
-    write_candidates(retriever, Audience.everyone(retriever), 30, tmp_path / "c.parquet")
+    bundle, _, recommender = world
+    client = create_app(recommender).test_client()
+    write_candidates(recommender, Audience.everyone(recommender), 30, tmp_path / "c.parquet")
     for user_id, rows in pd.read_parquet(tmp_path / "c.parquet").groupby("user_id"):
         served = client.get(f"/recommendations/{user_id}?k=30").json["items"]
         listed = list(zip(rows["item_id"], rows["score"], strict=True))
@@ -81,8 +81,8 @@ def test_the_file_agrees_with_the_service(world, tmp_path):
 
 
 def test_a_posted_history_agrees_with_the_known_user(world):
-    _, tables, retriever = world
-    client = create_app(retriever).test_client()
+    _, tables, recommender = world
+    client = create_app(recommender).test_client()
     people = tables.users.frame.set_index("user_id")
     for user_id, events in list(tables.interactions.frame.groupby("user_id"))[:40]:
         known = client.get(f"/recommendations/{user_id}").json["items"]
@@ -95,17 +95,17 @@ def test_a_posted_history_agrees_with_the_known_user(world):
 
 
 def test_someone_without_clicks_is_answered_from_attributes(world):
-    bundle, tables, retriever = world
+    bundle, tables, recommender = world
     assert_alike(
-        [(item.item_id, item.score) for item in retriever.recommend(1000, 10).items],
+        [(item.item_id, item.score) for item in recommender.recommend(1000, 10).items],
         brute_force(bundle, tables, 1000, 10),
     )
-    assert retriever.recommend(1000, 10).fallback is None
+    assert recommender.recommend(1000, 10).fallback is None
 
 
 def test_attributes_of_any_allowed_type_are_read(world):
-    *_, retriever = world
-    client = create_app(retriever).test_client()
+    *_, recommender = world
+    client = create_app(recommender).test_client()
     for attributes in ({"country": "de", "age": 30}, {"age": 30.5}, {"country": "atlantis"}, {"country": 7}):
         assert client.post("/recommendations", json={"attributes": attributes}).status_code == 200
     wrong = client.post("/recommendations", json={"attributes": {"age": "old"}})
@@ -120,16 +120,16 @@ def test_an_item_that_training_did_not_know_is_found_and_read(world):
     bundle, tables, _ = world
     new = tables.catalog.frame.iloc[[0]].assign(item_id="brand-new")
     catalog = type(tables.catalog)(pd.concat([tables.catalog.frame, new], ignore_index=True))
-    retriever = Recommender(
+    recommender = Recommender(
         bundle, Snapshot.build(bundle, type(tables)(tables.interactions, catalog, tables.users, ()))
     )
-    assert "brand-new" in {item.item_id for item in retriever.similar(tables.catalog.item_ids[0], 5).items}
-    assert retriever.recommend(UserProfile(["brand-new"]), 5).fallback is None
+    assert "brand-new" in {item.item_id for item in recommender.similar(tables.catalog.item_ids[0], 5).items}
+    assert recommender.recommend(UserProfile(["brand-new"]), 5).fallback is None
 
 
 def test_times_are_read_by_models_that_look_at_the_clock_and_by_no_others(world):
-    bundle, tables, retriever = world
-    client = create_app(retriever).test_client()
+    bundle, tables, recommender = world
+    client = create_app(recommender).test_client()
     history = tables.catalog.item_ids[:6].tolist()
 
     def scores(times):
@@ -145,8 +145,8 @@ def test_times_are_read_by_models_that_look_at_the_clock_and_by_no_others(world)
 
 
 def test_times_that_cannot_be_are_refused(world):
-    *_, retriever = world
-    client = create_app(retriever).test_client()
+    *_, recommender = world
+    client = create_app(recommender).test_client()
     short = client.post("/recommendations", json={"history": ["p1", "p2"], "times": [5]})
     assert short.status_code == 422
     assert "times: expected one for each of the 2 items of history, found 1" in short.json["detail"]

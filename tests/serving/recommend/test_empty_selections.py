@@ -31,7 +31,7 @@ def bundles(pristine, two_models, tmp_path_factory):
 
 
 @pytest.fixture(params=["model", "timed", "live"])
-def retriever(bundles, request, tmp_path) -> Recommender:
+def recommender(bundles, request, tmp_path) -> Recommender:
     if request.param != "live":
         return Recommender.open(bundles[request.param])
     return LiveRecommender(Recommender.open(bundles["timed"]), open_log(str(tmp_path / "live.db"))).latest
@@ -39,12 +39,14 @@ def retriever(bundles, request, tmp_path) -> Recommender:
 
 @pytest.mark.parametrize("rules", [None, Rules()])
 @pytest.mark.parametrize("where", [None, NOTHING])
-def test_nobody_gets_nothing_and_nothing_is_for_nobody(retriever, rules, where):
-    wanted = RecommendRequest(5, where=() if where is None else retriever.state.filters.from_query(where), rules=rules)
-    hits, is_fallback = retriever.recommend_rows(NOBODY, wanted)
+def test_nobody_gets_nothing_and_nothing_is_for_nobody(recommender, rules, where):
+    wanted = RecommendRequest(
+        5, where=() if where is None else recommender.state.filters.from_query(where), rules=rules
+    )
+    hits, is_fallback = recommender.recommend_rows(NOBODY, wanted)
     assert (len(hits), len(is_fallback)) == (0, 0)
-    assert retriever.recommend_many([], wanted) == []
-    answers = retriever.recommend_many(
+    assert recommender.recommend_many([], wanted) == []
+    answers = recommender.recommend_many(
         [1001, "nobody", UserProfile([], {"country": "Atlantis"}), UserProfile()], wanted
     )
     assert [len(answer.items) for answer in answers] == [0 if where else 5] * 4
@@ -63,10 +65,10 @@ def test_a_file_of_users_of_whom_nobody_or_no_more_is_known_gets_what_is_popular
     assert found["fallback"].notna().sum() == 2 * strangers
 
 
-def test_someone_described_by_unknown_values_only_is_a_fallback_and_told_which(retriever):
-    answer = retriever.recommend(UserProfile([], {"country": " Atlantis "}), 5)
+def test_someone_described_by_unknown_values_only_is_a_fallback_and_told_which(recommender):
+    answer = recommender.recommend(UserProfile([], {"country": " Atlantis "}), 5)
     assert (answer.fallback, dict(answer.unknown_values)) == ("popular", {"country": ("Atlantis",)})
-    answer = retriever.recommend(UserProfile([], {"country": "Atlantis", "age": 30}), 5)
+    answer = recommender.recommend(UserProfile([], {"country": "Atlantis", "age": 30}), 5)
     assert (answer.fallback, dict(answer.unknown_values)) == (None, {"country": ("Atlantis",)})
-    answer = retriever.recommend(UserProfile(["p1"], {"country": "de"}), 5)
+    answer = recommender.recommend(UserProfile(["p1"], {"country": "de"}), 5)
     assert (answer.fallback, dict(answer.unknown_values)) == (None, {})

@@ -27,7 +27,7 @@ from serving.recommend.reranking import RerankStage
 from serving.recommend.rules import Boost, Rules
 from serving.search.faiss_index import ItemIndex
 from serving.search.results import Hits
-from tests.serving.doubles import country, make_retriever
+from tests.serving.doubles import country, make_recommender
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.manifest import BundleError
 from towers.bundle.sealed_folder import SealedFolder
@@ -61,14 +61,14 @@ def ids(answer) -> list[str]:
 
 @pytest.fixture
 def plain(shop) -> Recommender:
-    return make_retriever(shop, user=country())
+    return make_recommender(shop, user=country())
 
 
 @pytest.fixture
 def backwards(shop) -> Recommender:
-    retriever = make_retriever(shop, user=country())
-    retriever.rerank = RerankStage(Backwards(), 10, None)
-    return retriever
+    recommender = make_recommender(shop, user=country())
+    recommender.rerank = RerankStage(Backwards(), 10, None)
+    return recommender
 
 
 def test_the_first_candidates_are_in_the_new_order_and_the_others_where_they_were(plain, backwards):
@@ -93,7 +93,7 @@ def test_a_short_answer_is_the_beginning_of_a_long_one_and_pages_fit_together(ba
 
 
 def test_a_reranker_that_is_too_slow_leaves_the_order_as_it_was(plain, shop):
-    slow = make_retriever(shop, user=country())
+    slow = make_recommender(shop, user=country())
     slow.rerank = RerankStage(Backwards(seconds=0.05), 10, 0.01)
     answer = slow.recommend(100, 20)
     assert ids(answer) == ids(plain.recommend(100, 20))
@@ -101,7 +101,7 @@ def test_a_reranker_that_is_too_slow_leaves_the_order_as_it_was(plain, shop):
 
 
 def test_time_is_for_all_users_of_a_request_together(plain, shop):
-    slow = make_retriever(shop, user=country())
+    slow = make_recommender(shop, user=country())
     reranker = Backwards(seconds=0.1)
     slow.rerank = RerankStage(reranker, 10, 0.25)
     answers = slow.recommend_many([100, 101, 102, 103, 104, 105], 20)
@@ -160,7 +160,7 @@ def test_rules_hold_of_the_new_order(plain, backwards):
     assert arranged(demote=[demoted]) == [*found[3:], *found[:3]]
     boosted = Boost(filters.parse({"item_id": [found[50], found[7]]}), 2.0)
     assert arranged(boosts=[boosted]) == [found[7], found[50], *(one for one in found if one not in found[7:51:43])]
-    # The relevance of a place is that of the retriever's order, whoever comes to it.
+    # The relevance of a place is that of the recommender's order, whoever comes to it.
     best = ids(plain.recommend(100, RecommendRequest(100, rules=Rules(diversity=0.3))))
     varied = arranged(diversity=0.3)
     assert sorted(varied) == sorted(best)
@@ -194,14 +194,14 @@ def test_what_arrives_while_serving_is_reranked_and_known_as_far_as_the_index_wa
             Write("event", {"user_id": 100, "item_id": "new-1", "time": 5}),
         ]
     )
-    retriever = live.current()
-    answer = retriever.recommend(UserProfile(history=["new-1", "item-004", "item-007"]), 100)
+    recommender = live.current()
+    answer = recommender.recommend(UserProfile(history=["new-1", "item-004", "item-007"]), 100)
     assert answer.reranked is True
     shortlist = backwards.rerank.reranker.asked[-1]
     assert shortlist.history_rows.tolist() == [-1, 4, 7]
-    rows = [retriever.state.items.row(item) for item in ("new-1", "item-004", "item-007")]
-    np.testing.assert_array_equal(shortlist.history_vectors, retriever.state.vectors[rows])
-    retriever.recommend(100, 5)
+    rows = [recommender.state.items.row(item) for item in ("new-1", "item-004", "item-007")]
+    np.testing.assert_array_equal(shortlist.history_vectors, recommender.state.vectors[rows])
+    recommender.recommend(100, 5)
     assert backwards.rerank.reranker.asked[-1].history_rows[-1] == -1
     assert not {"new-1", "item-004", "item-007"} & set(ids(answer))
 
@@ -232,7 +232,7 @@ def real(pristine: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path
 
 
 def test_a_bundle_with_a_ranker_is_served_by_it(real: Path):
-    retriever = open_recommender(real)
+    recommender = open_recommender(real)
     opened = Recommender.open(real, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, 50, None))
     assert opened.rerank is not None
     plain = Recommender.open(real)
@@ -244,7 +244,7 @@ def test_a_bundle_with_a_ranker_is_served_by_it(real: Path):
             assert ids(answer)[50:] == ids(found)[50:]
             moved += ids(answer) != ids(found)
     assert moved > 5
-    assert isinstance(retriever.rerank.reranker, LearnedRanker)
+    assert isinstance(recommender.rerank.reranker, LearnedRanker)
     app = create_app(real, ServingConfig(rerank_budget_ms=60_000, watch_seconds=0))
     assert app.test_client().get("/recommendations/1001?k=3").json["reranked"] is True
     off = create_app(real, ServingConfig(rerank=False, watch_seconds=0))
@@ -265,15 +265,15 @@ def test_the_service_and_training_see_the_same_of_the_same_person(real: Path):
 
     clock = lambda: 1_700_000_000 + 2500 * 60  # noqa: E731
     stage = RerankStage(Listening(), 50, None)
-    retriever = Recommender(opened.bundle, opened.snapshot, rerank=stage, clock=clock)
+    recommender = Recommender(opened.bundle, opened.snapshot, rerank=stage, clock=clock)
     some = np.arange(8)
     now = np.full(8, clock())
     questions = Queries(sequences.take(some), np.arange(9), np.zeros(8, dtype=np.int64), now)
-    maker = RankFeatures(retriever.snapshot.facts)
+    maker = RankFeatures(recommender.snapshot.facts)
     for user_id, (mine, _) in zip(
-        sequences.user_ids[some], shortlists(retriever.bundle, tables, questions, 50), strict=True
+        sequences.user_ids[some], shortlists(recommender.bundle, tables, questions, 50), strict=True
     ):
-        retriever.recommend(int(user_id), 5)
+        recommender.recommend(int(user_id), 5)
         np.testing.assert_array_equal(asked[-1].rows, mine.rows)
         np.testing.assert_allclose(maker.of(asked[-1]), maker.of(mine), rtol=1e-4, atol=1e-5)
 
@@ -300,7 +300,7 @@ def test_a_damaged_ranker_is_not_served(real: Path):
         open_recommender(real)
 
 
-def test_equal_scores_keep_the_retrievers_order():
+def test_equal_scores_keep_the_order_of_retrieval():
     assert order_of(np.array([1.0, 2.0, 1.0, 2.0], dtype=np.float32)).tolist() == [1, 3, 0, 2]
 
 

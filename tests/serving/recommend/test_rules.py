@@ -246,7 +246,7 @@ ITEMS = [f"i{number}" for number in range(60)]
 
 @pytest.fixture(scope="module")
 def shop():
-    """A real retriever over sixty items of six brands; 7 had some of them, of 8 nothing is known."""
+    """A real recommender over sixty items of six brands; 7 had some of them, of 8 nothing is known."""
     people = pd.DataFrame({"user_id": [7, 8, 9], "country": ["de", None, "fr"]})
     tables = make_tables({7: ITEMS[:4], 9: ITEMS[2:9]}, ITEMS, users=people)
     frame = tables.catalog.frame.assign(brand=[f"b{number % 6}" for number in range(60)])
@@ -331,17 +331,17 @@ def test_more_diversity_makes_an_answer_less_alike(shop):
     assert ids(shop.recommend(7, RecommendRequest(10, rules=Rules()))) == ids(shop.recommend(7, 10))
 
 
-def by_definition(retriever, who, num_places, rules, where):
+def by_definition(recommender, who, num_places, rules, where):
     """The definition on the vectors and scores of any index: for every place all that is left is looked at."""
-    items, filters = retriever.state.items, retriever.state.filters
-    answer = retriever.recommend(who, RecommendRequest(filters.num_items, where=where))
-    scale = 1.0 if answer.fallback is None else 1 / retriever.state.popularity.greatest_share
+    items, filters = recommender.state.items, recommender.state.filters
+    answer = recommender.recommend(who, RecommendRequest(filters.num_items, where=where))
+    scale = 1.0 if answer.fallback is None else 1 / recommender.state.popularity.greatest_share
     relevance = {items.row(item.item_id): np.float64(np.float32(item.score)) * scale for item in answer.items}
     for row in relevance:
         relevance[row] += next((boost.by for boost in rules.boosts if filters.mask(boost.where)[row]), 0.0)
     demoted = {row: any(filters.mask(one)[row] for one in rules.demote) for row in relevance}
     values = [(filters.by_value(column, column), most) for column, most in rules.at_most]
-    vectors = retriever.state.vectors[np.arange(filters.num_items)]
+    vectors = recommender.state.vectors[np.arange(filters.num_items)]
 
     alike = cosines(vectors[:, None], vectors[None])
 
@@ -382,7 +382,7 @@ class NearCopies(FakeBundle):
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """Retrievers over ninety near-copies: as the index was made, and with live writes on top."""
+    """Recommenders over ninety near-copies: as the index was made, and with live writes on top."""
     names = [f"i{number}" for number in range(90)]
     tables = make_tables({7: names[:3], 9: names[2:9]}, names)
     frame = tables.catalog.frame.assign(
@@ -405,7 +405,7 @@ def families(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(24))
 def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, seed):
     rng = np.random.default_rng(seed)
-    retriever = families[seed % 2]
+    recommender = families[seed % 2]
     # The paths: few or many compared at once, the catalogue compared beforehand or not, all pairs exactly or few.
     monkeypatch.setattr(rules_module, "_STAGED", int(rng.integers(1, 40)))
     monkeypatch.setattr(rules_module, "_COMPARED", int(rng.integers(1, 40)))
@@ -413,7 +413,7 @@ def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, s
     monkeypatch.setattr(hits_module, "_COMPARED_PAIRS", int(rng.integers(1, 500)))
     monkeypatch.setattr(hits_module, "_COMPARED_AT_ONCE", int(rng.integers(1, 50)))
     monkeypatch.setattr(hits_module, "_MANY_MATTER", float(rng.choice([0.0, 0.2, 1.0])))
-    vectors, of = retriever.state.vectors, retriever.state.filters.parse
+    vectors, of = recommender.state.vectors, recommender.state.filters.parse
     pair = vectors[rng.choice(90, 2)]
     rules = Rules(
         diversity=float(rng.choice([0.0, 0.3, 1.0])),
@@ -427,5 +427,5 @@ def test_the_same_items_whatever_the_path_to_a_decision(families, monkeypatch, s
     where = () if rng.random() < 0.7 else of({"brand": {"not": ["b2"]}})
     num_places = int(rng.integers(1, 50))
     for who in (7, "nobody", UserProfile(["i5", "i30"])):
-        expected = by_definition(retriever, who, num_places, rules, where)
-        assert ids(retriever.recommend(who, RecommendRequest(num_places, where=where, rules=rules))) == expected
+        expected = by_definition(recommender, who, num_places, rules, where)
+        assert ids(recommender.recommend(who, RecommendRequest(num_places, where=where, rules=rules))) == expected

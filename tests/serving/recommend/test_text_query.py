@@ -106,19 +106,19 @@ def test_words_that_say_nothing_get_what_is_popular(client):
     assert 'towers_fallbacks_total{fallback="popular"} 1.0' in metrics
 
 
-def test_a_model_that_reads_no_texts_says_so(retriever):
-    answer = create_app(retriever).test_client().get("/search?q=lamp")
+def test_a_model_that_reads_no_texts_says_so(recommender):
+    answer = create_app(recommender).test_client().get("/search?q=lamp")
     assert answer.status_code == 422
     assert answer.json["errors"][0]["field"] == "q"
-    assert "reads no texts" in answer.json["errors"][0]["detail"]
+    assert "no text features" in answer.json["errors"][0]["detail"]
 
 
-def test_the_page_has_a_box_for_words_where_they_lead_somewhere(client, retriever):
+def test_the_page_has_a_box_for_words_where_they_lead_somewhere(client, recommender):
     page = client.get("/?q=%3Cb%3Ewooden%20lamp").text
     assert "Found" in page
     assert "&lt;b&gt;wooden lamp" in page
     assert page.count("<li>") == 12
-    assert 'name="q"' not in create_app(retriever).test_client().get("/?q=lamp").text
+    assert 'name="q"' not in create_app(recommender).test_client().get("/?q=lamp").text
 
 
 def test_the_command_line_finds_what_the_service_finds(client, bundle, capsys):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from features.config import FeatureSettings
 from serving.recommend.vector_cache import UserVectorCache
-from tests.serving.doubles import FakeBundle, make_retriever
+from tests.serving.doubles import FakeBundle, make_recommender
 
 
 class Maker:
@@ -66,19 +66,19 @@ def test_a_timed_model_makes_a_users_vector_once_a_minute_and_whenever_it_is_for
     now = 1_700_000_000.0
     timed = partial(UserVectorCache, clock=lambda: now)
     monkeypatch.setattr("serving.recommend.query_encoder.UserVectorCache", timed)
-    retriever = make_retriever(shop, clock=lambda: now, context={"time": FeatureSettings(kind="time")})
+    recommender = make_recommender(shop, clock=lambda: now, context={"time": FeatureSettings(kind="time")})
     made = []
     encode = FakeBundle.encode_users
     monkeypatch.setattr(FakeBundle, "encode_users", lambda *given, **more: made.append(1) or encode(*given, **more))
-    first = retriever.recommend(103, 5)
-    assert retriever.recommend(103, 5) == first
+    first = recommender.recommend(103, 5)
+    assert recommender.recommend(103, 5) == first
     assert len(made) == 1
     now += 61
-    retriever.recommend(103, 5)
+    recommender.recommend(103, 5)
     assert len(made) == 2
-    retriever.forget(103)
-    retriever.forget("nobody")
-    retriever.recommend(103, 5)
+    recommender.forget(103)
+    recommender.forget("nobody")
+    recommender.recommend(103, 5)
     assert len(made) == 3
 
 

@@ -410,7 +410,7 @@ def test_without_a_gpu_auto_stays_and_cuda_says_so(monkeypatch):
     index = ItemIndex.build(unit_vectors(10))
     assert index.to("auto") is index
     assert index.to("cpu") is index
-    with pytest.raises(ValueError, match='device = "cuda": FAISS finds no GPU; choose "cpu"'):
+    with pytest.raises(ValueError, match='device = "cuda": FAISS finds no GPU; use "cpu"'):
         index.to("cuda")
 
 

@@ -73,7 +73,8 @@ def test_structures_on_the_prefixes_of_a_model_are_tried_too():
 
 def test_a_prefix_is_for_models_that_were_trained_for_it():
     with pytest.raises(
-        DataError, match=r"--kind flat: expected a model whose vectors have prefixes, .* towers.matryoshka_dims"
+        DataError,
+        match=r"--kind flat: expected a model trained with prefixes of its vectors; set towers.matryoshka_dims",
     ):
         candidates(100_000, 64, "flat")
 

@@ -90,24 +90,24 @@ def test_many_threads_each_get_their_own_reply():
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(0, 4000, 500)))
     assert batcher._waiting == []
-    assert not batcher._someone_leads
+    assert not batcher._has_leader
 
 
-def test_people_get_the_same_together_as_alone(retriever):
+def test_people_get_the_same_together_as_alone(recommender):
     users, people = list(range(100, 110)), [UserProfile(history=[f"item-{number:03d}"]) for number in range(10)]
-    alone = [retriever.recommend(who, 5) for who in [*users, *people]]
+    alone = [recommender.recommend(who, 5) for who in [*users, *people]]
     batches = []
-    encode = retriever._encoder.vectors
+    encode = recommender._encoder.vectors
 
     def slow(state, histories, attributes):
         batches.append(len(histories))
         time.sleep(0.02)
         return encode(state, histories, attributes)
 
-    retriever._encoder.vectors = slow
-    retriever.enable_micro_batching(4, "on")
+    recommender._encoder.vectors = slow
+    recommender.enable_micro_batching(4, "on")
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda who: retriever.recommend(who, 5), [*users, *people]))
+        together = list(pool.map(lambda who: recommender.recommend(who, 5), [*users, *people]))
     assert together == alone
     assert 1 < max(batches) <= 4
     assert sum(batches) == len(people)

@@ -125,9 +125,9 @@ def test_the_table_says_what_each_costs_and_marks_what_is_kept():
     assert lines[0].split() == ["index", "recall@100", "searches/s", "memory", "MB", "build", "s"]
     assert sum(line.startswith("* rabitq bits=") for line in lines) == 1
     assert sum("rabitq bits=" in line for line in lines) == 3
-    assert lines[-3].startswith("* is kept: every item, turned at random, 1 to 4 bits a number; it finds ")
-    assert lines[-3].endswith(f" {found.recall:.4f} for 100 users who had no part in the choice.")
-    assert lines[-2].startswith("- finds less than 0.9.")
+    assert lines[-3].startswith("* chosen: RaBitQ: random rotation, 1 to 4 bits per dimension; recall@100 is ")
+    assert lines[-3].endswith(f" {found.recall:.4f} for 100 users who were not used in the choice.")
+    assert lines[-2].startswith("- recall below 0.9.")
     assert lines[-1] == "Beside each lie the vectors themselves, 0.2 MB."  # 3,000 x 16 x 4 bytes
 
 

@@ -298,7 +298,7 @@ def test_workers_are_replaced_however_often_they_are_killed_unless_none_can_star
     server.send_signal(signal.SIGTERM)
     said = server.communicate(timeout=60)[1]
     assert server.returncode == 0, said
-    assert said.count("ended (signal 9); another one starts in") == 12
+    assert said.count("ended (signal 9); it is restarted in") == 12
 
 
 def test_a_port_in_use_is_one_clear_line(pristine, tmp_path):

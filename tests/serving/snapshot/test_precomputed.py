@@ -202,10 +202,10 @@ def sealed(runs, name="model"):
 
 def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
     assert run("index", "runs/model", "--precompute", 7) == 0
-    assert "the best 7 of each user listed" in capsys.readouterr().out
+    assert "7 precomputed recommendations per user" in capsys.readouterr().out
     assert sealed(runs) == {"depth": 7, "with_seen": False}
     assert run("index", "runs/model", "--precompute", 0) == 0
-    assert "listed" not in capsys.readouterr().out
+    assert "precomputed" not in capsys.readouterr().out
     assert sealed(runs) is None
     assert not (runs / "model" / "index" / "shortlists.safetensors").exists()
 
@@ -213,7 +213,7 @@ def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
 def test_untold_it_lists_a_hundred_where_that_is_soon_done(runs, capsys, monkeypatch):
     assert run("index", "runs/model") == 0
     assert sealed(runs)["depth"] == 100
-    for limit in ("_MOST_LISTED_BYTES", "_MOST_COMPARED"):
+    for limit in ("_MAX_LISTED_BYTES", "_MAX_COMPARED"):
         with monkeypatch.context() as patch:
             patch.setattr(f"serving.jobs.build_index.{limit}", 100)
             assert run("index", "runs/model") == 0
@@ -225,4 +225,4 @@ def test_a_model_that_looks_at_the_clock_has_no_lists(runs, capsys):
     assert run("index", "runs/timed") == 0
     assert sealed(runs, "timed") is None
     assert run("index", "runs/timed", "--precompute", 10) == 2
-    assert "--precompute 10: this model looks at the clock" in capsys.readouterr().err
+    assert "--precompute 10: recommendations of this model depend on the time of the request" in capsys.readouterr().err

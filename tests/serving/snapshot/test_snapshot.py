@@ -11,7 +11,7 @@ from serving.recommend.recommender import Recommender
 from serving.search.index_config import IndexConfig
 from serving.snapshot.manifest import FORMAT_VERSION, IndexManifest
 from serving.snapshot.snapshot import Snapshot
-from tests.serving.doubles import FakeBundle, country, make_features, make_retriever, make_tables
+from tests.serving.doubles import FakeBundle, country, make_features, make_recommender, make_tables
 from towers.bundle.manifest import BundleError
 
 
@@ -27,9 +27,9 @@ def saved(bundle, shop):
 
 
 def answers(bundle, snapshot):
-    retriever = Recommender(bundle, snapshot)
-    people = [retriever.recommend(user_id, 20) for user_id in [*range(100, 110), "nobody"]]
-    return [*people, *(retriever.similar(item_id, 5) for item_id in retriever.state.items.ids)]
+    recommender = Recommender(bundle, snapshot)
+    people = [recommender.recommend(user_id, 20) for user_id in [*range(100, 110), "nobody"]]
+    return [*people, *(recommender.similar(item_id, 5) for item_id in recommender.state.items.ids)]
 
 
 def test_a_reopened_snapshot_answers_as_before(bundle, shop, saved):
@@ -180,7 +180,7 @@ BROKEN = {
     ),
     "other weights": (
         lambda folder: edit_manifest(folder, weights_digest="f" * 64),
-        r"made from other weights \(digest ffffffffffff\) than the model in .* \(digest [0-9a-f]{12}\)",
+        r"built with other weights \(digest ffffffffffff\) than those of the model in .* \(digest [0-9a-f]{12}\)",
     ),
     "file missing": (lambda folder: (folder / "users.parquet").unlink(), "users.parquet is missing"),
     "file cut off": (truncate, r"vectors.safetensors has [0-9,]+ bytes, expected [0-9,]+"),
@@ -205,18 +205,18 @@ def test_a_broken_index_is_refused_with_the_remedy_in_one_line(saved, bundle, da
 
 def test_an_index_of_other_weights_is_refused_though_its_shape_fits(saved, shop, bundle):
     retrained = FakeBundle(bundle.path, make_features(user=country()), weights="after another epoch")
-    with pytest.raises(BundleError, match="made from other weights"):
+    with pytest.raises(BundleError, match="built with other weights"):
         Snapshot.open(retrained)
 
 
 def test_a_bundle_without_an_index_says_how_to_make_one(bundle):
-    with pytest.raises(BundleError, match="there is no index; make the index anew with `towers index"):
+    with pytest.raises(BundleError, match="there is no index; rebuild the index with `towers index"):
         Snapshot.open(bundle)
 
 
 def test_a_catalogue_alone_is_enough_to_be_asked_for_similar_items(bundle):
     tables = make_tables({1: ["a"]}, ["a", "b", "c"])
-    assert len(make_retriever(tables).similar("b", 5).items) == 2
+    assert len(make_recommender(tables).similar("b", 5).items) == 2
 
 
 def test_a_model_that_diverged_is_refused(shop, bundle, monkeypatch):

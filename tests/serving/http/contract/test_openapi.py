@@ -159,7 +159,7 @@ def test_every_schema_of_the_document_is_used_and_there(request, which):
 # What no schema of a single value can say: ranges that end before they begin, times that are not as many as the items,
 # or that are still to come, and values and texts that are too many together.
 BETWEEN_VALUES = (
-    "expected min up to max",
+    "expected min <= max",
     "times: expected one for each",
     "expected Unix seconds in the past",
     "expected at most 50 values",

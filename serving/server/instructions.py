@@ -1,4 +1,4 @@
-"""What a server tells its workers."""
+"""The file through which a server passes the bundle and the settings to its workers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pydantic import SecretStr
 
 from serving.config import ServingConfig
 
-INSTRUCTIONS_FILE = "told.json"
-"""Where the workers of one server find their instructions, in the folder where they meet."""
+INSTRUCTIONS_FILE = "instructions.json"
+"""Name of the file in the folder that the workers of one server share."""
 _PATHS = ("bundle", "shared", "copies")
 
 
 @dataclass(frozen=True)
 class WorkerInstructions:
-    """What a server and its workers are told.
+    """The bundle, settings and folders of a server and its workers.
 
-    It holds the password of the database. So it is never in the environment, which is handed on to every child, often
-    written into reports of crashes, and shown by /proc: the server reads it from a file without a name, the workers
-    from one that only its owner may read, in the folder where they meet.
+    The settings may include the password of the database. So they are not passed by the environment, which every child
+    inherits, crash reports often include, and /proc shows: the server reads them from an unnamed file in memory, the
+    workers from a file in the shared folder that only its owner may read.
 
     Attributes:
-        bundle: What to serve.
-        settings: What the operator decides.
-        alias: The alias that the bundle follows. None: it is a folder or a link.
-        shared: The folder where the workers meet. None: there is none yet.
-        copies: The folder for copies of what is served. None: there is none yet.
-        greeting: What is said on the terminal once the port listens.
+        bundle: The folder of the bundle, or a link to it.
+        settings: The operator's settings.
+        alias: The alias that the bundle follows. None: the bundle is a folder or a link.
+        shared: The folder that the workers share. None: not created yet.
+        copies: The folder for private copies of the served files. None: not created yet.
+        greeting: Printed on the terminal once the server accepts connections.
     """
 
     bundle: Path
@@ -42,10 +42,10 @@ class WorkerInstructions:
 
     @classmethod
     def read(cls, file: Path | int) -> WorkerInstructions:
-        """Return what a file says.
+        """Read the instructions from a file.
 
         Args:
-            file: Its path, or an open descriptor, which is closed.
+            file: A path, or an open descriptor, which is closed.
         """
         with open(file, "rb") as opened:  # noqa: PTH123 (a descriptor has no path)
             content = json.loads(opened.read())
@@ -54,7 +54,7 @@ class WorkerInstructions:
         return cls(bundle, settings, content["alias"], shared, copies, content["greeting"])
 
     def write(self, file: int) -> None:
-        """Write it into an open descriptor."""
+        """Write the instructions to an open descriptor, which stays open."""
         settings = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in self.settings.model_dump().items()
