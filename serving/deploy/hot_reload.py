@@ -80,10 +80,6 @@ class RecommenderProvider:
             current: Whether all live writes must be included, as for checking another write. Otherwise, while the log
                 cannot be read, the recommender of the last successful reading is returned.
 
-        Args:
-            current: Whether none may be missing, as where a further write is checked. If not, the retriever as of the
-                last reading goes on while the log cannot be read.
-
         Raises:
             NotReady: The recommender cannot be opened (the log says why), or `current` and the log cannot be read.
         """

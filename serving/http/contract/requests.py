@@ -31,14 +31,13 @@ from serving.recommend.request import RecommendRequest
 from serving.recommend.rules import Boost, Rules
 from serving.search.conditions import Filter, both
 
-# What pydantic calls the members of a union, where it says in which of them a mistake is.
+# Names of union members, which pydantic includes in the location of a mistake.
 _MEMBERS = ("int", "constrained-int", "str", "constrained-str", "id", "person")
 
-
 REPEATED = frozenset(("exclude", "pin"))
-"""Query parameters that may be given several times."""
+"""Query parameters that may be repeated."""
 AS_WRITTEN = frozenset(("q",))
-"""Query parameters that are text, whatever they look like."""
+"""Query parameters that are text and never parsed as JSON."""
 _Limit = tuple[Any, Any]
 """The type of a field, and its pydantic `Field`."""
 _Kind = TypeVar("_Kind", bound=Message)
@@ -46,27 +45,27 @@ _Kind = TypeVar("_Kind", bound=Message)
 
 @dataclass(frozen=True)
 class Contract:
-    """The requests, with the limits of one service.
+    """Request schemas with the limits of one service's settings.
 
     Attributes:
-        query: Query parameters of any request; conditions on columns come in addition.
-        query_for_user: The same about a user.
-        query_in_words: The same of a search.
-        one: The body about one user.
-        many: The body about several.
-        settings: What the operator decided.
+        query: Query parameters of any request, without conditions on columns.
+        query_for_user: Query parameters of a request for a user.
+        text_query: Query parameters of a text search.
+        one: Request body for one user.
+        many: Request body for several users.
+        settings: The operator's settings.
     """
 
     query: type[ItemQuery]
     query_for_user: type[UserQuery]
-    query_in_words: type[SearchRequest]
+    text_query: type[SearchRequest]
     one: type[UserRecommendRequest]
     many: type[BatchRecommendRequest]
     settings: ServingConfig
 
     @classmethod
     def of(cls, settings: ServingConfig) -> Contract:
-        """Return the requests that an operator allows."""
+        """Return the schemas with the limits of these settings."""
         length = Length(settings.max_history)
         history: _Limit = (Annotated[list[Id], length], Field(default_factory=list))
         times: _Limit = (Annotated[list[Time], length] | None, Field(default=None))
@@ -75,82 +74,80 @@ class Contract:
             "offset": (int, Field(default=0, ge=0, le=settings.max_offset)),
             "exclude": history,
         }
-        someone = _user(_limited(ProfileBody, history=history, times=times))
+        user = _user(_limited(ProfileBody, history=history, times=times))
         users: _Limit = (
-            Annotated[list[someone], Length(settings.max_users, least=1)],  # type: ignore[valid-type]
+            Annotated[list[user], Length(settings.max_users, least=1)],  # type: ignore[valid-type]
             Field(),
         )
         return cls(
             query=_limited(ItemQuery, **common),
             query_for_user=_limited(UserQuery, **common),
-            query_in_words=_limited(SearchRequest, **common),
+            text_query=_limited(SearchRequest, **common),
             one=_limited(UserRecommendRequest, **common, history=history, times=times),
             many=_limited(BatchRecommendRequest, **common, users=users),
             settings=settings,
         )
 
     def limited(self, kind: type) -> type:
-        """Return a type of `serving.http.contract.schemas` with the limits of this service, where it has some."""
-        limited = (self.query_for_user, self.query_in_words, self.query, self.one, self.many)
+        """Return a type of `serving.http.contract.schemas` with the limits of this service, if it has any."""
+        limited = (self.query_for_user, self.text_query, self.query, self.one, self.many)
         return next((one for one in limited if one.__base__ is kind), kind)
 
     def body(self, content: Any) -> UserRecommendRequest | BatchRecommendRequest:
-        """Return what a body asks.
+        """Return a request body as its schema has it.
 
         Raises:
-            Problem: It asks for what cannot be; says what and where.
+            Problem: The body is invalid; names the field.
         """
         is_many = isinstance(content, dict) and "users" in content
         return read(self.many if is_many else self.one, content)
 
-    def wanted(self, asked: ItemQuery, filters: ItemFilters, conditions: Filter = ()) -> RecommendRequest:
-        """Return what a request wants of its answer.
+    def wanted(self, query: ItemQuery, filters: ItemFilters, conditions: Filter = ()) -> RecommendRequest:
+        """Return query parameters or a body as the argument of a `Recommender`.
 
         Args:
-            asked: The request.
-            filters: The columns that it may speak of.
-            conditions: What it says of them outside of `asked.filter`.
+            query: The parameters, or the body.
+            filters: The columns that conditions may name.
+            conditions: Further conditions besides `query.filter`.
 
         Raises:
-            Problem: It speaks of a column or a value that cannot be, or asks for too much at once.
+            Problem: A column or value is unknown, or the request exceeds a limit.
         """
-        reasons = asked.reasons if isinstance(asked, UserQuery) else 0
+        reasons = query.reasons if isinstance(query, UserQuery) else 0
         try:
-            where = both(filters.parse(asked.filter), conditions)
-            wanted = RecommendRequest(asked.k, asked.offset, where, asked.exclude, _rules(asked, filters), reasons)
+            where = both(filters.parse(query.filter), conditions)
+            wanted = RecommendRequest(query.k, query.offset, where, query.exclude, _rules(query, filters), reasons)
         except DataError as error:
             raise wrong(error) from None
-        self._check_effort(wanted, len(asked.users) if isinstance(asked, BatchRecommendRequest) else 1)
-        _refuse_much_text(asked)
+        self._check_effort(wanted, len(query.users) if isinstance(query, BatchRecommendRequest) else 1)
+        _refuse_much_text(query)
         return wanted
 
     def _check_effort(self, wanted: RecommendRequest, num_users: int) -> None:
-        """Make sure that a request does not ask for more than the operator allows at once."""
-        settings, places = self.settings, num_users * wanted.depth
-        if wanted.rules is not None and places > settings.max_slate_slots:
-            raise _too_much(
-                "k", "places (users x (offset + k)) where there are rules", "max_slate_slots", settings, places
-            )
-        for field, is_asked, setting in (
+        """Check that a request does not exceed the operator's limits of work per request."""
+        settings, slots = self.settings, num_users * wanted.depth
+        if wanted.rules is not None and slots > settings.max_slate_slots:
+            raise _too_much("k", "slots (users x (offset + k)) with rules", "max_slate_slots", settings, slots)
+        for field, is_used, setting in (
             ("at_most", wanted.rules is not None and wanted.rules.at_most, "max_limited_users"),
             ("distinct", wanted.rules is not None and wanted.rules.distinct, "max_limited_users"),
             ("reasons", wanted.reasons, "max_explained_users"),
         ):
-            if is_asked and num_users > getattr(settings, setting):
-                raise _too_much(field, f"users where {field} is asked", setting, settings, num_users)
+            if is_used and num_users > getattr(settings, setting):
+                raise _too_much(field, f"users in a request with {field}", setting, settings, num_users)
 
 
 def _too_much(field: str, what: str, setting: str, settings: ServingConfig, found: int) -> Problem:
-    """Return the problem of a request that asks for more than a setting allows."""
-    detail = f"expected at most {getattr(settings, setting)} {what}, found {found}; the limit is {setting}"
+    """Return the error of a request that exceeds a setting."""
+    detail = f"expected at most {getattr(settings, setting)} {what} (setting {setting}), found {found}"
     return Problem.invalid(Mistake(field=field, detail=detail))
 
 
 def parameters(kind: type[_Kind], given: Mapping[str, Sequence[str]]) -> _Kind:
-    """Return what the parameters of a query ask: lists repeated, everything else as in JSON.
+    """Return query parameters as their schema has them; list parameters are repeated, other values are JSON.
 
     Raises:
-        Problem: They ask for what cannot be; says what and where.
+        Problem: A parameter is invalid; names it.
     """
     return read(kind, {name: _parameter(name, texts) for name, texts in given.items()})
 
@@ -168,47 +165,49 @@ def _parameter(name: str, texts: Sequence[str]) -> Any:
         return texts[0]
 
 
-def _rules(asked: ItemQuery, filters: ItemFilters) -> Rules | None:
-    if not (asked.diversity or asked.distinct or asked.pin or asked.boost or asked.demote or asked.at_most):
+def _rules(query: ItemQuery, filters: ItemFilters) -> Rules | None:
+    if not (query.diversity or query.distinct or query.pin or query.boost or query.demote or query.at_most):
         return None
-    for column in asked.at_most:
+    for column in query.at_most:
         filters.by_value(column, f"at_most.{column}")
     return Rules(
-        diversity=asked.diversity,
-        distinct=asked.distinct,
-        pin=asked.pin,
+        diversity=query.diversity,
+        distinct=query.distinct,
+        pin=query.pin,
         boosts=[
             Boost(filters.parse(boost.filter, f"boost.{place}.filter"), boost.by)
-            for place, boost in enumerate(asked.boost)
+            for place, boost in enumerate(query.boost)
         ],
-        demote=[filters.parse(one, f"demote.{place}") for place, one in enumerate(asked.demote)],
-        at_most=list(asked.at_most.items()),
+        demote=[filters.parse(one, f"demote.{place}") for place, one in enumerate(query.demote)],
+        at_most=list(query.at_most.items()),
     )
 
 
-def _refuse_much_text(asked: ItemQuery) -> None:
-    """Make sure that a model need not encode too much text at once.
+def _refuse_much_text(query: ItemQuery) -> None:
+    """Check that a model need not encode too much text at once.
 
     Raises:
-        Problem: The attributes of everyone in a request have more.
+        Problem: The attributes of all users of the request have more than `MAX_TEXT_CHARACTERS`.
     """
-    people = asked.users if isinstance(asked, BatchRecommendRequest) else [asked]
+    users = query.users if isinstance(query, BatchRecommendRequest) else [query]
     characters = sum(
-        size_of(cell)[0] for one in people if isinstance(one, ProfileBody) for cell in one.attributes.values()
+        size_of(cell)[0] for one in users if isinstance(one, ProfileBody) for cell in one.attributes.values()
     )
     if characters > MAX_TEXT_CHARACTERS:
-        detail = f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all of a request, found {characters:,}"
+        detail = (
+            f"expected at most {MAX_TEXT_CHARACTERS:,} characters in all attributes of a request, found {characters:,}"
+        )
         raise Problem.invalid(Mistake(field="attributes", detail=detail))
 
 
 def wrong(error: DataError) -> Problem:
-    """Return the problem of an error that says `field: what is wrong`."""
+    """Return the 422 for an error whose message has the form `field: detail`."""
     field, _, detail = str(error).partition(": ")
     return Problem.invalid(Mistake(field=field, detail=detail))
 
 
 def _user(described: type[ProfileBody]) -> Any:
-    """Return the type of one of several users, so that an error names the variant that was meant."""
+    """Return the type of one user of a batch; the discriminator lets errors name only the variant that was sent."""
     return Annotated[
         Annotated[Id, Tag("id")] | Annotated[described, Tag("person")],
         Discriminator(lambda user: "person" if isinstance(user, dict) else "id"),
@@ -216,7 +215,7 @@ def _user(described: type[ProfileBody]) -> Any:
 
 
 def _limited(message: type[_Kind], **limits: _Limit) -> type[_Kind]:
-    """Return a kind of message with other types and defaults of some of its fields."""
+    """Return a subclass of a message with other types and defaults of some fields."""
     fields: dict[str, Any] = {
         name: (Annotated[kind, Field(description=message.model_fields[name].description)], field)
         for name, (kind, field) in limits.items()
@@ -225,10 +224,10 @@ def _limited(message: type[_Kind], **limits: _Limit) -> type[_Kind]:
 
 
 def read(kind: type[_Kind], content: Any) -> _Kind:
-    """Return what a body or a query asks.
+    """Return content validated by a schema.
 
     Raises:
-        Problem: It asks for what cannot be; says what and where.
+        Problem: The content is invalid; names each mistake.
     """
     try:
         return kind.model_validate(content)
@@ -243,7 +242,7 @@ def read(kind: type[_Kind], content: Any) -> _Kind:
 
 
 def _without_points(content: Any) -> Any:
-    """Return whole numbers that are written as 7.0, which in JSON is the same as 7, as 7."""
+    """Return content with whole numbers such as 7.0 as integers, which are the same in JSON."""
     match content:
         case float() if content.is_integer():
             return int(content)
@@ -255,24 +254,24 @@ def _without_points(content: Any) -> Any:
 
 
 def _invalid(mistakes: Sequence[Any]) -> Problem:
-    """Return every mistake once: what fits no member of a union misses each of them."""
+    """Return the error with each field once: pydantic reports one mistake per member of a union."""
     found: dict[str, list[Any]] = {}
     for mistake in mistakes:
-        found.setdefault(_place(mistake["loc"]), []).append(mistake)
-    return Problem.invalid(*(Mistake(field=field, detail=_say(mistakes)) for field, mistakes in found.items()))
+        found.setdefault(_field(mistake["loc"]), []).append(mistake)
+    return Problem.invalid(*(Mistake(field=field, detail=_detail(mistakes)) for field, mistakes in found.items()))
 
 
-def _place(loc: Sequence[int | str]) -> str:
+def _field(loc: Sequence[int | str]) -> str:
     parts = (str(part) for part in loc if part not in _MEMBERS)
     return ".".join(part for part in parts if not part.startswith("union[")) or "body"
 
 
-def _say(mistakes: Sequence[Any]) -> str:
-    """Return what is wrong in one place, where one thing of several was expected."""
+def _detail(mistakes: Sequence[Any]) -> str:
+    """Return what is wrong with one field, of which each member of a union may expect something else."""
     match mistakes[0]["type"]:
         case "extra_forbidden":
-            return "no such field (misspelt?); remove it"
+            return "unknown field; correct its spelling or remove it"
         case "missing":
-            return "missing; give it a value"
-    said = " or ".join(f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}" for mistake in mistakes)
-    return f"{said}, found {shown(mistakes[0]['input'])}"
+            return "required field is missing"
+    expected = " or ".join(f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}" for mistake in mistakes)
+    return f"{expected}, found {shown(mistakes[0]['input'])}"
