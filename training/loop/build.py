@@ -1,7 +1,7 @@
 """The parts of a training run before its first step: model, optimisers, batches, negatives.
 
-`build` makes the parts and `Trainer` runs the steps, so that a part can be replaced or wrapped in between, such as the
-model by one for several processes.
+`build` makes the parts and `Trainer` runs the steps. Training runs in one process, on one device: `Trainer` calls both
+towers of the model, and the negatives of a batch, directly.
 """
 
 from __future__ import annotations
