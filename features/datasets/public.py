@@ -169,8 +169,8 @@ def _parquet(source: OriginalFiles, name: str) -> Iterator[pa.Table]:
 
 def _write(tables: TableBlocks, output: Path) -> dict[str, int]:
     with ExitStack() as files:
-        partial = {name: files.enter_context(atomic_file(output / f"{name}.parquet")) for name in tables}
-        return {name: _write_blocks(blocks, partial[name]) for name, blocks in tables.items()}
+        unfinished = {name: files.enter_context(atomic_file(output / f"{name}.parquet")) for name in tables}
+        return {name: _write_blocks(blocks, unfinished[name]) for name, blocks in tables.items()}
 
 
 def _write_blocks(blocks: Iterable[pa.Table], path: Path) -> int:
