@@ -50,24 +50,24 @@ _SHORTENED: tuple[IndexKind, ...] = ("flat", "hnsw", "ivf", "ivf-pq", "pq")
 
 
 class IndexConfig(StrictTable):
-    """How an index is built and searched. 0 where a kind has no such number."""
+    """Parameters of an index and of its searches. 0 where a kind has no such parameter."""
 
     kind: IndexKind = "exact"
-    """How it searches."""
+    """How candidates are found, see `DESCRIPTIONS`."""
     prefix: int = Field(0, ge=0)
-    """How many of the first numbers of a vector are compared first. 0: all of them."""
+    """Dimensions that are compared first, from the beginning of each vector (Matryoshka). 0: all."""
     bits: int = Field(32, ge=1, le=32)
-    """How much is kept of each number of a vector for the first comparison."""
+    """Bits per dimension in the index (quantisation). 32: not quantised."""
     regions: int = Field(0, ge=0)
-    """How many regions the items are divided into."""
+    """IVF: number of regions (inverted lists) that the items are divided into. FAISS: `nlist`."""
     links: int = Field(0, ge=0)
-    """How many neighbours each item is linked to."""
+    """HNSW: number of neighbours that each item is linked to. FAISS: `M`."""
     probes: int = Field(0, ge=0)
-    """How many regions a search looks into."""
+    """IVF: number of regions that a search compares. More find more and take longer. FAISS: `nprobe`."""
     breadth: int = Field(0, ge=0)
-    """How many candidates a walk keeps in view."""
+    """HNSW: number of candidates that a search keeps in view. More find more and take longer. FAISS: `efSearch`."""
     rescored: int = Field(1, ge=1)
-    """How many candidates are compared again for each result."""
+    """Number of candidates per result that are compared again with their full vectors. FAISS: `k_factor`."""
 
     @property
     def is_exact(self) -> bool:
