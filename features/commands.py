@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from features.datasets.public import NAMES, TABLES, PublicSet
+from features.datasets.public import TABLES, PublicSet, public_names
 from features.errors import DataError
 from features.shop import SIZES, generate_shop, write_shop
 
 
 @click.command(
-    epilog=f"NAME is shop, {', '.join(NAMES)}. Public sets are downloaded from their publishers, or read from the "
-    "folder or zip given with --from."
+    epilog=f"NAME is shop, {', '.join(public_names())}. Public sets are downloaded from their publishers, or read from "
+    "the folder or zip given with --from."
 )
 @click.argument("name")
 @click.option(

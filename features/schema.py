@@ -97,16 +97,4 @@ class Schema:
 
 
 def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
-    return tuple(
-        Feature(
-            name,
-            setting.kind,
-            setting.separator,
-            setting.frozen_dim,
-            setting.encoder,
-            setting.trainable_residual,
-            setting.decimal,
-            setting.time_format,
-        )
-        for name, setting in settings.items()
-    )
+    return tuple(Feature(name, **dict(setting)) for name, setting in settings.items())

@@ -50,24 +50,24 @@ _SHORTENED: tuple[IndexKind, ...] = ("flat", "hnsw", "ivf", "ivf-pq", "pq")
 
 
 class IndexConfig(StrictTable):
-    """Build and search parameters of an index. A parameter is 0 for kinds that do not have it."""
+    """Parameters of an index and of its searches. 0 where a kind has no such parameter."""
 
     kind: IndexKind = "exact"
-    """The index kind."""
+    """How candidates are found, see `DESCRIPTIONS`."""
     prefix: int = Field(0, ge=0)
-    """Number of leading dimensions that the index holds (Matryoshka prefix). 0: the whole vectors."""
+    """Dimensions that are compared first, from the beginning of each vector (Matryoshka). 0: all."""
     bits: int = Field(32, ge=1, le=32)
-    """Bits per dimension in the index. 32: no quantisation."""
+    """Bits per dimension in the index (quantisation). 32: not quantised."""
     regions: int = Field(0, ge=0)
-    """Number of IVF lists (nlist)."""
+    """IVF: number of regions (inverted lists) that the items are divided into. FAISS: `nlist`."""
     links: int = Field(0, ge=0)
-    """Number of neighbours per node of the HNSW graph (M)."""
+    """HNSW: number of neighbours that each item is linked to. FAISS: `M`."""
     probes: int = Field(0, ge=0)
-    """Number of IVF lists that a search visits (nprobe)."""
+    """IVF: number of regions that a search compares. More find more and take longer. FAISS: `nprobe`."""
     breadth: int = Field(0, ge=0)
-    """Size of the HNSW search's candidate list (efSearch)."""
+    """HNSW: number of candidates that a search keeps in view. More find more and take longer. FAISS: `efSearch`."""
     rescored: int = Field(1, ge=1)
-    """Number of candidates per result that are re-scored with their full vectors."""
+    """Number of candidates per result that are compared again with their full vectors. FAISS: `k_factor`."""
 
     @property
     def is_exact(self) -> bool:

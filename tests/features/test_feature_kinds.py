@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,14 @@ def test_each_kind_names_an_encoder_that_there_is_and_settings_that_there_are() 
         assert f"`{kind.name}`" in str(FeatureSettings.model_fields["kind"].description)
 
 
+def test_each_setting_reaches_the_encoders() -> None:
+    assert {one.name for one in fields(Feature)} == {"name", "spelling", *FeatureSettings.model_fields}
+
+
 def test_the_text_names_what_there_is() -> None:
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Add a feature kind")[2].partition("## ")[0]
     files = re.findall(r"`((?:features|tests)/[\w/]+\.py)`", section)
     assert [file for file in files if not (Path(__file__).parents[2] / file).exists()] == []
     assert {"features/feature_kinds.py", "features/values/readings.py", "features/featurizer/dense.py"} <= set(files)
+    assert {"features/config.py", "features/schema.py"} <= set(files)

@@ -1,8 +1,9 @@
-"""History encoders: at every position of a sequence, a summary of the tokens up to there (causal).
+"""History encoders by name, `HISTORY_ENCODERS`: at every position, a summary of the tokens up to there (causal).
 
 Tokens of many users come one after another without padding, `[tokens, width]`, with `offsets` saying where each
 user's begin. Every position is summarised in one pass, so that encoding a user once trains as many predictions as there
-are events. Encoders with a time bias also get the time of each token and of each request.
+are events. Encoders with a time bias also get the time of each token and of each request. CONTRIBUTING.md says how to
+add an encoder.
 
 Layers add to what comes in, and begin by adding nothing: before training the summary is the newest token (or the mean
 of all), so that with tokens made of item vectors a user vector starts near the items of the history.
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.sequences.sequences import UNKNOWN_TIME
+from towers.config import TowersConfig
 from towers.model.dropout import Dropout
 
 PADDING_TOLERANCE = 0.8
@@ -46,6 +49,21 @@ class Moments:
     request: Int[Tensor, tokens]
 
 
+class HistoryEncoder(Protocol):
+    """A torch module that summarises sequences; its `forward` has these arguments."""
+
+    def __call__(
+        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
+    ) -> Float[Tensor, "tokens width"]:
+        """Return the summary at each token, which depends on this token and the earlier ones of the same user only.
+
+        Args:
+            tokens: A token for the beginning of each history, followed by one for each event, oldest first.
+            offsets: Where each user's tokens begin, and the number of all; every user has at least one.
+            moments: Times of tokens and requests. None: unknown, or no encoder with a time bias.
+        """
+
+
 class CausalMean(nn.Module):
     """The mean of the tokens so far, through one hidden layer. Neither order nor time matters."""
 
@@ -64,7 +82,7 @@ class CausalMean(nn.Module):
         return summary
 
 
-class CausalPool(nn.Module):
+class CausalAttentionPooling(nn.Module):
     """Attention pooling: a mean of the tokens so far, with weights from the tokens, through one hidden layer.
 
     Head `h` sees `sum_j exp(s_jh) v_jh / sum_j exp(s_jh)` over the tokens j so far, where score and value are linear
@@ -169,6 +187,31 @@ class CausalAttention(nn.Module):
             x = block(x, layout)
         normed: Tensor = self.norm(x)
         return normed if residual is None else normed + residual
+
+
+def _attention(config: TowersConfig, length: int, kind: Literal["transformer", "hstu"]) -> CausalAttention:
+    return CausalAttention(
+        config.embedding_dim,
+        kind=kind,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        length=length,
+        time_bias=config.time_bias,
+        sum_residual=config.sum_residual,
+        dropout=config.dropout,
+    )
+
+
+HISTORY_ENCODERS: dict[str, Callable[[TowersConfig, int], HistoryEncoder]] = {
+    "mean": lambda config, length: CausalMean(config.embedding_dim, dropout=config.dropout),
+    "attention-pooling": lambda config, length: CausalAttentionPooling(
+        config.embedding_dim, num_heads=config.num_heads, dropout=config.dropout
+    ),
+    "transformer": partial(_attention, kind="transformer"),
+    "hstu": partial(_attention, kind="hstu"),
+}
+"""By the names that `[towers] history_encoder` accepts, except `none`: makes an encoder with initial weights from
+`[towers]` and the number of tokens of the longest sequence."""
 
 
 class TransformerBlock(nn.Module):

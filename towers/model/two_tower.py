@@ -22,7 +22,7 @@ from features.sequences.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
 from towers.model.embeddings import FeatureEmbeddings
 from towers.model.feature_tower import TEXT, FeatureTower, unit
-from towers.model.history import CausalAttention, CausalMean, CausalPool, Moments
+from towers.model.history import HISTORY_ENCODERS, Moments
 from towers.model.text_encoder import trained_encoders
 
 INITIAL_TEMPERATURE = 0.05
@@ -59,7 +59,7 @@ class UserTower(nn.Module):
             self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
             self.read = nn.Linear(width, width, bias=False)
             nn.init.eye_(self.read.weight)  # identity: history items start with their candidate vectors
-        self.history = _history_encoder(config, length + 1)
+        self.history = HISTORY_ENCODERS[config.history_encoder](config, length + 1) if config.reads_history else None
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (
             FeatureTower(
@@ -242,24 +242,3 @@ def _token_requests(
         is_last[last] = True
         tokens[~is_last] = event_times
     return tokens
-
-
-def _history_encoder(config: TowersConfig, length: int) -> nn.Module | None:
-    match config.history_encoder:
-        case "none":
-            return None
-        case "mean":
-            return CausalMean(config.embedding_dim, dropout=config.dropout)
-        case "attention":
-            return CausalPool(config.embedding_dim, num_heads=config.num_heads, dropout=config.dropout)
-        case "transformer" | "hstu":
-            return CausalAttention(
-                config.embedding_dim,
-                kind=config.history_encoder,
-                num_layers=config.num_layers,
-                num_heads=config.num_heads,
-                length=length,
-                time_bias=config.time_bias,
-                sum_residual=config.sum_residual,
-                dropout=config.dropout,
-            )

@@ -22,6 +22,7 @@ class RerankerKind:
         eval_queries: Default maximum number of held-out queries to evaluate it on.
         model: What `--model` must name. None: it needs no pretrained model.
         max_tokens: Default maximum tokens of a text, or of a pair of texts. None: it reads no texts.
+        can_fine_tune: Whether its model can be fine-tuned first, on `--train-queries`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class RerankerKind:
     eval_queries: int
     model: str | None = None
     max_tokens: int | None = None
+    can_fine_tune: bool = False
 
 
 RERANKER_KINDS: dict[str, RerankerKind] = {
@@ -45,6 +47,7 @@ RERANKER_KINDS: dict[str, RerankerKind] = {
             500,
             model="a cross-encoder",
             max_tokens=128,
+            can_fine_tune=True,
         ),
         RerankerKind(
             "late-interaction",

@@ -110,9 +110,7 @@ class Evaluation:
         if not targets.any():
             return None
         offsets = offsets_of(lengths[lengths > 0])
-        cutoffs = tuple(
-            int(name.removeprefix("recall_at_")) for name in self.per_question if name.startswith("recall_at_")
-        )
+        cutoffs = tuple(dict.fromkeys(int(name.rpartition("_at_")[2]) for name in self.per_question))
         values = metrics_per_question(self.ranks[targets], offsets, cutoffs)
         return Evaluation(self.name, self.ranks[targets], offsets, values, {}, self.num_candidates)
 

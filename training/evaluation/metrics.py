@@ -1,13 +1,15 @@
-"""Ranking metrics: recall, NDCG and MRR at k from the ranks of the targets, coverage, and confidence intervals.
+"""Ranking metrics at k from the ranks of the targets, by name in `METRICS`; coverage; and confidence intervals.
 
 Everything here starts from *ranks*, 1 being the top of the whole catalogue, so that no metric sees a score or a sample.
 Ranks are jagged: question `q` has the answers `ranks[offsets[q]:offsets[q + 1]]`, at least one. An answer that is not
 recommended at all has the rank `NEVER`. One number per query comes out; `bootstrap_interval` gives a confidence
-interval of the mean over another sample of users.
+interval of the mean over another sample of users. CONTRIBUTING.md says how to add a metric.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -50,9 +52,39 @@ def ndcg_at(
         >>> ndcg_at(np.array([1, 3, 3]), np.array([0, 2, 3]), 10).round(4).tolist()
         [0.9197, 0.5]
     """
-    gains = np.where(ranks <= k, 1 / np.log2(np.minimum(ranks, k) + 1.0), 0.0)
-    ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1.0))
-    return np.asarray(np.add.reduceat(gains, offsets[:-1]) / ideal[np.minimum(np.diff(offsets), k) - 1])
+    gains = np.where(ranks <= k, _discounts(k)[np.minimum(ranks, k) - 1], 0.0)
+    return np.asarray(np.add.reduceat(gains, offsets[:-1]) / _ideal_dcg(np.diff(offsets), k))
+
+
+def ndcg_of_lists(
+    is_target: Bool[np.ndarray, "questions places"], num_targets: Int[np.ndarray, "questions"], k: int
+) -> Float[np.ndarray, "questions"]:
+    """Return each query's NDCG@k, as `ndcg_at`, from ranked lists that may lack some of the targets.
+
+    Args:
+        is_target: Which places of each list hold a target, the best first.
+        num_targets: Number of targets of each query, those that are not in its list included; at least 1.
+        k: Number of places that count.
+
+    Example:
+        The second query has a target that is not in its list.
+
+        >>> ndcg_of_lists(np.array([[False, True], [True, False]]), np.array([1, 2]), 10).round(4).tolist()
+        [0.6309, 0.6131]
+    """
+    counted = is_target[:, :k]
+    gains = (counted * _discounts(counted.shape[1])).sum(axis=1)
+    return np.asarray(gains / _ideal_dcg(num_targets, k))
+
+
+def _discounts(k: int) -> Float[np.ndarray, " k"]:
+    """Return the gain of a target at each of the ranks 1 to k."""
+    return np.asarray(1 / np.log2(np.arange(1, k + 1) + 1.0))
+
+
+def _ideal_dcg(num_targets: Int[np.ndarray, "questions"], k: int) -> Float[np.ndarray, "questions"]:
+    """Return the gains of the best possible ranking of so many targets, each at least 1."""
+    return np.asarray(np.cumsum(_discounts(k))[np.minimum(num_targets, k) - 1])
 
 
 def mrr_at(
@@ -68,12 +100,39 @@ def mrr_at(
     return np.where(first <= k, 1.0 / np.minimum(first, k), 0.0)
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one query at a cutoff k.
+
+    Attributes:
+        name: Its name in reports and MLflow, before `_at_k`: `recall`.
+        function: Returns one number per query, higher is better, from ranks, offsets and k; see `recall_at`.
+        label: Short name in tables, before `@k`: `R`.
+        meaning: What the label stands for, for the line below a table.
+    """
+
+    name: str
+    function: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+    label: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("recall", recall_at, "R", "recall (hit rate for one target)"),
+        Metric("ndcg", ndcg_at, "N", "NDCG"),
+        Metric("mrr", mrr_at, "MRR", "reciprocal rank of the first target"),
+    )
+}
+"""By name."""
+
+
 def metrics_per_question(
     ranks: Int[np.ndarray, "targets"], offsets: Int[np.ndarray, "questions_plus_1"], cutoffs: tuple[int, ...]
 ) -> dict[str, Float[np.ndarray, "questions"]]:
-    """Return `recall_at_k`, `ndcg_at_k` and `mrr_at_k` of every query, for every cutoff k."""
-    functions = {"recall": recall_at, "ndcg": ndcg_at, "mrr": mrr_at}
-    return {f"{name}_at_{k}": function(ranks, offsets, k) for k in cutoffs for name, function in functions.items()}
+    """Return each of `METRICS` of every query for every cutoff k, by name: `recall_at_10` and so on."""
+    return {f"{one.name}_at_{k}": one.function(ranks, offsets, k) for k in cutoffs for one in METRICS.values()}
 
 
 def coverage(recommended: Bool[np.ndarray, "items"], candidates: Bool[np.ndarray, "items"]) -> float:

@@ -17,31 +17,18 @@ import numpy as np
 from features.errors import DataError
 from features.files import atomic_file
 from training.evaluation.evaluate import Evaluation
+from training.evaluation.metrics import METRICS
 from training.evaluation.pages import render
 from training.evaluation.text_table import aligned
 
 PRIMARY_METRIC = "ndcg_at_10"
 SHARE_METRIC = "recall_at_10"
 """Metric by which a model is compared with an upper bound."""
-LABELS = {
-    "recall_at_10": "R@10",
-    "ndcg_at_10": "N@10",
-    "mrr_at_10": "MRR@10",
-    "recall_at_20": "R@20",
-    "recall_at_50": "R@50",
-    "recall_at_100": "R@100",
-    "ndcg_at_100": "N@100",
-    "coverage_at_10": "cov@10",
-}
-"""Display names of the metrics."""
 COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100", "coverage_at_10")
 """Columns of the tables; the JSON report has all metrics."""
 COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
 """Columns for protocol `users`, with the metrics usual in the literature."""
-MEANING = (
-    "R recall (hit rate for one target), N NDCG, MRR reciprocal rank of the first target, "
-    "cov share of the items recommended to any user"
-)
+COVERAGE_LABEL, COVERAGE_MEANING = "cov", "share of the items recommended to any user"
 FORMAT = 1
 
 
@@ -241,7 +228,7 @@ class EvaluationReport:
         shown = self._shown()
         best = _best(self.rows, shown)
         body = [[row.name, *(_cell(row, name, best) for name in shown)] for row in self.rows]
-        lines = [self.headline, "", *aligned([["", *(f"{LABELS[name]} " for name in shown)], *body])]
+        lines = [self.headline, "", *aligned([["", *(f"{label_of(name)} " for name in shown)], *body])]
         legend = "* best   " if len(self.rows) > 1 else ""
         lines += ["", f"{legend}± {self._margin_meaning()}", *self._lead_lines()]
         if any(row.slices for row in self.rows):
@@ -257,13 +244,13 @@ class EvaluationReport:
             "report.html",
             title=self.headline,
             metrics=shown,
-            labels=LABELS,
+            labels={name: label_of(name) for name in shown},
             rows=self.rows,
             is_best=lambda row, name: _is_best(row, name, best),
             spread=_spread,
             slice_head=slice_head,
             slice_rows=slice_rows,
-            lines=[f"± {self._margin_meaning()}. {MEANING}.", *self._lead_lines(), *self.notes],
+            lines=[f"± {self._margin_meaning()}. {_legend()}.", *self._lead_lines(), *self.notes],
         )
 
     def _shown(self) -> list[str]:
@@ -281,10 +268,10 @@ class EvaluationReport:
         for row in self.rows:
             if row.is_bound:
                 share = ours.metrics[SHARE_METRIC].mean / max(row.metrics[SHARE_METRIC].mean, 1e-12)
-                lines.append(f"{ours.name} reaches {share:.0%} of the {LABELS[SHARE_METRIC]} of {row.name}")
+                lines.append(f"{ours.name} reaches {share:.0%} of the {label_of(SHARE_METRIC)} of {row.name}")
             elif row.lead is not None:
                 word = "ahead of" if row.lead.mean >= 0 else "behind"
-                by = f"{abs(row.lead.mean):.4f} in {LABELS[PRIMARY_METRIC]}"
+                by = f"{abs(row.lead.mean):.4f} in {label_of(PRIMARY_METRIC)}"
                 lines.append(f"{ours.name} is {word} {row.name} by {by}, {_spread(row.lead)}")
         return lines
 
@@ -295,6 +282,17 @@ class EvaluationReport:
         }
         head = ["", *(f"{name} ({counts[name]:,})" for name in names)]
         return [head, *([row.name, *(_slice_cell(row, name) for name in names)] for row in self.rows if row.slices)]
+
+
+def label_of(metric: str) -> str:
+    """Return the short name of a metric at a cutoff: `R@10` of `recall_at_10`."""
+    name, _, cutoff = metric.rpartition("_at_")
+    return f"{COVERAGE_LABEL if name == 'coverage' else METRICS[name].label}@{cutoff}"
+
+
+def _legend() -> str:
+    meanings = [(metric.label, metric.meaning) for metric in METRICS.values()]
+    return ", ".join(f"{label} {meaning}" for label, meaning in (*meanings, (COVERAGE_LABEL, COVERAGE_MEANING)))
 
 
 def _estimates(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:

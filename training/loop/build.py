@@ -1,7 +1,7 @@
 """The parts of a training run before its first step: model, optimisers, batches, negatives.
 
-`build` makes the parts and `Trainer` runs the steps, so that a part can be replaced or wrapped in between, such as the
-model by one for several processes.
+`build` makes the parts and `Trainer` runs the steps. Training runs in one process, on one device: `Trainer` calls both
+towers of the model, and the negatives of a batch, directly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from towers.model.precision import fastest_precision
 from towers.model.text_encoder import TextEncoder
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, TrainingConfig
-from training.loop.losses import Loss, softmax_loss
+from training.loop.losses import LOSSES, Loss
 from training.loop.negatives import AllItems, MixedSampler, choose_negatives
 
 MIN_BATCH_SIZE, STEPS_PER_EPOCH = 128, 50
@@ -101,7 +101,7 @@ class TrainingParts:
     table_optimizers: list[Any]
     negatives: AllItems | MixedSampler
     precision: torch.dtype
-    loss: Loss = softmax_loss
+    loss: Loss
 
 
 def build(config: RunConfig, data: TrainingData, device: torch.device) -> TrainingParts:
@@ -156,6 +156,7 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
             is_expensive=bool(data.featurizer.items.sizes.trained),
         ),
         precision=loss_precision(settings.loss_precision, device),
+        loss=LOSSES[settings.loss],
     )
 
 

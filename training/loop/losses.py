@@ -1,4 +1,4 @@
-"""The contrastive loss: softmax cross-entropy of each positive against its negatives. CONTRIBUTING.md: "Add a loss".
+"""The contrastive losses by name, `LOSSES`: each positive against its negatives. CONTRIBUTING.md: "Add a loss".
 
 Letters: P positives (predictions made in a batch), N negatives, D width, R positives and C negatives of a block.
 """
@@ -104,6 +104,10 @@ def softmax_loss(
     """
     loss: Tensor = _Softmax.apply(users, positives, items, scale, negatives, precision)
     return loss
+
+
+LOSSES: dict[str, Loss] = {"softmax": softmax_loss}
+"""By the names that `[training] loss` accepts."""
 
 
 def matryoshka_loss(

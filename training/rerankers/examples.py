@@ -13,6 +13,7 @@ from features.sequences.sequences import Queries
 from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
 from towers.rerankers.reranker import Shortlist
+from training.evaluation.metrics import ndcg_of_lists
 from training.rerankers.candidates import shortlists
 
 MOST_EXAMPLES = 100
@@ -86,9 +87,7 @@ class RankingDataset:
         """Return N@10 of some queries, with the candidates of each ordered by scores."""
         order = np.argsort(np.where(self.is_there[questions], -scores, np.inf), axis=1, kind="stable")
         found = np.take_along_axis(self.is_answer[questions], order, axis=1)
-        gains = (found[:, :10] / np.log2(2 + np.arange(found[:, :10].shape[1]))).sum(axis=1)
-        ideal = np.cumsum(1 / np.log2(2 + np.arange(10)))[np.minimum(self.num_answers[questions], 10) - 1]
-        return np.asarray(gains / ideal)
+        return ndcg_of_lists(found, self.num_answers[questions], 10)
 
     def before(self) -> Float[np.ndarray, " questions"]:
         """Return N@10 of the retriever's order."""

@@ -1,13 +1,14 @@
 """`towers train-ranker`: train a re-ranker for a bundle, evaluate it on held-out queries, and write it.
 
-Each kind is evaluated alike: the candidates that the bundle retrieves for the queries that its training held out, N@10
-of their order before and after, with the paired interval, and the latency of a request in one thread.
+`RANKER_TRAINERS` says how each kind is trained. Each is evaluated alike: the candidates that the bundle retrieves for
+the queries that its training held out, N@10 of their order before and after, with the paired interval, and the latency
+of a request in one thread.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -152,6 +153,11 @@ class TrainedRanker:
     reading: Reading | None = None
 
 
+TrainRanker = Callable[[ModelBundle, HeldOut, RankerChoice, int], TrainedRanker]
+MakeTextRanker = Callable[[ModelBundle, HeldOut, RankerChoice, Sequence[str], Reading, int], tuple[TextRanker, Save]]
+"""Makes a re-ranker from bundle, held-out data, options, texts of the items, text settings and number of candidates."""
+
+
 def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     """Train the re-ranker of a bundle, print its gain and latency on held-out queries, and write it.
 
@@ -165,8 +171,7 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     check_can_sign(bundle)
     held_out = HeldOut.of(bundle)
     num_candidates = choice.num_candidates or choice.definition.num_candidates
-    make = _learned if choice.definition.max_tokens is None else _reading
-    made = make(bundle, held_out, choice, num_candidates)
+    made = RANKER_TRAINERS[choice.kind](bundle, held_out, choice, num_candidates)
     judgement = None if made.dataset is None else _evaluated(made, made.dataset)
     if judgement is not None and made.dataset is not None:
         _print_evaluation(judgement, made.dataset, num_candidates)
@@ -189,16 +194,19 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
 
 
 def _check(choice: RankerChoice) -> None:
+    if choice.kind not in RANKER_TRAINERS:
+        raise DataError(f"--kind {choice.kind}: cannot be trained; expected one of {', '.join(RANKER_TRAINERS)}")
     needed = choice.definition.model
     if needed is None and (choice.model is not None or choice.weight is not None):
         raise DataError("--model and --weight are for re-rankers that read texts; add --kind, or leave them out")
     if needed is not None and choice.model is None:
         raise DataError(f"--kind {choice.kind} needs {needed}: give its folder or its name by --model")
-    if choice.train_queries and choice.kind != "cross-encoder":
-        raise DataError("--train-queries is for --kind cross-encoder; leave it out")
+    if choice.train_queries and not choice.definition.can_fine_tune:
+        kinds = " or ".join(kind.name for kind in RERANKER_KINDS.values() if kind.can_fine_tune)
+        raise DataError(f"--train-queries is for --kind {kinds}; leave it out")
 
 
-def _learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
+def _train_learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
     split, tables, seed = held_out.questions(bundle.path), held_out.tables, held_out.config.training.seed
     facts = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
     maker = RankFeatures(facts)
@@ -207,7 +215,10 @@ def _learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
     return TrainedRanker(LearnedRanker(fitted.network, facts), fitted.network.save, dataset, fitted.after, maker.names)
 
 
-def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
+def _train_text_ranker(
+    bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int, *, make: MakeTextRanker
+) -> TrainedRanker:
+    """Return a re-ranker that reads texts, with the weight of its score that was set or is best on held-out queries."""
     tables, seed = held_out.tables, held_out.config.training.seed
     texts = item_texts(tables.catalog, bundle.config.features.item)
     if texts is None:
@@ -220,7 +231,7 @@ def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
         num_read=choice.history_items,
         max_tokens=most_tokens,
     )
-    ranker, save = _text_ranker(bundle, held_out, choice, texts, reading, num_candidates)
+    ranker, save = make(bundle, held_out, choice, texts, reading, num_candidates)
     if split is None:
         return TrainedRanker(ranker, save, None, np.zeros(0), reading=reading)
     shares = SHARES if choice.weight is None else (choice.weight,)
@@ -230,7 +241,7 @@ def _reading(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_c
     return TrainedRanker(ranker, save, dataset, after, reading=reading.model_copy(update={"share": share}))
 
 
-def _text_ranker(
+def _make_late_interaction(
     bundle: ModelBundle,
     held_out: HeldOut,
     choice: RankerChoice,
@@ -238,9 +249,19 @@ def _text_ranker(
     reading: Reading,
     num_candidates: int,
 ) -> tuple[TextRanker, Save]:
-    assert choice.model is not None, "it was asked for"
-    if choice.kind == "late-interaction":
-        return make_late_interaction(choice.model, texts, reading)
+    assert choice.model is not None, "_check has required it"
+    return make_late_interaction(choice.model, texts, reading)
+
+
+def _make_cross_encoder(
+    bundle: ModelBundle,
+    held_out: HeldOut,
+    choice: RankerChoice,
+    texts: Sequence[str],
+    reading: Reading,
+    num_candidates: int,
+) -> tuple[TextRanker, Save]:
+    assert choice.model is not None, "_check has required it"
     seed = held_out.config.training.seed
     comparisons = None
     if choice.train_queries:
@@ -257,6 +278,15 @@ def _text_ranker(
             seed=seed,
         )
     return make_cross_encoder(choice.model, texts, reading, comparisons, seed)
+
+
+RANKER_TRAINERS: dict[str, TrainRanker] = {
+    "learned": _train_learned,
+    "cross-encoder": partial(_train_text_ranker, make=_make_cross_encoder),
+    "late-interaction": partial(_train_text_ranker, make=_make_late_interaction),
+}
+"""How each kind in `RERANKER_KINDS` is trained, by its name. Arguments: bundle, held-out data, options, number of
+candidates."""
 
 
 def _of_training(held_out: HeldOut, path: Path) -> Queries:

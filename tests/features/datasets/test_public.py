@@ -10,6 +10,8 @@ import zipfile
 from io import BytesIO
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
 import pytest
 from click.testing import CliRunner
 
@@ -17,7 +19,8 @@ from features.commands import dataset
 from features.config import FeaturesConfig, parse_settings
 from features.datasets import amazon
 from features.datasets.download import Original, cache_folder, download
-from features.datasets.public import PublicSet
+from features.datasets.public import PUBLIC_SETS, PublicSet
+from features.datasets.source import OriginalFiles
 from features.errors import DataError
 from features.inference.inference import Files, infer_features, render_run_toml
 from features.tables.tables import read_frame, read_tables
@@ -222,6 +225,31 @@ def test_names_that_are_no_data_set_are_refused():
         PublicSet.named("ml-2m")
     with pytest.raises(DataError, match=r"no category 'Beauty' .* All_Beauty"):
         PublicSet.named("amazon-Beauty")
+
+
+def read_plays(source: OriginalFiles) -> dict[str, list[pa.Table]]:
+    with source.open("plays.csv") as file:
+        plays = pacsv.read_csv(file)
+    return {"interactions": [plays.rename_columns(["user_id", "item_id"])]}
+
+
+def test_a_data_set_is_added_by_a_reader_and_an_entry(publisher, tmp_path, monkeypatch):
+    original = Original("https://a.example/plays.csv")
+    monkeypatch.setitem(PUBLIC_SETS, "plays", PublicSet("plays", (original,), "CC0", read_plays))
+    publisher.files = {original.url: b"listener,song\n1,7\n2,8\n"}
+    result = CliRunner().invoke(dataset, ["plays", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "plays: terms of use: CC0" in result.output
+    assert pd.read_parquet(tmp_path / "out" / "interactions.parquet").to_dict("list") == {
+        "user_id": [1, 2],
+        "item_id": [7, 8],
+    }
+    publisher.files = {}
+    source = folder_of(tmp_path / "other", {"plays.csv": "listener\n1\n"})
+    with pytest.raises(DataError, match=r"not in the format of plays .*download https://a\.example/plays\.csv"):
+        PublicSet.named("plays").write(source, tmp_path / "out")
+    with pytest.raises(DataError, match=r"no data set 'games'; there are shop, ml-100k, .*amazon-CATEGORY, plays$"):
+        PublicSet.named("games")
 
 
 class Publisher:

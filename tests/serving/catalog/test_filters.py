@@ -234,6 +234,23 @@ def test_an_operator_is_added_to_the_table(filters, monkeypatch):
         filters.parse({"price": {"below": 1}})
 
 
+def test_an_operator_may_have_a_comparison_of_its_own(filters, monkeypatch):
+    """Step 2 of the section "Add a filter operator" of CONTRIBUTING.md."""
+
+    def starts_with(column, value):
+        return column.any_of([known for known in column._codes if known.startswith(value)])
+
+    def nothing(column, value):
+        return np.zeros(len(ITEMS), dtype=bool)
+
+    monkeypatch.setattr(filters_module._Named, "starts_with", starts_with, raising=False)
+    monkeypatch.setattr(filters_module._Ordered, "starts_with", nothing, raising=False)
+    starts = Operator(lambda column, values: column.starts_with(values[0]), "starts with this")
+    monkeypatch.setitem(OPERATORS, "starts", starts)
+    assert fitting(filters, filters.from_query({"category_starts": ["sh"]})) == "ac"
+    assert fitting(filters, filters.parse({"price": {"starts": 2}})) == ""
+
+
 def test_the_same_conditions_in_any_order_are_one_filter(filters):
     one = filters.parse({"category": ["shoe", "boot"], "stock": {"min": 1, "max": 15}})
     two = filters.parse({"stock": {"max": 15, "min": 1.0}, "category": ["boot", "shoe", "shoe"]})

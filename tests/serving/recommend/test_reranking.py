@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from features.errors import DataError
 from features.sequences.sequences import Queries
 from features.tables.tables import read_tables
 from serving.config import ServingConfig
@@ -39,6 +40,7 @@ from towers.rerankers.manifest import FOLDER, RankerManifest, write_ranker
 from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, Shortlist, order_of
 from training.rerankers.candidates import shortlists
+from training.tasks.train_ranker import RANKER_TRAINERS, HeldOut, RankerChoice, TrainedRanker, train_bundle_ranker
 
 
 class Backwards:
@@ -334,18 +336,34 @@ class Constant(Backwards):
         return cls()
 
 
-def test_a_kind_of_reranker_is_added_by_a_class_and_an_entry(
+def train_constant(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
+    """Its training, which needs no data and has held out none."""
+    assert num_candidates == 20
+
+    def save(folder: Path) -> None:
+        (folder / "order.txt").write_text("backwards")
+
+    return TrainedRanker(Constant(), save, dataset=None, after=np.zeros(0))
+
+
+def test_a_kind_of_reranker_is_added_by_a_class_and_two_entries(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = RerankerKind("constant", f"{__name__}:Constant", "texts", num_candidates=20, eval_queries=100)
     monkeypatch.setitem(RERANKER_KINDS, "constant", kind)
     path = tmp_path / "runs" / "one"
     shutil.copytree(pristine / "runs" / "model", path)
-    bundle = ModelBundle.open(path)
-    write_ranker(bundle, "constant", lambda folder: (folder / "order.txt").write_text("backwards"), num_candidates=20)
+    with pytest.raises(DataError, match="--kind constant: cannot be trained; expected one of learned, cross-encoder"):
+        train_bundle_ranker(path, RankerChoice("constant"))
+    monkeypatch.setitem(RANKER_TRAINERS, "constant", train_constant)
+    train_bundle_ranker(path, RankerChoice("constant"))
     open_recommender(path)
     plain = Recommender.open(path)
     opened = Recommender.open(path, open_rerank=lambda bundle, snapshot: RerankStage.open(bundle, snapshot, None, None))
     user_id = plain.state.users.ids[0]
     found = ids(plain.recommend(user_id, 30))
     assert ids(opened.recommend(user_id, 30)) == [*found[:20][::-1], *found[20:]]
+
+
+def test_every_kind_can_be_trained() -> None:
+    assert RANKER_TRAINERS.keys() == RERANKER_KINDS.keys()

@@ -12,8 +12,8 @@ from towers.model.history import (
     NUM_SPANS,
     UNKNOWN_SPAN,
     CausalAttention,
+    CausalAttentionPooling,
     CausalMean,
-    CausalPool,
     Layout,
     LengthGroup,
     Moments,
@@ -41,7 +41,7 @@ def encoders() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     return {
         "mean": speaking(CausalMean(WIDTH, dropout=0.5)),
-        "attention": speaking(CausalPool(WIDTH, num_heads=2, dropout=0.5)),
+        "attention-pooling": speaking(CausalAttentionPooling(WIDTH, num_heads=2, dropout=0.5)),
         "transformer": attention("transformer"),
         "transformer with time": attention("transformer", time_bias=True),
         "transformer with a bag": attention("transformer", sum_residual=True),
@@ -126,7 +126,7 @@ def test_the_transformer_is_the_textbook_one() -> None:
 
 def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
     torch.manual_seed(2)
-    encoder = speaking(CausalPool(8, num_heads=2, dropout=0.0))
+    encoder = speaking(CausalAttentionPooling(8, num_heads=2, dropout=0.0))
     tokens = torch.randn(7, 8)
     normed = encoder.token_norm(tokens)
     values, scores = tokens + encoder.value(normed), encoder.score(normed)
@@ -138,7 +138,7 @@ def test_attention_pooling_is_the_weighted_mean_so_far() -> None:
 
 
 def test_attention_pooling_begins_as_a_mean_and_bears_extreme_scores() -> None:
-    encoder = CausalPool(8, num_heads=2, dropout=0.0)
+    encoder = CausalAttentionPooling(8, num_heads=2, dropout=0.0)
     tokens = torch.randn(300, 8)
     mean = tokens.cumsum(0) / torch.arange(1, 301)[:, None]
     torch.testing.assert_close(encoder(tokens, offsets(300)), mean, rtol=1e-4, atol=1e-4)

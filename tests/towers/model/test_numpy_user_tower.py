@@ -95,7 +95,7 @@ def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
     assert np.isfinite(one(np.eye(3, 16, dtype=np.float32))).all()
 
 
-@pytest.mark.parametrize("history", ["mean", "attention", "hstu"])
+@pytest.mark.parametrize("history", ["mean", "attention-pooling", "hstu"])
 def test_towers_that_are_no_transformers_are_left_as_they_are(history: str) -> None:
     _, featurizer = MODELS[1, False, False, False]
     tower = TwoTower(TowersConfig(embedding_dim=16, history_encoder=history), featurizer, LENGTH).user_tower

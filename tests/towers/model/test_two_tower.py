@@ -1,12 +1,15 @@
 """The pair of towers: unit vectors, cold users and items, and the same result however users are grouped."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torchrec import KeyedJaggedTensor
 
 from features.featurizer.featurizer import Featurizer
@@ -15,6 +18,7 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
 from towers.config import TowersConfig
 from towers.model.embeddings import FeatureEmbeddings
+from towers.model.history import HISTORY_ENCODERS, Moments
 from towers.model.two_tower import TwoTower
 
 ITEMS = pd.DataFrame({"item_id": list("abcd"), "title": ["red shirt", "blue shirt", "a fox", "red fox"]})
@@ -133,6 +137,45 @@ def test_every_prediction_of_a_pass_equals_the_vector_after_that_much_history(
     for seen in range(6):
         expected = model.user_vectors(vectors[:seen], torch.tensor([0, seen]), features)
         torch.testing.assert_close(states[seen], expected[0], rtol=1e-4, atol=1e-5)
+
+
+class Gru(nn.Module):
+    """A history encoder as CONTRIBUTING.md describes it: a recurrent network over each user's tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, width)
+
+    def forward(self, tokens: Tensor, offsets: Tensor, moments: Moments | None = None) -> Tensor:
+        """Return the summary at each token."""
+        packed, _ = self.gru(pack_sequence(tokens.split(offsets.diff().tolist()), enforce_sorted=False))
+        return torch.cat(unpack_sequence(packed))
+
+
+def test_a_history_encoder_is_added_by_a_class_and_an_entry(
+    monkeypatch: pytest.MonkeyPatch, timeless: Featurizer
+) -> None:
+    monkeypatch.setitem(HISTORY_ENCODERS, "gru", lambda config, length: Gru(config.embedding_dim))
+    config = TowersConfig(embedding_dim=8).model_copy(update={"history_encoder": "gru"})  # as if listed in the setting
+    torch.manual_seed(0)
+    model = TwoTower(config, timeless, 20)
+    assert isinstance(model.user_tower.history, Gru)
+    vectors = functional.normalize(torch.randn(7, 8), dim=1)
+    offsets, features = torch.tensor([0, 5, 5, 7]), timeless.user_features([1, 2, 3], None)
+    states = model.user_tower(vectors, offsets, features)
+    for user, first in ((0, 0), (1, 6), (2, 7)):
+        begin, end = int(offsets[user]), int(offsets[user + 1])
+        for seen in range(end - begin + 1):
+            alone = features.take(torch.tensor([user]))
+            expected = model.user_vectors(vectors[begin : begin + seen], torch.tensor([0, seen]), alone)
+            torch.testing.assert_close(states[first + seen], expected[0], rtol=1e-4, atol=1e-5)
+    states.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.user_tower.history.parameters())
+
+
+def test_the_setting_accepts_the_history_encoders_of_the_table_and_none() -> None:
+    accepted = get_args(TowersConfig.model_fields["history_encoder"].annotation)
+    assert accepted == (*HISTORY_ENCODERS, "none")
 
 
 @pytest.fixture

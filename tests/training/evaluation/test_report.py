@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from features.errors import DataError
+from training.evaluation import report as report_module
 from training.evaluation.evaluate import Evaluation
-from training.evaluation.metrics import metrics_per_question
+from training.evaluation.metrics import METRICS, Metric, metrics_per_question
 from training.evaluation.report import Estimate, EvaluationReport
 
 
@@ -199,3 +200,23 @@ def test_a_report_that_is_not_there_is_named(tmp_path: Path):
 def test_runs_with_different_rows_are_our_own_mistake():
     with pytest.raises(AssertionError, match="not the same rows"):
         EvaluationReport.of("time", "test", {0: [OURS], 1: [POPULAR]})
+
+
+def precision_at(ranks: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
+    """Targets among the first k, divided by k."""
+    return np.add.reduceat((ranks <= k) / k, offsets[:-1])
+
+
+def test_a_metric_is_added_by_a_function_and_an_entry(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METRICS, "precision", Metric("precision", precision_at, "P", "precision"))
+    monkeypatch.setattr(report_module, "COLUMNS", (*report_module.COLUMNS, "precision_at_50"))
+    ours = evaluation("two towers", [1, 1, 2, 20])
+    part = ours.only(np.array([False, False, True, True]))
+    report = EvaluationReport.of("time", "test", {0: [ours]}, slices={0: {"two towers": {"cold users": part}}})
+    assert report.rows[0].metrics["precision_at_10"].mean == pytest.approx(0.075)
+    assert report.metrics()["cold users/precision_at_10"] == pytest.approx(0.05)
+    head, _, row = report.to_text().splitlines()[2:5]
+    assert head.split()[-1] == "P@50"
+    assert row.split()[-2:] == ["0.0200", "±0.0000*"]
+    assert "<th>P@50</th>" in report.to_html()
+    assert "reciprocal rank of the first target, P precision, cov share" in report.to_html()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.sequences.batches import SequenceBatch
+from training.config import TrainingConfig
 from training.loop import losses
-from training.loop.losses import matryoshka_loss, softmax_loss
+from training.loop.losses import LOSSES, matryoshka_loss, softmax_loss
 from training.loop.negatives import InBatchSampler, LogQ, MaskedPairs, MixedSampler, Negatives, Targets, UniformSampler
 
 
@@ -43,6 +45,10 @@ def reference(users: Tensor, positives: Tensor, items: Tensor, scale: Tensor, we
         ]
         total = total + torch.log(torch.exp(positive) + sum(others)) - positive
     return total / len(users)
+
+
+def test_the_setting_accepts_the_names_of_the_table() -> None:
+    assert get_args(TrainingConfig.model_fields["loss"].annotation) == tuple(LOSSES)
 
 
 @given(

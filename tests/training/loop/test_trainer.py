@@ -32,6 +32,7 @@ from training.loop import negatives as negatives_module
 from training.loop.build import TrainingData, build, loss_precision
 from training.loop.checkpoint import Checkpoint
 from training.loop.hard_negatives import mine_hard_negatives
+from training.loop.losses import LOSSES
 from training.loop.negatives import AllItems, MixedSampler, Negatives
 from training.loop.trainer import Progress, Trainer
 
@@ -467,11 +468,14 @@ def hinge_loss(
     return (margins * allowed).sum() / allowed.sum()
 
 
-def test_another_loss_is_trained_with() -> None:
+def test_a_loss_is_added_by_a_function_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "hinge", hinge_loss)
     config = config_of(prefixes=[8], negatives="all", learning_rate=5e-3)
-    parts = build(config, data_of(config), torch.device("cpu"))
-    parts.loss = hinge_loss
+    training = config.training.model_copy(update={"loss": "hinge"})  # as if the setting listed the name
     losses: list[float] = []
-    trainer = Trainer(parts, steps=120, on_step=lambda step, loss: losses.append(loss), quiet=True)
+    trainer = trainer_of(
+        config.model_copy(update={"training": training}), steps=120, on_step=lambda step, loss: losses.append(loss)
+    )
+    assert trainer.loss_function is hinge_loss
     trainer.fit()
     assert losses[-1] < losses[0] / 2
