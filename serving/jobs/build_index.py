@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.sequences.seen_items import SeenItems
 from features.tables.table_parts import table_exists
 from serving.jobs.precompute import precompute_top_k
 from serving.live.compaction import compact
@@ -58,14 +59,14 @@ def build_index(
 
     Raises:
         DataError: A table cannot be read, lacks a column that the model reads, or one changed too much; there are too
-            few items for the kind, or no prefixes, nothing can be listed because the model looks at the clock, or the
-            index has to be signed and there is no key.
+            few items for the kind, or no prefixes, nothing can be listed because it depends on the time of the request,
+            or the index has to be signed and there is no key.
     """
     check_can_sign(bundle)
-    if shortlists and bundle.config.reads_time:
+    if shortlists and _depends_on_time(bundle):
         raise DataError(
-            f"--precompute {shortlists}: this model looks at the clock, so that what somebody gets is not known before "
-            "the request; leave the flag out"
+            f"--precompute {shortlists}: what this model recommends depends on the time of the request, so it cannot "
+            "be computed in advance; leave the flag out"
         )
     started = time.perf_counter()
     features = _features(bundle, tables)
@@ -115,7 +116,7 @@ def build_index(
 def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
     """Return a snapshot with the best items of each user listed, as far as they can be known before anybody asks."""
     depth = _usual_depth(bundle, snapshot) if depth is None else depth
-    if not depth or snapshot.user_vectors is None:
+    if not depth or _depends_on_time(bundle):
         return snapshot
     with tqdm(total=len(snapshot.histories), unit=" users", desc="Listing", disable=None, leave=False) as bar:
         return snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), depth, bar.update))
@@ -124,7 +125,7 @@ def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None)
 def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
     """Return how many items of each user are listed where nobody says: none where it takes long or is of no use."""
     num_users, seal = len(snapshot.histories), snapshot.seal
-    if snapshot.user_vectors is None or has_ranker(bundle.path):
+    if _depends_on_time(bundle) or has_ranker(bundle.path):
         return 0
     is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MOST_COMPARED
     if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MOST_LISTED_BYTES:
@@ -134,6 +135,11 @@ def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
         f"{num_users * LISTED * BYTES_A_PLACE / 1e9:,.1f} GB"
     )
     return 0
+
+
+def _depends_on_time(bundle: ModelBundle) -> bool:
+    """Return whether what users get changes with the time of the request, by the model or the seen-item policy."""
+    return bundle.config.reads_time or SeenItems.of(bundle.config.features.recommend_seen).depends_on_time
 
 
 def _say_what_was_tried(tuning: Tuning) -> None:

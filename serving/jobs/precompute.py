@@ -23,7 +23,7 @@ def precompute_top_k(
         progress: Called after each block with the number of users in it.
     """
     depth = min(depth, len(retriever.state.items))
-    shortlists = PrecomputedTopK.empty(len(retriever.state.users), depth, with_seen=retriever.recommend_seen)
+    shortlists = PrecomputedTopK.empty(len(retriever.state.users), depth, retriever.seen_items)
     for users in blocks(len(retriever.state.users)):
         hits, is_fallback = retriever.recommend_rows(users, depth)
         shortlists.put(users, hits)

@@ -23,7 +23,7 @@ from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of
 from towers.bundle.sealed_folder import seal as seal_files
 from towers.bundle.signature import sign, signing_key
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NAME = "manifest.json"
 FOLDER = "index"
 """Where it is in a bundle."""
@@ -57,15 +57,15 @@ class PrecomputedInfo(StrictTable):
 
     depth: int
     """Items for each."""
-    with_seen: bool
-    """Whether items that the user had may be among them."""
+    seen_items: str
+    """Label of the policy for seen items that they were made with."""
 
 
 class IndexManifest(StrictTable):
     """What is said of an index on disk."""
 
     format_version: int
-    """Of the folder; this version reads 2."""
+    """Of the folder; this version reads 3."""
     weights_digest: str
     """SHA-256 of the model weights that made the vectors."""
     model: str

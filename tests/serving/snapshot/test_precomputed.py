@@ -203,7 +203,7 @@ def sealed(runs, name="model"):
 def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
     assert run("index", "runs/model", "--precompute", 7) == 0
     assert "the best 7 of each user listed" in capsys.readouterr().out
-    assert sealed(runs) == {"depth": 7, "with_seen": False}
+    assert sealed(runs) == {"depth": 7, "seen_items": "exclude"}
     assert run("index", "runs/model", "--precompute", 0) == 0
     assert "listed" not in capsys.readouterr().out
     assert sealed(runs) is None
@@ -225,4 +225,4 @@ def test_a_model_that_looks_at_the_clock_has_no_lists(runs, capsys):
     assert run("index", "runs/timed") == 0
     assert sealed(runs, "timed") is None
     assert run("index", "runs/timed", "--precompute", 10) == 2
-    assert "--precompute 10: this model looks at the clock" in capsys.readouterr().err
+    assert "--precompute 10: what this model recommends depends on the time of the request" in capsys.readouterr().err
