@@ -23,6 +23,8 @@ def _known_kind(name: str) -> str:
 
 FeatureKindName = Annotated[str, AfterValidator(_known_kind)]
 """A name in `FEATURE_KINDS`."""
+RecommendSeen = bool
+"""Values of `recommend_seen`; `features.sequences.seen_items.SeenItems.of` returns the policy that one names."""
 TimeFormatName = Annotated[
     str, Field(pattern=r"^(iso|dmy|mdy|digits|seconds|milliseconds|microseconds|nanoseconds|excel|.*%.*)$")
 ]
@@ -192,7 +194,7 @@ class FeaturesConfig(StrictTable):
     """Interactions whose item is not in the items table: raise an `error`, or `drop` them and count them in a note."""
     missing_ids: Literal["error", "drop"] = "error"
     """Rows without an id, such as orders of guests: raise an `error`, or `drop` them and count them in a note."""
-    recommend_seen: bool = False
+    recommend_seen: RecommendSeen = False
     """Whether items in a user's history may be recommended again (shops with repeat purchases)."""
     title: str | None = None
     """Column of the items table with a display name, such as the title."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 
-from features.config import StrictTable, parse_settings, read_toml
+from features.config import RecommendSeen, StrictTable, parse_settings, read_toml
 from features.encoders.policy import RemotePolicy, origins_of
 from features.errors import DataError
 from features.messages import shown
@@ -98,7 +98,7 @@ class ServingConfig(StrictTable):
     """Which requests are logged. problems: those with status 500 and above, or slower than `slow_seconds`."""
     slow_seconds: float = Field(default=1.0, gt=0)
     """Duration in seconds from which a request counts as slow."""
-    recommend_seen: bool | None = None
+    recommend_seen: RecommendSeen | None = None
     """Whether to recommend items that are already in a user's history. None: as the model was trained."""
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
     """Columns of the catalogue that requests may filter by; comma-separated in the environment. None: all columns. A

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 
 
@@ -121,7 +122,7 @@ class TrainingBatches:
         history: Maximum events before a target. Of longer sequences the newest `history + 1` events are used, the first
             of them as input only.
         batch_size: How many events a batch holds at most (a single longer sequence makes a batch of its own).
-        recommend_seen: Whether a user's repeats of an item are targets; if not, only first visits are.
+        seen_items: Which of a user's repeats of an item can be targets; first visits always can.
         seed: Decides the order of users, with the epoch.
         targets: Target of each state, for data with an order: the `next` event, a random later one (`future`), or, as
             for data without an order, `any` other one.
@@ -134,7 +135,7 @@ class TrainingBatches:
         *,
         history: int,
         batch_size: int,
-        recommend_seen: bool,
+        seen_items: SeenItems,
         seed: int,
         targets: Literal["next", "future", "any"] = "next",
         history_fraction: float = 0.0,
@@ -143,7 +144,7 @@ class TrainingBatches:
         self.sequences = sequences
         self.history = history
         self.batch_size = batch_size
-        self.recommend_seen = recommend_seen
+        self.seen_items = seen_items
         self.seed = seed
         self.is_shuffled = targets == "any" or not sequences.is_ordered
         self.is_future = targets == "future" and sequences.is_ordered
@@ -176,7 +177,7 @@ class TrainingBatches:
     def _batch(self, sequences: Sequences, users: np.ndarray) -> SequenceBatch:
         whole = sequences.take(users)
         window = np.repeat(whole.offsets[1:], whole.lengths) - np.arange(whole.num_events) <= self.history + 1
-        is_target = np.ones(whole.num_events, dtype=bool) if self.recommend_seen else whole.first_visits()
+        is_target = self.seen_items.possible_targets(whole)
         newest = whole.keep(window)
         is_target = is_target[window]
         truncated = whole.lengths > self.history + 1

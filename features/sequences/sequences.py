@@ -119,8 +119,8 @@ class Queries:
     """Evaluation queries: a history for each user, and the target items.
 
     Attributes:
-        history: What may be seen, one row per question (possibly empty). Also what is taken out of the ranking,
-            unless items may be recommended again.
+        history: What may be seen, one row per question (possibly empty). A `SeenItems` says which of its items are
+            excluded from the ranking.
         target_offsets: Where each question's answers begin, `[questions + 1]`.
         target_rows: Catalogue rows to be found, `[targets]`, at least one per question, none twice.
         times: Unix seconds at which each question is asked, `[questions]`; None where the data has no times.

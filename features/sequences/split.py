@@ -5,8 +5,8 @@ training), `held_out_queries` (the same, without a history) and `cold_items` (it
 `Sequences` into a `Split`. Selection is done on `validation`; `test` is looked at once. What is true of all:
 
 - Nothing of a question, its answer or anything the same user did later, is in `train`.
-- An item in the user's history cannot be an answer unless items may be recommended again (`recommend_seen`),
-  because it is taken out of the ranking. An answer is then an item that was new to the user when it came.
+- An item that the policy for seen items (`SeenItems`) excludes from the ranking is not an answer. By default, every
+  answer is an item that was new to the user when it came.
 - Every user in `train` has events there; every user is asked at most once in `validation` and once in `test`.
 """
 
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int
 
 from features.errors import DataError
 from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.seen_items import EXCLUDE, SeenItems
 from features.sequences.sequences import Queries, Sequences
 
 MIN_ITEMS_TO_HOLD_OUT = 5
@@ -36,6 +37,7 @@ class Split:
         test: Questions for the final judgement; None where nothing was held out for it.
         candidates: Which catalogue rows are ranked, `[items]`.
         name: The protocol, as the command line calls it.
+        seen_items: Which items of a history are excluded from its ranking; the targets were chosen accordingly.
     """
 
     train: Sequences
@@ -43,6 +45,7 @@ class Split:
     test: Queries | None
     candidates: Bool[np.ndarray, "items"]
     name: str
+    seen_items: SeenItems
 
     @property
     def warm_items(self) -> Bool[np.ndarray, "items"]:
@@ -51,7 +54,7 @@ class Split:
 
 
 def leave_one_out(
-    sequences: Sequences, num_items: int, *, recommend_seen: bool = False, test: bool = True, seed: int = 0
+    sequences: Sequences, num_items: int, *, seen_items: SeenItems = EXCLUDE, test: bool = True, seed: int = 0
 ) -> Split:
     """Hold out every user's last item for the test and the one before it for validation (protocol L).
 
@@ -63,8 +66,8 @@ def leave_one_out(
         sequences: All interactions. Where they have no order, each user's events are shuffled first: the last one of
             an arbitrary order would often be the last in the alphabet.
         num_items: Size of the catalogue.
-        recommend_seen: Whether an item of the history may be the answer. If not, the answers are the last two items
-            that were new to the user; repeated items after the answer are left out.
+        seen_items: Which items of a history may be its answer. With `EXCLUDE` the answers are the last two items that
+            were new to the user; repeated items after the answer are left out.
         test: Whether to hold out test items at all. Without them the last item is the validation item.
         seed: For the shuffle of unordered data.
 
@@ -82,7 +85,7 @@ def leave_one_out(
     """
     sequences = sequences if sequences.is_ordered else _shuffled(sequences, np.random.default_rng(seed))
     needed = 3 if test else 2
-    remaining, counts = _answers_from_end(sequences, recommend_seen)
+    remaining, counts = _answers_from_end(sequences, seen_items)
     users = np.flatnonzero(counts >= needed)
     if not len(users):
         raise DataError(
@@ -99,6 +102,7 @@ def leave_one_out(
         test=_next_item(sequences, users, last) if test else None,
         candidates=_occurring(sequences, num_items),
         name="leave-one-out",
+        seen_items=seen_items,
     )
 
 
@@ -106,7 +110,7 @@ def time_split(
     sequences: Sequences,
     num_items: int,
     *,
-    recommend_seen: bool = False,
+    seen_items: SeenItems = EXCLUDE,
     test: bool = True,
     test_share: float = 0.1,
     validation_share: float = 0.1,
@@ -122,7 +126,7 @@ def time_split(
     Args:
         sequences: All interactions, with times.
         num_items: Size of the catalogue.
-        recommend_seen: Whether an item of the history may be an answer.
+        seen_items: Which items of a history may be its answers.
         test: Whether to hold out a test window at all. Without it the newest events are the validation window.
         test_share: Share of the events in the test window.
         validation_share: Share of the events in the validation window.
@@ -136,7 +140,7 @@ def time_split(
             "[features.columns] timestamp, or use another protocol"
         )
     cuts = _cuts(sequences.times, [validation_share, test_share] if test else [validation_share])
-    windows = [_window(sequences, start, end, recommend_seen) for start, end in pairwise(cuts)]
+    windows = [_window(sequences, start, end, seen_items) for start, end in pairwise(cuts)]
     for window, name in zip(windows, ("validation", "test"), strict=False):
         if not len(window):
             raise DataError(f"the time protocol found no user with a new item in the {name} window; give more events")
@@ -146,6 +150,7 @@ def time_split(
         test=windows[1] if test else None,
         candidates=np.ones(num_items, dtype=bool),
         name="time",
+        seen_items=seen_items,
     )
 
 
@@ -153,7 +158,7 @@ def held_out_users(
     sequences: Sequences,
     num_items: int,
     *,
-    recommend_seen: bool = False,
+    seen_items: SeenItems = EXCLUDE,
     test: bool = True,
     seed: int = 0,
     share: float = 0.1,
@@ -171,7 +176,8 @@ def held_out_users(
     Args:
         sequences: All interactions.
         num_items: Size of the catalogue.
-        recommend_seen: Taken for likeness with the other protocols: no hidden item is in the history either way.
+        seen_items: Which items of a history are excluded from its ranking. The targets do not depend on it: no hidden
+            item is in the history.
         test: Whether to hold out test users at all.
         seed: Chooses the users and their hidden items.
         share: Share of the users for each of test and validation.
@@ -200,6 +206,7 @@ def held_out_users(
         test=_hidden_part(sequences, held_out[0], hidden) if test else None,
         candidates=np.ones(num_items, dtype=bool),
         name="users",
+        seen_items=seen_items,
     )
 
 
@@ -226,7 +233,7 @@ def cold_items(
     sequences: Sequences,
     num_items: int,
     *,
-    recommend_seen: bool = False,
+    seen_items: SeenItems = EXCLUDE,
     test: bool = True,
     seed: int = 0,
     test_share: float = 0.1,
@@ -241,7 +248,7 @@ def cold_items(
     Args:
         sequences: All interactions. Without an order each user's events are shuffled first.
         num_items: Size of the catalogue.
-        recommend_seen: Whether an item of the history may be the answer.
+        seen_items: Which items of a history may be its answer.
         test: Whether to take test items out at all.
         seed: Chooses the items.
         test_share: Share of the items that is cold for the test.
@@ -260,7 +267,7 @@ def cold_items(
     ends = sequences.offsets[1:].copy()
     questions = []
     for rows in cold_rows[: 1 + test]:
-        users, events = _last_answers_among(sequences, rows, recommend_seen)
+        users, events = _last_answers_among(sequences, rows, seen_items)
         kept = _next_item(sequences, users, events, is_warm)
         questions.append(kept)
         ends[users] = events
@@ -275,6 +282,7 @@ def cold_items(
         test=questions[1] if test else None,
         candidates=np.ones(num_items, dtype=bool),
         name="cold-items",
+        seen_items=seen_items,
     )
 
 
@@ -295,10 +303,10 @@ def _shuffled(sequences: Sequences, rng: np.random.Generator) -> Sequences:
 
 
 def _answers_from_end(
-    sequences: Sequences, recommend_seen: bool
+    sequences: Sequences, seen_items: SeenItems
 ) -> tuple[Int[np.ndarray, "events"], Int[np.ndarray, "users"]]:
     """Return how many possible answers of the user follow each one (-1: not one itself), and each user's number."""
-    possible = np.ones(sequences.num_events, dtype=bool) if recommend_seen else sequences.first_visits()
+    possible = seen_items.possible_targets(sequences)
     users = sequences.event_users
     counts = np.bincount(users[possible], minlength=len(sequences))
     so_far = np.cumsum(possible)
@@ -341,10 +349,10 @@ def _next_item(
 
 
 def _last_answers_among(
-    sequences: Sequences, item_rows: Int[np.ndarray, "cold"], recommend_seen: bool
+    sequences: Sequences, item_rows: Int[np.ndarray, "cold"], seen_items: SeenItems
 ) -> tuple[Int[np.ndarray, "chosen"], Int[np.ndarray, "chosen"]]:
     """Return the users whose last possible target is one of the given items, and that event of each."""
-    remaining, _ = _answers_from_end(sequences, recommend_seen)
+    remaining, _ = _answers_from_end(sequences, seen_items)
     events = np.flatnonzero((remaining == 0) & np.isin(sequences.item_rows, item_rows))
     return sequences.event_users[events], events
 
@@ -362,19 +370,21 @@ def _cuts(times: Int[np.ndarray, "events"], shares: list[float]) -> list[int]:
     return cuts
 
 
-def _window(sequences: Sequences, start: int, end: int, recommend_seen: bool) -> Queries:
+def _window(sequences: Sequences, start: int, end: int, seen_items: SeenItems) -> Queries:
     """Return the queries at time `start`, with events before `end` as targets."""
     assert sequences.times is not None
     before = sequences.times < start
-    pairs = sequences.event_users * (sequences.item_rows.max(initial=0) + 1) + sequences.item_rows
-    inside = ~before & (sequences.times < end)
-    if not recommend_seen:
-        inside &= ~np.isin(pairs, pairs[before])
-    answers = sequences.keep(inside)
+    history = sequences.keep(before)
+    excluded = seen_items.excluded(history, start)
+    width = sequences.item_rows.max(initial=0) + 1
+    is_excluded = np.isin(
+        sequences.event_users * width + sequences.item_rows, excluded.row_of_value * width + excluded.values
+    )
+    answers = sequences.keep(~before & (sequences.times < end) & ~is_excluded)
     answers = answers.keep(answers.first_visits())
     asked = np.flatnonzero(answers.lengths > 0)
     return Queries(
-        history=sequences.keep(before).take(asked),
+        history=history.take(asked),
         target_offsets=offsets_of(answers.lengths[asked]),
         target_rows=answers.item_rows,
         times=np.full(len(asked), start, dtype=np.int64),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.sequences.seen_items import SeenItems
 from features.tables.table_parts import table_exists
 from serving.jobs.precompute import precompute_top_k
 from serving.live.compaction import compact
@@ -62,7 +63,7 @@ def build_index(
             the time of a request; or the index must be signed and there is no key.
     """
     check_can_sign(bundle)
-    if shortlists and bundle.config.reads_time:
+    if shortlists and _depends_on_time(bundle):
         raise DataError(
             f"--precompute {shortlists}: recommendations of this model depend on the time of the request and cannot be "
             "precomputed; remove the flag"
@@ -115,7 +116,7 @@ def build_index(
 def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
     """Return a snapshot with precomputed recommendations, unless they depend on the time of a request."""
     depth = _usual_depth(bundle, snapshot) if depth is None else depth
-    if not depth or snapshot.user_vectors is None:
+    if not depth or _depends_on_time(bundle):
         return snapshot
     with tqdm(total=len(snapshot.histories), unit=" users", desc="Listing", disable=None, leave=False) as bar:
         return snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), depth, bar.update))
@@ -124,7 +125,7 @@ def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None)
 def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
     """Return the default number of precomputed recommendations: 0 if they take too long or would not be used."""
     num_users, seal = len(snapshot.histories), snapshot.seal
-    if snapshot.user_vectors is None or has_ranker(bundle.path):
+    if _depends_on_time(bundle) or has_ranker(bundle.path):
         return 0
     is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MAX_COMPARED
     if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MAX_LISTED_BYTES:
@@ -134,6 +135,11 @@ def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
         f"{num_users * LISTED * BYTES_A_PLACE / 1e9:,.1f} GB, run: towers index {bundle.path} --precompute {LISTED}"
     )
     return 0
+
+
+def _depends_on_time(bundle: ModelBundle) -> bool:
+    """Return whether what users get changes with the time of the request, by the model or the seen-item policy."""
+    return bundle.config.reads_time or SeenItems.of(bundle.config.features.recommend_seen).depends_on_time
 
 
 def _show_tuning(tuning: Tuning) -> None:

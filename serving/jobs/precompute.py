@@ -23,7 +23,7 @@ def precompute_top_k(
         progress: Called after each block with the number of users in it.
     """
     depth = min(depth, len(recommender.state.items))
-    shortlists = PrecomputedTopK.empty(len(recommender.state.users), depth, with_seen=recommender.recommend_seen)
+    shortlists = PrecomputedTopK.empty(len(recommender.state.users), depth, recommender.seen_items)
     for users in blocks(len(recommender.state.users)):
         hits, is_fallback = recommender.recommend_rows(users, depth)
         shortlists.put(users, hits)

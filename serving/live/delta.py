@@ -145,13 +145,13 @@ class LiveUsers:
         """Return users' histories, without items that are no longer in the catalogue."""
         if not len(self._items.superseded) and not any(map(self._is_touched, rows.tolist())):
             return self._base.histories(rows)
-        reads_time = self._bundle.config.reads_time and self._base.snapshot.histories.times is not None
+        has_times = self._base.snapshot.histories.times is not None
         found = [self._history(row) for row in deadline.watched(rows.tolist())]
         return Sequences(
             self._users.to_array(self._users.ids[row] for row in rows.tolist()),
             offsets_of(np.array([len(item_rows) for item_rows, _ in found], dtype=np.int64)),
             np.concatenate([np.zeros(0, np.int64), *(item_rows for item_rows, _ in found)]),
-            np.concatenate([np.zeros(0, np.int64), *(times for _, times in found)]) if reads_time else None,
+            np.concatenate([np.zeros(0, np.int64), *(times for _, times in found)]) if has_times else None,
             is_ordered=True,
         )
 

@@ -52,7 +52,7 @@ class UserStore(Protocol):
         """Return whether a user's history and vector are those of the index."""
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
-        """Return users' histories as rows of items, oldest first, with times for models that read them."""
+        """Return users' histories as rows of items, oldest first, with times where the tables have them."""
 
     def vectors(
         self, rows: Int64[np.ndarray, " users"], histories: Sequences, now: int | None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
@@ -28,8 +26,6 @@ class KnownUsers:
     def __init__(self, bundle: ModelBundle, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self._bundle = bundle
-        histories = snapshot.histories
-        self._read = histories if bundle.config.reads_time else replace(histories, times=None)
         self.has_attributes = np.zeros(len(snapshot.histories), dtype=bool)
         if snapshot.attributes is not None:
             self.has_attributes = bundle.knows(snapshot.attributes)
@@ -39,8 +35,8 @@ class KnownUsers:
         return True
 
     def histories(self, rows: Int64[np.ndarray, " users"]) -> Sequences:
-        """Return users' histories, with times for models that read them."""
-        return self._read.take(rows)
+        """Return users' histories."""
+        return self.snapshot.histories.take(rows)
 
     def vectors(
         self, rows: Int64[np.ndarray, " users"], histories: Sequences, now: int | None

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from features.columns import texts_written
 from features.sequences.ragged import Ragged
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from serving.catalog.ids import ExternalId
 from serving.observability.timings import timed
@@ -50,15 +51,17 @@ class QueryEncoder:
 
     Args:
         bundle: The model.
-        clock: Unix seconds, for models that read the time of the request.
+        seen_items: Which items of a history are not recommended again.
+        clock: Returns the time of the request in Unix seconds.
 
     Attributes:
         attributes: The columns of users that the model reads, with their settings.
     """
 
-    def __init__(self, bundle: ModelBundle, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, bundle: ModelBundle, seen_items: SeenItems, clock: Callable[[], float] = time.time) -> None:
         self.attributes = {column: bundle.config.features.user[column] for column in attribute_columns(bundle)}
         self._bundle = bundle
+        self._seen_items = seen_items
         self._clock = clock
         self._cache = UserVectorCache(_CACHED_USERS, _CACHED_SECONDS)
         self._batcher: MicroBatcher[Sequences, np.ndarray] | None = None
@@ -98,7 +101,8 @@ class QueryEncoder:
         vectors = self._vectors_of(state, user_rows, histories)
         is_known = self._is_known(store.is_known(user_rows, histories), vectors)
         words = self._words(store.attributes(user_rows)) if self._bundle.config.asked_by else None
-        return QueryBatch(vectors, Ragged(histories.offsets, histories.item_rows), is_known, histories.times, words)
+        times = histories.times if self._bundle.config.reads_time else None
+        return self._queries(vectors, histories, is_known, times, words)
 
     def history_and_attributes(
         self, state: ServingState, user: ExternalId | UserProfile
@@ -154,8 +158,20 @@ class QueryEncoder:
             with timed("encode"):
                 vectors = self._batcher(histories, histories.times is None)
         is_known = self._is_known(encoded.is_known, vectors)
-        words = self._words(encoded.attributes)
-        return QueryBatch(vectors, Ragged(histories.offsets, histories.item_rows), is_known, histories.times, words)
+        return self._queries(vectors, histories, is_known, histories.times, self._words(encoded.attributes))
+
+    def _queries(
+        self,
+        vectors: Float32[np.ndarray, "users dim"],
+        histories: Sequences,
+        is_known: Bool[np.ndarray, " users"],
+        times: Int64[np.ndarray, " events"] | None,
+        words: list[str] | None,
+    ) -> QueryBatch:
+        """Return the queries of users; `times` is what of the times of their events a re-ranker reads."""
+        excluded = self._seen_items.excluded(histories, int(self._clock()))
+        history = Ragged(histories.offsets, histories.item_rows)
+        return QueryBatch(vectors, history, excluded, is_known, times, words)
 
     def _vectors_of(
         self, state: ServingState, user_rows: Int64[np.ndarray, " users"], histories: Sequences

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from features.config import FeatureSettings
+from features.config import FeatureSettings, RecommendSeen
 from features.errors import DataError
 from features.sequences.ragged import Ragged
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from serving.catalog.ids import ExternalId
 from serving.deadline import watched
@@ -52,7 +53,7 @@ class Recommender:
         indexed: The state of the index as it was built.
         state: The data that requests are answered from; `state.filters.parse({"brand": "Acme"})` is a
             `RecommendRequest.where`.
-        recommend_seen: Whether items of a user's history are recommended again.
+        seen_items: Which items of a user's history are not recommended again.
         rerank: Re-ranks the best candidates; None without a re-ranker.
     """
 
@@ -62,21 +63,22 @@ class Recommender:
         snapshot: Snapshot,
         *,
         device: Device = "cpu",
-        recommend_seen: bool | None = None,
+        recommend_seen: RecommendSeen | None = None,
         filter_columns: list[str] | None = None,
         rerank: RerankStage | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bundle = bundle
         self.snapshot = snapshot
-        self.recommend_seen = bundle.config.features.recommend_seen if recommend_seen is None else recommend_seen
+        recommend_seen = bundle.config.features.recommend_seen if recommend_seen is None else recommend_seen
+        self.seen_items = SeenItems.of(recommend_seen)
         self.rerank = rerank
         self.indexed = IndexedState.of(bundle, snapshot, device, filter_columns)
         self.state: ServingState = self.indexed
-        self._encoder = QueryEncoder(bundle, clock)
+        self._encoder = QueryEncoder(bundle, self.seen_items, clock)
         self._clock = clock
         stored = snapshot.shortlists
-        is_usable = stored is not None and stored.with_seen == self.recommend_seen and rerank is None
+        is_usable = stored is not None and stored.serves(self.seen_items) and rerank is None
         self._precomputed = stored if is_usable else None
 
     @classmethod
@@ -85,7 +87,7 @@ class Recommender:
         path: Path,
         *,
         device: Device = "cpu",
-        recommend_seen: bool | None = None,
+        recommend_seen: RecommendSeen | None = None,
         filter_columns: list[str] | None = None,
         open_rerank: Callable[[ModelBundle, Snapshot], RerankStage | None] = lambda bundle, snapshot: None,
         copies: PrivateCopies | None = None,
@@ -195,9 +197,8 @@ class Recommender:
             request: The parameters, or just the number of items.
         """
         queries = self._encoder.known(self.state, user_rows)
-        return self._found(queries, self._seen(queries), RecommendRequest.of(request), self.rerank)[
-            0
-        ], ~queries.is_known
+        hits, _ = self._found(queries, RecommendRequest.of(request), self.rerank)
+        return hits, ~queries.is_known
 
     def similar(self, item_id: ExternalId, request: RecommendRequest | int) -> RecommendResponse | None:
         """Return the items most similar to one, without itself; None if there is no such item."""
@@ -206,8 +207,8 @@ class Recommender:
             return None
         request = RecommendRequest.of(request)
         itself = Ragged.of([np.array([row])])
-        queries = QueryBatch(self.state.vectors[itself.values], itself, np.array([True]))
-        hits, _ = self._found(queries, itself, request)
+        queries = QueryBatch(self.state.vectors[itself.values], itself, itself, np.array([True]))
+        hits, _ = self._found(queries, request)
         return RecommendResponse(self._recommendations(*hits.of(0), request.offset + 1))
 
     def search(self, text: str, request: RecommendRequest | int) -> RecommendResponse:
@@ -223,9 +224,10 @@ class Recommender:
         request = RecommendRequest.of(request)
         with timed("encode"):
             vector = query_vector(self.bundle, text)
-        queries = QueryBatch(vector, Ragged.empty(1), np.array([vector.any()]), words=[text])
+        nothing = Ragged.empty(1)
+        queries = QueryBatch(vector, nothing, nothing, np.array([vector.any()]), words=[text])
         rerank = self.rerank if self.rerank is not None and self.rerank.reads_words else None
-        hits, reranked = self._found(queries, queries.history, request, rerank)
+        hits, reranked = self._found(queries, request, rerank)
         items = self._recommendations(*hits.of(0), request.offset + 1)
         fallback: Fallback | None = None if queries.is_known[0] else "popular"
         return RecommendResponse(items, fallback, reranked=None if reranked is None else reranked.was_reranked(0))
@@ -233,7 +235,7 @@ class Recommender:
     def popular(self, request: RecommendRequest | int) -> Hits:
         """Return the most popular items, as the result of one unknown user."""
         queries = QueryBatch.unknown(1, self.state.vectors.shape[1])
-        return self._found(queries, queries.history, RecommendRequest.of(request))[0]
+        return self._found(queries, RecommendRequest.of(request))[0]
 
     def history(self, user_id: ExternalId, k: int) -> list[Recommendation] | None:
         """Return the k newest items of a user's history, newest first; None if there is no such user.
@@ -278,7 +280,7 @@ class Recommender:
     ) -> list[RecommendResponse]:
         """Return recommendations for each of several users from one search."""
         queries, unknown = self._encoder.encode(self.state, users)
-        hits, reranked = self._found(queries, self._seen(queries), request, self.rerank)
+        hits, reranked = self._found(queries, request, self.rerank)
         responses = []
         for place, is_known in watched(enumerate(queries.is_known.tolist())):
             items = self._recommendations(*hits.of(place), request.offset + 1)
@@ -288,14 +290,10 @@ class Recommender:
             responses.append(RecommendResponse(items, None if is_known else "popular", *unknown[place], was_reranked))
         return responses
 
-    def _seen(self, queries: QueryBatch) -> Ragged:
-        """Return the rows excluded for each user by seen-item filtering."""
-        return Ragged.empty(len(queries)) if self.recommend_seen else queries.history
-
     def _found(
-        self, queries: QueryBatch, excluded: Ragged, request: RecommendRequest, rerank: RerankStage | None = None
+        self, queries: QueryBatch, request: RecommendRequest, rerank: RerankStage | None = None
     ) -> tuple[Hits, RerankedHits | None]:
-        return Retrieval(self.state, self.indexed.items, queries, excluded, request, rerank, self._clock).run()
+        return Retrieval(self.state, self.indexed.items, queries, request, rerank, self._clock).run()
 
     def _with_reasons(
         self,

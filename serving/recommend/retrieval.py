@@ -28,7 +28,6 @@ class Retrieval:
         state: The items.
         indexed_items: The items of the index alone, whose rows a re-ranker was trained with.
         queries: The users, items or texts to find items for.
-        excluded: The rows that each query must not get.
         request: The parameters of the request.
         rerank: Re-ranks the best candidates. None: they are not re-ranked.
         now: The time of the request in Unix seconds.
@@ -37,14 +36,13 @@ class Retrieval:
     state: ServingState
     indexed_items: IdMap
     queries: QueryBatch
-    excluded: Ragged
     request: RecommendRequest
     rerank: RerankStage | None
     now: Callable[[], float]
 
     def run(self) -> tuple[Hits, RerankedHits | None]:
         """Return the items of each query, and the re-ranked candidates, if any."""
-        excluded, request = self.excluded, self.request
+        excluded, request = self.queries.excluded, self.request
         if request.exclude:
             excluded = excluded.and_each(np.array(self.state.items.rows(request.exclude)[0], dtype=np.int64))
         allowed = self.state.filters.allowed(request.where)

@@ -30,6 +30,7 @@ class QueryBatch:
     Attributes:
         vectors: Their unit vectors, `[queries, dim]`; undefined where `is_known` is False.
         history: The rows of each one's history, oldest first.
+        excluded: The rows that each user must not get, whatever the request.
         is_known: For which of them the model knows anything, `[queries]`; the others get popular items.
         times: The time of each event of `history` in Unix seconds, `[events]`; None if no time is known.
         words: The text of each query; None for queries without text.
@@ -37,6 +38,7 @@ class QueryBatch:
 
     vectors: Float32[np.ndarray, "queries dim"]
     history: Ragged
+    excluded: Ragged
     is_known: Bool[np.ndarray, " queries"]
     times: Int64[np.ndarray, " events"] | None = None
     words: Sequence[str] | None = None
@@ -48,13 +50,15 @@ class QueryBatch:
     @classmethod
     def unknown(cls, num_users: int, dim: int) -> QueryBatch:
         """Return the queries of users without any known feature."""
-        return cls(np.zeros((num_users, dim), np.float32), Ragged.empty(num_users), np.zeros(num_users, dtype=bool))
+        nothing = Ragged.empty(num_users)
+        return cls(np.zeros((num_users, dim), np.float32), nothing, nothing, np.zeros(num_users, dtype=bool))
 
     def take(self, queries: np.ndarray) -> QueryBatch:
         """Return the queries at the given positions, in that order."""
         times = None if self.times is None else Ragged(self.history.offsets, self.times).take(queries).values
         words = None if self.words is None else [self.words[query] for query in queries.tolist()]
-        return QueryBatch(self.vectors[queries], self.history.take(queries), self.is_known[queries], times, words)
+        history, excluded = self.history.take(queries), self.excluded.take(queries)
+        return QueryBatch(self.vectors[queries], history, excluded, self.is_known[queries], times, words)
 
     @classmethod
     def join(cls, one: QueryBatch, other: QueryBatch, order: Int64[np.ndarray, " queries"]) -> QueryBatch:
@@ -68,7 +72,8 @@ class QueryBatch:
         vectors, is_known = (
             np.concatenate(pair) for pair in ((one.vectors, other.vectors), (one.is_known, other.is_known))
         )
-        return cls(vectors, one.history.join(other.history), is_known, times, words).take(order)
+        history, excluded = one.history.join(other.history), one.excluded.join(other.excluded)
+        return cls(vectors, history, excluded, is_known, times, words).take(order)
 
     @property
     def known_times(self) -> Int64[np.ndarray, " events"]:

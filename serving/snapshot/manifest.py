@@ -22,7 +22,7 @@ from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of
 from towers.bundle.sealed_folder import seal as seal_files
 from towers.bundle.signature import sign, signing_key
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NAME = "manifest.json"
 FOLDER = "index"
 """Name of the index folder within a bundle."""
@@ -56,15 +56,15 @@ class PrecomputedInfo(StrictTable):
 
     depth: int
     """Number of items per user."""
-    with_seen: bool
-    """Whether they may include items of the user's history."""
+    seen_items: str
+    """Label of the policy for seen items that they were computed with."""
 
 
 class IndexManifest(StrictTable):
     """The content of an index's `manifest.json`."""
 
     format_version: int
-    """Format of the folder; this version reads 2."""
+    """Format of the folder; this version reads 3."""
     weights_digest: str
     """SHA-256 of the model weights that encoded the vectors."""
     model: str

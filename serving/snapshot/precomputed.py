@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int32
 from safetensors.numpy import save_file
 
 from features.sequences.ragged import ragged_arange
+from features.sequences.seen_items import SeenItems
 from serving.search.results import Hits
 from serving.snapshot.manifest import PrecomputedInfo
 
@@ -30,18 +31,18 @@ class PrecomputedTopK:
         rows: Catalogue rows by row of users, `[users, depth]`; -1 after a user's last item, and for users
             without any known feature.
         scores: Their scores, `[users, depth]`.
-        with_seen: Whether they may include items of the user's history.
+        seen_items: Label of the policy for seen items that they were computed with.
     """
 
     rows: Int32[np.ndarray, "users depth"]
     scores: Float32[np.ndarray, "users depth"]
-    with_seen: bool
+    seen_items: str
 
     @classmethod
-    def empty(cls, num_users: int, depth: int, *, with_seen: bool) -> PrecomputedTopK:
+    def empty(cls, num_users: int, depth: int, seen_items: SeenItems) -> PrecomputedTopK:
         """Return empty lists, to be filled by `put`."""
         shape = num_users, depth
-        return cls(np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32), with_seen)
+        return cls(np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32), seen_items.label)
 
     def put(self, user_rows: np.ndarray, hits: Hits) -> None:
         """Store the results of some users, at most `depth` items each."""
@@ -52,7 +53,11 @@ class PrecomputedTopK:
     @property
     def listed(self) -> PrecomputedInfo:
         """The parameters for the manifest."""
-        return PrecomputedInfo(depth=self.rows.shape[1], with_seen=self.with_seen)
+        return PrecomputedInfo(depth=self.rows.shape[1], seen_items=self.seen_items)
+
+    def serves(self, seen_items: SeenItems) -> bool:
+        """Return whether a search with this policy for seen items would find the same."""
+        return self.seen_items == seen_items.label and not seen_items.depends_on_time
 
     def best(
         self, user_row: int, depth: int

@@ -358,4 +358,4 @@ def _shortlists(path: Path, listed: PrecomputedInfo, num_items: int) -> Precompu
         raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")
     if rows.size and not -1 <= rows.min() <= rows.max() < num_items:
         raise ValueError(f"shortlists with row {rows.max()} of {num_items}")
-    return PrecomputedTopK(rows, scores, listed.with_seen)
+    return PrecomputedTopK(rows, scores, listed.seen_items)

@@ -70,9 +70,11 @@ def judge(config: RunConfig, tables: Tables, protocol: str, seed: int) -> dict[s
     sequences = tables.interactions.sequences(tables.catalog)
     split = split_by(protocol, sequences, len(tables.catalog), config)
     learned = fit(config, tables, split, device=torch.device("cpu"))
-    seen = config.features.recommend_seen
     result = evaluate(
-        learned.recommender(config.features.max_history), split.validation, split.candidates, recommend_seen=seen
+        learned.recommender(config.features.max_history),
+        split.validation,
+        split.candidates,
+        seen_items=split.seen_items,
     )
     return {name: float(np.mean(value)) for name, value in result.means.items()}
 

@@ -54,12 +54,13 @@ def main() -> None:
         }
         sequences = tables.interactions.sequences(tables.catalog)
         split = split_by(given.protocol, sequences, len(tables.catalog), config)
-        seen = config.features.recommend_seen
 
         def judged(recommender: ScoringModel, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
-            return evaluate(recommender, getattr(split, part), split.candidates, recommend_seen=seen, cutoffs=(10, 50))
+            return evaluate(
+                recommender, getattr(split, part), split.candidates, seen_items=split.seen_items, cutoffs=(10, 50)
+            )
 
-        words = choose_text_neighbours(split, texts, recommend_seen=seen)
+        words = choose_text_neighbours(split, texts)
         found.setdefault("TF-IDF", []).append(judged(words, "test"))
         for name, places in vectors.items():
             trials = [Neighbours(places, half_life) for half_life in HALF_LIVES]

@@ -20,6 +20,7 @@ import torch
 
 from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
+from features.sequences.seen_items import EXCLUDE
 from features.sequences.split import Split, leave_one_out
 from features.tables.tables import Tables, read_tables
 from towers.process import prepared_environment
@@ -58,7 +59,7 @@ class Task:
         """Return the validation N@10, over all items."""
         split = self.split
         result = evaluate(
-            recommender, split.validation, split.candidates, recommend_seen=False, cutoffs=(10,), with_coverage=False
+            recommender, split.validation, split.candidates, seen_items=EXCLUDE, cutoffs=(10,), with_coverage=False
         )
         return result.means["ndcg_at_10"]
 

@@ -27,6 +27,7 @@ import torch
 
 from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
+from features.sequences.seen_items import SeenItems
 from features.sequences.split import leave_one_out
 from features.tables.tables import read_tables
 from towers.warnings_filter import quiet_imports
@@ -72,7 +73,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     config = read_run_config(settings, tuple(overrides))
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
-    split = leave_one_out(sequences, len(tables.catalog), recommend_seen=config.features.recommend_seen)
+    split = leave_one_out(sequences, len(tables.catalog), seen_items=SeenItems.of(config.features.recommend_seen))
     assert split.test is not None
     featurizer = Featurizer.fit(Schema.from_config(config.features), tables.catalog, tables.users, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
@@ -88,7 +89,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
         learned.recommender(config.features.max_history),
         split.test,
         split.candidates,
-        recommend_seen=config.features.recommend_seen,
+        seen_items=split.seen_items,
         cutoffs=(10,),
     ).means
     events = steps / trainer.batches.num_batches(0) * split.train.num_events

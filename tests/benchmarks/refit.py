@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from features.sequences.seen_items import SeenItems
 from features.sequences.split import leave_one_out
 from features.tables.tables import read_tables
 from towers.warnings_filter import quiet_imports
@@ -35,7 +36,7 @@ def main() -> None:
         config = read_run_config(given.settings, (*given.overrides, f"training.seed={seed}"))
         tables = read_tables(config.features, given.settings.parent)
         sequences = tables.interactions.sequences(tables.catalog)
-        split = leave_one_out(sequences, len(tables.catalog), recommend_seen=config.features.recommend_seen)
+        split = leave_one_out(sequences, len(tables.catalog), seen_items=SeenItems.of(config.features.recommend_seen))
         assert split.test is not None
         early = fit(config, tables, split, device=torch.device("cpu"))
         refitted = refit(config, tables, split.test.history, early)
@@ -44,7 +45,7 @@ def main() -> None:
                 learned.recommender(config.features.max_history),
                 split.test,
                 split.candidates,
-                recommend_seen=config.features.recommend_seen,
+                seen_items=split.seen_items,
             ).means
             for learned in (early, refitted)
         ]

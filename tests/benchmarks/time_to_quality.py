@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from features.sequences.seen_items import SeenItems
 from features.sequences.split import leave_one_out
 from features.tables.tables import read_tables
 from towers.warnings_filter import quiet_imports
@@ -42,7 +43,7 @@ def seconds_to(goals: list[float], settings: Path, overrides: tuple[str, ...]) -
     config = read_run_config(settings, overrides)
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
-    split = leave_one_out(sequences, len(tables.catalog), recommend_seen=config.features.recommend_seen)
+    split = leave_one_out(sequences, len(tables.catalog), seen_items=SeenItems.of(config.features.recommend_seen))
     reached: dict[float, float | None] = dict.fromkeys(goals)
     began = time.monotonic()
 

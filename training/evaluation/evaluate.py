@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Float32, Int
 from tqdm import tqdm
 
 from features.errors import CellError, DataError
-from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.ragged import Ragged, offsets_of, ragged_arange
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Queries
 from features.values.distinct import column_cells
 from features.values.readings import numbers_in
@@ -120,7 +121,7 @@ def evaluate(
     queries: Queries,
     candidates: Bool[np.ndarray, "items"],
     *,
-    recommend_seen: bool,
+    seen_items: SeenItems,
     cutoffs: tuple[int, ...] = CUTOFFS,
     block: int = 512,
     seed: int = 0,
@@ -133,7 +134,7 @@ def evaluate(
         recommender: Gives the scores.
         queries: The questions and their answers.
         candidates: Which items are ranked.
-        recommend_seen: Whether items of a question's history stay in its ranking.
+        seen_items: Which items of a question's history are excluded from its ranking.
         cutoffs: The k of the metrics.
         block: Most questions at a time; fewer where the catalogue is large. The result does not depend on it.
         seed: For breaking ties: every item has the same chance to come first among its equals.
@@ -155,7 +156,7 @@ def evaluate(
     ) as bar:
         for start in range(0, len(queries), size):
             part = queries.take(np.arange(start, min(start + size, len(queries))))
-            scores = _masked_scores(recommender, part, candidates, recommend_seen)
+            scores = _masked_scores(recommender, part, candidates, seen_items)
             lots = _Lots(seed, start, len(candidates))
             first, end = queries.target_offsets[[start, start + len(part)]]
             ranks[first:end] = _ranks(scores, part, lots)
@@ -265,7 +266,7 @@ class _Lots:
 
 
 def _masked_scores(
-    recommender: ScoringModel, queries: Queries, candidates: Bool[np.ndarray, "items"], recommend_seen: bool
+    recommender: ScoringModel, queries: Queries, candidates: Bool[np.ndarray, "items"], seen_items: SeenItems
 ) -> Float32[np.ndarray, "questions items"]:
     """Return the scores with -inf for what is out of question."""
     scores = np.array(recommender.scores(queries), dtype=np.float32)
@@ -274,17 +275,17 @@ def _masked_scores(
         raise ValueError(f"{recommender.name}: expected finite scores, found NaN or +inf; the model has diverged")
     if not candidates.all():
         scores[:, ~candidates] = -np.inf
-    if not recommend_seen:
-        assert _answers_are_new(queries), "an answer is in its question's history"
-        scores[queries.history.event_users, queries.history.item_rows] = -np.inf
+    excluded = seen_items.excluded(queries.history, queries.times)
+    assert not _has_answers(excluded, queries), "an answer is excluded from its question's ranking"
+    scores[excluded.row_of_value, excluded.values] = -np.inf
     return scores
 
 
-def _answers_are_new(queries: Queries) -> bool:
-    width = 1 + max(int(queries.history.item_rows.max(initial=0)), int(queries.target_rows.max(initial=0)))
-    seen = queries.history.event_users * width + queries.history.item_rows
+def _has_answers(excluded: Ragged, queries: Queries) -> bool:
+    """Return whether an answer is among the items that its question excludes."""
+    width = 1 + max(int(excluded.values.max(initial=0)), int(queries.target_rows.max(initial=0)))
     answers = np.repeat(np.arange(len(queries)), np.diff(queries.target_offsets)) * width + queries.target_rows
-    return not np.isin(answers, seen).any()
+    return bool(np.isin(answers, excluded.row_of_value * width + excluded.values).any())
 
 
 def _ranks(scores: Float32[np.ndarray, "questions items"], queries: Queries, lots: _Lots) -> Int[np.ndarray, "targets"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from features.featurizer.featurizer import Featurizer
 from features.sequences.batches import EntityFeatures, TrainingBatches
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
 from towers.model.embeddings import FeatureEmbeddings
@@ -129,7 +130,7 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
         train,
         history=config.features.max_history,
         batch_size=min(settings.batch_size, max(MIN_BATCH_SIZE, train.num_events // STEPS_PER_EPOCH)),
-        recommend_seen=config.features.recommend_seen,
+        seen_items=SeenItems.of(config.features.recommend_seen),
         seed=settings.seed,
         targets=settings.targets,
         history_fraction=settings.history_fraction if reads_history else 0.0,

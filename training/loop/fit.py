@@ -90,7 +90,7 @@ def fit(
 
     def validate(model: TwoTower) -> float:
         towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.max_history)
-        return judge(towers, questions, split, config, cutoffs=(10,)).means[PRIMARY_METRIC]
+        return judge(towers, questions, split, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(
         build(config, data, device),
@@ -132,15 +132,13 @@ def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featu
     )
 
 
-def judge(
-    towers: TwoTowerRecommender, questions: Queries, split: Split, config: RunConfig, *, cutoffs: tuple[int, ...]
-) -> Evaluation:
+def judge(towers: TwoTowerRecommender, questions: Queries, split: Split, *, cutoffs: tuple[int, ...]) -> Evaluation:
     """Return the evaluation of the towers on queries of the split."""
     return evaluate(
         towers,
         questions,
         split.candidates,
-        recommend_seen=config.features.recommend_seen,
+        seen_items=split.seen_items,
         cutoffs=cutoffs,
         with_coverage=False,
     )

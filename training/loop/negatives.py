@@ -525,7 +525,7 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
         num_items: Items in the catalogue.
     """
     sequences = batches.sequences
-    is_target = np.ones(sequences.num_events, dtype=bool) if batches.recommend_seen else sequences.first_visits()
+    is_target = batches.seen_items.possible_targets(sequences)
     if batches.is_shuffled:
         times_asked = np.repeat(_times_shuffled(batches), sequences.lengths)[is_target]
     else:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from features.columns import texts_written
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Queries
 from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
@@ -29,12 +30,13 @@ def shortlists(
         num_candidates: How long a shortlist is.
     """
     vectors = bundle.encode_items(tables.catalog)
+    seen_items = SeenItems.of(bundle.config.features.recommend_seen)
     for start in range(0, len(questions), _BLOCK):
         block = questions.take(np.arange(start, min(start + _BLOCK, len(questions))))
         people = _user_vectors(bundle, tables, block, vectors)
         scores = people @ vectors.T
-        if not bundle.config.features.recommend_seen:
-            scores[block.history.event_users, block.history.item_rows] = -np.inf
+        excluded = seen_items.excluded(block.history, block.times)
+        scores[excluded.row_of_value, excluded.values] = -np.inf
         words = _words(bundle, tables, block)
         for place in range(len(block)):
             found = _shortlist(bundle, block, place, people[place], scores[place], vectors, num_candidates)

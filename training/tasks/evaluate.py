@@ -75,7 +75,7 @@ def evaluate_run(
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
         click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} training interactions", err=True)
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
-        ours = _answers(towers, split, part, config)
+        ours = _answers(towers, split, part)
         if others is None or is_drawn(protocol, sequences):
             others = _Others.fit(split, part, config, tables, given)
         runs[seed], notes[seed] = [ours, *others.evaluations], others.notes
@@ -119,10 +119,10 @@ class _Others:
         """Fit the baselines, and evaluate them and the given tables."""
         if config.towers.reads_history:
             texts = item_texts(tables.catalog, config.features.item)
-            baselines, notes = fit_baselines(split, recommend_seen=config.features.recommend_seen, texts=texts)
+            baselines, notes = fit_baselines(split, texts=texts)
         else:
             baselines, notes = fit_query_baselines(split, tables, config.features)
-        return cls([_answers(recommender, split, part, config) for recommender in (*baselines, *given)], notes)
+        return cls([_answers(recommender, split, part) for recommender in (*baselines, *given)], notes)
 
 
 def _questions(split: Split, part: QuestionSet) -> Queries:
@@ -131,12 +131,12 @@ def _questions(split: Split, part: QuestionSet) -> Queries:
     return questions
 
 
-def _answers(recommender: ScoringModel, split: Split, part: QuestionSet, config: RunConfig) -> Evaluation:
+def _answers(recommender: ScoringModel, split: Split, part: QuestionSet) -> Evaluation:
     return evaluate(
         recommender,
         _questions(split, part),
         split.candidates,
-        recommend_seen=config.features.recommend_seen,
+        seen_items=split.seen_items,
         cutoffs=cutoffs_of(split.name),
         progress=True,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from features.errors import DataError
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from features.sequences.split import Split, cold_items, held_out_queries, held_out_users, leave_one_out, time_split
 from training.config import RunConfig
@@ -26,18 +27,18 @@ def is_drawn(protocol: str, sequences: Sequences) -> bool:
 
 def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunConfig) -> Split:
     """Return the split of a protocol, as the command line calls it."""
-    seen, seed = config.features.recommend_seen, config.training.seed
+    seen_items, seed = SeenItems.of(config.features.recommend_seen), config.training.seed
     match protocol:
         case "leave-one-out":
-            return leave_one_out(sequences, num_items, recommend_seen=seen, seed=seed)
+            return leave_one_out(sequences, num_items, seen_items=seen_items, seed=seed)
         case "time":
-            return time_split(sequences, num_items, recommend_seen=seen)
+            return time_split(sequences, num_items, seen_items=seen_items)
         case "users":
-            return held_out_users(sequences, num_items, recommend_seen=seen, seed=seed)
+            return held_out_users(sequences, num_items, seen_items=seen_items, seed=seed)
         case "queries":
             return held_out_queries(sequences, num_items, seed=seed)
         case "cold-items":
-            return cold_items(sequences, num_items, recommend_seen=seen, seed=seed)
+            return cold_items(sequences, num_items, seen_items=seen_items, seed=seed)
     raise DataError(f"expected a protocol, found {protocol!r}; see towers evaluate --help")
 
 
@@ -48,13 +49,13 @@ def early_stopping_split(config: RunConfig, sequences: Sequences, num_items: int
     """
     if not config.towers.reads_history:
         return held_out_queries(sequences, num_items, test=False, seed=config.training.seed)
-    chosen = config.training.validation
+    chosen, seen_items = config.training.validation, SeenItems.of(config.features.recommend_seen)
     if chosen == "leave-one-out" or (chosen == "auto" and sequences.is_ordered):
-        return leave_one_out(sequences, num_items, recommend_seen=config.features.recommend_seen, test=False)
+        return leave_one_out(sequences, num_items, seen_items=seen_items, test=False)
     return held_out_users(
         sequences,
         num_items,
-        recommend_seen=config.features.recommend_seen,
+        seen_items=seen_items,
         test=False,
         seed=config.training.seed,
     )

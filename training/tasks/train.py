@@ -124,10 +124,9 @@ def _resumable(run: Run) -> Iterator[None]:
 
 
 def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedModel) -> EvaluationReport:
-    seen = config.features.recommend_seen
     if config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
-        baselines, notes = fit_baselines(split, recommend_seen=seen, texts=texts)
+        baselines, notes = fit_baselines(split, texts=texts)
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
@@ -137,7 +136,7 @@ def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedMod
             recommender,
             split.validation,
             split.candidates,
-            recommend_seen=seen,
+            seen_items=split.seen_items,
             cutoffs=cutoffs_of(split.name),
             progress=True,
         )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from features.sequences.batches import SequenceBatch, TrainingBatches
 from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import EXCLUDE, SeenItems
 from features.sequences.sequences import Sequences
 
 rows = st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=10)
@@ -18,7 +19,7 @@ def batches_of(
     events = np.array([item for row in histories for item in row], dtype=np.int64)
     offsets = offsets_of(np.array([len(row) for row in histories]))
     sequences = Sequences(np.arange(len(histories)), offsets, events, np.arange(len(events)), is_ordered=ordered)
-    return TrainingBatches(sequences, history=history, batch_size=size, recommend_seen=recommend_seen, seed=3)
+    return TrainingBatches(sequences, history=history, batch_size=size, seen_items=SeenItems.of(recommend_seen), seed=3)
 
 
 def users_of(batch: SequenceBatch) -> list[tuple[int, list[int], list[bool], list[int]]]:
@@ -79,7 +80,7 @@ def test_what_is_yet_to_come_is_drawn_from_the_targets_that_are_left() -> None:
     events = np.concatenate(histories)
     times = np.arange(100, 109)
     sequences = Sequences(np.arange(2), offsets_of(np.array([6, 3])), events, times, is_ordered=True)
-    batches = TrainingBatches(sequences, history=5, batch_size=16, recommend_seen=False, seed=0, targets="future")
+    batches = TrainingBatches(sequences, history=5, batch_size=16, seen_items=EXCLUDE, seed=0, targets="future")
     seen: dict[tuple[int, int], set[int]] = {}
     for epoch in range(60):
         (batch,) = batches.epoch(epoch)
@@ -111,7 +112,7 @@ def test_what_is_yet_to_come_is_drawn_from_the_targets_that_are_left() -> None:
 def test_of_shuffled_data_the_first_part_is_shown_and_the_rest_predicted() -> None:
     lengths = [10, 1, 3]
     sequences = Sequences(np.arange(3), offsets_of(np.array(lengths)), np.arange(14), None, is_ordered=False)
-    batches = TrainingBatches(sequences, history=50, batch_size=99, recommend_seen=False, seed=0, history_fraction=0.5)
+    batches = TrainingBatches(sequences, history=50, batch_size=99, seen_items=EXCLUDE, seed=0, history_fraction=0.5)
     for epoch in range(3):
         (batch,) = batches.epoch(epoch)
         counts = {

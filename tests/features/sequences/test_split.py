@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import REPEAT, SeenItems
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split, cold_items, held_out_users, leave_one_out, time_split
 
@@ -86,7 +87,7 @@ def test_leave_one_out_holds_out_the_last_two_items_that_were_new():
 
 
 def test_leave_one_out_takes_the_last_events_where_people_buy_again():
-    split = leave_one_out(sequences([3, 1, 3, 0, 2, 1], [4, 4, 4], [5, 6]), num_items=7, recommend_seen=True)
+    split = leave_one_out(sequences([3, 1, 3, 0, 2, 1], [4, 4, 4], [5, 6]), num_items=7, seen_items=REPEAT)
     assert answers(split.test) == {100: [1], 101: [4]}
     assert answers(split.validation) == {100: [2], 101: [4]}
     assert events(split.train) == {100: [3, 1, 3, 0], 101: [4], 102: [5, 6]}
@@ -132,7 +133,7 @@ def test_leave_one_out_says_when_nobody_has_enough_items():
 @given(histories(), st.booleans(), st.booleans())
 def test_leave_one_out_shows_only_what_came_before_the_answer(whole: Sequences, recommend_seen: bool, test: bool):
     try:
-        split = leave_one_out(whole, 8, recommend_seen=recommend_seen, test=test)
+        split = leave_one_out(whole, 8, seen_items=SeenItems.of(recommend_seen), test=test)
     except DataError:
         return
     check_what_holds_for_every_split(split, whole, recommend_seen)
@@ -185,7 +186,7 @@ def test_time_split_puts_everything_at_the_moment_of_the_cut_after_it():
 def test_time_split_counts_an_item_that_was_had_before_only_where_people_buy_again():
     rows = sequences([0, 1, 2, 3, 4, 0, 0, 5], times=[[0, 1, 2, 3, 4, 8, 8, 9]])
     new = time_split(rows, num_items=6, test=False, validation_share=0.3)
-    again = time_split(rows, num_items=6, test=False, validation_share=0.3, recommend_seen=True)
+    again = time_split(rows, num_items=6, test=False, validation_share=0.3, seen_items=REPEAT)
     assert (answers(new.validation), answers(again.validation)) == ({100: [5]}, {100: [0, 5]})
 
 
@@ -202,7 +203,9 @@ def test_time_split_needs_times_that_differ():
 @given(histories(), st.booleans(), st.booleans())
 def test_time_split_shows_nothing_after_the_cut_in_any_form(whole: Sequences, recommend_seen: bool, test: bool):
     try:
-        split = time_split(whole, 8, recommend_seen=recommend_seen, test=test, test_share=0.25, validation_share=0.25)
+        split = time_split(
+            whole, 8, seen_items=SeenItems.of(recommend_seen), test=test, test_share=0.25, validation_share=0.25
+        )
     except DataError:
         return
     check_what_holds_for_every_split(split, whole, recommend_seen)
@@ -255,7 +258,7 @@ def test_held_out_users_needs_people_with_several_items():
 @given(histories(), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_held_out_users_are_in_no_other_part(whole: Sequences, recommend_seen: bool, test: bool, seed: int):
     try:
-        split = held_out_users(whole, 8, recommend_seen=recommend_seen, test=test, seed=seed)
+        split = held_out_users(whole, 8, seen_items=SeenItems.of(recommend_seen), test=test, seed=seed)
     except DataError:
         return
     check_what_holds_for_every_split(split, whole, recommend_seen=False)
@@ -294,7 +297,7 @@ def test_cold_items_says_when_nobody_can_be_asked():
 @given(histories(), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_cold_items_are_nowhere_in_training_or_histories(whole: Sequences, recommend_seen: bool, test: bool, seed: int):
     try:
-        split = cold_items(whole, 8, recommend_seen=recommend_seen, test=test, seed=seed, test_share=0.3)
+        split = cold_items(whole, 8, seen_items=SeenItems.of(recommend_seen), test=test, seed=seed, test_share=0.3)
     except DataError:
         return
     check_what_holds_for_every_split(split, whole, recommend_seen)

@@ -203,7 +203,7 @@ def sealed(runs, name="model"):
 def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
     assert run("index", "runs/model", "--precompute", 7) == 0
     assert "7 precomputed recommendations per user" in capsys.readouterr().out
-    assert sealed(runs) == {"depth": 7, "with_seen": False}
+    assert sealed(runs) == {"depth": 7, "seen_items": "exclude"}
     assert run("index", "runs/model", "--precompute", 0) == 0
     assert "precomputed" not in capsys.readouterr().out
     assert sealed(runs) is None

@@ -161,12 +161,12 @@ def with_a_user_less(folder):
 BROKEN = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: no such file"),
     "manifest cut off": (
-        lambda folder: (folder / "manifest.json").write_text('{"format_version": 2, '),
+        lambda folder: (folder / "manifest.json").write_text('{"format_version": 3, '),
         "manifest.json: cannot be read",
     ),
     "manifest is no table": (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json: "),
     "a setting is missing": (
-        lambda folder: (folder / "manifest.json").write_text('{"format_version": 2}'),
+        lambda folder: (folder / "manifest.json").write_text('{"format_version": 3}'),
         "manifest.json: weights_digest: field required",
     ),
     "newer format": (

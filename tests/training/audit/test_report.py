@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.sequences.seen_items import EXCLUDE
 from features.sequences.split import Split, leave_one_out
 from features.tables.tables import Tables, read_tables
 from features.values.text import words as words_in
@@ -302,7 +303,7 @@ def test_every_number_of_movielens_is_that_of_a_group_by_in_pandas(public_data: 
     split = leave_one_out(sequences, len(tables.catalog))
     assert split.test is not None
     popular = PopularityBaseline.fit(split.train, len(tables.catalog))
-    judged = evaluate(popular, split.test, split.candidates, recommend_seen=False)
+    judged = evaluate(popular, split.test, split.candidates, seen_items=EXCLUDE)
     writer = RanksWriter()
     writer.add(0, split, split.test, [judged], tables.catalog)
     writer.write(tmp_path, About.of(config, folder, "leave-one-out", "test"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import EXCLUDE, REPEAT
 from features.sequences.sequences import Queries, Sequences
 from training.evaluation.evaluate import TableRecommender, _Lots, _top, evaluate, slices
 from training.evaluation.metrics import NEVER
@@ -48,14 +49,14 @@ ALL = np.ones(6, dtype=bool)
 def test_the_rank_is_among_the_whole_catalogue_without_what_was_seen():
     # User 0 had item 5, the best scored: without it, items 4 and 3 are above item 2.
     queries = questions([[5], []], [[2], [0, 5]])
-    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]] * 2), queries, ALL, recommend_seen=False)
+    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]] * 2), queries, ALL, seen_items=EXCLUDE)
     assert result.ranks.tolist() == [3, 6, 1]
     assert result.per_question["recall_at_10"].tolist() == [1, 1]
     assert result.means["ndcg_at_10"] == pytest.approx((0.5 + (1 + 1 / np.log2(7)) / (1 + 1 / np.log2(3))) / 2)
 
 
 def test_what_was_seen_stays_where_people_buy_again():
-    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[5, 2]], [[2]]), ALL, recommend_seen=True)
+    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[5, 2]], [[2]]), ALL, seen_items=REPEAT)
     assert result.ranks.tolist() == [4]
 
 
@@ -65,7 +66,7 @@ def test_exposure_counts_the_lists_that_an_item_is_in(block: int):
     table, candidates = rng.random((7, 6)), np.array([True, True, False, True, True, True])
     table[3] = 0.5  # a tie of all, broken by lot
     queries = questions([[user % 2] for user in range(7)], [[3]] * 7)
-    result = evaluate(Fixed(table), queries, candidates, recommend_seen=False, cutoffs=(2, 10), block=block)
+    result = evaluate(Fixed(table), queries, candidates, seen_items=EXCLUDE, cutoffs=(2, 10), block=block)
     shown = np.zeros(6, dtype=int)
     for user in range(7):
         ranked = sorted({0, 1, 3, 4, 5} - {user % 2}, key=lambda item: -table[user, item])
@@ -81,7 +82,7 @@ def test_exposure_counts_the_lists_that_an_item_is_in(block: int):
 
 def test_only_candidates_are_ranked():
     candidates = np.array([True, True, True, False, False, True])
-    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[]], [[1]]), candidates, recommend_seen=False)
+    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[]], [[1]]), candidates, seen_items=EXCLUDE)
     assert result.ranks.tolist() == [3]
     assert result.num_candidates == 4
     assert result.coverage["coverage_at_10"] == 1
@@ -90,7 +91,7 @@ def test_only_candidates_are_ranked():
 def test_a_recommender_that_says_nothing_does_as_well_as_chance():
     # A target tied with 99 others is in the first ten one time in ten: 2,000 of 20,000, standard deviation 42.
     queries = questions([[]] * 20_000, [[7]] * 20_000)
-    result = evaluate(Fixed(np.zeros((20_000, 100))), queries, np.ones(100, dtype=bool), recommend_seen=False)
+    result = evaluate(Fixed(np.zeros((20_000, 100))), queries, np.ones(100, dtype=bool), seen_items=EXCLUDE)
     assert result.means["recall_at_10"] == pytest.approx(0.1, abs=0.01)
     assert result.ranks.mean() == pytest.approx(50.5, abs=1)
     assert (result.ranks.min(), result.ranks.max()) == (1, 100)
@@ -99,7 +100,7 @@ def test_a_recommender_that_says_nothing_does_as_well_as_chance():
 
 def test_answers_that_tie_with_each_other_never_share_a_rank():
     queries = questions([[]] * 200, [[0, 1, 2]] * 200)
-    result = evaluate(Fixed(np.zeros((200, 6))), queries, ALL, recommend_seen=False)
+    result = evaluate(Fixed(np.zeros((200, 6))), queries, ALL, seen_items=EXCLUDE)
     assert all(len(set(row)) == 3 for row in result.ranks.reshape(200, 3).tolist())
 
 
@@ -107,7 +108,7 @@ def test_answers_that_tie_with_each_other_never_share_a_rank():
 def test_the_lot_that_breaks_ties_for_a_rank_breaks_them_for_the_list_too(scores: list[int], seed: int):
     # All items as answers of one question: their ranks say what the list must be, for every length of the list.
     queries, recommender = questions([[]], [list(range(6))]), Fixed([scores])
-    ranks = evaluate(recommender, queries, ALL, recommend_seen=False, seed=seed).ranks
+    ranks = evaluate(recommender, queries, ALL, seen_items=EXCLUDE, seed=seed).ranks
     assert sorted(ranks.tolist()) == [1, 2, 3, 4, 5, 6]
     for length in range(1, 7):
         top = _top(recommender.table, length, _Lots(seed, 0, 6))
@@ -117,7 +118,7 @@ def test_the_lot_that_breaks_ties_for_a_rank_breaks_them_for_the_list_too(scores
 def test_coverage_can_be_left_out():
     queries, recommender = questions([[5]], [[2]]), Fixed([[0, 1, 2, 3, 4, 5]])
     with_it, without = (
-        evaluate(recommender, queries, ALL, recommend_seen=False, with_coverage=value) for value in (True, False)
+        evaluate(recommender, queries, ALL, seen_items=EXCLUDE, with_coverage=value) for value in (True, False)
     )
     assert set(with_it.means) - set(without.means) == {"coverage_at_10", "coverage_at_50", "coverage_at_100"}
     assert np.array_equal(with_it.ranks, without.ranks)
@@ -125,13 +126,13 @@ def test_coverage_can_be_left_out():
 
 def test_everyone_getting_the_same_list_shows_in_the_coverage():
     scores = np.tile(np.arange(50), (30, 1))
-    result = evaluate(Fixed(scores), questions([[]] * 30, [[0]] * 30), np.ones(50, dtype=bool), recommend_seen=False)
+    result = evaluate(Fixed(scores), questions([[]] * 30, [[0]] * 30), np.ones(50, dtype=bool), seen_items=EXCLUDE)
     assert result.coverage == {"coverage_at_10": 0.2, "coverage_at_50": 1.0, "coverage_at_100": 1.0}
 
 
 def test_a_zero_is_a_zero_whatever_its_sign():
     queries = questions([[]] * 2_000, [[0]] * 2_000)
-    result = evaluate(Fixed(np.tile([-0.0, 0.0], (2_000, 1))), queries, ALL[:2], recommend_seen=False)
+    result = evaluate(Fixed(np.tile([-0.0, 0.0], (2_000, 1))), queries, ALL[:2], seen_items=EXCLUDE)
     assert result.ranks.mean() == pytest.approx(1.5, abs=0.06)
 
 
@@ -145,7 +146,7 @@ def test_ranks_agree_with_sorting(data: st.DataObject):
     items = data.draw(st.permutations(range(6)))
     num_seen, num_targets = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
     seen, targets = list(items[:num_seen]), list(items[num_seen : num_seen + num_targets])
-    result = evaluate(Fixed([scores]), questions([seen], [targets]), ALL, recommend_seen=False)
+    result = evaluate(Fixed([scores]), questions([seen], [targets]), ALL, seen_items=EXCLUDE)
     left = sorted((item for item in range(6) if item not in seen), key=lambda item: -scores[item])
     assert result.ranks.tolist() == [left.index(item) + 1 for item in targets]
 
@@ -155,30 +156,28 @@ def test_the_result_does_not_depend_on_the_size_of_the_blocks(block: int):
     rng = np.random.default_rng(0)
     queries = questions([[0], [1, 2], []] * 7, [[5], [3, 4], [0, 1, 2]] * 7)
     recommender = Fixed(rng.integers(0, 3, (21, 6)))  # many ties
-    expected = evaluate(recommender, queries, ALL, recommend_seen=False, cutoffs=(2,))
-    result = evaluate(recommender, queries, ALL, recommend_seen=False, cutoffs=(2,), block=block)
+    expected = evaluate(recommender, queries, ALL, seen_items=EXCLUDE, cutoffs=(2,))
+    result = evaluate(recommender, queries, ALL, seen_items=EXCLUDE, cutoffs=(2,), block=block)
     assert np.array_equal(result.ranks, expected.ranks)
     assert result.means == expected.means
 
 
 def test_another_seed_breaks_ties_differently():
     queries = questions([[]] * 50, [[0]] * 50)
-    first, other = (
-        evaluate(Fixed(np.zeros((50, 6))), queries, ALL, recommend_seen=False, seed=seed) for seed in (0, 1)
-    )
+    first, other = (evaluate(Fixed(np.zeros((50, 6))), queries, ALL, seen_items=EXCLUDE, seed=seed) for seed in (0, 1))
     assert not np.array_equal(first.ranks, other.ranks)
 
 
 def test_the_scores_of_the_recommender_are_left_alone():
     recommender = Fixed([[0, 1, 2, 3, 4, 5]])
     recommender.table.flags.writeable = False
-    evaluate(recommender, questions([[5]], [[2]]), ALL, recommend_seen=False)
+    evaluate(recommender, questions([[5]], [[2]]), ALL, seen_items=EXCLUDE)
     assert recommender.table.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_what_a_recommender_rules_out_is_never_found():
     scores = [[-np.inf, 1, -np.inf, -np.inf, -np.inf, -np.inf]]
-    result = evaluate(Fixed(scores), questions([[]], [[0, 1]]), ALL, recommend_seen=False, cutoffs=(10,))
+    result = evaluate(Fixed(scores), questions([[]], [[0, 1]]), ALL, seen_items=EXCLUDE, cutoffs=(10,))
     assert result.ranks.tolist() == [NEVER, 1]
     assert result.coverage["coverage_at_10"] == pytest.approx(1 / 6)
 
@@ -186,22 +185,22 @@ def test_what_a_recommender_rules_out_is_never_found():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_no_numbers_are_refused(bad: float):
     with pytest.raises(ValueError, match=r"fixed: expected finite scores, found NaN or \+inf; the model has diverged"):
-        evaluate(Fixed([[0, bad, 2, 3, 4, 5]]), questions([[]], [[0]]), ALL, recommend_seen=False)
+        evaluate(Fixed([[0, bad, 2, 3, 4, 5]]), questions([[]], [[0]]), ALL, seen_items=EXCLUDE)
 
 
 def test_an_answer_in_the_history_is_our_own_mistake():
-    with pytest.raises(AssertionError, match="an answer is in its question's history"):
-        evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[1, 2]], [[2]]), ALL, recommend_seen=False)
+    with pytest.raises(AssertionError, match="an answer is excluded from its question's ranking"):
+        evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[1, 2]], [[2]]), ALL, seen_items=EXCLUDE)
 
 
 def test_an_answer_that_is_no_candidate_is_our_own_mistake():
     with pytest.raises(AssertionError, match="an answer is no candidate"):
-        evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[]], [[2]]), np.arange(6) < 2, recommend_seen=False)
+        evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), questions([[]], [[2]]), np.arange(6) < 2, seen_items=EXCLUDE)
 
 
 def test_scores_of_the_wrong_shape_are_our_own_mistake():
     with pytest.raises(AssertionError, match=r"fixed: wrong shape \(1, 5\)"):
-        evaluate(Fixed([[0, 1, 2, 3, 4]]), questions([[]], [[2]]), ALL, recommend_seen=False)
+        evaluate(Fixed([[0, 1, 2, 3, 4]]), questions([[]], [[2]]), ALL, seen_items=EXCLUDE)
 
 
 def test_a_lead_on_the_same_questions_is_surer_than_two_intervals_suggest():
@@ -209,8 +208,8 @@ def test_a_lead_on_the_same_questions_is_surer_than_two_intervals_suggest():
     # the means are 3/4 and 2/3, the lead is 1/12.
     queries = questions([[]] * 100, [[0]] * 100)
     easy, ours, other = [5, 4, 3, 2, 1, 0], [4, 5, 3, 2, 1, 0], [3, 4, 5, 2, 1, 0]
-    first = evaluate(Fixed([easy, ours] * 50), queries, ALL, recommend_seen=False)
-    second = evaluate(Fixed([easy, other] * 50), queries, ALL, recommend_seen=False)
+    first = evaluate(Fixed([easy, ours] * 50), queries, ALL, seen_items=EXCLUDE)
+    second = evaluate(Fixed([easy, other] * 50), queries, ALL, seen_items=EXCLUDE)
     assert first.intervals["mrr_at_10"][0] < second.intervals["mrr_at_10"][1]
     mean, low, high = first.lead_over(second, "mrr_at_10")
     assert mean == pytest.approx(1 / 12)
@@ -220,7 +219,7 @@ def test_a_lead_on_the_same_questions_is_surer_than_two_intervals_suggest():
 def test_slices_tell_cold_from_warm():
     queries = questions([[5], [], [4]], [[0], [1, 2], [3]])
     warm = np.array([True, True, False, False, True, True])
-    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]] * 3), queries, ALL, recommend_seen=False)
+    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]] * 3), queries, ALL, seen_items=EXCLUDE)
     parts = slices(result, queries, warm)
     assert {name: part.num_questions for name, part in parts.items()} == {
         "warm users": 2,
@@ -236,7 +235,7 @@ def test_slices_tell_cold_from_warm():
 
 def test_slices_without_an_answer_are_left_out():
     queries = questions([[5]], [[0]])
-    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), queries, ALL, recommend_seen=False)
+    result = evaluate(Fixed([[0, 1, 2, 3, 4, 5]]), queries, ALL, seen_items=EXCLUDE)
     assert set(slices(result, queries, ALL)) == {"warm users", "warm items"}
 
 
@@ -245,9 +244,9 @@ def test_a_progress_bar_goes_to_the_terminal_only_when_asked(
 ):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     queries, recommender = questions([[]], [[0]]), Fixed([[0, 1, 2, 3, 4, 5]])
-    evaluate(recommender, queries, ALL, recommend_seen=False)
+    evaluate(recommender, queries, ALL, seen_items=EXCLUDE)
     assert capsys.readouterr().err == ""
-    evaluate(recommender, queries, ALL, recommend_seen=False, progress=True)
+    evaluate(recommender, queries, ALL, seen_items=EXCLUDE, progress=True)
     assert "fixed" in capsys.readouterr().err
 
 
@@ -265,14 +264,14 @@ def test_a_table_is_ranked_by_its_ranks_and_the_rest_is_not_found():
     queries = questions([[], [5], []], [[2, 3], [1], [0]])
     for columns in ({"rank": [1, 2, 2, 1], "score": [0.5, 0.5, 0.5, 0.5]}, {"score": [0.9, 0.1, 0.8, 0.2]}):
         served = TableRecommender("served", table(**columns), IDS)
-        result = evaluate(served, queries, ALL, recommend_seen=False)
+        result = evaluate(served, queries, ALL, seen_items=EXCLUDE)
         # User 0 was given c, a; user 1 f (seen), b; user 2 nothing.
         assert result.ranks.tolist() == [1, NEVER, 1, NEVER]
 
 
 def test_a_table_may_hold_arrow_types():
     frame = table(rank=[1, 2, 2, 1]).convert_dtypes(dtype_backend="pyarrow")
-    result = evaluate(TableRecommender("served", frame, IDS), questions([[]], [[2]]), ALL, recommend_seen=False)
+    result = evaluate(TableRecommender("served", frame, IDS), questions([[]], [[2]]), ALL, seen_items=EXCLUDE)
     assert result.ranks.tolist() == [1]
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from features.sequences.batches import SequenceBatch, TrainingBatches
 from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import EXCLUDE, REPEAT, SeenItems
 from features.sequences.sequences import Sequences
 from training.loop.losses import softmax_loss
 from training.loop.negatives import (
@@ -318,7 +319,7 @@ def test_a_sample_goes_on_from_its_state() -> None:
 def test_shares_are_those_of_the_targets_of_an_epoch(lengths: list[int], recommend_seen: bool) -> None:
     rows = np.random.default_rng(0).integers(5, size=sum(lengths))
     sequences = Sequences(np.arange(len(lengths)), offsets_of(np.array(lengths)), rows, None, is_ordered=True)
-    batches = TrainingBatches(sequences, history=3, batch_size=6, recommend_seen=recommend_seen, seed=0)
+    batches = TrainingBatches(sequences, history=3, batch_size=6, seen_items=SeenItems.of(recommend_seen), seed=0)
     asked = torch.cat([Targets.of(batch).rows for batch in batches.epoch(0)])
     expected = torch.bincount(asked, minlength=6).double() / len(asked)
     torch.testing.assert_close(target_shares(batches, 6), expected)
@@ -329,7 +330,7 @@ def test_shares_of_shuffled_data_are_those_of_many_epochs(shown: float) -> None:
     offsets = np.array([0, 1, 4, 13])
     rows = np.array([0, 0, 1, 2, *range(9)])
     sequences = Sequences(np.arange(3), offsets, rows, None, is_ordered=False)
-    batches = TrainingBatches(sequences, history=5, batch_size=9, recommend_seen=False, seed=0, history_fraction=shown)
+    batches = TrainingBatches(sequences, history=5, batch_size=9, seen_items=EXCLUDE, seed=0, history_fraction=shown)
     asked = torch.cat([Targets.of(batch).rows for epoch in range(1500) for batch in batches.epoch(epoch)])
     torch.testing.assert_close(
         target_shares(batches, 9), torch.bincount(asked, minlength=9).double() / len(asked), atol=0.01, rtol=0
@@ -339,7 +340,7 @@ def test_shares_of_shuffled_data_are_those_of_many_epochs(shown: float) -> None:
 def test_shares_of_what_is_yet_to_come_are_those_of_many_epochs() -> None:
     rows = np.random.default_rng(0).integers(5, size=12)
     sequences = Sequences(np.arange(3), np.array([0, 2, 3, 12]), rows, None, is_ordered=True)
-    batches = TrainingBatches(sequences, history=6, batch_size=9, recommend_seen=True, seed=0, targets="future")
+    batches = TrainingBatches(sequences, history=6, batch_size=9, seen_items=REPEAT, seed=0, targets="future")
     asked = torch.cat([Targets.of(batch).rows for epoch in range(1500) for batch in batches.epoch(epoch)])
     torch.testing.assert_close(
         target_shares(batches, 6), torch.bincount(asked, minlength=6).double() / len(asked), atol=0.01, rtol=0

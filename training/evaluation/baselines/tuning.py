@@ -45,14 +45,11 @@ HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
 Trial = TypeVar("Trial", bound=ScoringModel)
 
 
-def fit_baselines(
-    split: Split, *, recommend_seen: bool, texts: Sequence[str] | None = None
-) -> tuple[list[ScoringModel], list[str]]:
+def fit_baselines(split: Split, *, texts: Sequence[str] | None = None) -> tuple[list[ScoringModel], list[str]]:
     """Fit every baseline on the training data, with the hyperparameters that are best on the validation queries.
 
     Args:
         split: Training data and validation queries.
-        recommend_seen: Whether items of a question's history stay in its ranking.
         texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
 
     Returns:
@@ -64,23 +61,23 @@ def fit_baselines(
         ItemCosine.fit(split.train, num_items),
     ]
     chosen = [
-        _ease(split, recommend_seen),
-        _ials(split, recommend_seen),
-        _text_neighbours(split, recommend_seen, texts),
+        _ease(split),
+        _ials(split),
+        _text_neighbours(split, texts),
     ]
     recommenders += [recommender for recommender, _ in chosen if recommender is not None]
     return recommenders, [note for _, note in chosen if note]
 
 
-def choose_ease(split: Split, *, recommend_seen: bool, regularisations: Sequence[float] = REGULARISATIONS) -> Ease:
+def choose_ease(split: Split, *, regularisations: Sequence[float] = REGULARISATIONS) -> Ease:
     """Return EASE with the regularisation that has the best NDCG@10 on the validation questions."""
     num_items = len(split.candidates)
     item_rows, gram = gram_matrix(split.train, num_items)
     trials = (Ease(ease_weights(gram, value), item_rows, num_items, value) for value in regularisations)
-    return _best(trials, len(regularisations), split, recommend_seen)
+    return _best(trials, len(regularisations), split)
 
 
-def choose_ials(split: Split, *, recommend_seen: bool) -> Ials:
+def choose_ials(split: Split) -> Ials:
     """Return iALS with the settings that have the best NDCG@10 on the validation questions.
 
     One after the other: the confidence, which matters most, the regularisation, and the factors.
@@ -90,18 +87,18 @@ def choose_ials(split: Split, *, recommend_seen: bool) -> Ials:
     for name, values in IALS_TRIALS.items():
         others = [replace(best.settings, **{name: value}) for value in values]
         trials = (Ials.fit(split.train, num_items, settings) for settings in others if settings != best.settings)
-        best = _best(chain([best], trials), len(others), split, recommend_seen)
+        best = _best(chain([best], trials), len(others), split)
     return best
 
 
-def choose_text_neighbours(split: Split, texts: Sequence[str], *, recommend_seen: bool) -> TextNeighbours:
+def choose_text_neighbours(split: Split, texts: Sequence[str]) -> TextNeighbours:
     """Return the neighbours by text with the half-life that has the best NDCG@10 on the validation questions."""
     half_lives = HALF_LIVES if split.train.is_ordered else (math.inf,)
     vectors = text_vectors(texts, split.warm_items)
-    return _best((TextNeighbours(vectors, value) for value in half_lives), len(half_lives), split, recommend_seen)
+    return _best((TextNeighbours(vectors, value) for value in half_lives), len(half_lives), split)
 
 
-def _ease(split: Split, recommend_seen: bool) -> tuple[Ease | None, str]:
+def _ease(split: Split) -> tuple[Ease | None, str]:
     """Return EASE, tuned where that is affordable, and what the report says of it."""
     num_known = int(split.warm_items.sum())
     if num_known > MAX_EASE_ITEMS:
@@ -112,12 +109,12 @@ def _ease(split: Split, recommend_seen: bool) -> tuple[Ease | None, str]:
             ease,
             f"EASE: regularisation {ease.regularisation:g}, not tuned {_reason(split, f'{num_known:,} items')}.",
         )
-    ease = choose_ease(split, recommend_seen=recommend_seen)
+    ease = choose_ease(split)
     tried = ", ".join(f"{value:g}" for value in REGULARISATIONS)
     return ease, f"EASE: regularisation {ease.regularisation:g}, the best of {tried} on validation data."
 
 
-def _ials(split: Split, recommend_seen: bool) -> tuple[Ials | None, str]:
+def _ials(split: Split) -> tuple[Ials | None, str]:
     """Return iALS, tuned where that is affordable, and what the report says of it."""
     try:
         implicit_als()
@@ -127,18 +124,16 @@ def _ials(split: Split, recommend_seen: bool) -> tuple[Ials | None, str]:
     if num_events > MAX_IALS_TRIALS_EVENTS or not _has_warm_answers(split):
         ials = Ials.fit(split.train, len(split.candidates))
         return ials, f"iALS: {ials.settings}, not tuned {_reason(split, f'{num_events:,} interactions')}."
-    ials = choose_ials(split, recommend_seen=recommend_seen)
+    ials = choose_ials(split)
     tried = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in IALS_TRIALS.items())
     return ials, f"iALS: {ials.settings}, the best of {tried} on validation data."
 
 
-def _text_neighbours(
-    split: Split, recommend_seen: bool, texts: Sequence[str] | None
-) -> tuple[TextNeighbours | None, str]:
+def _text_neighbours(split: Split, texts: Sequence[str] | None) -> tuple[TextNeighbours | None, str]:
     """Return the neighbours by text, if there are texts, and what the report says of them."""
     if texts is None or not any(map(words, compress(texts, split.warm_items))):
         return None, ""
-    neighbours = choose_text_neighbours(split, texts, recommend_seen=recommend_seen)
+    neighbours = choose_text_neighbours(split, texts)
     found = (
         "all events count alike" if math.isinf(neighbours.half_life) else f"half-life {neighbours.half_life:g} events"
     )
@@ -156,7 +151,7 @@ def _reason(split: Split, size: str) -> str:
     return f"at {size}" if _has_warm_answers(split) else "for answers that training has never seen"
 
 
-def _best(trials: Iterable[Trial], count: int, split: Split, recommend_seen: bool) -> Trial:
+def _best(trials: Iterable[Trial], count: int, split: Split) -> Trial:
     """Return the recommender with the best NDCG@10 on the validation questions, the first among equals."""
     questions = split.validation
     if len(questions) > MOST_QUESTIONS:
@@ -165,7 +160,7 @@ def _best(trials: Iterable[Trial], count: int, split: Split, recommend_seen: boo
     best, best_ndcg = None, -1.0
     for trial in tqdm(trials, total=count, desc="choosing settings", unit=" settings", leave=False, disable=None):
         result = evaluate(
-            trial, questions, split.candidates, recommend_seen=recommend_seen, cutoffs=(10,), with_coverage=False
+            trial, questions, split.candidates, seen_items=split.seen_items, cutoffs=(10,), with_coverage=False
         )
         if result.means["ndcg_at_10"] > best_ndcg:
             best, best_ndcg = trial, result.means["ndcg_at_10"]

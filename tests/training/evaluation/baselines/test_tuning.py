@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from features.columns import item_texts
 from features.config import FeatureSettings
 from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import EXCLUDE, REPEAT
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import cold_items, held_out_users, leave_one_out
 from features.tables.table_files import read_frame
@@ -134,7 +135,7 @@ def test_ease_refuses_a_catalogue_that_is_too_large(monkeypatch: pytest.MonkeyPa
 def test_a_baseline_does_not_look_at_the_answers():
     rng = np.random.default_rng(1)
     split = leave_one_out(sequences(*rng.integers(0, 30, (80, 12)).tolist()), num_items=30)
-    for recommender in fit_baselines(split, recommend_seen=False)[0]:
+    for recommender in fit_baselines(split)[0]:
         queries = split.test
         other = Queries(queries.history, queries.target_offsets, (queries.target_rows + 1) % 30, queries.times)
         assert np.array_equal(recommender.scores(queries), recommender.scores(other))
@@ -149,11 +150,9 @@ def planted() -> Sequences:
 
 def test_all_baselines_stand_beside_a_result_and_beat_popularity_where_tastes_differ(planted: Sequences):
     split = leave_one_out(planted, num_items=45)
-    recommenders, notes = fit_baselines(split, recommend_seen=False)
+    recommenders, notes = fit_baselines(split)
     recall = {
-        recommender.name: evaluate(recommender, split.test, split.candidates, recommend_seen=False).means[
-            "recall_at_10"
-        ]
+        recommender.name: evaluate(recommender, split.test, split.candidates, seen_items=EXCLUDE).means["recall_at_10"]
         for recommender in recommenders
     }
     assert list(recall) == ["popularity", "item-item cosine", "EASE", "iALS"]
@@ -172,9 +171,9 @@ def test_the_regularisation_is_the_one_that_does_best_on_validation(planted: Seq
     ndcg = {}
     for value in values:
         ease = Ease.fit(split.train, 45, regularisation=value)
-        result = evaluate(ease, split.validation, split.candidates, recommend_seen=False)
+        result = evaluate(ease, split.validation, split.candidates, seen_items=EXCLUDE)
         ndcg[value] = result.means["ndcg_at_10"]
-    chosen = choose_ease(split, recommend_seen=False, regularisations=values)
+    chosen = choose_ease(split, regularisations=values)
     assert ndcg[chosen.regularisation] == max(ndcg.values())
 
 
@@ -182,7 +181,7 @@ def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkey
     split = leave_one_out(planted, num_items=45)
     monkeypatch.setattr(baselines, "MAX_EASE_TRIALS_ITEMS", 30)
     monkeypatch.setattr(baselines, "MAX_IALS_TRIALS_EVENTS", 1_000)
-    recommenders, notes = fit_baselines(split, recommend_seen=False)
+    recommenders, notes = fit_baselines(split)
     assert [recommender.name for recommender in recommenders][2:] == ["EASE", "iALS"]
     assert notes == [
         "EASE: regularisation 300, not tuned at 40 items.",
@@ -190,7 +189,7 @@ def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkey
     ]
     monkeypatch.setattr(baselines, "MAX_EASE_ITEMS", 30)
     monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)  # as if it were not installed
-    recommenders, notes = fit_baselines(split, recommend_seen=False)
+    recommenders, notes = fit_baselines(split)
     assert [recommender.name for recommender in recommenders] == ["popularity", "item-item cosine"]
     assert notes[0] == "EASE is left out: 40 items are more than the 30 that it can take."
     assert notes[1].startswith("iALS is left out: it needs the library implicit (")
@@ -203,7 +202,7 @@ def test_settings_are_chosen_by_a_sample_where_there_are_many_questions(monkeypa
     asked = []
     monkeypatch.setattr(baselines, "MOST_QUESTIONS", 20)
     monkeypatch.setattr(Ease, "scores", lambda own, queries: (asked.append(len(queries)), np.zeros((20, 30)))[1])
-    choose_ease(split, recommend_seen=False)
+    choose_ease(split)
     assert asked == [20] * 4
 
 
@@ -270,14 +269,14 @@ def test_the_settings_of_ials_are_chosen_one_after_the_other(planted: Sequences)
 
     def ndcg(settings: IalsSettings) -> float:
         ials = Ials.fit(split.train, 45, settings)
-        return evaluate(ials, split.validation, split.candidates, recommend_seen=False).means["ndcg_at_10"]
+        return evaluate(ials, split.validation, split.candidates, seen_items=EXCLUDE).means["ndcg_at_10"]
 
     # Each round begins with what was best before, and `max` takes the first among equals.
     best = IalsSettings()
     best = max([best, *(replace(best, confidence=value) for value in (1.0, 10.0, 40.0))], key=ndcg)
     best = max([best, replace(best, regularisation=1.0)], key=ndcg)
     best = max([best, *(replace(best, factors=value) for value in (64, 256))], key=ndcg)
-    assert choose_ials(split, recommend_seen=False).settings == best
+    assert choose_ials(split).settings == best
 
 
 def test_neighbours_by_text_by_hand():
@@ -338,21 +337,21 @@ def test_the_half_life_is_the_one_that_does_best_on_validation_and_needs_an_orde
         [*rng.permutation(40)[:12].tolist(), *(4 * rng.permutation(10)[:4] + taste).tolist()]
         for taste in rng.integers(0, 4, 200)
     ]
-    split = leave_one_out(sequences(*rows), num_items=40, recommend_seen=True)
-    chosen = choose_text_neighbours(split, texts, recommend_seen=True)
+    split = leave_one_out(sequences(*rows), num_items=40, seen_items=REPEAT)
+    chosen = choose_text_neighbours(split, texts)
     assert chosen.half_life < math.inf
     ndcg = {}
     for half_life in baselines.HALF_LIVES:
         trial = TextNeighbours.fit(texts, split.warm_items, half_life=half_life)
-        result = evaluate(trial, split.validation, split.candidates, recommend_seen=True)
+        result = evaluate(trial, split.validation, split.candidates, seen_items=REPEAT)
         ndcg[half_life] = result.means["ndcg_at_10"]
     assert ndcg[chosen.half_life] == max(ndcg.values())
-    notes = fit_baselines(split, recommend_seen=True, texts=texts)[1]
+    notes = fit_baselines(split, texts=texts)[1]
     assert f"TF-IDF: half-life {chosen.half_life:g} events, the best of 1, 2, 4, 16, inf on validation data." in notes
 
     unordered = Sequences(split.train.user_ids, split.train.offsets, split.train.item_rows, None, is_ordered=False)
-    split = held_out_users(unordered, 40, recommend_seen=True)
-    recommenders, notes = fit_baselines(split, recommend_seen=True, texts=texts)
+    split = held_out_users(unordered, 40, seen_items=REPEAT)
+    recommenders, notes = fit_baselines(split, texts=texts)
     assert recommenders[-1].half_life == math.inf
     assert notes[-1] == "TF-IDF: all events count alike, there being no order."
 
@@ -360,11 +359,11 @@ def test_the_half_life_is_the_one_that_does_best_on_validation_and_needs_an_orde
 def test_only_the_neighbours_by_text_find_what_nobody_had(planted: Sequences):
     texts = [f"taste{item // 20}" for item in range(40)] + [""] * 5
     split = cold_items(planted, num_items=45)
-    recommenders, notes = fit_baselines(split, recommend_seen=False, texts=texts)
+    recommenders, notes = fit_baselines(split, texts=texts)
     assert notes[0] == "EASE: regularisation 300, not tuned for answers that training has never seen."
     assert notes[1].endswith("confidence 3, not tuned for answers that training has never seen.")
     found = {
-        recommender.name: evaluate(recommender, split.test, split.candidates, recommend_seen=False)
+        recommender.name: evaluate(recommender, split.test, split.candidates, seen_items=EXCLUDE)
         for recommender in recommenders
     }
     recall = {name: evaluation.means["recall_at_50"] for name, evaluation in found.items()}
@@ -380,7 +379,7 @@ def test_without_a_word_about_any_known_item_there_are_no_neighbours_by_text(
 ):
     if texts and texts[1]:
         texts = [text if row >= 40 else "" for row, text in enumerate(texts)]  # nobody had the items from 40 on
-    recommenders, notes = fit_baselines(leave_one_out(planted, num_items=45), recommend_seen=False, texts=texts)
+    recommenders, notes = fit_baselines(leave_one_out(planted, num_items=45), texts=texts)
     assert [recommender.name for recommender in recommenders] == ["popularity", "item-item cosine", "EASE", "iALS"]
     assert not [note for note in notes if "TF-IDF" in note]
 
@@ -393,7 +392,7 @@ def test_ease_reaches_the_known_figure_on_movielens_1m(public_data: Path):
     item_rows = np.unique(frame["item_id"], return_inverse=True)[1].astype(np.int64)
     split = leave_one_out(Sequences(users, offsets_of(counts), item_rows, times=None, is_ordered=True), num_items=3_416)
     ease = Ease.fit(split.train, 3_416, regularisation=300.0)
-    result = evaluate(ease, split.test, split.candidates, recommend_seen=False)
+    result = evaluate(ease, split.test, split.candidates, seen_items=EXCLUDE)
     assert result.means["ndcg_at_10"] == pytest.approx(0.054, abs=0.001)
 
 
@@ -409,8 +408,8 @@ def test_neighbours_by_text_are_a_strong_rival_on_cold_beauty(public_data: Path)
     users, counts = np.unique(events["user_id"], return_counts=True)
     rows = catalog.rows_of(events["item_id"].to_numpy())
     split = cold_items(Sequences(users, offsets_of(counts), rows, times=None, is_ordered=True), len(catalog))
-    neighbours = choose_text_neighbours(split, item_texts(catalog, features), recommend_seen=False)
-    means = evaluate(neighbours, split.test, split.candidates, recommend_seen=False).means
+    neighbours = choose_text_neighbours(split, item_texts(catalog, features))
+    means = evaluate(neighbours, split.test, split.candidates, seen_items=EXCLUDE).means
     # With single words instead of pairs as well: 0.076, 0.150 and 0.045.
     assert means["recall_at_10"] > 0.08
     assert means["recall_at_50"] > 0.15
@@ -426,7 +425,7 @@ def test_ials_is_a_strong_rival_for_people_never_seen(public_data: Path):
     rows = np.unique(frame["item_id"], return_inverse=True)[1].astype(np.int64)
     split = held_out_users(Sequences(users, offsets_of(counts), rows, times=None, is_ordered=True), num_items)
     ials = Ials.fit(split.train, num_items, IalsSettings(factors=256, regularisation=10.0, confidence=1.0))
-    result = evaluate(ials, split.test, split.candidates, recommend_seen=False, cutoffs=(20, 50, 100))
+    result = evaluate(ials, split.test, split.candidates, seen_items=EXCLUDE, cutoffs=(20, 50, 100))
     # EASE has 0.276, 0.376 and 0.436 on these questions, popularity 0.079, 0.124 and 0.144.
     assert result.means["recall_at_20"] > 0.24
     assert result.means["recall_at_50"] > 0.31
