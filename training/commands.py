@@ -15,6 +15,24 @@ PROTOCOLS = ("leave-one-out", "time", "users", "queries", "cold-items")
 GATE_FAILED = 3
 """Exit status of `towers audit` when a `--fail-if` condition holds."""
 
+# What `train` and `evaluate` have in common.
+_settings = click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
+_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to train on.",
+)
+_preset = click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
+_overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="table.key=value",
+    help="Override a setting of run.toml; may be repeated.",
+)
+
 
 @click.command()
 @click.option("--interactions", type=click.Path(path_type=Path), help="Table of interactions: CSV or Parquet.")
@@ -95,26 +113,14 @@ def init(
 
 
 @click.command()
-@click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
+@_settings
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.  [default: runs/run-N]"
 )
 @click.option("--resume", is_flag=True, help="Resume the newest unfinished run with these settings.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device to train on.",
-)
-@click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="table.key=value",
-    help="Override a setting of run.toml; may be repeated.",
-)
+@_device
+@_preset
+@_overrides
 def train(
     settings: Path,
     output: Path | None,
@@ -141,7 +147,7 @@ def train(
 
 
 @click.command()
-@click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml")
+@_settings
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -167,21 +173,9 @@ def train(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the report and the ranks that `towers audit` reads.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device to train on.",
-)
-@click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="table.key=value",
-    help="Override a setting of run.toml; may be repeated.",
-)
+@_device
+@_preset
+@_overrides
 @click.option(
     "--compare",
     multiple=True,
