@@ -81,7 +81,7 @@ def late(folder: Path) -> Path:
     assert "95 % interval +" in said
     assert "towers index runs/late" in said
     said = towers(folder, "index", "runs/late")
-    assert f"{len(TEXTS) * 6:,} tokens of the items, a byte a number, 0.0 MB" in said
+    assert f"{len(TEXTS) * 6:,} tokens of the items, one byte per dimension, 0.0 MB" in said
     return folder / "runs" / "late"
 
 

@@ -123,7 +123,7 @@ def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, cap
     assert run("index", "runs/latest", *many_items, "--kind", "hnsw", "--recall", 1) == 0
     said = capsys.readouterr().out
     recall = manifest(folder)["recall_at_100"]
-    assert ("note: hnsw finds" in said) == (recall < 1)
+    assert ("note: recall@100 of hnsw is at most" in said) == (recall < 1)
     assert manifest(folder)["plan"]["kind"] == "hnsw"
 
 
@@ -156,7 +156,10 @@ def test_sigterm_while_tuning_leaves_the_old_index(folder, many_items, capsys, m
 def test_a_catalogue_that_is_slow_to_compare_gets_a_hint(folder, capsys, monkeypatch):
     monkeypatch.setattr("serving.jobs.build_index._MANY_ITEMS", 100)
     assert run("index", "runs/latest") == 0
-    assert "each search compares 120 items; `towers index runs/latest --recall 0.99`" in capsys.readouterr().out
+    assert (
+        "120 items; for a faster, approximate index run: towers index runs/latest --recall 0.99"
+        in capsys.readouterr().out
+    )
 
 
 def test_index_says_when_the_tables_are_gone(folder, pristine, tmp_path, capsys):
@@ -188,7 +191,7 @@ def test_recommend_makes_the_index_and_the_file(folder, capsys):
 def test_recommend_counts_whom_it_does_not_know(folder, capsys):
     pd.DataFrame({"user": [1001, 5, 6]}).to_csv("who.csv", index=False)
     assert run("recommend", "runs/latest", "--output", "c.parquet", "--users", "who.csv", "--with-fallback") == 0
-    assert "2 users are unknown and got what is popular" in capsys.readouterr().out
+    assert "2 users are unknown and got popular items" in capsys.readouterr().out
     frame = pd.read_parquet("c.parquet")
     assert frame["user_id"].unique().tolist() == [1001, 5, 6]
     assert frame.groupby("user_id")["fallback"].first().isna().to_dict() == {1001: True, 5: False, 6: False}
@@ -309,7 +312,7 @@ def test_duplicates_are_written_in_groups_and_told(folder, pristine, capsys):
 
 def test_nothing_alike_is_an_empty_table_and_a_hint(folder, capsys):
     assert run("duplicates", "runs/latest", "--threshold", 0.9999) == 0
-    assert "120 items: 0 are alike in 0 groups at 0.9999" in capsys.readouterr().out
+    assert "120 items: 0 in 0 groups of near-duplicates at threshold 0.9999" in capsys.readouterr().out
     assert len(pd.read_parquet("duplicates.parquet")) == 0
 
 
@@ -334,9 +337,9 @@ def test_clusters_are_written_with_their_names_and_told(folder, pristine, capsys
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["clusters", "runs/latest", "--clusters", "121"], "expected at most as many as the 120 items"),
-        (["clusters", "runs/latest", "--output", "runs"], "runs: a folder; name the file to write"),
-        (["duplicates", "runs/latest", "--pairs", "runs"], "runs: a folder; name the file to write"),
+        (["clusters", "runs/latest", "--clusters", "121"], "expected at most the number of items, 120"),
+        (["clusters", "runs/latest", "--output", "runs"], "runs is a folder; give a file to write"),
+        (["duplicates", "runs/latest", "--pairs", "runs"], "runs is a folder; give a file to write"),
         (["duplicates", "runs/latest", "--threshold", "1.5"], "--threshold"),
         (["duplicates", "nowhere"], "nowhere: no such bundle"),
     ],

@@ -260,7 +260,7 @@ def test_another_policy_serves_by_the_time_of_each_event(with_days: ReturnAfter,
     assert missing(live.current(), 1) == set()
 
     # Nothing is precomputed, and lists of this label are not used either.
-    with pytest.raises(DataError, match="depends on the time of the request"):
+    with pytest.raises(DataError, match="depend on the time of the request"):
         build_index(bundle, {}, shortlists=5)
     listed = snapshot.with_shortlists(precompute_top_k(retriever, 3))
     clock.now = 21 * DAY

@@ -103,7 +103,7 @@ def test_a_version_that_is_damaged_is_left_alone_and_the_log_says_so_once(folder
     follow(CHAMPION, ServingConfig(watch_seconds=0), lambda: next(looks))
     told = [record.message for record in caplog.records if record.name == "serving.deploy.mlflow_registry"]
     assert len(told) == 1
-    assert "version 2 of two-towers is left alone, what was served goes on" in told[0]
+    assert "version 2 of two-towers cannot be used; still serving the previous one" in told[0]
     assert served() == "version-1"
     assert sorted(path.name for path in CHAMPION.link.parent.iterdir()) == ["champion", "version-1"]
 
@@ -118,14 +118,16 @@ def test_what_was_fetched_before_is_served_where_the_registry_does_not_answer(fo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-pa55@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert fetched(CHAMPION) == CHAMPION.link
-    assert "version-1 is served, as it was fetched before" in caplog.text
-    with pytest.raises(DataError, match=r"models:/other@champion: MLflow at http://me:\*\*\*@127.0.0.1:9 ") as told:
+    assert "version-1, which was downloaded before" in caplog.text
+    with pytest.raises(
+        DataError, match=r"models:/other@champion: error from MLflow at http://me:\*\*\*@127.0.0.1:9 "
+    ) as told:
         fetched(Alias("other", "champion"))
     assert "planted-pa55" not in f"{told.value} {caplog.text}"
 
 
 def test_an_alias_that_is_not_there_is_told(folder):
-    with pytest.raises(DataError, match=r"models:/two-towers@champion: MLflow at sqlite:.* says: .*not found"):
+    with pytest.raises(DataError, match=r"models:/two-towers@champion: error from MLflow at sqlite:.*not found"):
         fetched(CHAMPION)
     promote(folder / "runs" / "one", CHAMPION)
     with pytest.raises(DataError, match="no previous version is recorded"):

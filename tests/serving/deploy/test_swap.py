@@ -173,7 +173,7 @@ def test_rollback_goes_back_and_again_forward(runs, capsys):
 
 def test_there_is_no_way_back_before_the_first_swap(runs):
     with pytest.raises(
-        DataError, match=r"production.previous: no such link, so .*production never pointed elsewhere; name a bundle"
+        DataError, match=r"production.previous: no such link, so .*production has no previous bundle; deploy one"
     ):
         roll_back(runs / "production")
 
@@ -189,7 +189,7 @@ def test_a_bundle_that_cannot_be_used_is_not_swapped_in(runs):
 
 
 def test_a_folder_is_not_replaced_by_a_link(runs):
-    with pytest.raises(DataError, match="one: expected a link to a bundle, found no link"):
+    with pytest.raises(DataError, match="one: expected a link to a bundle, found a file or folder"):
         swap_bundle(runs / "two", runs / "one")
 
 
@@ -206,5 +206,8 @@ def test_what_is_served_is_a_bundle_and_never_a_link_that_a_training_moves(runs)
     swap_bundle(runs / "latest", runs / "production")
     move_link(runs / "latest", runs / "one")
     assert (runs / "production").resolve().name == "two"
-    with pytest.raises(DataError, match=r"latest: .*moved by trainings. Swap another link, such as runs/production"):
+    with pytest.raises(
+        DataError,
+        match=r"latest: this link is set by each training run; deploy to another link, such as runs/production",
+    ):
         swap_bundle(runs / "two", runs / "latest")

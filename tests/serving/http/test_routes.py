@@ -264,7 +264,7 @@ def test_a_filter_that_cannot_be_is_invalid_and_says_which(priced, path, query, 
     [
         ({"categry": "shoe"}, "filter.categry: no column to filter by"),
         ({"price": {"above": 1}}, "filter.price: expected any, not, min or max, found 'above'"),
-        ({"price": {"min": 3, "max": 2}}, "price: expected min up to max, found min 3 above max 2"),
+        ({"price": {"min": 3, "max": 2}}, "price: expected min <= max, found min 3 and max 2"),
         ({"cost": 1}, "filter.cost: no column to filter by"),
         ([], "filter: "),
         ("shoe", "filter: "),

@@ -138,7 +138,7 @@ def test_a_catalogue_of_copies_is_one_group_in_no_time():
 def test_a_threshold_that_takes_nearly_everything_is_refused(monkeypatch):
     monkeypatch.setattr(duplicates, "MAX_PAIRS", 1000)
     with pytest.raises(
-        DataError, match=r"at most 1,000 pairs of items alike, found more with a threshold of 0\.01; raise"
+        DataError, match=r"at most 1,000 pairs of similar items, found more with a threshold of 0\.01; raise"
     ):
         find_duplicates(clustered_vectors(500), 0.01)
 

@@ -115,7 +115,7 @@ def test_a_model_that_reads_no_texts_says_so(recommender):
 
 def test_the_page_has_a_box_for_words_where_they_lead_somewhere(client, recommender):
     page = client.get("/?q=%3Cb%3Ewooden%20lamp").text
-    assert "Found" in page
+    assert "Search results" in page
     assert "&lt;b&gt;wooden lamp" in page
     assert page.count("<li>") == 12
     assert 'name="q"' not in create_app(recommender).test_client().get("/?q=lamp").text

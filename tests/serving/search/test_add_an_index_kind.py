@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 EDITS = {
     "serving/search/index_config.py": [
         ('"sq8", "sq4", ', '"sq8", "sq6", "sq4", '),
-        ('    "sq4": "every item, 4', '    "sq6": "every item, 6 bits a number",\n    "sq4": "every item, 4'),
+        ('    "sq4": "4-bit', '    "sq6": "6-bit scalar quantisation of all items",\n    "sq4": "4-bit'),
         ('"sq8": 2, "sq4": 8, ', '"sq8": 2, "sq6": 4, "sq4": 8, '),
         (
             '        case "sq8":\n',

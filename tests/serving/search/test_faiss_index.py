@@ -306,7 +306,7 @@ def test_a_vector_that_begins_with_zeros_is_found_where_all_is_looked_at():
 def test_an_index_of_another_prefix_is_refused(tmp_path):
     vectors, index = SPACES["clustered"][0], built("flat")
     index.save(tmp_path / "items.faiss")
-    with pytest.raises(ValueError, match=r"holds 4000 vectors of width 12, the catalogue \(4000, 8\)"):
+    with pytest.raises(ValueError, match=r"has 4000 vectors of dimension 12, the catalogue \(4000, 8\)"):
         ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan.model_copy(update={"prefix": 8}))
 
 
@@ -323,7 +323,7 @@ def test_more_effort_finds_more():
 
 
 def test_an_index_is_not_searched_as_another_kind():
-    with pytest.raises(AssertionError, match="cannot search what was built as ivf"):
+    with pytest.raises(AssertionError, match="differs in build parameters from ivf"):
         built("ivf").with_effort(standard("hnsw", ITEMS, 16))
 
 
@@ -349,7 +349,7 @@ def test_processes_share_the_memory_of_a_loaded_index(tmp_path, monkeypatch):
 def test_a_loaded_index_whose_regions_are_of_another_catalogue_is_refused(tmp_path):
     built("ivf").save(tmp_path / "items.faiss")
     regions = kmeans(unit_vectors(1500), 4)
-    with pytest.raises(ValueError, match="its regions hold 1500 items, the catalogue 4000"):
+    with pytest.raises(ValueError, match="its regions have 1500 items, the catalogue 4000"):
         ItemIndex.load(tmp_path / "items.faiss", SPACES["clustered"][0], built("ivf").plan, regions)
 
 
@@ -387,7 +387,7 @@ def test_a_saved_index_answers_as_before(tmp_path):
 
 def test_an_index_over_other_vectors_is_refused(tmp_path):
     ItemIndex.build(unit_vectors(500)).save(tmp_path / "items.faiss")
-    with pytest.raises(ValueError, match=r"holds 500 vectors of width 16, the catalogue \(400, 16\)"):
+    with pytest.raises(ValueError, match=r"has 500 vectors of dimension 16, the catalogue \(400, 16\)"):
         ItemIndex.load(tmp_path / "items.faiss", unit_vectors(400))
 
 
@@ -418,7 +418,7 @@ def test_a_kind_that_has_no_gpu_version_stays_or_says_so(monkeypatch):
     monkeypatch.setattr(index_module.faiss, "get_num_gpus", lambda: 1)
     index = built("hnsw")
     assert index.to("auto") is index
-    with pytest.raises(ValueError, match=r"kind hnsw searches on a CPU only; .* --kind exact, flat, ivf or ivf-sq8"):
+    with pytest.raises(ValueError, match=r"kind hnsw can only search on a CPU; .* --kind exact, flat, ivf or ivf-sq8"):
         index.to("cuda")
 
 

@@ -128,7 +128,7 @@ def test_the_table_says_what_each_costs_and_marks_what_is_kept():
     assert lines[-3].startswith("* chosen: RaBitQ: random rotation, 1 to 4 bits per dimension; recall@100 is ")
     assert lines[-3].endswith(f" {found.recall:.4f} for 100 users who were not used in the choice.")
     assert lines[-2].startswith("- recall below 0.9.")
-    assert lines[-1] == "Beside each lie the vectors themselves, 0.2 MB."  # 3,000 x 16 x 4 bytes
+    assert lines[-1] == "Each index also needs the vectors themselves, 0.2 MB."  # 3,000 x 16 x 4 bytes
 
 
 def test_lines_that_find_enough_come_first_the_fastest_at_the_top(monkeypatch):

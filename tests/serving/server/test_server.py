@@ -342,7 +342,7 @@ def test_workers_are_replaced_however_often_they_are_killed_unless_none_can_star
     server.send_signal(signal.SIGTERM)
     said = server.communicate(timeout=60)[1]
     assert server.returncode == 0, said
-    assert said.count("ended (signal 9); it is restarted in") == 12
+    assert said.count("exited (signal 9); it is restarted in") == 12
 
 
 def test_a_port_in_use_is_one_clear_line(pristine, tmp_path):
@@ -365,7 +365,7 @@ def test_a_host_that_does_not_exist_is_one_clear_line(host):
 
 
 def test_a_host_of_another_machine_is_one_clear_line():
-    with pytest.raises(DataError, match=r"port 8000 of 192.0.2.1 cannot be listened at"):
+    with pytest.raises(DataError, match=r"cannot listen on port 8000 of 192.0.2.1"):
         find_port(ServingConfig(host="192.0.2.1"))
 
 

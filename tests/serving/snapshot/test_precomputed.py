@@ -217,7 +217,7 @@ def test_untold_it_lists_a_hundred_where_that_is_soon_done(runs, capsys, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(f"serving.jobs.build_index.{limit}", 100)
             assert run("index", "runs/model") == 0
-            assert "--precompute 100` makes them" in capsys.readouterr().out
+            assert "--precompute 100\n" in capsys.readouterr().out
             assert sealed(runs) is None
 
 

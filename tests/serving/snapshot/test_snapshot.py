@@ -171,9 +171,12 @@ BROKEN = {
     ),
     "newer format": (
         lambda folder: edit_manifest(folder, format_version=FORMAT_VERSION + 1),
-        "written by a newer two-towers",
+        "written by a newer version of two-towers",
     ),
-    "older format": (lambda folder: edit_manifest(folder, format_version=1), "written by an older two-towers"),
+    "older format": (
+        lambda folder: edit_manifest(folder, format_version=1),
+        "written by an older version",
+    ),
     "unknown kind": (
         lambda folder: edit_manifest(folder, plan={"kind": "magic"}),
         "manifest.json: plan.kind: input should be",
@@ -185,7 +188,7 @@ BROKEN = {
     "file missing": (lambda folder: (folder / "users.parquet").unlink(), "users.parquet is missing"),
     "file cut off": (truncate, r"vectors.safetensors has [0-9,]+ bytes, expected [0-9,]+"),
     "file changed": (flip_a_bit, r"items.faiss was changed after it was written"),
-    "another index": (of_another_catalogue, r"do not fit together \(it holds 16 vectors of width 16"),
+    "another index": (of_another_catalogue, r"do not fit together \(it has 16 vectors of dimension 16"),
     "another item": (with_an_unknown_item, r"do not fit together \([0-9]+ items of histories are not in the catalogue"),
     "another number of users": (
         with_a_user_less,
