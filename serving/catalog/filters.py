@@ -45,7 +45,7 @@ from serving.search.results import AllowedItems
 # Without ambiguity, so that matching takes linear time.
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
-# Memory of the cache of filters; for each item a mask, the row and its order by regions take 17 bytes.
+# Memory of the cache of filters; for each item a mask, the row and its order by partitions take 17 bytes.
 _CACHE_BYTES = 1 << 27
 _BYTES_PER_ITEM = 17
 # Filters with more values are not cached: they are unlikely to be repeated, and take memory themselves.

@@ -1,10 +1,10 @@
 """Near-duplicate items: pairs whose cosine is above a threshold, and groups connected by pairs.
 
-The cost of comparing every pair is quadratic. Instead the items are divided into regions, and each is compared with the
-items of the few regions nearest to it: a pair is found if either of the two visits the region of the other. The
-necessary number of visited regions is measured with a sample that is compared with all items. For a million items,
-2,048 regions and 8 visited regions, an item is compared with about ten thousand others, in matrix products, instead of
-a million.
+The cost of comparing every pair is quadratic. Instead the items are divided into partitions, and each is compared with
+the items of the few partitions nearest to it: a pair is found if either of the two visits the partition of the other.
+The necessary number of visited partitions is measured with a sample that is compared with all items. For a million
+items, 2,048 partitions and 8 visited partitions, an item is compared with about ten thousand others, in matrix
+products, instead of a million.
 
 Items whose vectors agree to four decimals count as copies of the first of them, and each copy has one pair, with that
 one: so ten thousand copies are ten thousand pairs and not fifty million.
@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 
 from features.errors import DataError
 from serving.search.faiss_index import kmeans
-from serving.search.index_config import num_regions
+from serving.search.index_config import default_nlist
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING
 
@@ -39,7 +39,7 @@ _SAMPLE = 2_000
 _MEASURED_PAIRS = 20_000
 # Target recall for the true pairs of one half of the sample; the recall that is reported is that of the other half.
 _WANTED = 0.98
-# With fewer true pairs than this, recall is not measured, and the usual number of regions is visited.
+# With fewer true pairs than this, recall is not measured, and the usual number of partitions is visited.
 _FEWEST_PAIRS = 40
 _USUAL_LOOKS = 8
 _MOST_LOOKS = 64
@@ -88,7 +88,7 @@ class Duplicates:
 def find_duplicates(
     vectors: Float32[np.ndarray, "items width"],
     threshold: float,
-    regions: Partitions | None = None,
+    partitions: Partitions | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Duplicates:
     """Return the near-duplicates of a catalogue.
@@ -96,8 +96,8 @@ def find_duplicates(
     Args:
         vectors: Unit vectors by catalogue row.
         threshold: The minimum cosine of a pair, above 0.
-        regions: IVF lists of the same vectors, if there are any.
-        progress: Called with the number of regions done and of all regions.
+        partitions: IVF lists of the same vectors, if there are any.
+        progress: Called with the number of partitions done and of all partitions.
 
     Raises:
         DataError: There are more than `MAX_PAIRS` pairs.
@@ -106,7 +106,7 @@ def find_duplicates(
     first = _first_copies(vectors)
     is_copy = first != np.arange(len(vectors))
     distinct, copies = np.flatnonzero(~is_copy), np.flatnonzero(is_copy)
-    search = _Search.over(vectors, distinct, threshold, regions)
+    search = _Search.over(vectors, distinct, threshold, partitions)
     found = np.concatenate([np.zeros((2, 0), np.int64), *search.pairs(progress)], axis=1)
     pairs = np.concatenate([distinct[found], np.stack([first[copies], copies])], axis=1)
     rows, others, scores = _scored(vectors, pairs, threshold)
@@ -116,28 +116,28 @@ def find_duplicates(
 
 
 class _Search:
-    """Unit vectors in regions, and the number of regions that each item visits."""
+    """Unit vectors in partitions, and the number of partitions that each item visits."""
 
-    def __init__(self, vectors: np.ndarray, threshold: float, regions: Partitions) -> None:
+    def __init__(self, vectors: np.ndarray, threshold: float, partitions: Partitions) -> None:
         self.vectors = torch.from_numpy(vectors)
         self.threshold = threshold
-        self.centres = torch.from_numpy(regions.centres)
-        self.of_item = torch.from_numpy(regions.of_item.astype(np.int64))
+        self.centres = torch.from_numpy(partitions.centres)
+        self.of_item = torch.from_numpy(partitions.of_item.astype(np.int64))
         self.looks = 1
         self.recall: float | None = 1.0
         self.nearest = np.zeros(0, dtype=np.float32)
 
     @classmethod
-    def over(cls, vectors: np.ndarray, rows: np.ndarray, threshold: float, regions: Partitions | None) -> _Search:
-        """Return the search among some of the rows, with the number of visited regions measured on a sample."""
+    def over(cls, vectors: np.ndarray, rows: np.ndarray, threshold: float, partitions: Partitions | None) -> _Search:
+        """Return the search among some of the rows, with the number of visited partitions measured on a sample."""
         chosen = vectors if len(rows) == len(vectors) else vectors[rows]
         if len(rows) <= _COMPARED_ALL:
-            regions = Partitions(chosen[:1], np.zeros(len(rows), dtype=np.int32))
-        elif regions is None:
-            regions = kmeans(chosen, num_regions(len(rows)))
+            partitions = Partitions(chosen[:1], np.zeros(len(rows), dtype=np.int32))
+        elif partitions is None:
+            partitions = kmeans(chosen, default_nlist(len(rows)))
         else:
-            regions = Partitions(regions.centres, regions.of_item[rows])
-        search = cls(chosen, threshold, regions)
+            partitions = Partitions(partitions.centres, partitions.of_item[rows])
+        search = cls(chosen, threshold, partitions)
         search._measure()
         return search
 
@@ -145,8 +145,8 @@ class _Search:
         """Yield pairs, `[2, some]`, perhaps repeated, and perhaps a rounding error below the threshold."""
         members, visitors = self._by_region()
         num_found = 0
-        for region in range(len(self.centres)):
-            for pairs in self._among(members[region], visitors[region]):
+        for partition in range(len(self.centres)):
+            for pairs in self._among(members[partition], visitors[partition]):
                 num_found += pairs.shape[1]
                 if num_found > MAX_PAIRS:
                     raise DataError(
@@ -154,10 +154,10 @@ class _Search:
                         f"{self.threshold:g}; raise --threshold"
                     )
                 yield pairs
-            progress(region + 1, len(self.centres))
+            progress(partition + 1, len(self.centres))
 
     def _among(self, members: torch.Tensor, visitors: torch.Tensor) -> Iterator[np.ndarray]:
-        """Yield the pairs among the members of a region, and of these with its visitors."""
+        """Yield the pairs among the members of a partition, and of these with its visitors."""
         if not len(members):
             return
         inside = self.vectors[members]
@@ -172,18 +172,18 @@ class _Search:
                 yield pairs[:, one < other if are_members else slice(None)].numpy()
 
     def _by_region(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the items of each region, and the items of other regions that visit it."""
+        """Return the items of each partition, and the items of other partitions that visit it."""
         members = _divided(torch.arange(len(self.vectors)), self.of_item, len(self.centres))
         blocks = []
         for part in _parts(len(self.vectors), 4 * _CELLS // len(self.centres)):
             looks = (self.vectors[part] @ self.centres.T).topk(self.looks, dim=1).indices.to(torch.int32)
             asking, place = (looks != self.of_item[part, None]).nonzero(as_tuple=True)
             blocks.append(((asking + part.start).to(torch.int32), looks[asking, place]))
-        asking, region = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        return members, _divided(asking.long(), region, len(self.centres))
+        asking, partition = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return members, _divided(asking.long(), partition, len(self.centres))
 
     def _measure(self) -> None:
-        """Compare a sample with all items, and choose the number of visited regions by its true pairs."""
+        """Compare a sample with all items, and choose the number of visited partitions by its true pairs."""
         rng = np.random.default_rng(_SEED)
         sample = torch.from_numpy(np.sort(rng.permutation(len(self.vectors))[:_SAMPLE]))
         pairs, nearest = self._true_pairs(sample)
@@ -214,7 +214,7 @@ class _Search:
         return torch.cat(parts).numpy(), nearest.numpy()
 
     def _looks_needed(self, pairs: np.ndarray) -> np.ndarray:
-        """Return how many of the nearest regions the first item of each pair must visit to find the second."""
+        """Return how many of the nearest partitions the first item of each pair must visit to find the second."""
         needed = [torch.zeros(0, dtype=torch.int64)]
         for part in _parts(len(pairs), _CELLS // len(self.centres)):
             block = torch.from_numpy(pairs[part])
@@ -230,10 +230,10 @@ def _parts(length: int, step: int) -> Iterator[slice]:
     yield from (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def _divided(values: torch.Tensor, region: torch.Tensor, num_regions: int) -> list[torch.Tensor]:
-    """Return the values of each region."""
-    arranged = values[torch.argsort(region, stable=True)]
-    ends = torch.bincount(region, minlength=num_regions).cumsum(0).tolist()
+def _divided(values: torch.Tensor, partition: torch.Tensor, num_partitions: int) -> list[torch.Tensor]:
+    """Return the values of each partition."""
+    arranged = values[torch.argsort(partition, stable=True)]
+    ends = torch.bincount(partition, minlength=num_partitions).cumsum(0).tolist()
     return [arranged[start:end] for start, end in pairwise([0, *ends])]
 
 

@@ -48,8 +48,8 @@ def report_duplicates(
     recommender = open_recommender(bundle, settings)
     index = recommender.snapshot.index
     started = time.perf_counter()
-    with tqdm(unit=" regions", desc="Comparing", disable=None, leave=False) as bar:
-        found = find_duplicates(index.vectors, threshold, index.regions, lambda done, total: _show(bar, done, total))
+    with tqdm(unit=" partitions", desc="Comparing", disable=None, leave=False) as bar:
+        found = find_duplicates(index.vectors, threshold, index.partitions, lambda done, total: _show(bar, done, total))
     seconds = time.perf_counter() - started
     _write(output, _groups_table(recommender, found))
     if pairs is not None:

@@ -29,7 +29,7 @@ from features.sequences.ragged import Ragged
 from serving import deadline
 from serving.observability.timings import timed
 from serving.search.brute_force import BruteForce
-from serving.search.index_config import FIRST_LEVEL, IndexConfig, IndexKind, num_regions, standard
+from serving.search.index_config import FIRST_LEVEL, IndexConfig, IndexKind, default_nlist, standard
 from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, highest
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
@@ -62,7 +62,7 @@ _WALK_WHILE_BUILDING = 100
 _SMALL = 1 << 20
 _LEAST_LIMIT = 1 << 26
 _LARGEST_TABLE = 32
-_ON_GPU: tuple[IndexKind, ...] = ("exact", "flat", "ivf", "ivf-sq8")
+_ON_GPU: tuple[IndexKind, ...] = ("exact", "matryoshka", "ivf", "ivf-sq8")
 
 
 def check_device(device: Device) -> None:
@@ -81,7 +81,7 @@ class ItemIndex:
     Attributes:
         vectors: Unit vectors by catalogue row, `[items, dim]`.
         plan: Build and search parameters.
-        regions: IVF lists for filtered searches. None: filtered searches use brute force.
+        partitions: IVF lists for filtered searches. None: filtered searches use brute force.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class ItemIndex:
         vectors: Float32[np.ndarray, "items width"],
         index: Any,
         plan: IndexConfig,
-        regions: Partitions | None = None,
+        partitions: Partitions | None = None,
         *,
         on_gpu: bool = False,
     ) -> None:
         self.vectors = vectors
         self.plan = plan
-        self.regions = regions
+        self.partitions = partitions
         self._index = index
         self._exact = BruteForce(vectors, "cuda" if on_gpu and torch.cuda.is_available() else "cpu")
         self._on_gpu = on_gpu
@@ -108,14 +108,14 @@ class ItemIndex:
         cls,
         vectors: Float32[np.ndarray, "items width"],
         plan: IndexConfig | IndexKind = "exact",
-        regions: Partitions | None = None,
+        partitions: Partitions | None = None,
     ) -> ItemIndex:
         """Return an index over `vectors`, one unit vector per catalogue row; the same vectors give the same index.
 
         Args:
             vectors: The items' vectors.
             plan: Build and search parameters, or a kind with its default parameters.
-            regions: IVF lists of the same vectors, as many as the plan has. None: computed if needed.
+            partitions: IVF lists of the same vectors, as many as the plan has. None: computed if needed.
 
         Raises:
             ValueError: A vector does not have length 1, so the inner product would rank by length. (Zero vectors, of
@@ -125,9 +125,9 @@ class ItemIndex:
         vectors = np.require(vectors, np.float32, ["C", "W"])
         check_unit_length(vectors, or_zero=True)
         plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
-        if regions is None and not plan.is_exact:
-            regions = kmeans(vectors, plan.regions or num_regions(len(vectors)))
-        return cls(vectors, _built(vectors, plan, regions), plan, regions)
+        if partitions is None and not plan.is_exact:
+            partitions = kmeans(vectors, plan.nlist or default_nlist(len(vectors)))
+        return cls(vectors, _built(vectors, plan, partitions), plan, partitions)
 
     @classmethod
     def load(
@@ -135,7 +135,7 @@ class ItemIndex:
         path: Path,
         vectors: Float32[np.ndarray, "items width"],
         plan: IndexConfig | IndexKind = "exact",
-        regions: Partitions | None = None,
+        partitions: Partitions | None = None,
     ) -> ItemIndex:
         """Return the index that `save` wrote to `path`, over the same `vectors`; processes share its memory.
 
@@ -143,7 +143,7 @@ class ItemIndex:
             path: The file.
             vectors: The items' vectors.
             plan: The parameters that it was built with.
-            regions: The regions that it was built with, which are in a separate file.
+            partitions: The partitions that it was built with, which are in a separate file.
 
         Raises:
             ValueError: The file is not an index of FAISS, or has other vectors or another similarity.
@@ -156,12 +156,12 @@ class ItemIndex:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
         _check_ids(index, len(vectors))
-        if regions is not None and len(regions.of_item) != len(vectors):
-            raise ValueError(f"its regions have {len(regions.of_item)} items, the catalogue {len(vectors)}")
-        return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, regions)
+        if partitions is not None and len(partitions.of_item) != len(vectors):
+            raise ValueError(f"its partitions have {len(partitions.of_item)} items, the catalogue {len(vectors)}")
+        return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, partitions)
 
     def save(self, path: Path) -> None:
-        """Write the index to `path` in FAISS's own format, without its regions."""
+        """Write the index to `path` in FAISS's own format, without its partitions."""
         faiss.write_index(self._index, str(path))
 
     def to(self, device: Device) -> ItemIndex:
@@ -181,14 +181,14 @@ class ItemIndex:
         if num_gpus == 0 or self.kind not in _ON_GPU:
             return self
         moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-        return ItemIndex(self.vectors, moved, self.plan, self.regions, on_gpu=True)
+        return ItemIndex(self.vectors, moved, self.plan, self.partitions, on_gpu=True)
 
     def with_effort(self, plan: IndexConfig) -> ItemIndex:
         """Return this index with the search parameters of another plan with the same build parameters."""
         assert plan.structure == self.plan.structure, f"{plan} differs in build parameters from {self.plan}"
-        return ItemIndex(self.vectors, self._index, plan, self.regions, on_gpu=self._on_gpu)
+        return ItemIndex(self.vectors, self._index, plan, self.partitions, on_gpu=self._on_gpu)
 
-    def without_regions(self) -> ItemIndex:
+    def without_partitions(self) -> ItemIndex:
         """Return this index with brute force for filtered searches."""
         return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
 
@@ -221,7 +221,7 @@ class ItemIndex:
             counted += len(data)
 
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(count))
-        return counted + (0 if self.regions is None else self.regions.num_bytes)
+        return counted + (0 if self.partitions is None else self.partitions.num_bytes)
 
     def search(
         self,
@@ -347,11 +347,11 @@ class ItemIndex:
                 yield part, *self._fetch(queries[part], depth)
 
         missing = walk.go(users, depths, min(_MOST_FETCHED, len(self) // 2), search)
-        if within is not None and self.regions is not None:
-            in_regions = np.isin(missing, users[depths == NO_LEVEL])
-            probe = partial(self._from_regions, self.regions, queries, within)
-            first, deepest = np.full(in_regions.sum(), FIRST_LEVEL), min(_MOST_FETCHED, len(within) // 2)
-            missing = np.append(missing[~in_regions], walk.go(missing[in_regions], first, deepest, probe))
+        if within is not None and self.partitions is not None:
+            in_partitions = np.isin(missing, users[depths == NO_LEVEL])
+            probe = partial(self._from_partitions, self.partitions, queries, within)
+            first, deepest = np.full(in_partitions.sum(), FIRST_LEVEL), min(_MOST_FETCHED, len(within) // 2)
+            missing = np.append(missing[~in_partitions], walk.go(missing[in_partitions], first, deepest, probe))
         walk.end(missing, self._exact)
         return walk.answers()
 
@@ -363,8 +363,8 @@ class ItemIndex:
             return np.full(len(queries), NO_LEVEL)
         # The share near the user counts: of a category, all or none of the user's nearest items may be allowed.
         near = np.full(len(queries), within.share)
-        if self.regions is not None:
-            near = self.regions.shares_near(queries, within)
+        if self.partitions is not None:
+            near = self.partitions.shares_near(queries, within)
         steps = [near >= _NEARLY_ALL_ELIGIBLE, near >= _NEARLY_ALL_ELIGIBLE / 2, near >= _MOSTLY_ELIGIBLE]
         return np.select(steps, [FIRST_LEVEL, 2 * FIRST_LEVEL, 4 * FIRST_LEVEL], NO_LEVEL)
 
@@ -380,7 +380,7 @@ class ItemIndex:
 
     def _candidates(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the candidates of `_fetch`: `rescored` times as many rows as wanted, with their scores."""
-        fetch = min(wanted * self.plan.rescored, len(self), _MOST_FETCHED if self._on_gpu else len(self))
+        fetch = min(wanted * self.plan.oversampling, len(self), _MOST_FETCHED if self._on_gpu else len(self))
         effort = self._efforts.get(wanted)
         if effort is None:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
@@ -407,12 +407,12 @@ class ItemIndex:
             return len(self.vectors) + _MOST_FETCHED
         return 1 if self.kind in _ALONE else _TOGETHER
 
-    def _from_regions(
-        self, regions: Partitions, queries: np.ndarray, within: AllowedItems, users: np.ndarray, depth: int
+    def _from_partitions(
+        self, partitions: Partitions, queries: np.ndarray, within: AllowedItems, users: np.ndarray, depth: int
     ) -> Probed:
-        """Yield the results of each user from a search region by region."""
+        """Yield the results of each user from a search partition by partition."""
         for user in deadline.watched(users):
-            rows, scores, _ = regions.candidates(self.vectors, queries[user], depth, within)
+            rows, scores, _ = partitions.candidates(self.vectors, queries[user], depth, within)
             yield np.array([user]), scores[None], rows[None]
 
 
@@ -448,22 +448,22 @@ def num_threads_set(num_threads: int) -> Iterator[None]:
 
 def kmeans(
     vectors: Float32[np.ndarray, "items width"],
-    num_regions: int,
+    num_partitions: int,
     *,
     rounds: int = _KMEANS_ROUNDS,
     items_per_centre: int = _ITEMS_PER_CENTRE,
 ) -> Partitions:
-    """Return a division of the items into regions by spherical k-means; deterministic.
+    """Return a division of the items into partitions by spherical k-means; deterministic.
 
     Args:
         vectors: Unit vectors.
-        num_regions: Number of regions.
+        num_partitions: Number of partitions.
         rounds: Number of iterations.
-        items_per_centre: Maximum number of training items per region; a sample if there are more.
+        items_per_centre: Maximum number of training items per partition; a sample if there are more.
     """
     kmeans = faiss.Kmeans(
         vectors.shape[1],
-        num_regions,
+        num_partitions,
         niter=rounds,
         spherical=True,
         seed=_SEED,
@@ -545,12 +545,12 @@ def _prefixes(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float3
     return np.ascontiguousarray(short / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None], dtype=np.float32)
 
 
-def _built(vectors: np.ndarray, plan: IndexConfig, regions: Partitions | None) -> Any:
-    """Return a trained FAISS index of the vectors, or of their prefixes, which get regions of their own."""
+def _built(vectors: np.ndarray, plan: IndexConfig, partitions: Partitions | None) -> Any:
+    """Return a trained FAISS index of the vectors, or of their prefixes, which get partitions of their own."""
     if plan.prefix:
         vectors = _prefixes(vectors, plan.prefix)
-        regions = kmeans(vectors, plan.regions) if plan.regions else None
-    index = _empty(vectors.shape[1], plan, regions)
+        partitions = kmeans(vectors, plan.nlist) if plan.nlist else None
+    index = _empty(vectors.shape[1], plan, partitions)
     num_threads = faiss.omp_get_max_threads()
     try:
         if plan.kind == "hnsw":
@@ -563,15 +563,15 @@ def _built(vectors: np.ndarray, plan: IndexConfig, regions: Partitions | None) -
     return index
 
 
-def _empty(width: int, plan: IndexConfig, regions: Partitions | None) -> Any:
+def _empty(width: int, plan: IndexConfig, partitions: Partitions | None) -> Any:
     """Return an untrained FAISS index."""
     metric = faiss.METRIC_INNER_PRODUCT
     num_codes = width * plan.bits // 4
     match plan.kind:
-        case "exact" | "flat":
+        case "exact" | "matryoshka":
             return faiss.IndexFlat(width, metric)
         case "hnsw":
-            index = faiss.IndexHNSWFlat(width, plan.links, metric)
+            index = faiss.IndexHNSWFlat(width, plan.m, metric)
             index.hnsw.efConstruction = _WALK_WHILE_BUILDING
             return index
         case "sq8":
@@ -584,10 +584,10 @@ def _empty(width: int, plan: IndexConfig, regions: Partitions | None) -> Any:
             turned = faiss.IndexRaBitQFastScan(width, metric, 32, plan.bits)
             turned.qb = 8
             return faiss.IndexPreTransform(faiss.RandomRotationMatrix(width, width), turned)
-    assert regions is not None, f"{plan.kind} needs regions"
+    assert partitions is not None, f"{plan.kind} needs partitions"
     centres = faiss.IndexFlatIP(width)
-    centres.add(regions.centres)
-    shape = centres, width, len(regions.centres)
+    centres.add(partitions.centres)
+    shape = centres, width, len(partitions.centres)
     match plan.kind:
         case "ivf":
             return faiss.IndexIVFFlat(*shape, metric)
@@ -610,11 +610,11 @@ def _effort(plan: IndexConfig, wanted: int) -> dict[str, Any]:
     wanted = max(wanted, FIRST_LEVEL)
     more = wanted / FIRST_LEVEL
     if plan.kind == "hnsw":
-        breadth = max(wanted * plan.rescored, round(plan.breadth * more))
-        return {"params": faiss.SearchParametersHNSW(efSearch=breadth)}
-    if plan.regions:
-        probes = min(plan.regions, int(np.ceil(plan.probes * more)))
-        return {"params": faiss.SearchParametersIVF(nprobe=probes)}
+        ef_search = max(wanted * plan.oversampling, round(plan.ef_search * more))
+        return {"params": faiss.SearchParametersHNSW(efSearch=ef_search)}
+    if plan.nlist:
+        nprobe = min(plan.nlist, int(np.ceil(plan.nprobe * more)))
+        return {"params": faiss.SearchParametersIVF(nprobe=nprobe)}
     return {}
 
 

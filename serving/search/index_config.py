@@ -1,8 +1,8 @@
 """Index kinds and their parameters: defaults for a catalogue, and the variants that tuning tries.
 
 Every kind except `exact` finds candidates approximately and re-scores them with the full vectors, so scores are always
-exact and only recall can be below 1. Speed and recall depend on build parameters (`prefix`, `regions`: IVF lists,
-`links`: M of HNSW, `bits`: quantisation) and on search parameters (`probes`: nprobe, `breadth`: efSearch, `rescored`).
+exact and only recall can be below 1. Speed and recall depend on build parameters (`prefix`, `bits`, `nlist` of IVF, `m`
+of HNSW) and on search parameters (`nprobe` of IVF, `ef_search` of HNSW, `oversampling`). `exact` is FAISS's flat index.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pydantic import Field
 from features.config import StrictTable
 from features.errors import DataError
 
-IndexKind = Literal["exact", "flat", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
+IndexKind = Literal["exact", "matryoshka", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
 
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 DESCRIPTIONS: dict[IndexKind, str] = {
     "exact": "brute force over all items",
-    "flat": "brute force over prefixes of the vectors",
+    "matryoshka": "brute force over prefixes of the vectors",
     "hnsw": "an HNSW graph",
     "ivf": "an inverted file (IVF)",
     "ivf-sq8": "IVF with 8-bit scalar quantisation",
@@ -42,11 +42,11 @@ parameters are tuned for, and some for exclusions. A deeper search uses proporti
 
 # Fewer items are too few for clustering or quantisation, and brute force takes a tenth of a millisecond.
 _FEWEST_ITEMS = 1000
-_ITEMS_PER_REGION = 30
-_RESCORED = {"flat": 8, "ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
-_MOST_RESCORED = 128
+_ITEMS_PER_PARTITION = 30
+_OVERSAMPLING = {"matryoshka": 8, "ivf-sq8": 2, "sq8": 2, "sq4": 8, "ivf-pq": 6, "pq": 8, "rabitq": 24}
+_MAX_OVERSAMPLING = 128
 # Kinds that are also tried on prefixes of a model's vectors.
-_SHORTENED: tuple[IndexKind, ...] = ("flat", "hnsw", "ivf", "ivf-pq", "pq")
+_SHORTENED: tuple[IndexKind, ...] = ("matryoshka", "hnsw", "ivf", "ivf-pq", "pq")
 
 
 class IndexConfig(StrictTable):
@@ -58,16 +58,16 @@ class IndexConfig(StrictTable):
     """Dimensions that are compared first, from the beginning of each vector (Matryoshka). 0: all."""
     bits: int = Field(32, ge=1, le=32)
     """Bits per dimension in the index (quantisation). 32: not quantised."""
-    regions: int = Field(0, ge=0)
-    """IVF: number of regions (inverted lists) that the items are divided into. FAISS: `nlist`."""
-    links: int = Field(0, ge=0)
-    """HNSW: number of neighbours that each item is linked to. FAISS: `M`."""
-    probes: int = Field(0, ge=0)
-    """IVF: number of regions that a search compares. More find more and take longer. FAISS: `nprobe`."""
-    breadth: int = Field(0, ge=0)
-    """HNSW: number of candidates that a search keeps in view. More find more and take longer. FAISS: `efSearch`."""
-    rescored: int = Field(1, ge=1)
-    """Number of candidates per result that are compared again with their full vectors. FAISS: `k_factor`."""
+    nlist: int = Field(0, ge=0)
+    """IVF: number of partitions (inverted lists) that the items are divided into."""
+    m: int = Field(0, ge=0)
+    """HNSW: number of neighbours that each item is linked to. M of FAISS and hnswlib."""
+    nprobe: int = Field(0, ge=0)
+    """IVF: number of partitions that a search compares. More find more and take longer."""
+    ef_search: int = Field(0, ge=0)
+    """HNSW: number of candidates that a search keeps in view. More find more and take longer."""
+    oversampling: int = Field(1, ge=1)
+    """Number of candidates per result that are re-scored with their full vectors. FAISS: `k_factor`."""
 
     @property
     def is_exact(self) -> bool:
@@ -82,10 +82,10 @@ class IndexConfig(StrictTable):
     @property
     def structure(self) -> tuple[str, int, int, int, int]:
         """The build parameters; configurations that share them differ only in their search parameters."""
-        return self.kind, self.prefix, self.bits, self.regions, self.links
+        return self.kind, self.prefix, self.bits, self.nlist, self.m
 
     def __str__(self) -> str:
-        """Return the configuration as text, such as `ivf-pq bits=4 regions=512 probes=64 rescored=2`."""
+        """Return the configuration as text, such as `ivf-pq bits=4 nlist=512 nprobe=64 oversampling=2`."""
         default = IndexConfig(kind=self.kind)
         numbers = [name for name in type(self).model_fields if name != "kind"]
         parts = [f"{name}={getattr(self, name)}" for name in numbers if getattr(self, name) != getattr(default, name)]
@@ -106,31 +106,31 @@ def standard(kind: IndexKind, num_items: int, width: int, prefixes: Sequence[int
     """
     if kind != "exact" and num_items < _FEWEST_ITEMS:
         raise DataError(f"--kind {kind}: expected at least {_FEWEST_ITEMS:,} items, found {num_items:,}; choose exact")
-    if kind == "flat" and not prefixes:
+    if kind == "matryoshka" and not prefixes:
         raise DataError(
-            "--kind flat: expected a model trained with prefixes of its vectors; set towers.matryoshka_dims, such as "
-            "[16, 32], and train again, or choose another kind"
+            "--kind matryoshka: expected a model trained with prefixes of its vectors; set towers.matryoshka_dims, "
+            "such as [16, 32], and train again, or choose another kind"
         )
-    regions = num_regions(num_items)
-    rescored = _RESCORED.get(kind, 1)
+    nlist = default_nlist(num_items)
+    oversampling = _OVERSAMPLING.get(kind, 1)
     match kind:
         case "exact":
             return IndexConfig()
-        case "flat":
-            return IndexConfig(kind=kind, prefix=prefixes[-1], rescored=rescored)
+        case "matryoshka":
+            return IndexConfig(kind=kind, prefix=prefixes[-1], oversampling=oversampling)
         case "hnsw":
-            return IndexConfig(kind=kind, links=32, breadth=256)
+            return IndexConfig(kind=kind, m=32, ef_search=256)
         case "ivf":
-            return IndexConfig(kind=kind, regions=regions, probes=_generous(regions))
+            return IndexConfig(kind=kind, nlist=nlist, nprobe=_generous(nlist))
         case "ivf-sq8" | "ivf-pq":
             bits = 8 if kind == "ivf-sq8" else 4
-            return IndexConfig(kind=kind, bits=bits, regions=regions, probes=_generous(regions), rescored=rescored)
+            return IndexConfig(kind=kind, bits=bits, nlist=nlist, nprobe=_generous(nlist), oversampling=oversampling)
         case "pq" | "sq4":
-            return IndexConfig(kind=kind, bits=4, rescored=rescored)
+            return IndexConfig(kind=kind, bits=4, oversampling=oversampling)
         case "sq8":
-            return IndexConfig(kind=kind, bits=8, rescored=rescored)
+            return IndexConfig(kind=kind, bits=8, oversampling=oversampling)
         case "rabitq":
-            return IndexConfig(kind=kind, bits=2, rescored=rescored)
+            return IndexConfig(kind=kind, bits=2, oversampling=oversampling)
 
 
 def candidates(
@@ -148,7 +148,7 @@ def candidates(
         DataError: The kind needs more items, or prefixes.
     """
     possible = INDEX_KINDS if num_items >= _FEWEST_ITEMS else ("exact",)
-    kinds = [kind] if kind else [one for one in possible if one != "flat" or prefixes]
+    kinds = [kind] if kind else [one for one in possible if one != "matryoshka" or prefixes]
     return [
         plan for one in kinds for plan in _variants(standard(one, num_items, width, prefixes), width, list(prefixes))
     ]
@@ -156,28 +156,28 @@ def candidates(
 
 def efforts(plan: IndexConfig, num_items: int) -> Iterator[list[IndexConfig]]:
     """Yield lists of configurations with the same build parameters, each with increasing search effort and recall."""
-    most = min(_MOST_RESCORED, max(1, num_items // (2 * TUNED_CUTOFF)))
-    rescored = _steps(1, most, per_doubling=1 if plan.regions else 2) if plan.is_rescored else [1]
-    if plan.links:
+    most = min(_MAX_OVERSAMPLING, max(1, num_items // (2 * TUNED_CUTOFF)))
+    oversampling = _steps(1, most, per_doubling=1 if plan.nlist else 2) if plan.is_rescored else [1]
+    if plan.m:
         # All candidates of an HNSW search were compared already; re-scoring them costs little in addition.
         yield [
-            plan.model_copy(update={"breadth": breadth, "rescored": max(1, min(rescored[-1], breadth // TUNED_CUTOFF))})
-            for breadth in _steps(16, 4096, 4)
+            plan.model_copy(update={"ef_search": ef, "oversampling": max(1, min(oversampling[-1], ef // TUNED_CUTOFF))})
+            for ef in _steps(16, 4096, 4)
         ]
-    elif plan.regions:
+    elif plan.nlist:
         # Fewer lists would often contain too few items, and then the search falls back to brute force.
-        least = min(plan.regions, math.ceil(2 * TUNED_CUTOFF * plan.regions / num_items))
-        for times in rescored:
-            found = {"rescored": times}
-            yield [plan.model_copy(update=found | {"probes": probes}) for probes in _steps(least, plan.regions, 8)]
+        least = min(plan.nlist, math.ceil(2 * TUNED_CUTOFF * plan.nlist / num_items))
+        for times in oversampling:
+            found = {"oversampling": times}
+            yield [plan.model_copy(update=found | {"nprobe": nprobe}) for nprobe in _steps(least, plan.nlist, 8)]
     else:
-        yield [plan.model_copy(update={"rescored": times}) for times in rescored]
+        yield [plan.model_copy(update={"oversampling": times}) for times in oversampling]
 
 
-def num_regions(num_items: int) -> int:
+def default_nlist(num_items: int) -> int:
     """Return the default number of IVF lists: about twice the square root of the number of items, a power of two."""
     wanted = 1 << round(math.log2(2 * max(1, num_items) ** 0.5))
-    return max(1, min(wanted, num_items // _ITEMS_PER_REGION))
+    return max(1, min(wanted, num_items // _ITEMS_PER_PARTITION))
 
 
 def _variants(plan: IndexConfig, width: int, prefixes: list[int]) -> list[IndexConfig]:
@@ -197,8 +197,8 @@ def _coded(plan: IndexConfig, width: int) -> list[IndexConfig]:
             return [plan]
 
 
-def _generous(regions: int) -> int:
-    return max(1, min(regions, max(8, regions // 4)))
+def _generous(nlist: int) -> int:
+    return max(1, min(nlist, max(8, nlist // 4)))
 
 
 def _steps(least: int, most: int, per_doubling: int = 2) -> list[int]:

@@ -1,8 +1,9 @@
-"""The catalogue divided into regions of similar items (IVF lists), for filtered searches without brute force.
+"""The catalogue divided into partitions of similar items (IVF lists), for filtered searches without brute force.
 
-A filter leaves some items of each region. They are compared region by region, the nearest first, in rounds that each
-double the number of compared items; when a round hardly changes the result, the search ends. So a search costs at most
-as much as brute force over the allowed items, whatever the filter is and however it correlates with the user's taste.
+A filter leaves some items of each partition. They are compared partition by partition, the nearest first, in rounds
+that each double the number of compared items; when a round hardly changes the result, the search ends. So a search
+costs at most as much as brute force over the allowed items, whatever the filter is and however it correlates with the
+user's taste.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from features.sequences.ragged import offsets_of, ragged_arange
 from serving import deadline
 from serving.search.results import SLACK, AllowedItems
 
-FILE = "regions.safetensors"
-# Number of nearest regions by which the share of allowed items near a user is estimated.
+FILE = "partitions.safetensors"
+# Number of nearest partitions by which the share of allowed items near a user is estimated.
 _NEAR = 16
 # Number of allowed items compared in the first round.
 _FIRST_ROUND = 1024
@@ -34,33 +35,33 @@ _NOT_PAYING = 0.25
 
 @dataclass(frozen=True)
 class Partitions:
-    """The region of each item.
+    """The partition of each item.
 
     Attributes:
-        centres: The centroid of each region, `[regions, dim]`.
-        of_item: The region of each item, `[items]`.
+        centres: The centroid of each partition, `[partitions, dim]`.
+        of_item: The partition of each item, `[items]`.
     """
 
-    centres: Float32[np.ndarray, "regions width"]
+    centres: Float32[np.ndarray, "partitions width"]
     of_item: Int32[np.ndarray, " items"]
 
     def save(self, path: Path) -> None:
-        """Write the regions to `path`."""
+        """Write the partitions to `path`."""
         save_file({"centres": self.centres, "of_item": self.of_item}, path)
 
     @classmethod
     def load(cls, path: Path) -> Partitions:
-        """Return the regions that `save` wrote to `path`.
+        """Return the partitions that `save` wrote to `path`.
 
         Raises:
-            ValueError: The arrays have wrong shapes or types, or a region does not exist.
+            ValueError: The arrays have wrong shapes or types, or a partition does not exist.
         """
         found = load_file(path)
         centres, of_item = found["centres"], found["of_item"]
         if centres.ndim != 2 or of_item.ndim != 1 or (centres.dtype, of_item.dtype) != (np.float32, np.int32):
-            raise ValueError(f"regions of shapes {centres.shape} and {of_item.shape}")
+            raise ValueError(f"partitions of shapes {centres.shape} and {of_item.shape}")
         if len(of_item) and not 0 <= of_item.min() <= of_item.max() < len(centres):
-            raise ValueError(f"an item in region {of_item.max()} of {len(centres)}")
+            raise ValueError(f"an item in partition {of_item.max()} of {len(centres)}")
         return cls(centres, of_item)
 
     @property
@@ -108,7 +109,7 @@ class Partitions:
     def shares_near(
         self, queries: Float32[np.ndarray, "users width"], allowed: AllowedItems
     ) -> Float64[np.ndarray, " users"]:
-        """Return the share of allowed items in the regions nearest to each user, 0 to 1."""
+        """Return the share of allowed items in the partitions nearest to each user, 0 to 1."""
         num_near = min(_NEAR, len(self.centres))
         # One by one: the rounding of a matrix product depends on the number of its rows.
         near = np.empty((len(queries), len(self.centres)), dtype=np.float32)
@@ -122,8 +123,8 @@ class Partitions:
         return share
 
     @cached_property
-    def _order(self) -> tuple[Int32[np.ndarray, " items"], Int64[np.ndarray, " regions_plus_1"]]:
-        """The rows of the catalogue, sorted by region, and the start of each region."""
+    def _order(self) -> tuple[Int32[np.ndarray, " items"], Int64[np.ndarray, " partitions_plus_1"]]:
+        """The rows of the catalogue, sorted by partition, and the start of each partition."""
         order = np.argsort(self.of_item, kind="stable").astype(np.int32)
         return order, offsets_of(np.bincount(self.of_item, minlength=len(self.centres)))
 
@@ -132,7 +133,7 @@ class Partitions:
         return WeakKeyDictionary()
 
     def _arranged(self, allowed: AllowedItems) -> tuple[np.ndarray, np.ndarray]:
-        """Return the allowed rows, sorted by region, and the start of each region; cached by filter."""
+        """Return the allowed rows, sorted by partition, and the start of each partition; cached by filter."""
         found = self._known.get(allowed)
         if found is None:
             order, _ = self._order

@@ -25,8 +25,8 @@ from serving.search.index_config import (
     IndexConfig,
     IndexKind,
     candidates,
+    default_nlist,
     efforts,
-    num_regions,
     standard,
 )
 from serving.search.results import AllowedItems, Hits
@@ -189,21 +189,21 @@ def tune(
         [IndexConfig()] if kind is None and wanted >= 1 else candidates(len(vectors), vectors.shape[1], kind, prefixes)
     )
     is_divided = any(not plan.is_exact for plan in plans)
-    regions = kmeans(vectors, num_regions(len(vectors))) if is_divided else None
+    partitions = kmeans(vectors, default_nlist(len(vectors))) if is_divided else None
     trial = _Trial.of(vectors, queries, wanted)
     tried: list[Measured] = []
     best: tuple[Measured, ItemIndex] | None = None
     for place, plan in enumerate(plans):
         trying(place, len(plans), plan.kind)
         began = time.perf_counter()
-        index = ItemIndex.build(vectors, plan, regions)
+        index = ItemIndex.build(vectors, plan, partitions)
         measured, index = trial.judge(index, time.perf_counter() - began)
         tried.append(measured)
         if best is None or trial.is_better(measured, best[0]):
             best = measured, index
     assert best is not None, "there is always a structure to try"
     chosen, index = best
-    index = index if regions_pay(index, trial.tuning) else index.without_regions()
+    index = index if partitions_pay(index, trial.tuning) else index.without_partitions()
     return Tuning(wanted, tuple(tried), chosen, index, recall_of(index, trial.judging), len(trial.judging))
 
 
@@ -225,16 +225,16 @@ def thirds(sample: Float32[np.ndarray, "users width"]) -> list[Float32[np.ndarra
     return [sample[first::3] if len(sample) >= 3 else sample for first in range(3)]
 
 
-def regions_pay(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> bool:
-    """Return whether searching region by region saves a filtered search most comparisons, as for clustered items."""
-    if index.regions is None:
+def partitions_pay(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> bool:
+    """Return whether searching partition by partition saves most comparisons of a filtered search."""
+    if index.partitions is None:
         return False
     eligible = AllowedItems(np.random.default_rng(_SEED).random(len(index)) < _FILTERED_SHARE)
     if not len(eligible):
         return False
     needed = min(FIRST_LEVEL, len(eligible))
     compared = [
-        index.regions.candidates(index.vectors, query, needed, eligible)[2] for query in queries[:_FILTERED_USERS]
+        index.partitions.candidates(index.vectors, query, needed, eligible)[2] for query in queries[:_FILTERED_USERS]
     ]
     return float(np.mean(compared)) <= (1 - _SPARED) * len(eligible)
 

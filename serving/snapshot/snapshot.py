@@ -11,7 +11,7 @@ index/
   interactions.parquet    the number of interactions of each item
   vectors.safetensors     `items` by row; `users` in the order of users.parquet (not for models that read request times)
   items.faiss             the index
-  regions.safetensors     its IVF lists for filtered searches, if it has any
+  partitions.safetensors     its IVF lists for filtered searches, if it has any
   users.parquet           user_id, history (item ids, oldest first) and times, if the tables have them
   attributes.parquet      the users' attributes that the model reads
   facts.safetensors       item statistics for a learned ranker, if the bundle has one
@@ -46,7 +46,7 @@ from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Interactions, Tables, Users
 from serving.search.faiss_index import ItemIndex
-from serving.search.partitions import FILE as REGIONS
+from serving.search.partitions import FILE as PARTITIONS
 from serving.search.partitions import Partitions
 from serving.search.tuning import SAMPLE, Chooser, choose, sample_of
 from serving.snapshot.encoding import attribute_columns, encode_users
@@ -170,8 +170,8 @@ class Snapshot:
             users = {} if self.user_vectors is None else {"users": self.user_vectors}
             save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
             self.index.save(folder / "items.faiss")
-            if self.index.regions is not None:
-                self.index.regions.save(folder / REGIONS)
+            if self.index.partitions is not None:
+                self.index.partitions.save(folder / PARTITIONS)
             if self.facts is not None:
                 self.facts.save(folder / "facts.safetensors")
             if self.tokens is not None:
@@ -197,8 +197,8 @@ class Snapshot:
         # Vectors first: their file's size proves their number, against which the sizes claimed by others are checked.
         vectors = _vectors(folder.file("vectors.safetensors"), seal)
         catalog = Catalog(_frame(folder.file("items.parquet"), seal.num_items))
-        regions = Partitions.load(folder.file(REGIONS)) if REGIONS in folder else None
-        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], seal.plan, regions)
+        partitions = Partitions.load(folder.file(PARTITIONS)) if PARTITIONS in folder else None
+        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], seal.plan, partitions)
         histories = _histories(read_parquet(folder.file("users.parquet"), seal.num_users), catalog)
         attributes = None
         if "attributes.parquet" in folder:

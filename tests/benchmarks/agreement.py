@@ -56,7 +56,7 @@ from serving.recommend.reranking import RerankStage
 from serving.recommend.response import RecommendResponse
 from serving.search import faiss_index as index_module
 from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
-from serving.search.index_config import INDEX_KINDS, IndexConfig, IndexKind, num_regions, standard
+from serving.search.index_config import INDEX_KINDS, IndexConfig, IndexKind, default_nlist, standard
 from serving.search.results import SLACK, Hits, rank, rank_one
 from serving.search.tuning import Chosen
 from serving.snapshot.snapshot import Snapshot
@@ -193,11 +193,11 @@ def _plan(kind: IndexKind, *, is_whole: bool) -> IndexConfig:
     """Return a plan that finds everything, or one that misses much."""
     plan = standard(kind, ITEMS, WIDTH, prefixes=[WIDTH // 2])
     if is_whole:
-        effort = {"probes": plan.regions, "breadth": 4 * ITEMS, "rescored": ITEMS}
+        effort = {"nprobe": plan.nlist, "ef_search": 4 * ITEMS, "oversampling": ITEMS}
     else:
-        effort = {"probes": 2, "breadth": 16, "rescored": 1}
-    changes = {name: value for name, value in effort.items() if getattr(plan, name) or name == "rescored"}
-    return plan.model_copy(update=changes if plan.is_rescored or plan.regions or plan.links else {})
+        effort = {"nprobe": 2, "ef_search": 16, "oversampling": 1}
+    changes = {name: value for name, value in effort.items() if getattr(plan, name) or name == "oversampling"}
+    return plan.model_copy(update=changes if plan.is_rescored or plan.nlist or plan.m else {})
 
 
 def _writes(rng: np.random.Generator, tables: Tables) -> list[Write]:
@@ -389,7 +389,7 @@ def compare(cases: int, seed: int, kinds: Sequence[IndexKind] = INDEX_KINDS) -> 
             rng = np.random.default_rng([seed, number])
             world = make_world(rng, kind, Path(folder))
             num_questions = min(CASES_A_WORLD, cases - num_cases, -(-cases // len(kinds)))
-            # What is found by looking into regions may be missed, in which an index made anew is not alike.
+            # What is found by looking into partitions may be missed, in which an index made anew is not alike.
             with as_large_catalogues(world.anew is None and bool(rng.random() < 0.7)):
                 for _ in range(num_questions):
                     question = Question.drawn(rng)
@@ -421,7 +421,7 @@ def as_deep_as_needed(index: ItemIndex, queries: np.ndarray, k: int, excluded: S
 def show_cost(items: int, kinds: Sequence[IndexKind], rounds: int = 7, seen: int = 30) -> None:
     """Print how many searches a second there are for each that goes as deep as needed and no deeper."""
     vectors, queries = made(items, 64, 64)
-    regions, rng = kmeans(vectors, num_regions(items)), np.random.default_rng(0)
+    partitions, rng = kmeans(vectors, default_nlist(items)), np.random.default_rng(0)
     near = ItemIndex.build(vectors).scan(queries, 200)
     excluded = []
     for user in range(len(queries)):
@@ -431,8 +431,8 @@ def show_cost(items: int, kinds: Sequence[IndexKind], rounds: int = 7, seen: int
     print(f"{'':10}" + "".join(f"{f'k={k}{how}':>16}" for how in ("", " of 64") for k in (10, 100)))
     for kind in kinds:
         plan = standard(kind, items, 64, prefixes=[32])
-        plan = plan.model_copy(update={"probes": plan.probes // 4, "breadth": plan.breadth // 2})
-        index = ItemIndex.build(vectors, plan, regions)
+        plan = plan.model_copy(update={"nprobe": plan.nprobe // 4, "ef_search": plan.ef_search // 2})
+        index = ItemIndex.build(vectors, plan, partitions)
         ratios = [
             cost(index, queries, k, excluded, at_once, rounds)
             for at_once, k in itertools.product((1, len(queries)), (10, 100))

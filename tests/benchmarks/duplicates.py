@@ -7,7 +7,7 @@ Vectors are those of tests/benchmarks/index.py, made to look like trained ones, 
 share of them is replaced by near-copies of others, whose cosines with these spread from 0.9 to 1. The truth is FAISS's
 exact range search for a sample of items, other ones than those by which the search tunes itself. Its time for the whole
 catalogue is that of the sample times their ratio: what comparing every pair would take. With `--rival` FAISS's IVF is
-also run, over as many regions, with the least probes of a doubling ladder that find as many of the sample's pairs.
+also run, over as many partitions, with the least probes of a doubling ladder that find as many of the sample's pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from serving.jobs.duplicates import Duplicates, find_duplicates
-from serving.search.index_config import num_regions
+from serving.search.index_config import default_nlist
 from tests.benchmarks.index import made, of_bundle, unit
 
 SAMPLE = 1000
@@ -61,7 +61,7 @@ def of_sample(found: Duplicates, sample: np.ndarray) -> Pairs:
 def rival(vectors: np.ndarray, sample: np.ndarray, threshold: float, truth: Pairs, wanted: float) -> tuple[str, float]:
     """Return what FAISS's IVF needs to find as many of the sample's pairs, and its seconds for the whole catalogue."""
     began = time.perf_counter()
-    index = faiss.index_factory(vectors.shape[1], f"IVF{num_regions(len(vectors))},Flat", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(vectors.shape[1], f"IVF{default_nlist(len(vectors))},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid = 1
     index.train(vectors)
     index.add(vectors)
@@ -93,7 +93,7 @@ def main() -> None:
     vectors = with_near_copies(vectors, given.copies)
     print(f"{len(vectors):,} items of {vectors.shape[1]}, {given.bundle or 'made'}, {given.copies:.0%} near-copies")
     began = time.perf_counter()
-    with tqdm(unit=" regions", desc="Ours", disable=None, leave=False) as bar:
+    with tqdm(unit=" partitions", desc="Ours", disable=None, leave=False) as bar:
         found = find_duplicates(vectors, given.threshold, progress=lambda done, total: _show(bar, done, total))
     seconds = time.perf_counter() - began
     sample = np.sort(np.random.default_rng(99).permutation(len(vectors))[:SAMPLE])

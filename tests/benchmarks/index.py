@@ -7,7 +7,7 @@
 Without `--bundle` the vectors are made to look like those of trained towers (`made`): families of groups of items, the
 groups of very uneven size, a direction that all share, numbers of falling variance; users are mixtures of three items
 with noise. With `--bundle` they are a bundle's own, its catalogue grown to `--items` by moving items by the difference
-of two others of their region.
+of two others of their partition.
 
 Searches are one at a time, in one thread, for 100 items, as in a server. Each index, ours and FAISS's, is tuned with
 two thirds of the users and judged with the last. What is compared is measured in turns, so that all see the same
@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
-from serving.search.index_config import IndexKind, num_regions
+from serving.search.index_config import IndexKind, default_nlist
 from serving.search.results import AllowedItems, Hits
 from serving.search.tuning import Measured, Tuning, sample_of, thirds, tune
 from towers.bundle.bundle import ModelBundle
@@ -76,11 +76,11 @@ def of_bundle(path: Path, items: int, users: int, seed: int = 0) -> tuple[np.nda
         raise SystemExit(f"{path}: its users' vectors depend on the time of asking and are not in its index")
     catalogue, rng = vectors["items"], np.random.default_rng(seed)
     missing = max(0, items - len(catalogue))
-    regions = kmeans(catalogue, num_regions(len(catalogue)))
-    order = np.argsort(regions.of_item, kind="stable")
-    starts = np.searchsorted(regions.of_item[order], np.arange(len(regions.centres) + 1))
+    partitions = kmeans(catalogue, default_nlist(len(catalogue)))
+    order = np.argsort(partitions.of_item, kind="stable")
+    starts = np.searchsorted(partitions.of_item[order], np.arange(len(partitions.centres) + 1))
     moved = rng.integers(len(catalogue), size=missing)
-    first, size = starts[regions.of_item[moved]], np.diff(starts)[regions.of_item[moved]]
+    first, size = starts[partitions.of_item[moved]], np.diff(starts)[partitions.of_item[moved]]
     one, other = (order[first + (rng.random(missing) * size).astype(int)] for _ in range(2))
     grown = unit(catalogue[moved] + catalogue[one] - catalogue[other]) if missing else catalogue[:0]
     return np.concatenate([catalogue, grown]), sample_of(vectors["users"])[:users]
@@ -285,7 +285,7 @@ def compare_memory(vectors: np.ndarray, queries: np.ndarray, wanted: float, pref
     print(
         f"{smallest.plan}: {megabytes:,.1f} MB, {share:.3f} of the vectors' {vectors.nbytes / 1e6:,.1f} MB (bar 0.25, "
         f"moonshot 0.1), recall {smallest.recall:.4f}, {smallest.searches_per_second:,.0f} searches a second; the "
-        f"vectors stay on disk, and a search reads {smallest.plan.rescored * K:,} of them"
+        f"vectors stay on disk, and a search reads {smallest.plan.oversampling * K:,} of them"
     )
 
 
@@ -306,16 +306,16 @@ def compare_filters(vectors: np.ndarray, queries: np.ndarray, wanted: float) -> 
     print(f"\nFiltered search with {index.plan}, beside comparing every allowed item (bars: recall 0.98, speed 1)")
     print(f"{'filter':30}{'allowed':>12}{'recall@10':>11}{'recall@100':>12}{'speed@10':>10}{'speed@100':>11}")
     rng = np.random.default_rng(11)
-    regions = kmeans(index.vectors, 64).of_item
+    partitions = kmeans(index.vectors, 64).of_item
     lines = []
-    for kind in ("of any sort", "of some regions"):
+    for kind in ("of any sort", "of some partitions"):
         for share in SHARES:
             mask = rng.random(len(index)) < share
-            if kind == "of some regions":
+            if kind == "of some partitions":
                 # What fits lies together, as a category does, and a few users are near it.
                 order = rng.permutation(64)
-                near = np.cumsum(np.bincount(regions, minlength=64)[order]) <= share * len(index)
-                mask = np.isin(regions, order[near]) if near.any() else mask & (regions == order[0])
+                near = np.cumsum(np.bincount(partitions, minlength=64)[order]) <= share * len(index)
+                mask = np.isin(partitions, order[near]) if near.any() else mask & (partitions == order[0])
             if mask.any():
                 lines.append(_filtered(index, asking, AllowedItems(mask)))
                 found, speed = (

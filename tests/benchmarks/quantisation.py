@@ -21,20 +21,20 @@ from serving.search.index_config import IndexConfig, candidates
 from serving.search.tuning import sample_of
 
 CUTOFFS = (10, 100)
-KINDS = ("sq8", "sq4", "rabitq", "flat")
+KINDS = ("sq8", "sq4", "rabitq", "matryoshka")
 """A byte, 4 bits, 1 to 4 bits of each number; and the first numbers only, where a model was trained for it."""
 RANDOM_ITEMS, RANDOM_WIDTH = 5_000, 64
 
 
 def plans(num_items: int, width: int, prefixes: list[int]) -> list[IndexConfig]:
     """Return the structures that keep less of each vector, at their standard effort."""
-    kinds = [kind for kind in KINDS if kind != "flat" or prefixes]
+    kinds = [kind for kind in KINDS if kind != "matryoshka" or prefixes]
     return [plan for kind in kinds for plan in candidates(num_items, width, kind, prefixes)]
 
 
 def recalls(index: ItemIndex, queries: np.ndarray, rescored: int) -> list[float]:
     """Return the share of the true best k that an index finds, for each k."""
-    searched = index.with_effort(index.plan.model_copy(update={"rescored": rescored}))
+    searched = index.with_effort(index.plan.model_copy(update={"oversampling": rescored}))
     return [searched.search(queries, k).share_of(searched.scan(queries, k)) for k in CUTOFFS]
 
 
@@ -46,7 +46,7 @@ def measure(vectors: np.ndarray, queries: np.ndarray, prefixes: list[int]) -> li
     for plan in plans(*vectors.shape, prefixes):
         index = ItemIndex.build(vectors, plan)
         share = (plan.prefix or vectors.shape[1]) / vectors.shape[1] * plan.bits / 32
-        found = [recall for times in (1, plan.rescored) for recall in recalls(index, queries, times)]
+        found = [recall for times in (1, plan.oversampling) for recall in recalls(index, queries, times)]
         numbers = f"{whole * share:15,.0f}{share:12.3f}" + "".join(f"{one:16.4f}" for one in found)
         lines.append(f"{plan!s:30}{numbers}")
     return lines

@@ -78,7 +78,7 @@ def test_index_tunes_itself_and_shows_what_it_tried(folder, many_items, capsys, 
     said = capsys.readouterr().out
     assert "searches/s" in said
     for kind in INDEX_KINDS:
-        assert (f" {kind} " in said) == (kind != "flat"), "the model has no prefixes"
+        assert (f" {kind} " in said) == (kind != "matryoshka"), "the model has no prefixes"
     seal = manifest(folder)
     assert f"{seal['plan']['kind']} index (recall@100 {seal['recall_at_100']:.3f})" in said
     assert seal["recall_wanted"] == 0.9
@@ -90,9 +90,9 @@ def test_an_index_of_a_kind_is_served(folder, many_items, capsys):
     assert run("index", "runs/latest", *many_items, "--kind", "ivf-pq") == 0
     assert "1,500 items" in capsys.readouterr().out
     assert manifest(folder)["plan"] == {
-        "kind": "ivf-pq", "prefix": 0, "bits": 4, "regions": 50, "links": 0, "probes": 12, "breadth": 0, "rescored": 6
+        "kind": "ivf-pq", "prefix": 0, "bits": 4, "nlist": 50, "m": 0, "nprobe": 12, "ef_search": 0, "oversampling": 6
     }  # fmt: skip
-    assert (folder / "runs/model/index/regions.safetensors").exists()
+    assert (folder / "runs/model/index/partitions.safetensors").exists()
     assert run("recommend", "runs/latest", "--output", "c.parquet", "--k", 7) == 0
     assert (pd.read_parquet("c.parquet").groupby("user_id").size() == 7).all()
 
@@ -101,20 +101,20 @@ def test_a_model_with_prefixes_has_an_index_on_one_of_them(folder, pristine, man
     monkeypatch.setattr("serving.search.tuning._ROUNDS", 1)
     settings = {**SETTINGS, "towers": {**SETTINGS["towers"], "matryoshka_dims": [4, 8]}}
     write_untrained(folder / "runs" / "nested", pristine / "data", settings)
-    assert run("index", "runs/nested", *many_items, "--kind", "flat", "--recall", 0.8) == 0
+    assert run("index", "runs/nested", *many_items, "--kind", "matryoshka", "--recall", 0.8) == 0
     said = capsys.readouterr().out
-    assert " flat prefix=4 " in said
-    assert " flat prefix=8 " in said
+    assert " matryoshka prefix=4 " in said
+    assert " matryoshka prefix=8 " in said
     seal = json.loads((folder / "runs/nested/index/manifest.json").read_text())
-    assert (seal["plan"]["kind"], seal["width"]) == ("flat", 16)
+    assert (seal["plan"]["kind"], seal["width"]) == ("matryoshka", 16)
     assert seal["plan"]["prefix"] in (4, 8)
     assert run("recommend", "runs/nested", "--output", "c.parquet", "--k", 7) == 0
     assert (pd.read_parquet("c.parquet").groupby("user_id").size() == 7).all()
 
 
 def test_a_prefix_of_a_model_without_any_is_one_line(folder, many_items, capsys):
-    assert run("index", "runs/latest", *many_items, "--kind", "flat") == 2
-    assert_one_line(capsys, "--kind flat: expected a model trained with prefixes", "towers.matryoshka_dims")
+    assert run("index", "runs/latest", *many_items, "--kind", "matryoshka") == 2
+    assert_one_line(capsys, "--kind matryoshka: expected a model trained with prefixes", "towers.matryoshka_dims")
 
 
 def test_a_kind_that_cannot_find_enough_is_told_and_kept(folder, many_items, capsys, monkeypatch):

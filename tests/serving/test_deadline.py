@@ -97,7 +97,7 @@ def test_a_request_ends_at_its_deadline_wherever_it_is(recommender, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "plan", [IndexConfig(kind="ivf", regions=8, probes=2), IndexConfig(kind="hnsw", links=8, breadth=32)]
+    "plan", [IndexConfig(kind="ivf", nlist=8, nprobe=2), IndexConfig(kind="hnsw", m=8, ef_search=32)]
 )
 def test_every_kind_of_index_ends_at_the_deadline_live_writes_on_top_or_not(shop, plan, tmp_path, monkeypatch):
     bundle = FakeBundle("bundle", make_features(user=country()))

@@ -50,7 +50,7 @@ def groups_by_hand(pairs, count):
 
 
 @pytest.fixture
-def regions_for_few(monkeypatch):
+def partitions_for_few(monkeypatch):
     """Do not compare every pair, although there are few items."""
     monkeypatch.setattr(duplicates, "_COMPARED_ALL", 100)
 
@@ -76,7 +76,7 @@ def test_groups_are_what_pairs_connect_the_largest_first():
 
 
 @pytest.mark.parametrize("threshold", [0.9, 0.95, 0.99])
-def test_regions_find_nearly_every_pair_and_say_how_many(regions_for_few, threshold):
+def test_partitions_find_nearly_every_pair_and_say_how_many(partitions_for_few, threshold):
     vectors = with_near_copies(6000, width=24, seed=1)
     found = find_duplicates(vectors, threshold)
     expected = pairs_by_hand(vectors, threshold)
@@ -86,7 +86,7 @@ def test_regions_find_nearly_every_pair_and_say_how_many(regions_for_few, thresh
     assert found.recall == pytest.approx(share, abs=0.03)
 
 
-def test_regions_compare_far_less_than_every_pair(regions_for_few, monkeypatch):
+def test_partitions_compare_far_less_than_every_pair(partitions_for_few, monkeypatch):
     vectors = with_near_copies(8000, width=24, seed=2)
     compared = []
     among = duplicates._Search._among
@@ -100,15 +100,15 @@ def test_regions_compare_far_less_than_every_pair(regions_for_few, monkeypatch):
     assert sum(compared) < 0.2 * 8000**2
 
 
-def test_regions_that_are_known_are_used(regions_for_few, monkeypatch):
+def test_partitions_that_are_known_are_used(partitions_for_few, monkeypatch):
     vectors = with_near_copies(3000)
-    regions = kmeans(vectors, 32)
+    partitions = kmeans(vectors, 32)
     anew = pairs_of(find_duplicates(vectors, 0.95, kmeans(vectors, 32)))
     monkeypatch.setattr(duplicates, "kmeans", None)
-    assert pairs_of(find_duplicates(vectors, 0.95, regions)).keys() == anew.keys()
+    assert pairs_of(find_duplicates(vectors, 0.95, partitions)).keys() == anew.keys()
 
 
-def test_without_structure_there_is_nothing_to_find_and_nothing_to_measure(regions_for_few):
+def test_without_structure_there_is_nothing_to_find_and_nothing_to_measure(partitions_for_few):
     vectors = unit_vectors(2000, width=32)
     found = find_duplicates(vectors, 0.95)
     assert len(found.rows) == 0
@@ -143,7 +143,7 @@ def test_a_threshold_that_takes_nearly_everything_is_refused(monkeypatch):
         find_duplicates(clustered_vectors(500), 0.01)
 
 
-def test_the_same_vectors_give_the_same_groups(regions_for_few):
+def test_the_same_vectors_give_the_same_groups(partitions_for_few):
     vectors = with_near_copies(3000, seed=5)
     one, other = (find_duplicates(vectors, 0.95) for _ in range(2))
     assert pairs_of(one) == pairs_of(other)
@@ -156,7 +156,7 @@ def test_one_item_is_alone():
     assert len(found.rows) == 0
 
 
-def test_progress_ends_at_all_regions(regions_for_few):
+def test_progress_ends_at_all_partitions(partitions_for_few):
     steps = []
     find_duplicates(with_near_copies(1000), 0.95, progress=lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] == len(steps)

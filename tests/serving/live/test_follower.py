@@ -98,7 +98,7 @@ def positioned_shop():
 
 
 SHOPS = {"without times": shop, "with times": timed_shop, "with positions": positioned_shop}
-EXACT, GRAPH = IndexConfig(), IndexConfig(kind="hnsw", links=16, breadth=64)
+EXACT, GRAPH = IndexConfig(), IndexConfig(kind="hnsw", m=16, ef_search=64)
 
 
 def base_of(tables, plan=EXACT):

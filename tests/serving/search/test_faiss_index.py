@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from serving.search import faiss_index as index_module
-from serving.search import partitions as regions_module
+from serving.search import partitions as partitions_module
 from serving.search.faiss_index import ItemIndex, check_unit_length, kmeans
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, IndexConfig, standard
 from serving.search.results import AllowedItems
@@ -35,7 +35,7 @@ def plan_of(way, num_items=ITEMS, width=16):
     kind, _, is_shortened = way.partition(", ")
     most = width * 3 // 4
     plan = standard(kind, num_items, width, prefixes=[most])
-    return plan.model_copy(update={"prefix": most, "rescored": 8}) if is_shortened else plan
+    return plan.model_copy(update={"prefix": most, "oversampling": 8}) if is_shortened else plan
 
 
 @functools.cache
@@ -44,10 +44,10 @@ def built(way, space="clustered"):
 
 
 @pytest.fixture
-def by_regions(monkeypatch):
+def by_partitions(monkeypatch):
     """Small catalogues are searched as large ones are."""
     monkeypatch.setattr(index_module, "_SCANNED_NUMBERS", 0)
-    monkeypatch.setattr(regions_module, "_FIRST_ROUND", 64)
+    monkeypatch.setattr(partitions_module, "_FIRST_ROUND", 64)
 
 
 def test_finds_the_items_with_the_highest_inner_product():
@@ -181,7 +181,7 @@ def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kin
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.1, 0.29, 0.4, 0.9, 0.9995, 1])
-def test_every_kind_finds_as_many_allowed_items_as_there_are_at_every_selectivity(kind, space, share, by_regions):
+def test_every_kind_finds_as_many_allowed_items_as_there_are_at_every_selectivity(kind, space, share, by_partitions):
     index, (_, queries) = built(kind, space), SPACES[space]
     allowed = some_allowed(ITEMS, share)
     floor = 1 if index.is_exact else 0.98 if share < 0.3 else FLOORS[space]
@@ -196,7 +196,9 @@ def test_every_kind_finds_as_many_allowed_items_as_there_are_at_every_selectivit
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("nearest", [True, False])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_harder(kind, nearest, share, by_regions):
+def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_harder(
+    kind, nearest, share, by_partitions
+):
     index, (vectors, queries) = built(kind), SPACES["clustered"]
     scores = vectors @ queries[0]
     edge = np.quantile(scores, 1 - share if nearest else share)
@@ -208,7 +210,7 @@ def test_a_filter_that_lets_through_only_what_a_user_likes_or_dislikes_is_no_har
 
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
-def test_filters_and_exclusions_work_together(kind, share, by_regions):
+def test_filters_and_exclusions_work_together(kind, share, by_partitions):
     index, (vectors, queries) = built(kind), SPACES["clustered"]
     allowed = some_allowed(ITEMS, share)
     best_first = np.argsort(-(queries[:4] @ vectors.T), axis=1)
@@ -239,10 +241,10 @@ def test_the_same_vectors_give_the_same_index(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", WAYS)
-def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions):
+def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_partitions):
     (vectors, queries), index = SPACES["clustered"], built(kind)
     index.save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan, index.regions)
+    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan, index.partitions)
     assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, kind == "exact", index.num_bytes)
     for allowed in (None, some_allowed(ITEMS, 0.1), some_allowed(ITEMS, 0.6)):
         for asked in (queries, queries[:1]):
@@ -255,11 +257,11 @@ def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_regions)
 def test_an_index_says_what_memory_it_takes_beside_the_vectors(kind, tmp_path):
     index = built(kind)
     index.save(tmp_path / "items.faiss")
-    if index.regions is not None:
-        index.regions.save(tmp_path / "regions.safetensors")
+    if index.partitions is not None:
+        index.partitions.save(tmp_path / "partitions.safetensors")
     on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
-    order_of_regions = 0 if index.is_exact else 4 * ITEMS
-    assert index.num_bytes == pytest.approx(on_disk + order_of_regions, rel=0.01)
+    order_of_partitions = 0 if index.is_exact else 4 * ITEMS
+    assert index.num_bytes == pytest.approx(on_disk + order_of_partitions, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", WAYS[1:])
@@ -284,10 +286,10 @@ def test_few_items_are_compared_rather_than_indexed(kind):
         ItemIndex.build(unit_vectors(999), kind)
 
 
-@pytest.mark.parametrize(("prefix", "rescored"), [(4, 1), (4, 20), (12, 2)])
+@pytest.mark.parametrize(("prefix", "oversampling"), [(4, 1), (4, 20), (12, 2)])
 def test_what_the_first_numbers_let_through_is_ranked_by_all_of_them(prefix, rescored):
     vectors, queries = SPACES["clustered"][0], SPACES["clustered"][1][:10]
-    index = ItemIndex.build(vectors, IndexConfig(kind="flat", prefix=prefix, rescored=rescored))
+    index = ItemIndex.build(vectors, IndexConfig(kind="matryoshka", prefix=prefix, oversampling=rescored))
     hits = index.search(queries, 10)
     for user, query in enumerate(queries):
         beginnings = vectors[:, :prefix] / np.linalg.norm(vectors[:, :prefix], axis=1, keepdims=True)
@@ -299,12 +301,12 @@ def test_a_vector_that_begins_with_zeros_is_found_where_all_is_looked_at():
     vectors = unit_vectors(1000)
     vectors[5] = 0
     vectors[5, -1] = 1
-    index = ItemIndex.build(vectors, IndexConfig(kind="flat", prefix=4, rescored=100))
+    index = ItemIndex.build(vectors, IndexConfig(kind="matryoshka", prefix=4, oversampling=100))
     assert index.search(vectors[5:6], 10).of(0)[0].tolist() == by_hand(vectors, vectors[5], 10)
 
 
 def test_an_index_of_another_prefix_is_refused(tmp_path):
-    vectors, index = SPACES["clustered"][0], built("flat")
+    vectors, index = SPACES["clustered"][0], built("matryoshka")
     index.save(tmp_path / "items.faiss")
     with pytest.raises(ValueError, match=r"has 4000 vectors of dimension 12, the catalogue \(4000, 8\)"):
         ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan.model_copy(update={"prefix": 8}))
@@ -314,8 +316,8 @@ def test_more_effort_finds_more():
     index, (_, queries) = built("ivf", "isotropic"), SPACES["isotropic"]
     true = index.scan(queries, 5)
     shares = [
-        index.with_effort(index.plan.model_copy(update={"probes": probes})).search(queries, 5).share_of(true)
-        for probes in (1, 4, 16, 64, index.plan.regions)
+        index.with_effort(index.plan.model_copy(update={"nprobe": probes})).search(queries, 5).share_of(true)
+        for probes in (1, 4, 16, 64, index.plan.nlist)
     ]
     assert shares == sorted(shares)
     assert shares[0] < 0.3
@@ -327,12 +329,12 @@ def test_an_index_is_not_searched_as_another_kind():
         built("ivf").with_effort(standard("hnsw", ITEMS, 16))
 
 
-def test_regions_can_be_shared_by_several_kinds():
+def test_partitions_can_be_shared_by_several_kinds():
     vectors, queries = SPACES["clustered"]
-    regions = kmeans(vectors, 128)
+    partitions = kmeans(vectors, 128)
     for kind in ("ivf", "ivf-sq8", "ivf-pq"):
-        index = ItemIndex.build(vectors, kind, regions)
-        assert index.regions is regions
+        index = ItemIndex.build(vectors, kind, partitions)
+        assert index.partitions is partitions
         np.testing.assert_array_equal(index.search(queries, 10).rows, built(kind).search(queries, 10).rows)
 
 
@@ -346,11 +348,11 @@ def test_processes_share_the_memory_of_a_loaded_index(tmp_path, monkeypatch):
     assert len(loaded) == ITEMS
 
 
-def test_a_loaded_index_whose_regions_are_of_another_catalogue_is_refused(tmp_path):
+def test_a_loaded_index_whose_partitions_are_of_another_catalogue_is_refused(tmp_path):
     built("ivf").save(tmp_path / "items.faiss")
-    regions = kmeans(unit_vectors(1500), 4)
-    with pytest.raises(ValueError, match="its regions have 1500 items, the catalogue 4000"):
-        ItemIndex.load(tmp_path / "items.faiss", SPACES["clustered"][0], built("ivf").plan, regions)
+    partitions = kmeans(unit_vectors(1500), 4)
+    with pytest.raises(ValueError, match="its partitions have 1500 items, the catalogue 4000"):
+        ItemIndex.load(tmp_path / "items.faiss", SPACES["clustered"][0], built("ivf").plan, partitions)
 
 
 def test_vectors_that_are_not_of_length_one_are_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.search import faiss_index as index_module
-from serving.search import partitions as regions_module
+from serving.search import partitions as partitions_module
 from serving.search.faiss_index import ItemIndex
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, standard
 from serving.search.results import AllowedItems, merged
@@ -25,7 +25,7 @@ def built(way):
     """An index of a kind that misses much."""
     kind, _, is_shortened = way.partition(", ")
     plan = standard(kind, ITEMS, 16, prefixes=[8])
-    little = {"probes": min(plan.probes, 3), "breadth": min(plan.breadth, 16), "rescored": 1}
+    little = {"nprobe": min(plan.nprobe, 3), "ef_search": min(plan.ef_search, 16), "oversampling": 1}
     if is_shortened:
         little |= {"prefix": 8}
     return ItemIndex.build(VECTORS, plan.model_copy(update=little))
@@ -51,7 +51,7 @@ def order_of(way, user, where):
 def test_every_answer_is_a_cut_of_one_order(way, where, monkeypatch):
     """However many are asked for, whatever is excluded or closed, and whoever else asks at the same time."""
     monkeypatch.setattr(index_module, "_SCANNED_NUMBERS", 0)
-    monkeypatch.setattr(regions_module, "_FIRST_ROUND", 64)
+    monkeypatch.setattr(partitions_module, "_FIRST_ROUND", 64)
     rng = np.random.default_rng(5)
     for size in (1, 3, 24):
         users = rng.integers(USERS, size=size)

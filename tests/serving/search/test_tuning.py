@@ -7,7 +7,16 @@ from features.errors import DataError
 from serving.search import tuning as tuning_module
 from serving.search.faiss_index import ItemIndex
 from serving.search.index_config import IndexConfig, candidates
-from serving.search.tuning import Measured, choose, recall_of, regions_pay, sample_of, searches_per_second, thirds, tune
+from serving.search.tuning import (
+    Measured,
+    choose,
+    partitions_pay,
+    recall_of,
+    sample_of,
+    searches_per_second,
+    thirds,
+    tune,
+)
 from tests.serving.vectors import clustered_vectors, unit_vectors
 
 ITEMS = clustered_vectors(3000)
@@ -39,13 +48,13 @@ def test_the_fastest_that_finds_enough_is_kept(monkeypatch):
 
 
 def test_one_that_finds_less_is_not_kept_however_fast(monkeypatch):
-    """Ten thousand searches a second with one region; but that finds little, and every region is needed for all."""
+    """Ten thousand searches a second with one partition; but that finds little, and all need every one."""
     vectors, queries = unit_vectors(3000), unit_vectors(200, seed=1)
-    speeds(monkeypatch, lambda plan: 1e4 / plan.probes)
+    speeds(monkeypatch, lambda plan: 1e4 / plan.nprobe)
     found = tune(vectors, queries, 0.9, "ivf")
     by_probes = {
-        probes: recall_of(ItemIndex.build(vectors, found.chosen.plan.model_copy(update={"probes": probes})), queries)
-        for probes in (found.chosen.plan.probes, found.chosen.plan.probes // 2)
+        probes: recall_of(ItemIndex.build(vectors, found.chosen.plan.model_copy(update={"nprobe": probes})), queries)
+        for probes in (found.chosen.plan.nprobe, found.chosen.plan.nprobe // 2)
     }
     enough, half = by_probes.values()
     assert enough >= 0.895
@@ -82,9 +91,9 @@ def test_users_by_whom_the_index_is_judged_had_no_part_in_choosing_it(monkeypatc
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 30])
 def test_the_least_effort_is_the_lowest_rung_that_finds_enough(length, monkeypatch):
     index, trial = ItemIndex.build(ITEMS[:1000]), tuning_module._Trial.of(ITEMS[:1000], USERS, 0.9)
-    ladder = [IndexConfig(kind="ivf", regions=50, probes=rung) for rung in range(length)]
+    ladder = [IndexConfig(kind="ivf", nlist=50, nprobe=rung) for rung in range(length)]
     for lowest in range(length + 1):
-        monkeypatch.setattr(type(trial), "_recall", lambda *given, least=lowest: float(given[-1].probes >= least))
+        monkeypatch.setattr(type(trial), "_recall", lambda *given, least=lowest: float(given[-1].nprobe >= least))
         assert trial._least(index, ladder) == (lowest if lowest < length else None)
 
 
@@ -105,14 +114,14 @@ def test_prefixes_of_a_model_are_in_the_trade_off(prefixes):
 
 
 def test_an_index_on_a_prefix_can_be_asked_for_and_is_measured():
-    chosen = choose(ITEMS, USERS, kind="flat", prefixes=[8, 12])
-    assert str(chosen.index.plan) == "flat prefix=12 rescored=8"
+    chosen = choose(ITEMS, USERS, kind="matryoshka", prefixes=[8, 12])
+    assert str(chosen.index.plan) == "matryoshka prefix=12 oversampling=8"
     assert 0.9 < chosen.recall == recall_of(chosen.index, USERS)
 
 
 def test_a_kind_that_cannot_find_enough_is_shown_as_it_is(monkeypatch):
     monkeypatch.setattr(
-        tuning_module, "efforts", lambda plan, num_items: iter([[plan.model_copy(update={"probes": 8})]])
+        tuning_module, "efforts", lambda plan, num_items: iter([[plan.model_copy(update={"nprobe": 8})]])
     )
     found = tune(unit_vectors(3000), unit_vectors(100, seed=1), 0.99, "ivf-pq")
     assert found.chosen.recall < 0.99
@@ -177,14 +186,14 @@ def test_users_of_whom_nothing_is_known_are_no_measure():
     assert len(sample_of(users)) == 150
 
 
-def test_regions_are_kept_for_filters_where_items_cluster_and_only_there(monkeypatch):
+def test_partitions_are_kept_for_filters_where_items_cluster_and_only_there(monkeypatch):
     for name, small in [("partitions._FIRST_ROUND", 64), ("partitions._JUDGED", 10), ("tuning.FIRST_LEVEL", 10)]:
         monkeypatch.setattr(f"serving.search.{name}", small)
-    assert regions_pay(ItemIndex.build(clustered_vectors(20_000), "ivf-sq8"), USERS)
+    assert partitions_pay(ItemIndex.build(clustered_vectors(20_000), "ivf-sq8"), USERS)
     isotropic = unit_vectors(5000)
-    assert not regions_pay(ItemIndex.build(isotropic, "ivf-sq8"), USERS)
-    assert not regions_pay(ItemIndex.build(isotropic), USERS)
-    assert tune(isotropic, unit_vectors(50, seed=1), 0.9, "ivf").index.regions is None
+    assert not partitions_pay(ItemIndex.build(isotropic, "ivf-sq8"), USERS)
+    assert not partitions_pay(ItemIndex.build(isotropic), USERS)
+    assert tune(isotropic, unit_vectors(50, seed=1), 0.9, "ivf").index.partitions is None
 
 
 def test_the_fastest_of_several_searches_for_each_user_counts(monkeypatch):

@@ -98,7 +98,7 @@ def test_what_is_asked_beside_a_page_of_the_best_is_heard(who, k, offset, wishes
 
 
 @pytest.mark.parametrize(
-    "plan", [IndexConfig(kind="hnsw", links=4, breadth=8), IndexConfig(kind="ivf", regions=20, probes=2)]
+    "plan", [IndexConfig(kind="hnsw", m=4, ef_search=8), IndexConfig(kind="ivf", nlist=20, nprobe=2)]
 )
 def test_of_an_index_that_may_miss_something_it_is_the_beginning_of_what_it_finds(plan):
     bundle, snapshot = snapshot_of(many_tables(), plan)
