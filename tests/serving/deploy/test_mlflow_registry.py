@@ -120,7 +120,7 @@ def test_what_was_fetched_before_is_served_where_the_registry_does_not_answer(fo
     assert fetched(CHAMPION) == CHAMPION.link
     assert "version-1, which was downloaded before" in caplog.text
     with pytest.raises(
-        DataError, match=r"models:/other@champion: error from MLflow at http://me:\*\*\*@127.0.0.1:9 "
+        DataError, match=r"models:/other@champion: error from MLflow at http://me:\*\*\*@127.0.0.1:9: "
     ) as told:
         fetched(Alias("other", "champion"))
     assert "planted-pa55" not in f"{told.value} {caplog.text}"
@@ -132,7 +132,7 @@ def test_an_alias_that_is_not_there_is_told(folder):
     promote(folder / "runs" / "one", CHAMPION)
     with pytest.raises(DataError, match="no previous version is recorded"):
         point_back(CHAMPION)
-    with pytest.raises(DataError, match=r"MLflow at .* says"):
+    with pytest.raises(DataError, match="error from MLflow at "):
         fetched(Alias("two-towers", "challenger"))
 
 
