@@ -52,6 +52,7 @@ _SHARE_COMPARED = 0.02
 _NEAR = 2e-5
 _WORDS = "red green blue small large wooden steel lamp chair table cup bowl".split()  # noqa: SIM905
 _NOT_ANSWERED = (OSError, http.client.HTTPException)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 
 
 @dataclass
@@ -173,7 +174,7 @@ class Client(threading.Thread):
             tally: Where what is found is noted.
             number: Which of the clients this is.
             enough: Whether to end.
-            patient: Whether what was not acknowledged is sent again.
+            patient: Whether what was not acknowledged is sent again, after pauses that double up to half a second.
             may_be_old: Whether answers may be without the newest writes at present.
         """
         super().__init__(daemon=True)
@@ -271,6 +272,7 @@ class Client(threading.Thread):
 
     def _write(self, method: str, path: str, body: Any, expected: tuple[int, ...]) -> bool:
         """Return whether a write was acknowledged; one without an answer is sent again where that is part of it."""
+        pause = _FIRST_PAUSE
         while True:
             status, _, content = self._ask(method, path, body)
             if status in expected:
@@ -285,7 +287,8 @@ class Client(threading.Thread):
             if not self._patient:
                 return False
             self._tally.refused += status == 503
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
         try:
