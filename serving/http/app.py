@@ -86,9 +86,9 @@ def create_app(
 
 def _note_versions(metrics: Metrics, recommender: Recommender) -> None:
     """Record in the metrics which model and index this worker serves."""
-    created = datetime.fromisoformat(recommender.snapshot.seal.created)
+    created = datetime.fromisoformat(recommender.snapshot.manifest.created)
     metrics.describe_worker(
-        model=recommender.model, index=recommender.snapshot.seal.created, created=created.timestamp()
+        model=recommender.model, index=recommender.snapshot.manifest.created, created=created.timestamp()
     )
 
 

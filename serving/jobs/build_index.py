@@ -93,11 +93,14 @@ def build_index(
         _show_tuning(tuning)
     snapshot = _with_shortlists(bundle, snapshot, shortlists)
     folder = snapshot.save(bundle.path)
-    seal = snapshot.seal
-    listed = "" if seal.shortlists is None else f", {seal.shortlists.depth} precomputed recommendations per user"
+    manifest = snapshot.manifest
+    listed = (
+        "" if manifest.shortlists is None else f", {manifest.shortlists.depth} precomputed recommendations per user"
+    )
     click.echo(
-        f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
-        f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}){listed}, {time.perf_counter() - started:.1f} s"
+        f"{folder}: {manifest.num_items:,} items, {manifest.num_users:,} users with {manifest.num_interactions:,} "
+        f"interactions, {manifest.plan.kind} index (recall@100 {manifest.recall_at_100:.3f}){listed}, "
+        f"{time.perf_counter() - started:.1f} s"
     )
     if snapshot.tokens is not None:
         tokens = snapshot.tokens
@@ -105,9 +108,9 @@ def build_index(
             f"{folder}: vectors of {len(tokens.values):,} tokens of the items, one byte per dimension, "
             f"{tokens.num_bytes / 1e6:,.1f} MB"
         )
-    if recall is None and kind is None and seal.num_items > _MANY_ITEMS:
+    if recall is None and kind is None and manifest.num_items > _MANY_ITEMS:
         click.echo(
-            f"note: each search compares {seal.num_items:,} items; for a faster, approximate index run: "
+            f"note: each search compares {manifest.num_items:,} items; for a faster, approximate index run: "
             f"towers index {bundle.path} --recall 0.99"
         )
     return snapshot
@@ -124,10 +127,10 @@ def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None)
 
 def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
     """Return the default number of precomputed recommendations: 0 if they take too long or would not be used."""
-    num_users, seal = len(snapshot.histories), snapshot.seal
+    num_users, manifest = len(snapshot.histories), snapshot.manifest
     if _depends_on_time(bundle) or has_ranker(bundle.path):
         return 0
-    is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MAX_COMPARED
+    is_soon_done = not manifest.plan.is_exact or num_users * manifest.num_items <= _MAX_COMPARED
     if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MAX_LISTED_BYTES:
         return LISTED
     click.echo(

@@ -136,7 +136,7 @@ class Recommender:
     @property
     def index_version(self) -> str:
         """Version of the index."""
-        return self.snapshot.seal.version
+        return self.snapshot.manifest.version
 
     def with_state(self, state: ServingState) -> Recommender:
         """Return this recommender over another state of the same index."""

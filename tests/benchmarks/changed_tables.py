@@ -291,7 +291,7 @@ class Shop:
             snapshot = build_index(self.bundle, files)
             output = self.bundle.path.parent / "candidates.parquet"
             recommend_all(self.bundle.path, output, 5, None, with_fallback=True)
-        assert len(pd.read_parquet(output)) == 5 * snapshot.seal.num_users
+        assert len(pd.read_parquet(output)) == 5 * snapshot.manifest.num_users
         notes = [line.removeprefix("note: ") for line in said.getvalue().splitlines() if line.startswith("note: ")]
         return dict(zip(snapshot.catalog.item_ids.tolist(), np.asarray(snapshot.index.vectors), strict=True)), notes
 

@@ -542,12 +542,12 @@ def test_a_log_that_stands_still_holds_one_request_at_a_time(store, monkeypatch)
     kept_up = _LiveOrStale(LiveRecommender(base_of(shop()), store))
     looked = []
 
-    def version():
+    def change_token():
         looked.append(True)
         time.sleep(0.2)
         raise NotReady("it stands still")
 
-    monkeypatch.setattr(store, "version", version)
+    monkeypatch.setattr(store, "change_token", change_token)
     for _ in range(2):  # all wait for the first, and nobody once it is known
         began, threads = time.monotonic(), [threading.Thread(target=kept_up, args=(False,)) for _ in range(12)]
         for thread in threads:

@@ -174,7 +174,7 @@ def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(recommend
     assert found["towers_requests_in_progress",] == 0
     for stage in ("search", "serialise"):
         assert found["towers_stage_duration_seconds_count", ("stage", stage)] >= 3
-    assert found["towers_workers", ("index", recommender.snapshot.seal.created), ("model", recommender.model)] == 1
+    assert found["towers_workers", ("index", recommender.snapshot.manifest.created), ("model", recommender.model)] == 1
     assert 0 <= found["towers_index_age_seconds",] < 600
 
 

@@ -271,7 +271,7 @@ def test_the_service_and_training_see_the_same_of_the_same_person(real: Path):
     some = np.arange(8)
     now = np.full(8, clock())
     questions = Queries(sequences.take(some), np.arange(9), np.zeros(8, dtype=np.int64), now)
-    maker = RankFeatures(recommender.snapshot.facts)
+    maker = RankFeatures(recommender.snapshot.item_statistics)
     for user_id, (mine, _) in zip(
         sequences.user_ids[some], shortlists(recommender.bundle, tables, questions, 50), strict=True
     ):

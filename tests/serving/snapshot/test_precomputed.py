@@ -155,8 +155,8 @@ def test_lists_come_back_from_the_disk_in_memory_that_processes_share(saved):
     again = Snapshot.open(bundle)
     np.testing.assert_array_equal(again.shortlists.rows, LOOKING.snapshot.shortlists.rows)
     np.testing.assert_array_equal(again.shortlists.scores, LOOKING.snapshot.shortlists.scores)
-    assert again.seal.shortlists == LOOKING.snapshot.seal.shortlists
-    assert again.seal.shortlists.depth == DEPTH
+    assert again.manifest.shortlists == LOOKING.snapshot.manifest.shortlists
+    assert again.manifest.shortlists.depth == DEPTH
     with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
         assert str(folder / "shortlists.safetensors") in maps.read()
 
