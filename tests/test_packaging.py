@@ -24,7 +24,7 @@ from features.errors import DataError, needing
 from tests.test_house import imported
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("features", "towers", "training", "serving")
+PACKAGES = ("features", "towers", "training", "serving")
 NOT_IMPORTED = {
     "fbgemm-gpu": "torchrec's, pinned to the one that fits torch",
     "psutil": "MLflow's, which reads the machine with it and does not ask for it",
@@ -62,7 +62,7 @@ def test_torch_and_what_is_compiled_for_it_are_pinned(wanted):
 
 
 def test_what_is_asked_for_is_imported_and_what_is_imported_is_asked_for(wanted):
-    modules = {module for room in ROOMS for path in (ROOT / room).rglob("*.py") for module in imported(path)}
+    modules = {module for room in PACKAGES for path in (ROOT / room).rglob("*.py") for module in imported(path)}
     owners = packages_distributions()
     used = [{REPLACED_IN_LOCKS.get(normal(owner), normal(owner)) for owner in owners.get(one, ())} for one in modules]
     asked = {normal(one.name) for one in wanted}
@@ -71,15 +71,15 @@ def test_what_is_asked_for_is_imported_and_what_is_imported_is_asked_for(wanted)
 
 
 def test_no_message_names_a_package_that_no_index_has():
-    told = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "two-towers[" in path.read_text()]
+    told = [path for room in PACKAGES for path in (ROOT / room).rglob("*.py") if "two-towers[" in path.read_text()]
     assert told == []
     assert "two-towers[" not in (ROOT / "README.md").read_text()
 
 
 def test_every_room_says_that_it_has_types():
-    assert [room for room in ROOMS if not (ROOT / room / "py.typed").is_file()] == []
+    assert [room for room in PACKAGES if not (ROOT / room / "py.typed").is_file()] == []
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"] == {
-        "packages": [*ROOMS]
+        "packages": [*PACKAGES]
     }
 
 

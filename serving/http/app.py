@@ -21,9 +21,9 @@ from serving.deploy.hot_reload import LastServed, RecommenderProvider, identity_
 from serving.errors import NotReady
 from serving.http.contract.openapi import Documents
 from serving.http.contract.requests import Contract
-from serving.http.handlers import RecommendHandler
 from serving.http.limits import ConcurrencyLimiter
 from serving.http.middleware import RequestMiddleware, guards_of
+from serving.http.recommend_handler import RecommendHandler
 from serving.http.router import Router
 from serving.http.routes import ROUTES
 from serving.http.service import Service

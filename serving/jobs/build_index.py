@@ -42,7 +42,7 @@ def build_index(
     kind: IndexKind | None = None,
     recall: float | None = None,
     live: str | None = None,
-    shortlists: int | None = None,
+    precomputed: int | None = None,
     *,
     accept_changed_columns: bool = False,
 ) -> Snapshot:
@@ -54,7 +54,7 @@ def build_index(
         kind: The index kind. None: `exact`, or with `recall` the fastest kind.
         recall: Target recall@100, 0 to 1, for which the index is tuned. None: it is not tuned.
         live: Address of the log of live writes to compact into the index. None: no log.
-        shortlists: Number of recommendations per user to precompute. None: the default, if that is done quickly.
+        precomputed: Number of recommendations per user to precompute. None: the default, if that is done quickly.
         accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
 
     Raises:
@@ -63,10 +63,10 @@ def build_index(
             the time of a request; or the index must be signed and there is no key.
     """
     check_can_sign(bundle)
-    if shortlists and _depends_on_time(bundle):
+    if precomputed and _depends_on_time(bundle):
         raise DataError(
-            f"--precompute {shortlists}: recommendations of this model depend on the time of the request and cannot be "
-            "precomputed; remove the flag"
+            f"--precompute {precomputed}: recommendations of this model depend on the time of the request and cannot "
+            "be precomputed; remove the flag"
         )
     started = time.perf_counter()
     features = _features(bundle, tables)
@@ -91,11 +91,11 @@ def build_index(
         snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=compacted)
     for tuning in tried:
         _show_tuning(tuning)
-    snapshot = _with_shortlists(bundle, snapshot, shortlists)
+    snapshot = _with_precomputed(bundle, snapshot, precomputed)
     folder = snapshot.save(bundle.path)
     manifest = snapshot.manifest
     listed = (
-        "" if manifest.shortlists is None else f", {manifest.shortlists.depth} precomputed recommendations per user"
+        "" if manifest.precomputed is None else f", {manifest.precomputed.depth} precomputed recommendations per user"
     )
     click.echo(
         f"{folder}: {manifest.num_items:,} items, {manifest.num_users:,} users with {manifest.num_interactions:,} "
@@ -116,13 +116,13 @@ def build_index(
     return snapshot
 
 
-def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
+def _with_precomputed(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
     """Return a snapshot with precomputed recommendations, unless they depend on the time of a request."""
     depth = _usual_depth(bundle, snapshot) if depth is None else depth
     if not depth or _depends_on_time(bundle):
         return snapshot
     with tqdm(total=len(snapshot.histories), unit=" users", desc="Listing", disable=None, leave=False) as bar:
-        return snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), depth, bar.update))
+        return snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), depth, bar.update))
 
 
 def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:

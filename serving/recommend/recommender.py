@@ -77,7 +77,7 @@ class Recommender:
         self.state: ServingState = self.indexed
         self._encoder = QueryEncoder(bundle, self.seen_items, clock)
         self._clock = clock
-        stored = snapshot.shortlists
+        stored = snapshot.precomputed
         is_usable = stored is not None and stored.serves(self.seen_items) and rerank is None
         self._precomputed = stored if is_usable else None
 
@@ -98,7 +98,7 @@ class Recommender:
         Args:
             path: The bundle.
             device: Where the index searches.
-            recommend_seen: Whether items of a user's history are recommended again. None: as the model was trained.
+            recommend_seen: Which items of a user's history are recommended again. None: as the model was trained.
             filter_columns: The columns of the catalogue that requests may filter by. None: all.
             open_rerank: Returns the re-ranking stage, or None.
             copies: Folder to which all files are copied before they are read. None: they are read in place, and must

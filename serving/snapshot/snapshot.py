@@ -6,17 +6,17 @@ and a snapshot opens only together with the bundle that built it.
 
 ```
 index/
-  manifest.json           digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
-  items.parquet           the catalogue, in the order of rows
-  interactions.parquet    the number of interactions of each item
-  vectors.safetensors     `items` by row; `users` in the order of users.parquet (not for models that read request times)
-  items.faiss             the index
-  partitions.safetensors     its IVF lists for filtered searches, if it has any
-  users.parquet           user_id, history (item ids, oldest first) and times, if the tables have them
-  attributes.parquet      the users' attributes that the model reads
-  item_statistics.safetensors       item statistics for a learned ranker, if the bundle has one
-  tokens.safetensors      token vectors for a late-interaction ranker, if the bundle has one
-  shortlists.safetensors  precomputed recommendations of each user, `rows` and `scores`, if requested
+  manifest.json                digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
+  items.parquet                the catalogue, in the order of rows
+  interactions.parquet         the number of interactions of each item
+  vectors.safetensors          `items` by row; `users` as users.parquet (not for models that read request times)
+  items.faiss                  the index
+  partitions.safetensors       its IVF lists for filtered searches, if it has any
+  users.parquet                user_id, history (item ids, oldest first) and times, if the tables have them
+  attributes.parquet           the users' attributes that the model reads
+  item_statistics.safetensors  statistics for a learned ranker, if the bundle has one
+  tokens.safetensors           token vectors for a late-interaction ranker, if the bundle has one
+  precomputed.safetensors      precomputed recommendations of each user, `rows` and `scores`, if requested
 ```
 """
 
@@ -52,7 +52,7 @@ from serving.search.tuning import SAMPLE, Chooser, choose, sample_of
 from serving.snapshot.encoding import attribute_columns, encode_users
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
-from serving.snapshot.precomputed import FILE as SHORTLISTS
+from serving.snapshot.precomputed import FILE as PRECOMPUTED
 from serving.snapshot.precomputed import PrecomputedTopK
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
@@ -77,7 +77,7 @@ class Snapshot:
         manifest: The manifest.
         item_statistics: Item statistics for a learned ranker; None if the bundle contained none when this was built.
         tokens: Token vectors of the items for a late-interaction ranker; likewise.
-        shortlists: Precomputed recommendations of each user; None if not requested.
+        precomputed: Precomputed recommendations of each user; None if not requested.
         folder: The folder that it was read from; None if it was built now.
     """
 
@@ -90,7 +90,7 @@ class Snapshot:
     manifest: IndexManifest
     item_statistics: ItemStatistics | None = None
     tokens: TokenVectors | None = None
-    shortlists: PrecomputedTopK | None = None
+    precomputed: PrecomputedTopK | None = None
     folder: SealedFolder | None = None
 
     @classmethod
@@ -154,10 +154,10 @@ class Snapshot:
             tokens=_tokens(catalog, bundle, *ranker) if ranker and reads == "tokens" else None,
         )
 
-    def with_shortlists(self, shortlists: PrecomputedTopK) -> Snapshot:
+    def with_precomputed(self, precomputed: PrecomputedTopK) -> Snapshot:
         """Return this snapshot with precomputed recommendations."""
-        manifest = self.manifest.model_copy(update={"shortlists": shortlists.listed})
-        return replace(self, shortlists=shortlists, manifest=manifest)
+        manifest = self.manifest.model_copy(update={"precomputed": precomputed.listed})
+        return replace(self, precomputed=precomputed, manifest=manifest)
 
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, replacing an existing one, and return its path."""
@@ -176,8 +176,8 @@ class Snapshot:
                 self.item_statistics.save(folder / "item_statistics.safetensors")
             if self.tokens is not None:
                 self.tokens.save(folder / "tokens.safetensors")
-            if self.shortlists is not None:
-                self.shortlists.save(folder)
+            if self.precomputed is not None:
+                self.precomputed.save(folder)
             self.manifest.write(folder)
         return bundle_path / FOLDER
 
@@ -210,15 +210,15 @@ class Snapshot:
             else None
         )
         tokens = TokenVectors.load(folder.file("tokens.safetensors")) if "tokens.safetensors" in folder else None
-        shortlists = None
-        if manifest.shortlists is not None:
-            shortlists = _shortlists(folder.file(SHORTLISTS), manifest.shortlists, manifest.num_items)
+        precomputed = None
+        if manifest.precomputed is not None:
+            precomputed = _precomputed(folder.file(PRECOMPUTED), manifest.precomputed, manifest.num_items)
         read = [len(one) for one in (item_statistics, tokens) if one is not None]
         counts = {len(catalog), len(index), len(interactions), manifest.num_items, *read}
         user_counts = {
             len(histories),
             manifest.num_users,
-            *(len(one) for one in (attributes, vectors.get("users"), shortlists) if one is not None),
+            *(len(one) for one in (attributes, vectors.get("users"), precomputed) if one is not None),
         }
         if len(counts) > 1 or len(user_counts) > 1:
             raise ValueError(f"numbers of items differ {sorted(counts)}, or of users {sorted(user_counts)}")
@@ -233,7 +233,7 @@ class Snapshot:
             manifest,
             item_statistics,
             tokens,
-            shortlists,
+            precomputed,
             folder,
         )
 
@@ -367,11 +367,13 @@ def _vectors(path: Path, manifest: IndexManifest) -> dict[str, Float32[np.ndarra
     return vectors
 
 
-def _shortlists(path: Path, listed: PrecomputedInfo, num_items: int) -> PrecomputedTopK:
+def _precomputed(path: Path, listed: PrecomputedInfo, num_items: int) -> PrecomputedTopK:
     arrays, _ = mapped(path, "F32", "I32")
     rows, scores = arrays["rows"], arrays["scores"]
     if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape or rows.dtype != np.int32:
-        raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")
+        raise ValueError(
+            f"precomputed recommendations {listed.depth} deep, {rows.shape} rows and {scores.shape} scores"
+        )
     if rows.size and not -1 <= rows.min() <= rows.max() < num_items:
-        raise ValueError(f"shortlists with row {rows.max()} of {num_items}")
+        raise ValueError(f"precomputed recommendations with row {rows.max()} of {num_items}")
     return PrecomputedTopK(rows, scores, listed.seen_items)

@@ -92,7 +92,7 @@ def make_bundle(folder: Path, tables: Path, seed: int, encoder: Path | None) -> 
     write_untrained(folder, tables, settings, seed)
     bundle = ModelBundle.open(folder)
     write_ranker(bundle, "learned", RankNetwork(3, 2).save, num_candidates=100)
-    names = RankFeatures(build_index(bundle, {}, shortlists=5).item_statistics).names  # type: ignore[arg-type]
+    names = RankFeatures(build_index(bundle, {}, precomputed=5).item_statistics).names  # type: ignore[arg-type]
     torch.manual_seed(seed)
     write_ranker(bundle, "learned", RankNetwork(len(names), 2).save, num_candidates=100, features=names)
 

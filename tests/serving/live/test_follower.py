@@ -109,7 +109,7 @@ def base_of(tables, plan=EXACT):
 
     snapshot = Snapshot.build(bundle, tables, choose=chosen)
     # What nobody's writes have touched is looked up.
-    return Recommender(bundle, snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), 10)))
+    return Recommender(bundle, snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), 10)))
 
 
 def put(item_id, title="Chair"):

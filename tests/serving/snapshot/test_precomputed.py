@@ -51,7 +51,7 @@ def snapshot_of(tables, plan=None, **features):
 
 
 def listed(bundle, snapshot, depth=DEPTH):
-    return snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), depth))
+    return snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), depth))
 
 
 def both(bundle, snapshot):
@@ -153,12 +153,12 @@ def saved(tmp_path):
 def test_lists_come_back_from_the_disk_in_memory_that_processes_share(saved):
     bundle, folder = saved
     again = Snapshot.open(bundle)
-    np.testing.assert_array_equal(again.shortlists.rows, LOOKING.snapshot.shortlists.rows)
-    np.testing.assert_array_equal(again.shortlists.scores, LOOKING.snapshot.shortlists.scores)
-    assert again.manifest.shortlists == LOOKING.snapshot.manifest.shortlists
-    assert again.manifest.shortlists.depth == DEPTH
+    np.testing.assert_array_equal(again.precomputed.rows, LOOKING.snapshot.precomputed.rows)
+    np.testing.assert_array_equal(again.precomputed.scores, LOOKING.snapshot.precomputed.scores)
+    assert again.manifest.precomputed == LOOKING.snapshot.manifest.precomputed
+    assert again.manifest.precomputed.depth == DEPTH
     with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
-        assert str(folder / "shortlists.safetensors") in maps.read()
+        assert str(folder / "precomputed.safetensors") in maps.read()
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_lists_come_back_from_the_disk_in_memory_that_processes_share(saved):
 )
 def test_lists_that_do_not_fit_are_refused(saved, change, message):
     bundle, folder = saved
-    lists = {name: array.copy() for name, array in load_file(folder / "shortlists.safetensors").items()}
-    save_file(change(lists), folder / "shortlists.safetensors")
+    lists = {name: array.copy() for name, array in load_file(folder / "precomputed.safetensors").items()}
+    save_file(change(lists), folder / "precomputed.safetensors")
     seal = IndexManifest.model_validate_json((folder / "manifest.json").read_text())
     (folder / "manifest.json").unlink()
     seal.write(folder)
@@ -197,7 +197,7 @@ def run(*arguments):
 
 
 def sealed(runs, name="model"):
-    return json.loads((runs / name / "index" / "manifest.json").read_text())["shortlists"]
+    return json.loads((runs / name / "index" / "manifest.json").read_text())["precomputed"]
 
 
 def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
@@ -207,7 +207,7 @@ def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
     assert run("index", "runs/model", "--precompute", 0) == 0
     assert "precomputed" not in capsys.readouterr().out
     assert sealed(runs) is None
-    assert not (runs / "model" / "index" / "shortlists.safetensors").exists()
+    assert not (runs / "model" / "index" / "precomputed.safetensors").exists()
 
 
 def test_untold_it_lists_a_hundred_where_that_is_soon_done(runs, capsys, monkeypatch):
