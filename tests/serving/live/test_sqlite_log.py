@@ -254,7 +254,7 @@ def test_a_database_that_stands_still_is_not_waited_for(postgres, monkeypatch):
     for ask in (store.version, lambda: store.append([event(1, "still")])):
         connection = store._reader if ask == store.version else store._writer
         connection.do(lambda one: one.execute("SET statement_timeout = 0"))
-        with pytest.raises(NotReady, match=r"did not answer within 0\.3 s"):
+        with pytest.raises(NotReady, match=r"did not respond within 0\.3 s"):
             ask()
     assert time.monotonic() - began < 2
     held.close()
