@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _MAX_SECONDS_BETWEEN_TRIES = 60.0
 _SECONDS_BETWEEN_CHECKS = 0.5
 # After an attempt to read an unavailable log, the pause before the next is at most so many times its duration.
 _PAUSE_FACTOR = 20
+# How long a request waits for that attempt.
+_SECONDS_TO_TRY = 0.5
 _NUM_WARMED = 10
 _log = logging.getLogger(__name__)
 
@@ -205,6 +208,7 @@ class _LiveOrStale:
         self._next_message = self._next_try = 0.0
         self._is_unavailable = False
         self._trying = threading.Lock()
+        self._executor = ThreadPoolExecutor(1, "towers-live")
 
     def __call__(self, current: bool) -> Recommender:
         if not self._is_unavailable:
@@ -212,6 +216,13 @@ class _LiveOrStale:
         # Only one request at a time, now and then, tries to read the log; the others do not wait for it.
         if time.monotonic() < self._next_try or not self._trying.acquire(blocking=False):
             return self._last_read(current)
+        try:
+            # In another thread, as connecting to a database that hangs takes longer than a request may.
+            return self._executor.submit(self._try, current).result(_SECONDS_TO_TRY)
+        except TimeoutError:
+            return self._last_read(current)
+
+    def _try(self, current: bool) -> Recommender:
         try:
             return self._read(current)
         finally:
