@@ -36,14 +36,19 @@ _log = logging.getLogger(__name__)
 
 
 class LiveRecommender:
-    """A recommender that follows a log; `current` is safe to call from several threads."""
+    """A recommender that follows a log; `current` is safe to call from several threads.
+
+    Attributes:
+        is_unavailable: Whether the last attempt to read the log failed.
+    """
 
     def __init__(self, base: Recommender, store: EventLog) -> None:
         self._base = base
         self._store = store
-        self._version: object = None
+        self._token: object = None
         self._lock = threading.Lock()
         self._num_failed = 0
+        self.is_unavailable = False
         # Even if the clock was set back: writes that arrive while an index is served are not in its tables.
         store.clock.pass_over(base.snapshot.manifest.events_until)
         self._reset()
@@ -70,18 +75,19 @@ class LiveRecommender:
         """
         num_failed = self._num_failed
         with self._lock:
-            if (
-                num_failed != self._num_failed
-            ):  # the thread that held the lock failed to read the log; do not wait again
+            if num_failed != self._num_failed:
+                # The thread that held the lock failed to read the log; do not wait again.
                 raise NotReady("the log of live writes cannot be read")
             try:
-                version = self._store.change_token()
+                token = self._store.change_token()
+                if token != self._token:
+                    self._catch_up()
+                    self._token = token
             except NotReady:
                 self._num_failed += 1
+                self.is_unavailable = True
                 raise
-            if version != self._version:
-                self._catch_up()
-                self._version = version
+            self.is_unavailable = False
             return self._latest
 
     def _catch_up(self) -> None:

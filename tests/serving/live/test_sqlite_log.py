@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from tests import running
 def postgres(tmp_path_factory):
     """The address of a PostgreSQL server; the test is skipped where the machine has none."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    programs = [shutil.which(name) for name in ("initdb", "postgres")]
+    programs = [running.postgres_program(name) for name in ("initdb", "postgres")]
     if not all(programs):
         pytest.skip("no PostgreSQL on this machine")
     # It does not run as root, and whoever else it runs as must reach its folder.
@@ -260,6 +261,33 @@ def test_a_database_that_stands_still_is_not_waited_for(postgres, monkeypatch):
     held.close()
     store.change_token()
     assert store.append([event(1, "goes on")]).position > 0
+    store.close()
+
+
+def test_while_a_write_waits_for_the_database_others_are_refused_at_once(postgres, monkeypatch):
+    import psycopg
+
+    monkeypatch.setattr("serving.live.postgres_log._SECONDS_TO_WRITE", 1.0)
+    store = open_log(postgres)
+
+    def write():
+        with suppress(NotReady):
+            store.append([event(1)])
+
+    held = psycopg.connect(postgres)
+    held.execute("LOCK TABLE towers_log IN EXCLUSIVE MODE")
+    write()
+    waiting = threading.Thread(target=write)
+    waiting.start()
+    while not store._writer._lock.locked():
+        time.sleep(0.001)
+    for _ in range(5):
+        with pytest.raises(NotReady, match="the database does not respond"):
+            store.append([event(1)])
+    assert waiting.is_alive()
+    waiting.join()
+    held.close()
+    assert store.append([event(1)]).position > 0
     store.close()
 
 
