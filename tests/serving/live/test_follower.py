@@ -569,11 +569,11 @@ def test_no_request_waits_long_for_a_log_that_is_known_to_stand_still(store, mon
     kept_up = _LiveOrStale(LiveRecommender(base_of(shop()), store))
     hangs = threading.Event()
 
-    def version():
+    def change_token():
         hangs.wait(20)
         raise NotReady("it stands still")
 
-    monkeypatch.setattr(store, "version", version)
+    monkeypatch.setattr(store, "change_token", change_token)
     monkeypatch.setattr("serving.deploy.hot_reload._SECONDS_TO_TRY", 0.1)
     hangs.set()
     kept_up(False)
