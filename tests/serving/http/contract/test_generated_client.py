@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from functools import partial
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -15,6 +19,8 @@ from tests.serving.http.contract.test_openapi import LIMITS, make_shop
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed, which generated clients use")
 generator = pytest.importorskip("openapi_python_client", reason="openapi-python-client is not installed")
+
+GUIDE = Path(__file__).parents[4] / "docs" / "guides" / "clients.md"
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +106,27 @@ def test_a_generated_client_gets_problems_as_such(client):
     assert (invalid.status, invalid.code, invalid.errors[0].field) == (422, "invalid", "k")
     refused = operation("delete_item").sync("i1", client=client("read"))
     assert refused.status == 403
+
+
+@pytest.fixture
+def backend(service, monkeypatch):
+    """The backend of docs/guides/clients.md, with the key, and its connection to the service without a network."""
+    app, keys = service
+    for name, value in {"SESSION_KEY": "secret", "TOWERS_URL": "http://towers", "TOWERS_KEY": keys["read"]}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.WSGITransport(app=app)))
+    [code] = re.findall(r"```python[^\n]*\n(import os.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    written: dict[str, Any] = {"__name__": "backend"}
+    exec(compile(code, GUIDE.name, "exec"), written)
+    return written
+
+
+def test_the_backend_of_the_guide_asks_for_its_own_user_only(backend):
+    browser = backend["app"].test_client()
+    assert browser.get("/api/recommendations").status_code == 401
+    with browser.session_transaction() as session:
+        session["user_id"] = 1
+    items = browser.get("/api/recommendations?user_id=2").json["items"]
+    assert items == backend["towers"].get("/recommendations/1?k=10").json()["items"] != []
+    backend["towers"].headers["Authorization"] = "Bearer wrong"
+    assert browser.get("/api/recommendations").json == {"items": []}
