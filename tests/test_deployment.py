@@ -146,10 +146,11 @@ def test_the_guide_has_every_alert():
     assert said == [(rule["alert"], rule["labels"]["severity"]) for rule in RULES]
 
 
-def test_prometheus_accepts_the_rules():
+@pytest.mark.parametrize(("what", "file"), [("check", "alerts.yml"), ("test", "alerts.test.yml")])
+def test_prometheus_accepts_the_rules_and_their_tests(what, file):
     if (promtool := shutil.which("promtool")) is None:
         pytest.skip("promtool is not installed")
-    subprocess.run([promtool, "check", "rules", DEPLOY / "prometheus" / "alerts.yml"], check=True)
+    subprocess.run([promtool, what, "rules", DEPLOY / "prometheus" / file], check=True)
 
 
 def test_the_dashboard_asks_the_data_source_that_is_provisioned():
