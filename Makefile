@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test rivals lock format clean
+.PHONY: help install demo test rivals wheel lock format clean
 
 # Which set to install: gpu where an NVIDIA GPU answers, else cpu. Overrule it with `make install DEVICE=cpu`.
 ifndef DEVICE
@@ -44,6 +44,12 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 	$(BIN)/lint-imports
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+wheel: install ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
+	@rm -rf dist
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . .locks/fbgemm-cpu
+	@for device in cpu gpu; do cp .locks/$$device.lock dist/constraints-$$device.txt; done
+	@ls dist
 
 rivals: .rivals/installed ## make .rivals with what tests/benchmarks measures ours beside
 

@@ -251,7 +251,7 @@ def test_make_alone_shows_what_there_is() -> None:
         ["make", "--no-print-directory", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     targets = [line.split()[1] for line in ended.stdout.splitlines()]
-    assert targets == ["help", "install", "demo", "test", "rivals", "lock", "format", "clean"]
+    assert targets == ["help", "install", "demo", "test", "wheel", "rivals", "lock", "format", "clean"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
