@@ -54,9 +54,7 @@ def options_of(command: click.Command) -> set[str]:
 
 
 def _sections(name: str, command: click.Command, marks: str) -> list[str]:
-    arguments = [
-        str(one.metavar or one.human_readable_name) for one in command.params if isinstance(one, click.Argument)
-    ]
+    arguments = [one for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option)]
     usage = " ".join(
         [name, *(one.make_metavar(click.Context(command)) for one in arguments), *(["[OPTIONS]"] if options else [])]
@@ -102,3 +100,21 @@ def _values(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         return ", ".join(f"`{choice}`" for choice in option.type.choices)
     kind = option.metavar or _KINDS.get(option.type.name, "TEXT")
+    limits = []
+    if isinstance(option.type, click.IntRange | click.FloatRange):
+        for bound, is_open, signs in (
+            (option.type.min, option.type.min_open, "≥>"),
+            (option.type.max, option.type.max_open, "≤<"),
+        ):
+            if bound is not None:
+                limits.append(f"{signs[is_open]} {bound:g}")
+    return " ".join([f"`{kind}`", ", ".join(limits)]).strip()
+
+
+def _plain(text: str) -> str:
+    """Return text of a terminal as Markdown: outside of code spans nothing of it is markup."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part.replace("|", "\\|") if at % 2 else re.sub(r"([\\*_<>\[\]|])", r"\\\1", part)
+        for at, part in enumerate(parts)
+    )

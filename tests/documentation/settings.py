@@ -107,13 +107,6 @@ _NAMES: dict[Any, str] = {
     SecretStr: "text",
     Path: "path",
 }
-    bool: "`true`, `false`",
-    int: "integer",
-    float: "number",
-    str: "text",
-    SecretStr: "text",
-    Path: "path",
-}
 _PLURALS = {"integer": "integers", "text": "texts"}
 
 
