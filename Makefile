@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test rivals lock format clean
+.PHONY: help install demo test docs rivals lock format clean
 
 # Which set to install: gpu where an NVIDIA GPU answers, else cpu. Overrule it with `make install DEVICE=cpu`.
 ifndef DEVICE
@@ -45,6 +45,10 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+docs: install ## write what is generated in docs/, and build the site into .site
+	$(BIN)/python -m tests.documentation
+	$(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
+
 rivals: .rivals/installed ## make .rivals with what tests/benchmarks measures ours beside
 
 lock: install ## find the newest set of versions that fits, and write the lock files again
@@ -60,7 +64,7 @@ format: install ## put every file in the house's layout, and mend what ruff can 
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, .rivals and caches (runs and data stay)
-	rm -rf .venv .rivals dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals .site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find features towers training serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Four steps. torch by itself, so that it brings what its build needs; the rest exactly as locked, without asking what

@@ -1,4 +1,4 @@
-"""Today's tables against those of the training: each change is refused, noted or harmless, as docs/columns.md says.
+"""Changed tables against those of the training: each change is refused, noted or harmless, as columns.md says.
 
     python tests/benchmarks/changed_tables.py
 
@@ -26,7 +26,7 @@ from serving.jobs.recommend_all import recommend_all
 from tests.serving.conftest import write_untrained
 from towers.bundle.bundle import ModelBundle
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "columns.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "columns.md"
 FEATURES = {
     "interactions": "clicks.csv",
     "items": "products.csv",

@@ -1,4 +1,4 @@
-"""The wheel in an empty environment, outside of the repository: installed as the README says, then init, train, serve.
+"""The wheel in an empty environment, outside of the repository: installed as the guide says, then init, train, serve.
 
     python tests/benchmarks/wheel.py [--folder DIR] [--keep]
 

@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 SITE = ROOT / ".mkdocs.yml"
 
 _FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_CODE_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+_CODE_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Page:
     @property
     def code_spans(self) -> list[str]:
         """What stands between single backticks."""
-        return [span.replace("\\|", "|") for span in _CODE_SPAN.findall(self.prose)]
+        return [" ".join(span.split()).replace("\\|", "|") for span in _CODE_SPAN.findall(self.prose)]
 
     @property
     def links(self) -> list[str]:
