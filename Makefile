@@ -47,7 +47,7 @@ test: install ## everything that CI runs: style, types, arrows between rooms, te
 
 docs: install ## write what is generated in docs/, and build the site into .site
 	$(BIN)/python -m tests.documentation
-	$(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
 
 rivals: .rivals/installed ## make .rivals with what tests/benchmarks measures ours beside
 

@@ -96,7 +96,7 @@ def test_a_page_begins_with_its_title_and_what_it_is_for(page):
 def test_every_path_in_a_code_span_exists(page):
     for span in page.code_spans:
         for word in re.split(r"[\s,]+", span):
-            if re.fullmatch(rf"({'|'.join(map(re.escape, OWN))})/[\w./-]*", word):
+            if re.fullmatch(rf"({'|'.join(map(re.escape, OWN))})/[\w./-]*", word) and "NAME" not in word:
                 assert (ROOT / word).exists(), word
 
 

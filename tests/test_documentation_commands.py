@@ -117,7 +117,7 @@ class Story:
             return json.load(error)
 
     def _compare(self, page: Page, shown: Any) -> None:
-        """Compare the last answer; a new index is loaded within seconds, so that one that differs is asked for again."""
+        """Compare the last answer, asking again where it differs: a new index is loaded within seconds."""
         line, answer = self._asked
         deadline = time.monotonic() + SECONDS_TO_RELOAD
         while shape(answer) != shape(shown) and line.startswith("curl 'http") and time.monotonic() < deadline:

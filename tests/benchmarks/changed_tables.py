@@ -259,7 +259,7 @@ def documented() -> dict[str, tuple[str, str]]:
     """The rows of the document's table: by change, the outcome and what is said."""
     text = DOCUMENT.read_text(encoding="utf-8")
     table = text.partition("<!-- changes -->\n")[2].partition("<!-- /changes -->")[0]
-    rows = [re.findall(r"(?<=\| )[^|]*(?=\|)", line) for line in table.splitlines()[2:]]
+    rows = [re.findall(r"(?<=\| )[^|]*(?=\|)", line) for line in table.strip().splitlines()[2:]]
     return {change.strip(): (outcome.strip(), said.strip()) for change, outcome, said in rows}
 
 
