@@ -47,7 +47,7 @@ class Story:
         self._port = running.free_port()
         self._server: subprocess.Popen[str] | None = None
         self._done: set[str] = set()
-        self._asked: tuple[str, Any] = ("", None)
+        self._asked: tuple[str, dict[str, Any]] = "", {}
 
     def run(self, page: Page) -> None:
         """Run the blocks of a page; an error names the page and the command."""
@@ -56,13 +56,21 @@ class Story:
             if block.not_run:
                 continue
             if block.language == "python":
+                self._check_answered(page)
                 exec(compile(self._addressed(block.text), page.name, "exec"), namespace)
                 self._done.clear()  # it may have changed what commands read
             elif block.language == "json":
                 self._compare(page, json.loads(block.text))
             elif block.language == "sh":
                 for line in block.commands:
+                    self._check_answered(page)
                     self._command(page, line)
+        self._check_answered(page)
+
+    def _check_answered(self, page: Page) -> None:
+        """Check that the last answer was no error, unless the page shows it."""
+        line, answer = self._asked
+        assert "code" not in answer, f"{page.name}: {line}: {answer}"
 
     def close(self) -> None:
         """End the server, which must end well."""
@@ -124,8 +132,9 @@ class Story:
             time.sleep(0.2)
             answer = self._ask(page, line)
         assert shape(answer) == shape(shown), f"{page.name}: {line}: {answer}"
-        if "status" in shown:
+        if "code" in shown:
             assert answer == shown, "an error is the same to the letter"
+        self._asked = line, {}
 
     def _addressed(self, text: str) -> str:
         return text.replace(":8000", f":{self._port}")
@@ -179,6 +188,7 @@ def story(tmp_path: Path, towers: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "towers").symlink_to(towers)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with closing(Story(tmp_path)) as own:
         yield own
 
