@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from html import escape
 
 import click
 
+from tests.documentation.pages import in_table
 from towers.cli import main as cli
 
 _INTRODUCTION = """\
@@ -114,7 +116,8 @@ def _values(option: click.Option) -> str:
 def _plain(text: str) -> str:
     """Return text of a terminal as Markdown: outside of code spans nothing of it is markup."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(
-        part.replace("|", "\\|") if at % 2 else re.sub(r"([\\*_<>\[\]|])", r"\\\1", part)
-        for at, part in enumerate(parts)
-    )
+    return in_table("".join(part if at % 2 else _escaped(part) for at, part in enumerate(parts)))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\*_\[\]|])", r"\\\1", escape(text, quote=False))

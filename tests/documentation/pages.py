@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape, unescape
 from pathlib import Path
 
 import yaml
@@ -64,8 +65,9 @@ class Page:
 
     @property
     def code_spans(self) -> list[str]:
-        """What stands between single backticks."""
-        return [" ".join(span.split()).replace("\\|", "|") for span in _CODE_SPAN.findall(self.prose)]
+        """What stands between single backticks, or as `<code>` in a table."""
+        spans = [*_CODE_SPAN.findall(self.prose), *map(unescape, re.findall(r"<code>(.*?)</code>", self.prose))]
+        return [" ".join(span.split()) for span in spans]
 
     @property
     def links(self) -> list[str]:
@@ -87,6 +89,15 @@ def slug(heading: str) -> str:
     """Return the anchor of a heading, as MkDocs and GitHub make it where no two of its marks are neighbours."""
     text = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower())
+
+
+def in_table(text: str) -> str:
+    """Return Markdown for a cell of a table; GitHub and MkDocs agree on pipes within code only where it is HTML."""
+    return _CODE_SPAN.sub(lambda found: f"<code>{_html(found[1])}</code>" if "|" in found[1] else found[0], text)
+
+
+def _html(text: str) -> str:
+    return escape(text, quote=False).replace("|", "&#124;")
 
 
 def site_order() -> list[Path]:

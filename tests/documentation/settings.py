@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from features.config import ColumnSettings, EncoderSettings, FeaturesConfig, FeatureSettings, StrictTable
 from serving.config import ServingConfig
+from tests.documentation.pages import in_table
 from towers.config import TowersConfig
 from training.config import TrainingConfig
 
@@ -63,7 +64,7 @@ def _rows(table: type[StrictTable]) -> str:
     for name, field in table.model_fields.items():
         if table is FeaturesConfig and name in _SHOWN_APART:
             continue
-        what = " ".join((field.description or "").split()).replace("|", "\\|")
+        what = in_table(" ".join((field.description or "").split()))
         lines.append(f"| `{name}` | {_values(field)} | {_default(field)} | {what} |")
     return "\n".join(lines) + "\n"
 
