@@ -131,8 +131,9 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], extra: str = ""
 
 
 def _picture(width: float, height: float, parts: Iterable[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img">'
-    page = f'<rect class="page" width="{width:.0f}" height="{height:.0f}"/>'
+    size = f'width="{width:.0f}" height="{height:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width:.0f} {height:.0f}" role="img">'
+    page = f'<rect class="page" {size}/>'
     return "\n".join([head, _STYLE.rstrip("\n"), page, *parts, "</svg>"]) + "\n"
 
 
