@@ -170,7 +170,7 @@ def test_nothing_unexpected_lies_at_the_top() -> None:
 def test_the_chapter_on_threats_names_settings_that_there_are() -> None:
     from serving.config import ServingConfig
 
-    text = (ROOT / "docs" / "threats.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "operating" / "threats.md").read_text(encoding="utf-8")
     limits = text.partition("## Limits and deadlines")[2].partition("## ")[0]
     named = {name for row in re.findall(r"(?m)^\|.*\|([^|]*)\|$", limits) for name in re.findall(r"`(\w+)`", row)}
     assert len(named) > 12
@@ -251,7 +251,7 @@ def test_make_alone_shows_what_there_is() -> None:
         ["make", "--no-print-directory", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     targets = [line.split()[1] for line in ended.stdout.splitlines()]
-    assert targets == ["help", "install", "demo", "test", "wheel", "rivals", "lock", "format", "clean"]
+    assert targets == ["help", "install", "demo", "test", "docs", "wheel", "rivals", "lock", "format", "clean"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

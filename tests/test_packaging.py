@@ -109,8 +109,8 @@ def test_every_pip_install_names_packages_that_the_locks_have():
     assert unknown == []
 
 
-def test_every_room_says_that_it_has_types():
-    assert [room for package in PACKAGES if not (ROOT / room / "py.typed").is_file()] == []
+def test_every_package_says_that_it_has_types():
+    assert [package for package in PACKAGES if not (ROOT / package / "py.typed").is_file()] == []
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"] == {
         "packages": [*PACKAGES]
     }

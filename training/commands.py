@@ -24,7 +24,9 @@ _device = click.option(
     show_default=True,
     help="Device to train on.",
 )
-_preset = click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
+_preset = click.option(
+    "--preset", type=click.Choice(PRESETS), help="Size of the model: dimensions, layers, heads and dropout rate."
+)
 _overrides = click.option(
     "--set",
     "overrides",

@@ -38,7 +38,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Route:
-    """One endpoint; dispatch, API keys' scopes, metrics, the OpenAPI document and the README follow from it.
+    """One endpoint; dispatch, API keys' scopes, metrics, the OpenAPI document and the reference follow from it.
 
     Attributes:
         method: The HTTP method. HEAD follows from GET, and every path has OPTIONS.

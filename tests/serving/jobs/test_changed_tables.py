@@ -1,4 +1,4 @@
-"""Each change of today's tables ends as docs/columns.md says; by all operations: benchmarks/changed_tables.py."""
+"""Each change of later tables ends as columns.md says; by all operations: benchmarks/changed_tables.py."""
 
 from __future__ import annotations
 
