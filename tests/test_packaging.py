@@ -97,7 +97,7 @@ def test_mypy_sees_our_types_where_the_wheel_is_installed(tmp_path):
         "from towers.process import available_cores\n"
         "from training.evaluation.text_table import aligned\n"
         "reveal_type(redacted('text'))\n"
-        "reveal_type(NotReady('text').said)\n"
+        "reveal_type(NotReady('text').message)\n"
         "reveal_type(available_cores())\n"
         "reveal_type(aligned([]))\n",
         encoding="utf-8",
