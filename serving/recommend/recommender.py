@@ -70,6 +70,7 @@ class Recommender:
     ) -> None:
         self.bundle = bundle
         self.snapshot = snapshot
+        self.index_version = snapshot.manifest.version
         recommend_seen = bundle.config.features.recommend_seen if recommend_seen is None else recommend_seen
         self.seen_items = SeenItems.of(recommend_seen)
         self.rerank = rerank
@@ -132,11 +133,6 @@ class Recommender:
     def model(self) -> str:
         """Version of the model."""
         return self.bundle.version
-
-    @property
-    def index_version(self) -> str:
-        """Version of the index."""
-        return self.snapshot.manifest.version
 
     def with_state(self, state: ServingState) -> Recommender:
         """Return this recommender over another state of the same index."""
