@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from tests.test_house import ROOMS, SOURCES, module_of, modules_imported
+from tests.test_house import SOURCES, TOP_PACKAGES, module_of, modules_imported
 
 BOX, GAP_X, GAP_Y, GAP_Y_STACKED, MARGIN = 34, 16, 46, 12, 16
 LETTER, SIDES = 7.9, 20
@@ -65,7 +65,7 @@ def imports_within(package: str) -> Imports:
 
 def imports_between() -> Imports:
     """Return which packages import which."""
-    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    found: dict[str, set[str]] = {room: set() for room in TOP_PACKAGES}
     for path in SOURCES:
         own = module_of(path).partition(".")[0]
         found[own] |= {name.partition(".")[0] for name in modules_imported(path)} - {own}
@@ -187,6 +187,6 @@ def flow() -> str:
 DIAGRAMS: dict[str, Callable[[], str]] = {
     "flow.svg": flow,
     "architecture/packages.svg": lambda: connected(imports_between()),
-    **{f"architecture/{room}.svg": lambda room=room: stacked(imports_within(room)) for room in ROOMS},
+    **{f"architecture/{room}.svg": lambda room=room: stacked(imports_within(room)) for room in TOP_PACKAGES},
 }
 """By their path in `docs/`: how each picture is made."""
