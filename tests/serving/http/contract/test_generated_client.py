@@ -47,14 +47,14 @@ def package(service, tmp_path_factory):
         document_source=folder / "openapi.json",
         file_encoding="utf-8",
         overwrite=False,
-        output_path=folder / "towers_client",
+        output_path=folder / "shop_client",
     )
     said = generator.generate(config=config)
     assert [one.detail or one.header for one in said] == []  # an operation or a type that it left out
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        yield importlib.import_module("towers_client")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "towers_client"]:
+        yield importlib.import_module("shop_client")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop_client"]:
         del sys.modules[name]
 
 
@@ -68,11 +68,11 @@ def client(service, package):
 
 
 def operation(name: str) -> ModuleType:
-    return importlib.import_module(f"towers_client.api.default.{name}")
+    return importlib.import_module(f"shop_client.api.default.{name}")
 
 
 def models() -> ModuleType:
-    return importlib.import_module("towers_client.models")
+    return importlib.import_module("shop_client.models")
 
 
 def test_a_generated_client_gets_what_the_service_answers(service, client):
