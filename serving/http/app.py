@@ -75,8 +75,7 @@ def create_app(
     private_copies = None if copies is None else PrivateCopies(copies)
     guards = guards_of(settings, metrics, shared)
     provider = _provider(source, settings, partial(_note_versions, metrics), log, private_copies, LastServed(shared))
-    on_change = partial(metrics.hold, "towers_requests_in_progress")
-    limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, on_change)
+    limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, metrics.gauge("towers_requests_in_progress"))
     documents = Documents(ROUTES, recommend.contract, takes_writes=log is not None)
     service = Service(settings, provider, recommend, metrics, limiter, documents.of)
     app.extensions["towers"] = service

@@ -13,7 +13,7 @@ from serving.http.key_file import Scope
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """The response of a handler, as a WSGI application.
 

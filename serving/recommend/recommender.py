@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ class Recommender:
     Attributes:
         bundle: The model.
         snapshot: The current tables, encoded by the model.
+        model: Version of the model.
+        index_version: Version of the index.
         indexed: The state of the index as it was built.
         state: The data that requests are answered from; `state.filters.parse({"brand": "Acme"})` is a
             `RecommendRequest.where`.
@@ -70,7 +73,7 @@ class Recommender:
     ) -> None:
         self.bundle = bundle
         self.snapshot = snapshot
-        self.index_version = snapshot.manifest.version
+        self.model, self.index_version = bundle.version, snapshot.manifest.version
         recommend_seen = bundle.config.features.recommend_seen if recommend_seen is None else recommend_seen
         self.seen_items = SeenItems.of(recommend_seen)
         self.rerank = rerank
@@ -129,11 +132,6 @@ class Recommender:
             remedy = IndexManifest.remedy(path)
             raise BundleError(f"{path}: its index cannot be used ({said_of(error)}); {remedy}") from error
 
-    @property
-    def model(self) -> str:
-        """Version of the model."""
-        return self.bundle.version
-
     def with_state(self, state: ServingState) -> Recommender:
         """Return this recommender over another state of the same index."""
         other = copy.copy(self)
@@ -163,7 +161,8 @@ class Recommender:
             DataError: The model does not read an attribute, its value has the wrong type, or a history and its times
                 differ in length.
         """
-        return self.recommend_many([user], request)[0]
+        request = RecommendRequest.of(request)
+        return self._looked_up(user, request) or self._searched([user], request)[0]
 
     def recommend_many(
         self, users: Sequence[ExternalId | UserProfile], request: RecommendRequest | int
@@ -322,8 +321,12 @@ class Recommender:
 
     def _recommendations(self, rows: np.ndarray, scores: np.ndarray, first_rank: int = 1) -> list[Recommendation]:
         ids, titles = self.state.items.ids, self.state.titles
-        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=first_rank)
-        return [
-            Recommendation(ids[row], score, rank, None if titles is None else titles[row])
-            for rank, (row, score) in pairs
-        ]
+        found = rows.tolist()
+        columns = (
+            [ids[row] for row in found],
+            scores.tolist(),
+            range(first_rank, first_rank + len(found)),
+            repeat(None) if titles is None else [titles[row] for row in found],
+            repeat(None),
+        )
+        return [*map(Recommendation._make, zip(*columns, strict=False))]  # without end: `repeat`
