@@ -170,7 +170,7 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
         raise NotReady("the log of live writes cannot be read (disk I/O error)")
 
     store = client.application.extensions["towers"].provider.store
-    for name in ("version", "append"):
+    for name in ("change_token", "append"):
         monkeypatch.setattr(store, name, gone)
     answer = client.get("/recommendations/4711")
     assert (answer.status_code, answer.json["fallback"]) == (200, None)
@@ -192,7 +192,7 @@ def test_what_another_worker_wrote_is_not_denied_while_the_log_is_out_of_reach(r
 
     store = mine.application.extensions["towers"].provider.store
     with monkeypatch.context() as patch:
-        patch.setattr(store, "version", gone)
+        patch.setattr(store, "change_token", gone)
         event = {"events": [{"user_id": 107, "item_id": "new"}]}
         for _ in range(2):  # the first finds the log away, the second knows it
             assert mine.post("/events", json=event).status_code == 503

@@ -248,12 +248,12 @@ def test_a_database_that_stands_still_is_not_waited_for(postgres, monkeypatch):
     for name in ("_SECONDS_TO_READ", "_SECONDS_TO_WRITE"):
         monkeypatch.setattr(f"serving.live.postgres_log.{name}", 0.3)
     store = open_log(postgres)
-    held = psycopg.connect(postgres)
+    held = psycopg.connect(postgres, options="-c lock_timeout=20s")
     held.execute("LOCK TABLE towers_log IN ACCESS EXCLUSIVE MODE")
     # Not even the server's own time limit: what stands still does not look at its clock.
     began = time.monotonic()
     for ask in (store.change_token, lambda: store.append([event(1, "still")])):
-        connection = store._reader if ask == store.version else store._writer
+        connection = store._reader if ask == store.change_token else store._writer
         connection.do(lambda one: one.execute("SET statement_timeout = 0"))
         with pytest.raises(NotReady, match=r"did not respond within 0\.3 s"):
             ask()
@@ -274,7 +274,7 @@ def test_while_a_write_waits_for_the_database_others_are_refused_at_once(postgre
         with suppress(NotReady):
             store.append([event(1)])
 
-    held = psycopg.connect(postgres)
+    held = psycopg.connect(postgres, options="-c lock_timeout=20s")
     held.execute("LOCK TABLE towers_log IN EXCLUSIVE MODE")
     write()
     waiting = threading.Thread(target=write)

@@ -287,6 +287,7 @@ class Stopping:
         if name == "serving.http.app" and stopped_by:
             os.kill(os.getpid(), signal.Signals[stopped_by])
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # make may run where it is ignored
 sys.meta_path.insert(0, Stopping())
 file = os.memfd_create("instructions")
 WorkerInstructions(folder, ServingConfig(device=device), None, greeting="").write(file)

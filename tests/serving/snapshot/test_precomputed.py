@@ -167,9 +167,9 @@ def test_lists_come_back_from_the_disk_in_memory_that_processes_share(saved):
         (lambda lists: {name: array[:-1] for name, array in lists.items()}, r"of users \[11, 12\]"),
         (
             lambda lists: {name: np.ascontiguousarray(array[:, :3]) for name, array in lists.items()},
-            "shortlists 25 deep",
+            "precomputed recommendations 25 deep",
         ),
-        (lambda lists: {**lists, "scores": lists["scores"][:-1]}, "shortlists 25 deep"),
+        (lambda lists: {**lists, "scores": lists["scores"][:-1]}, "precomputed recommendations 25 deep"),
         (lambda lists: {**lists, "rows": lists["rows"].astype(np.int64)}, "rows is of type I64, expected F32 or I32"),
     ],
     ids=["a user less", "not so deep", "a line of scores less", "another type"],

@@ -170,7 +170,7 @@ def test_the_cross_encoder_reads_the_newest_texts_and_each_candidate(cross_encod
 def test_the_cross_encoder_computes_in_the_numbers_that_it_is_told(cross_encoder: Path):
     model, shortlist = open_cross_encoder(cross_encoder, max_tokens=48), make_shortlist([4, 9, 2, 20], [7, 3])
     exact, quick = (
-        CrossEncoderRanker(model, TEXTS, reading(), precision=precision).opinions(shortlist, Deadline(None))[0]
+        CrossEncoderRanker(model, TEXTS, settings(), precision=precision).opinions(shortlist, Deadline(None))[0]
         for precision in (torch.float32, torch.bfloat16)
     )
     assert not np.array_equal(exact, quick)
@@ -187,8 +187,8 @@ def test_texts_that_are_too_long_are_cut(cross_encoder: Path):
 def ranker(request: pytest.FixtureRequest) -> Reranker:
     if request.param == "cross-encoder":
         model = open_cross_encoder(request.getfixturevalue("cross_encoder"), max_tokens=48)
-        return CrossEncoderRanker(model, TEXTS, reading(), batch=4)
-    return LateInteractionRanker(request.getfixturevalue("tokens"), None, reading(), batch=4)
+        return CrossEncoderRanker(model, TEXTS, settings(), batch=4)
+    return LateInteractionRanker(request.getfixturevalue("tokens"), None, settings(), batch=4)
 
 
 def test_every_candidate_has_a_score_and_equal_texts_stay_in_order(ranker: Reranker):
@@ -225,7 +225,7 @@ def test_time_that_is_up_between_batches_ends_it(ranker: Reranker):
 def test_a_batch_that_would_come_too_late_is_not_begun(cross_encoder: Path, monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     model = open_cross_encoder(cross_encoder, max_tokens=48)
-    ranker = CrossEncoderRanker(model, TEXTS, reading(), batch=4)
+    ranker = CrossEncoderRanker(model, TEXTS, settings(), batch=4)
     asked = []
 
     def slow(pairs: list[tuple[str, str]]) -> np.ndarray:
