@@ -37,7 +37,7 @@ install: $(STAMP) ## make .venv and install everything in it (DEVICE=cpu or DEVI
 demo: install ## generate a shop, train, evaluate, serve and ask it, showing each command
 	@$(BIN)/towers demo $(if $(SIZE),--size $(SIZE)) $(if $(SEED),--seed $(SEED))
 
-test: install ## everything that CI runs: style, types, arrows between rooms, tests
+test: install ## everything that CI runs: style, types, import layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

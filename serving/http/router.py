@@ -15,7 +15,7 @@ STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HT
 
 @dataclass(slots=True)
 class Reply:
-    """The response of a handler, as a WSGI application.
+    """The response of a handler, as a WSGI application; not frozen, which takes longer to create.
 
     Attributes:
         body: The encoded content.

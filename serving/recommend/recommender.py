@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from features.sequences.ragged import Ragged
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from serving.catalog.ids import ExternalId
-from serving.deadline import watched
+from serving.deadline import check, watched
 from serving.observability.timings import timed
 from serving.recommend.explanations import contributions, most
 from serving.recommend.query_encoder import QueryEncoder
@@ -161,7 +160,9 @@ class Recommender:
             DataError: The model does not read an attribute, its value has the wrong type, or a history and its times
                 differ in length.
         """
+        # Not `recommend_many` of one: nearly all that a service is asked comes through here.
         request = RecommendRequest.of(request)
+        check()
         return self._looked_up(user, request) or self._searched([user], request)[0]
 
     def recommend_many(
@@ -326,7 +327,7 @@ class Recommender:
             [ids[row] for row in found],
             scores.tolist(),
             range(first_rank, first_rank + len(found)),
-            repeat(None) if titles is None else [titles[row] for row in found],
-            repeat(None),
+            [None] * len(found) if titles is None else [titles[row] for row in found],
+            [None] * len(found),
         )
-        return [*map(Recommendation._make, zip(*columns, strict=False))]  # without end: `repeat`
+        return [*map(Recommendation._make, zip(*columns, strict=True))]

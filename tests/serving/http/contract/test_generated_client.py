@@ -11,11 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from serving.http.app import create_app
-from serving.http.key_file import add_key
-from tests.serving.http.contract.test_openapi import LIMITS, make_shop
+from tests.serving.http.contract.test_openapi import service_with_keys
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed, which generated clients use")
 generator = pytest.importorskip("openapi_python_client", reason="openapi-python-client is not installed")
@@ -25,11 +22,7 @@ GUIDE = Path(__file__).parents[4] / "docs" / "guides" / "clients.md"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """The service with writes and keys, and its keys by what they may do."""
-    folder = tmp_path_factory.mktemp("service")
-    keys = {scope: add_key(folder / "keys.toml", scope, scope) for scope in ("read", "write")}
-    changed = {"live": SecretStr(str(folder / "live.db")), "api_keys_file": str(folder / "keys.toml")}
-    return create_app(make_shop(), LIMITS.model_copy(update=changed)), keys
+    return service_with_keys(tmp_path_factory.mktemp("service"))
 
 
 @pytest.fixture(scope="module")
