@@ -122,13 +122,16 @@ def test_two_packages_that_own_one_folder_are_told(
         "torch": ["torch/__init__.py"],
         "fbgemm_gpu-cpu": ["fbgemm_gpu/__init__.py"],
         # The stand-in that `make wheel` builds for a CPU has no files but its metadata.
-        "fbgemm_gpu": ["fbgemm_gpu/__init__.py"] if clash else ["fbgemm_gpu-1.8.0+cpu.dist-info/METADATA"],
+        "fbgemm_gpu": ["fbgemm_gpu/__init__.py"] if clash else ["fbgemm_gpu-1.8.0.dist-info/METADATA"],
     }
     for name, paths in files.items():
         folder = tmp_path / f"{name.replace('-', '_')}-1.8.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Name: {name}\nVersion: 1.8.0\n")
         (folder / "RECORD").write_text("".join(f"{path},,\n" for path in paths))
+        for path in paths:  # importlib_metadata, where a library has loaded it, leaves out what does not exist
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).touch()
     monkeypatch.setattr(clinic, "distributions", lambda: distributions(path=[str(tmp_path)]))
     monkeypatch.setattr(clinic, "requires", lambda name: [])
     found = clinic._packages()[0]
