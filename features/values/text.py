@@ -5,18 +5,18 @@ fixed number of buckets. Only the most telling of them, by TF-IDF, are kept, so 
 than a bounded number of look-ups.
 
 `words` is the only tokeniser: text features, search, BM25, TF-IDF and the names of clusters all read words in its way.
-
-scikit-learn takes a second to import, so each function here imports what it needs: a service starts without it.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 
+import mmh3
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
@@ -190,36 +190,40 @@ class ProjectedText:
 
     def numbers(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         """Return the place of each text, about of length 1; zeros where none of its words is known."""
-        from sklearn.preprocessing import normalize
-
         counts = _counts(texts, len(self.inverse_document_frequency), words_and_pairs)
-        counts.data = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
-        placed: np.ndarray = (normalize(counts) @ self._directions).toarray().astype(np.float32)
+        weights = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
+        rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
+        counts.data = weights / np.sqrt(np.bincount(rows, weights=weights**2))[rows]
+        placed: np.ndarray = (counts @ self._directions).toarray().astype(np.float32)
         return placed
 
 
 def _directions(num_buckets: int, width: int) -> sp.csr_array:
     """Return `[buckets, width]` with entries +-1 / sqrt(16) in 16 places of each row; the same on every machine."""
-    from sklearn.utils import murmurhash3_32
-
-    buckets = np.arange(num_buckets, dtype=np.int32)
-    hashes = np.stack([murmurhash3_32(buckets, seed=seed, positive=True) for seed in range(ENTRIES)], axis=1)
+    buckets = (bucket.tobytes() for bucket in np.arange(num_buckets, dtype="<i4"))
+    hashes = np.array([[mmh3.hash(bucket, seed, signed=False) for seed in range(ENTRIES)] for bucket in buckets])
     signs = np.where(hashes >> 31, 1, -1) / ENTRIES**0.5
     offsets = np.arange(num_buckets + 1) * ENTRIES
     return sp.csr_array((signs.ravel(), (hashes % width).ravel(), offsets), shape=(num_buckets, width))
 
 
-def _rarity(counts: sp.csr_matrix) -> tuple[Float[np.ndarray, buckets], Int[np.ndarray, buckets]]:
+def _rarity(counts: sp.csr_array) -> tuple[Float[np.ndarray, buckets], Int[np.ndarray, buckets]]:
     """Return the inverse document frequency of each bucket, and how many texts have it."""
     num_texts, num_buckets = counts.shape
     documents = np.bincount(counts.indices, minlength=num_buckets)
     return (np.log((1 + num_texts) / (1 + documents)) + 1).astype(np.float32), documents
 
 
-def _counts(texts: Sequence[str], num_buckets: int, analyzer: Callable[[str], list[str]] = ngrams) -> sp.csr_matrix:
-    from sklearn.feature_extraction.text import HashingVectorizer
+def _counts(texts: Sequence[str], num_buckets: int, analyzer: Callable[[str], list[str]] = ngrams) -> sp.csr_array:
+    """Return how often the pieces of each text fall into each bucket, `[texts, buckets]`.
 
-    vectorizer = HashingVectorizer(n_features=num_buckets, analyzer=analyzer, alternate_sign=False, norm=None)
-    counts = vectorizer.transform(texts) if len(texts) else sp.csr_matrix((0, num_buckets))
+    As scikit-learn's `HashingVectorizer` does, which takes a second to import: too long for a service that starts.
+    """
+    offsets, buckets = [0], array("q")
+    for text in texts:
+        buckets.extend(abs(mmh3.hash(piece)) % num_buckets for piece in analyzer(text))
+        offsets.append(len(buckets))
+    shape = (len(texts), num_buckets)
+    counts = sp.csr_array((np.ones(len(buckets)), np.frombuffer(buckets, np.int64), offsets), shape=shape)
     counts.sum_duplicates()
     return counts

@@ -12,6 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
+from sklearn.utils import murmurhash3_32
 
 from features.config import FeaturesConfig, FeatureSettings
 from features.inference.inference import as_feature
@@ -69,6 +72,30 @@ def test_no_letter_is_left_out(text):
 def test_words_between_blanks_are_runs_of_letters_and_digits(text):
     assert words(text) == re.findall(r"\w+", text.lower())
     assert words_and_pairs(text) == words(text) + [" ".join(pair) for pair in pairwise(words(text))]
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5))
+def test_buckets_weights_and_directions_are_those_of_scikit_learn(texts):
+    vectorizer = HashingVectorizer(n_features=999, analyzer=words_and_pairs, alternate_sign=False, norm=None)
+    counts = vectorizer.transform(texts)
+    counts.sum_duplicates()
+    rarity = np.log((1 + len(texts)) / (1 + np.bincount(counts.indices, minlength=999))) + 1
+    counts.data = (1 + np.log(counts.data)) * rarity.astype(np.float32)[counts.indices]
+    hashes = np.stack([murmurhash3_32(np.arange(999, dtype=np.int32), seed, positive=True) for seed in range(16)], 1)
+    directions = np.zeros((999, 8))
+    np.add.at(directions, (np.arange(999)[:, None], hashes % 8), np.where(hashes >> 31, 0.25, -0.25))
+    expected = normalize(counts) @ directions
+    found = ProjectedText.fit(texts, 8, 999).numbers(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5))
+def test_bags_are_those_of_scikit_learn(texts):
+    counts = HashingVectorizer(n_features=999, analyzer=ngrams, alternate_sign=False, norm=None).transform(texts)
+    sizes, buckets = HashedText.fit(texts, 999, max_ngrams=10_000).bags(texts)
+    assert sizes.tolist() == np.diff(counts.indptr).tolist()
+    for row, bag in enumerate(np.split(buckets, np.cumsum(sizes)[:-1])):
+        assert set(bag) == set(counts[row].indices)
 
 
 def test_bm25_reads_words_in_the_same_way():

@@ -132,7 +132,7 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
         for worker in psutil.Process(served.process.pid).children():
             loaded = {part for file in worker.memory_maps() for part in Path(file.path).parts}
             assert "torch" in loaded
-            assert not loaded & {"fbgemm_gpu", "mlflow"}
+            assert not loaded & {"fbgemm_gpu", "sklearn", "mlflow"}
 
         # Whichever worker is asked, it tells the counts of both, also after one of them was killed.
         route = "/recommendations/{user_id}"
