@@ -7,8 +7,9 @@
 - `featurizer`: columns to numbers, fitted once; `encoders`: pretrained text models.
 - `inference`: which columns and kinds `towers init` proposes.
 - `datasets`: public data sets; `shop`: a generated shop with known truth.
-- `errors`: `DataError`; `messages`: lists and names in messages; `redaction`: passwords out of messages.
-- `files`: atomic writes, links, digests; `parquet`: Parquet files of bounded size.
+- `settings`: strict tables of settings; `errors`: `DataError`; `messages`: lists and names in messages; `redaction`:
+  passwords out of messages.
+- `ids`: columns of ids; `files`: atomic writes, links, digests; `parquet`: Parquet files of bounded size.
 - `commands`: `towers dataset`.
 
 Imports none of the other three packages.

@@ -12,12 +12,8 @@ from typing import Literal
 
 from features.config import EncoderSettings, FeaturesConfig, FeatureSettings
 from features.feature_kinds import FEATURE_KINDS, FeatureKind
+from features.ids import ITEM_ID
 from features.spelling import Spelling
-
-ITEM_ID = "item_id"
-USER_ID = "user_id"
-MAX_ID_CHARACTERS = 512
-"""The longest id of a user or an item: in tables, in requests and in live writes."""
 
 
 @dataclass(frozen=True)

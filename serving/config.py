@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 
-from features.config import RecommendSeen, StrictTable, parse_settings, read_toml
 from features.encoders.policy import RemotePolicy, origins_of
 from features.errors import DataError
 from features.messages import shown
+from features.settings import RecommendSeen, StrictTable, parse_settings, read_toml
 from serving import deadline
 from serving.observability.logs import Format
 from serving.search.micro_batching import MicroBatching

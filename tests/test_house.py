@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from features.config import StrictTable
+from features.settings import StrictTable
 
 ROOT = Path(__file__).parents[1]
 TOP_PACKAGES = ("features", "towers", "training", "serving")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from features.config import StrictTable
+from features.settings import StrictTable
 
 
 class TowersConfig(StrictTable):

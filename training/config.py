@@ -9,8 +9,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from features.config import FeaturesConfig, StrictTable, parse_settings, read_toml
+from features.config import FeaturesConfig
 from features.errors import DataError
+from features.settings import StrictTable, parse_settings, read_toml
 from towers.config import TowersConfig
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from features.config import EncoderSettings, parse_settings
+from features.config import EncoderSettings
 from features.encoders.cache import CacheError, VectorCache, cache_folder
 from features.encoders.folder import copy_model, find_model, model_digest
 from features.encoders.local import LocalModel
@@ -28,6 +28,7 @@ from features.encoders.policy import NOTHING, RemotePolicy
 from features.encoders.remote import RemoteModel
 from features.errors import DataError
 from features.parquet import read_parquet
+from features.settings import parse_settings
 
 FEW = 64
 """So many texts are encoded without a look at the disk: those of a request, of which no trace is to stay."""

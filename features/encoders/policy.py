@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from features.config import EncoderSettings, parse_settings
 from features.errors import DataError
+from features.settings import parse_settings
+
+if TYPE_CHECKING:
+    from features.config import EncoderSettings
 
 _PORTS = {"http": 80, "https": 443}
 _ENTRY = re.compile(r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
@@ -89,6 +92,8 @@ class RemotePolicy:
         Raises:
             DataError: As `check` does, or a description is damaged.
         """
+        from features.config import EncoderSettings  # imports pandas, for which a service that starts does not wait
+
         for name in names:
             path = folder / name / "encoder.json"
             try:

@@ -24,8 +24,9 @@ from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
 from features.featurizer.sparse import ValueEncoder
 from features.featurizer.vocabulary import UNKNOWN
+from features.ids import ITEM_ID, USER_ID
 from features.messages import ACCEPT, cut, nearest
-from features.schema import ITEM_ID, USER_ID, Feature
+from features.schema import Feature
 from features.spelling import Spelling
 from features.tables.tables import Readings, Tables
 from features.values.cells import is_missing

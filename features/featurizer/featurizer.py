@@ -22,8 +22,9 @@ from features.columns import spelling_of, texts_of
 from features.encoders.encoder import PretrainedText, save_encoders
 from features.errors import DataError
 from features.featurizer.side_encoders import SideEncoders
+from features.ids import ITEM_ID, USER_ID
 from features.messages import nearest
-from features.schema import ITEM_ID, USER_ID, Feature, Schema
+from features.schema import Feature, Schema
 from features.sequences.batches import EntityFeatures
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users

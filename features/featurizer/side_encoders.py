@@ -17,7 +17,8 @@ from features.encoders.model import Role
 from features.featurizer.dense import DENSE_ENCODERS, DenseEncoder
 from features.featurizer.sparse import SPARSE_ENCODERS, Bags, HashedTextEncoder, SparseEncoder, ValueEncoder
 from features.featurizer.text import FixedTextEncoder, PretrainedColumn, TrainedText, is_fixed, pretrained_column
-from features.schema import ITEM_ID, USER_ID, Feature
+from features.ids import ITEM_ID, USER_ID
+from features.schema import Feature
 from features.sequences.batches import EntityFeatures, JaggedFeatures
 
 

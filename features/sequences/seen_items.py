@@ -14,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Int
 
-from features.config import RecommendSeen
 from features.sequences.ragged import Ragged
 from features.sequences.sequences import Sequences
+from features.settings import RecommendSeen
 
 
 @dataclass(frozen=True)

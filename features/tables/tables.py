@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import CellError, DataError, Problems
-from features.schema import MAX_ID_CHARACTERS
+from features.ids import MAX_ID_CHARACTERS
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.table_files import place, read_table

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from features.errors import DataError
-from features.schema import ITEM_ID, USER_ID
+from features.ids import ITEM_ID, USER_ID
 from features.spelling import Spelling
 from features.tables.rows import NO_SPELLINGS, fitting_rows
 from features.tables.tables import Catalog, Interactions, Tables

@@ -32,8 +32,8 @@ from jaxtyping import Bool, Int64
 
 from features.config import FeatureSettings
 from features.errors import DataError
+from features.ids import ITEM_ID
 from features.messages import did_you_mean, shown
-from features.schema import ITEM_ID
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.tables.tables import Catalog
 from features.values.numbers import json_number

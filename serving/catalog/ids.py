@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from features.schema import MAX_ID_CHARACTERS
+from features.ids import MAX_ID_CHARACTERS
 
 ExternalId = int | str
 LARGEST_EXACT = 2**53 - 1

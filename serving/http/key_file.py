@@ -12,8 +12,8 @@ from typing import Literal
 import tomli_w
 from pydantic import Field
 
-from features.config import StrictTable, parse_settings, read_toml
 from features.errors import DataError
+from features.settings import StrictTable, parse_settings, read_toml
 
 Scope = Literal["none", "read", "write"]
 RANKS: dict[Scope, int] = {"none": 0, "read": 1, "write": 2}

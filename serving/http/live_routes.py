@@ -14,8 +14,8 @@ import pandas as pd
 from jaxtyping import Float32
 
 from features.errors import DataError
+from features.ids import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
 from features.messages import shown
-from features.schema import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
 from features.tables.rows import typed_rows
 from features.tables.tables import SECONDS_PER_DAY
 from features.values.cells import size_of

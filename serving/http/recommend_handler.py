@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from features.errors import DataError
-from features.schema import MAX_ID_CHARACTERS
+from features.ids import MAX_ID_CHARACTERS
 from serving.catalog.ids import ExternalId
 from serving.deadline import watched
 from serving.http.contract.problems import Mistake, Problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, render_template, request
 
-from features.schema import MAX_ID_CHARACTERS
+from features.ids import MAX_ID_CHARACTERS
 from serving.bounds import MAX_SEARCH_CHARACTERS
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from features.errors import DataError
 from features.files import atomic_file
-from features.schema import ITEM_ID, USER_ID
+from features.ids import ITEM_ID, USER_ID
 from features.tables.tables import read_frame
 from serving.config import ServingConfig
 from serving.jobs.open import open_recommender, parse_conditions

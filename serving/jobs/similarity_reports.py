@@ -15,7 +15,7 @@ from tqdm import tqdm
 from features.columns import item_texts
 from features.errors import DataError
 from features.files import atomic_file
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from serving.config import ServingConfig
 from serving.jobs.clusters import Clusters, make_clusters, typical_words
 from serving.jobs.duplicates import Duplicates, find_duplicates

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from features.schema import ITEM_ID, USER_ID
+from features.ids import ITEM_ID, USER_ID
 from features.spelling import Spelling
 from features.tables.rows import NO_SPELLINGS
 from features.tables.tables import Tables

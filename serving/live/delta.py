@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
-from features.schema import ITEM_ID, USER_ID
+from features.ids import ITEM_ID, USER_ID
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog

@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float32
 
 from features.errors import DataError, UnavailableError
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from features.tables.rows import fitting_rows
 from features.tables.tables import Catalog
 from serving.catalog.ids import ExternalId

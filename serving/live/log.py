@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from features.schema import ITEM_ID, USER_ID
+from features.ids import ITEM_ID, USER_ID
 
 RecordKind = Literal["item", "deletion", "event"]
 

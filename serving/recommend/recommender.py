@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from features.config import FeatureSettings, RecommendSeen
+from features.config import FeatureSettings
 from features.errors import DataError
 from features.sequences.ragged import Ragged
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
+from features.settings import RecommendSeen
 from serving.catalog.ids import ExternalId
 from serving.deadline import check, watched
 from serving.observability.timings import timed

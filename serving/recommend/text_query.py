@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from features.config import FeatureSettings
 from features.errors import DataError
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from features.tables.tables import Catalog
 from towers.bundle.bundle import ModelBundle
 

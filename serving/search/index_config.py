@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from features.config import StrictTable
 from features.errors import DataError
+from features.settings import StrictTable
 
 IndexKind = Literal["exact", "matryoshka", "hnsw", "ivf", "ivf-sq8", "ivf-pq", "pq", "sq8", "sq4", "rabitq"]
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from features.files import LATEST
-from features.schema import ITEM_ID, USER_ID
+from features.ids import ITEM_ID, USER_ID
 from serving.catalog.ids import fits_json
 from serving.config import PRODUCTION, ServingConfig
 from serving.deploy.mlflow_registry import Alias, fetched

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from features.schema import USER_ID
+from features.ids import USER_ID
 from features.sequences.sequences import Sequences
 from serving import deadline
 from serving.observability.timings import timed

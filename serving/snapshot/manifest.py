@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pydantic import Field, ValidationError
 
-from features.config import StrictTable
+from features.settings import StrictTable
 from serving.search.index_config import IndexConfig
 from towers.bundle.private_copies import PrivateCopies
 from towers.bundle.sealed_file import BundleError

@@ -40,8 +40,8 @@ from tqdm import tqdm
 
 from features.columns import item_texts
 from features.files import atomic_folder, mapped
+from features.ids import ITEM_ID, USER_ID
 from features.parquet import read_parquet
-from features.schema import ITEM_ID, USER_ID
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Interactions, Tables, Users

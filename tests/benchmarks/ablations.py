@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from features.tables.tables import Tables, read_tables
 from tests.benchmarks.ids_only import spread
 from towers.warnings_filter import quiet_imports

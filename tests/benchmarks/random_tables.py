@@ -32,7 +32,8 @@ import numpy as np
 import pandas as pd
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from features.config import FeaturesConfig, parse_settings
+from features.config import FeaturesConfig
+from features.settings import parse_settings
 from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
 from serving.config import ServingConfig

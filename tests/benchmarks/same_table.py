@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from features.tables.rows import typed_rows
 from features.tables.tables import Catalog, Tables
 from serving.catalog.ids import IdMap

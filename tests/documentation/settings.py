@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from features.config import ColumnSettings, EncoderSettings, FeaturesConfig, FeatureSettings, StrictTable
+from features.config import ColumnSettings, EncoderSettings, FeaturesConfig, FeatureSettings
+from features.settings import StrictTable
 from serving.config import ServingConfig
 from tests.documentation.pages import in_table
 from towers.config import TowersConfig

@@ -16,8 +16,8 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
+from features.ids import MAX_ID_CHARACTERS
 from features.messages import did_you_mean, shown
-from features.schema import MAX_ID_CHARACTERS
 from features.values.cells import MAX_CELL_CHARACTERS, MAX_CELL_VALUES
 from serving.bounds import (
     MAX_BRACKETS,

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from features.config import EncoderSettings, FeaturesConfig, parse_settings
+from features.config import EncoderSettings, FeaturesConfig
 from features.errors import DataError
+from features.settings import parse_settings
 from serving.config import ServingConfig, read_settings
 from serving.errors import NotReady
 from serving.http.app import create_app

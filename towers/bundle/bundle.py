@@ -30,13 +30,14 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.config import FeaturesConfig, parse_settings, read_toml
+from features.config import FeaturesConfig
 from features.encoders.encoder import load_encoders
 from features.errors import DataError
 from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
 from features.files import atomic_folder, sha256
 from features.sequences.ragged import offsets_of, ragged_arange
+from features.settings import parse_settings, read_toml
 from features.spelling import Spelling
 from features.tables.tables import Catalog, Tables, read_tables
 from towers.bundle.manifest import COLUMNS, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bundle

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from features.encoders.model import Role
 from features.errors import DataError
-from features.schema import ITEM_ID, Feature
+from features.ids import ITEM_ID
+from features.schema import Feature
 from features.tables.tables import Catalog
 from towers.bundle.bundle import ModelBundle
 from towers.model.text_encoder import TextEncoder

@@ -23,9 +23,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ValidationError
 
-from features.config import StrictTable
 from features.files import atomic_folder
 from features.messages import shown
+from features.settings import StrictTable
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of, seal

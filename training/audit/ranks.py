@@ -27,11 +27,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.config import StrictTable
 from features.errors import DataError
 from features.files import atomic_folder
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
+from features.settings import StrictTable
 from features.tables.tables import Catalog, data_digests
 from training.config import RunConfig
 from training.evaluation.evaluate import Evaluation

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.utils.extmath import randomized_svd
 
 from features.errors import DataError
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from features.sequences.batches import EntityFeatures, JaggedFeatures
 from features.sequences.matrix import interaction_matrix
 from features.sequences.ragged import offsets_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from features.config import ColumnSettings, FeaturesConfig, parse_settings
+from features.config import ColumnSettings, FeaturesConfig
 from features.errors import DataError, Problems
 from features.inference.column_names import may_be_ids
 from features.inference.inference import (
@@ -19,6 +19,7 @@ from features.inference.inference import (
     infer_search,
     render_run_toml,
 )
+from features.settings import parse_settings
 from features.tables.table_files import RawTable, read_table
 from features.tables.tables import read_tables
 

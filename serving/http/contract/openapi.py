@@ -17,7 +17,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from features.schema import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
+from features.ids import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
 from features.tables.rows import cell_schemas
 from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES
 from serving.catalog.filters import ColumnSchema

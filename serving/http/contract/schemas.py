@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, PydanticKnownError
 from pydantic_core.core_schema import no_info_before_validator_function
 from typing_extensions import TypedDict
 
-from features.schema import MAX_ID_CHARACTERS
+from features.ids import MAX_ID_CHARACTERS
 from serving.bounds import MAX_MISTAKES, MAX_SEARCH_CHARACTERS
 from serving.recommend.request import UserProfile
 

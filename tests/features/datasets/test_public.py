@@ -16,13 +16,14 @@ import pytest
 from click.testing import CliRunner
 
 from features.commands import dataset
-from features.config import FeaturesConfig, parse_settings
+from features.config import FeaturesConfig
 from features.datasets import amazon
 from features.datasets.download import Original, cache_folder, download
 from features.datasets.public import PUBLIC_SETS, PublicSet
 from features.datasets.source import OriginalFiles
 from features.errors import DataError
 from features.inference.inference import Files, infer_features, render_run_toml
+from features.settings import parse_settings
 from features.tables.tables import read_frame, read_tables
 
 ML_100K = {

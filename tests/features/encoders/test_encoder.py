@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from features.config import EncoderSettings, FeaturesConfig, parse_settings
+from features.config import EncoderSettings, FeaturesConfig
 from features.encoders.encoder import FEW, PretrainedText, open_model
 from features.encoders.folder import find_model, model_digest
 from features.encoders.graph import Graph, export_graph
@@ -25,6 +25,7 @@ from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
 from features.featurizer.side_encoders import SideEncoders
 from features.schema import Schema
+from features.settings import parse_settings
 from features.tables.tables import Catalog
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.tiny_models import WORDS, tiny_model

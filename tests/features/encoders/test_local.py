@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from features.config import FeatureSettings, parse_settings
+from features.config import FeatureSettings
 from features.errors import DataError
 from features.featurizer.side_encoders import SideEncoders
 from features.schema import Feature
+from features.settings import parse_settings
 from features.values.text import ProjectedText, words_and_pairs
 
 TITLE, YEAR = Feature("title", "text", frozen_dim=32), Feature("year", "number")

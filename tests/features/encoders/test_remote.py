@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import features.encoders.remote as remote
-from features.config import EncoderSettings, parse_settings
+from features.config import EncoderSettings
 from features.encoders.encoder import PretrainedText
 from features.encoders.policy import RemotePolicy, origins_of
 from features.encoders.remote import ATTEMPTS, TEXTS_A_REQUEST, RemoteModel
 from features.errors import DataError, UnavailableError
+from features.settings import parse_settings
 
 WIDTH = 6
 

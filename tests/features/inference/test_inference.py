@@ -8,9 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.config import FeaturesConfig, parse_settings
+from features.config import FeaturesConfig
 from features.errors import DataError
 from features.inference.inference import FeatureChoice, Files, infer_features, render_run_toml
+from features.settings import parse_settings
 from features.tables.tables import read_frame, read_tables
 
 WORDS = ["amber", "birch", "cedar", "dune", "ember", "fern", "grove", "heath"]

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from features.config import FeaturesConfig, parse_settings, read_toml
+from features.config import FeaturesConfig
 from features.errors import DataError
+from features.settings import parse_settings, read_toml
 from features.tables.tables import read_tables
 from tests.broken_tables import BROKEN, BrokenTables, settings_of, write_run_toml, write_sound
 

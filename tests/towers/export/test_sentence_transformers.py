@@ -9,7 +9,7 @@ import torch
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from features.errors import DataError
-from features.schema import ITEM_ID
+from features.ids import ITEM_ID
 from features.tables.tables import Catalog
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.tiny_models import WORDS, tiny_model

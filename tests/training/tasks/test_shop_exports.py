@@ -6,7 +6,8 @@ import tomllib
 
 import pytest
 
-from features.config import FeaturesConfig, parse_settings
+from features.config import FeaturesConfig
+from features.settings import parse_settings
 from features.tables.tables import read_tables
 from tests.shop_exports import EXPORTS, Export
 from towers.cli.main import main
