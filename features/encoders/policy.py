@@ -92,15 +92,8 @@ class RemotePolicy:
         Raises:
             DataError: As `check` does, or a description is damaged.
         """
-        from features.config import EncoderSettings  # imports pandas, for which a service that starts does not wait
-
         for name in names:
-            path = folder / name / "encoder.json"
-            try:
-                described = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}: damaged ({error!r})") from None
-            self.check(name, parse_settings(EncoderSettings, described, str(path)))
+            self.check(name, _settings_of(folder / name / "encoder.json"))
 
     def allows(self, origin: Origin) -> bool:
         """Return whether an origin may be reached."""
@@ -143,3 +136,13 @@ def _host(name: str) -> str:
         return ip_address(name).compressed
     except ValueError:
         return name.lower().removesuffix(".")
+
+
+def _settings_of(path: Path) -> EncoderSettings:
+    from features.config import EncoderSettings  # imports pandas, for which a service without encoders does not wait
+
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error!r})") from None
+    return parse_settings(EncoderSettings, described, str(path))
