@@ -11,6 +11,7 @@ from features.messages import ACCEPT
 from features.redaction import has_password
 from serving.config import PRODUCTION, ServingConfig, read_settings
 from serving.search.index_config import INDEX_KINDS, IndexKind
+from towers.process import garbage_collection_paused
 
 SETTINGS_FILE = Path("serving.toml")
 
@@ -151,7 +152,8 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     MLflow's registry, such as models:/two-towers@champion. Changes of a link or an alias are loaded without a restart.
     The index is built if there is none.
     """
-    from serving.server.launch import serve_bundle
+    with garbage_collection_paused():
+        from serving.server.launch import serve_bundle
 
     _warn_of_password(flags["live"])
     serve_bundle(bundle, _settings(config, flags))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import importlib
 import logging
 import logging.config
@@ -33,7 +34,7 @@ from serving.deploy.mlflow_registry import Alias, followed
 from serving.http.bodies import SECONDS_FOR_HEADERS
 from serving.observability import logs
 from serving.server.instructions import INSTRUCTIONS_FILE, WorkerInstructions
-from towers.process import own_python
+from towers.process import garbage_collection_paused, own_python
 from towers.warnings_filter import quiet_imports
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def create_worker_app() -> Flask:
     logging.config.dictConfig(logs.configuration(instructions.settings.log_format))
     quiet_imports()
     with _stoppable():
-        from serving.http.app import create_app
-
+        with garbage_collection_paused():
+            from serving.http.app import create_app
+        gc.freeze()  # what was imported stays, so that later collections need not look at it
         app = create_app(instructions.bundle, instructions.settings, instructions.shared, instructions.copies)
         assert instructions.shared is not None, "the instructions of a worker have a shared folder"
         (instructions.shared / STARTED).touch()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import click
 
-from towers.process import Stopped, ended_by_signals
+from towers.process import Stopped, ended_by_signals, garbage_collection_paused
 
 PACKAGES = ("features", "towers", "training", "serving")
 MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
@@ -115,7 +115,8 @@ def load(entry: Entry) -> click.Command:
 
     quiet_imports()
     module, _, name = entry.target.partition(":")
-    command = getattr(importlib.import_module(module), name)
+    with garbage_collection_paused():
+        command = getattr(importlib.import_module(module), name)
     assert isinstance(command, click.Command), f"{entry.target} is not a click command"
     return command
 
