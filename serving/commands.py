@@ -9,10 +9,8 @@ import click
 
 from features.messages import ACCEPT
 from features.redaction import has_password
-from serving.config import PRODUCTION, ServingConfig, read_settings
+from serving.config import PRODUCTION, ServingConfig, settings_here
 from serving.search.index_config import INDEX_KINDS, IndexKind
-
-SETTINGS_FILE = Path("serving.toml")
 
 _file = click.Path(path_type=Path)
 _config = click.option(
@@ -77,7 +75,7 @@ def index(
 
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
-    opened = ModelBundle.open(bundle, trust=_settings(config).trust)
+    opened = ModelBundle.open(bundle, trust=settings_here(config).trust)
     build_index(opened, tables, kind, recall, live, precompute, accept_changed_columns=accept_changed_columns)
 
 
@@ -112,7 +110,7 @@ def recommend(
     """
     from serving.jobs.recommend_all import recommend_all
 
-    recommend_all(bundle, output, k, users, conditions, settings=_settings(config), **flags)
+    recommend_all(bundle, output, k, users, conditions, settings=settings_here(config), **flags)
 
 
 @click.command()
@@ -128,7 +126,7 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
     """
     from serving.jobs.search_text import show_search
 
-    show_search(bundle, words, k, conditions, _settings(config))
+    show_search(bundle, words, k, conditions, settings_here(config))
 
 
 @click.command()
@@ -154,11 +152,7 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
     from serving.server.launch import serve_bundle
 
     _warn_of_password(flags["live"])
-    serve_bundle(bundle, _settings(config, flags))
-
-
-def _settings(config: Path | None, flags: dict[str, Any] | None = None) -> ServingConfig:
-    return read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags)
+    serve_bundle(bundle, settings_here(config, flags))
 
 
 _keys = click.option(
@@ -251,7 +245,7 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None,
     """
     from serving.jobs.similarity_reports import report_duplicates
 
-    report_duplicates(bundle, threshold, output, pairs, _settings(config))
+    report_duplicates(bundle, threshold, output, pairs, settings_here(config))
 
 
 @click.command()
@@ -275,7 +269,7 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path, config: Path 
     """
     from serving.jobs.similarity_reports import report_clusters
 
-    report_clusters(bundle, num_clusters, output, _settings(config))
+    report_clusters(bundle, num_clusters, output, settings_here(config))
 
 
 _link = click.option(
@@ -301,7 +295,7 @@ def deploy(bundle: Path, link: Path, config: Path | None) -> None:
     """
     from serving.deploy.swap import swap_bundle
 
-    swap_bundle(bundle, link, _settings(config))
+    swap_bundle(bundle, link, settings_here(config))
 
 
 @click.command()
@@ -314,4 +308,4 @@ def rollback(link: Path, config: Path | None) -> None:
     """
     from serving.deploy.swap import roll_back
 
-    roll_back(link, _settings(config))
+    roll_back(link, settings_here(config))

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from features.errors import DataError
 from towers.model.feature_tower import unit
 from training.loop.negatives import MaskedPairs, Negatives
 
@@ -107,7 +108,19 @@ def softmax_loss(
 
 
 LOSSES: dict[str, Loss] = {"softmax": softmax_loss}
-"""By the names that `[training] loss` accepts."""
+"""By the names that `[training] loss` accepts. Programs may add their own."""
+
+
+def check_loss(name: str) -> None:
+    """Check that there is a loss of this name.
+
+    Raises:
+        DataError: There is none.
+    """
+    if name not in LOSSES:
+        raise DataError(
+            f"[training] loss: expected one of {', '.join(LOSSES)}, found {name!r}; add one of your own to LOSSES first"
+        )
 
 
 def matryoshka_loss(
