@@ -157,9 +157,7 @@ def by_full_name(values: Mapping[str, Any]) -> dict[str, Any]:
     places = {name: f"{table}.{name}" for table, kind in _TABLES.items() for name in kind.model_fields}
     unknown = next((name for name in values if name not in places), None)
     if unknown is not None:
-        raise DataError(
-            f"{unknown}: no such setting{did_you_mean(unknown, list(places))}; the names are those of run.toml"
-        )
+        raise DataError(f"{unknown}: no such setting of run.toml{did_you_mean(unknown, list(places))}")
     return {places[name]: value for name, value in values.items()}
 
 
