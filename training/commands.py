@@ -101,9 +101,8 @@ def init(
         time_format=time_format,
     )
     write_proposal(proposal, output)
-    click.echo(
-        f"{output}: written for {said_of(proposal.inference)}\n\nNext:\n  towers train {shlex.quote(str(output))}"
-    )
+    said = said_of(proposal.inference)
+    click.echo(f"{output}: written for {said}\n\nNext:\n  towers train {shlex.quote(str(output))}")
 
 
 @click.command()
