@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from training.loop.losses import LOSSES as LOSSES
     from training.loop.losses import Loss as Loss
 
+__version__: str
 _PLACES = {
     "AllowedItems": "serving.search.results",
     "BundleError": "towers.bundle.sealed_file",
@@ -66,14 +67,14 @@ _PLACES = {
 }
 """Where each public name is defined; imported when it is first used, so that `import towers` is quick."""
 __all__ = [
+    "HISTORY_ENCODERS",
+    "LOSSES",
     "AllowedItems",
     "BundleError",
     "DataError",
     "EvaluationReport",
-    "HISTORY_ENCODERS",
     "HistoryEncoder",
     "Hits",
-    "LOSSES",
     "Loss",
     "Model",
     "Recommendations",
@@ -86,7 +87,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name."""
+    """Import a public name, or read the version."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("two-towers")
     if name not in _PLACES:
         raise AttributeError(f"module 'towers' has no attribute {name!r}; it has {', '.join(__all__)}")
     from towers.warnings_filter import quiet_imports
@@ -99,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names."""
-    return sorted({*__all__, *globals()} - {"TYPE_CHECKING", "Any", "annotations", "importlib"})
+    return [*__all__, "__version__"]

@@ -45,7 +45,7 @@ Protocol: TypeAlias = Literal["leave-one-out", "time", "users", "queries", "cold
 Split: TypeAlias = Literal["test", "validation"]
 Tables: TypeAlias = Mapping[str, Table]
 
-_UNKNOWN_WORDS = ("the model knows none of the words; these are popular items",)
+_UNKNOWN_WORDS = ("the model knows none of the words: popular items",)
 _QUALITY, _QUALITY_LABEL = "ndcg_at_10", "N@10"
 
 
