@@ -30,11 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from features.errors import DataError as DataError
-    from serving.search.results import AllowedItems as AllowedItems
-    from serving.search.results import Hits as Hits
-    from serving.search.searcher import Searcher as Searcher
     from towers.api.model import Model as Model
     from towers.api.model import open_model as open  # noqa: A004
+    from towers.api.parts import LOSSES as LOSSES
+    from towers.api.parts import AllowedItems as AllowedItems
+    from towers.api.parts import EvaluationReport as EvaluationReport
+    from towers.api.parts import Hits as Hits
+    from towers.api.parts import Loss as Loss
+    from towers.api.parts import Searcher as Searcher
     from towers.api.results import Recommendations as Recommendations
     from towers.api.train import train as train
     from towers.bundle.sealed_file import BundleError as BundleError
@@ -42,25 +45,22 @@ if TYPE_CHECKING:
     from towers.model.history import HistoryEncoder as HistoryEncoder
     from towers.rerankers.reranker import Reranker as Reranker
     from towers.rerankers.reranker import Shortlist as Shortlist
-    from training.evaluation.report import EvaluationReport as EvaluationReport
-    from training.loop.losses import LOSSES as LOSSES
-    from training.loop.losses import Loss as Loss
 
 __version__: str
 _PLACES = {
-    "AllowedItems": "serving.search.results",
+    "AllowedItems": "towers.api.parts",
     "BundleError": "towers.bundle.sealed_file",
     "DataError": "features.errors",
-    "EvaluationReport": "training.evaluation.report",
+    "EvaluationReport": "towers.api.parts",
     "HISTORY_ENCODERS": "towers.model.history",
     "HistoryEncoder": "towers.model.history",
-    "Hits": "serving.search.results",
-    "LOSSES": "training.loop.losses",
-    "Loss": "training.loop.losses",
+    "Hits": "towers.api.parts",
+    "LOSSES": "towers.api.parts",
+    "Loss": "towers.api.parts",
     "Model": "towers.api.model",
     "Recommendations": "towers.api.results",
     "Reranker": "towers.rerankers.reranker",
-    "Searcher": "serving.search.searcher",
+    "Searcher": "towers.api.parts",
     "Shortlist": "towers.rerankers.reranker",
     "open": "towers.api.model:open_model",
     "train": "towers.api.train",

@@ -120,9 +120,9 @@ class Answers:
         return tuple(cards)
 
     def _card(self, item_id: ExternalId, score: str = "", because: tuple[str, ...] = ()) -> Card:
-        row = self._state.items.row(item_id)
-        has_picture = self._pictures is not None and row is not None
-        picture = picture_of(self._catalog.frame[self._pictures].iloc[row]) if has_picture else None
+        row, picture = self._state.items.row(item_id), None
+        if self._pictures is not None and row is not None:
+            picture = picture_of(self._catalog.frame[self._pictures].iloc[row])
         return Card(self.title(item_id), score, picture, because)
 
     @cached_property

@@ -193,7 +193,8 @@ class Model:
             >>> described["rank"].tolist(), described.notes
             ([1], ())
         """
-        given = {"k": k, "offset": offset, "filter": filter, "exclude": exclude, "pin": pin, "boost": boost}
+        given: dict[str, Any] = {"k": k, "offset": offset, "filter": filter, "exclude": exclude}
+        given |= {"pin": pin, "boost": boost}
         given |= {"demote": demote, "at_most": at_most, "diversity": diversity, "distinct": distinct}
         given |= {"reasons": reasons}
         described = {"history": history, "attributes": attributes, "times": times}
@@ -238,7 +239,7 @@ class Model:
             >>> model.similar(best, k=3)["rank"].tolist()
             [1, 2, 3]
         """
-        given = {"k": k, "offset": offset, "filter": filter, "exclude": exclude}
+        given: dict[str, Any] = {"k": k, "offset": offset, "filter": filter, "exclude": exclude}
         given |= {"diversity": diversity, "distinct": distinct}
         request = requests.for_item(self._contract, self.recommender.state.filters, given)
         response = self.recommender.similar(plain(item_id), request)
@@ -276,7 +277,7 @@ class Model:
             >>> len(model.search("wooden table", k=3))
             3
         """
-        given = {"q": text, "k": k, "offset": offset, "filter": filter, "exclude": exclude}
+        given: dict[str, Any] = {"q": text, "k": k, "offset": offset, "filter": filter, "exclude": exclude}
         given |= {"diversity": diversity, "distinct": distinct}
         query, request = requests.for_text(self._contract, self.recommender.state.filters, given)
         response = self.recommender.search(query, request)

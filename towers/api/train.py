@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import tomli_w
 
-from features.config import FeaturesConfig
+from features.config import FeaturesConfig, StrictTable
 from features.errors import DataError
 from features.messages import did_you_mean
 from towers.api.errors import plain_errors
@@ -25,7 +25,7 @@ from training.tasks.train import train_and_bundle
 Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
-_TABLES = {"features": FeaturesConfig, "towers": TowersConfig, "training": TrainingConfig}
+_TABLES: dict[str, type[StrictTable]] = {"features": FeaturesConfig, "towers": TowersConfig, "training": TrainingConfig}
 
 
 @plain_errors

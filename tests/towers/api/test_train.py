@@ -42,7 +42,7 @@ def test_dataframes_paths_and_the_commands_give_one_model(model, interactions, i
     by_paths = train(
         "interactions.parquet",
         items=tmp_path / "items.parquet",
-        users=pa.table(users.to_dict("list")),
+        users=pa.Table.from_pandas(users, preserve_index=False),
         progress=False,
         settings={"training": {"epochs": 9}},
         **QUICK,
