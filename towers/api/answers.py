@@ -39,7 +39,11 @@ class Answers:
 
     def for_audience(self, audience: Audience, request: RecommendRequest) -> Recommendations:
         """Return the rows that `towers recommend` writes for these users; with reasons those of the service."""
-        frame, popular = self._with_reasons(audience, request) if request.reasons else self._rows(audience, request)
+        frame, popular = (
+            self._with_reasons(audience, request)
+            if request.reasons and len(audience)
+            else self._rows(audience, request)
+        )
 
         def shelves() -> list[Shelf]:
             users = audience.user_ids[:_SHOWN_USERS].tolist()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,28 +25,27 @@ from serving.jobs.recommend_all import Audience
 from serving.recommend.recommender import Recommender
 from serving.recommend.reranking import RerankStage
 from serving.search.searcher import Searcher
-from serving.snapshot.manifest import FOLDER, NAME
+from serving.snapshot.manifest import FOLDER
 from towers.api import requests
 from towers.api.answers import Answers
 from towers.api.errors import plain_errors
 from towers.api.requests import Filter, ItemIds
 from towers.api.results import Recommendations
+from towers.api.service import Service, served
 from towers.api.tables import Table, as_file, plain
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_folder import read_manifest
+from towers.process import keeping_memory
 from towers.rerankers.reranker import Reranker
-
-if TYPE_CHECKING:
-    from towers.api.service import Service
-    from training.evaluation.report import EvaluationReport
+from training.evaluation.report import PRIMARY_METRIC, EvaluationReport, label_of
+from training.runs.run_folder import check_replaceable
 
 UserIds: TypeAlias = int | str | Sequence[int | str] | np.ndarray | pd.Series | pd.Index
-Protocol: TypeAlias = Literal["leave-one-out", "time", "users", "queries", "cold-items"]
+EvaluationProtocol: TypeAlias = Literal["leave-one-out", "time", "users", "queries", "cold-items"]
 Split: TypeAlias = Literal["test", "validation"]
 Tables: TypeAlias = Mapping[str, Table]
 
 _UNKNOWN_WORDS = ("the model knows none of the words: popular items",)
-_QUALITY, _QUALITY_LABEL = "ndcg_at_10", "N@10"
 
 
 @plain_errors
@@ -123,8 +122,6 @@ class Model:
     @property
     def report(self) -> EvaluationReport | None:
         """The comparison with baselines that training made, on validation data; None if nothing was trained."""
-        from training.evaluation.report import EvaluationReport
-
         return EvaluationReport.from_dict(self.bundle.report) if self.bundle.report else None
 
     @cached_property
@@ -302,7 +299,7 @@ class Model:
     @plain_errors
     def evaluate(
         self,
-        protocol: Protocol | None = None,
+        protocol: EvaluationProtocol | None = None,
         *,
         split: Split = "test",
         seeds: int = 1,
@@ -334,7 +331,7 @@ class Model:
         from training.config import read_run_config
         from training.tasks.evaluate import evaluate_settings
 
-        with ExitStack() as files:
+        with keeping_memory(), ExitStack() as files:
             others, bounds = (
                 [(name, files.enter_context(as_file(name, table))) for name, table in (tables or {}).items()]
                 for tables in (compare, upper_bound)
@@ -359,14 +356,13 @@ class Model:
             folder: The folder; a bundle that is there is replaced.
 
         Raises:
-            DataError: There is something else.
+            DataError: There is something else, or a bundle that may be served.
         """
         target = Path(folder)
         if target.resolve() == self.path.resolve():
             return
-        if target.exists() and not (target.is_dir() and ((target / NAME).is_file() or not any(target.iterdir()))):
-            raise DataError(f"{target}: exists and is not a bundle; name another folder, or remove it")
-        with atomic_folder(target.resolve()) as copied:
+        check_replaceable(target)
+        with atomic_folder(target) as copied:
             shutil.copytree(self.path, copied, dirs_exist_ok=True)
 
     @plain_errors
@@ -397,8 +393,6 @@ class Model:
 
     @contextmanager
     def _served(self, settings: Mapping[str, Any]) -> Iterator[Service]:
-        from towers.api.service import served
-
         if self._parts != (None, None):
             raise DataError("a re-ranker or a searcher that was passed from Python cannot be served over HTTP")
         chosen = settings_here(flags={**self.settings.model_dump(exclude_unset=True), **settings})
@@ -460,10 +454,9 @@ class Model:
         facts = {**counts, "dimensions": str(self.bundle.config.towers.embedding_dim), "version": self.version}
         report = self.report
         if report is not None:
-            ours, *others = sorted(report.rows, key=lambda row: row is not report.rows[0])
-            best = max(others, key=lambda row: row.metrics[_QUALITY].mean, default=None)
-            than = "" if best is None else f" (best baseline: {best.name}, {best.metrics[_QUALITY].mean:.4f})"
-            facts[f"{report.part} {_QUALITY_LABEL}"] = f"{ours.metrics[_QUALITY].mean:.4f}{than}"
+            ours, *others = ((row.metrics[PRIMARY_METRIC].mean, row.name) for row in report.rows)
+            than = " (best baseline: {1}, {0:.4f})".format(*max(others)) if others else ""
+            facts[f"{report.part} {label_of(PRIMARY_METRIC)}"] = f"{ours[0]:.4f}{than}"
         return facts
 
     def _counts(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from towers.api.errors import plain_errors
 from towers.api.model import Model, open_model
 from towers.api.tables import Inputs, Table, plain, stored
 from towers.config import TowersConfig
+from towers.process import keeping_memory
 from training.config import TrainingConfig
 from training.presets import PRESETS, Preset, preset_settings
 from training.tasks.init import propose, write_proposal
@@ -86,19 +87,21 @@ def train(
             do. A re-indexed DataFrame has the row in `frame.iloc[row - 1]`.
 
     Example:
-        >>> model = train(interactions, items=items, users=users, epochs=1, progress=False)
+        >>> model = train(interactions, items=items, users=users, epochs=1, track=False, progress=False)
         >>> len(model.recommend(10002, k=3))
         3
-        >>> train(interactions.assign(user_id=None), items=items, progress=False)
+        >>> train(interactions.head(0), items=items, progress=False)
         Traceback (most recent call last):
         ...
-        features.errors.DataError: interactions: column 'user_id': no row has an id; ...
+        features.errors.DataError: interactions: no rows below the column names; expected at least one
     """
+    if isinstance(interactions, str | os.PathLike) and Path(interactions).suffix == ".toml":
+        raise DataError(f"{interactions}: holds settings; type: towers.train(settings={str(interactions)!r})")
     if preset is not None and preset not in PRESETS:
         raise DataError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
     tables = {"interactions": interactions, "items": items, "users": users}
     search = {"documents": documents, "queries": queries, "pairs": pairs}
-    with stored({**tables, **search}) as inputs, _printing(progress):
+    with stored({**tables, **search}) as inputs, _printing(progress), keeping_memory():
         overrides = preset_settings(preset)
         if isinstance(settings, str | os.PathLike):
             run_toml = Path(settings)
