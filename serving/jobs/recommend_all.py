@@ -147,7 +147,7 @@ def candidate_tables(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield the number of users and the rows of each block of an audience."""
     for users, hits, fallback in _answers(recommender, audience, request):
-        yield len(users), _table(recommender, audience.user_ids[users], hits, fallback, schema)
+        yield len(users), _table(recommender, audience.user_ids[users], hits, fallback, schema, request.offset)
 
 
 def _answers(
@@ -168,10 +168,10 @@ def _answers(
 
 
 def _table(
-    recommender: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
+    recommender: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema, offset: int
 ) -> pa.Table:
     lengths = np.diff(hits.offsets)
-    ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1
+    ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1 + offset
     columns = [
         pa.array(np.repeat(user_ids, lengths), type=schema.field(USER_ID).type),
         pa.array(recommender.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from serving.snapshot.manifest import FOLDER
 from towers.api import requests
 from towers.api.answers import Answers
 from towers.api.errors import plain_errors
-from towers.api.requests import Filter, ItemIds
+from towers.api.requests import Filter, Ids
 from towers.api.results import Recommendations
 from towers.api.service import Service, served
 from towers.api.tables import Table, as_file, plain
@@ -40,7 +39,7 @@ from towers.rerankers.reranker import Reranker
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport, label_of
 from training.runs.run_folder import check_replaceable
 
-UserIds: TypeAlias = int | str | Sequence[int | str] | np.ndarray | pd.Series | pd.Index
+UserIds: TypeAlias = int | str | Ids
 EvaluationProtocol: TypeAlias = Literal["leave-one-out", "time", "users", "queries", "cold-items"]
 Split: TypeAlias = Literal["test", "validation"]
 Tables: TypeAlias = Mapping[str, Table]
@@ -138,13 +137,13 @@ class Model:
         users: UserIds | None = None,
         k: int = 10,
         *,
-        history: ItemIds | None = None,
+        history: Ids | None = None,
         attributes: Mapping[str, Any] | None = None,
-        times: Sequence[int] | None = None,
+        times: Sequence[int] | np.ndarray | pd.Series | None = None,
         offset: int = 0,
         filter: Filter | None = None,  # noqa: A002 (its name over HTTP)
-        exclude: ItemIds | None = None,
-        pin: ItemIds | None = None,
+        exclude: Ids | None = None,
+        pin: Ids | None = None,
         boost: Sequence[Mapping[str, Any]] | None = None,
         demote: Sequence[Filter] | None = None,
         at_most: Mapping[str, int] | None = None,
@@ -213,7 +212,7 @@ class Model:
         *,
         offset: int = 0,
         filter: Filter | None = None,  # noqa: A002
-        exclude: ItemIds | None = None,
+        exclude: Ids | None = None,
         diversity: float | None = None,
         distinct: float | None = None,
     ) -> Recommendations:
@@ -252,7 +251,7 @@ class Model:
         *,
         offset: int = 0,
         filter: Filter | None = None,  # noqa: A002
-        exclude: ItemIds | None = None,
+        exclude: Ids | None = None,
         diversity: float | None = None,
         distinct: float | None = None,
     ) -> Recommendations:
@@ -418,8 +417,7 @@ class Model:
         return self._with(self._parts[0], make)
 
     def _with(self, rerank: RerankStage | None, make: Callable[[np.ndarray], Searcher] | None) -> Model:
-        other = copy.copy(self)
-        other.__dict__.pop("recommender", None)
+        other = Model(self.bundle, self.settings)
         other._parts = (rerank, make)
         return other
 

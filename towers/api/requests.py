@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import pandas as pd
 
 from features.errors import DataError
 from serving.config import ServingConfig
@@ -82,7 +85,7 @@ def _request(
         raise DataError("; ".join(mistakes) or problem.detail) from None
 
 
-Filter = Mapping[str, Any]
+Filter: TypeAlias = Mapping[str, Any]
 """Conditions on the items, by column of the catalogue: `{"brand": "Acme", "price": {"max": 50}}`."""
-ItemIds = Sequence[int | str]
-"""Ids of items, as in the tables."""
+Ids: TypeAlias = Sequence[int | str] | np.ndarray | pd.Series | pd.Index
+"""Ids, as in the tables."""

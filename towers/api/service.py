@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -89,14 +89,14 @@ class _Output:
         last: The newest line.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Iterable[str]) -> None:
         self.is_settled = threading.Event()
         self.is_ready = False
         self.last = ""
         self.thread = threading.Thread(target=self._relay, args=(stream,), name="towers-service", daemon=True)
         self.thread.start()
 
-    def _relay(self, stream: IO[str]) -> None:
+    def _relay(self, stream: Iterable[str]) -> None:
         for line in stream:
             self.last = line.rstrip("\n")
             if not self.last.startswith(_ERROR):  # an error is raised
