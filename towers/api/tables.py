@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from training.runs.run_folder import RUNS
 INPUTS = RUNS / "inputs"
 """Where tables that are no files are kept, with the run.toml that was made for them."""
 _DIGITS = 12
+_FLAG = re.compile(r"--((?:user|item|time)-(?:column|format)) ")
+"""A flag of `towers init` that is an argument of `towers.train`."""
 
 
 @runtime_checkable
@@ -151,7 +154,7 @@ def to_arrow(name: str, table: object) -> pa.Table:
     return pa.table({column: _cells(name, column, table.iloc[:, place]) for place, column in enumerate(names)})
 
 
-def _cells(name: str, column: str, cells: pd.Series) -> pa.Array:
+def _cells(name: str, column: str, cells: pd.Series) -> pa.Array | pa.ChunkedArray:
     try:
         return pa.Array.from_pandas(cells)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
@@ -171,7 +174,7 @@ def _cells(name: str, column: str, cells: pd.Series) -> pa.Array:
 
 
 def _renamed(error: DataError, named: Mapping[str, str]) -> DataError:
-    """Return an error about a DataFrame, which has no path."""
+    """Return an error in the words of Python: a DataFrame has no path, and flags are arguments."""
     problems = [_one_renamed(str(one), named) for one in getattr(error, "problems", (error,))]
     return DataError(problems[0]) if len(problems) == 1 else CombinedDataError([DataError(one) for one in problems])
 
@@ -179,7 +182,7 @@ def _renamed(error: DataError, named: Mapping[str, str]) -> DataError:
 def _one_renamed(message: str, named: Mapping[str, str]) -> str:
     for path in sorted(named, key=len, reverse=True):
         message = message.replace(path, named[path])
-    return message
+    return _FLAG.sub(lambda flag: f"{flag[1].replace('-', '_')}=", message)
 
 
 def _remove_if_empty(folder: Path) -> None:

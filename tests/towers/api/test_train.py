@@ -112,12 +112,15 @@ def mixed(frame):
 
 BAD = {
     "an id that is none": (
-        lambda events, items: {"interactions": events.assign(user_id=events["user_id"] + 0.5 * (events.index == 5))},
+        lambda events, items: {
+            "interactions": events.assign(user_id=events["user_id"] + 0.5 * (events.index == 5)),
+            "user_column": "user_id",
+        },
         r"^interactions: column 'user_id', row 6: expected ids as whole numbers or text, found \d+\.5; save the ids as",
     ),
     "no column of users": (
         lambda events, items: {"interactions": events[["item_id"]]},
-        r"^interactions: .*--user-column|^interactions: .*user",
+        r"^the interactions have no column that looks like user_id among item_id; say user_column=NAME",
     ),
     "cells of two types": (
         lambda events, items: {"interactions": events, "items": mixed(items.copy())},
@@ -141,10 +144,6 @@ BAD = {
             "items": pd.concat([items, items.head(1).assign(price=-1.0)], ignore_index=True),
         },
         r"^items: column 'item_id', row 201: the id .* stood in row 1 already .*; keep one row per id$",
-    ),
-    "no table": (
-        lambda events, items: {"interactions": 3},
-        r"^interactions: expected a DataFrame or a path, found int; give one of them$",
     ),
     "a path that leads nowhere": (
         lambda events, items: {"interactions": "events.csv"},
@@ -193,6 +192,11 @@ def test_the_whole_traceback_is_kept_where_it_is_wanted(monkeypatch):
     with pytest.raises(DataError, match="no") as raised:
         outer()
     assert raised.traceback[-1].name == "inner"
+
+
+def test_what_is_no_table_is_refused():
+    with pytest.raises(DataError, match=r"^items: expected a DataFrame or a path, found int; give one of them$"):
+        to_arrow("items", 3)
 
 
 def test_a_named_index_is_a_column_and_another_is_none(items):
