@@ -176,7 +176,7 @@ class Model:
         Returns:
             Columns `user_id`, `item_id`, `score`, `rank` and, where the catalogue has titles, `title`. `notes` names
             users without history and attributes, who get popular items. A notebook shows titles, pictures where a
-            column of the catalogue has their addresses, and the history beside the recommendations.
+            column of the catalogue has their addresses, and the history with the recommendations.
 
         Raises:
             DataError: An id is missing or has another type than in the tables, or a parameter is wrong.

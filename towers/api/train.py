@@ -61,8 +61,8 @@ def train(
     there. On a CPU the same tables, settings and number of threads give the same weights as the command.
 
     Args:
-        interactions: Who had what: a DataFrame (pandas, polars, or another with Arrow's interface), or the path of a
-            CSV or Parquet file, a folder of such files, or a pattern.
+        interactions: Interactions of users with items: a DataFrame (pandas, polars, or another with Arrow's interface),
+            or the path of a CSV or Parquet file, a folder of such files, or a pattern.
         items: The catalogue, likewise. None: the items of the interactions.
         users: Attributes of users, likewise.
         documents: Of a search: what there is; a table or a folder of .md and .txt files.
