@@ -37,6 +37,7 @@ def served(bundle: Path, settings: ServingConfig) -> Iterator[Service]:
         DataError: The service does not start.
     """
     settings = settings.model_copy(update={"port": find_port(settings)})
+    output = _Output()
     process = subprocess.Popen(
         own_python("-m", "towers", "serve", str(bundle)),
         env={**os.environ, **_as_environment(settings)},
@@ -47,17 +48,19 @@ def served(bundle: Path, settings: ServingConfig) -> Iterator[Service]:
         process_group=0,  # Ctrl-C comes here, and ends the block
     )
     assert process.stdout is not None, "it is a pipe"
-    output = _Output(process.stdout)
-    try:
-        output.is_settled.wait()
-        if process.poll() is not None or not output.is_ready:
-            process.wait(_SECONDS_TO_STOP)
-            raise DataError(output.last.removeprefix(_ERROR) or f"towers serve ended with status {process.returncode}")
-        yield Service(address_of(settings), process)
-    finally:
-        _stop(process)
-        output.thread.join(_SECONDS_TO_STOP)
-        process.stdout.close()
+    with process.stdout as stream:
+        try:
+            output.relay(stream)
+            output.is_settled.wait()
+            if not output.is_ready:
+                process.wait(_SECONDS_TO_STOP)
+                raise DataError(
+                    output.last.removeprefix(_ERROR) or f"towers serve ended with status {process.returncode}"
+                )
+            yield Service(address_of(settings), process)
+        finally:
+            _stop(process)
+            output.join()
 
 
 class Service:
@@ -89,12 +92,21 @@ class _Output:
         last: The newest line.
     """
 
-    def __init__(self, stream: Iterable[str]) -> None:
+    def __init__(self) -> None:
         self.is_settled = threading.Event()
         self.is_ready = False
         self.last = ""
-        self.thread = threading.Thread(target=self._relay, args=(stream,), name="towers-service", daemon=True)
-        self.thread.start()
+        self._thread: threading.Thread | None = None
+
+    def relay(self, stream: Iterable[str]) -> None:
+        """Print the lines of a stream, in a thread."""
+        self._thread = threading.Thread(target=self._relay, args=(stream,), name="towers-service", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the stream has ended."""
+        if self._thread is not None:
+            self._thread.join(_SECONDS_TO_STOP)
 
     def _relay(self, stream: Iterable[str]) -> None:
         for line in stream:
