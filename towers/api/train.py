@@ -88,8 +88,8 @@ def train(
 
     Example:
         >>> model = train(interactions, items=items, users=users, epochs=1, track=False, progress=False)
-        >>> len(model.recommend(10002, k=3))
-        3
+        >>> str(model.path)
+        'runs/run-1'
         >>> train(interactions.head(0), items=items, progress=False)
         Traceback (most recent call last):
         ...

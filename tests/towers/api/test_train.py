@@ -58,8 +58,6 @@ def test_dataframes_paths_and_the_commands_give_one_model(model, interactions, i
     )
     assert by_paths.version == model.version
     assert by_paths.path.name == "run-2"
-    by_settings = train(settings="run.toml", output="small", progress=False, **QUICK)
-    assert (by_settings.version, str(by_settings.path)) == (model.version, "small")
 
 
 def test_its_tables_are_kept_beside_the_runs(model, folder):
