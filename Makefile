@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test rivals lock format clean
+.PHONY: help install demo test docs rivals wheel lock format clean
 
 # Which set to install: gpu where an NVIDIA GPU answers, else cpu. Overrule it with `make install DEVICE=cpu`.
 ifndef DEVICE
@@ -37,13 +37,23 @@ install: $(STAMP) ## make .venv and install everything in it (DEVICE=cpu or DEVI
 demo: install ## generate a shop, train, evaluate, serve and ask it, showing each command
 	@$(BIN)/towers demo $(if $(SIZE),--size $(SIZE)) $(if $(SEED),--seed $(SEED))
 
-test: install ## everything that CI runs: style, types, arrows between rooms, tests
+test: install ## everything that CI runs: style, types, import layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+docs: install ## write what is generated in docs/, and build the site into .site
+	$(BIN)/python -m tests.documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
+
+wheel: install ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
+	@rm -rf dist
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . .locks/fbgemm-cpu
+	@for device in cpu gpu; do cp .locks/$$device.lock dist/constraints-$$device.txt; done
+	@ls dist
 
 rivals: .rivals/installed ## make .rivals with what tests/benchmarks measures ours beside
 
@@ -60,7 +70,7 @@ format: install ## put every file in the house's layout, and mend what ruff can 
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, .rivals and caches (runs and data stay)
-	rm -rf .venv .rivals dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .rivals .site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find features towers training serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Four steps. torch by itself, so that it brings what its build needs; the rest exactly as locked, without asking what

@@ -9,7 +9,7 @@
 - `datasets`: public data sets; `shop`: a generated shop with known truth.
 - `errors`: `DataError`; `messages`: lists and names in messages; `redaction`: passwords out of messages.
 - `files`: atomic writes, links, digests; `parquet`: Parquet files of bounded size.
-- `commands`: `towers dataset` and `towers shop`.
+- `commands`: `towers dataset`.
 
 Imports none of the other three packages.
 """

@@ -1,4 +1,4 @@
-"""The command of this room: `towers dataset` writes a public set or a generated shop as tables."""
+"""`towers dataset`: writes a public set or a generated shop as tables."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class ServingConfig(StrictTable):
     slow_seconds: float = Field(default=1.0, gt=0)
     """Duration in seconds from which a request counts as slow."""
     recommend_seen: RecommendSeen | None = None
-    """Whether to recommend items that are already in a user's history. None: as the model was trained."""
+    """Which items of a user's history may be recommended again. None: as the model was trained."""
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None
     """Columns of the catalogue that requests may filter by; comma-separated in the environment. None: all columns. A
     client that may filter by a column can find out its values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def environment(**settings: str) -> dict[str, str]:
     """This process's environment without settings of ours, with one thread, so that tests share a machine well."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("TOWERS_", "MLFLOW_"))}
     return {**own, "OMP_NUM_THREADS": "1", **settings}
+
+
+def postgres_program(name: str) -> str:
+    """Return where a program of PostgreSQL is, "" if it is not installed; Debian does not put it on the path."""
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
+    return str(versions[-1]) if versions else shutil.which(name) or ""
 
 
 def start(folder: Path, *words: str, **settings: str) -> subprocess.Popen[str]:

@@ -17,10 +17,10 @@ import pytest
 from features.config import StrictTable
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("features", "towers", "training", "serving")
+TOP_PACKAGES = ("features", "towers", "training", "serving")
 INTERFACE = "towers"
-"""The room whose `__init__` also offers the Python interface, `towers.api`, which is above all rooms."""
-SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+"""The package whose `__init__` also offers the Python interface, `towers.api`, which is above all packages."""
+SOURCES = sorted(path for package in TOP_PACKAGES for path in (ROOT / package).rglob("*.py"))
 PACKAGES = sorted({path.parent for path in SOURCES})
 TOP_LEVEL = {
     "Makefile",
@@ -33,7 +33,7 @@ TOP_LEVEL = {
     "docs",
     "notebooks",
     "tests",
-    *ROOMS,
+    *TOP_PACKAGES,
 }
 
 
@@ -83,7 +83,7 @@ def tracked() -> list[str]:
     return listed.stdout.splitlines()
 
 
-def test_the_arrows_between_the_rooms_hold() -> None:
+def test_the_layers_of_the_packages_hold() -> None:
     ended = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
 
@@ -106,8 +106,8 @@ def test_a_library_is_imported_in_its_own_place_only(library: str, home: str | t
 def test_every_file_says_in_a_few_lines_what_it_is_for(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), "no docstring"
-    if path.name == "__init__.py" and path.parent.name in set(ROOMS) - {INTERFACE}:
-        assert len(tree.body) == 1, "a room's __init__ is a signpost and nothing else"
+    if path.name == "__init__.py" and path.parent.name in set(TOP_PACKAGES) - {INTERFACE}:
+        assert len(tree.body) == 1, "a package's __init__ is a signpost and nothing else"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -149,11 +149,11 @@ def test_no_files_and_no_folders_import_each_other_in_a_circle() -> None:
     TopologicalSorter(folders).prepare()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_setting_says_what_it_is(room: str) -> None:
-    if not (ROOT / room / "config.py").exists():
-        pytest.skip("this room has no settings")
-    module = import_module(f"{room}.config")
+@pytest.mark.parametrize("package", TOP_PACKAGES)
+def test_every_setting_says_what_it_is(package: str) -> None:
+    if not (ROOT / package / "config.py").exists():
+        pytest.skip("this package has no settings")
+    module = import_module(f"{package}.config")
     tables = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, StrictTable)]
     silent = [
         f"{table.__name__}.{name}"
@@ -172,7 +172,7 @@ def test_nothing_unexpected_lies_at_the_top() -> None:
 def test_the_chapter_on_threats_names_settings_that_there_are() -> None:
     from serving.config import ServingConfig
 
-    text = (ROOT / "docs" / "threats.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "operating" / "threats.md").read_text(encoding="utf-8")
     limits = text.partition("## Limits and deadlines")[2].partition("## ")[0]
     named = {name for row in re.findall(r"(?m)^\|.*\|([^|]*)\|$", limits) for name in re.findall(r"`(\w+)`", row)}
     assert len(named) > 12
@@ -220,7 +220,20 @@ def test_the_rival_is_measured_on_the_same_torch() -> None:
     assert pins["rectools"] == "0.19.0"
 
 
-def test_the_wheel_holds_the_four_rooms_and_nothing_else(tmp_path: Path) -> None:
+def test_every_path_and_name_in_contributing_exists() -> None:
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
+    known = {word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+    spans = re.findall(r"`([\w./-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    spans = [span for span in spans if "NAME" not in span]
+    of_runs = {"run.toml", "serving.toml", "ranker/"}
+    paths = {span for span in spans if "/" in span or span.endswith((".py", ".toml"))}
+    missing = {path for path in paths - of_runs if not (ROOT / path).exists()}
+    assert sorted(missing - {file.name for file in files}) == []
+    names = {word for span in set(spans) - paths for word in re.findall(r"\w+", span)}
+    assert sorted(names - known) == []
+
+
+def test_the_wheel_holds_the_four_packages_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
         check=True,
@@ -228,7 +241,7 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(tmp_path: Path) -> None
     )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     top = {name.partition("/")[0] for name in names}
-    assert {name for name in top if not name.endswith(".dist-info")} == set(ROOMS)
+    assert {name for name in top if not name.endswith(".dist-info")} == set(TOP_PACKAGES)
     packed = {name for name in names if name.endswith(".py")}
     assert packed == {path.relative_to(ROOT).as_posix() for path in SOURCES}
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -240,7 +253,7 @@ def test_make_alone_shows_what_there_is() -> None:
         ["make", "--no-print-directory", "DEVICE=cpu"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     targets = [line.split()[1] for line in ended.stdout.splitlines()]
-    assert targets == ["help", "install", "demo", "test", "rivals", "lock", "format", "clean"]
+    assert targets == ["help", "install", "demo", "test", "docs", "wheel", "rivals", "lock", "format", "clean"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

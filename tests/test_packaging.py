@@ -19,12 +19,13 @@ from hatchling.metadata.spec import get_core_metadata_constructors
 from hatchling.plugin.manager import PluginManager
 from packaging.metadata import parse_email
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from features.errors import DataError, needing
 from tests.test_house import imported
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("features", "towers", "training", "serving")
+PACKAGES = ("features", "towers", "training", "serving")
 NOT_IMPORTED = {
     "fbgemm-gpu": "torchrec's, pinned to the one that fits torch",
     "psutil": "MLflow's, which reads the machine with it and does not ask for it",
@@ -35,6 +36,18 @@ REPLACED_IN_LOCKS = {own: name for pairs in REPLACED.values() for name, own in p
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked(device: str) -> dict[str, str]:
+    """The version of each package in a lock file."""
+    lines = (ROOT / ".locks" / f"{device}.lock").read_text().splitlines()
+    return dict(re.match(r"([\w.-]+)==([\w.+]+)", line).groups() for line in lines if re.match(r"\w", line))
+
+
+def installed_by(text: str) -> list[str]:
+    """The first package that each `pip install` of a text names; options, files and what code fills in are none."""
+    options = r"(?:--(?:constraint|requirement|extra-index-url) \S+|--?[\w-]+)"
+    return re.findall(rf"pip install(?>(?: {options})*) '?(?!\S*(?:/|\.whl))([A-Za-z][\w-]*)", text)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +61,11 @@ def wanted() -> list[Requirement]:
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_the_wheel_and_development_ask_for_what_the_lock_has(wanted, device):
     development = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
-    lines = (ROOT / ".locks" / f"{device}.lock").read_text().splitlines()
-    locked = dict(re.match(r"([\w.-]+)==([\w.+]+)", line).groups() for line in lines if re.match(r"\w", line))
+    versions = locked(device)
     for one in (*wanted, *map(Requirement, development)):
         name = REPLACED[device].get(normal(one.name), normal(one.name))
-        assert name in locked, f"{one} is not in {device}.lock"
-        assert one.specifier.contains(locked[name]), f"{one}, and {device}.lock has {locked[name]}"
+        assert name in versions, f"{one} is not in {device}.lock"
+        assert one.specifier.contains(versions[name]), f"{one}, and {device}.lock has {versions[name]}"
 
 
 def test_torch_and_what_is_compiled_for_it_are_pinned(wanted):
@@ -62,7 +74,7 @@ def test_torch_and_what_is_compiled_for_it_are_pinned(wanted):
 
 
 def test_what_is_asked_for_is_imported_and_what_is_imported_is_asked_for(wanted):
-    modules = {module for room in ROOMS for path in (ROOT / room).rglob("*.py") for module in imported(path)}
+    modules = {module for package in PACKAGES for path in (ROOT / package).rglob("*.py") for module in imported(path)}
     owners = packages_distributions()
     used = [{REPLACED_IN_LOCKS.get(normal(owner), normal(owner)) for owner in owners.get(one, ())} for one in modules]
     asked = {normal(one.name) for one in wanted}
@@ -70,16 +82,37 @@ def test_what_is_asked_for_is_imported_and_what_is_imported_is_asked_for(wanted)
     assert asked - set().union(*used) == {*NOT_IMPORTED}
 
 
-def test_no_message_names_a_package_that_no_index_has():
-    told = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "two-towers[" in path.read_text()]
-    assert told == []
-    assert "two-towers[" not in (ROOT / "README.md").read_text()
+def test_the_stand_in_for_fbgemm_asks_for_the_build_for_a_cpu(wanted, tmp_path):
+    [wheel] = WheelBuilder(str(ROOT / ".locks" / "fbgemm-cpu")).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as opened:
+        [metadata] = [name for name in opened.namelist() if name.endswith("/METADATA")]
+        stand_in, _ = parse_email(opened.read(metadata))
+        # A file of its own would overwrite one of fbgemm-gpu-cpu.
+        assert [name for name in opened.namelist() if ".dist-info/" not in name] == []
+    [asked] = [one for one in wanted if one.name == stand_in["name"]]
+    assert asked.specifier.contains(stand_in["version"])
+    # pip prefers 1.8.0+cpu to the 1.8.0 of the package index, which needs NVIDIA's driver.
+    assert Version(stand_in["version"]) > Version(stand_in["version"].partition("+")[0])
+    assert stand_in["requires_dist"] == [f"fbgemm-gpu-cpu=={locked('cpu')['fbgemm-gpu-cpu']}"]
 
 
-def test_every_room_says_that_it_has_types():
-    assert [room for room in ROOMS if not (ROOT / room / "py.typed").is_file()] == []
+def test_every_pip_install_names_packages_that_the_locks_have():
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    files += [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+    known = {*locked("cpu"), *locked("gpu"), "pip-audit", "bandit"}
+    unknown = [
+        (str(path.relative_to(ROOT)), name)
+        for path in files
+        for name in installed_by(path.read_text(encoding="utf-8"))
+        if normal(name) not in known
+    ]
+    assert unknown == []
+
+
+def test_every_package_says_that_it_has_types():
+    assert [package for package in PACKAGES if not (ROOT / package / "py.typed").is_file()] == []
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"] == {
-        "packages": [*ROOMS]
+        "packages": [*PACKAGES]
     }
 
 

@@ -129,8 +129,8 @@ def test_its_seal_says_what_it_gains_and_costs(late: Path):
     assert judgement.ndcg_after > 3 * judgement.ndcg_before
     assert 0 < judgement.gain_low < judgement.ndcg_after - judgement.ndcg_before < judgement.gain_high
     assert 0 < judgement.milliseconds <= judgement.milliseconds_p99
-    assert sealed.reading is not None
-    assert sealed.reading.share > 0.3, "the retriever knows nothing here"
+    assert sealed.text is not None
+    assert sealed.text.weight > 0.3, "the retriever knows nothing here"
 
 
 def test_what_is_found_for_words_is_in_its_order_however_they_are_asked(late: Path, folder: Path):
@@ -282,8 +282,8 @@ def test_without_anything_held_out_somebody_must_say_how_much_it_counts(
     assert "N@10" not in said
     sealed = read_ranker_manifest(ModelBundle.open(folder / "runs" / "refitted"))
     assert sealed.judgement is None
-    assert sealed.reading is not None
-    assert sealed.reading.share == 0.7
+    assert sealed.text is not None
+    assert sealed.text.weight == 0.7
 
 
 def test_documents_that_nobody_asked_for_yet_are_re_ranked_and_mlflow_has_the_ranker(
@@ -301,7 +301,7 @@ def test_documents_that_nobody_asked_for_yet_are_re_ranked_and_mlflow_has_the_ra
     experiment = client.get_experiment_by_name("two-towers")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_name == "alone-ranker"
-    assert (run.data.params["ranker.kind"], run.data.params["ranker.share"]) == ("late-interaction", "0.5")
+    assert (run.data.params["ranker.kind"], run.data.params["ranker.weight"]) == ("late-interaction", "0.5")
     assert run.data.tags["bundle"] == ModelBundle.open(folder / "runs" / "alone").version
     assert {file.path for file in client.list_artifacts(run.info.run_id, "ranker")} == {
         "ranker/manifest.json",

@@ -62,7 +62,9 @@ def files_of(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.suffix in endings and path.name != Path(__file__).name)
 
 
-@pytest.mark.parametrize("place", [*PACKAGES, "notebooks", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "place", [*PACKAGES, "notebooks", "docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+)
 def test_no_word_of_a_private_language(place: str) -> None:
     assert [line for path in files_of(ROOT / place) for line in forbidden_in(path)] == []
 

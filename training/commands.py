@@ -24,7 +24,9 @@ _device = click.option(
     show_default=True,
     help="Device to train on.",
 )
-_preset = click.option("--preset", type=click.Choice(PRESETS), help="Size of the model; README lists cost and quality.")
+_preset = click.option(
+    "--preset", type=click.Choice(PRESETS), help="Size of the model: dimensions, layers, heads and dropout rate."
+)
 _overrides = click.option(
     "--set",
     "overrides",
@@ -273,7 +275,7 @@ def _defaults(name: str) -> str:
     type=click.Choice(tuple(RERANKER_KINDS)),
     default="learned",
     show_default=True,
-    help="Kind of re-ranker: a small network over features of the candidates, or a pretrained model over their texts.",
+    help=" ".join(f"{kind.name}: {kind.summary}." for kind in RERANKER_KINDS.values()),
 )
 @click.option("--model", metavar="NAME", help="Pretrained text model: a folder, or a name on the Hugging Face hub.")
 @click.option(
@@ -291,7 +293,9 @@ def _defaults(name: str) -> str:
     "--train-queries",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Cross-encoder: fine-tune first on so many training queries; --model may then be any transformer.",
+    help="Fine-tune first on so many training queries; --model may then be any transformer. For: "
+    + ", ".join(kind.name for kind in RERANKER_KINDS.values() if kind.can_fine_tune)
+    + ".",
 )
 @click.option(
     "--weight",
@@ -317,11 +321,6 @@ def train_ranker(bundle: Path, **chosen: Any) -> None:
     DIR is a bundle, such as runs/latest. Gain and latency are measured on the data that was held out when the bundle
     was trained; without a gain, nothing is written. Run `towers index` afterwards, so that the service, `towers
     recommend` and `towers search` use it.
-
-    learned: a small network over popularity, co-occurrence and similarity features, trained on held-out data.
-    cross-encoder: reads the text of the query, or history, together with that of each candidate; the most accurate and
-    the slowest. late-interaction: compares token embeddings of both; those of the items are precomputed; --model is a
-    bi-encoder.
     """
     from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
 

@@ -37,7 +37,11 @@ class SeenItems(ABC):
     @staticmethod
     def of(recommend_seen: RecommendSeen) -> SeenItems:
         """Return the policy that a setting names."""
-        return REPEAT if recommend_seen else EXCLUDE
+        match recommend_seen:
+            case True:
+                return REPEAT
+            case False:
+                return EXCLUDE
 
     @abstractmethod
     def possible_targets(self, sequences: Sequences) -> Bool[np.ndarray, "events"]:

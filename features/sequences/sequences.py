@@ -3,7 +3,8 @@
 `Sequences` is the working form of an `Interactions` table; `Queries` is a set of questions with known answers.
 A `Split` (see `features.sequences.split`) is one `Sequences` to learn from and `Queries` to be judged by.
 
-Everywhere in this project an `item_row` is the 0-based position of an item in the catalogue.
+An `item_row` is the 0-based position of an item in the catalogue. In `training/loop` the catalogue is that of the known
+items, those with interactions (`training.loop.build`).
 """
 
 from __future__ import annotations

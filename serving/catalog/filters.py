@@ -215,9 +215,10 @@ class Filters:
     def _column_and_operator(self, name: str) -> tuple[str, str]:
         if name in self._allowed:
             return name, DEFAULT_OPERATOR
-        column, _, ending = name.rpartition("_")
-        if column in self._allowed and ending in OPERATORS and ending != DEFAULT_OPERATOR:
-            return column, ending
+        for operator in sorted(OPERATORS.keys() - {DEFAULT_OPERATOR}, key=len):
+            column = name.removesuffix(f"_{operator}")
+            if column != name and column in self._allowed:
+                return column, operator
         raise self._unknown(name, name)
 
     def _check(self, column: str, where: str) -> None:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _MAX_SECONDS_BETWEEN_TRIES = 60.0
 _SECONDS_BETWEEN_CHECKS = 0.5
 # After an attempt to read an unavailable log, the pause before the next is at most so many times its duration.
 _PAUSE_FACTOR = 20
+# How long a request waits for that attempt.
+_SECONDS_TO_TRY = 0.5
 _NUM_WARMED = 10
 _log = logging.getLogger(__name__)
 
@@ -203,15 +206,22 @@ class _LiveOrStale:
     def __init__(self, live: LiveRecommender) -> None:
         self._live = live
         self._next_message = self._next_try = 0.0
-        self._is_unavailable = False
         self._trying = threading.Lock()
+        self._executor = ThreadPoolExecutor(1, "towers-live")
 
     def __call__(self, current: bool) -> Recommender:
-        if not self._is_unavailable:
+        if not self._live.is_unavailable:
             return self._read(current)
         # Only one request at a time, now and then, tries to read the log; the others do not wait for it.
         if time.monotonic() < self._next_try or not self._trying.acquire(blocking=False):
             return self._last_read(current)
+        try:
+            # In another thread, as connecting to a database that hangs takes longer than a request may.
+            return self._executor.submit(self._try, current).result(_SECONDS_TO_TRY)
+        except TimeoutError:
+            return self._last_read(current)
+
+    def _try(self, current: bool) -> Recommender:
         try:
             return self._read(current)
         finally:
@@ -220,14 +230,11 @@ class _LiveOrStale:
     def _read(self, current: bool) -> Recommender:
         began = time.monotonic()
         try:
-            recommender = self._live.current()
-            self._is_unavailable = False
-            return recommender
+            return self._live.current()
         except NotReady as error:
             # A missing file fails at once and is tried again soon; a database that times out is tried less often.
             now = time.monotonic()
             self._next_try = now + min(_SECONDS_BETWEEN_CHECKS, _PAUSE_FACTOR * (now - began))
-            self._is_unavailable = True
             if time.monotonic() >= self._next_message:
                 self._next_message = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 _log.error("responses do not include the newest live writes: %s", error)

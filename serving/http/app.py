@@ -21,9 +21,9 @@ from serving.deploy.hot_reload import LastServed, RecommenderProvider, identity_
 from serving.errors import NotReady
 from serving.http.contract.openapi import Documents
 from serving.http.contract.requests import Contract
-from serving.http.handlers import RecommendHandler
 from serving.http.limits import ConcurrencyLimiter
 from serving.http.middleware import RequestMiddleware, guards_of
+from serving.http.recommend_handler import RecommendHandler
 from serving.http.router import Router
 from serving.http.routes import ROUTES
 from serving.http.service import Service
@@ -75,8 +75,7 @@ def create_app(
     private_copies = None if copies is None else PrivateCopies(copies)
     guards = guards_of(settings, metrics, shared)
     provider = _provider(source, settings, partial(_note_versions, metrics), log, private_copies, LastServed(shared))
-    on_change = partial(metrics.hold, "towers_requests_in_progress")
-    limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, on_change)
+    limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, metrics.gauge("towers_requests_in_progress"))
     documents = Documents(ROUTES, recommend.contract, takes_writes=log is not None)
     service = Service(settings, provider, recommend, metrics, limiter, documents.of)
     app.extensions["towers"] = service
@@ -86,9 +85,9 @@ def create_app(
 
 def _note_versions(metrics: Metrics, recommender: Recommender) -> None:
     """Record in the metrics which model and index this worker serves."""
-    created = datetime.fromisoformat(recommender.snapshot.seal.created)
+    created = datetime.fromisoformat(recommender.snapshot.manifest.created)
     metrics.describe_worker(
-        model=recommender.model, index=recommender.snapshot.seal.created, created=created.timestamp()
+        model=recommender.model, index=recommender.snapshot.manifest.created, created=created.timestamp()
     )
 
 

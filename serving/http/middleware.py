@@ -75,9 +75,9 @@ class RequestMiddleware:
         def start(line: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
             nonlocal status
             status = line
+            add_headers(headers)
             headers.append(("X-Request-Id", request_id))
             headers.extend(_version_headers(request))
-            add_headers(headers)
             return start_response(line, headers, *error)
 
         try:
@@ -192,8 +192,9 @@ def _version_headers(request: ApiRequest) -> list[tuple[str, str]]:
     if recommender is None:
         return []
     headers = [(MODEL_HEADER, recommender.model), (INDEX_HEADER, recommender.index_version)]
-    if recommender.state.position is not None:
-        headers.append((LIVE_HEADER, str(recommender.state.position)))
+    position = recommender.state.position
+    if position is not None:
+        headers.append((LIVE_HEADER, str(position)))
     return headers
 
 

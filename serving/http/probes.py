@@ -18,7 +18,7 @@ def healthz(service: Service, request: ApiRequest) -> Reply:
 
 def readyz(service: Service, request: ApiRequest) -> Reply:
     """Answer 200 with the version of the model and the number of ready workers; 503 if no model is loaded."""
-    manifest = request.recommender.snapshot.seal
+    manifest = request.recommender.snapshot.manifest
     workers = service.metrics.workers()
     return json_reply(
         Readiness(

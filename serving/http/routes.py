@@ -1,4 +1,4 @@
-"""The route table: every endpoint, from which dispatch, API keys' scopes, metrics, OpenAPI and the README follow."""
+"""The route table: every endpoint, from which dispatch, API keys' scopes, metrics, OpenAPI and the reference follow."""
 
 from __future__ import annotations
 

@@ -20,6 +20,6 @@ _HEADERS = (
 
 def add_headers(headers: list[tuple[str, str]]) -> None:
     """Add the security headers to a response's headers, and forbid caching unless the response has its own policy."""
-    headers.extend(_HEADERS)
-    if not any(name == "Cache-Control" for name, _ in headers):
+    if "Cache-Control" not in dict(headers):
         headers.append(("Cache-Control", "no-store"))
+    headers.extend(_HEADERS)

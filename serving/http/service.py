@@ -16,8 +16,8 @@ from serving.config import ServingConfig
 from serving.deploy.hot_reload import RecommenderProvider
 from serving.http.bodies import has_body
 from serving.http.contract.problems import Problem
-from serving.http.handlers import RecommendHandler
 from serving.http.limits import ConcurrencyLimiter
+from serving.http.recommend_handler import RecommendHandler
 from serving.http.router import Reply, Route
 from serving.observability.metrics import Metrics
 from serving.observability.timings import timed

@@ -34,5 +34,5 @@ def home() -> str:
         answer=recommender.recommend(user_id, RecommendRequest(NUM_SHOWN, reasons=1)) if user_id else None,
         history=recommender.history(user_id, NUM_SHOWN) if user_id else None,
         examples=ids[:: max(1, len(ids) // 5)][:5],
-        seal=recommender.snapshot.seal,
+        manifest=recommender.snapshot.manifest,
     )

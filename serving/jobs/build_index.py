@@ -42,7 +42,7 @@ def build_index(
     kind: IndexKind | None = None,
     recall: float | None = None,
     live: str | None = None,
-    shortlists: int | None = None,
+    precomputed: int | None = None,
     *,
     accept_changed_columns: bool = False,
 ) -> Snapshot:
@@ -54,7 +54,7 @@ def build_index(
         kind: The index kind. None: `exact`, or with `recall` the fastest kind.
         recall: Target recall@100, 0 to 1, for which the index is tuned. None: it is not tuned.
         live: Address of the log of live writes to compact into the index. None: no log.
-        shortlists: Number of recommendations per user to precompute. None: the default, if that is done quickly.
+        precomputed: Number of recommendations per user to precompute. None: the default, if that is done quickly.
         accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
 
     Raises:
@@ -63,10 +63,10 @@ def build_index(
             the time of a request; or the index must be signed and there is no key.
     """
     check_can_sign(bundle)
-    if shortlists and _depends_on_time(bundle):
+    if precomputed and _depends_on_time(bundle):
         raise DataError(
-            f"--precompute {shortlists}: recommendations of this model depend on the time of the request and cannot be "
-            "precomputed; remove the flag"
+            f"--precompute {precomputed}: recommendations of this model depend on the time of the request and cannot "
+            "be precomputed; remove the flag"
         )
     started = time.perf_counter()
     features = _features(bundle, tables)
@@ -91,13 +91,16 @@ def build_index(
         snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=compacted)
     for tuning in tried:
         _show_tuning(tuning)
-    snapshot = _with_shortlists(bundle, snapshot, shortlists)
+    snapshot = _with_precomputed(bundle, snapshot, precomputed)
     folder = snapshot.save(bundle.path)
-    seal = snapshot.seal
-    listed = "" if seal.shortlists is None else f", {seal.shortlists.depth} precomputed recommendations per user"
+    manifest = snapshot.manifest
+    listed = (
+        "" if manifest.precomputed is None else f", {manifest.precomputed.depth} precomputed recommendations per user"
+    )
     click.echo(
-        f"{folder}: {seal.num_items:,} items, {seal.num_users:,} users with {seal.num_interactions:,} interactions, "
-        f"{seal.plan.kind} index (recall@100 {seal.recall_at_100:.3f}){listed}, {time.perf_counter() - started:.1f} s"
+        f"{folder}: {manifest.num_items:,} items, {manifest.num_users:,} users with {manifest.num_interactions:,} "
+        f"interactions, {manifest.plan.kind} index (recall@100 {manifest.recall_at_100:.3f}){listed}, "
+        f"{time.perf_counter() - started:.1f} s"
     )
     if snapshot.tokens is not None:
         tokens = snapshot.tokens
@@ -105,29 +108,29 @@ def build_index(
             f"{folder}: vectors of {len(tokens.values):,} tokens of the items, one byte per dimension, "
             f"{tokens.num_bytes / 1e6:,.1f} MB"
         )
-    if recall is None and kind is None and seal.num_items > _MANY_ITEMS:
+    if recall is None and kind is None and manifest.num_items > _MANY_ITEMS:
         click.echo(
-            f"note: each search compares {seal.num_items:,} items; for a faster, approximate index run: "
+            f"note: each search compares {manifest.num_items:,} items; for a faster, approximate index run: "
             f"towers index {bundle.path} --recall 0.99"
         )
     return snapshot
 
 
-def _with_shortlists(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
+def _with_precomputed(bundle: ModelBundle, snapshot: Snapshot, depth: int | None) -> Snapshot:
     """Return a snapshot with precomputed recommendations, unless they depend on the time of a request."""
     depth = _usual_depth(bundle, snapshot) if depth is None else depth
     if not depth or _depends_on_time(bundle):
         return snapshot
     with tqdm(total=len(snapshot.histories), unit=" users", desc="Listing", disable=None, leave=False) as bar:
-        return snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), depth, bar.update))
+        return snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), depth, bar.update))
 
 
 def _usual_depth(bundle: ModelBundle, snapshot: Snapshot) -> int:
     """Return the default number of precomputed recommendations: 0 if they take too long or would not be used."""
-    num_users, seal = len(snapshot.histories), snapshot.seal
+    num_users, manifest = len(snapshot.histories), snapshot.manifest
     if _depends_on_time(bundle) or has_ranker(bundle.path):
         return 0
-    is_soon_done = not seal.plan.is_exact or num_users * seal.num_items <= _MAX_COMPARED
+    is_soon_done = not manifest.plan.is_exact or num_users * manifest.num_items <= _MAX_COMPARED
     if is_soon_done and num_users * LISTED * BYTES_A_PLACE <= _MAX_LISTED_BYTES:
         return LISTED
     click.echo(

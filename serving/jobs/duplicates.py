@@ -143,7 +143,7 @@ class _Search:
 
     def pairs(self, progress: Progress) -> Iterator[np.ndarray]:
         """Yield pairs, `[2, some]`, perhaps repeated, and perhaps a rounding error below the threshold."""
-        members, visitors = self._by_region()
+        members, visitors = self._by_partition()
         num_found = 0
         for partition in range(len(self.centres)):
             for pairs in self._among(members[partition], visitors[partition]):
@@ -171,7 +171,7 @@ class _Search:
                 # Among members, every pair is met from both sides.
                 yield pairs[:, one < other if are_members else slice(None)].numpy()
 
-    def _by_region(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _by_partition(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the items of each partition, and the items of other partitions that visit it."""
         members = _divided(torch.arange(len(self.vectors)), self.of_item, len(self.centres))
         blocks = []

@@ -23,13 +23,13 @@ def precompute_top_k(
         progress: Called after each block with the number of users in it.
     """
     depth = min(depth, len(recommender.state.items))
-    shortlists = PrecomputedTopK.empty(len(recommender.state.users), depth, recommender.seen_items)
+    precomputed = PrecomputedTopK.empty(len(recommender.state.users), depth, recommender.seen_items)
     for users in blocks(len(recommender.state.users)):
         hits, is_fallback = recommender.recommend_rows(users, depth)
-        shortlists.put(users, hits)
-        shortlists.rows[users[is_fallback]] = -1
+        precomputed.put(users, hits)
+        precomputed.rows[users[is_fallback]] = -1
         progress(len(users))
-    return shortlists
+    return precomputed
 
 
 def blocks(num_users: int) -> Iterator[np.ndarray]:

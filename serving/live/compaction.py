@@ -33,7 +33,7 @@ def compact(
     put: dict[ExternalId, dict[str, Any] | None] = {}
     events: list[LoggedEvent] = []
     log_id, position = store.state().log_id, 0
-    while records := store.since(position):
+    while records := store.read_after(position):
         for record in readable(records):
             item_id = items.parse(record.body[ITEM_ID])
             if record.kind != "event":

@@ -36,16 +36,21 @@ _log = logging.getLogger(__name__)
 
 
 class LiveRecommender:
-    """A recommender that follows a log; `current` is safe to call from several threads."""
+    """A recommender that follows a log; `current` is safe to call from several threads.
+
+    Attributes:
+        is_unavailable: Whether the last attempt to read the log failed.
+    """
 
     def __init__(self, base: Recommender, store: EventLog) -> None:
         self._base = base
         self._store = store
-        self._version: object = None
+        self._token: object = None
         self._lock = threading.Lock()
         self._num_failed = 0
+        self.is_unavailable = False
         # Even if the clock was set back: writes that arrive while an index is served are not in its tables.
-        store.clock.pass_over(base.snapshot.seal.events_until)
+        store.clock.pass_over(base.snapshot.manifest.events_until)
         self._reset()
         self._latest = base.with_state(self._state_at())
 
@@ -53,7 +58,7 @@ class LiveRecommender:
         """Start with the index alone, before any record of a log."""
         base = self._base
         self._log_state: LogState | None = None
-        self._position, self._covered_until = 0, base.snapshot.seal.events_until
+        self._position, self._covered_until = 0, base.snapshot.manifest.events_until
         self._items = DeltaItems(base.indexed, base.snapshot, base.bundle.config.features.title)
         self._events = DeltaEvents(base.indexed)
 
@@ -70,25 +75,26 @@ class LiveRecommender:
         """
         num_failed = self._num_failed
         with self._lock:
-            if (
-                num_failed != self._num_failed
-            ):  # the thread that held the lock failed to read the log; do not wait again
+            if num_failed != self._num_failed:
+                # The thread that held the lock failed to read the log; do not wait again.
                 raise NotReady("the log of live writes cannot be read")
             try:
-                version = self._store.version()
+                token = self._store.change_token()
+                if token != self._token:
+                    self._catch_up()
+                    self._token = token
             except NotReady:
                 self._num_failed += 1
+                self.is_unavailable = True
                 raise
-            if version != self._version:
-                self._catch_up()
-                self._version = version
+            self.is_unavailable = False
             return self._latest
 
     def _catch_up(self) -> None:
         state = self._store.state()
         if self._is_replaced(state):
             self._start_from(state)
-        while records := self._store.since(self._position):
+        while records := self._store.read_after(self._position):
             self._apply(records)
             self._position = records[-1].position
             if self._items.num_superseded > max(_MIN_TO_COMPACT, self._items.num_new // 2):
@@ -104,7 +110,7 @@ class LiveRecommender:
 
     def _start_from(self, state: LogState) -> None:
         """Start with the index and a log of which no record was read yet."""
-        before, compacted = self._log_state, self._base.snapshot.seal.live
+        before, compacted = self._log_state, self._base.snapshot.manifest.live
         if compacted is not None and compacted.log_id == state.log_id and state.end < compacted.position:
             # The log was restored from a backup: its next records get positions that the index believes to contain.
             _log.error(

@@ -120,10 +120,10 @@ class EventLog(Protocol):
     def append(self, writes: Sequence[Write]) -> AppendResult:
         """Append writes, all or none; on return they are stored durably."""
 
-    def since(self, position: int) -> list[Record]:
+    def read_after(self, position: int) -> list[Record]:
         """Return the records after a position, in order, at most `MOST_AT_ONCE`."""
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Return a value that changes when anything was appended, or the log was replaced; takes microseconds."""
 
     def state(self) -> LogState:

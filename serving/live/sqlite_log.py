@@ -100,12 +100,12 @@ class SqliteLog:
 
         return self._do(append, "written to")
 
-    def since(self, position: int) -> list[Record]:
+    def read_after(self, position: int) -> list[Record]:
         """Return the records after a position."""
         query = "SELECT position, received, kind, body FROM log WHERE position > ? ORDER BY position LIMIT ?"
         return records_of(self._do(lambda opened: opened.read(query, (position, MOST_AT_ONCE))))
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Return the number of the opening and SQLite's own count of changes, which is in shared memory."""
         return self._do(lambda opened: (opened.number, opened.read("PRAGMA data_version")[0][0]))
 

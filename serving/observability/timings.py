@@ -19,7 +19,7 @@ class _Spent(threading.local):
     """Seconds of this thread's current request, by stage."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[Stage, float] = {}
         self.running: set[str] = set()
 
 
@@ -31,7 +31,7 @@ def begin() -> None:
     _spent.seconds.clear()
 
 
-def spent() -> dict[str, float]:
+def spent() -> dict[Stage, float]:
     """Return the seconds of each stage since `begin`; stages that did not occur are left out."""
     return _spent.seconds
 
@@ -45,8 +45,9 @@ class timed:  # noqa: N801 (read as a word: `with timed("search")`)
         self._stage = stage
 
     def __enter__(self) -> None:
-        self._is_outermost = self._stage not in _spent.running
-        _spent.running.add(self._stage)
+        running = _spent.running
+        self._is_outermost = self._stage not in running
+        running.add(self._stage)
         self._began = perf_counter()
 
     def __exit__(

@@ -21,7 +21,7 @@ from features.sequences.ragged import Ragged
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from serving.catalog.ids import ExternalId
-from serving.deadline import watched
+from serving.deadline import check, watched
 from serving.observability.timings import timed
 from serving.recommend.explanations import contributions, most
 from serving.recommend.query_encoder import QueryEncoder
@@ -51,6 +51,8 @@ class Recommender:
     Attributes:
         bundle: The model.
         snapshot: The current tables, encoded by the model.
+        model: Version of the model.
+        index_version: Version of the index.
         indexed: The state of the index as it was built.
         state: The data that requests are answered from; `state.filters.parse({"brand": "Acme"})` is a
             `RecommendRequest.where`.
@@ -71,6 +73,7 @@ class Recommender:
     ) -> None:
         self.bundle = bundle
         self.snapshot = snapshot
+        self.model, self.index_version = bundle.version, snapshot.manifest.version
         recommend_seen = bundle.config.features.recommend_seen if recommend_seen is None else recommend_seen
         self.seen_items = SeenItems.of(recommend_seen)
         self.rerank = rerank
@@ -78,7 +81,7 @@ class Recommender:
         self.state: ServingState = self.indexed
         self._encoder = QueryEncoder(bundle, self.seen_items, clock)
         self._clock = clock
-        stored = snapshot.shortlists
+        stored = snapshot.precomputed
         is_usable = stored is not None and stored.serves(self.seen_items) and rerank is None
         self._precomputed = stored if is_usable else None
 
@@ -99,7 +102,7 @@ class Recommender:
         Args:
             path: The bundle.
             device: Where the index searches.
-            recommend_seen: Whether items of a user's history are recommended again. None: as the model was trained.
+            recommend_seen: Which items of a user's history are recommended again. None: as the model was trained.
             filter_columns: The columns of the catalogue that requests may filter by. None: all.
             open_rerank: Returns the re-ranking stage, or None.
             copies: Folder to which all files are copied before they are read. None: they are read in place, and must
@@ -128,16 +131,6 @@ class Recommender:
         except Exception as error:  # files that do not fit together may cause any kind of error
             remedy = IndexManifest.remedy(path)
             raise BundleError(f"{path}: its index cannot be used ({said_of(error)}); {remedy}") from error
-
-    @property
-    def model(self) -> str:
-        """Version of the model."""
-        return self.bundle.version
-
-    @property
-    def index_version(self) -> str:
-        """Version of the index."""
-        return self.snapshot.seal.version
 
     def with_state(self, state: ServingState) -> Recommender:
         """Return this recommender over another state of the same index."""
@@ -183,7 +176,10 @@ class Recommender:
             DataError: The model does not read an attribute, its value has the wrong type, or a history and its times
                 differ in length.
         """
-        return self.recommend_many([user], request)[0]
+        # Not `recommend_many` of one: nearly all that a service is asked comes through here.
+        request = RecommendRequest.of(request)
+        check()
+        return self._looked_up(user, request) or self._searched([user], request)[0]
 
     def recommend_many(
         self, users: Sequence[ExternalId | UserProfile], request: RecommendRequest | int
@@ -342,8 +338,12 @@ class Recommender:
 
     def _recommendations(self, rows: np.ndarray, scores: np.ndarray, first_rank: int = 1) -> list[Recommendation]:
         ids, titles = self.state.items.ids, self.state.titles
-        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=first_rank)
-        return [
-            Recommendation(ids[row], score, rank, None if titles is None else titles[row])
-            for rank, (row, score) in pairs
-        ]
+        found = rows.tolist()
+        columns = (
+            [ids[row] for row in found],
+            scores.tolist(),
+            range(first_rank, first_rank + len(found)),
+            [None] * len(found) if titles is None else [titles[row] for row in found],
+            [None] * len(found),
+        )
+        return [*map(Recommendation._make, zip(*columns, strict=True))]

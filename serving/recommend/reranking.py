@@ -69,7 +69,7 @@ class RerankStage:
             _log.warning("not re-ranked: the index is older than the ranker; run: towers index %s", bundle.path)
             return None
         _warn_if_late(sealed, budget_seconds)
-        reads_words = sealed.reading is not None or bool(bundle.config.asked_by)
+        reads_words = sealed.text is not None or bool(bundle.config.asked_by)
         return cls(reranker, num_candidates or sealed.num_candidates, budget_seconds, reads_words)
 
     def apply(
@@ -170,7 +170,7 @@ class RerankedHits:
 def _opened(bundle: ModelBundle, snapshot: Snapshot, sealed: RankerManifest, folder: SealedFolder) -> Reranker | None:
     """Return the re-ranker of a bundle; None if the index lacks the data about items that it reads."""
     items = ItemInputs(
-        statistics=snapshot.facts,
+        statistics=snapshot.item_statistics,
         tokens=snapshot.tokens,
         texts=lambda: item_texts(snapshot.catalog, bundle.config.features.item) or [""] * len(snapshot.catalog),
     )

@@ -52,7 +52,7 @@ OPERATORS = {
     "min": Operator(lambda column, values: column.at_least(values[0]), "is at least this", needs_order=True),
     "max": Operator(lambda column, values: column.at_most(values[0]), "is at most this", needs_order=True),
 }
-"""By name, without `_`: the ending of a query parameter (`price_min=10`), and a key in a body (`{"min": 10}`)."""
+"""By name: the ending of a query parameter after `_` (`price_min=10`), and a key in a body (`{"min": 10}`)."""
 
 
 @dataclass(frozen=True, order=True)

@@ -379,7 +379,7 @@ class ItemIndex:
         return highest(*self._candidates(queries, wanted), wanted)
 
     def _candidates(self, queries: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the candidates of `_fetch`: `rescored` times as many rows as wanted, with their scores."""
+        """Return the candidates of `_fetch`: `oversampling` times as many rows as wanted, with their scores."""
         fetch = min(wanted * self.plan.oversampling, len(self), _MOST_FETCHED if self._on_gpu else len(self))
         effort = self._efforts.get(wanted)
         if effort is None:

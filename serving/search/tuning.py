@@ -43,7 +43,7 @@ _MIN_SPEEDUP = 1.1
 # tried.
 _STRIDE = 8
 _RUNGS_ABOVE = 16
-# Regions are kept for filtered searches if they save comparing at least this share of the allowed items.
+# Partitions are kept for filtered searches if they save comparing at least this share of the allowed items.
 _SPARED = 0.5
 _FILTERED_SHARE = 0.1
 _FILTERED_USERS = 50

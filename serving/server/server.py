@@ -1,9 +1,8 @@
 """The production server: `python -m serving.server.server` runs the workers, under granian or gunicorn.
 
-`towers serve` becomes this process by `exec`. It imports what workers need and computes nothing: they are forked from
-it, share that memory, and start without importing for seconds. FAISS and torch each use OpenMP, whose threads do not
-survive a fork: a search in a child of a parent that has used several would hang. For the same reason, and because
-workers share the cores, each computes with one thread.
+`towers serve` becomes this process by `exec`, so that no heavy library is loaded before the workers are forked: FAISS
+and torch each use OpenMP, whose threads do not survive a fork, and a search in a child of a parent that has used them
+would hang. For the same reason, and because workers share the cores, each computes with one thread.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from serving.deploy.mlflow_registry import Alias, followed
 from serving.http.bodies import SECONDS_FOR_HEADERS
 from serving.observability import logs
 from serving.server.instructions import INSTRUCTIONS_FILE, WorkerInstructions
-from towers.process import ended_by_signals, own_python
+from towers.process import own_python
 from towers.warnings_filter import quiet_imports
 
 if TYPE_CHECKING:
@@ -174,24 +173,12 @@ def main(file: str) -> None:
     is_followed = instructions.alias is not None and settings.watch_seconds > 0
     # Copies of an index may be large, so they are on a disk; the kernel caches what is used of them in memory.
     on_disk = Path(tempfile.gettempdir())
-    stopped_while_importing = suppress(KeyboardInterrupt)
-    with stopped_while_importing, _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies:
+    with _shared_folder(_memory()) as shared, _shared_folder(on_disk) as copies:
         path = _write_instructions(replace(instructions, shared=shared, copies=copies), shared)
         arguments = (instructions.greeting, settings, shared)
         Thread(target=_greet, args=arguments, name="towers-greeting", daemon=True).start()
         with followed(path) if is_followed else nullcontext():
-            if (
-                settings.device == "cpu"
-            ):  # CUDA cannot be used in a fork of a process in which a library has asked for it
-                _import_for_workers()
             _run(settings, shared)
-
-
-def _import_for_workers() -> None:
-    """Import the application with its libraries, so that the workers are forked with them."""
-    quiet_imports()
-    with ended_by_signals():
-        import serving.http.app  # noqa: F401
 
 
 def _greet(greeting: str, settings: ServingConfig, shared: Path) -> None:

@@ -91,7 +91,7 @@ class IndexManifest(StrictTable):
     """Time of the newest event in Unix seconds; None if the tables have no times."""
     live: LogOffset | None = None
     """The part of the log of live writes that the index contains; None: no log was compacted into it."""
-    shortlists: PrecomputedInfo | None = None
+    precomputed: PrecomputedInfo | None = None
     """Parameters of the precomputed recommendations; None: there are none."""
     created: str
     """Time of creation, ISO 8601 in UTC."""
@@ -183,14 +183,14 @@ class IndexManifest(StrictTable):
         Raises:
             BundleError: The index cannot be used; names the cause, and the command to rebuild it.
         """
-        seal, remedy = cls._parse(folder, trusted_keys), cls.remedy(folder.parent)
-        if seal.weights_digest != bundle.weights_digest:
+        manifest, remedy = cls._parse(folder, trusted_keys), cls.remedy(folder.parent)
+        if manifest.weights_digest != bundle.weights_digest:
             raise BundleError(
-                f"{folder}: built with other weights (digest {seal.weights_digest[:12]}) than those of the model in "
-                f"{folder.parent} (digest {bundle.weights_digest[:12]}); {remedy}"
+                f"{folder}: built with other weights (digest {manifest.weights_digest[:12]}) than those of the "
+                f"model in {folder.parent} (digest {bundle.weights_digest[:12]}); {remedy}"
             )
         try:
-            return seal, SealedFolder.open(folder, seal.files, copies)
+            return manifest, SealedFolder.open(folder, manifest.files, copies)
         except ValueError as error:
             raise BundleError(f"{folder}: {error}; {remedy}") from None
 

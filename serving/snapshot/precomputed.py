@@ -18,7 +18,7 @@ from features.sequences.seen_items import SeenItems
 from serving.search.results import Hits
 from serving.snapshot.manifest import PrecomputedInfo
 
-FILE = "shortlists.safetensors"
+FILE = "precomputed.safetensors"
 BYTES_A_PLACE = 8
 """Memory of one item: a row and a score."""
 

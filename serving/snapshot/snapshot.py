@@ -6,17 +6,17 @@ and a snapshot opens only together with the bundle that built it.
 
 ```
 index/
-  manifest.json           digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
-  items.parquet           the catalogue, in the order of rows
-  interactions.parquet    the number of interactions of each item
-  vectors.safetensors     `items` by row; `users` in the order of users.parquet (not for models that read request times)
-  items.faiss             the index
-  partitions.safetensors     its IVF lists for filtered searches, if it has any
-  users.parquet           user_id, history (item ids, oldest first) and times, if the tables have them
-  attributes.parquet      the users' attributes that the model reads
-  facts.safetensors       item statistics for a learned ranker, if the bundle has one
-  tokens.safetensors      token vectors for a late-interaction ranker, if the bundle has one
-  shortlists.safetensors  precomputed recommendations of each user, `rows` and `scores`, if requested
+  manifest.json                digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
+  items.parquet                the catalogue, in the order of rows
+  interactions.parquet         the number of interactions of each item
+  vectors.safetensors          `items` by row; `users` as users.parquet (not for models that read request times)
+  items.faiss                  the index
+  partitions.safetensors       its IVF lists for filtered searches, if it has any
+  users.parquet                user_id, history (item ids, oldest first) and times, if the tables have them
+  attributes.parquet           the users' attributes that the model reads
+  item_statistics.safetensors  statistics for a learned ranker, if the bundle has one
+  tokens.safetensors           token vectors for a late-interaction ranker, if the bundle has one
+  precomputed.safetensors      precomputed recommendations of each user, `rows` and `scores`, if requested
 ```
 """
 
@@ -52,7 +52,7 @@ from serving.search.tuning import SAMPLE, Chooser, choose, sample_of
 from serving.snapshot.encoding import attribute_columns, encode_users
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
-from serving.snapshot.precomputed import FILE as SHORTLISTS
+from serving.snapshot.precomputed import FILE as PRECOMPUTED
 from serving.snapshot.precomputed import PrecomputedTopK
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
@@ -74,10 +74,10 @@ class Snapshot:
         attributes: The users' attributes that the model reads, one row each; None if it reads none.
         user_vectors: The users' unit vectors, `[users, dim]`; None if they depend on the time of a request.
         interactions: Number of interactions of each item, `[items]`.
-        seal: The manifest.
-        facts: Item statistics for a learned ranker; None if the bundle contained none when this was built.
+        manifest: The manifest.
+        item_statistics: Item statistics for a learned ranker; None if the bundle contained none when this was built.
         tokens: Token vectors of the items for a late-interaction ranker; likewise.
-        shortlists: Precomputed recommendations of each user; None if not requested.
+        precomputed: Precomputed recommendations of each user; None if not requested.
         folder: The folder that it was read from; None if it was built now.
     """
 
@@ -87,10 +87,10 @@ class Snapshot:
     attributes: pd.DataFrame | None
     user_vectors: Float32[np.ndarray, "users width"] | None
     interactions: Int64[np.ndarray, " items"]
-    seal: IndexManifest
-    facts: ItemStatistics | None = None
+    manifest: IndexManifest
+    item_statistics: ItemStatistics | None = None
     tokens: TokenVectors | None = None
-    shortlists: PrecomputedTopK | None = None
+    precomputed: PrecomputedTopK | None = None
     folder: SealedFolder | None = None
 
     @classmethod
@@ -125,7 +125,7 @@ class Snapshot:
         )
         queries = _query_sample(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
         chosen = choose(index.vectors, queries)
-        seal = IndexManifest.of(
+        manifest = IndexManifest.of(
             bundle,
             catalog_digest=_digest(catalog),
             plan=chosen.index.plan,
@@ -149,15 +149,15 @@ class Snapshot:
             attributes,
             vectors,
             interactions,
-            seal,
-            facts=_facts(tables, bundle) if reads == "statistics" else None,
+            manifest,
+            item_statistics=_item_statistics(tables, bundle) if reads == "statistics" else None,
             tokens=_tokens(catalog, bundle, *ranker) if ranker and reads == "tokens" else None,
         )
 
-    def with_shortlists(self, shortlists: PrecomputedTopK) -> Snapshot:
+    def with_precomputed(self, precomputed: PrecomputedTopK) -> Snapshot:
         """Return this snapshot with precomputed recommendations."""
-        seal = self.seal.model_copy(update={"shortlists": shortlists.listed})
-        return replace(self, shortlists=shortlists, seal=seal)
+        manifest = self.manifest.model_copy(update={"precomputed": precomputed.listed})
+        return replace(self, precomputed=precomputed, manifest=manifest)
 
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, replacing an existing one, and return its path."""
@@ -172,13 +172,13 @@ class Snapshot:
             self.index.save(folder / "items.faiss")
             if self.index.partitions is not None:
                 self.index.partitions.save(folder / PARTITIONS)
-            if self.facts is not None:
-                self.facts.save(folder / "facts.safetensors")
+            if self.item_statistics is not None:
+                self.item_statistics.save(folder / "item_statistics.safetensors")
             if self.tokens is not None:
                 self.tokens.save(folder / "tokens.safetensors")
-            if self.shortlists is not None:
-                self.shortlists.save(folder)
-            self.seal.write(folder)
+            if self.precomputed is not None:
+                self.precomputed.save(folder)
+            self.manifest.write(folder)
         return bundle_path / FOLDER
 
     @classmethod
@@ -188,38 +188,54 @@ class Snapshot:
         Raises:
             BundleError: There is none, it is damaged or of another format, or was built with other weights.
         """
-        seal, folder = IndexManifest.open(bundle.path / FOLDER, bundle, bundle.copies, bundle.trust.keys)
-        with reading(folder.path, seal.remedy(bundle.path), "its files do not fit together"):
-            return cls._read(folder, seal)
+        manifest, folder = IndexManifest.open(bundle.path / FOLDER, bundle, bundle.copies, bundle.trust.keys)
+        with reading(folder.path, manifest.remedy(bundle.path), "its files do not fit together"):
+            return cls._read(folder, manifest)
 
     @classmethod
-    def _read(cls, folder: SealedFolder, seal: IndexManifest) -> Snapshot:
+    def _read(cls, folder: SealedFolder, manifest: IndexManifest) -> Snapshot:
         # Vectors first: their file's size proves their number, against which the sizes claimed by others are checked.
-        vectors = _vectors(folder.file("vectors.safetensors"), seal)
-        catalog = Catalog(_frame(folder.file("items.parquet"), seal.num_items))
+        vectors = _vectors(folder.file("vectors.safetensors"), manifest)
+        catalog = Catalog(_frame(folder.file("items.parquet"), manifest.num_items))
         partitions = Partitions.load(folder.file(PARTITIONS)) if PARTITIONS in folder else None
-        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], seal.plan, partitions)
-        histories = _histories(read_parquet(folder.file("users.parquet"), seal.num_users), catalog)
+        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], manifest.plan, partitions)
+        histories = _histories(read_parquet(folder.file("users.parquet"), manifest.num_users), catalog)
         attributes = None
         if "attributes.parquet" in folder:
-            attributes = _frame(folder.file("attributes.parquet"), seal.num_users)
-        interactions = read_parquet(folder.file("interactions.parquet"), seal.num_items)["interactions"].to_numpy()
-        facts = ItemStatistics.load(folder.file("facts.safetensors")) if "facts.safetensors" in folder else None
+            attributes = _frame(folder.file("attributes.parquet"), manifest.num_users)
+        interactions = read_parquet(folder.file("interactions.parquet"), manifest.num_items)["interactions"].to_numpy()
+        item_statistics = (
+            ItemStatistics.load(folder.file("item_statistics.safetensors"))
+            if "item_statistics.safetensors" in folder
+            else None
+        )
         tokens = TokenVectors.load(folder.file("tokens.safetensors")) if "tokens.safetensors" in folder else None
-        shortlists = None
-        if seal.shortlists is not None:
-            shortlists = _shortlists(folder.file(SHORTLISTS), seal.shortlists, seal.num_items)
-        read = [len(one) for one in (facts, tokens) if one is not None]
-        counts = {len(catalog), len(index), len(interactions), seal.num_items, *read}
+        precomputed = None
+        if manifest.precomputed is not None:
+            precomputed = _precomputed(folder.file(PRECOMPUTED), manifest.precomputed, manifest.num_items)
+        read = [len(one) for one in (item_statistics, tokens) if one is not None]
+        counts = {len(catalog), len(index), len(interactions), manifest.num_items, *read}
         user_counts = {
             len(histories),
-            seal.num_users,
-            *(len(one) for one in (attributes, vectors.get("users"), shortlists) if one is not None),
+            manifest.num_users,
+            *(len(one) for one in (attributes, vectors.get("users"), precomputed) if one is not None),
         }
         if len(counts) > 1 or len(user_counts) > 1:
             raise ValueError(f"numbers of items differ {sorted(counts)}, or of users {sorted(user_counts)}")
         users = vectors.get("users")
-        return cls(catalog, index, histories, attributes, users, interactions, seal, facts, tokens, shortlists, folder)
+        return cls(
+            catalog,
+            index,
+            histories,
+            attributes,
+            users,
+            interactions,
+            manifest,
+            item_statistics,
+            tokens,
+            precomputed,
+            folder,
+        )
 
     def _users_table(self) -> pa.Table:
         item_ids = _arrow(self.catalog.frame[[ITEM_ID]])[ITEM_ID].combine_chunks()
@@ -245,14 +261,14 @@ def _users(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame
     return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
 
 
-def _facts(tables: Tables, bundle: ModelBundle) -> ItemStatistics:
+def _item_statistics(tables: Tables, bundle: ModelBundle) -> ItemStatistics:
     return ItemStatistics.of(tables.interactions.sequences(tables.catalog), tables.catalog, bundle.config.features.item)
 
 
 def _tokens(catalog: Catalog, bundle: ModelBundle, sealed: RankerManifest, folder: SealedFolder) -> TokenVectors:
     """Return the vectors of the items' tokens, encoded by the bundle's ranker."""
-    assert sealed.reading is not None, "a late-interaction ranker reads texts"
-    reader = TokenReader.open(folder.folder(MODEL), sealed.reading.max_tokens)
+    assert sealed.text is not None, "a late-interaction ranker reads texts"
+    reader = TokenReader.open(folder.folder(MODEL), sealed.text.max_tokens)
     texts = item_texts(catalog, bundle.config.features.item) or []
     with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
         return TokenVectors.of(reader, texts, sealed.digest, bar.update)
@@ -342,20 +358,22 @@ def _frame(path: Path, num_rows: int) -> pd.DataFrame:
     return frame
 
 
-def _vectors(path: Path, seal: IndexManifest) -> dict[str, Float32[np.ndarray, "rows width"]]:
+def _vectors(path: Path, manifest: IndexManifest) -> dict[str, Float32[np.ndarray, "rows width"]]:
     vectors, _ = mapped(path, "F32")
-    for name, num_rows in (("items", seal.num_items), ("users", seal.num_users)):
-        expected = num_rows, seal.width
+    for name, num_rows in (("items", manifest.num_items), ("users", manifest.num_users)):
+        expected = num_rows, manifest.width
         if name in vectors and vectors[name].shape != expected:
             raise ValueError(f"vectors of {name}: found {vectors[name].shape}, expected {expected}")
     return vectors
 
 
-def _shortlists(path: Path, listed: PrecomputedInfo, num_items: int) -> PrecomputedTopK:
+def _precomputed(path: Path, listed: PrecomputedInfo, num_items: int) -> PrecomputedTopK:
     arrays, _ = mapped(path, "F32", "I32")
     rows, scores = arrays["rows"], arrays["scores"]
     if rows.shape[1:] != (listed.depth,) or rows.shape != scores.shape or rows.dtype != np.int32:
-        raise ValueError(f"shortlists {listed.depth} deep, {rows.shape} rows and {scores.shape} scores")
+        raise ValueError(
+            f"precomputed recommendations {listed.depth} deep, {rows.shape} rows and {scores.shape} scores"
+        )
     if rows.size and not -1 <= rows.min() <= rows.max() < num_items:
-        raise ValueError(f"shortlists with row {rows.max()} of {num_items}")
+        raise ValueError(f"precomputed recommendations with row {rows.max()} of {num_items}")
     return PrecomputedTopK(rows, scores, listed.seen_items)

@@ -43,7 +43,7 @@ from features.sequences.ragged import Ragged
 from features.tables.tables import Tables
 from serving.config import ServingConfig
 from serving.http.contract.requests import Contract
-from serving.http.handlers import RecommendHandler
+from serving.http.recommend_handler import RecommendHandler
 from serving.jobs.precompute import precompute_top_k
 from serving.jobs.recommend_all import Audience, write_candidates
 from serving.live.compaction import compact
@@ -139,7 +139,7 @@ def make_world(rng: np.random.Generator, kind: IndexKind, path: Path) -> World:
         )
         if listed:
             lists = precompute_top_k(Recommender(bundle, snapshot, recommend_seen=with_seen), 40)
-            snapshot = snapshot.with_shortlists(lists)
+            snapshot = snapshot.with_precomputed(lists)
         return Recommender(bundle, snapshot, recommend_seen=with_seen, rerank=reranking, clock=lambda: LAST + 1e6)
 
     base = recommender = opened(tables, listed=bool(rng.random() < 0.6))

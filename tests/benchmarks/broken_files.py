@@ -92,7 +92,7 @@ def make_bundle(folder: Path, tables: Path, seed: int, encoder: Path | None) -> 
     write_untrained(folder, tables, settings, seed)
     bundle = ModelBundle.open(folder)
     write_ranker(bundle, "learned", RankNetwork(3, 2).save, num_candidates=100)
-    names = RankFeatures(build_index(bundle, {}, shortlists=5).facts).names  # type: ignore[arg-type]
+    names = RankFeatures(build_index(bundle, {}, precomputed=5).item_statistics).names  # type: ignore[arg-type]
     torch.manual_seed(seed)
     write_ranker(bundle, "learned", RankNetwork(len(names), 2).save, num_candidates=100, features=names)
 
@@ -266,7 +266,7 @@ def _missing_in(path: Path, item_ids: list[str]) -> list[str]:
         return []
     log = open_log(str(path))
     there, position = set(), 0
-    while records := log.since(position):
+    while records := log.read_after(position):
         there |= {record.body.get("item_id") for record in records}
         position = records[-1].position
     log.close()

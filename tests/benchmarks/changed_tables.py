@@ -1,4 +1,4 @@
-"""Today's tables against those of the training: each change is refused, noted or harmless, as docs/columns.md says.
+"""Changed tables against those of the training: each change is refused, noted or harmless, as columns.md says.
 
     python tests/benchmarks/changed_tables.py
 
@@ -26,7 +26,7 @@ from serving.jobs.recommend_all import recommend_all
 from tests.serving.conftest import write_untrained
 from towers.bundle.bundle import ModelBundle
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "columns.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "columns.md"
 FEATURES = {
     "interactions": "clicks.csv",
     "items": "products.csv",
@@ -259,7 +259,7 @@ def documented() -> dict[str, tuple[str, str]]:
     """The rows of the document's table: by change, the outcome and what is said."""
     text = DOCUMENT.read_text(encoding="utf-8")
     table = text.partition("<!-- changes -->\n")[2].partition("<!-- /changes -->")[0]
-    rows = [re.findall(r"(?<=\| )[^|]*(?=\|)", line) for line in table.splitlines()[2:]]
+    rows = [re.findall(r"(?<=\| )[^|]*(?=\|)", line) for line in table.strip().splitlines()[2:]]
     return {change.strip(): (outcome.strip(), said.strip()) for change, outcome, said in rows}
 
 
@@ -291,7 +291,7 @@ class Shop:
             snapshot = build_index(self.bundle, files)
             output = self.bundle.path.parent / "candidates.parquet"
             recommend_all(self.bundle.path, output, 5, None, with_fallback=True)
-        assert len(pd.read_parquet(output)) == 5 * snapshot.seal.num_users
+        assert len(pd.read_parquet(output)) == 5 * snapshot.manifest.num_users
         notes = [line.removeprefix("note: ") for line in said.getvalue().splitlines() if line.startswith("note: ")]
         return dict(zip(snapshot.catalog.item_ids.tolist(), np.asarray(snapshot.index.vectors), strict=True)), notes
 

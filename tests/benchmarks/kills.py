@@ -43,6 +43,7 @@ import psutil
 from tests import running
 from tests.benchmarks.harness import ask, end_in_order, say
 from tests.benchmarks.live import Client, Service, Tally, make_runs, served
+from tests.running import postgres_program
 
 SECONDS_BACK = 5.0
 """The bar: how soon the service recommends and takes writes again."""
@@ -376,7 +377,7 @@ class Postgres:
         with (self._folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 [
-                    *(_program("postgres"), "-D", str(self._folder / "data"), "-p", str(self._port)),
+                    *(postgres_program("postgres"), "-D", str(self._folder / "data"), "-p", str(self._port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._folder}"),
                 ],
                 user=self._user,
@@ -392,12 +393,12 @@ class Postgres:
         return process
 
     def _answers(self) -> bool:
-        return subprocess.run([_program("pg_isready"), "-h", "127.0.0.1", "-p", str(self._port), "-q"]).returncode == 0
+        command = [postgres_program("pg_isready"), "-h", "127.0.0.1", "-p", str(self._port), "-q"]
+        return subprocess.run(command).returncode == 0
 
     def _run(self, program: str, *words: str) -> None:
-        done = subprocess.run(
-            [_program(program), *words], user=self._user, capture_output=True, text=True, cwd=self._folder, check=False
-        )
+        command = [postgres_program(program), *words]
+        done = subprocess.run(command, user=self._user, capture_output=True, text=True, cwd=self._folder, check=False)
         if done.returncode:
             raise SystemExit(f"{program}: {done.stdout}{done.stderr}")
 
@@ -414,17 +415,12 @@ def _postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _program(name: str) -> str:
-    """Return where a program of PostgreSQL is; Debian does not put it on the path."""
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
-    return str(versions[-1]) if versions else shutil.which(name) or ""
-
-
 def _missing_for_postgres() -> str:
     with suppress(ImportError):
         import psycopg  # noqa: F401
 
-        return next((f"{name} (PostgreSQL)" for name in ("initdb", "postgres", "pg_isready") if not _program(name)), "")
+        needed = ("initdb", "postgres", "pg_isready")
+        return next((f"{name} (PostgreSQL)" for name in needed if not postgres_program(name)), "")
     return "psycopg"
 
 

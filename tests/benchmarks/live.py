@@ -318,11 +318,11 @@ class Until:
         """Refuse to write."""
         raise AssertionError("it is only read")
 
-    def since(self, position: int) -> list[Record]:
+    def read_after(self, position: int) -> list[Record]:
         """Return what stands after a position, up to that of the log."""
-        return [record for record in self._store.since(position) if record.position <= self.position]
+        return [record for record in self._store.read_after(position) if record.position <= self.position]
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Return the position."""
         return self.position
 

@@ -1,6 +1,6 @@
 """A picture of the reports that quality.py wrote: N@10 of each recommender, one panel for each row.
 
-    python tests/benchmarks/plot.py [--folder evaluation] [--output notebooks/measured.svg]
+    python tests/benchmarks/plot.py [--folder evaluation] [--output docs/measured.svg]
 
 Whiskers are the standard deviation between seeds, or with one seed the 95 % bootstrap interval over the questions.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     """Draw every report below a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("evaluation"))
-    parser.add_argument("--output", type=Path, default=Path("notebooks/measured.svg"))
+    parser.add_argument("--output", type=Path, default=Path("docs/measured.svg"))
     given = parser.parse_args()
     paths = sorted(given.folder.glob("*/report/report.json"))
     if not paths:

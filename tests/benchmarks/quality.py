@@ -20,7 +20,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table in README.
+    """One line of the tables in docs/benchmarks.md.
 
     Attributes:
         data: The folder of the tables.

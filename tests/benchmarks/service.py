@@ -135,7 +135,7 @@ def write_bundles(folder: Path, items: int, users: int) -> None:
         counts = np.bincount(histories.item_rows, minlength=items).astype(np.int64)
         snapshot = Snapshot(catalog, chosen.index, histories, None, tastes, counts, seal)
         if name == "listed":
-            snapshot = snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), LISTED))
+            snapshot = snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), LISTED))
         snapshot.save(bundle.path)
         print(f"{name}: {seal.plan}, recall@100 {seal.recall_at_100:.4f}")
 

@@ -1,9 +1,10 @@
-"""The wheel in an empty environment, outside of the repository: installed as the README says, then init, train, serve.
+"""The wheel in an empty environment, outside of the repository: installed by pip, then doctor, init, train and serve.
 
     python tests/benchmarks/wheel.py [--folder DIR] [--keep]
 
-It downloads some gigabytes, so it is no part of the suite; `tests/test_packaging.py` compares the wheel's metadata with
-the lock. Ends with status 1 at the first command that fails, whose output is shown.
+The commands are those of docs/guides/install-with-pip.md, with `make wheel` before them. They download up to some
+gigabytes, so this is no part of the suite; `tests/test_packaging.py` compares the wheel's metadata with the locks. Ends
+with status 1 at the first command that fails, whose output is shown.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ def main() -> None:
 
 def attempt(folder: Path) -> None:
     """Do every step in `folder`, each in an environment that knows nothing of this repository."""
-    run(folder, sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
-    (wheel,) = folder.glob("two_towers-*.whl")
+    device = "cpu" if shutil.which("nvidia-smi") is None else "gpu"
+    run(ROOT, "make", "wheel")
+    dist = folder / "dist"
+    shutil.copytree(ROOT / "dist", dist, dirs_exist_ok=True)
+    wheels = [*dist.glob("two_towers-*.whl"), *(dist.glob("fbgemm_gpu-*+cpu-*.whl") if device == "cpu" else ())]
     run(folder, sys.executable, "-m", "venv", "venv")
     python, towers = str(folder / "venv/bin/python"), str(folder / "venv/bin/towers")
     pip = (python, "-m", "pip", "--disable-pip-version-check")
-    run(folder, *pip, "install", "--quiet", str(wheel))
+    run(folder, *pip, "install", "--quiet", "--constraint", f"dist/constraints-{device}.txt", *map(str, wheels))
+    run(folder, *pip, "check")
     found = run(folder, *pip, "list", "--format", "freeze")
-    print("  with", ", ".join(re.findall(r"(?m)^(?:torch|torchrec|fbgemm.gpu|faiss.cpu|mlflow|pandas)==.*$", found)))
-    if shutil.which("nvidia-smi") is None:
-        run(folder, *pip, "uninstall", "--quiet", "--yes", "fbgemm-gpu")
-        pinned = next(one for one in found.splitlines() if re.match("fbgemm.gpu==", one)).partition("==")[2]
-        run(folder, *pip, "install", "--quiet", f"fbgemm-gpu-cpu=={pinned}")
-    run(folder, towers, "doctor", "--installation")
+    print("  with", ", ".join(re.findall(r"(?m)^(?:torch|torchrec|fbgemm.gpu.*|faiss.cpu|mlflow|pandas)==.*$", found)))
+    run(folder, towers, "doctor")
     run(folder, towers, "dataset", "shop", "--size", "tiny")
     tables = [f"--{name}=data/shop/{name}.parquet" for name in ("interactions", "items", "users")]
     run(folder, towers, "init", *tables)

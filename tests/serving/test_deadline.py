@@ -83,7 +83,10 @@ RULES = {"diversity": 0.5, "distinct": 0.9, "boost": [{"filter": {"item_id": "it
 OTHERS = {"item_id": {"not": ["item-001"]}}
 REQUESTS = {
     "plain": (("/recommendations/103", None), {"recommender", "faiss_index"}),
-    "many": (("/recommendations", {"users": MANY}), {"users", "encoding", "faiss_index", "recommender", "handlers"}),
+    "many": (
+        ("/recommendations", {"users": MANY}),
+        {"users", "encoding", "faiss_index", "recommender", "recommend_handler"},
+    ),
     "filtered": (("/recommendations", {"users": MANY, "filter": OTHERS}), {"brute_force", "faiss_index"}),
     "arranged": (("/recommendations", {"users": MANY, **RULES}), {"rules", "results", "recommender"}),
     "reasons": (("/recommendations/103?reasons=3", None), {"explanations", "encoding", "recommender"}),

@@ -15,12 +15,18 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, requires, version
-from pathlib import Path
+from importlib.metadata import (
+    PackageNotFoundError,
+    distributions,
+    packages_distributions,
+    requires,
+    version,
+)
+from pathlib import Path, PurePath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -279,8 +285,11 @@ def _packages() -> list[Finding]:
     """Check that all requirements are installed, and that no two packages own one folder."""
     from packaging.requirements import Requirement
 
-    installed = {_normal(name) for known in distributions() if (name := known.metadata["Name"])}
-    clashes = [pair for pair in ONE_FOLDER if installed.issuperset(pair)]
+    found = {_normal(name): known for known in distributions() if (name := known.metadata["Name"])}
+    installed = {*found}
+    clashes = [
+        pair for pair in ONE_FOLDER if all(name in found and _has_modules(found[name].files or ()) for name in pair)
+    ]
     if clashes:
         text = "; ".join(f"{one} and {other} overwrite each other" for one, other in clashes)
         return [Finding("packages", text, "error", reinstall("gpu" if gpus() else "cpu"))]
@@ -294,6 +303,11 @@ def _packages() -> list[Finding]:
     if faults:
         return [Finding("packages", "; ".join(faults), "error", reinstall())]
     return [Finding("packages", f"two-towers {version('two-towers')}, and all {len(wanted)} packages it asks for")]
+
+
+def _has_modules(files: Iterable[PurePath]) -> bool:
+    """Whether a distribution has files of its own; the stand-in for fbgemm-gpu on a CPU only asks for the other one."""
+    return any(not file.parts[0].endswith(".dist-info") for file in files)
 
 
 def _fault(requirement: Any, installed: set[str]) -> str | None:

@@ -1,6 +1,6 @@
 """The command `towers`: which commands there are, where each of them lives, and how a failure ends.
 
-A command's room is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
+A command's package is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
 status: 0 done; 2 something the user can mend, in one line on stderr; 3 a gate of an audit failed; 130 interrupted;
 143 terminated; 1 a bug of ours.
 """
@@ -20,7 +20,7 @@ import click
 
 from towers.process import Stopped, ended_by_signals
 
-ROOMS = ("features", "towers", "training", "serving")
+PACKAGES = ("features", "towers", "training", "serving")
 MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
 """Our exceptions whose message is shown without a traceback. By name, so that nothing is imported."""
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -200,12 +200,14 @@ def _message(error: BaseException) -> tuple[str, int]:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    return any(kind.__name__ in MISTAKES and kind.__module__.partition(".")[0] in ROOMS for kind in type(error).__mro__)
+    return any(
+        kind.__name__ in MISTAKES and kind.__module__.partition(".")[0] in PACKAGES for kind in type(error).__mro__
+    )
 
 
 def _is_broken_library(error: BaseException) -> bool:
     if isinstance(error, ImportError):
-        return (error.name or "").partition(".")[0] not in ROOMS
+        return (error.name or "").partition(".")[0] not in PACKAGES
     return isinstance(error, OSError) and str(error).startswith("Could not load this library")  # as torch says it
 
 

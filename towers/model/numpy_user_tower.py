@@ -3,7 +3,7 @@
 For one user nearly all the time of the torch modules goes into calling some hundred small operations and into the
 layout of batches. Here the same weights are multiplied in the same order without either, and the last layer is computed
 for the last token alone, the only one that is needed. The vectors agree with those of the modules up to the
-rounding of single precision; `tests/towers/test_one_user.py` holds the two together.
+rounding of single precision; `tests/towers/model/test_numpy_user_tower.py` holds the two together.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class NumpyUserTower:
         """Return whether the configuration of a tower is supported."""
         encoder = tower.history
         return (
-            isinstance(encoder, CausalAttention)
-            and all(isinstance(block, TransformerBlock) for block in encoder.blocks)
+            type(encoder) is CausalAttention  # a derived class may compute something else
+            and all(type(block) is TransformerBlock for block in encoder.blocks)
             and tower.beginning.device.type == "cpu"
         )
 

@@ -32,10 +32,10 @@ class RankFeatures:
     """Makes the features of a shortlist.
 
     Attributes:
-        facts: What is known of the items.
+        statistics: Statistics of the items.
     """
 
-    facts: ItemStatistics
+    statistics: ItemStatistics
 
     @property
     def names(self) -> list[str]:
@@ -47,8 +47,8 @@ class RankFeatures:
             "count", *(f"count_{span}" for span in SPANS), "rising", "age_days", "idle_days",
             "history", "idle_user_days", "mainstream", "beyond_mainstream",
         ]  # fmt: skip
-        by_value = [f"{name}_{part}" for name in self.facts.values for part in ("last", "newest")]
-        by_number = [f"{name}_{part}" for name in self.facts.numbers for part in ("value", "beyond_newest")]
+        by_value = [f"{name}_{part}" for name in self.statistics.values for part in ("last", "newest")]
+        by_number = [f"{name}_{part}" for name in self.statistics.numbers for part in ("value", "beyond_newest")]
         return [*fixed, *by_value, *by_number]
 
     def of(self, shortlist: Shortlist) -> Float32[np.ndarray, "candidates features"]:
@@ -62,16 +62,16 @@ class RankFeatures:
         return np.stack(columns, axis=1).astype(np.float32)
 
     def _of_rows(self, shortlist: Shortlist, rows: Int64[np.ndarray, " known"]) -> Iterator[np.ndarray]:
-        """Yield what is known of the candidates that the facts are about."""
+        """Yield the features of the candidates that the statistics have."""
         had = shortlist.history_rows[shortlist.history_rows >= 0]
         past = had[::-1][:PAST]
         newest = past[:NEWEST]
         yield from self._neighbours(past, rows)
         yield from self._popularity(shortlist, newest, rows)
-        for values in self.facts.values.values():
+        for values in self.statistics.values.values():
             yield values.shared(newest[:1], rows) if len(newest) else _unknown(rows)
             yield values.shared(newest, rows) if len(newest) else _unknown(rows)
-        for numbers in self.facts.numbers.values():
+        for numbers in self.statistics.numbers.values():
             yield numbers[rows]
             yield numbers[rows] - _mean(numbers[newest])
 
@@ -79,30 +79,30 @@ class RankFeatures:
         """Yield how much the items follow, and occur together with, the newest history items, newest first."""
         newest = past[:NEWEST]
         one, fading = np.ones(1, np.float32), (0.5 ** (np.arange(len(newest)) / HALF)).astype(np.float32)
-        for neighbours in (self.facts.follows, self.facts.together):
+        for neighbours in (self.statistics.follows, self.statistics.together):
             yield neighbours.sums(newest[:1], one[: len(newest)], rows)
             yield neighbours.sums(newest, fading, rows)
-        yield self.facts.together.sums(past, np.full(len(past), 1 / max(1, len(past)), np.float32), rows)
+        yield self.statistics.together.sums(past, np.full(len(past), 1 / max(1, len(past)), np.float32), rows)
 
     def _popularity(self, shortlist: Shortlist, newest: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the popularity of the items before now, and how it fits the user's history."""
-        facts = self.facts
-        now = facts.newest + 1 if shortlist.now is None else min(shortlist.now, facts.newest + 1)
-        counts = facts.counts(rows, now)
+        statistics = self.statistics
+        now = statistics.newest + 1 if shortlist.now is None else min(shortlist.now, statistics.newest + 1)
+        counts = statistics.counts(rows, now)
         popularity = np.log1p(counts)
         yield popularity
-        recent = [counts - facts.counts(rows, now - seconds) for seconds in SPANS.values()]
-        if facts.has_times:
+        recent = [counts - statistics.counts(rows, now - seconds) for seconds in SPANS.values()]
+        if statistics.has_times:
             yield from map(np.log1p, recent)
             yield np.log((1 + recent[1]) / (1 + recent[2]))
-            yield _days(now - facts.first(rows), counts > 0)
-            yield _days(now - facts.last(rows, counts), counts > 0)
+            yield _days(now - statistics.first(rows), counts > 0)
+            yield _days(now - statistics.last(rows, counts), counts > 0)
         else:
             for _ in range(len(SPANS) + 3):
                 yield _unknown(rows)
         yield np.full(len(rows), np.log1p(len(shortlist.history_rows)))
         yield np.full(len(rows), _idle_days(shortlist))
-        mainstream = _mean(np.log1p(facts.counts(newest, now)))
+        mainstream = _mean(np.log1p(statistics.counts(newest, now)))
         yield np.full(len(rows), mainstream)
         yield popularity - mainstream
 

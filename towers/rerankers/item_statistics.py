@@ -237,9 +237,9 @@ class ItemStatistics:
             for name, num_codes in about["values"].items()
         }
         numbers = {name: arrays[f"numbers.{name}"] for name in about["numbers"]}
-        facts = cls(arrays["offsets"], arrays["times"], about["has_times"], follows, together, values, numbers)
-        facts._check()
-        return facts
+        statistics = cls(arrays["offsets"], arrays["times"], about["has_times"], follows, together, values, numbers)
+        statistics._check()
+        return statistics
 
     def _check(self) -> None:
         """Make sure that what was read fits together.

@@ -15,6 +15,7 @@ class RerankerKind:
 
     Attributes:
         name: Its name for `towers train-ranker --kind`.
+        summary: What it does, for `towers train-ranker --help`.
         reranker: `module:class` of the `Reranker`; see `towers.rerankers.opening.OpenableReranker`.
         reads: Data about items that it needs when serving, which `towers index` stores: their statistics, nothing but
             the texts of the catalogue, or precomputed embeddings of the tokens of these texts.
@@ -26,6 +27,7 @@ class RerankerKind:
     """
 
     name: str
+    summary: str
     reranker: str
     reads: Literal["statistics", "texts", "tokens"]
     num_candidates: int
@@ -38,9 +40,18 @@ class RerankerKind:
 RERANKER_KINDS: dict[str, RerankerKind] = {
     kind.name: kind
     for kind in (
-        RerankerKind("learned", "towers.rerankers.learned:LearnedRanker", "statistics", 200, 10_000),
+        RerankerKind(
+            "learned",
+            "a small network over popularity, co-occurrence and similarity features, trained on held-out data",
+            "towers.rerankers.learned:LearnedRanker",
+            "statistics",
+            200,
+            10_000,
+        ),
         RerankerKind(
             "cross-encoder",
+            "reads the text of the query, or history, together with that of each candidate; the most accurate and the "
+            "slowest",
             "towers.rerankers.text:CrossEncoderRanker",
             "texts",
             50,
@@ -51,6 +62,7 @@ RERANKER_KINDS: dict[str, RerankerKind] = {
         ),
         RerankerKind(
             "late-interaction",
+            "compares token embeddings of both; those of the items are precomputed; --model is a bi-encoder",
             "towers.rerankers.text:LateInteractionRanker",
             "tokens",
             100,

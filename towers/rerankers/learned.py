@@ -68,12 +68,12 @@ class LearnedRanker:
 
     Args:
         network: In evaluation mode.
-        facts: What is known of the items today.
+        statistics: Statistics of the items today.
     """
 
-    def __init__(self, network: RankNetwork, facts: ItemStatistics) -> None:
+    def __init__(self, network: RankNetwork, statistics: ItemStatistics) -> None:
         self._network = network
-        self._features = RankFeatures(facts)
+        self._features = RankFeatures(statistics)
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""

@@ -69,12 +69,12 @@ class Judgement(StrictTable):
     """p99 latency of a request."""
 
 
-class Reading(StrictTable):
+class TextSettings(StrictTable):
     """Text settings of a re-ranker."""
 
-    share: float
+    weight: float
     """Weight of its score against the retriever's, 0 to 1."""
-    num_read: int
+    history_items: int
     """Number of the newest history items whose texts are read."""
     max_tokens: int
     """Maximum tokens of a text, or of a pair of texts."""
@@ -93,7 +93,7 @@ class RankerManifest(StrictTable):
     """Default number of candidates."""
     features: list[str]
     """Names of the candidate features, for kinds that read features."""
-    reading: Reading | None
+    text: TextSettings | None
     """Text settings, for kinds that read texts."""
     judgement: Judgement | None
     """Gain and latency on held-out queries; None without such queries."""
@@ -105,8 +105,8 @@ class RankerManifest(StrictTable):
     @property
     def digest(self) -> str:
         """Digest of everything that decides how a text is encoded."""
-        reading = None if self.reading is None else self.reading.max_tokens
-        return hashlib.sha256(json.dumps([reading, self.files], sort_keys=True).encode()).hexdigest()
+        max_tokens = None if self.text is None else self.text.max_tokens
+        return hashlib.sha256(json.dumps([max_tokens, self.files], sort_keys=True).encode()).hexdigest()
 
 
 def has_ranker(bundle_path: Path) -> bool:
@@ -121,7 +121,7 @@ def write_ranker(
     *,
     num_candidates: int,
     features: Sequence[str] = (),
-    reading: Reading | None = None,
+    text: TextSettings | None = None,
     judgement: Judgement | None = None,
 ) -> Path:
     """Write a ranker into its bundle, in the place of one that is there, and return its folder.
@@ -132,7 +132,7 @@ def write_ranker(
         save: Writes its files into a folder.
         num_candidates: How many candidates it is made for.
         features: What a learned one reads of each candidate.
-        reading: How one that reads texts does so.
+        text: Text settings, for kinds that read texts.
         judgement: What it was found to gain and to cost.
     """
     with atomic_folder(bundle.path / FOLDER) as folder:
@@ -143,7 +143,7 @@ def write_ranker(
             weights_digest=bundle.weights_digest,
             num_candidates=num_candidates,
             features=list(features),
-            reading=reading,
+            text=text,
             judgement=judgement,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files=seal(folder),

@@ -25,7 +25,7 @@ from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.model.precision import fastest_precision
-from towers.rerankers.manifest import MODEL, RankerManifest, Reading, remedy_of
+from towers.rerankers.manifest import MODEL, RankerManifest, TextSettings, remedy_of
 from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import MOST_CHARACTERS, Deadline, Shortlist
 from towers.rerankers.token_embeddings import TokenReader, TokenVectors
@@ -57,7 +57,7 @@ class CrossEncoderRanker:
     Args:
         model: Of sentence-transformers, with one output; higher is better.
         texts: What is written of each item, by row of the catalogue.
-        reading: How it reads them.
+        settings: Its weight, and how much of a history and of a text it reads.
         batch: Candidates at a time, few enough for what flows between layers to stay in a processor's caches; the
             deadline is looked at between batches.
         precision: Of the computation. None: the fastest of this processor.
@@ -67,14 +67,14 @@ class CrossEncoderRanker:
         self,
         model: CrossEncoder,
         texts: Sequence[str],
-        reading: Reading,
+        settings: TextSettings,
         *,
         batch: int = 4,
         precision: torch.dtype | None = None,
     ) -> None:
         self._model = model
         self._texts = texts
-        self._reading = reading
+        self._settings = settings
         self._batch = batch
         self._precision = precision or fastest_precision(torch.device("cpu"))
         self._fastest = 0.0
@@ -90,14 +90,14 @@ class CrossEncoderRanker:
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
-        return mixed(shortlist.scores, *self.opinions(shortlist, deadline), self._reading.share)
+        return mixed(shortlist.scores, *self.opinions(shortlist, deadline), self._settings.weight)
 
     def opinions(self, shortlist: Shortlist, deadline: Deadline) -> PairScores:
         """Return its own opinion of each candidate.
 
         A batch that would not be done in time, were it to take as long as the longest before it, is not begun.
         """
-        asked = asked_text(shortlist, self._texts, self._reading.num_read)
+        asked = asked_text(shortlist, self._texts, self._settings.history_items)
         candidates = [self._texts[row] if row >= 0 else "" for row in shortlist.rows.tolist()]
         has_opinion = np.array([bool(asked and text) for text in candidates], dtype=bool)
         opinions = np.zeros(len(candidates), dtype=np.float32)
@@ -134,14 +134,16 @@ class LateInteractionRanker:
     Args:
         tokens: The vectors of the items' tokens, by row of the catalogue.
         reader: Encodes text queries. None: there are none.
-        reading: How much it counts, and how much of a history it looks at.
+        settings: Its weight, and how much of a history and of a text it reads.
         batch: Candidates at a time; the deadline is looked at between batches.
     """
 
-    def __init__(self, tokens: TokenVectors, reader: TokenReader | None, reading: Reading, *, batch: int = 50) -> None:
+    def __init__(
+        self, tokens: TokenVectors, reader: TokenReader | None, settings: TextSettings, *, batch: int = 50
+    ) -> None:
         self._tokens = tokens
         self._reader = reader
-        self._reading = reading
+        self._settings = settings
         self._batch = batch
 
     @classmethod
@@ -156,7 +158,7 @@ class LateInteractionRanker:
 
     def scores(self, shortlist: Shortlist, deadline: Deadline) -> Float32[np.ndarray, " candidates"]:
         """Return a score for each candidate; see `Reranker.scores`."""
-        return mixed(shortlist.scores, *self.opinions(shortlist, deadline), self._reading.share)
+        return mixed(shortlist.scores, *self.opinions(shortlist, deadline), self._settings.weight)
 
     def opinions(self, shortlist: Shortlist, deadline: Deadline) -> PairScores:
         """Return its own opinion of each candidate."""
@@ -179,17 +181,17 @@ class LateInteractionRanker:
     def _asked(self, shortlist: Shortlist) -> Float32[np.ndarray, "tokens width"]:
         if shortlist.words and self._reader is not None:
             return self._reader.read([shortlist.words], "query")[0]
-        return self._tokens.take(np.array(newest_rows(shortlist, self._reading.num_read), dtype=np.int64))[1]
+        return self._tokens.take(np.array(newest_rows(shortlist, self._settings.history_items), dtype=np.int64))[1]
 
 
-def _model_of(bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder) -> tuple[Path, Reading]:
+def _model_of(bundle: ModelBundle, manifest: RankerManifest, folder: SealedFolder) -> tuple[Path, TextSettings]:
     """Return the folder of a re-ranker's text model, and how it reads texts."""
     remedy = remedy_of(bundle.path)
-    if manifest.reading is None:
+    if manifest.text is None:
         raise BundleError(f"{folder.path}: does not say how it reads texts; {remedy}")
     with reading(folder.path, remedy):
         model = folder.folder(MODEL)
-    return model, manifest.reading
+    return model, manifest.text
 
 
 def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = False) -> CrossEncoder:
@@ -224,9 +226,9 @@ def open_cross_encoder(folder: Path, max_tokens: int, *, with_new_head: bool = F
     return model
 
 
-def asked_text(shortlist: Shortlist, texts: Sequence[str], num_read: int) -> str:
+def asked_text(shortlist: Shortlist, texts: Sequence[str], history_items: int) -> str:
     """Return the text of the query, or else the texts of the newest history items."""
-    had = "; ".join(texts[row] for row in newest_rows(shortlist, num_read) if texts[row])
+    had = "; ".join(texts[row] for row in newest_rows(shortlist, history_items) if texts[row])
     return (shortlist.words or had)[:MOST_CHARACTERS]
 
 

@@ -95,7 +95,7 @@ class EvaluationReport:
     """An evaluation of several recommenders on the same queries; it prints as a table, in a notebook as well.
 
     Attributes:
-        protocol: `leave-one-out`, `time`, `users` or `cold-items`.
+        protocol: `leave-one-out`, `time`, `users`, `queries` or `cold-items`.
         part: `test` or `validation`.
         num_questions: Of each seed.
         num_candidates: How many items were ranked.

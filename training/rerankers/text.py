@@ -26,7 +26,7 @@ from features.sequences.sequences import Queries, Sequences
 from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
 from towers.model.precision import fastest_precision
-from towers.rerankers.manifest import MODEL, Reading
+from towers.rerankers.manifest import MODEL, TextSettings
 from towers.rerankers.reranker import MOST_CHARACTERS, Deadline, Shortlist
 from towers.rerankers.text import (
     CrossEncoderRanker,
@@ -69,28 +69,28 @@ class Comparison:
     candidates: Sequence[str]
 
 
-def make_late_interaction(name: str, texts: Sequence[str], reading: Reading) -> tuple[TextRanker, Save]:
+def make_late_interaction(name: str, texts: Sequence[str], settings: TextSettings) -> tuple[TextRanker, Save]:
     """Return late interaction by a model of sentence-transformers, and what saves that.
 
     Args:
         name: Its folder, or its name on the hub.
         texts: What is written of each item.
-        reading: How it reads them.
+        settings: Its weight, and how much of a history and of a text it reads.
 
     Raises:
         DataError: There is no such model.
     """
     folder = find_model(name)
-    reader = TokenReader.open(folder, reading.max_tokens)
+    reader = TokenReader.open(folder, settings.max_tokens)
     with tqdm(total=len(texts), unit=" texts", desc="Reading", disable=None, leave=False) as bar:
         tokens = TokenVectors.of(reader, texts, progress=bar.update)
-    return LateInteractionRanker(tokens, reader, reading), lambda into: copy_model(folder, into / MODEL)
+    return LateInteractionRanker(tokens, reader, settings), lambda into: copy_model(folder, into / MODEL)
 
 
 def make_cross_encoder(
     name: str,
     texts: Sequence[str],
-    reading: Reading,
+    settings: TextSettings,
     comparisons: Callable[[], Sequence[Comparison]] | None,
     seed: int,
 ) -> tuple[TextRanker, Save]:
@@ -99,7 +99,7 @@ def make_cross_encoder(
     Args:
         name: The folder of the model, or its name on the hub; any transformer where it is to learn.
         texts: What is written of each item.
-        reading: How it reads them.
+        settings: Its weight, and how much of a history and of a text it reads.
         comparisons: Examples to fine-tune it on. None: no fine-tuning.
         seed: For what is random in it.
 
@@ -113,13 +113,13 @@ def make_cross_encoder(
             f"{folder}: not a cross-encoder but a plain transformer; fine-tune it with --train-queries 2000"
         )
     if comparisons is None:
-        model = open_cross_encoder(folder, reading.max_tokens)
-        return CrossEncoderRanker(model, texts, reading), lambda into: copy_model(folder, into / MODEL)
+        model = open_cross_encoder(folder, settings.max_tokens)
+        return CrossEncoderRanker(model, texts, settings), lambda into: copy_model(folder, into / MODEL)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = open_cross_encoder(folder, reading.max_tokens, with_new_head=not is_one)
+        model = open_cross_encoder(folder, settings.max_tokens, with_new_head=not is_one)
         fit_cross_encoder(model, comparisons(), seed)
-    return CrossEncoderRanker(model, texts, reading), lambda into: _save(model, into / MODEL)
+    return CrossEncoderRanker(model, texts, settings), lambda into: _save(model, into / MODEL)
 
 
 def judges_pairs(folder: Path) -> bool:
@@ -136,7 +136,7 @@ def comparisons_of(
     known: Sequences,
     texts: Sequence[str],
     *,
-    num_read: int,
+    history_items: int,
     num_candidates: int,
     seed: int,
 ) -> list[Comparison]:
@@ -148,7 +148,7 @@ def comparisons_of(
         questions: Users or queries, and their target items.
         known: All interactions, held-out ones included; none of them is used as a negative.
         texts: What is written of each item.
-        num_read: How many of the newest items of a history are read.
+        history_items: How many of the newest items of a history are read.
         num_candidates: How long the shortlists are.
         seed: Seed of the choice of negatives.
     """
@@ -162,7 +162,7 @@ def comparisons_of(
         answer = int(questions.target_rows[questions.target_offsets[place]])
         had = known.items_of(place_of[questions.history.user_ids[place]])
         others = shortlist.rows[~np.isin(shortlist.rows, had)]
-        asked = asked_text(shortlist, texts, num_read)
+        asked = asked_text(shortlist, texts, history_items)
         if asked and texts[answer] and len(others):
             rows = [answer, *rng.choice(others, NEGATIVES, replace=len(others) < NEGATIVES).tolist()]
             made.append(Comparison(asked, [texts[row][:MOST_CHARACTERS] for row in rows]))
@@ -215,7 +215,7 @@ def choose_weight(
 
     Args:
         dataset: With a score for each share, as `scores_of` gives them.
-        shares: They.
+        shares: The weights.
         seed: Deals the questions into parts.
     """
     everything = np.arange(len(dataset))

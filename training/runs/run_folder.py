@@ -81,7 +81,7 @@ class Run:
     def unfinished(
         cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING
     ) -> Run:
-        """Return the newest unfinished run with the same settings; arguments as of `initialise_embeddings`.
+        """Return the newest unfinished run with the same settings; arguments as of `begin`.
 
         Raises:
             DataError: There is none, or it began with other tables.

@@ -30,7 +30,7 @@ from towers.rerankers.candidate_features import RankFeatures
 from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.kinds import RERANKER_KINDS, RerankerKind
 from towers.rerankers.learned import LearnedRanker
-from towers.rerankers.manifest import Judgement, Reading, write_ranker
+from towers.rerankers.manifest import Judgement, TextSettings, write_ranker
 from towers.rerankers.reranker import Deadline, Reranker, Shortlist
 from towers.rerankers.text import TextRanker
 from training.config import RunConfig, read_run_config
@@ -142,7 +142,7 @@ class TrainedRanker:
         dataset: Queries it was evaluated on, with their candidates. None: nothing was held out.
         after: N@10 of its order, by query.
         features: Names of the candidate features it reads, for kinds that read features.
-        reading: Text settings, for kinds that read texts.
+        text: Text settings, for kinds that read texts.
     """
 
     reranker: Reranker
@@ -150,11 +150,13 @@ class TrainedRanker:
     dataset: RankingDataset | None
     after: Float[np.ndarray, " questions"]
     features: Sequence[str] = ()
-    reading: Reading | None = None
+    text: TextSettings | None = None
 
 
 TrainRanker = Callable[[ModelBundle, HeldOut, RankerChoice, int], TrainedRanker]
-MakeTextRanker = Callable[[ModelBundle, HeldOut, RankerChoice, Sequence[str], Reading, int], tuple[TextRanker, Save]]
+MakeTextRanker = Callable[
+    [ModelBundle, HeldOut, RankerChoice, Sequence[str], TextSettings, int], tuple[TextRanker, Save]
+]
 """Makes a re-ranker from bundle, held-out data, options, texts of the items, text settings and number of candidates."""
 
 
@@ -184,12 +186,12 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
         made.save,
         num_candidates=num_candidates,
         features=made.features,
-        reading=made.reading,
+        text=made.text,
         judgement=judgement,
     )
     _record(held_out.config, bundle, folder, choice, made, judgement)
-    if made.reading is not None:
-        click.echo(f"weight of its score: {made.reading.share:g}; of the retriever's: {1 - made.reading.share:g}")
+    if made.text is not None:
+        click.echo(f"weight of its score: {made.text.weight:g}; of the retriever's: {1 - made.text.weight:g}")
     click.echo(f"{folder}: written\n\nNext:\n  towers index {path}")
 
 
@@ -208,11 +210,13 @@ def _check(choice: RankerChoice) -> None:
 
 def _train_learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
     split, tables, seed = held_out.questions(bundle.path), held_out.tables, held_out.config.training.seed
-    facts = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
-    maker = RankFeatures(facts)
+    statistics = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
+    maker = RankFeatures(statistics)
     dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
     fitted = fit_ranker(dataset, seed)
-    return TrainedRanker(LearnedRanker(fitted.network, facts), fitted.network.save, dataset, fitted.after, maker.names)
+    return TrainedRanker(
+        LearnedRanker(fitted.network, statistics), fitted.network.save, dataset, fitted.after, maker.names
+    )
 
 
 def _train_text_ranker(
@@ -226,19 +230,19 @@ def _train_text_ranker(
     split = held_out.split if choice.weight is not None else held_out.questions(bundle.path)
     most_tokens = choice.max_tokens or choice.definition.max_tokens
     assert most_tokens is not None, "kinds that read texts have a default"
-    reading = Reading(
-        share=0.5 if choice.weight is None else choice.weight,
-        num_read=choice.history_items,
+    settings = TextSettings(
+        weight=0.5 if choice.weight is None else choice.weight,
+        history_items=choice.history_items,
         max_tokens=most_tokens,
     )
-    ranker, save = make(bundle, held_out, choice, texts, reading, num_candidates)
+    ranker, save = make(bundle, held_out, choice, texts, settings, num_candidates)
     if split is None:
-        return TrainedRanker(ranker, save, None, np.zeros(0), reading=reading)
+        return TrainedRanker(ranker, save, None, np.zeros(0), text=settings)
     shares = SHARES if choice.weight is None else (choice.weight,)
     read = scores_of(ranker, shares)
     dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
     share, after = choose_weight(dataset, shares, seed)
-    return TrainedRanker(ranker, save, dataset, after, reading=reading.model_copy(update={"share": share}))
+    return TrainedRanker(ranker, save, dataset, after, text=settings.model_copy(update={"weight": share}))
 
 
 def _make_late_interaction(
@@ -246,11 +250,11 @@ def _make_late_interaction(
     held_out: HeldOut,
     choice: RankerChoice,
     texts: Sequence[str],
-    reading: Reading,
+    settings: TextSettings,
     num_candidates: int,
 ) -> tuple[TextRanker, Save]:
     assert choice.model is not None, "_check has required it"
-    return make_late_interaction(choice.model, texts, reading)
+    return make_late_interaction(choice.model, texts, settings)
 
 
 def _make_cross_encoder(
@@ -258,7 +262,7 @@ def _make_cross_encoder(
     held_out: HeldOut,
     choice: RankerChoice,
     texts: Sequence[str],
-    reading: Reading,
+    settings: TextSettings,
     num_candidates: int,
 ) -> tuple[TextRanker, Save]:
     assert choice.model is not None, "_check has required it"
@@ -273,11 +277,11 @@ def _make_cross_encoder(
             questions,
             held_out.known,
             texts,
-            num_read=reading.num_read,
+            history_items=settings.history_items,
             num_candidates=num_candidates,
             seed=seed,
         )
-    return make_cross_encoder(choice.model, texts, reading, comparisons, seed)
+    return make_cross_encoder(choice.model, texts, settings, comparisons, seed)
 
 
 RANKER_TRAINERS: dict[str, TrainRanker] = {
@@ -368,7 +372,7 @@ def _record(
     judgement: Judgement | None,
 ) -> None:
     """Record an MLflow run with the settings, the evaluation and the files."""
-    params = {"bundle": bundle.version, **asdict(choice)} | ({} if made.reading is None else made.reading.model_dump())
+    params = {"bundle": bundle.version, **asdict(choice)} | ({} if made.text is None else made.text.model_dump())
     name = f"{bundle.path.resolve().name}-ranker"
     with start_tracking(config, name, {"bundle": bundle.version}, params={"ranker": params}) as tracker:
         if judgement is not None:

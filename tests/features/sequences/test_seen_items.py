@@ -261,8 +261,8 @@ def test_another_policy_serves_by_the_time_of_each_event(with_days: ReturnAfter,
 
     # Nothing is precomputed, and lists of this label are not used either.
     with pytest.raises(DataError, match="depend on the time of the request"):
-        build_index(bundle, {}, shortlists=5)
-    listed = snapshot.with_shortlists(precompute_top_k(retriever, 3))
+        build_index(bundle, {}, precomputed=5)
+    listed = snapshot.with_precomputed(precompute_top_k(retriever, 3))
     clock.now = 21 * DAY
     for setting in ("after 30 days", "after 90 days", True):
         bundle = bundle_with(setting)

@@ -234,6 +234,14 @@ def test_an_operator_is_added_to_the_table(filters, monkeypatch):
         filters.parse({"price": {"below": 1}})
 
 
+def test_an_operator_may_have_an_underscore_in_its_name(filters, monkeypatch):
+    monkeypatch.setitem(OPERATORS, "not_in", OPERATORS["not"])
+    assert filters.from_query({"category_not_in": ["shoe"]}) == filters.parse({"category": {"not_in": ["shoe"]}})
+    assert fitting(filters, filters.from_query({"category_not_in": ["shoe"]})) == fitting(
+        filters, filters.from_query({"category_not": ["shoe"]})
+    )
+
+
 def test_an_operator_may_have_a_comparison_of_its_own(filters, monkeypatch):
     """Step 2 of the section "Add a filter operator" of CONTRIBUTING.md."""
 

@@ -74,7 +74,7 @@ def test_an_event_that_is_sent_again_is_not_counted_again(client):
 def test_an_answer_says_in_its_headers_what_produced_it(client, recommender):
     for answer in (client.get("/recommendations/100"), client.get("/items/item-001/similar"), client.get("/readyz")):
         assert answer.headers["Towers-Model"] == recommender.model
-        assert answer.headers["Towers-Index"] == recommender.snapshot.seal.version
+        assert answer.headers["Towers-Index"] == recommender.snapshot.manifest.version
         assert answer.headers["Towers-Live"] == "0"
     assert "Towers-Live" not in create_app(recommender).test_client().get("/recommendations/100").headers
     assert "Towers-Model" not in client.get("/healthz").headers
@@ -170,7 +170,7 @@ def test_a_log_out_of_reach_refuses_writes_and_lets_answers_go_on(client, monkey
         raise NotReady("the log of live writes cannot be read (disk I/O error)")
 
     store = client.application.extensions["towers"].provider.store
-    for name in ("version", "append"):
+    for name in ("change_token", "append"):
         monkeypatch.setattr(store, name, gone)
     answer = client.get("/recommendations/4711")
     assert (answer.status_code, answer.json["fallback"]) == (200, None)
@@ -192,7 +192,7 @@ def test_what_another_worker_wrote_is_not_denied_while_the_log_is_out_of_reach(r
 
     store = mine.application.extensions["towers"].provider.store
     with monkeypatch.context() as patch:
-        patch.setattr(store, "version", gone)
+        patch.setattr(store, "change_token", gone)
         event = {"events": [{"user_id": 107, "item_id": "new"}]}
         for _ in range(2):  # the first finds the log away, the second knows it
             assert mine.post("/events", json=event).status_code == 503
@@ -250,5 +250,5 @@ def test_where_the_service_of_the_vectors_is_away_a_write_is_503_and_not_remembe
 
 def test_a_write_remembers_the_vector_that_its_model_made(client, recommender):
     client.put("/items/new", json={"title": "Brand new"})
-    (record,) = client.application.extensions["towers"].provider.store.since(0)
+    (record,) = client.application.extensions["towers"].provider.store.read_after(0)
     assert vector_from_json(record.body["vector"], recommender.model, recommender.state.search.width) is not None

@@ -588,3 +588,12 @@ def test_every_answer_tells_browsers_to_be_careful(client):
 def test_the_page_needs_no_more_than_its_policy_allows(client):
     text = client.get("/?user=103").text
     assert not re.search(r"<script|<style| style=| on[a-z]+=|https?://", text)
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+def test_pages_of_other_origins_are_granted_nothing(client, method):
+    headers = {"Origin": "https://shop.example", "Access-Control-Request-Method": "GET"}
+    response = client.open("/recommendations/103", method=method, headers=headers)
+    assert response.status_code == 200
+    assert [name for name in response.headers.keys() if name.startswith("Access-Control-")] == []  # noqa: SIM118
+    assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"

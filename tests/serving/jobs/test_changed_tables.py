@@ -1,4 +1,4 @@
-"""Each change of today's tables ends as docs/columns.md says; by all operations: benchmarks/changed_tables.py."""
+"""Each change of later tables ends as columns.md says; by all operations: benchmarks/changed_tables.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_index_and_the_recommendations_do_as_well(shop, change, tmp_path):
 
 def test_a_collapse_leaves_the_index_and_can_be_accepted(shop, tmp_path, capsys):
     bundle = shutil.copytree(shop.bundle.path, tmp_path / "bundle", ignore=shutil.ignore_patterns("index"))
-    build_index(shop.bundle, {}, shortlists=0)
+    build_index(shop.bundle, {}, precomputed=0)
     sealed = (shop.bundle.path / "index" / "manifest.json").read_bytes()
     tables, output = make_tables(), tmp_path / "candidates.parquet"
     brands, colours = tables.items["brand"].str.upper(), tables.items["colour"].map(COLOURS)
@@ -44,7 +44,7 @@ def test_a_collapse_leaves_the_index_and_can_be_accepted(shop, tmp_path, capsys)
         tables.write(shop.bundle.tables_folder)
         wanted = r"'brand': 0% .*'BRAND A'.* \(and 1 more such column\); .* `towers index .* --accept-changed"
         with pytest.raises(DataError, match=wanted):
-            build_index(shop.bundle, {}, shortlists=0)
+            build_index(shop.bundle, {}, precomputed=0)
         assert (shop.bundle.path / "index" / "manifest.json").read_bytes() == sealed
         with pytest.raises(DataError, match=wanted):
             recommend_all(bundle, output, 3, None, with_fallback=False)

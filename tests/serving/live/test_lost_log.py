@@ -74,7 +74,7 @@ def is_known(client, item_id):
 def kept(path):
     """The items in the log, as whoever opens it next finds them."""
     opened = SqliteLog(path)
-    found = [record.body["item_id"] for record in opened.since(0)]
+    found = [record.body["item_id"] for record in opened.read_after(0)]
     opened.close()
     return found
 
@@ -193,7 +193,7 @@ def test_a_log_that_ends_before_what_was_folded_into_the_index_loses_no_later_wr
     opened = SqliteLog(path)
     opened.append([item("old")])
     before = opened.state().log_id
-    monkeypatch.setitem(recommender.snapshot.seal.__dict__, "live", LogOffset(log_id=before, position=9))
+    monkeypatch.setitem(recommender.snapshot.manifest.__dict__, "live", LogOffset(log_id=before, position=9))
     live = LiveRecommender(recommender, opened)
     assert live.current().state.items.row("old") is not None
     assert opened.state().log_id != before, "from here on it is not the log that was folded in"
@@ -249,7 +249,7 @@ def test_nothing_but_records_that_cannot_be_read_does_not_hide_what_comes_after_
         log.execute("INSERT INTO log (received, kind, body) VALUES ('x', 'item', 'x')")
     opened.append([Write("item", {"item_id": "item", "cells": {}})])
     found = []
-    while records := opened.since(found[-1] if found else 0):
+    while records := opened.read_after(found[-1] if found else 0):
         readable(records)
         found += [record.position for record in records]
     assert found == [*range(1, 8)]
@@ -281,14 +281,14 @@ def test_a_full_disk_is_a_503_and_nothing_of_the_write_is_there_later(client, pa
 
 def test_a_clock_that_is_set_back_loses_no_write(client, recommender, monkeypatch, path):
     newest = time.time() - 60  # before the index was made
-    monkeypatch.setitem(recommender.snapshot.seal.__dict__, "newest_event", newest)
+    monkeypatch.setitem(recommender.snapshot.manifest.__dict__, "newest_event", newest)
     monkeypatch.setattr("serving.live.log.time.time", lambda: 1_000_000.0)
     for service in (client, create_app(recommender, ServingConfig(live=str(path))).test_client()):
         user = 5000 + (service is client)
         assert service.post("/events", json={"events": [{"user_id": user, "item_id": "item-001"}]}).status_code == 200
         assert service.get(f"/recommendations/{user}").json["fallback"] is None, "the event is heard"
     opened = SqliteLog(path)
-    received = [record.received for record in opened.since(0)]
+    received = [record.received for record in opened.read_after(0)]
     assert received == sorted(received)
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from tests import running
 def postgres(tmp_path_factory):
     """The address of a PostgreSQL server; the test is skipped where the machine has none."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    programs = [shutil.which(name) for name in ("initdb", "postgres")]
+    programs = [running.postgres_program(name) for name in ("initdb", "postgres")]
     if not all(programs):
         pytest.skip("no PostgreSQL on this machine")
     # It does not run as root, and whoever else it runs as must reach its folder.
@@ -111,13 +112,13 @@ def test_what_was_appended_comes_back_in_order_with_its_types(opened):
     store = opened()
     first = store.append([event(1), event("2")])
     second = store.append([Write("deletion", {"number": 3})])
-    records = store.since(0)
+    records = store.read_after(0)
     assert numbers(records) == [1, "2", 3]
     assert [record.kind for record in records] == ["event", "event", "deletion"]
     assert records[0].body["text"] == "ä\0"
     assert records[1].position == first.position < records[2].position == second.position
-    assert numbers(store.since(first.position)) == [3]
-    assert store.since(second.position) == []
+    assert numbers(store.read_after(first.position)) == [3]
+    assert store.read_after(second.position) == []
     assert abs(records[0].received - records[2].received) < 60
 
 
@@ -126,19 +127,19 @@ def test_a_key_counts_once(opened):
     assert store.append([event(1, "a"), event(2, "a"), event(3)]).num_repeated == 1
     assert store.append([event(4, "a")]).num_repeated == 1
     assert opened().append([event(5, "a"), event(6, "b")]).num_repeated == 1
-    assert numbers(store.since(0)) == [1, 3, 6]
+    assert numbers(store.read_after(0)) == [1, 3, 6]
 
 
 def test_the_version_changes_with_every_write_of_anyone_and_not_without(opened):
     store, other = opened(), opened()
     assert store.state() == other.state()
-    seen = store.version()
-    assert store.version() == seen
+    seen = store.change_token()
+    assert store.change_token() == seen
     for writer in (store, other, store):
         writer.append([event(1)])
-        assert store.version() != seen
-        seen = store.version()
-        assert store.version() == seen
+        assert store.change_token() != seen
+        seen = store.change_token()
+        assert store.change_token() == seen
 
 
 def test_many_writers_lose_nothing_and_readers_see_a_prefix_at_any_time(opened):
@@ -151,8 +152,8 @@ def test_many_writers_lose_nothing_and_readers_see_a_prefix_at_any_time(opened):
 
     def read(store):
         position = 0
-        while not done.is_set() or store.since(position):
-            for record in store.since(position):
+        while not done.is_set() or store.read_after(position):
+            for record in store.read_after(position):
                 seen.append(record.body["number"])
                 position = record.position
 
@@ -164,7 +165,7 @@ def test_many_writers_lose_nothing_and_readers_see_a_prefix_at_any_time(opened):
         thread.join()
     done.set()
     reader.join()
-    assert seen == numbers(stores[0].since(0))
+    assert seen == numbers(stores[0].read_after(0))
     assert sorted(seen) == sorted(number for _, number in acknowledged)
 
 
@@ -173,8 +174,8 @@ def test_more_than_is_given_at_once_is_read_in_several_goes(opened, monkeypatch)
         monkeypatch.setattr(f"serving.live.{name}.MOST_AT_ONCE", 3)
     store = opened()
     store.append([event(number) for number in range(8)])
-    assert numbers(store.since(0)) == [0, 1, 2]
-    assert numbers(store.since(store.since(0)[-1].position)) == [3, 4, 5]
+    assert numbers(store.read_after(0)) == [0, 1, 2]
+    assert numbers(store.read_after(store.read_after(0)[-1].position)) == [3, 4, 5]
 
 
 WRITER = """
@@ -200,7 +201,7 @@ def test_what_was_acknowledged_survives_kill_9(opened, address):
     acknowledged += [int(line) for line in writer.stdout if line.endswith("\n")]
     writer.wait()
     writer.stdout.close()
-    kept = numbers(opened().since(0))
+    kept = numbers(opened().read_after(0))
     assert kept[: len(acknowledged)] == acknowledged
     assert len(kept) - len(acknowledged) <= 1, "one more may have been on the disk before anybody heard of it"
 
@@ -236,7 +237,7 @@ def test_a_file_can_be_spelt_in_several_ways(tmp_path, spelling, monkeypatch):
 def test_a_log_that_is_closed_or_broken_says_so_instead_of_losing_a_write(address):
     store = open_log(address)
     store.close()
-    for asked in (lambda: store.append([event(1)]), lambda: store.since(0), store.version):
+    for asked in (lambda: store.append([event(1)]), lambda: store.read_after(0), store.change_token):
         with pytest.raises(NotReady, match="the log of live writes cannot be"):
             asked()
 
@@ -247,19 +248,46 @@ def test_a_database_that_stands_still_is_not_waited_for(postgres, monkeypatch):
     for name in ("_SECONDS_TO_READ", "_SECONDS_TO_WRITE"):
         monkeypatch.setattr(f"serving.live.postgres_log.{name}", 0.3)
     store = open_log(postgres)
-    held = psycopg.connect(postgres)
+    held = psycopg.connect(postgres, options="-c lock_timeout=20s")
     held.execute("LOCK TABLE towers_log IN ACCESS EXCLUSIVE MODE")
     # Not even the server's own time limit: what stands still does not look at its clock.
     began = time.monotonic()
-    for ask in (store.version, lambda: store.append([event(1, "still")])):
-        connection = store._reader if ask == store.version else store._writer
+    for ask in (store.change_token, lambda: store.append([event(1, "still")])):
+        connection = store._reader if ask == store.change_token else store._writer
         connection.do(lambda one: one.execute("SET statement_timeout = 0"))
         with pytest.raises(NotReady, match=r"did not respond within 0\.3 s"):
             ask()
     assert time.monotonic() - began < 2
     held.close()
-    store.version()
+    store.change_token()
     assert store.append([event(1, "goes on")]).position > 0
+    store.close()
+
+
+def test_while_a_write_waits_for_the_database_others_are_refused_at_once(postgres, monkeypatch):
+    import psycopg
+
+    monkeypatch.setattr("serving.live.postgres_log._SECONDS_TO_WRITE", 1.0)
+    store = open_log(postgres)
+
+    def write():
+        with suppress(NotReady):
+            store.append([event(1)])
+
+    held = psycopg.connect(postgres, options="-c lock_timeout=20s")
+    held.execute("LOCK TABLE towers_log IN EXCLUSIVE MODE")
+    write()
+    waiting = threading.Thread(target=write)
+    waiting.start()
+    while not store._writer._lock.locked():
+        time.sleep(0.001)
+    for _ in range(5):
+        with pytest.raises(NotReady, match="the database does not respond"):
+            store.append([event(1)])
+    assert waiting.is_alive()
+    waiting.join()
+    held.close()
+    assert store.append([event(1)]).position > 0
     store.close()
 
 
@@ -268,14 +296,14 @@ def test_after_the_database_closed_a_connection_the_next_request_opens_another(p
 
     store = open_log(postgres)
     store.append([event(1, "before")])
-    store.version()
+    store.change_token()
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
-    for ask in (store.version, lambda: store.append([event(2, "lost")])):
+    for ask in (store.change_token, lambda: store.append([event(2, "lost")])):
         with pytest.raises(NotReady, match="the log of live writes cannot be"):
             ask()
     assert store.append([event(2, "after")]).num_repeated == 0
-    assert numbers(store.since(0))[-1] == 2
+    assert numbers(store.read_after(0))[-1] == 2
     store.close()
 
 

@@ -78,7 +78,7 @@ def test_threads_lose_no_count():
 def work(folder, done, go_on):
     metrics = make(folder)
     metrics.describe_worker(model=f"model of {os.getpid()}", index="today", created=0.0)
-    metrics.hold("towers_requests_in_progress", 3)
+    metrics.gauge("towers_requests_in_progress")(3)
     for _ in range(100):
         metrics.answered("/a", 200, 0.001, {})
     done.set()
@@ -89,7 +89,7 @@ def test_the_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path):
     context = multiprocessing.get_context("fork")
     own = make(tmp_path)
     own.answered("/a", 200, 0.001, {})
-    own.hold("towers_requests_in_progress", 1)
+    own.gauge("towers_requests_in_progress")(1)
     workers = []
     for _ in range(3):
         done, go_on = context.Event(), context.Event()
@@ -174,7 +174,7 @@ def test_the_service_shows_what_was_asked_and_how_long_each_stage_took(recommend
     assert found["towers_requests_in_progress",] == 0
     for stage in ("search", "serialise"):
         assert found["towers_stage_duration_seconds_count", ("stage", stage)] >= 3
-    assert found["towers_workers", ("index", recommender.snapshot.seal.created), ("model", recommender.model)] == 1
+    assert found["towers_workers", ("index", recommender.snapshot.manifest.created), ("model", recommender.model)] == 1
     assert 0 <= found["towers_index_age_seconds",] < 600
 
 

@@ -271,7 +271,7 @@ def test_the_service_and_training_see_the_same_of_the_same_person(real: Path):
     some = np.arange(8)
     now = np.full(8, clock())
     questions = Queries(sequences.take(some), np.arange(9), np.zeros(8, dtype=np.int64), now)
-    maker = RankFeatures(recommender.snapshot.facts)
+    maker = RankFeatures(recommender.snapshot.item_statistics)
     for user_id, (mine, _) in zip(
         sequences.user_ids[some], shortlists(recommender.bundle, tables, questions, 50), strict=True
     ):
@@ -349,7 +349,14 @@ def train_constant(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice,
 def test_a_kind_of_reranker_is_added_by_a_class_and_two_entries(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = RerankerKind("constant", f"{__name__}:Constant", "texts", num_candidates=20, eval_queries=100)
+    kind = RerankerKind(
+        "constant",
+        "gives every candidate one score",
+        f"{__name__}:Constant",
+        "texts",
+        num_candidates=20,
+        eval_queries=100,
+    )
     monkeypatch.setitem(RERANKER_KINDS, "constant", kind)
     path = tmp_path / "runs" / "one"
     shutil.copytree(pristine / "runs" / "model", path)

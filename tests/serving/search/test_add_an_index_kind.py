@@ -17,7 +17,7 @@ EDITS = {
         (
             '        case "sq8":\n',
             """        case "sq6":
-            return IndexConfig(kind=kind, bits=6, oversampling=rescored)
+            return IndexConfig(kind=kind, bits=6, oversampling=oversampling)
         case "sq8":
 """,
         ),

@@ -287,13 +287,13 @@ def test_few_items_are_compared_rather_than_indexed(kind):
 
 
 @pytest.mark.parametrize(("prefix", "oversampling"), [(4, 1), (4, 20), (12, 2)])
-def test_what_the_first_numbers_let_through_is_ranked_by_all_of_them(prefix, rescored):
+def test_what_the_first_numbers_let_through_is_ranked_by_all_of_them(prefix, oversampling):
     vectors, queries = SPACES["clustered"][0], SPACES["clustered"][1][:10]
-    index = ItemIndex.build(vectors, IndexConfig(kind="matryoshka", prefix=prefix, oversampling=rescored))
+    index = ItemIndex.build(vectors, IndexConfig(kind="matryoshka", prefix=prefix, oversampling=oversampling))
     hits = index.search(queries, 10)
     for user, query in enumerate(queries):
         beginnings = vectors[:, :prefix] / np.linalg.norm(vectors[:, :prefix], axis=1, keepdims=True)
-        through = np.argsort(-(beginnings @ query[:prefix]))[: FIRST_LEVEL * rescored]
+        through = np.argsort(-(beginnings @ query[:prefix]))[: FIRST_LEVEL * oversampling]
         assert hits.of(user)[0].tolist() == by_hand(vectors, query, 10, np.setdiff1d(np.arange(ITEMS), through))
 
 
@@ -420,7 +420,9 @@ def test_a_kind_that_has_no_gpu_version_stays_or_says_so(monkeypatch):
     monkeypatch.setattr(index_module.faiss, "get_num_gpus", lambda: 1)
     index = built("hnsw")
     assert index.to("auto") is index
-    with pytest.raises(ValueError, match=r"kind hnsw can only search on a CPU; .* --kind exact, flat, ivf or ivf-sq8"):
+    with pytest.raises(
+        ValueError, match=r"kind hnsw can only search on a CPU; .* --kind exact, matryoshka, ivf or ivf-sq8"
+    ):
         index.to("cuda")
 
 

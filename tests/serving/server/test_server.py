@@ -271,50 +271,6 @@ granian_server.Supervised(
 """
 
 
-PREPARED = """
-import os, signal, sys
-from pathlib import Path
-from serving.config import ServingConfig
-from serving.server import server
-from serving.server.instructions import WorkerInstructions
-
-folder, device, stopped_by = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-server._MEMORY = folder
-server._run = lambda settings, shared: print("imported" if "torch" in sys.modules else "not imported")
-
-class Stopping:
-    def find_spec(self, name, *others):
-        if name == "serving.http.app" and stopped_by:
-            os.kill(os.getpid(), signal.Signals[stopped_by])
-
-sys.meta_path.insert(0, Stopping())
-file = os.memfd_create("instructions")
-WorkerInstructions(folder, ServingConfig(device=device), None, greeting="").write(file)
-os.lseek(file, 0, os.SEEK_SET)
-server.main(str(file))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("device", "stopped_by", "said"),
-    [
-        ("cpu", "", "imported\n"),
-        ("cuda", "", "not imported\n"),
-        ("cpu", "SIGTERM", ""),
-        ("cpu", "SIGINT", ""),
-    ],
-)
-def test_workers_are_forked_with_their_libraries_but_for_a_gpu_and_a_signal_before_leaves_nothing(
-    tmp_path, device, stopped_by, said
-):
-    command = [sys.executable, "-c", PREPARED, str(tmp_path), device, stopped_by]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    server = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (server.returncode, server.stdout, server.stderr) == (0, said, "")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", ["lives", "dies"])
 def test_workers_are_replaced_however_often_they_are_killed_unless_none_can_start(tmp_path, dies):

@@ -51,7 +51,7 @@ def snapshot_of(tables, plan=None, **features):
 
 
 def listed(bundle, snapshot, depth=DEPTH):
-    return snapshot.with_shortlists(precompute_top_k(Recommender(bundle, snapshot), depth))
+    return snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), depth))
 
 
 def both(bundle, snapshot):
@@ -153,12 +153,12 @@ def saved(tmp_path):
 def test_lists_come_back_from_the_disk_in_memory_that_processes_share(saved):
     bundle, folder = saved
     again = Snapshot.open(bundle)
-    np.testing.assert_array_equal(again.shortlists.rows, LOOKING.snapshot.shortlists.rows)
-    np.testing.assert_array_equal(again.shortlists.scores, LOOKING.snapshot.shortlists.scores)
-    assert again.seal.shortlists == LOOKING.snapshot.seal.shortlists
-    assert again.seal.shortlists.depth == DEPTH
+    np.testing.assert_array_equal(again.precomputed.rows, LOOKING.snapshot.precomputed.rows)
+    np.testing.assert_array_equal(again.precomputed.scores, LOOKING.snapshot.precomputed.scores)
+    assert again.manifest.precomputed == LOOKING.snapshot.manifest.precomputed
+    assert again.manifest.precomputed.depth == DEPTH
     with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
-        assert str(folder / "shortlists.safetensors") in maps.read()
+        assert str(folder / "precomputed.safetensors") in maps.read()
 
 
 @pytest.mark.parametrize(
@@ -167,17 +167,17 @@ def test_lists_come_back_from_the_disk_in_memory_that_processes_share(saved):
         (lambda lists: {name: array[:-1] for name, array in lists.items()}, r"of users \[11, 12\]"),
         (
             lambda lists: {name: np.ascontiguousarray(array[:, :3]) for name, array in lists.items()},
-            "shortlists 25 deep",
+            "precomputed recommendations 25 deep",
         ),
-        (lambda lists: {**lists, "scores": lists["scores"][:-1]}, "shortlists 25 deep"),
+        (lambda lists: {**lists, "scores": lists["scores"][:-1]}, "precomputed recommendations 25 deep"),
         (lambda lists: {**lists, "rows": lists["rows"].astype(np.int64)}, "rows is of type I64, expected F32 or I32"),
     ],
     ids=["a user less", "not so deep", "a line of scores less", "another type"],
 )
 def test_lists_that_do_not_fit_are_refused(saved, change, message):
     bundle, folder = saved
-    lists = {name: array.copy() for name, array in load_file(folder / "shortlists.safetensors").items()}
-    save_file(change(lists), folder / "shortlists.safetensors")
+    lists = {name: array.copy() for name, array in load_file(folder / "precomputed.safetensors").items()}
+    save_file(change(lists), folder / "precomputed.safetensors")
     seal = IndexManifest.model_validate_json((folder / "manifest.json").read_text())
     (folder / "manifest.json").unlink()
     seal.write(folder)
@@ -197,7 +197,7 @@ def run(*arguments):
 
 
 def sealed(runs, name="model"):
-    return json.loads((runs / name / "index" / "manifest.json").read_text())["shortlists"]
+    return json.loads((runs / name / "index" / "manifest.json").read_text())["precomputed"]
 
 
 def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
@@ -207,7 +207,7 @@ def test_the_index_lists_as_many_as_it_is_told(runs, capsys):
     assert run("index", "runs/model", "--precompute", 0) == 0
     assert "precomputed" not in capsys.readouterr().out
     assert sealed(runs) is None
-    assert not (runs / "model" / "index" / "shortlists.safetensors").exists()
+    assert not (runs / "model" / "index" / "precomputed.safetensors").exists()
 
 
 def test_untold_it_lists_a_hundred_where_that_is_soon_done(runs, capsys, monkeypatch):

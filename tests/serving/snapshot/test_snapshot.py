@@ -74,7 +74,7 @@ def test_the_seal_tells_what_the_index_is(saved, bundle, shop):
 def test_the_catalogue_has_the_same_digest_until_it_changes(bundle, shop):
     changed = make_tables({1: ["a"]}, ["a", "b"], titles=["A", "B!"])
     same = [make_tables({1: ["a"]}, ["a", "b"], titles=["A", "B"]) for _ in range(2)]
-    digests = [Snapshot.build(bundle, tables).seal.catalog_digest for tables in (*same, changed)]
+    digests = [Snapshot.build(bundle, tables).manifest.catalog_digest for tables in (*same, changed)]
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -252,7 +252,7 @@ def make_whole(folder: Path, tables: Path, seed: int) -> Path:
     write_untrained(folder, tables, SETTINGS, seed)
     bundle = ModelBundle.open(folder)
     write_ranker(bundle, "learned", RankNetwork(3, 2).save, num_candidates=100)  # so that there are facts to be read
-    names = RankFeatures(build_index(bundle, {}, shortlists=5).facts).names
+    names = RankFeatures(build_index(bundle, {}, precomputed=5).item_statistics).names
     torch.manual_seed(seed)
     write_ranker(bundle, "learned", RankNetwork(len(names), 2).save, num_candidates=100, features=names)
     return folder
@@ -272,7 +272,9 @@ def opened(folder: Path) -> Recommender:
 def test_any_damage_to_any_file_that_is_served_from_is_one_line_with_a_remedy(two_whole, damage):
     one, two = two_whole
     names = files_in(one)
-    assert {"index/facts.safetensors", "index/shortlists.safetensors", "ranker/ranker.safetensors"} <= {*names}
+    assert {"index/item_statistics.safetensors", "index/precomputed.safetensors", "ranker/ranker.safetensors"} <= {
+        *names
+    }
     bundle = ModelBundle.open(one)
     verify_it = {"index": lambda: IndexManifest.open(one / "index", bundle), "ranker": lambda: open_ranker(bundle)}
     for name in names:
@@ -331,9 +333,12 @@ CRAFTED: dict[str, tuple[str, Callable[[Path], object]]] = {
         "index/users.parquet",
         lambda path: pq.write_table(pq.read_table(path).drop(["user_id"]), path),
     ),
-    "shortlists of items beyond the catalogue": ("index/shortlists.safetensors", _other_numbers("rows", 1 << 30)),
-    "facts of items beyond the catalogue": ("index/facts.safetensors", _other_numbers("follows.rows", 1 << 40)),
-    "facts that begin nowhere": ("index/facts.safetensors", _other_numbers("offsets", -5)),
+    "shortlists of items beyond the catalogue": ("index/precomputed.safetensors", _other_numbers("rows", 1 << 30)),
+    "facts of items beyond the catalogue": (
+        "index/item_statistics.safetensors",
+        _other_numbers("follows.rows", 1 << 40),
+    ),
+    "facts that begin nowhere": ("index/item_statistics.safetensors", _other_numbers("offsets", -5)),
     "a ranker of other networks": (
         "ranker/ranker.safetensors",
         lambda path: save_file({"members.999999999.0.weight": torch.zeros(1)}, path),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import socket
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, distributions
 from pathlib import Path
 
 import pytest
@@ -114,14 +114,30 @@ def test_another_system_than_linux_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert clinic._python()[0].remedy == "torchrec is published for Linux only: use Linux, or a container"
 
 
-def test_two_packages_that_own_one_folder_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Known:
-        def __init__(self, name: str) -> None:
-            self.metadata = {"Name": name}
-
-    monkeypatch.setattr(clinic, "distributions", lambda: map(Known, ["fbgemm_gpu-cpu", "fbgemm_gpu", "torch"]))
+@pytest.mark.parametrize("clash", [True, False])
+def test_two_packages_that_own_one_folder_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clash: bool
+) -> None:
+    files = {
+        "torch": ["torch/__init__.py"],
+        "fbgemm_gpu-cpu": ["fbgemm_gpu/__init__.py"],
+        # The stand-in that `make wheel` builds for a CPU has no files but its metadata.
+        "fbgemm_gpu": ["fbgemm_gpu/__init__.py"] if clash else ["fbgemm_gpu-1.8.0.dist-info/METADATA"],
+    }
+    for name, paths in files.items():
+        folder = tmp_path / f"{name.replace('-', '_')}-1.8.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {name}\nVersion: 1.8.0\n")
+        (folder / "RECORD").write_text("".join(f"{path},,\n" for path in paths))
+        for path in paths:  # importlib_metadata, where a library has loaded it, leaves out what does not exist
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).touch()
+    monkeypatch.setattr(clinic, "distributions", lambda: distributions(path=[str(tmp_path)]))
+    monkeypatch.setattr(clinic, "requires", lambda name: [])
     found = clinic._packages()[0]
-    assert (found.state, found.text) == ("error", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other")
+    expected = ("error", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other")
+    assert ((found.state, found.text) == expected) is clash
+    assert (found.state == "ok") is not clash
 
 
 def test_packages_that_are_missing_or_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

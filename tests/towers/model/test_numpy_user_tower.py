@@ -14,7 +14,7 @@ from features.schema import Feature, Schema
 from features.sequences.sequences import UNKNOWN_TIME, Sequences
 from features.tables.tables import Catalog, Users
 from towers.config import TowersConfig
-from towers.model.history import NUM_SPANS, time_spans
+from towers.model.history import NUM_SPANS, CausalAttention, time_spans
 from towers.model.numpy_user_tower import NumpyUserTower, _first_seconds
 from towers.model.two_tower import TwoTower
 
@@ -93,6 +93,17 @@ def test_what_a_gate_closes_altogether_is_nothing_and_no_warning() -> None:
         model.user_tower.history.blocks[0].mix.up.weight.mul_(1e3)
     one = NumpyUserTower(model.user_tower, featurizer.unknown_user_features)
     assert np.isfinite(one(np.eye(3, 16, dtype=np.float32))).all()
+
+
+def test_an_encoder_derived_from_the_transformer_is_left_as_it_is() -> None:
+    model, _ = pair(1, False, False)
+    assert NumpyUserTower.can_be(model.user_tower)
+
+    class Other(CausalAttention):
+        """Computes what it likes."""
+
+    model.user_tower.history.__class__ = Other
+    assert not NumpyUserTower.can_be(model.user_tower)
 
 
 @pytest.mark.parametrize("history", ["mean", "attention-pooling", "hstu"])

@@ -149,8 +149,8 @@ def test_without_times_counts_are_of_everything(events: pd.DataFrame):
 
 
 def test_they_come_back_from_disk_as_they_were(facts: ItemStatistics, tmp_path):
-    facts.save(tmp_path / "facts.safetensors")
-    again = ItemStatistics.load(tmp_path / "facts.safetensors")
+    facts.save(tmp_path / "item_statistics.safetensors")
+    again = ItemStatistics.load(tmp_path / "item_statistics.safetensors")
     moment = 1_700_000_000 + 40 * 86_400
     assert again.counts(ROWS, moment).tolist() == facts.counts(ROWS, moment).tolist()
     some, shares = np.array([3, 1]), np.ones(2, np.float32)

@@ -11,7 +11,7 @@ import torch
 
 from features.errors import DataError
 from tests.tiny_models import WORDS, tiny_cross_encoder, tiny_model
-from towers.rerankers.manifest import Reading
+from towers.rerankers.manifest import TextSettings
 from towers.rerankers.reranker import Deadline, OutOfTimeError, Reranker, Shortlist, order_of
 from towers.rerankers.text import CrossEncoderRanker, LateInteractionRanker, mixed, open_cross_encoder
 from towers.rerankers.token_embeddings import TokenReader, TokenVectors, rounded
@@ -29,8 +29,8 @@ def make_texts() -> list[str]:
 TEXTS = make_texts()
 
 
-def reading(**changes: float) -> Reading:
-    return Reading.model_validate({"share": 0.5, "num_read": 3, "max_tokens": 48} | changes)
+def settings(**changes: float) -> TextSettings:
+    return TextSettings.model_validate({"weight": 0.5, "history_items": 3, "max_tokens": 48} | changes)
 
 
 def make_shortlist(rows: list[int], history: list[int], words: str = "") -> Shortlist:
@@ -71,7 +71,7 @@ def tokens(reader: TokenReader) -> TokenVectors:
 
 def test_late_interaction_is_maxsim_token_by_token(tokens: TokenVectors):
     shortlist = make_shortlist([4, 9, 2, 20, 11], [7, 3, 5, 6])
-    ranker = LateInteractionRanker(tokens, None, reading(share=1.0, num_read=2), batch=2)
+    ranker = LateInteractionRanker(tokens, None, settings(weight=1.0, history_items=2), batch=2)
     found = ranker.scores(shortlist, Deadline(None))
     asked = [*vectors_of(tokens, 6), *vectors_of(tokens, 5)]
     np.testing.assert_allclose(found, in_spreads(maxsim(tokens, asked, shortlist)), atol=1e-4)
@@ -98,7 +98,7 @@ def test_words_are_read_as_a_query_and_in_the_place_of_what_was_had(
     from sentence_transformers import SentenceTransformer
 
     shortlist = make_shortlist([4, 9, 2, 20, 11], [7, 3], words="red lamp runs")
-    found = LateInteractionRanker(tokens, reader, reading(share=1.0)).scores(shortlist, Deadline(None))
+    found = LateInteractionRanker(tokens, reader, settings(weight=1.0)).scores(shortlist, Deadline(None))
     model = SentenceTransformer(str(bi_encoder), device="cpu", local_files_only=True)
     model.max_seq_length = 8
     (asked,) = model.encode(
@@ -157,7 +157,7 @@ def test_items_without_a_text_have_no_tokens(reader: TokenReader):
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
 def test_the_cross_encoder_reads_the_newest_texts_and_each_candidate(cross_encoder: Path, precision, tolerance):
     model = open_cross_encoder(cross_encoder, max_tokens=48)
-    ranker = CrossEncoderRanker(model, TEXTS, reading(share=1.0, num_read=2), batch=3, precision=precision)
+    ranker = CrossEncoderRanker(model, TEXTS, settings(weight=1.0, history_items=2), batch=3, precision=precision)
     for words, asked in (("", f"{TEXTS[6]}; {TEXTS[5]}"), ("red lamp", "red lamp")):
         shortlist = make_shortlist([4, 9, 2, 20, 11, 13, 1], [7, 3, 5, 6], words)
         found = ranker.scores(shortlist, Deadline(None))
@@ -170,7 +170,7 @@ def test_the_cross_encoder_reads_the_newest_texts_and_each_candidate(cross_encod
 def test_the_cross_encoder_computes_in_the_numbers_that_it_is_told(cross_encoder: Path):
     model, shortlist = open_cross_encoder(cross_encoder, max_tokens=48), make_shortlist([4, 9, 2, 20], [7, 3])
     exact, quick = (
-        CrossEncoderRanker(model, TEXTS, reading(), precision=precision).opinions(shortlist, Deadline(None))[0]
+        CrossEncoderRanker(model, TEXTS, settings(), precision=precision).opinions(shortlist, Deadline(None))[0]
         for precision in (torch.float32, torch.bfloat16)
     )
     assert not np.array_equal(exact, quick)
@@ -179,7 +179,7 @@ def test_the_cross_encoder_computes_in_the_numbers_that_it_is_told(cross_encoder
 def test_texts_that_are_too_long_are_cut(cross_encoder: Path):
     model = open_cross_encoder(cross_encoder, max_tokens=16)
     endless = ["red " * 100_000, *TEXTS[1:]]
-    ranker = CrossEncoderRanker(model, endless, reading(share=1.0))
+    ranker = CrossEncoderRanker(model, endless, settings(weight=1.0))
     assert np.isfinite(ranker.scores(make_shortlist([0, 1, 2], [0, 3]), Deadline(None))).all()
 
 
@@ -187,8 +187,8 @@ def test_texts_that_are_too_long_are_cut(cross_encoder: Path):
 def ranker(request: pytest.FixtureRequest) -> Reranker:
     if request.param == "cross-encoder":
         model = open_cross_encoder(request.getfixturevalue("cross_encoder"), max_tokens=48)
-        return CrossEncoderRanker(model, TEXTS, reading(), batch=4)
-    return LateInteractionRanker(request.getfixturevalue("tokens"), None, reading(), batch=4)
+        return CrossEncoderRanker(model, TEXTS, settings(), batch=4)
+    return LateInteractionRanker(request.getfixturevalue("tokens"), None, settings(), batch=4)
 
 
 def test_every_candidate_has_a_score_and_equal_texts_stay_in_order(ranker: Reranker):
@@ -225,7 +225,7 @@ def test_time_that_is_up_between_batches_ends_it(ranker: Reranker):
 def test_a_batch_that_would_come_too_late_is_not_begun(cross_encoder: Path, monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     model = open_cross_encoder(cross_encoder, max_tokens=48)
-    ranker = CrossEncoderRanker(model, TEXTS, reading(), batch=4)
+    ranker = CrossEncoderRanker(model, TEXTS, settings(), batch=4)
     asked = []
 
     def slow(pairs: list[tuple[str, str]]) -> np.ndarray:

@@ -197,13 +197,16 @@ def test_it_answers_as_its_document_says(request, path, method, mode):
     ask()
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory):
-    """The service with writes and keys, and its keys by what they may do."""
-    folder = tmp_path_factory.mktemp("guarded")
+def service_with_keys(folder):
+    """The service with writes and keys, and its keys by their scope."""
     keys = {scope: add_key(folder / "keys.toml", scope, scope) for scope in ("read", "write")}
     changed = {"live": SecretStr(str(folder / "live.db")), "api_keys_file": str(folder / "keys.toml")}
     return create_app(make_shop(), LIMITS.model_copy(update=changed)), keys
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    return service_with_keys(tmp_path_factory.mktemp("guarded"))
 
 
 @pytest.mark.parametrize(("path", "method"), [*OPERATIONS, *WRITES])

@@ -204,11 +204,12 @@ def _refuse_long(where: str, external_id: str) -> None:
 
 
 def _item(item: Recommendation) -> ItemBody:
-    content = ItemBody(item_id=item.item_id, score=item.score, rank=item.rank)
-    if item.title is not None:
-        content["title"] = item.title
-    if item.because is not None:
-        content["because"] = [_because(reason) for reason in item.because]
+    item_id, score, rank, title, because = item
+    content: ItemBody = {"item_id": item_id, "score": score, "rank": rank}
+    if title is not None:
+        content["title"] = title
+    if because is not None:
+        content["because"] = [_because(reason) for reason in because]
     return content
 
 
