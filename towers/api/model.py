@@ -40,9 +40,15 @@ from training.evaluation.report import PRIMARY_METRIC, EvaluationReport, label_o
 from training.runs.run_folder import check_replaceable
 
 UserIds: TypeAlias = int | str | Ids
+"""The id of a user, or several."""
 EvaluationProtocol: TypeAlias = Literal["leave-one-out", "time", "users", "queries", "cold-items"]
+"""How test data is held out."""
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+"""Device to train on; `auto` is a GPU if there is one."""
 Split: TypeAlias = Literal["test", "validation"]
+"""Held-out data to evaluate on."""
 Tables: TypeAlias = Mapping[str, Table]
+"""Tables by name."""
 
 _UNKNOWN_WORDS = ("the model knows none of the words: popular items",)
 
@@ -65,9 +71,9 @@ def open_model(
         DataError: A setting is wrong, or the registry does not respond.
 
     Example:
-        >>> open_model(model.path).version == model.version
+        >>> towers.open(model.path).version == model.version
         True
-        >>> open_model("runs/mistaken")
+        >>> towers.open("runs/mistaken")
         Traceback (most recent call last):
         ...
         towers.bundle.sealed_file.BundleError: runs/mistaken: no such bundle; `towers train run.toml` writes one
@@ -305,7 +311,7 @@ class Model:
         compare: Tables | None = None,
         upper_bound: Tables | None = None,
         output: str | os.PathLike[str] | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
     ) -> EvaluationReport:
         """Train with the settings of this model on part of its tables, and compare with baselines on the rest.
 
@@ -460,8 +466,8 @@ class Model:
     def _counts(self) -> dict[str, int]:
         """Return the number of items and users of the index, or of items in training if there is no index yet."""
         if "recommender" in self.__dict__:
-            seal = self.recommender.snapshot.seal
-            return {"items": seal.num_items, "users": seal.num_users}
+            manifest = self.recommender.snapshot.manifest
+            return {"items": manifest.num_items, "users": manifest.num_users}
         try:
             content = read_manifest(self.path / FOLDER)
             return {"items": int(content["num_items"]), "users": int(content["num_users"])}

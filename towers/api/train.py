@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import tomli_w
 
@@ -14,7 +14,7 @@ from features.config import FeaturesConfig, StrictTable
 from features.errors import DataError
 from features.messages import did_you_mean
 from towers.api.errors import plain_errors
-from towers.api.model import Model, open_model
+from towers.api.model import Device, Model, open_model
 from towers.api.tables import Inputs, Table, plain, stored
 from towers.config import TowersConfig
 from towers.process import keeping_memory
@@ -24,7 +24,7 @@ from training.tasks.init import propose, write_proposal
 from training.tasks.train import train_and_bundle
 
 Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+"""The path of a run.toml, or settings by name."""
 
 _TABLES: dict[str, type[StrictTable]] = {"features": FeaturesConfig, "towers": TowersConfig, "training": TrainingConfig}
 
@@ -87,10 +87,10 @@ def train(
             do. A re-indexed DataFrame has the row in `frame.iloc[row - 1]`.
 
     Example:
-        >>> model = train(interactions, items=items, users=users, epochs=1, track=False, progress=False)
+        >>> model = towers.train(interactions, items=items, users=users, epochs=1, track=False, progress=False)
         >>> str(model.path)
         'runs/run-1'
-        >>> train(interactions.head(0), items=items, progress=False)
+        >>> towers.train(interactions.head(0), items=items, progress=False)
         Traceback (most recent call last):
         ...
         features.errors.DataError: interactions: no rows below the column names; expected at least one

@@ -211,8 +211,9 @@ HISTORY_ENCODERS: dict[str, Callable[[TowersConfig, int], HistoryEncoder]] = {
     "transformer": partial(_attention, kind="transformer"),
     "hstu": partial(_attention, kind="hstu"),
 }
-"""By the names that `[towers] history_encoder` accepts, except `none`: makes an encoder with initial weights from
-`[towers]` and the number of tokens of the longest sequence. Programs may add their own."""
+"""Functions that make a history encoder with initial weights, by the names that `[towers] history_encoder` accepts,
+except `none`. Arguments: the settings `[towers]`, and the number of tokens of the longest sequence. Programs may add
+their own."""
 
 
 def make_history_encoder(config: TowersConfig, length: int) -> HistoryEncoder | None:
@@ -240,7 +241,7 @@ def check_history_encoder(config: TowersConfig) -> None:
     if config.reads_history and config.history_encoder not in HISTORY_ENCODERS:
         raise DataError(
             f"[towers] history_encoder: expected one of {', '.join(HISTORY_ENCODERS)} and none, found "
-            f"{config.history_encoder!r}; add one of your own to HISTORY_ENCODERS first"
+            f"{config.history_encoder!r}; in Python, add your own to towers.HISTORY_ENCODERS first"
         )
 
 

@@ -97,10 +97,10 @@ class EvaluationReport:
     Attributes:
         protocol: `leave-one-out`, `time`, `users`, `queries` or `cold-items`.
         part: `test` or `validation`.
-        num_questions: Of each seed.
-        num_candidates: How many items were ranked.
-        seeds: One per run.
-        rows: The recommender in question first.
+        num_questions: Number of queries, for each seed.
+        num_candidates: Number of items that were ranked for each query.
+        seeds: The seeds of the trainings.
+        rows: A row for each recommender, the evaluated one first; a row has `name` and, by metric, `metrics`.
         notes: What a reader should know, a sentence each.
     """
 

@@ -18,7 +18,7 @@ def test_the_examples_of_the_docstrings_run(name, model, interactions, items, us
     monkeypatch.chdir(model.path.absolute().parents[1] if name == "model" else tmp_path)
     model.recommend(10002)  # builds the index, if there is none yet, and says so
     module = importlib.import_module(f"towers.api.{name}")
-    given = {"model": model, "interactions": interactions, "items": items, "users": users}
+    given = {"towers": towers, "model": model, "interactions": interactions, "items": items, "users": users}
     result = doctest.testmod(module, extraglobs=given, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
     assert result.attempted or name not in STATED

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from features.config import FeaturesConfig
 from features.errors import DataError
-from tests.test_house import ROOMS, ROOT
+from tests.test_house import ROOT, TOP_PACKAGES
 from tests.towers.api.conftest import QUICK
 from towers.api.errors import plain_errors
 from towers.api.model import open_model
@@ -30,8 +30,8 @@ SET = [word for value in as_overrides(by_full_name(QUICK)) for word in ("--set",
 
 def frames_of_ours(raised):
     """The files of ours that a traceback goes through."""
-    rooms = [str(ROOT / room) for room in ROOMS]
-    return {Path(entry.path).name for entry in raised.traceback if str(entry.path).startswith(tuple(rooms))}
+    packages = [str(ROOT / package) for package in TOP_PACKAGES]
+    return {Path(entry.path).name for entry in raised.traceback if str(entry.path).startswith(tuple(packages))}
 
 
 def command(function, *words):
@@ -77,7 +77,7 @@ def test_a_run_toml_reads_other_tables_where_they_are_given(model, interactions,
     fewer = interactions[interactions["user_id"] % 2 == 0]
     other = train(fewer, settings=model.path / "run.toml", items=items, users=users, output="runs/half", epochs=1)
     assert other.version != model.version
-    assert other.recommender.snapshot.seal.num_interactions < len(interactions)
+    assert other.recommender.snapshot.manifest.num_interactions < len(interactions)
     said = capsys.readouterr()
     assert "interactions of" in said.err, "progress is printed, as by the command"
     assert "two towers is" in said.out
@@ -158,7 +158,7 @@ BAD = {
     ),
     "a loss that nobody added": (
         lambda events, items: {"interactions": events, "loss": "hinge"},
-        r"^\[training\] loss: expected one of softmax, found 'hinge'; add one of your own to LOSSES first$",
+        r"^\[training\] loss: expected one of softmax, found 'hinge'; in Python, add your own to towers.LOSSES first$",
     ),
     "a value that no setting has": (
         lambda events, items: {"interactions": events, "min_rating": None},

@@ -174,10 +174,12 @@ def test_a_history_encoder_is_added_by_a_class_and_an_entry(
 
 
 def test_the_setting_accepts_the_history_encoders_of_the_table_and_none() -> None:
-    for name in (*HISTORY_ENCODERS, "none"):
+    names = [*HISTORY_ENCODERS, "none"]
+    assert TowersConfig.model_fields["history_encoder"].examples == names, "as the reference lists them"
+    for name in names:
         check_history_encoder(TowersConfig(history_encoder=name))
     with pytest.raises(
-        DataError, match=r"expected one of mean, .*, hstu and none, found 'gru'; add one of your own to"
+        DataError, match=r"expected one of mean, .*, hstu and none, found 'gru'; in Python, add your own to"
     ):
         check_history_encoder(TowersConfig(history_encoder="gru"))
 
