@@ -1,34 +1,32 @@
-"""The Python blocks of `docs/guides/python.md` run, one after the other, in a folder with the shop's tables."""
+"""The program of `docs/guides/python.md` runs, in a folder with the shop's tables; each part of one's own is short."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import pytest
 
 import towers
+from tests.documentation.pages import PYTHON_GUIDE, Page
 from tests.running import write_small_shop
 
-PAGE = Path(__file__).parents[1] / "docs" / "guides" / "python.md"
-LONGEST = 30
-"""Lines of an example of a part of one's own."""
+MOST_LINES = 30
+"""Of a part of one's own."""
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_page_run_and_are_short(tmp_path, monkeypatch):
+def test_the_blocks_of_the_page_run_and_are_short(tmp_path, monkeypatch, capfd):
     write_small_shop(tmp_path / "data" / "shop")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"))
     namespace = {}
     try:
-        for block in blocks:
-            assert len(block.splitlines()) <= LONGEST
-            exec(compile(block, PAGE.name, "exec"), namespace)
+        for block in Page(PYTHON_GUIDE).blocks:
+            assert block.language == "python"
+            assert len(block.text.splitlines()) <= MOST_LINES
+            exec(compile(block.text, PYTHON_GUIDE.name, "exec"), namespace)
     finally:
         towers.LOSSES.pop("hinge", None)
         towers.HISTORY_ENCODERS.pop("gru", None)
     assert namespace["again"].version == namespace["model"].version
     assert b'"items"' in namespace["answer"]
     assert len(namespace["everyone"]) == 300 * 100
+    assert "Warning" not in capfd.readouterr().err
