@@ -41,26 +41,16 @@ def command(function, *words):
 
 
 @pytest.mark.slow
-def test_dataframes_paths_and_the_commands_give_one_model(model, interactions, items, users, tmp_path, monkeypatch):
+def test_dataframes_and_the_commands_give_one_model(model, interactions, items, users, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, table in {"interactions": interactions, "items": items, "users": users}.items():
         table.to_parquet(tmp_path / f"{name}.parquet", index=False)
     command(init, *(f"--{name}={name}.parquet" for name in ("interactions", "items", "users")))
     command(train_command, "run.toml", *SET)
     assert verify(tmp_path / "runs" / "latest").version == model.version
-    by_paths = train(
-        "interactions.parquet",
-        items=tmp_path / "items.parquet",
-        users=pa.Table.from_pandas(users, preserve_index=False),
-        progress=False,
-        settings={"training": {"epochs": 9}},
-        **QUICK,
-    )
-    assert by_paths.version == model.version
-    assert by_paths.path.name == "run-2"
 
 
-def test_its_tables_are_kept_beside_the_runs(model, folder):
+def test_its_tables_are_kept_with_the_runs(model, folder):
     [kept] = (folder / "runs" / "inputs").iterdir()
     assert sorted(path.name for path in kept.iterdir()) == [
         "interactions.parquet",
@@ -86,6 +76,14 @@ def test_a_run_toml_reads_other_tables_where_they_are_given(model, interactions,
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_resume_continues_from(model, interactions, items, users, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    items.to_parquet(tmp_path / "items.parquet", index=False)
+    given = {
+        "interactions": pa.Table.from_pandas(interactions, preserve_index=False),
+        "items": "items.parquet",
+        "users": users,
+        "settings": {"training": {"epochs": 9}},
+        **QUICK,
+    }
     real = task.report_epochs
 
     def interrupting(tracker):
@@ -95,11 +93,11 @@ def test_ctrl_c_leaves_what_resume_continues_from(model, interactions, items, us
     with monkeypatch.context() as patched:
         patched.setattr(task, "report_epochs", interrupting)
         with pytest.raises(KeyboardInterrupt):
-            train(interactions, items=items, users=users, **QUICK)
+            train(**given)
     assert "resume=True" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name != "inputs"] == [".run-1.training"]
-    resumed = train(interactions, items=items, users=users, resume=True, progress=False, **QUICK)
-    assert (resumed.version, str(resumed.path)) == (model.version, "runs/run-1")
+    resumed = train(**given, resume=True, progress=False)
+    assert (resumed.version, str(resumed.path)) == (model.version, "runs/run-1"), "a table's kind does not matter"
 
 
 def mixed(frame):
