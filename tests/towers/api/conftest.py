@@ -11,7 +11,7 @@ QUICK = {"epochs": 2, "embedding_dim": 16, "num_layers": 1, "track": False}
 
 @pytest.fixture(scope="session")
 def shop():
-    return generate_shop(0, 300, 200, 6_000)
+    return generate_shop(0, 150, 100, 1_500)
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,7 @@ def test_a_model_is_opened_by_text_path_and_link_and_is_saved(model, tmp_path, f
 
 def test_a_model_says_what_it_is(model):
     model.recommend(10002)
-    assert repr(model).startswith(f"<Model runs/run-1: items 200, users 300, dimensions 16, version {model.version}, ")
+    assert repr(model).startswith(f"<Model runs/run-1: items 100, users 150, dimensions 16, version {model.version}, ")
     assert "validation N@10 0." in repr(model)
     assert "(best baseline: " in repr(model)
     assert model.version in model._repr_html_()
@@ -199,7 +199,7 @@ def test_a_notebook_shows_titles_pictures_and_histories_escaped(model):
     assert "size=s&amp;x=1" in page
     assert "because of " in page
     assert "the model knows nothing about a user (1)" in page
-    assert "and 295 more; 600 rows in all" in model.recommend(k=2)._repr_html_()
+    assert "and 145 more; 300 rows in all" in model.recommend(k=2)._repr_html_()
     assert "similar to &lt;b&gt;" in model.similar(model.history(10002, 1)["item_id"].item())._repr_html_()
     assert type(model.recommend(10002).head(1)) is pd.DataFrame
 

@@ -139,7 +139,7 @@ BAD = {
             "interactions": events,
             "items": pd.concat([items, items.head(1).assign(price=-1.0)], ignore_index=True),
         },
-        r"^items: column 'item_id', row 201: the id .* stood in row 1 already .*; keep one row per id$",
+        r"^items: column 'item_id', row 101: the id .* stood in row 1 already .*; keep one row per id$",
     ),
     "a path that leads nowhere": (
         lambda events, items: {"interactions": "events.csv"},
