@@ -195,10 +195,19 @@ class Model:
             >>> described["rank"].tolist(), described.notes
             ([1], ())
         """
-        given: dict[str, Any] = {"k": k, "offset": offset, "filter": filter, "exclude": exclude}
-        given |= {"pin": pin, "boost": boost}
-        given |= {"demote": demote, "at_most": at_most, "diversity": diversity, "distinct": distinct}
-        given |= {"reasons": reasons}
+        given: dict[str, Any] = {
+            "k": k,
+            "offset": offset,
+            "filter": filter,
+            "exclude": exclude,
+            "pin": pin,
+            "boost": boost,
+            "demote": demote,
+            "at_most": at_most,
+            "diversity": diversity,
+            "distinct": distinct,
+            "reasons": reasons,
+        }
         described = {"history": history, "attributes": attributes, "times": times}
         filters = self.recommender.state.filters
         if any(value is not None for value in described.values()):
@@ -241,8 +250,14 @@ class Model:
             >>> model.similar(best, k=3)["rank"].tolist()
             [1, 2, 3]
         """
-        given: dict[str, Any] = {"k": k, "offset": offset, "filter": filter, "exclude": exclude}
-        given |= {"diversity": diversity, "distinct": distinct}
+        given: dict[str, Any] = {
+            "k": k,
+            "offset": offset,
+            "filter": filter,
+            "exclude": exclude,
+            "diversity": diversity,
+            "distinct": distinct,
+        }
         request = requests.for_item(self._contract, self.recommender.state.filters, given)
         response = self.recommender.similar(plain(item_id), request)
         if response is None:
@@ -279,8 +294,15 @@ class Model:
             >>> len(model.search("wooden table", k=3))
             3
         """
-        given: dict[str, Any] = {"q": text, "k": k, "offset": offset, "filter": filter, "exclude": exclude}
-        given |= {"diversity": diversity, "distinct": distinct}
+        given: dict[str, Any] = {
+            "q": text,
+            "k": k,
+            "offset": offset,
+            "filter": filter,
+            "exclude": exclude,
+            "diversity": diversity,
+            "distinct": distinct,
+        }
         query, request = requests.for_text(self._contract, self.recommender.state.filters, given)
         response = self.recommender.search(query, request)
         return self._answers.listed(response.items, query, _UNKNOWN_WORDS if response.fallback else ())
