@@ -54,6 +54,7 @@ _PASSED = {
     "Ragged": "features.sequences.ragged",
 }
 """Types of arguments of such parts, of which only the attributes are shown."""
+_HEADS = {"Args": "Arguments"}
 _WIDTH = 100
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):\n", re.MULTILINE)
 _ENTRY = re.compile(r"^(\**\w+): (.*(?:\n +.*)*)", re.MULTILINE)
@@ -154,7 +155,7 @@ def _type(node: ast.expr) -> str:
 
 
 def _described(doc: str | None) -> Iterator[str]:
-    """Yield a docstring as Markdown: its text, tables of arguments and errors, and examples."""
+    """Yield a docstring as Markdown: its text, lists of arguments and errors, and examples."""
     text, *sections = _SECTION.split(inspect.cleandoc(doc or ""))
     yield f"{text.strip()}\n"
     for name, content in zip(sections[::2], sections[1::2], strict=True):
@@ -164,9 +165,8 @@ def _described(doc: str | None) -> Iterator[str]:
         elif name == "Returns":
             yield f"**Returns.** {body}\n"
         else:
-            head = {"Args": "argument", "Attributes": "attribute", "Raises": "raises"}[name]
-            rows = [f"| `{entry}` | {in_table(' '.join(meaning.split()))} |" for entry, meaning in _ENTRY.findall(body)]
-            yield "\n".join([f"| {head} | meaning |", "|---|---|", *rows]) + "\n"
+            entries = [f"- `{entry}`: {' '.join(meaning.split())}" for entry, meaning in _ENTRY.findall(body)]
+            yield "\n".join([f"**{_HEADS.get(name, name)}.**\n", *entries]) + "\n"
 
 
 def _aliases() -> Iterator[str]:
