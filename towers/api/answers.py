@@ -48,7 +48,7 @@ class Answers:
         def shelves() -> list[Shelf]:
             users = audience.user_ids[:_SHOWN_USERS].tolist()
             return [
-                Shelf(f"user {user}", self._history(user), self._cards(frame[frame[USER_ID] == user])) for user in users
+                Shelf(f"user {user}", self._cards(frame[frame[USER_ID] == user]), self._history(user)) for user in users
             ]
 
         return Recommendations.of(frame, _note_of_popular(popular), shelves)
@@ -61,7 +61,7 @@ class Answers:
         def shelves() -> list[Shelf]:
             known = [item_id for item_id in reversed(profile.history) if self._state.items.row(item_id) is not None]
             heading = ", ".join(["described user", *(f"{name} {value}" for name, value in profile.attributes.items())])
-            return [Shelf(heading, tuple(map(self._card, known[:_SHOWN_HISTORY])), self._cards(frame))]
+            return [Shelf(heading, self._cards(frame), tuple(map(self._card, known[:_SHOWN_HISTORY])))]
 
         return Recommendations.of(frame, _notes_of(response), shelves)
 
@@ -78,7 +78,7 @@ class Answers:
         """
         frame = self._frame(items, {})
         frame = frame.drop(columns=["score"]) if is_history else frame
-        return Recommendations.of(frame, notes, lambda: [Shelf(heading, (), self._cards(frame))])
+        return Recommendations.of(frame, notes, lambda: [Shelf(heading, self._cards(frame), label="items")])
 
     def title(self, item_id: ExternalId) -> str:
         """Return the title of an item; its id if it has none."""

@@ -17,6 +17,8 @@ _PICTURE = re.compile(r"https?://\S+\.(jpe?g|png|gif|webp|avif|svg)(\?\S*)?", re
 _PICTURE_NAMES = ("image", "img", "picture", "photo", "thumbnail", "cover", "poster")
 _ADDRESS = re.compile(r"https?://\S+", re.IGNORECASE)
 _SAMPLE = 100
+_CHARACTERS = 40
+"""Of a cell in a terminal."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class Shelf:
 
     Attributes:
         heading: What the items are for: a user, an item, a text.
-        history: The newest items of the history; empty if there is none.
         items: The items, best first.
+        history: The newest items of the history; empty if there is none.
+        label: What the items are called.
     """
 
     heading: str
-    history: tuple[Card, ...]
     items: tuple[Card, ...]
+    history: tuple[Card, ...] = ()
+    label: str = "recommended"
 
 
 class Recommendations(pd.DataFrame):
@@ -78,9 +82,10 @@ class Recommendations(pd.DataFrame):
         return pd.DataFrame
 
     def __repr__(self) -> str:
-        """Return the rows and the notes."""
+        """Return the rows, with all columns, and the notes."""
+        rows = {name: pd.get_option(f"display.{name}") for name in ("max_rows", "min_rows")}
         notes = [f"note: {note}" for note in getattr(self, "notes", ())]
-        return "\n".join([super().__repr__(), *notes])
+        return "\n".join([self.to_string(**rows, max_colwidth=_CHARACTERS), *notes])
 
     def _repr_html_(self) -> str:
         """Return the first answers for a notebook, with histories and pictures; all text is escaped."""

@@ -59,6 +59,7 @@ def test_recommendations_for_some_are_the_file_of_the_command(model, tmp_path):
     expected = pd.read_parquet(tmp_path / "some.parquet")
     pd.testing.assert_frame_equal(pd.DataFrame(found.drop(columns="title")), expected)
     assert found.notes == ("the model knows nothing about a user (1): popular items",)
+    assert all(str(name) in repr(found) for name in [*found.columns, *found["item_id"]]), "no column is left out"
     assert repr(found).endswith("\nnote: the model knows nothing about a user (1): popular items")
 
 
