@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool
-from torchrec import KeyedJaggedTensor
 
 from features.encoders.encoder import PretrainedText
 from features.encoders.model import Role
@@ -19,7 +18,7 @@ from features.featurizer.dense import DENSE_ENCODERS, DenseEncoder
 from features.featurizer.sparse import SPARSE_ENCODERS, Bags, HashedTextEncoder, SparseEncoder, ValueEncoder
 from features.featurizer.text import FixedTextEncoder, PretrainedColumn, TrainedText, is_fixed, pretrained_column
 from features.schema import ITEM_ID, USER_ID, Feature
-from features.sequences.batches import EntityFeatures
+from features.sequences.batches import EntityFeatures, JaggedFeatures
 
 
 @dataclass(frozen=True)
@@ -186,15 +185,13 @@ class SideEncoders:
         return EntityFeatures(_jagged(bags), torch.from_numpy(dense), _jagged(tokens))
 
 
-def _jagged(bags: Mapping[str, Bags]) -> KeyedJaggedTensor | None:
+def _jagged(bags: Mapping[str, Bags]) -> JaggedFeatures | None:
     """Return bags of rows, or tokens, by feature; None where there is no feature."""
     if not bags:
         return None
     lengths, values = (np.concatenate(parts) for parts in zip(*bags.values(), strict=True))
-    return KeyedJaggedTensor(
-        keys=list(bags),
-        values=torch.from_numpy(values.astype(np.int64)),
-        lengths=torch.from_numpy(lengths.astype(np.int32)),
+    return JaggedFeatures(
+        tuple(bags), torch.from_numpy(values.astype(np.int64)), torch.from_numpy(lengths.astype(np.int32))
     )
 
 

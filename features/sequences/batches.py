@@ -7,7 +7,7 @@ seed, `e` and `n` alone, so that a run can stop anywhere and go on exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,10 +15,56 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchrec import KeyedJaggedTensor
 
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class JaggedFeatures:
+    """A bag of table rows for each entity and feature, in the layout of torchrec's `KeyedJaggedTensor`.
+
+    It is a class of ours because importing torchrec takes seconds, and only training needs it.
+
+    Attributes:
+        keys: The names of the features.
+        values: The rows of all bags, `[values]`: all bags of the first feature, then those of the next.
+        lengths: The size of each bag, `[keys * entities]`, in the same order.
+    """
+
+    keys: tuple[str, ...]
+    values: Int[Tensor, values]
+    lengths: Int[Tensor, bags]
+
+    def __len__(self) -> int:
+        """Return the number of entities."""
+        return len(self.lengths) // len(self.keys)
+
+    def take(self, rows: Int[Tensor, chosen]) -> JaggedFeatures:
+        """Return the entities at `rows`, in that order."""
+        begins = torch.arange(len(self.keys), device=rows.device) * len(self)
+        bags = (begins[:, None] + rows[None, :]).reshape(-1)
+        lengths = self.lengths[bags].long()
+        starts = torch.cumsum(self.lengths, 0)[bags] - lengths
+        ends = torch.cumsum(lengths, 0)
+        total = int(ends[-1]) if len(ends) else 0
+        places = torch.arange(total, device=rows.device) + torch.repeat_interleave(
+            starts - (ends - lengths), lengths, output_size=total
+        )
+        return JaggedFeatures(self.keys, self.values[places], lengths.int())
+
+    def select(self, keys: Sequence[str]) -> JaggedFeatures:
+        """Return the features of these names, in that order."""
+        if tuple(keys) == self.keys:
+            return self
+        lengths = self.lengths.view(len(self.keys), -1)
+        values = self.values.split(lengths.sum(dim=1).tolist())
+        places = [self.keys.index(key) for key in keys]
+        return JaggedFeatures(tuple(keys), torch.cat([values[place] for place in places]), lengths[places].reshape(-1))
+
+    def to(self, device: torch.device) -> JaggedFeatures:
+        """Return the same features on `device`."""
+        return JaggedFeatures(self.keys, self.values.to(device), self.lengths.to(device))
 
 
 @dataclass(frozen=True)
@@ -26,14 +72,14 @@ class EntityFeatures:
     """The features of `entities` items or users.
 
     Attributes:
-        sparse: One key per sparse feature, a bag of rows per entity. None without sparse features.
+        sparse: One key per sparse feature. None without sparse features.
         dense: Numbers, times and ready-made vectors side by side, scaled, `[entities, dense]`.
         tokens: Of texts whose encoder is trained, a key for each. None without such texts.
     """
 
-    sparse: KeyedJaggedTensor | None
+    sparse: JaggedFeatures | None
     dense: Float[Tensor, "entities dense"]
-    tokens: KeyedJaggedTensor | None = None
+    tokens: JaggedFeatures | None = None
 
     def __len__(self) -> int:
         """Return the number of entities."""
@@ -41,29 +87,13 @@ class EntityFeatures:
 
     def take(self, rows: Int[Tensor, chosen]) -> EntityFeatures:
         """Return the entities at `rows`, in that order."""
-        sparse = None if self.sparse is None else take_jagged(self.sparse, rows)
-        tokens = None if self.tokens is None else take_jagged(self.tokens, rows)
+        sparse, tokens = (None if one is None else one.take(rows) for one in (self.sparse, self.tokens))
         return EntityFeatures(sparse, self.dense[rows], tokens)
 
     def to(self, device: torch.device) -> EntityFeatures:
         """Return the same features on `device`."""
         sparse, tokens = (None if one is None else one.to(device) for one in (self.sparse, self.tokens))
         return EntityFeatures(sparse, self.dense.to(device), tokens)
-
-
-def take_jagged(features: KeyedJaggedTensor, rows: Int[Tensor, chosen]) -> KeyedJaggedTensor:
-    """Return the columns (entities) `rows` of a `KeyedJaggedTensor`, for every key."""
-    keys = features.keys()
-    stride = features.stride()
-    bags = (torch.arange(len(keys), device=rows.device)[:, None] * stride + rows[None, :]).reshape(-1)
-    lengths = features.lengths()[bags].long()
-    starts = features.offsets()[bags].long()
-    ends = torch.cumsum(lengths, 0)
-    total = int(ends[-1]) if len(ends) else 0
-    values = torch.arange(total, device=rows.device) + torch.repeat_interleave(
-        starts - (ends - lengths), lengths, output_size=total
-    )
-    return KeyedJaggedTensor(keys=keys, values=features.values()[values], lengths=lengths.int())
 
 
 @dataclass(frozen=True)

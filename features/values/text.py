@@ -5,6 +5,8 @@ fixed number of buckets. Only the most telling of them, by TF-IDF, are kept, so 
 than a bounded number of look-ups.
 
 `words` is the only tokeniser: text features, search, BM25, TF-IDF and the names of clusters all read words in its way.
+
+scikit-learn takes a second to import, so each function here imports what it needs: a service starts without it.
 """
 
 from __future__ import annotations
@@ -12,14 +14,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import chain, pairwise
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.preprocessing import normalize
-from sklearn.utils import murmurhash3_32
 
 CHARACTER_NGRAMS = range(3, 6)
 ENTRIES = 16
@@ -167,7 +167,10 @@ class ProjectedText:
     def __init__(self, inverse_document_frequency: Float[np.ndarray, buckets], width: int) -> None:
         self.inverse_document_frequency = inverse_document_frequency
         self.width = width
-        self._directions = _directions(len(inverse_document_frequency), width)
+
+    @cached_property
+    def _directions(self) -> sp.csr_array:
+        return _directions(len(self.inverse_document_frequency), self.width)
 
     @classmethod
     def fit(
@@ -187,6 +190,8 @@ class ProjectedText:
 
     def numbers(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         """Return the place of each text, about of length 1; zeros where none of its words is known."""
+        from sklearn.preprocessing import normalize
+
         counts = _counts(texts, len(self.inverse_document_frequency), words_and_pairs)
         counts.data = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
         placed: np.ndarray = (normalize(counts) @ self._directions).toarray().astype(np.float32)
@@ -195,6 +200,8 @@ class ProjectedText:
 
 def _directions(num_buckets: int, width: int) -> sp.csr_array:
     """Return `[buckets, width]` with entries +-1 / sqrt(16) in 16 places of each row; the same on every machine."""
+    from sklearn.utils import murmurhash3_32
+
     buckets = np.arange(num_buckets, dtype=np.int32)
     hashes = np.stack([murmurhash3_32(buckets, seed=seed, positive=True) for seed in range(ENTRIES)], axis=1)
     signs = np.where(hashes >> 31, 1, -1) / ENTRIES**0.5
@@ -210,6 +217,8 @@ def _rarity(counts: sp.csr_matrix) -> tuple[Float[np.ndarray, buckets], Int[np.n
 
 
 def _counts(texts: Sequence[str], num_buckets: int, analyzer: Callable[[str], list[str]] = ngrams) -> sp.csr_matrix:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     vectorizer = HashingVectorizer(n_features=num_buckets, analyzer=analyzer, alternate_sign=False, norm=None)
     counts = vectorizer.transform(texts) if len(texts) else sp.csr_matrix((0, num_buckets))
     counts.sum_duplicates()

@@ -49,6 +49,7 @@ MASTER_VARIABLE = "TOWERS_MASTER"
 """Environment variable with the process id of the master; a worker exits when the master does."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_FOR_TEXTS = "sklearn.feature_extraction.text"
 _SECONDS_TO_LOAD = 600
 _SECONDS_TO_FINISH = 30
 STARTED = "started"
@@ -128,7 +129,9 @@ def create_worker_app() -> Flask:
         app = create_app(instructions.bundle, instructions.settings, instructions.shared, instructions.copies)
         assert instructions.shared is not None, "the instructions of a worker have a shared folder"
         (instructions.shared / STARTED).touch()
-        return app
+    # A second of imports that only requests with texts need: while others are answered, not before.
+    Thread(target=importlib.import_module, args=(_FOR_TEXTS,), name="towers-imports", daemon=True).start()
+    return app
 
 
 def _load() -> WSGIApplication:

@@ -1,31 +1,35 @@
-"""Embedding tables for sparse features, on torchrec: the only file that builds its collections.
+"""Embedding tables for sparse features; the only file that uses torchrec.
 
 In training the tables update themselves in the backward pass (row-wise Adagrad, fused into the kernel, so that a
-gradient is never stored); everywhere else they are torchrec's plain collection with the same names and weights.
+gradient is never stored): torchrec's fused collection. Everywhere else they are torch's own, with the same names and
+weights, so that a service does not import torchrec, which takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-from torchrec.optim.keyed import KeyedOptimizer
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torch.nn import functional
+
+from features.sequences.batches import JaggedFeatures
+
+if TYPE_CHECKING:
+    from torchrec import KeyedJaggedTensor
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.optim.keyed import KeyedOptimizer
 
 
 class FeatureEmbeddings(nn.Module):
     """One table per sparse feature; a bag of n rows becomes their sum divided by sqrt(n).
 
-    So a bag is about as long as a single row, whatever n. The division stands outside of the collection: per-sample
-    weights would do the same, but fbgemm then computes their gradients, which are not needed and take longer than the
-    rest.
+    So a bag is about as long as a single row, whatever n. The division is outside of the tables: per-sample weights
+    would do the same, but fbgemm then computes their gradients, which are not needed and take longer than the rest.
 
-    The tables stand on torch's default device at the time.
+    The tables are on torch's default device at the time.
 
     Args:
         tables: Rows of each feature's table, by feature.
@@ -43,26 +47,11 @@ class FeatureEmbeddings(nn.Module):
         corrections: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        configs = [
-            EmbeddingBagConfig(
-                name=f"table_{place}",
-                embedding_dim=width,
-                num_embeddings=num_rows,
-                feature_names=[feature],
-                pooling=PoolingType.SUM,
-            )
-            for place, (feature, num_rows) in enumerate(tables.items())
-        ]
-        if learning_rate is None:
-            self.collection: nn.Module = EmbeddingBagCollection(tables=configs, is_weighted=False)
-        else:
-            self.collection = FusedEmbeddingBagCollection(
-                tables=configs,
-                optimizer_type=RowWiseAdagrad,
-                optimizer_kwargs={"lr": learning_rate},
-                is_weighted=False,
-                device=torch.get_default_device(),
-            )
+        self.collection: Tables | FusedEmbeddingBagCollection = (
+            Tables(list(tables.values()), width)
+            if learning_rate is None
+            else _fused_tables(tables, width, learning_rate)
+        )
         self.names = list(tables)
         self.width = width
         self._initialize([name in corrections for name in tables])
@@ -81,13 +70,72 @@ class FeatureEmbeddings(nn.Module):
     @property
     def fused_optimizer(self) -> KeyedOptimizer | None:
         """The optimizer inside the tables; None when they are not trained."""
-        if isinstance(self.collection, FusedEmbeddingBagCollection):
-            return self.collection.fused_optimizer()
-        return None
+        return None if isinstance(self.collection, Tables) else self.collection.fused_optimizer()
 
-    def forward(self, features: KeyedJaggedTensor) -> Float[Tensor, "entities features width"]:
-        """Return the pooled vector of each feature of each entity."""
-        sums = self.collection(features).values().view(-1, len(self.names), self.width)
-        sizes = features.lengths().view(len(self.names), -1).T
-        pooled: Tensor = sums * sizes.clamp(min=1).rsqrt()[..., None]
-        return pooled
+    def forward(self, features: JaggedFeatures) -> Float[Tensor, "entities features width"]:
+        """Return the pooled vector of each feature of each entity; the features are those of the tables, in order."""
+        is_plain = isinstance(self.collection, Tables)
+        sums: Tensor = self.collection(features) if is_plain else self.collection(_keyed(features)).values()
+        sizes = features.lengths.view(len(self.names), -1).T
+        return sums.view(-1, len(self.names), self.width) * sizes.clamp(min=1).rsqrt()[..., None]
+
+
+class Tables(nn.Module):
+    """Tables that are looked up and not trained.
+
+    Args:
+        rows: Rows of each table.
+        width: Numbers in a row.
+    """
+
+    def __init__(self, rows: Sequence[int], width: int) -> None:
+        super().__init__()
+        # torchrec's names, so that the weights of a training fit.
+        self.embedding_bags = nn.ModuleDict(
+            {
+                f"table_{place}": nn.EmbeddingBag(
+                    size, width, mode="sum", include_last_offset=True, _weight=torch.empty(size, width)
+                )
+                for place, size in enumerate(rows)
+            }
+        )
+
+    def forward(self, features: JaggedFeatures) -> Float[Tensor, "entities tables_times_width"]:
+        """Return the sums of the rows of each bag, those of the tables side by side."""
+        lengths = features.lengths.view(len(self.embedding_bags), -1).long()
+        offsets = functional.pad(lengths.cumsum(dim=1), (1, 0))
+        values = features.values.split(offsets[:, -1].tolist())
+        return torch.cat(
+            [bag(*given) for bag, *given in zip(self.embedding_bags.values(), values, offsets, strict=True)], dim=1
+        )
+
+
+def _fused_tables(tables: Mapping[str, int], width: int, learning_rate: float) -> FusedEmbeddingBagCollection:
+    """Return torchrec's tables with a row-wise Adagrad in their backward pass."""
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+    configs = [
+        EmbeddingBagConfig(
+            name=f"table_{place}",
+            embedding_dim=width,
+            num_embeddings=num_rows,
+            feature_names=[feature],
+            pooling=PoolingType.SUM,
+        )
+        for place, (feature, num_rows) in enumerate(tables.items())
+    ]
+    return FusedEmbeddingBagCollection(
+        tables=configs,
+        optimizer_type=RowWiseAdagrad,
+        optimizer_kwargs={"lr": learning_rate},
+        is_weighted=False,
+        device=torch.get_default_device(),
+    )
+
+
+def _keyed(features: JaggedFeatures) -> KeyedJaggedTensor:
+    from torchrec import KeyedJaggedTensor
+
+    return KeyedJaggedTensor(keys=list(features.keys), values=features.values, lengths=features.lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec import KeyedJaggedTensor
 
 from features.featurizer.side_encoders import FeatureSizes
 from features.schema import Feature
-from features.sequences.batches import EntityFeatures
+from features.sequences.batches import EntityFeatures, JaggedFeatures
 from towers.model.embeddings import FeatureEmbeddings
 from towers.model.text_encoder import with_texts
 
@@ -87,31 +86,25 @@ class FeatureTower(nn.Module):
         if self._text_names and features.sparse is not None:
             parts.append(self._written(features.sparse))
         if self.embeddings is not None and features.sparse is not None:
-            pooled = self._hide_ids(self.embeddings(_but_for(features.sparse, self._text_names)))
+            pooled = self._hide_ids(self.embeddings(features.sparse.select(self.embeddings.names)))
             parts.append(pooled.sum(dim=1) if pooled.shape[1] > 1 else pooled[:, 0])
         if self.dense is not None:
             parts.append(self.dense(numbers))
         return reduce(torch.add, parts)
 
-    def _written(self, sparse: KeyedJaggedTensor) -> Float[Tensor, "entities width"]:
+    def _written(self, sparse: JaggedFeatures) -> Float[Tensor, "entities width"]:
         """Return the sum of what the texts say, each looked up in the table that all share."""
         texts, names = self._texts[0], self._text_names
         assert texts is not None, "there are names where there is a table"
-        chosen = sparse if sparse.keys() == names else sparse.permute([sparse.keys().index(name) for name in names])
-        bags = KeyedJaggedTensor(keys=[TEXT], values=chosen.values(), lengths=chosen.lengths())
-        summed: Tensor = texts(bags).view(len(names), -1, self.width).sum(dim=0)
-        return summed
+        chosen = sparse.select(names)
+        pooled: Tensor = texts(JaggedFeatures((TEXT,), chosen.values, chosen.lengths))
+        return pooled.view(len(names), -1, self.width).sum(dim=0)
 
     def _hide_ids(self, pooled: Float[Tensor, "entities features width"]) -> Float[Tensor, "entities features width"]:
         if not (self.training and self.id_dropout and self.has_other_features and bool(self.is_id.any())):
             return pooled
         hidden = torch.rand(pooled.shape[:2], device=pooled.device) < self.id_dropout
         return pooled.masked_fill((hidden & self.is_id)[..., None], 0.0)
-
-
-def _but_for(sparse: KeyedJaggedTensor, names: Sequence[str]) -> KeyedJaggedTensor:
-    kept = [place for place, key in enumerate(sparse.keys()) if key not in names]
-    return sparse if len(kept) == len(sparse.keys()) else sparse.permute(kept)
 
 
 def unit(vectors: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:

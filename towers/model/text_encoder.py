@@ -131,8 +131,8 @@ def with_texts(
     for text in texts:
         parts.append(features.dense[:, taken : taken + text.begin - at])
         taken += text.begin - at
-        tokens = features.tokens[text.name]
-        parts.append(encoders[text.encoder](tokens.values(), tokens.lengths(), text.width))
+        tokens = features.tokens.select([text.name])
+        parts.append(encoders[text.encoder](tokens.values, tokens.lengths, text.width))
         at = text.begin + text.width
     return torch.cat([*parts, features.dense[:, taken:]], dim=1)
 

@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.utils.extmath import randomized_svd
-from torchrec import KeyedJaggedTensor
 
 from features.errors import DataError
 from features.schema import ITEM_ID
-from features.sequences.batches import EntityFeatures
+from features.sequences.batches import EntityFeatures, JaggedFeatures
 from features.sequences.matrix import interaction_matrix
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
@@ -107,12 +106,12 @@ def initialise_embeddings(
         DataError: Items are not known by their ids.
     """
     sparse, embeddings = item_features.sparse, model.item_tower.embeddings
-    if sparse is None or embeddings is None or ITEM_ID not in sparse.keys():  # noqa: SIM118
+    if sparse is None or embeddings is None or ITEM_ID not in sparse.keys:
         raise DataError(
             '[training] item_init = "spectral" initialises id embeddings, and items have no id feature; add '
             'item_id = { kind = "id" } to [features.item], or set item_init = "random"'
         )
-    others = [name for name in sparse.keys() if name != ITEM_ID]  # noqa: SIM118
+    others = [name for name in sparse.keys if name != ITEM_ID]
     bags = {name: _bags(sparse, name, len(embeddings.rows(name))) for name in others}
     start = decompose(
         interaction_matrix(train, len(item_features)),
@@ -129,14 +128,15 @@ def initialise_embeddings(
         ids.zero_()
         device = ids.device
         rest = torch.from_numpy(start.items).to(device) - model.eval().item_tower(item_features)
-        ids[sparse[ITEM_ID].values()] = rest
+        ids[sparse.select([ITEM_ID]).values] = rest
         model.user_tower.read.weight[-1, -1] = 0.0
         model.user_tower.beginning.zero_()
 
 
-def _bags(features: KeyedJaggedTensor, name: str, num_values: int) -> sp.csr_array[np.float32]:
+def _bags(features: JaggedFeatures, name: str, num_values: int) -> sp.csr_array[np.float32]:
     """Return which values of a feature each item has, `[items, values]`."""
-    rows, lengths = features[name].values().cpu().numpy(), features[name].lengths().cpu().numpy()
+    chosen = features.select([name])
+    rows, lengths = chosen.values.cpu().numpy(), chosen.lengths.cpu().numpy()
     ones = np.ones(len(rows), dtype=np.float32)
     bags = sp.csr_array((ones, rows, offsets_of(lengths)), shape=(len(lengths), num_values))
     bags.sum_duplicates()

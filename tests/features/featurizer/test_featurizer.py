@@ -1,6 +1,5 @@
 """Columns to numbers: known values derived by hand, and the same result after saving and loading."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +55,8 @@ def featurizer() -> Featurizer:
 def bags(featurizer: Featurizer, key: str) -> list[list[int]]:
     features = featurizer.item_features(Catalog(ITEMS)).sparse
     assert features is not None
-    jagged = features[key]
-    values, offsets = jagged.values().tolist(), jagged.offsets().tolist()
-    return [values[a:b] for a, b in itertools.pairwise(offsets)]
+    jagged = features.select([key])
+    return [bag.tolist() for bag in jagged.values.split(jagged.lengths.tolist())]
 
 
 def test_an_item_without_training_interactions_has_no_id_and_no_unseen_category(featurizer: Featurizer) -> None:
@@ -100,7 +98,7 @@ def test_nothing_is_learned_from_users_and_items_outside_the_training_data(featu
     assert torch.equal(before.dense, after.dense)
     assert before.sparse is not None
     assert after.sparse is not None
-    assert torch.equal(before.sparse.values(), after.sparse.values())
+    assert torch.equal(before.sparse.values, after.sparse.values)
 
 
 def test_a_saved_featurizer_gives_the_same_features(featurizer: Featurizer, tmp_path: Path) -> None:
@@ -111,8 +109,8 @@ def test_a_saved_featurizer_gives_the_same_features(featurizer: Featurizer, tmp_
     assert torch.equal(before.dense, after.dense)
     assert before.sparse is not None
     assert after.sparse is not None
-    assert torch.equal(before.sparse.values(), after.sparse.values())
-    assert torch.equal(before.sparse.lengths(), after.sparse.lengths())
+    assert torch.equal(before.sparse.values, after.sparse.values)
+    assert torch.equal(before.sparse.lengths, after.sparse.lengths)
 
 
 def test_taking_rows_of_features_equals_featurizing_those_rows(featurizer: Featurizer) -> None:
@@ -123,7 +121,7 @@ def test_taking_rows_of_features_equals_featurizing_those_rows(featurizer: Featu
     assert taken.sparse is not None
     assert alone.sparse is not None
     for part in ("values", "lengths"):
-        assert torch.equal(getattr(taken.sparse, part)(), getattr(alone.sparse, part)()), part
+        assert torch.equal(getattr(taken.sparse, part), getattr(alone.sparse, part)), part
 
 
 def test_attributes_that_are_missing_are_unknown_not_wrong(featurizer: Featurizer) -> None:
@@ -131,11 +129,11 @@ def test_attributes_that_are_missing_are_unknown_not_wrong(featurizer: Featurize
     unknown = featurizer.user_features([1], pd.DataFrame({"shoe size": [44]})).sparse
     nobody = featurizer.user_features([99], None).sparse
     assert known is not None
-    assert known.values().tolist() == [1]
+    assert known.values.tolist() == [1]
     assert unknown is not None
-    assert unknown.values().tolist() == []
+    assert unknown.values.tolist() == []
     assert nobody is not None
-    assert nobody.values().tolist() == []
+    assert nobody.values.tolist() == []
 
 
 def test_a_declared_column_that_does_not_exist_is_named() -> None:
@@ -188,10 +186,10 @@ def test_a_stranger_has_the_features_of_a_table_that_says_nothing(reads_ids):
     nothing = featurizer.user_features([None, None], pd.DataFrame({"country": [None, None]}))
     for ids in ([None, None], np.full(2, None), *([] if reads_ids else [[1, 2]])):
         found = featurizer.user_features(ids, None)
-        assert found.sparse.to_dict().keys() == nothing.sparse.to_dict().keys()
-        assert found.sparse.values().tolist() == nothing.sparse.values().tolist()
-        assert found.sparse.lengths().tolist() == nothing.sparse.lengths().tolist()
+        assert found.sparse.keys == nothing.sparse.keys
+        assert found.sparse.values.tolist() == nothing.sparse.values.tolist()
+        assert found.sparse.lengths.tolist() == nothing.sparse.lengths.tolist()
         assert torch.equal(found.dense, nothing.dense)
     if reads_ids:
         known = featurizer.user_features([1, 2], None)
-        assert known.sparse.values().tolist() != nothing.sparse.values().tolist()
+        assert known.sparse.values.tolist() != nothing.sparse.values.tolist()

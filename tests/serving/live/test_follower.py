@@ -500,7 +500,7 @@ def test_an_item_of_the_table_that_is_put_as_it_is_has_the_very_same_features_an
     for number, features in enumerate(one_by_one):
         taken = from_table.take(torch.tensor([number]))
         assert features.dense.equal(taken.dense)
-        assert features.sparse.to_dict()["title"].values().equal(taken.sparse.to_dict()["title"].values())
+        assert features.sparse.select(["title"]).values.equal(taken.sparse.select(["title"]).values)
     whole = real_bundle.encode_items(catalog)
     single = np.concatenate([encoded(real_bundle, typed_rows(catalog.frame, [row])) for row in rows])
     np.testing.assert_allclose(single, whole, atol=1e-6)

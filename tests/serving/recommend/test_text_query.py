@@ -56,7 +56,7 @@ def test_an_item_put_with_only_a_title_is_found_and_recommended(client):
     before = found(client, "q=violet%20accordion&k=120")
     client.put("/items/new", json={"title": "violet accordion"})
     assert "new" not in [item["item_id"] for item in before["items"]]
-    assert found(client, "q=accordion&k=1")["items"][0]["item_id"] == "new"
+    assert found(client, "q=violet%20accordion&k=1")["items"][0]["item_id"] == "new"
     everything = client.get("/recommendations/1001?k=120").json["items"]
     assert "new" in [item["item_id"] for item in everything]
     assert client.get("/items/new/similar?k=1").status_code == 200

@@ -128,6 +128,12 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
         assert all(answer == (200, known) for answer in asked)
         assert all(answer == described[0] and answer[0] == 200 for answer in described)
 
+        # What takes seconds to import and is not needed for that was not imported.
+        for worker in psutil.Process(served.process.pid).children():
+            loaded = {part for file in worker.memory_maps() for part in Path(file.path).parts}
+            assert "torch" in loaded
+            assert not loaded & {"fbgemm_gpu", "mlflow"}
+
         # Whichever worker is asked, it tells the counts of both, also after one of them was killed.
         route = "/recommendations/{user_id}"
         assert all(served.count(route=route, status=200) == 41 for _ in range(6))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
-from torchrec import KeyedJaggedTensor
 
 from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
 from features.schema import Feature, Schema
+from features.sequences.batches import JaggedFeatures
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
 from towers.config import TowersConfig
@@ -158,7 +158,7 @@ def test_a_history_encoder_is_added_by_a_class_and_an_entry(
     monkeypatch.setitem(HISTORY_ENCODERS, "gru", lambda config, length: Gru(config.embedding_dim))
     config = TowersConfig(embedding_dim=8, history_encoder="gru")
     torch.manual_seed(0)
-    model = TwoTower(config, timeless, 20)
+    model = TwoTower(config, timeless, 20).eval()
     assert isinstance(model.user_tower.history, Gru)
     vectors = functional.normalize(torch.randn(7, 8), dim=1)
     offsets, features = torch.tensor([0, 5, 5, 7]), timeless.user_features([1, 2, 3], None)
@@ -289,9 +289,7 @@ def test_a_bag_of_n_rows_is_their_sum_over_the_root_of_n() -> None:
     tags, brands = embeddings.collection.state_dict().values()
     tags.copy_(torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     brands.copy_(torch.tensor([[0.0, 0.0], [7.0, 8.0], [9.0, 9.0]]))
-    jagged = KeyedJaggedTensor(
-        keys=["tags", "brand"], values=torch.tensor([1, 2, 3, 1]), lengths=torch.tensor([3, 0, 1, 0])
-    )
+    jagged = JaggedFeatures(("tags", "brand"), torch.tensor([1, 2, 3, 1]), torch.tensor([3, 0, 1, 0]))
     # The first has the tags 1 to 3, (1+3+5, 2+4+6) / sqrt(3), and brand 1; the second has nothing.
     expected = torch.tensor([[[9 / 3**0.5, 12 / 3**0.5], [7.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])
     torch.testing.assert_close(embeddings(jagged), expected)
