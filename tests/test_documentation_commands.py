@@ -1,8 +1,8 @@
 """The commands and Python of README and `docs/` run in the order of the site, and the answers look as they are shown.
 
 All pages share one folder, so that each goes on where the pages before it ended; a command that stands on several pages
-runs once, unless Python ran in between. The tutorial has a folder and tables of its own; `test_python_guide.py` runs the
-guide to Python.
+runs once, unless Python ran in between. The tutorial has a folder and tables of its own; the guide to Python has
+a test of its own.
 """
 
 from __future__ import annotations
