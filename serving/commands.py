@@ -9,11 +9,9 @@ import click
 
 from features.messages import ACCEPT
 from features.redaction import has_password
-from serving.config import PRODUCTION, ServingConfig, read_settings
+from serving.config import PRODUCTION, ServingConfig, settings_here
 from serving.search.index_config import INDEX_KINDS, IndexKind
 from towers.process import garbage_collection_paused
-
-SETTINGS_FILE = Path("serving.toml")
 
 _file = click.Path(path_type=Path)
 _config = click.option(
@@ -78,7 +76,7 @@ def index(
 
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
-    opened = ModelBundle.open(bundle, trust=_settings(config).trust)
+    opened = ModelBundle.open(bundle, trust=settings_here(config).trust)
     build_index(opened, tables, kind, recall, live, precompute, accept_changed_columns=accept_changed_columns)
 
 
@@ -113,7 +111,7 @@ def recommend(
     """
     from serving.jobs.recommend_all import recommend_all
 
-    recommend_all(bundle, output, k, users, conditions, settings=_settings(config), **flags)
+    recommend_all(bundle, output, k, users, conditions, settings=settings_here(config), **flags)
 
 
 @click.command()
@@ -129,7 +127,7 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
     """
     from serving.jobs.search_text import show_search
 
-    show_search(bundle, words, k, conditions, _settings(config))
+    show_search(bundle, words, k, conditions, settings_here(config))
 
 
 @click.command()
@@ -156,11 +154,7 @@ def serve(bundle: Path, config: Path | None, **flags: Any) -> None:
         from serving.server.launch import serve_bundle
 
     _warn_of_password(flags["live"])
-    serve_bundle(bundle, _settings(config, flags))
-
-
-def _settings(config: Path | None, flags: dict[str, Any] | None = None) -> ServingConfig:
-    return read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags)
+    serve_bundle(bundle, settings_here(config, flags))
 
 
 _keys = click.option(
@@ -253,7 +247,7 @@ def duplicates(bundle: Path, threshold: float, output: Path, pairs: Path | None,
     """
     from serving.jobs.similarity_reports import report_duplicates
 
-    report_duplicates(bundle, threshold, output, pairs, _settings(config))
+    report_duplicates(bundle, threshold, output, pairs, settings_here(config))
 
 
 @click.command()
@@ -277,7 +271,7 @@ def clusters(bundle: Path, num_clusters: int | None, output: Path, config: Path 
     """
     from serving.jobs.similarity_reports import report_clusters
 
-    report_clusters(bundle, num_clusters, output, _settings(config))
+    report_clusters(bundle, num_clusters, output, settings_here(config))
 
 
 _link = click.option(
@@ -303,7 +297,7 @@ def deploy(bundle: Path, link: Path, config: Path | None) -> None:
     """
     from serving.deploy.swap import swap_bundle
 
-    swap_bundle(bundle, link, _settings(config))
+    swap_bundle(bundle, link, settings_here(config))
 
 
 @click.command()
@@ -316,4 +310,4 @@ def rollback(link: Path, config: Path | None) -> None:
     """
     from serving.deploy.swap import roll_back
 
-    roll_back(link, _settings(config))
+    roll_back(link, settings_here(config))

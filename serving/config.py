@@ -22,6 +22,7 @@ from serving.search.micro_batching import MicroBatching
 from towers.bundle.trust import Trust
 
 ENVIRONMENT_PREFIX = "TOWERS_"
+SETTINGS_FILE = Path("serving.toml")
 PRODUCTION = Path("runs/production")
 """The link that a service in production is started with. Only `towers deploy` and `towers rollback` change it."""
 
@@ -137,6 +138,19 @@ class ServingConfig(StrictTable):
         """The permissions of a bundle: the services that it may use, and the keys that must have signed it."""
         remote = RemotePolicy(tuple(self.encoder_hosts), tuple(self.encoder_key_variables), deadline.left)
         return Trust(remote, None if self.trusted_keys is None else Path(self.trusted_keys))
+
+
+def settings_here(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> ServingConfig:
+    """Return the settings of a command, which reads the `serving.toml` of the working folder if there is one.
+
+    Args:
+        config: Another file to read instead.
+        flags: As for `read_settings`.
+
+    Raises:
+        DataError: As `read_settings` does.
+    """
+    return read_settings(config or (SETTINGS_FILE if SETTINGS_FILE.exists() else None), flags=flags)
 
 
 def read_settings(

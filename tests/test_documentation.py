@@ -19,12 +19,14 @@ from pathlib import Path
 import click
 import pytest
 
+import towers
 from serving.http.routes import ROUTES
 from tests.documentation.command_line import options_of
 from tests.documentation.diagrams import imports_within, levels
 from tests.documentation.generated import GENERATED
 from tests.documentation.metrics import service_metrics
 from tests.documentation.pages import DOCS, OTHERS, README, ROOT, SITE, Page, pages, site_order
+from tests.documentation.python_api import documented
 from tests.documentation.settings import RUN_TABLES, known_settings
 from towers.cli import main as cli
 from training.commands import PROTOCOLS
@@ -203,6 +205,10 @@ def test_every_setting_is_in_the_reference():
     text = reference("settings")
     for name in known_settings() - {"columns", "item", "user", "encoders"}:
         assert f"| `{name}` |" in text, name
+
+
+def test_every_name_of_the_python_interface_is_in_the_reference():
+    assert sorted(documented()) == sorted(towers.__all__)
 
 
 def test_every_command_and_every_option_is_in_the_reference():

@@ -194,7 +194,11 @@ def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert said.split("\n")[-3:] == ["stopped; the same command with --resume continues from here", "terminated", ""]
+    assert said.split("\n")[-3:] == [
+        "stopped; the same command with --resume continues from here (in Python: resume=True)",
+        "terminated",
+        "",
+    ]
     assert [run.info.status for run in recorded(beside)] == ["KILLED"]
 
     ended = towers(beside, "train", "run.toml", "--resume")

@@ -128,10 +128,13 @@ def test_mypy_sees_our_types_where_the_wheel_is_installed(tmp_path):
         "from serving.errors import NotReady\n"
         "from towers.process import available_cores\n"
         "from training.evaluation.text_table import aligned\n"
+        "import towers\n"
         "reveal_type(redacted('text'))\n"
         "reveal_type(NotReady('text').message)\n"
         "reveal_type(available_cores())\n"
-        "reveal_type(aligned([]))\n",
+        "reveal_type(aligned([]))\n"
+        "reveal_type(towers.open('runs/latest'))\n"
+        "reveal_type(towers.open('runs/latest').path)\n",
         encoding="utf-8",
     )
     # Libraries that the environment lacks are of no interest here; a package of ours without types would be Any.
@@ -142,7 +145,14 @@ def test_mypy_sees_our_types_where_the_wheel_is_installed(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert re.findall(r'Revealed type is "(.*)"', checked.stdout) == ["str", "str", "int", "list[str]"], checked.stdout
+    assert re.findall(r'Revealed type is "(.*)"', checked.stdout) == [
+        "str",
+        "str",
+        "int",
+        "list[str]",
+        "towers.api.model.Model",
+        "pathlib.Path",
+    ], checked.stdout
 
 
 def test_a_library_that_is_missing_is_told_with_the_rest_of_its_kind(monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from features.settings import StrictTable
@@ -18,11 +16,11 @@ class TowersConfig(StrictTable):
     """Shorter dimensions at which the first components of a vector are trained as a vector of their own (Matryoshka),
     ascending, such as `[16, 32]`. Set it for an index that searches short vectors first, in less memory, and re-scores
     with whole ones. Each adds one loss computation per training step."""
-    history_encoder: Literal["mean", "attention-pooling", "transformer", "hstu", "none"] = "transformer"
+    history_encoder: str = Field("transformer", examples=["mean", "attention-pooling", "transformer", "hstu", "none"])
     """Encoder of a user's history: `mean` of the item vectors, or their mean with learned weights
     (`attention-pooling`), both of which ignore the order; `transformer` (causal self-attention) or `hstu` (pointwise
     attention) where the order matters; `none`: no history, only user attributes, such as the text of a search
-    query."""
+    query. In Python also an encoder of your own, by its name in `towers.HISTORY_ENCODERS`."""
     shared_text_encoder: bool = False
     """Whether text columns of items and of users share one encoder (Siamese towers). Set it where both are written in
     the same words, such as queries and documents of a search."""

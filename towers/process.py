@@ -29,6 +29,10 @@ THREADS = {"GOMP_SPINCOUNT": "2000"}
 """Let a thread that waits for the others sleep soon. By itself it spins for milliseconds, which is no faster on idle
 cores and makes a step several times as long when another process wants them."""
 _STEPPED_BACK = 10
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
+# Setting any of them ends glibc's own adjustment of the thresholds; these are the highest that it reaches.
+_NOT_KEEPING = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65_536}
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 """Folder of cgroup limits (containers)."""
 
@@ -150,6 +154,27 @@ def release_memory() -> None:
     """
     if uses_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Keep freed blocks in the process while a block computes, then release them.
+
+    What `ALLOCATOR` does for commands, for a program that is running already, such as a notebook. What the environment
+    says of the allocator stays.
+    """
+    if not uses_glibc() or ALLOCATOR.keys() & os.environ.keys():
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in _KEEPING.items():
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _NOT_KEEPING.items():
+            libc.mallopt(option, value)
+        release_memory()
 
 
 def uses_glibc() -> bool:

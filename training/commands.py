@@ -85,10 +85,8 @@ def init(
     A recommender needs --interactions; --items and --users are optional. A search needs --documents; --queries and
     --pairs are optional training data.
     """
-    from features.errors import DataError, Problems
-    from features.files import atomic_file
-    from features.inference.inference import render_table
-    from training.tasks.init import propose, render_model_settings, said_of
+    from features.errors import DataError
+    from training.tasks.init import propose, said_of, write_proposal
 
     if output.exists() and not force:
         raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
@@ -104,14 +102,9 @@ def init(
         named={setting: column for setting, column in named.items() if column is not None},
         time_format=time_format,
     )
-    inference = proposal.inference
-    click.echo(f"{render_table(inference)}\n")
-    for warning in inference.warnings:
-        click.echo(f"note: {warning}", err=True)
-    Problems(proposal.problems).raise_all()
-    with atomic_file(output) as temporary:
-        temporary.write_text(f"{proposal.settings}\n{render_model_settings(inference)}", encoding="utf-8")
-    click.echo(f"{output}: written for {said_of(inference)}\n\nNext:\n  towers train {shlex.quote(str(output))}")
+    write_proposal(proposal, output)
+    said = said_of(proposal.inference)
+    click.echo(f"{output}: written for {said}\n\nNext:\n  towers train {shlex.quote(str(output))}")
 
 
 @click.command()
@@ -207,29 +200,21 @@ def evaluate(
     Protocols: leave-one-out holds out each user's last item; time, all interactions after one point in time; users,
     users whose history is partly shown; queries, users without any history; cold-items, items without interactions.
     """
-    from training.audit.ranks import About, RanksWriter
-    from training.config import read_run_config
     from training.tasks.evaluate import evaluate_run
 
-    overrides = (*preset_settings(preset), *overrides)
-    ranks = RanksWriter() if output is not None else None
     report = evaluate_run(
         settings,
-        overrides,
+        (*preset_settings(preset), *overrides),
         protocol,
         part=part,
         seeds=seeds,
         device=device,
         compare=compare,
         upper_bound=upper_bound,
-        ranks=ranks,
+        output=output,
     )
     click.echo(report.to_text())
-    if output is not None and ranks is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        report.write(output)
-        config = read_run_config(settings, overrides)
-        ranks.write(output, About.of(config, settings.parent, report.protocol, report.part))
+    if output is not None:
         click.echo(f"\n{output / 'report.json'} and report.html written")
         click.echo(f"\nNext, the slices with the lowest recall:\n  towers audit {shlex.quote(str(output))}")
 

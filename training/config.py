@@ -43,8 +43,9 @@ class TrainingConfig(StrictTable):
     history_fraction: float = Field(0.5, ge=0, lt=1)
     """With `targets = "any"`: fraction of a user's items used only as input; the remaining ones are prediction targets
     as well. Keep it high, because at serving time most of the history is available."""
-    loss: Literal["softmax"] = "softmax"
-    """Contrastive loss of each positive against its negatives: `softmax` cross-entropy, over all items or a sample."""
+    loss: str = Field("softmax", examples=["softmax"])
+    """Contrastive loss of each positive against its negatives: `softmax` cross-entropy, over all items or a sample. In
+    Python also a loss of your own, by its name in `towers.LOSSES`."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
     """Negatives of each positive: `all` items (exact softmax) or a `sampled` set. `auto`: all, up to 30,000 items and
     unless hard or cross-batch negatives are set; with trained text encoders, in-batch negatives only."""

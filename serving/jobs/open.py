@@ -18,12 +18,12 @@ from towers.bundle.bundle import ModelBundle
 
 
 def open_recommender(
-    path: Path, settings: ServingConfig | None = None, *, accept_changed_columns: bool = False
+    path: Path | ModelBundle, settings: ServingConfig | None = None, *, accept_changed_columns: bool = False
 ) -> Recommender:
     """Return the recommender of a bundle; its index is built first if there is none.
 
     Args:
-        path: The folder of the bundle.
+        path: The folder of the bundle, or the bundle, if it is open already.
         settings: The settings of the service. None: the defaults.
         accept_changed_columns: Used if the index is built; see `build_index`.
 
@@ -33,8 +33,8 @@ def open_recommender(
     """
     settings = settings or ServingConfig()
     check_device(settings.device)
-    bundle = ModelBundle.open(path, trust=settings.trust)
-    has_index = (path / FOLDER / NAME).exists()
+    bundle = path if isinstance(path, ModelBundle) else ModelBundle.open(path, trust=settings.trust)
+    has_index = (bundle.path / FOLDER / NAME).exists()
     if has_index:
         snapshot = Snapshot.open(bundle)
     else:

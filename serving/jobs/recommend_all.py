@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -61,13 +62,26 @@ class Audience:
             raise DataError(
                 f"{path}: expected a column {column!r} of users, found {', '.join(map(repr, frame.columns))}"
             )
-        cells = frame[column]
+        return cls.of(frame[column], recommender, f"{path}: column {column!r}")
+
+    @classmethod
+    def of(cls, cells: pd.Series, recommender: Recommender, place: str) -> Audience:
+        """Return the users with these ids, without repeats, in their order.
+
+        Args:
+            cells: The ids.
+            recommender: The recommender.
+            place: Where the ids are, for errors.
+
+        Raises:
+            DataError: An id is missing or has another type than known ones.
+        """
         if cells.isna().any():
-            raise DataError(f"{path}: column {column!r}, row {int(cells.isna().argmax()) + 1}: no id; remove the row")
+            raise DataError(f"{place}, row {int(cells.isna().argmax()) + 1}: no id; remove the row")
         ids = [recommender.state.users.parse(user_id) for user_id in cells.drop_duplicates().tolist()]
         wrong = [user_id for user_id in ids if isinstance(user_id, int) != recommender.state.users.is_integer]
         if wrong:
-            raise DataError(f"{path}: column {column!r}: expected whole numbers as in the tables, found {wrong[0]!r}")
+            raise DataError(f"{place}: expected whole numbers as in the tables, found {wrong[0]!r}")
         rows = [recommender.state.users.row(user_id) for user_id in ids]
         return cls(
             recommender.state.users.to_array(ids),
@@ -105,15 +119,35 @@ def write_candidates(
         with_fallback: Whether to add the column `fallback`: the fallback that was used, else null.
         progress: Called after each block with the number of users in it.
     """
-    schema = _schema(recommender, with_fallback)
     num_rows = 0
+    schema = _schema(recommender, with_fallback)
     with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for users, hits, fallback in _answers(recommender, audience, RecommendRequest(k, where=where)):
-            table = _table(recommender, audience.user_ids[users], hits, fallback, schema)
+        for num_users, table in candidate_tables(recommender, audience, RecommendRequest(k, where=where), schema):
             writer.write_table(table)
             num_rows += len(table)
-            progress(len(users))
+            progress(num_users)
     return num_rows
+
+
+def read_candidates(recommender: Recommender, audience: Audience, request: RecommendRequest) -> pa.Table:
+    """Return the rows that `write_candidates` writes, with the column `fallback`.
+
+    Args:
+        recommender: The recommender.
+        audience: The users.
+        request: The parameters; reasons are not computed.
+    """
+    schema = _schema(recommender, with_fallback=True)
+    tables = [table for _, table in candidate_tables(recommender, audience, request, schema)]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def candidate_tables(
+    recommender: Recommender, audience: Audience, request: RecommendRequest, schema: pa.Schema
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the number of users and the rows of each block of an audience."""
+    for users, hits, fallback in _answers(recommender, audience, request):
+        yield len(users), _table(recommender, audience.user_ids[users], hits, fallback, schema, request.offset)
 
 
 def _answers(
@@ -134,10 +168,10 @@ def _answers(
 
 
 def _table(
-    recommender: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema
+    recommender: Recommender, user_ids: np.ndarray, hits: Hits, fallback: np.ndarray, schema: pa.Schema, offset: int
 ) -> pa.Table:
     lengths = np.diff(hits.offsets)
-    ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1
+    ranks = np.arange(len(hits.rows)) - np.repeat(hits.offsets[:-1], lengths) + 1 + offset
     columns = [
         pa.array(np.repeat(user_ids, lengths), type=schema.field(USER_ID).type),
         pa.array(recommender.snapshot.catalog.item_ids[hits.rows], type=schema.field(ITEM_ID).type),

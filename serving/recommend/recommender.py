@@ -36,6 +36,7 @@ from serving.recommend.users import QueryBatch
 from serving.search.faiss_index import Device
 from serving.search.micro_batching import MicroBatching, micro_batched
 from serving.search.results import Hits
+from serving.search.searcher import Searcher, UncheckedSearch
 from serving.snapshot.manifest import IndexManifest
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
@@ -136,6 +137,21 @@ class Recommender:
         """Return this recommender over another state of the same index."""
         other = copy.copy(self)
         other.state = state
+        return other
+
+    def with_parts(self, rerank: RerankStage | None = None, searcher: Searcher | None = None) -> Recommender:
+        """Return this recommender with another re-ranking stage, or another searcher over the same vectors.
+
+        Args:
+            rerank: Re-ranks the best candidates. None: as before.
+            searcher: Finds the items; its rows are those of `state.vectors`. None: as before.
+        """
+        other = copy.copy(self)
+        if rerank is not None:
+            other.rerank, other._precomputed = rerank, None
+        if searcher is not None:
+            other.indexed = replace(self.indexed, search=UncheckedSearch(searcher))
+            other.state = other.indexed
         return other
 
     def enable_micro_batching(self, most: int, mode: MicroBatching) -> None:

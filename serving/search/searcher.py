@@ -70,3 +70,28 @@ class ItemSearch(Searcher, Protocol):
             rows: The rows that were found, best first.
             least: The score of the last of them.
         """
+
+
+class UncheckedSearch:
+    """A `Searcher` as an `ItemSearch` that confirms no earlier results, so that every request is searched.
+
+    Args:
+        searcher: Finds the items.
+    """
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        self.search = searcher.search
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether results are exact."""
+        return self._searcher.is_exact
+
+    def __len__(self) -> int:
+        """Return the number of rows, deleted ones included."""
+        return len(self._searcher)
+
+    def confirms(self, query: Float32[np.ndarray, " dim"], rows: np.ndarray, least: np.float32) -> bool:
+        """Return False: nothing is known of earlier results."""
+        return False

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from tests.test_house import SOURCES, TOP_PACKAGES, module_of, modules_imported
+from tests.test_house import INTERFACE, SOURCES, TOP_PACKAGES, module_of, modules_imported
 
 BOX, GAP_X, GAP_Y, GAP_Y_STACKED, MARGIN = 34, 16, 46, 12, 16
 LETTER, SIDES = 7.9, 20
@@ -64,12 +64,17 @@ def imports_within(package: str) -> Imports:
 
 
 def imports_between() -> Imports:
-    """Return which packages import which."""
-    found: dict[str, set[str]] = {room: set() for room in TOP_PACKAGES}
+    """Return which packages import which; the Python interface, which is above all, has a place of its own."""
+    found: dict[str, set[str]] = {package: set() for package in (*TOP_PACKAGES, INTERFACE)}
     for path in SOURCES:
-        own = module_of(path).partition(".")[0]
-        found[own] |= {name.partition(".")[0] for name in modules_imported(path)} - {own}
+        own = _package_of(module_of(path))
+        found[own] |= {_package_of(name) for name in modules_imported(path)} - {own}
     return found
+
+
+def _package_of(module: str) -> str:
+    is_interface = module == "towers" or f"{module}.".startswith(f"{INTERFACE}.")  # `import towers` is a part of it
+    return INTERFACE if is_interface else module.partition(".")[0]
 
 
 def levels(imports: Imports) -> list[list[str]]:

@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SITE = ROOT / ".mkdocs.yml"
+PYTHON_GUIDE = DOCS / "guides" / "python.md"
 
 _FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _CODE_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")

@@ -78,6 +78,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
+    if field.examples:  # built-in choices, to which programs may add
+        return f"{', '.join(f'`{json.dumps(value)}`' for value in field.examples)}, or your own"
     return _with_limits(" or ".join(dict.fromkeys(_kinds(field.annotation))), field.metadata)
 
 

@@ -173,3 +173,34 @@ def test_a_thread_steps_back_alone():
     thread.start()
     thread.join()
     assert (found, priority()) == ([max(before, 10)], before)
+
+
+MAPPED = """
+import ctypes
+import numpy as np
+from towers.process import keeping_memory
+
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in NAMES]})
+
+def is_mapped():
+    block = np.ones(1 << 23)
+    return libc.mallinfo2().hblkhd >= block.nbytes
+
+before = is_mapped()
+with keeping_memory():
+    inside = is_mapped()
+print(before, inside, is_mapped())
+"""
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    ("environment", "printed"), [({}, "True False True"), ({"MALLOC_MMAP_MAX_": "0"}, "False False False")]
+)
+def test_a_running_program_keeps_large_blocks_while_it_trains(environment, printed):
+    ended = subprocess.run(
+        [sys.executable, "-c", MAPPED], env={**WITHOUT, **environment}, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == printed

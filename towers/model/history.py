@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.errors import DataError
 from features.sequences.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
 from towers.model.dropout import Dropout
@@ -210,8 +211,38 @@ HISTORY_ENCODERS: dict[str, Callable[[TowersConfig, int], HistoryEncoder]] = {
     "transformer": partial(_attention, kind="transformer"),
     "hstu": partial(_attention, kind="hstu"),
 }
-"""By the names that `[towers] history_encoder` accepts, except `none`: makes an encoder with initial weights from
-`[towers]` and the number of tokens of the longest sequence."""
+"""Functions that make a history encoder with initial weights, by the names that `[towers] history_encoder` accepts,
+except `none`. Arguments: the settings `[towers]`, and the number of tokens of the longest sequence. Programs may add
+their own."""
+
+
+def make_history_encoder(config: TowersConfig, length: int) -> HistoryEncoder | None:
+    """Return the history encoder that `[towers]` names, with initial weights; None for `none`.
+
+    Args:
+        config: The settings.
+        length: Number of tokens of the longest sequence.
+
+    Raises:
+        DataError: There is no encoder of this name.
+    """
+    if not config.reads_history:
+        return None
+    check_history_encoder(config)
+    return HISTORY_ENCODERS[config.history_encoder](config, length)
+
+
+def check_history_encoder(config: TowersConfig) -> None:
+    """Check that there is an encoder of the name in `[towers]`.
+
+    Raises:
+        DataError: There is none.
+    """
+    if config.reads_history and config.history_encoder not in HISTORY_ENCODERS:
+        raise DataError(
+            f"[towers] history_encoder: expected one of {', '.join(HISTORY_ENCODERS)} and none, found "
+            f"{config.history_encoder!r}; in Python, add your own to towers.HISTORY_ENCODERS first"
+        )
 
 
 class TransformerBlock(nn.Module):

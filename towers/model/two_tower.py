@@ -22,7 +22,7 @@ from features.sequences.sequences import UNKNOWN_TIME
 from towers.config import TowersConfig
 from towers.model.embeddings import FeatureEmbeddings
 from towers.model.feature_tower import TEXT, FeatureTower, unit
-from towers.model.history import HISTORY_ENCODERS, Moments
+from towers.model.history import Moments, make_history_encoder
 from towers.model.text_encoder import trained_encoders
 
 INITIAL_TEMPERATURE = 0.05
@@ -59,7 +59,7 @@ class UserTower(nn.Module):
             self.beginning = nn.Parameter(torch.randn(width) * width**-0.5)
             self.read = nn.Linear(width, width, bias=False)
             nn.init.eye_(self.read.weight)  # identity: history items start with their candidate vectors
-        self.history = HISTORY_ENCODERS[config.history_encoder](config, length + 1) if config.reads_history else None
+        self.history = make_history_encoder(config, length + 1)
         schema, sizes = featurizer.schema, featurizer.users.sizes
         self.attributes = (
             FeatureTower(

@@ -80,7 +80,7 @@ class Reranker(Protocol):
 
         Args:
             shortlist: The user and the candidates.
-            deadline: It is checked between the steps that take time.
+            deadline: Its `check()` raises the error below; call it between steps that take time.
 
         Raises:
             OutOfTimeError: The deadline has passed.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from features.errors import DataError
 from features.files import atomic_file
@@ -88,17 +90,17 @@ class ReportRow:
     is_bound: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationReport:
-    """An evaluation of several recommenders on the same queries.
+    """An evaluation of several recommenders on the same queries; it prints as a table, in a notebook as well.
 
     Attributes:
         protocol: `leave-one-out`, `time`, `users`, `queries` or `cold-items`.
         part: `test` or `validation`.
-        num_questions: Of each seed.
-        num_candidates: How many items were ranked.
-        seeds: One per run.
-        rows: The recommender in question first.
+        num_questions: Number of queries, for each seed.
+        num_candidates: Number of items that were ranked for each query.
+        seeds: The seeds of the trainings.
+        rows: A row for each recommender, the evaluated one first; a row has `name` and, by metric, `metrics`.
         notes: What a reader should know, a sentence each.
     """
 
@@ -153,6 +155,14 @@ class EvaluationReport:
             rows=tuple(rows),
             notes=tuple(notes),
         )
+
+    def __repr__(self) -> str:
+        """Return the table for a terminal."""
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return f"<p><b>{escape(self.headline)}</b></p>\n{self._rendered('report_table.html')}"
 
     @property
     def headline(self) -> str:
@@ -235,13 +245,22 @@ class EvaluationReport:
             lines += ["", "N@10 apart, with the number of questions", "", *aligned(self._slice_table())]
         return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return the means as a table: a row for each recommender, a column for each metric."""
+        return pd.DataFrame(
+            {row.name: {name: estimate.mean for name, estimate in row.metrics.items()} for row in self.rows}
+        ).T
+
     def to_html(self) -> str:
         """Return a self-contained HTML page with the table."""
+        return self._rendered("report.html")
+
+    def _rendered(self, template: str) -> str:
         shown = self._shown()
         best = _best(self.rows, shown)
         slice_head, *slice_rows = self._slice_table()
         return render(
-            "report.html",
+            template,
             title=self.headline,
             metrics=shown,
             labels={name: label_of(name) for name in shown},

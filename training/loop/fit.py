@@ -16,12 +16,14 @@ from features.schema import Schema
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
 from features.tables.tables import Tables
+from towers.model.history import check_history_encoder
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig
 from training.evaluation.evaluate import Evaluation, evaluate
 from training.evaluation.report import PRIMARY_METRIC
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop.build import TrainingData, build
+from training.loop.losses import check_loss
 from training.loop.trainer import Progress, Trainer
 
 MOST_VALIDATION_QUESTIONS = 10_000
@@ -50,6 +52,16 @@ class TrainedModel:
         """Return the model as a `ScoringModel`; `history` is the maximum length of a history."""
         data = self.data
         return TwoTowerRecommender(self.model, data.featurizer, data.item_features, data.users, history)
+
+
+def check_choices(config: RunConfig) -> None:
+    """Check that the loss and the history encoder of the settings exist, before tables are read.
+
+    Raises:
+        DataError: One of them does not.
+    """
+    check_loss(config.training.loss)
+    check_history_encoder(config.towers)
 
 
 def fit(

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from features.errors import DataError
 from towers.model.feature_tower import unit
 from training.loop.negatives import MaskedPairs, Negatives
 
@@ -31,7 +32,7 @@ PREFIX_WEIGHT = 1.0
 
 
 class Loss(Protocol):
-    """A loss over the predictions of a batch; see `softmax_loss` for the arguments."""
+    """A function that returns the loss of the predictions of a batch."""
 
     def __call__(
         self,
@@ -43,7 +44,17 @@ class Loss(Protocol):
         *,
         precision: torch.dtype = torch.float32,
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of the predictions."""
+        """Return the mean loss of the predictions.
+
+        Args:
+            users: Unit vectors of the users, one for each prediction.
+            positives: Unit vectors of the positives.
+            items: Unit vectors of the negatives.
+            scale: 1 / temperature.
+            negatives: Their weights, and the masked pairs, which must include each positive's own column if it was
+                drawn.
+            precision: Of the matrix products with the negatives.
+        """
 
 
 def softmax_loss(
@@ -93,21 +104,28 @@ def softmax_loss(
 
     **Source.** See above; masking by id after Yang et al. 2020.
 
-    Args:
-        users: Unit vectors of the users, one for each prediction.
-        positives: Unit vectors of the positives.
-        items: Unit vectors of the negatives.
-        scale: 1 / temperature.
-        negatives: Their weights, and the masked pairs, which must include each positive's own column if it was drawn.
-        precision: Of the matrix products with the negatives; bfloat16 is three times as fast where the processor has
-            it. Sums, exponentials and the positive's own logit stay in the precision of the vectors.
+    **Arguments.** Those of `Loss`. With bfloat16 the matrix products are three times as fast where the processor has
+    it; sums, exponentials and the positive's own logit stay in the precision of the vectors.
     """
     loss: Tensor = _Softmax.apply(users, positives, items, scale, negatives, precision)
     return loss
 
 
 LOSSES: dict[str, Loss] = {"softmax": softmax_loss}
-"""By the names that `[training] loss` accepts."""
+"""The losses, by the names that `[training] loss` accepts. Programs may add their own."""
+
+
+def check_loss(name: str) -> None:
+    """Check that there is a loss of this name.
+
+    Raises:
+        DataError: There is none.
+    """
+    if name not in LOSSES:
+        raise DataError(
+            f"[training] loss: expected one of {', '.join(LOSSES)}, found {name!r}; in Python, add your own to "
+            "towers.LOSSES first"
+        )
 
 
 def matryoshka_loss(

@@ -66,14 +66,10 @@ class Run:
             digests: SHA-256 of each table that is read.
 
         Raises:
-            DataError: The output exists and is no bundle, so that replacing it could lose something; or a link other
-                than `latest` points to it, so that it may be served.
+            DataError: The output cannot be replaced, see `check_replaceable`.
         """
         folder = output or _free_name(stem)
-        if (link := _link_to(folder)) is not None:
-            raise DataError(f"{folder}: {link} points to it, so it may be served; name another --output, or remove it")
-        if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
-            raise DataError(f"{folder}: exists and is not a bundle; name another --output, or remove it")
+        check_replaceable(folder)
         run = cls(folder)
         shutil.rmtree(run.workspace, ignore_errors=True)
         run.workspace.mkdir(parents=True)
@@ -116,6 +112,22 @@ class Run:
         link = self.folder.parent / LATEST
         if link.is_symlink() or not link.exists():
             move_link(link, self.folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder can be replaced by a bundle without losing something.
+
+    Raises:
+        DataError: It exists and is no bundle, it is a link, or a link other than `latest` points to it, so that it may
+            be served.
+    """
+    if folder.is_symlink():
+        raise DataError(f"{folder}: a link; name a folder to write to")
+    if (link := _link_to(folder)) is not None:
+        raise DataError(f"{folder}: {link} points to it, so it may be served; name another folder, or remove it")
+    is_used = folder.exists() and not (folder / "manifest.json").is_file()
+    if is_used and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: exists and is not a bundle; name another folder, or remove it")
 
 
 def _link_to(folder: Path) -> Path | None:

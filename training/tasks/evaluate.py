@@ -15,16 +15,18 @@ from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
-from training.audit.ranks import RanksWriter
+from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
-from training.loop.fit import choose_device, fit
+from training.loop.fit import check_choices, choose_device, fit
 from training.runs.progress import describe, report_epochs, start_tracking
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
+NamedFile = tuple[str, Path]
+"""What recommendations of another system are called in the report, and their table."""
 SELECTED = (
     "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
     "comparing settings, but slightly optimistic; use --split test for a final figure."
@@ -41,31 +43,75 @@ def evaluate_run(
     part: QuestionSet = "test",
     compare: Sequence[str] = (),
     upper_bound: Sequence[str] = (),
-    ranks: RanksWriter | None = None,
+    output: Path | None = None,
 ) -> EvaluationReport:
-    """Return the judgement of the settings under a protocol.
+    """Return the evaluation of the settings of a run.toml; see `evaluate_settings`.
 
     Args:
         settings: Path of run.toml.
         overrides: `table.key=value` each.
-        protocol: As the command line calls it; None: see `usual_protocol`.
-        seeds: How many trainings; the first has the seed of the settings.
+        protocol: As the command line calls it.
+        seeds: Number of trainings.
         device: `auto`, `cpu` or `cuda`.
         part: Held-out data to evaluate on.
         compare: `NAME=FILE` each: other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
-        ranks: Where the rank of each answer is kept for an audit. None: nowhere.
+        output: Folder for the report and the ranks.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
     """
-    config = read_run_config(settings, tuple(overrides))
+    return evaluate_settings(
+        read_run_config(settings, tuple(overrides)),
+        settings.parent,
+        protocol,
+        seeds=seeds,
+        device=device,
+        part=part,
+        compare=[_named_file(text) for text in compare],
+        upper_bound=[_named_file(text) for text in upper_bound],
+        output=output,
+    )
+
+
+def evaluate_settings(
+    config: RunConfig,
+    folder: Path,
+    protocol: str | None,
+    *,
+    seeds: int,
+    device: str,
+    part: QuestionSet = "test",
+    compare: Sequence[NamedFile] = (),
+    upper_bound: Sequence[NamedFile] = (),
+    output: Path | None = None,
+) -> EvaluationReport:
+    """Return the evaluation of settings under a protocol.
+
+    Args:
+        config: The settings.
+        folder: What the paths in them are relative to.
+        protocol: As the command line calls it; None: see `usual_protocol`.
+        seeds: Number of trainings; the first has the seed of the settings.
+        device: `auto`, `cpu` or `cuda`.
+        part: Held-out data to evaluate on.
+        compare: Names and files of other recommendations to evaluate.
+        upper_bound: The same, for recommendations shown as an upper bound.
+        output: Folder for the report and the ranks that `towers audit` reads. None: neither is written.
+
+    Raises:
+        DataError: Something in the settings, the tables or the files is wrong.
+    """
+    check_choices(config)
     where = choose_device(device)
-    tables = read_tables(config.features, settings.parent)
+    tables = read_tables(config.features, folder)
     sequences = tables.interactions.sequences(tables.catalog)
     protocol = protocol or usual_protocol(config, sequences)
-    given = [_table(text, tables) for text in (*compare, *upper_bound)]
+    given = [
+        TableRecommender(name, read_frame(file), tables.catalog.item_ids) for name, file in (*compare, *upper_bound)
+    ]
     describe(tables, sequences)
+    ranks = None if output is None else RanksWriter()
     runs: dict[int, list[Evaluation]] = {}
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
     notes: dict[int, list[str]] = {}
@@ -82,14 +128,19 @@ def evaluate_run(
         parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
         if ranks is not None:
             ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
-    return EvaluationReport.of(
+    report = EvaluationReport.of(
         protocol,
         part,
         runs,
         slices=parts if protocol in ("time", "cold-items") else None,
-        bounds=[text.partition("=")[0] for text in upper_bound],
+        bounds=[name for name, _ in upper_bound],
         notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
     )
+    if output is not None and ranks is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        report.write(output)
+        ranks.write(output, About.of(config, folder, report.protocol, report.part))
+    return report
 
 
 def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> ScoringModel:
@@ -154,8 +205,8 @@ def _merged(notes: Mapping[int, Sequence[str]]) -> list[str]:
     ]
 
 
-def _table(text: str, tables: Tables) -> TableRecommender:
+def _named_file(text: str) -> NamedFile:
     name, equals, file = text.partition("=")
     if not (name and equals and file):
         raise DataError(f"expected NAME=FILE, found {text!r}; for example 'last week=candidates.parquet'")
-    return TableRecommender(name, read_frame(Path(file)), tables.catalog.item_ids)
+    return name, Path(file)

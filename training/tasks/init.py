@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
+
 from features.config import ColumnSettings, FeaturesConfig
 from features.errors import DataError, Problems
+from features.files import atomic_file
 from features.inference.column_names import may_be_ids
 from features.inference.inference import (
     SEARCH_WIDTH,
@@ -18,6 +21,7 @@ from features.inference.inference import (
     infer_features,
     infer_search,
     render_run_toml,
+    render_table,
 )
 from features.settings import parse_settings
 from features.tables.table_files import RawTable, read_table
@@ -146,6 +150,24 @@ def propose(
     if unreadable.found:
         Problems(proposal.problems).raise_all()
     return proposal
+
+
+def write_proposal(proposal: Proposal, output: Path) -> None:
+    """Print how each column will be used, and write run.toml.
+
+    Args:
+        proposal: What to write.
+        output: Where run.toml goes.
+
+    Raises:
+        DataError: Training would refuse the tables; all that is wrong at once. Nothing is written.
+    """
+    click.echo(f"{render_table(proposal.inference)}\n")
+    for warning in proposal.inference.warnings:
+        click.echo(f"note: {warning}", err=True)
+    Problems(proposal.problems).raise_all()
+    with atomic_file(output) as temporary:
+        temporary.write_text(f"{proposal.settings}\n{render_model_settings(proposal.inference)}", encoding="utf-8")
 
 
 def _inferred(

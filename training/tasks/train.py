@@ -21,7 +21,7 @@ from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
-from training.loop.fit import TrainedModel, choose_device, fit, fit_featurizer, refit
+from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
 from training.runs.model_card import model_card, unlearned_card
 from training.runs.progress import describe, report_epochs, start_tracking
 from training.runs.run_folder import Run
@@ -47,6 +47,7 @@ def train_and_bundle(
     """
     signing_key()  # an unusable key is an error now rather than after the training
     config = read_run_config(settings, tuple(overrides))
+    check_choices(config)
     where = choose_device(device)
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
@@ -119,7 +120,9 @@ def _resumable(run: Run) -> Iterator[None]:
         if not run.checkpoint.is_file():
             run.abandon()
         elif isinstance(error, KeyboardInterrupt):
-            click.echo("\nstopped; the same command with --resume continues from here", err=True)
+            click.echo(
+                "\nstopped; the same command with --resume continues from here (in Python: resume=True)", err=True
+            )
         raise
 
 

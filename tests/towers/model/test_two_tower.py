@@ -1,7 +1,6 @@
 """The pair of towers: unit vectors, cold users and items, and the same result however users are grouped."""
 
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
+from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
 from features.schema import Feature, Schema
 from features.sequences.batches import JaggedFeatures
@@ -18,7 +18,7 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
 from towers.config import TowersConfig
 from towers.model.embeddings import FeatureEmbeddings
-from towers.model.history import HISTORY_ENCODERS, Moments
+from towers.model.history import HISTORY_ENCODERS, Moments, check_history_encoder
 from towers.model.two_tower import TwoTower
 
 ITEMS = pd.DataFrame({"item_id": list("abcd"), "title": ["red shirt", "blue shirt", "a fox", "red fox"]})
@@ -156,7 +156,7 @@ def test_a_history_encoder_is_added_by_a_class_and_an_entry(
     monkeypatch: pytest.MonkeyPatch, timeless: Featurizer
 ) -> None:
     monkeypatch.setitem(HISTORY_ENCODERS, "gru", lambda config, length: Gru(config.embedding_dim))
-    config = TowersConfig(embedding_dim=8).model_copy(update={"history_encoder": "gru"})  # as if listed in the setting
+    config = TowersConfig(embedding_dim=8, history_encoder="gru")
     torch.manual_seed(0)
     model = TwoTower(config, timeless, 20).eval()
     assert isinstance(model.user_tower.history, Gru)
@@ -174,8 +174,14 @@ def test_a_history_encoder_is_added_by_a_class_and_an_entry(
 
 
 def test_the_setting_accepts_the_history_encoders_of_the_table_and_none() -> None:
-    accepted = get_args(TowersConfig.model_fields["history_encoder"].annotation)
-    assert accepted == (*HISTORY_ENCODERS, "none")
+    names = [*HISTORY_ENCODERS, "none"]
+    assert TowersConfig.model_fields["history_encoder"].examples == names, "as the reference lists them"
+    for name in names:
+        check_history_encoder(TowersConfig(history_encoder=name))
+    with pytest.raises(
+        DataError, match=r"expected one of mean, .*, hstu and none, found 'gru'; in Python, add your own to"
+    ):
+        check_history_encoder(TowersConfig(history_encoder="gru"))
 
 
 @pytest.fixture

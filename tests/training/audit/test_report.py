@@ -69,12 +69,11 @@ def judge(folder: Path, protocol: str, seeds: int = 1) -> Path:
     def fit(split: Split, **_: Any) -> tuple[list[ScoringModel], list[str]]:
         return [PopularityBaseline.fit(split.train, len(split.candidates))], []
 
-    ranks, output = RanksWriter(), folder / protocol
+    output = folder / protocol
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(judging, "_trained", trained)
         patched.setattr(judging, "fit_baselines", fit)
-        report = evaluate_run(folder / "run.toml", (), protocol, seeds=seeds, device="cpu", ranks=ranks)
-    ranks.write(output, About.of(read_run_config(folder / "run.toml"), folder, report.protocol, report.part))
+        evaluate_run(folder / "run.toml", (), protocol, seeds=seeds, device="cpu", output=output)
     return output
 
 

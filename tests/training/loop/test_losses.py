@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import get_args
 
 import pytest
 import torch
@@ -11,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from features.errors import DataError
 from features.sequences.batches import SequenceBatch
 from training.config import TrainingConfig
 from training.loop import losses
-from training.loop.losses import LOSSES, matryoshka_loss, softmax_loss
+from training.loop.losses import LOSSES, check_loss, matryoshka_loss, softmax_loss
 from training.loop.negatives import InBatchSampler, LogQ, MaskedPairs, MixedSampler, Negatives, Targets, UniformSampler
 
 
@@ -48,7 +48,11 @@ def reference(users: Tensor, positives: Tensor, items: Tensor, scale: Tensor, we
 
 
 def test_the_setting_accepts_the_names_of_the_table() -> None:
-    assert get_args(TrainingConfig.model_fields["loss"].annotation) == tuple(LOSSES)
+    assert TrainingConfig.model_fields["loss"].examples == [*LOSSES], "as the reference lists them"
+    for name in LOSSES:
+        check_loss(TrainingConfig(loss=name).loss)
+    with pytest.raises(DataError, match=r"loss: expected one of softmax, found 'hinge'; in Python, add your own to"):
+        check_loss(TrainingConfig(loss="hinge").loss)
 
 
 @given(

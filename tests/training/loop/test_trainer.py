@@ -470,12 +470,9 @@ def hinge_loss(
 
 def test_a_loss_is_added_by_a_function_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "hinge", hinge_loss)
-    config = config_of(prefixes=[8], negatives="all", learning_rate=5e-3)
-    training = config.training.model_copy(update={"loss": "hinge"})  # as if the setting listed the name
+    config = config_of(prefixes=[8], negatives="all", learning_rate=5e-3, loss="hinge")
     losses: list[float] = []
-    trainer = trainer_of(
-        config.model_copy(update={"training": training}), steps=120, on_step=lambda step, loss: losses.append(loss)
-    )
+    trainer = trainer_of(config, steps=120, on_step=lambda step, loss: losses.append(loss))
     assert trainer.loss_function is hinge_loss
     trainer.fit()
     assert losses[-1] < losses[0] / 2

@@ -91,7 +91,7 @@ def test_nothing_to_resume_is_said() -> None:
 def test_a_folder_that_is_no_bundle_is_not_replaced() -> None:
     Path("precious").mkdir()
     Path("precious/thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="precious: exists and is not a bundle; name another --output, or remove it"):
+    with pytest.raises(DataError, match="precious: exists and is not a bundle; name another folder, or remove it"):
         Run.begin(config_of(), "run", Path("precious"))
 
 
