@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from beartype.roar import BeartypeDecorHintPep3119Exception
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
+from tests.warm import warm_towers
 from towers.warnings_filter import quiet_imports
 
 quiet_imports()
@@ -51,6 +53,13 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no public data sets here; set TOWERS_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program `towers` whose commands start loaded."""
+    with warm_towers(tmp_path_factory.mktemp("warm")) as program:
+        yield program
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
