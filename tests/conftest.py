@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeDecorHintPep3119Exception
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
+from tests.signatures import check_signatures
 from tests.warm import warm_towers
 from towers.warnings_filter import quiet_imports
 
@@ -23,21 +19,7 @@ quiet_imports()
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a test's runs go nowhere else
 
 
-def check(function: Any) -> Any:
-    """Check the signature of `function`, shapes included, at each call; an int may stand for a float, as in mypy.
-
-    One that takes a Protocol stays as it is: whether an object fits can't be seen at run time.
-    """
-    try:
-        return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
-    except BeartypeDecorHintPep3119Exception:
-        return function
-
-
-checker = ModuleType("signature_checker")
-checker.check = check  # type: ignore[attr-defined]
-sys.modules[checker.__name__] = checker
-install_import_hook(["features", "towers", "training", "serving"], "signature_checker.check")
+check_signatures(["features", "towers", "training", "serving"])
 
 # The same examples in each run, and no deadline on machines that are busy.
 settings.register_profile(
