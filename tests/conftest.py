@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeDecorHintPep3119Exception
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
+from tests.signatures import check_signatures
+from tests.warm import warm_towers
 from towers.warnings_filter import quiet_imports
 
 quiet_imports()
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a test's runs go nowhere else
 
 
-def check(function: Any) -> Any:
-    """Check the signature of `function`, shapes included, at each call; an int may stand for a float, as in mypy.
-
-    One that takes a Protocol stays as it is: whether an object fits can't be seen at run time.
-    """
-    try:
-        return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
-    except BeartypeDecorHintPep3119Exception:
-        return function
-
-
-checker = ModuleType("signature_checker")
-checker.check = check  # type: ignore[attr-defined]
-sys.modules[checker.__name__] = checker
-install_import_hook(["features", "towers", "training", "serving"], "signature_checker.check")
+check_signatures(["features", "towers", "training", "serving"])
 
 # The same examples in each run, and no deadline on machines that are busy.
 settings.register_profile(
@@ -51,6 +35,13 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no public data sets here; set TOWERS_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program `towers` whose commands start loaded."""
+    with warm_towers(tmp_path_factory.mktemp("warm")) as program:
+        yield program
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

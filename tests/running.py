@@ -34,10 +34,13 @@ def postgres_program(name: str) -> str:
     return str(versions[-1]) if versions else shutil.which(name) or ""
 
 
-def start(folder: Path, *words: str, **settings: str) -> subprocess.Popen[str]:
-    """Start `towers` with these words; what it says to stdout and stderr can be read from its `stdout`."""
+def start(folder: Path, *words: str, program: Path | None = None, **settings: str) -> subprocess.Popen[str]:
+    """Start `towers` with these words; what it says to stdout and stderr can be read from its `stdout`.
+
+    `program` is another `towers` than `python -m towers`: one that starts loaded, as of `tests.warm`.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "towers", *words],
+        [*_command(program), *words],
         cwd=folder,
         env=environment(PYTHONUNBUFFERED="1", **settings),
         stdout=subprocess.PIPE,
@@ -46,10 +49,10 @@ def start(folder: Path, *words: str, **settings: str) -> subprocess.Popen[str]:
     )
 
 
-def towers(folder: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run `towers` with these words to its end."""
+def towers(folder: Path, *words: str, program: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `towers` with these words to its end; `program` as for `start`."""
     return subprocess.run(
-        [sys.executable, "-m", "towers", *words],
+        [*_command(program), *words],
         cwd=folder,
         env=environment(**settings),
         capture_output=True,
@@ -57,6 +60,10 @@ def towers(folder: Path, *words: str, **settings: str) -> subprocess.CompletedPr
         timeout=SECONDS,
         check=False,
     )
+
+
+def _command(program: Path | None) -> list[str]:
+    return [sys.executable, "-m", "towers"] if program is None else [str(program)]
 
 
 def write_small_shop(folder: Path, users: int = 300, items: int = 200, interactions: int = 6_000) -> None:

@@ -168,24 +168,19 @@ def shape(value: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The real `towers`, but it makes a tiny shop and trains for one epoch."""
-    from tests.warm import warm_towers
-
-    folder = tmp_path_factory.mktemp("warm")
-    program = folder / "bin" / "towers"
-    program.parent.mkdir()
-    with warm_towers(folder) as loaded:
-        program.write_text(
-            "#!/bin/bash\n"
-            'case "$1" in\n'
-            '  dataset) set -- "$@" --size tiny ;;\n'
-            f'  train | evaluate) set -- "$@" {QUICK} ;;\n'
-            "esac\n"
-            f'exec {shlex.quote(str(loaded))} "$@"\n'
-        )
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        yield program
+def towers(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Path:
+    """The real `towers`, but it starts loaded, makes a tiny shop and trains for one epoch."""
+    program = tmp_path_factory.mktemp("bin") / "towers"
+    program.write_text(
+        "#!/bin/bash\n"
+        'case "$1" in\n'
+        '  dataset) set -- "$@" --size tiny ;;\n'
+        f'  train | evaluate) set -- "$@" {QUICK} ;;\n'
+        "esac\n"
+        f'exec {shlex.quote(str(warm))} "$@"\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The promises that hold from one end to the other, kept by the real command line on a small real shop."""
+"""The promises that hold from one end to the other, kept by the real command line on a small real shop.
+
+Commands start loaded, which saves the seconds of imports and nothing else; the demo's and the service's start cold.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ EVERY_STEP = ("--set", "training.checkpoint_seconds=0")
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Path:
     """A folder with tables and what `towers init` makes of them, but for fewer epochs and narrower towers."""
     folder = tmp_path_factory.mktemp("shop")
     write_small_shop(folder / "data")
     flags = [word for name in ("interactions", "items", "users") for word in (f"--{name}", f"data/{name}.parquet")]
     assert towers(folder, "init", *flags).returncode == 0
-    quicker(folder / "run.toml", epochs=4, batch_size=256, embedding_dim=32)
+    quicker(folder / "run.toml", epochs=3, batch_size=256, embedding_dim=32)
     settings = (folder / "run.toml").read_text()
     assert "time_bias = true" in settings
     # The clock goes on between two answers; with a clock that stands still test_agreement.py compares these, too.
@@ -42,18 +45,18 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(shop: Path) -> Path:
+def trained(shop: Path, warm: Path) -> Path:
     """The folder after `towers train run.toml`, recorded in MLflow as by default."""
-    ended = towers(shop, "train", "run.toml")
+    ended = towers(shop, "train", "run.toml", program=warm)
     assert ended.returncode == 0, ended.stderr
     assert "towers serve runs/run-1" in ended.stdout
     return shop
 
 
 @pytest.fixture(scope="module")
-def answers(trained: Path) -> Path:
+def answers(trained: Path, warm: Path) -> Path:
     """The folder with the index and `candidates.parquet`, too."""
-    ended = towers(trained, "recommend", "runs/latest", "--output", "candidates.parquet", "--k", "20")
+    ended = towers(trained, "recommend", "runs/latest", "--output", "candidates.parquet", "--k", "20", program=warm)
     assert ended.returncode == 0, ended.stderr
     return trained
 
@@ -145,10 +148,12 @@ def test_whoever_posts_what_the_tables_say_of_a_user_gets_that_users_answer(answ
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, beside):
-    assert towers(beside, "train", "run.toml", "--set", "training.track=false").returncode == 0
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, beside, warm):
+    assert towers(beside, "train", "run.toml", "--set", "training.track=false", program=warm).returncode == 0
     assert weights_of(beside) == weights_of(trained)
-    ended = towers(beside, "train", "run.toml", "--set", "training.track=false", "--set", "training.seed=1")
+    ended = towers(
+        beside, "train", "run.toml", "--set", "training.track=false", "--set", "training.seed=1", program=warm
+    )
     assert ended.returncode == 0
     assert weights_of(beside) != weights_of(trained)
     # The newest is the latest, and the older one is still there.
@@ -171,8 +176,8 @@ def in_the_second_epoch(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(trained, beside):
-    process = start(beside, "train", "run.toml", *EVERY_STEP)
+def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(trained, beside, warm):
+    process = start(beside, "train", "run.toml", *EVERY_STEP, program=warm)
     in_the_second_epoch(beside, process)
     process.kill()
     process.communicate()
@@ -180,7 +185,7 @@ def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(tra
     assert not (beside / "runs" / "run-1").exists()
     assert not (beside / "runs" / "latest").exists()
 
-    ended = towers(beside, "train", "run.toml", "--resume", *EVERY_STEP)
+    ended = towers(beside, "train", "run.toml", "--resume", *EVERY_STEP, program=warm)
     assert ended.returncode == 0, ended.stderr
     assert not re.search(r"^ +1 ", ended.stderr, re.MULTILINE), "it began again"
     assert weights_of(beside) == weights_of(trained)
@@ -188,8 +193,8 @@ def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(tra
 
 
 @pytest.mark.slow
-def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
-    process = start(beside, "train", "run.toml", *EVERY_STEP)
+def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside, warm):
+    process = start(beside, "train", "run.toml", *EVERY_STEP, program=warm)
     in_the_second_epoch(beside, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
@@ -201,7 +206,7 @@ def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside):
     ]
     assert [run.info.status for run in recorded(beside)] == ["KILLED"]
 
-    ended = towers(beside, "train", "run.toml", "--resume")
+    ended = towers(beside, "train", "run.toml", "--resume", program=warm)
     assert ended.returncode == 0, ended.stderr
     assert weights_of(beside) == weights_of(trained)
     assert [run.info.status for run in recorded(beside)] == ["FINISHED"]
@@ -222,17 +227,17 @@ def test_mlflow_has_the_run_with_settings_measures_and_the_bundle(trained):
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
     (run,) = recorded(trained)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run-1")
-    assert (run.data.params["training.epochs"], run.data.params["towers.embedding_dim"]) == ("4", "32")
+    assert (run.data.params["training.epochs"], run.data.params["towers.embedding_dim"]) == ("3", "32")
     assert run.data.tags["interactions"] == sha256(trained / "data" / "interactions.parquet")
     assert {"ndcg_at_10", "recall_at_100", "baseline/EASE/ndcg_at_10"} <= run.data.metrics.keys()
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch/loss")] == [1, 2, 3, 4]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch/loss")] == [1, 2, 3]
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 4
     kept = {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
     assert {f"bundle/{name}" for name in ("manifest.json", "run.toml", WEIGHTS, "report.html")} <= kept
 
 
-def test_training_goes_on_with_one_warning_when_the_tracking_server_is_away(trained, beside):
-    ended = towers(beside, "train", "run.toml", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+def test_training_goes_on_with_one_warning_when_the_tracking_server_is_away(trained, beside, warm):
+    ended = towers(beside, "train", "run.toml", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", program=warm)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("MLflow") == 1
     assert weights_of(beside) == weights_of(trained)

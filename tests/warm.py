@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pkgutil
+import select
 import signal
 import socket
 import subprocess
@@ -19,12 +21,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("torch", "torchrec", "pandas", "pyarrow.parquet", "sklearn.metrics", "faiss", "mlflow", "flask", "tqdm")
+OURS = ("features", "towers", "training", "serving")
+LIBRARIES = (
+    *("torch", "torchrec", "pandas", "pyarrow.parquet", "sklearn.metrics", "faiss", "implicit.als", "flask", "tqdm"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SECONDS_TO_LOAD = 120
 STREAMS = 3
@@ -57,10 +63,10 @@ def host(address: str) -> None:
     from towers.warnings_filter import quiet_imports
 
     quiet_imports()
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *_own_modules()):
         importlib.import_module(name)
     assert threading.active_count() == 1, "a thread would not survive a fork"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever serves a command is not waited for
+    signal.signal(signal.SIGCHLD, _reap)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{address}.new")
@@ -77,8 +83,26 @@ def host(address: str) -> None:
                 os.close(stream)
 
 
+def _own_modules() -> Iterator[str]:
+    """Yield the names of our modules but those that are commands."""
+    for package in OURS:
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith(".__main__"):
+                yield module.name
+
+
+def _reap(*_: object) -> None:
+    """Let go of whoever has served a command."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def _serve(connection: socket.socket, told: dict[str, Any], streams: list[int]) -> None:
-    """Fork the command, tell its number, wait for it and tell its status; never returns."""
+    """Fork the command, tell its number, wait for it and tell its status; never returns.
+
+    A command whose `run` is killed is killed, too.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
@@ -87,8 +111,12 @@ def _serve(connection: socket.socket, told: dict[str, Any], streams: list[int]) 
     connection.sendall(f"{child}\n".encode())
     for stream in streams:
         os.close(stream)
+    ended = os.pidfd_open(child)
+    if ended not in select.select([ended, connection], [], [])[0]:  # nothing comes by the connection but its end
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with suppress(BrokenPipeError):
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
@@ -101,7 +129,8 @@ def _run(told: dict[str, Any], streams: list[int]) -> int:
     os.environ.clear()
     os.environ.update(told["environment"])
     sys.argv = ["towers", *told["words"]]
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
+    by_line = 1 if "PYTHONUNBUFFERED" in os.environ else -1
+    sys.stdout = open(1, "w", by_line, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     from towers.cli.main import main
 

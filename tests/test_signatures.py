@@ -1,0 +1,33 @@
+"""The checks of signatures under which all other tests run are there, and refuse what they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from features.files import sha256
+from features.sequences.ragged import Ragged
+from features.sequences.sequences import Sequences
+from features.shop.choices import moments_of
+from serving.config import ServingConfig
+from serving.search.brute_force import BruteForce
+from serving.server.server import address_of
+
+ROWS = np.arange(3)
+VISITS = Sequences(ROWS[:1], ROWS[[0, 2]], ROWS[:2], times=None, is_ordered=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        pytest.param(lambda: sha256(3), "violates type hint", id="a function"),
+        pytest.param(lambda: address_of("here"), f"violates type hint .*{ServingConfig.__name__}", id="a class"),
+        pytest.param(lambda: Ragged.empty("3"), "violates type hint", id="a class method that returns its own class"),
+        pytest.param(lambda: Ragged(ROWS / 2, ROWS), "offsets", id="a dataclass"),
+        pytest.param(lambda: BruteForce(np.zeros(3, np.float32)), "vectors", id="a shape"),
+        pytest.param(lambda: moments_of(VISITS, ROWS, ROWS[:2]), "events", id="shapes that do not fit together"),
+    ],
+)
+def test_what_does_not_fit_a_signature_is_refused(call, words):
+    with pytest.raises(TypeError, match=f"(?s){words}"):
+        call()
