@@ -44,7 +44,7 @@ class NumberEncoder:
     linear layer after it can follow any shape. A missing value is all zeros, a known one begins with a 1.
     """
 
-    edges: Float[np.ndarray, edges]
+    edges: Float[np.ndarray, "edges"]
     feature: Feature
 
     @classmethod

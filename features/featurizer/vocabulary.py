@@ -45,7 +45,7 @@ class Vocabulary:
         """Return the number of rows, the unknown one included."""
         return len(self.values) + 1
 
-    def rows(self, values: Iterable[object]) -> Int[np.ndarray, values]:
+    def rows(self, values: Iterable[object]) -> Int[np.ndarray, "values"]:
         """Return the row of each value, 0 where it is not known."""
         return np.asarray(self.values.get_indexer(pd.Index(list(values), dtype=object)) + 1, dtype=np.int64)
 

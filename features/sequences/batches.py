@@ -33,14 +33,14 @@ class JaggedFeatures:
     """
 
     keys: tuple[str, ...]
-    values: Int[Tensor, values]
-    lengths: Int[Tensor, bags]
+    values: Int[Tensor, "values"]
+    lengths: Int[Tensor, "bags"]
 
     def __len__(self) -> int:
         """Return the number of entities."""
         return len(self.lengths) // len(self.keys)
 
-    def take(self, rows: Int[Tensor, chosen]) -> JaggedFeatures:
+    def take(self, rows: Int[Tensor, "chosen"]) -> JaggedFeatures:
         """Return the entities at `rows`, in that order."""
         begins = torch.arange(len(self.keys), device=rows.device) * len(self)
         bags = (begins[:, None] + rows[None, :]).reshape(-1)
@@ -85,7 +85,7 @@ class EntityFeatures:
         """Return the number of entities."""
         return len(self.dense)
 
-    def take(self, rows: Int[Tensor, chosen]) -> EntityFeatures:
+    def take(self, rows: Int[Tensor, "chosen"]) -> EntityFeatures:
         """Return the entities at `rows`, in that order."""
         sparse, tokens = (None if one is None else one.take(rows) for one in (self.sparse, self.tokens))
         return EntityFeatures(sparse, self.dense[rows], tokens)
@@ -125,15 +125,15 @@ class SequenceBatch:
             `times`.
     """
 
-    users: Int[Tensor, users]
-    offsets: Int[Tensor, users_plus_1]
-    item_rows: Int[Tensor, events]
-    times: Int[Tensor, events] | None
+    users: Int[Tensor, "users"]
+    offsets: Int[Tensor, "users_plus_1"]
+    item_rows: Int[Tensor, "events"]
+    times: Int[Tensor, "events"] | None
     is_target: Tensor
-    known_offsets: Int[Tensor, users_plus_1]
-    known_rows: Int[Tensor, known]
-    answer_rows: Int[Tensor, events] | None = None
-    request_times: Int[Tensor, events] | None = None
+    known_offsets: Int[Tensor, "users_plus_1"]
+    known_rows: Int[Tensor, "known"]
+    answer_rows: Int[Tensor, "events"] | None = None
+    request_times: Int[Tensor, "events"] | None = None
 
     def to(self, device: torch.device) -> SequenceBatch:
         """Return the same batch on `device`."""

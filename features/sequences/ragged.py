@@ -83,7 +83,7 @@ class Ragged:
         return Ragged.of([np.append(self.row(row), values) for row in range(len(self))])
 
 
-def offsets_of(lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, rows_plus_1]:
+def offsets_of(lengths: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "rows_plus_1"]:
     """Return the running sum of `lengths` with a 0 before it: where each jagged row begins."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -101,7 +101,7 @@ def check_offsets(offsets: np.ndarray, num_rows: int, num_values: int) -> None:
         raise ValueError(f"offsets {offsets.shape} do not divide {num_values:,} values among {num_rows:,} rows")
 
 
-def ragged_arange(starts: Int[np.ndarray, rows], lengths: Int[np.ndarray, rows]) -> Int[np.ndarray, total]:
+def ragged_arange(starts: Int[np.ndarray, "rows"], lengths: Int[np.ndarray, "rows"]) -> Int[np.ndarray, "total"]:
     """Return `starts[0], starts[0] + 1, …` for each row in turn, `lengths[row]` numbers for a row.
 
     Example:

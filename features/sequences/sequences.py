@@ -36,9 +36,9 @@ class Sequences:
     """
 
     user_ids: np.ndarray
-    offsets: Int[np.ndarray, users_plus_1]
-    item_rows: Int[np.ndarray, events]
-    times: Int[np.ndarray, events] | None
+    offsets: Int[np.ndarray, "users_plus_1"]
+    item_rows: Int[np.ndarray, "events"]
+    times: Int[np.ndarray, "events"] | None
     is_ordered: bool
 
     def __len__(self) -> int:
@@ -51,20 +51,20 @@ class Sequences:
         return len(self.item_rows)
 
     @property
-    def lengths(self) -> Int[np.ndarray, users]:
+    def lengths(self) -> Int[np.ndarray, "users"]:
         """The number of events of each user."""
         return np.diff(self.offsets)
 
     @property
-    def event_users(self) -> Int[np.ndarray, events]:
+    def event_users(self) -> Int[np.ndarray, "events"]:
         """The position of each event's user in `user_ids`."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def items_of(self, user: int) -> Int[np.ndarray, history]:
+    def items_of(self, user: int) -> Int[np.ndarray, "history"]:
         """Return the catalogue rows of the user at position `user`, oldest first."""
         return self.item_rows[self.offsets[user] : self.offsets[user + 1]]
 
-    def take(self, users: Int[np.ndarray, chosen]) -> Sequences:
+    def take(self, users: Int[np.ndarray, "chosen"]) -> Sequences:
         """Return the users at the given positions, in that order."""
         if len(users) == 1:
             return self._take_one(users)
@@ -79,7 +79,7 @@ class Sequences:
             times=None if self.times is None else self.times[events],
         )
 
-    def _take_one(self, users: Int[np.ndarray, one]) -> Sequences:
+    def _take_one(self, users: Int[np.ndarray, "one"]) -> Sequences:
         """Return one user, as `take` does, without copying."""
         start, end = self.offsets[users[0]], self.offsets[users[0] + 1]
         return Sequences(
@@ -128,15 +128,15 @@ class Queries:
     """
 
     history: Sequences
-    target_offsets: Int[np.ndarray, questions_plus_1]
-    target_rows: Int[np.ndarray, targets]
-    times: Int[np.ndarray, questions] | None
+    target_offsets: Int[np.ndarray, "questions_plus_1"]
+    target_rows: Int[np.ndarray, "targets"]
+    times: Int[np.ndarray, "questions"] | None
 
     def __len__(self) -> int:
         """Return the number of queries."""
         return len(self.history)
 
-    def take(self, questions: Int[np.ndarray, chosen]) -> Queries:
+    def take(self, questions: Int[np.ndarray, "chosen"]) -> Queries:
         """Return the queries at the given positions, in that order."""
         lengths = np.diff(self.target_offsets)[questions]
         targets = ragged_arange(self.target_offsets[:-1][questions], lengths)

@@ -130,7 +130,7 @@ class HashedText:
         max_ngrams: How many n-grams of a text are kept, those of the highest TF-IDF.
     """
 
-    def __init__(self, inverse_document_frequency: Float[np.ndarray, buckets], max_ngrams: int) -> None:
+    def __init__(self, inverse_document_frequency: Float[np.ndarray, "buckets"], max_ngrams: int) -> None:
         self.inverse_document_frequency = inverse_document_frequency
         self.max_ngrams = max_ngrams
 
@@ -164,7 +164,7 @@ class ProjectedText:
         width: How many numbers a text becomes.
     """
 
-    def __init__(self, inverse_document_frequency: Float[np.ndarray, buckets], width: int) -> None:
+    def __init__(self, inverse_document_frequency: Float[np.ndarray, "buckets"], width: int) -> None:
         self.inverse_document_frequency = inverse_document_frequency
         self.width = width
 
@@ -207,7 +207,7 @@ def _directions(num_buckets: int, width: int) -> sp.csr_array:
     return sp.csr_array((signs.ravel(), (hashes % width).ravel(), offsets), shape=(num_buckets, width))
 
 
-def _rarity(counts: sp.csr_array) -> tuple[Float[np.ndarray, buckets], Int[np.ndarray, buckets]]:
+def _rarity(counts: sp.csr_array) -> tuple[Float[np.ndarray, "buckets"], Int[np.ndarray, "buckets"]]:
     """Return the inverse document frequency of each bucket, and how many texts have it."""
     num_texts, num_buckets = counts.shape
     documents = np.bincount(counts.indices, minlength=num_buckets)

@@ -191,7 +191,7 @@ class ModelBundle:
         """Spelling of the values of item columns, by column."""
         return self.featurizer.schema.item_spellings
 
-    def knows(self, attributes: pd.DataFrame) -> Bool[np.ndarray, users]:
+    def knows(self, attributes: pd.DataFrame) -> Bool[np.ndarray, "users"]:
         """Return which users have an attribute value that the model knows, one row each."""
         return self.featurizer.users.knows(attributes)
 
@@ -206,12 +206,12 @@ class ModelBundle:
     def encode_users(
         self,
         history_vectors: Float32[np.ndarray, "events width"],
-        history_offsets: Int[np.ndarray, users_plus_1],
+        history_offsets: Int[np.ndarray, "users_plus_1"],
         attributes: pd.DataFrame | None = None,
         user_ids: Sequence[Any] | np.ndarray | None = None,
         *,
-        request_times: Int[np.ndarray, users] | None = None,
-        event_times: Int[np.ndarray, events] | None = None,
+        request_times: Int[np.ndarray, "users"] | None = None,
+        event_times: Int[np.ndarray, "events"] | None = None,
     ) -> Float32[np.ndarray, "users width"]:
         """Return the unit vector of each user.
 

@@ -46,15 +46,18 @@ class Moments:
         request: When the summary at each token is asked for, `[tokens]`.
     """
 
-    event: Int[Tensor, tokens]
-    request: Int[Tensor, tokens]
+    event: Int[Tensor, "tokens"]
+    request: Int[Tensor, "tokens"]
 
 
 class HistoryEncoder(Protocol):
     """A torch module that summarises sequences; its `forward` has these arguments."""
 
     def __call__(
-        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
+        self,
+        tokens: Float[Tensor, "tokens width"],
+        offsets: Int[Tensor, "users_plus_1"],
+        moments: Moments | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token, which depends on this token and the earlier ones of the same user only.
 
@@ -74,7 +77,10 @@ class CausalMean(nn.Module):
         self.mix = GatedLayer(width, dropout=dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
+        self,
+        tokens: Float[Tensor, "tokens width"],
+        offsets: Int[Tensor, "users_plus_1"],
+        moments: Moments | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token."""
         count = _place(offsets, len(tokens)) + 1
@@ -106,7 +112,10 @@ class CausalAttentionPooling(nn.Module):
         nn.init.zeros_(self.score.weight)
 
     def forward(
-        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
+        self,
+        tokens: Float[Tensor, "tokens width"],
+        offsets: Int[Tensor, "users_plus_1"],
+        moments: Moments | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token."""
         normed = self.token_norm(tokens)
@@ -174,7 +183,10 @@ class CausalAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], moments: Moments | None = None
+        self,
+        tokens: Float[Tensor, "tokens width"],
+        offsets: Int[Tensor, "users_plus_1"],
+        moments: Moments | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Return the summary at each token; without `moments` every time span is unknown."""
         layout, place = Layout.of(offsets), _place(offsets, len(tokens))
@@ -373,11 +385,11 @@ class Layout:
     """
 
     groups: list[LengthGroup]
-    token_of_cell: Int[Tensor, cells]
-    cell_of_token: Int[Tensor, tokens]
+    token_of_cell: Int[Tensor, "cells"]
+    cell_of_token: Int[Tensor, "tokens"]
 
     @classmethod
-    def of(cls, offsets: Int[Tensor, users_plus_1]) -> Layout:
+    def of(cls, offsets: Int[Tensor, "users_plus_1"]) -> Layout:
         """Return the layout of the sequences between the offsets."""
         starts, lengths = offsets[:-1], offsets.diff()
         order = torch.argsort(lengths, descending=True, stable=True)
@@ -448,7 +460,7 @@ def time_spans(event: Int[Tensor, "*#pairs"], request: Int[Tensor, "*#pairs"]) -
 
 
 def _sum_over_root(
-    tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1], place: Int[Tensor, tokens]
+    tokens: Float[Tensor, "tokens width"], offsets: Int[Tensor, "users_plus_1"], place: Int[Tensor, "tokens"]
 ) -> Float[Tensor, "tokens width"]:
     """Return the sum of the tokens so far over the root of their number: unlike tokens add up to the length of one."""
     total: Tensor = running_sum(tokens, offsets) / (place + 1)[:, None] ** 0.5
@@ -456,7 +468,7 @@ def _sum_over_root(
 
 
 def running_sum(
-    values: Float[Tensor, "tokens width"], offsets: Int[Tensor, users_plus_1]
+    values: Float[Tensor, "tokens width"], offsets: Int[Tensor, "users_plus_1"]
 ) -> Float[Tensor, "tokens width"]:
     """Return the sum of each user's values up to and with each token, in double precision."""
     total = values.double().cumsum(0)
@@ -479,14 +491,14 @@ def _pair_spans(group: LengthGroup, moments: Moments | None) -> Int[Tensor, "seq
     return time_spans(moments.event[group.tokens][:, None, :], moments.request[group.tokens][:, :, None])
 
 
-def _own_spans(num_tokens: int, moments: Moments | None, device: torch.device) -> Int[Tensor, tokens]:
+def _own_spans(num_tokens: int, moments: Moments | None, device: torch.device) -> Int[Tensor, "tokens"]:
     """Return the step of the time from each token to the request at it."""
     if moments is None:
         return torch.full((num_tokens,), UNKNOWN_SPAN, device=device)
     return time_spans(moments.event, moments.request)
 
 
-def _place(offsets: Int[Tensor, users_plus_1], num_tokens: int) -> Int[Tensor, tokens]:
+def _place(offsets: Int[Tensor, "users_plus_1"], num_tokens: int) -> Int[Tensor, "tokens"]:
     """Return the place of each token in its sequence, from 0."""
     starts = torch.repeat_interleave(offsets[:-1], offsets.diff(), output_size=num_tokens)
     return torch.arange(num_tokens, device=offsets.device) - starts

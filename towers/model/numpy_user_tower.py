@@ -68,7 +68,7 @@ class NumpyUserTower:
         self,
         event_vectors: Float32[np.ndarray, "events width"],
         request_time: int | None = None,
-        event_times: Int[np.ndarray, events] | None = None,
+        event_times: Int[np.ndarray, "events"] | None = None,
     ) -> Float32[np.ndarray, " width"]:
         """Return the user's unit vector after the whole history given, as `TwoTower.user_vectors` does.
 
@@ -206,7 +206,7 @@ def _root(width: int) -> np.float32:
 
 
 def _pair_spans(
-    num_tokens: int, request_time: int | None, event_times: Int[np.ndarray, events] | None
+    num_tokens: int, request_time: int | None, event_times: Int[np.ndarray, "events"] | None
 ) -> Int[np.ndarray, "tokens tokens"]:
     """Return the step of the time from each token (last axis) to the request at each other, as the modules see it."""
     if request_time is None or event_times is None:
@@ -219,7 +219,7 @@ def _pair_spans(
 
 
 @cache
-def _first_seconds() -> Int[np.ndarray, spans]:
+def _first_seconds() -> Int[np.ndarray, "spans"]:
     """Return the fewest seconds of each step of time, found by asking `time_spans`; the first step has all below, too.
 
     Looked up, steps are the same as in the modules, however a logarithm is rounded.

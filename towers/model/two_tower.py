@@ -79,11 +79,11 @@ class UserTower(nn.Module):
     def forward(
         self,
         event_vectors: Float[Tensor, "events width"],
-        offsets: Int[Tensor, users_plus_1],
+        offsets: Int[Tensor, "users_plus_1"],
         users: EntityFeatures,
         *,
-        request_times: Int[Tensor, tokens] | None = None,
-        event_times: Int[Tensor, events] | None = None,
+        request_times: Int[Tensor, "tokens"] | None = None,
+        event_times: Int[Tensor, "events"] | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Return each user's states, before the first event and after each event: `events + users` unit vectors.
 
@@ -118,11 +118,11 @@ class UserTower(nn.Module):
 
     def _moments(
         self,
-        request_times: Int[Tensor, tokens] | None,
-        event_times: Int[Tensor, events] | None,
-        source: Int[Tensor, tokens],
-        token_offsets: Int[Tensor, users_plus_1],
-        user_of_token: Int[Tensor, tokens],
+        request_times: Int[Tensor, "tokens"] | None,
+        event_times: Int[Tensor, "events"] | None,
+        source: Int[Tensor, "tokens"],
+        token_offsets: Int[Tensor, "users_plus_1"],
+        user_of_token: Int[Tensor, "tokens"],
     ) -> Moments | None:
         """Return when each token was; the beginning of a history was at no known time."""
         if request_times is None or event_times is None:
@@ -188,11 +188,11 @@ class TwoTower(nn.Module):
     def user_vectors(
         self,
         event_vectors: Float[Tensor, "events width"],
-        offsets: Int[Tensor, users_plus_1],
+        offsets: Int[Tensor, "users_plus_1"],
         users: EntityFeatures,
         *,
-        request_times: Int[Tensor, users] | None = None,
-        event_times: Int[Tensor, events] | None = None,
+        request_times: Int[Tensor, "users"] | None = None,
+        event_times: Int[Tensor, "events"] | None = None,
     ) -> Float[Tensor, "users width"]:
         """Return each user's unit vector after the whole history given.
 
@@ -230,11 +230,11 @@ def _scale(log_scale: Tensor) -> Tensor:
 
 
 def _token_requests(
-    request_times: Int[Tensor, users],
-    offsets: Int[Tensor, users_plus_1],
-    last: Int[Tensor, users],
-    event_times: Int[Tensor, events] | None,
-) -> Int[Tensor, tokens]:
+    request_times: Int[Tensor, "users"],
+    offsets: Int[Tensor, "users_plus_1"],
+    last: Int[Tensor, "users"],
+    event_times: Int[Tensor, "events"] | None,
+) -> Int[Tensor, "tokens"]:
     """Return the request time of each state: that of the next event, as in training; for the last, the request."""
     tokens = torch.repeat_interleave(request_times, offsets.diff() + 1)
     if event_times is not None:
