@@ -193,7 +193,8 @@ class ProjectedText:
         counts = _counts(texts, len(self.inverse_document_frequency), words_and_pairs)
         weights = (1 + np.log(counts.data)) * self.inverse_document_frequency[counts.indices]
         rows = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
-        counts.data = weights / np.sqrt(np.bincount(rows, weights=weights**2))[rows]
+        lengths = np.sqrt(np.bincount(rows, weights=weights**2))
+        counts.data = weights / np.where(lengths > 0, lengths, 1)[rows]
         placed: np.ndarray = (counts @ self._directions).toarray().astype(np.float32)
         return placed
 
