@@ -48,8 +48,8 @@ _tables = {
     "--precompute",
     metavar="N",
     type=click.IntRange(min=0),
-    help="Number of recommendations per user to precompute, 8 bytes each; 0 for none.  [default: 100, "
-    "if that takes minutes and at most 1 GB]",
+    help="Number of recommendations per user to precompute, 8 bytes each; 0 for none.  [default: 100; "
+    "none if they would take more than 1 GB or, with exact search, more than some minutes]",
 )
 @_accept
 def index(

@@ -140,12 +140,6 @@ def test_a_query_for_what_does_not_exist_is_found(query, said):
         check_query(query)
 
 
-def test_the_guide_has_every_alert():
-    guide = (ROOT / "docs" / "guides" / "deploy-containers.md").read_text(encoding="utf-8")
-    said = re.findall(r"(?m)^\| `(Towers\w+)` \| .* \| (\w+) \|$", guide)
-    assert said == [(rule["alert"], rule["labels"]["severity"]) for rule in RULES]
-
-
 @pytest.mark.parametrize(("what", "file"), [("check", "alerts.yml"), ("test", "alerts.test.yml")])
 def test_prometheus_accepts_the_rules_and_their_tests(what, file):
     if (promtool := shutil.which("promtool")) is None:

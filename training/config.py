@@ -47,8 +47,9 @@ class TrainingConfig(StrictTable):
     """Contrastive loss of each positive against its negatives: `softmax` cross-entropy, over all items or a sample. In
     Python also a loss of your own, by its name in `towers.LOSSES`."""
     negatives: Literal["auto", "all", "sampled"] = "auto"
-    """Negatives of each positive: `all` items (exact softmax) or a `sampled` set. `auto`: all, up to 30,000 items and
-    unless hard or cross-batch negatives are set; with trained text encoders, in-batch negatives only."""
+    """Negatives of each positive: `all` items with interactions (exact softmax) or a `sampled` set. `auto`: all, up to
+    30,000 items and unless hard or cross-batch negatives are set; with trained text encoders, in-batch negatives
+    only."""
     uniform_negatives: int = Field(1024, ge=0)
     """Sampled softmax: items drawn uniformly from the catalogue per step, shared by the batch."""
     in_batch_negatives: int = Field(1024, ge=0)

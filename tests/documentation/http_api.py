@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 from typing_extensions import is_typeddict
 
 from serving.config import ServingConfig
-from serving.http.contract.openapi import ANYWHERE
-from serving.http.contract.problems import CODES
+from serving.http.contract.openapi import ANYWHERE, statuses_of_errors
+from serving.http.contract.problems import CODES, CODES_OF_503
 from serving.http.contract.requests import Contract
 from serving.http.contract.schemas import NAMED, ItemQuery
 from serving.http.router import Route
@@ -43,6 +43,13 @@ Every error has the shape of RFC 9457, `application/problem+json`: `type`, `titl
 | status | `code` | title | which requests |
 |---|---|---|---|
 """
+_OF_503 = """\
+A 503 says in `code` and `detail` what was not available;
+[503: where to begin](../guides/troubleshooting.md#503-where-to-begin) says what to do.
+
+| `code` of a 503 | meaning |
+|---|---|
+"""
 _HEADERS = """\
 ## Headers
 
@@ -72,8 +79,10 @@ def http_page() -> str:
     parts += [_section(route, contract, types) for route in ROUTES if route.name is not None]
     parts.append("## Types\n")
     parts += [f"### {name}\n\n{_about(schema)}\n\n{_fields(schema)}" for name, schema in sorted(types.items())]
-    rows = [f"| {status} | `{code}` | {title} | {_where(status)} |" for status, (code, title) in CODES.items()]
-    return "\n".join([*parts, _ERRORS + "\n".join(rows) + "\n", _HEADERS])
+    codes = {status: f"`{code}`" for status, (code, _) in CODES.items()} | {503: "see below"}
+    rows = [f"| {status} | {codes[status]} | {title} | {_where(status)} |" for status, (_, title) in CODES.items()]
+    reasons = [f"| `{code}` | {meaning} |" for code, meaning in CODES_OF_503.items()]
+    return "\n".join([*parts, _ERRORS + "\n".join(rows) + "\n", _OF_503 + "\n".join(reasons) + "\n", _HEADERS])
 
 
 class Types(dict[str, Any]):
@@ -113,7 +122,7 @@ def _section(route: Route, contract: Contract, types: Types) -> str:
         parts.append(f"Body: {' or '.join(bodies)}.\n")
     answers = [f"200 with {' or '.join(map(types.named, route.responses))}" if route.responses else "200"]
     answers += [f"201: {route.created[0].lower()}{route.created[1:]}"] if route.created else []
-    problems = ", ".join(map(str, sorted({*route.problems, *ANYWHERE})))
+    problems = ", ".join(map(str, statuses_of_errors(route)))
     return "\n".join([*parts, f"Response: {'; '.join(answers)}. Errors: {problems}.\n"])
 
 
@@ -122,6 +131,10 @@ def _where(status: int) -> str:
         return "any"
     if status == 405:
         return "any path, with a method that it does not have"
+    if status in (401, 429):
+        return "any but `/healthz` and `/readyz`"
+    if status == 403:
+        return "those that need a key of the scope write"
     return ", ".join(f"`{route.method} {route.path}`" for route in ROUTES if status in route.problems)
 
 
@@ -148,6 +161,8 @@ def _type(field: dict[str, Any]) -> str:
         return _NAMED_TYPES[field[NAMED]]
     if "$ref" in field:
         return _link(field["$ref"].rpartition("/")[2])
+    if "oneOf" in field:
+        return " or ".join(map(_type, field["oneOf"]))
     if "anyOf" in field:
         kinds = {one.get("type") for one in field["anyOf"]}
         if kinds >= {"integer", "string"}:

@@ -1,9 +1,11 @@
-"""The tables of metrics: those of a running service, and those of an evaluation."""
+"""The tables of metrics: those of a running service, its alerts, and those of an evaluation."""
 
 from __future__ import annotations
 
+import yaml
+
 from serving.observability.metrics import families
-from tests.documentation.pages import DOCS
+from tests.documentation.pages import DOCS, in_table
 from training.evaluation.metrics import METRICS
 from training.evaluation.report import COLUMNS, COLUMNS_FOR_USERS, COVERAGE_LABEL, COVERAGE_MEANING
 
@@ -22,7 +24,7 @@ _FORMULAS = {
 def metrics_page() -> str:
     """Return the page with its tables as they should be."""
     text = (DOCS / PAGE).read_text(encoding="utf-8")
-    for name, rows in (("service", _of_service()), ("evaluation", _of_evaluation())):
+    for name, rows in (("service", _of_service()), ("alerts", _of_alerts()), ("evaluation", _of_evaluation())):
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         assert end, f"{PAGE} has no place for the table of {name}"
@@ -44,6 +46,16 @@ def _of_service() -> list[str]:
             for name, kind, labels, meaning in service_metrics()
         ),
     ]
+
+
+def _of_alerts() -> list[str]:
+    rules = yaml.safe_load((DOCS / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    rows = ["| alert | fires when | for | severity | what it means, what to do |", "|---|---|---|---|---|"]
+    for rule in rules["groups"][0]["rules"]:
+        expression = in_table(f"`{' '.join(rule['expr'].split())}`")
+        row = (f"`{rule['alert']}`", expression, rule.get("for", ""), rule["labels"]["severity"])
+        rows.append(f"| {' | '.join(row)} | {rule['annotations']['description']} |")
+    return rows
 
 
 def _of_evaluation() -> list[str]:

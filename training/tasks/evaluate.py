@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -119,7 +120,8 @@ def evaluate_settings(
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
-        click.echo(f"\n{protocol}, seed {seed}: {split.train.num_events:,} training interactions", err=True)
+        trained_on = f"{split.train.num_events:,} training interactions{_cut(split, part)}"
+        click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
         ours = _answers(towers, split, part)
         if others is None or is_drawn(protocol, sequences):
@@ -180,6 +182,14 @@ def _questions(split: Split, part: QuestionSet) -> Queries:
     questions = split.test if part == "test" else split.validation
     assert questions is not None, "every protocol of this command holds out a test part"
     return questions
+
+
+def _cut(split: Split, part: QuestionSet) -> str:
+    """Return when the held-out data of the time protocol begins: other systems must not have seen what is newer."""
+    times = _questions(split, part).times
+    if split.name != "time" or times is None:
+        return ""
+    return f"; the {part} data begins at {datetime.fromtimestamp(int(times[0]), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _answers(recommender: ScoringModel, split: Split, part: QuestionSet) -> Evaluation:

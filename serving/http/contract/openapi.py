@@ -35,6 +35,7 @@ from serving.http.contract.schemas import (
     SimilarItems,
     UserRecommendations,
 )
+from serving.http.key_file import Scope
 from serving.http.router import Route
 from serving.recommend.recommender import Recommender
 from serving.recommend.users import attribute_schema
@@ -43,9 +44,10 @@ from serving.snapshot.snapshot import Snapshot
 
 Schema = dict[str, Any]
 
-ANYWHERE = (401, 403, 414, 429, 500, 503)
-"""Statuses of errors that any request may have: no API key, or one of too low a scope, a query string that is too long,
-a rate limit, an internal error, overload."""
+ANYWHERE = (414, 500, 503)
+"""Statuses of errors that any request may have: a query string that is too long, an internal error, overload."""
+BY_SCOPE: dict[Scope, tuple[int, ...]] = {"none": (), "read": (401, 429), "write": (401, 403, 429)}
+"""By the scope of an endpoint, the statuses of errors of a client: no API key, one that may only read, a rate limit."""
 
 _REF = "#/components/schemas/{model}"
 _MODELS_WITH_IDS = {
@@ -110,6 +112,11 @@ def document(
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, "security": [{}, {"key": []}]}
 
 
+def statuses_of_errors(route: Route) -> list[int]:
+    """Return the statuses of all errors of an endpoint, ascending."""
+    return sorted({*route.problems, *BY_SCOPE[route.scope], *ANYWHERE})
+
+
 def _operation(
     route: Route, contract: Contract, columns: Mapping[str, ColumnSchema], recommender: Recommender
 ) -> Schema:
@@ -118,7 +125,7 @@ def _operation(
     responses: Schema = {"200": {"description": route.summary, "content": content}}
     if route.created is not None:
         responses["201"] = {"description": route.created, "content": content}
-    for status in sorted({*route.problems, *ANYWHERE}):
+    for status in statuses_of_errors(route):
         problem = {PROBLEM_TYPE: {"schema": _ref(ProblemContent.__name__)}}
         responses[str(status)] = {"description": CODES[status][1], "content": problem}
     operation: Schema = {"operationId": route.name, "summary": route.summary, "responses": responses}

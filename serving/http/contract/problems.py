@@ -41,8 +41,16 @@ CODES = {
     422: ("invalid", "Unprocessable Content"),
     429: ("too_many_requests", "Too Many Requests"),
     500: ("internal", "Internal Server Error"),
-    503: ("not_ready", "Service Unavailable"),
+    503: ("busy", "Service Unavailable"),
 }
+CODES_OF_503 = {
+    "busy": "too many requests are in progress, or too many large bodies are being received",
+    "not_ready": "the model is not loaded, the log of live writes cannot be used, or an embeddings service does not "
+    "respond; of `/healthz`: no request has been completed for a minute",
+    "deadline_exceeded": "the request took longer than `timeout_seconds`",
+    "out_of_memory": "there was not enough memory for the request",
+}
+"""The codes of 503, and what each means for clients."""
 # Lengths to which parts of a request are cut where an error response repeats them.
 _MAX_FIELD_CHARACTERS = 200
 _MAX_DETAIL_CHARACTERS = 1_000
@@ -149,10 +157,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _not_ready(error: NotReady) -> Response:
     if error.message != str(error):
         _log.error("%s", error)
-    return _try_again(redacted(error.message))
+    return _try_again(redacted(error.message), "not_ready")
 
 
-def _try_again(detail: str, code: str | None = None) -> Response:
+def _try_again(detail: str, code: str) -> Response:
     """Return a 503 with `Retry-After`."""
     response = _response(503, detail, code=code)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)

@@ -178,7 +178,7 @@ def test_a_worker_with_its_hands_full_refuses_at_once_and_still_answers_those_wh
         refused = app.test_client().get("/recommendations/103", headers={"X-Request-Id": "mine"})
         assert time.monotonic() - began < 5
         assert refused.status_code == 503
-        assert refused.json["code"]
+        assert refused.json["code"] == "busy"
         assert refused.headers["Retry-After"] == "1"
         assert refused.headers["X-Request-Id"] == "mine"
         for probe in ("/healthz", "/readyz", "/metrics"):

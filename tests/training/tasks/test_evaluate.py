@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,17 @@ def test_baselines_are_fitted_once_where_every_seed_has_the_same_split(
         assert report.notes == ("The same for all.", "Fit 1.")
         assert all(np.array_equal(learned_from[0].train.item_rows, other.train.item_rows) for other in learned_from)
     assert report.rows[1].metrics["ndcg_at_10"].sd == pytest.approx(report.rows[0].metrics["ndcg_at_10"].sd)
+
+
+def test_the_time_at_which_the_test_data_begins_is_printed(
+    settings: Path, learned_from: list[Split], fitted: list[Split], capsys: pytest.CaptureFixture[str]
+):
+    evaluate_run(settings, (), "time", seeds=1, device="cpu")
+    (said,) = re.findall("the test data begins at (.*) UTC", capsys.readouterr().err)
+    begins = datetime.fromisoformat(said).replace(tzinfo=UTC).timestamp()
+    (split,) = learned_from
+    assert split.test is not None
+    assert split.train.times.max() < split.validation.times[0] < begins == split.test.times[0]
 
 
 def test_without_an_order_each_seed_has_its_own_last_items(
