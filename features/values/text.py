@@ -19,7 +19,7 @@ from itertools import chain, pairwise
 import mmh3
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 CHARACTER_NGRAMS = range(3, 6)
 ENTRIES = 16
@@ -201,11 +201,24 @@ class ProjectedText:
 
 def _directions(num_buckets: int, width: int) -> sp.csr_array:
     """Return `[buckets, width]` with entries +-1 / sqrt(16) in 16 places of each row; the same on every machine."""
-    buckets = (bucket.tobytes() for bucket in np.arange(num_buckets, dtype="<i4"))
-    hashes = np.array([[mmh3.hash(bucket, seed, signed=False) for seed in range(ENTRIES)] for bucket in buckets])
+    hashes = _hashes(np.arange(num_buckets, dtype=np.uint32)[:, None], np.arange(ENTRIES, dtype=np.uint32))
     signs = np.where(hashes >> 31, 1, -1) / ENTRIES**0.5
     offsets = np.arange(num_buckets + 1) * ENTRIES
     return sp.csr_array((signs.ravel(), (hashes % width).ravel(), offsets), shape=(num_buckets, width))
+
+
+def _hashes(numbers: Shaped[np.ndarray, "*shape"], seeds: Shaped[np.ndarray, "*seeds"]) -> Shaped[np.ndarray, "..."]:
+    """Return MurmurHash3 (x86, 32 bits) of each unsigned integer of 32 bits, as mmh3 does for one at a time."""
+    mixed = _rotated(numbers * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
+    state = _rotated(seeds ^ mixed, 13) * np.uint32(5) + np.uint32(0xE6546B64)
+    state = state ^ np.uint32(4)  # the number of bytes
+    state = (state ^ state >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+    state = (state ^ state >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+    return state ^ state >> np.uint32(16)
+
+
+def _rotated(numbers: Shaped[np.ndarray, "*shape"], bits: int) -> Shaped[np.ndarray, "*shape"]:
+    return numbers << np.uint32(bits) | numbers >> np.uint32(32 - bits)
 
 
 def _rarity(counts: sp.csr_array) -> tuple[Float[np.ndarray, "buckets"], Int[np.ndarray, "buckets"]]:
