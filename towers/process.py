@@ -127,9 +127,9 @@ def prepared_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Do not look for garbage while the block runs: imports make many objects and hardly any garbage.
+    """Pause Python's garbage collection in a block that imports: imports make many objects and hardly any garbage.
 
-    Without it, importing what a service needs takes a seventh less time.
+    What a service needs is imported in a seventh less time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -45,13 +46,17 @@ class JaggedFeatures:
         begins = torch.arange(len(self.keys), device=rows.device) * len(self)
         bags = (begins[:, None] + rows[None, :]).reshape(-1)
         lengths = self.lengths[bags].long()
-        starts = torch.cumsum(self.lengths, 0)[bags] - lengths
         ends = torch.cumsum(lengths, 0)
         total = int(ends[-1]) if len(ends) else 0
         places = torch.arange(total, device=rows.device) + torch.repeat_interleave(
-            starts - (ends - lengths), lengths, output_size=total
+            self._starts[bags] - (ends - lengths), lengths, output_size=total
         )
         return JaggedFeatures(self.keys, self.values[places], lengths.int())
+
+    @cached_property
+    def _starts(self) -> Int[Tensor, "bags"]:
+        """Where each bag begins; kept, because each training step takes some entities of the same features."""
+        return torch.cumsum(self.lengths, 0) - self.lengths
 
     def select(self, keys: Sequence[str]) -> JaggedFeatures:
         """Return the features of these names, in that order."""

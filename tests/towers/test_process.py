@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from towers.process import (
     ALLOCATOR,
     THREADS,
     available_cores,
+    garbage_collection_paused,
     own_python,
     prepared_environment,
     release_memory,
@@ -204,3 +206,20 @@ def test_a_running_program_keeps_large_blocks_while_it_trains(environment, print
         [sys.executable, "-c", MAPPED], env={**WITHOUT, **environment}, capture_output=True, text=True, check=True
     )
     assert ended.stdout.strip() == printed
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_garbage_collection_is_paused_in_a_block_and_then_as_before(was_enabled: bool) -> None:
+    def fail() -> None:
+        with garbage_collection_paused():
+            assert not gc.isenabled()
+            raise KeyError
+
+    if not was_enabled:
+        gc.disable()
+    try:
+        with pytest.raises(KeyError):
+            fail()
+        assert gc.isenabled() is was_enabled
+    finally:
+        gc.enable()

@@ -47,8 +47,8 @@ class FeatureEmbeddings(nn.Module):
         corrections: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.collection: Tables | FusedEmbeddingBagCollection = (
-            Tables(list(tables.values()), width)
+        self.collection: EmbeddingBags | FusedEmbeddingBagCollection = (
+            EmbeddingBags(list(tables.values()), width)
             if learning_rate is None
             else _fused_tables(tables, width, learning_rate)
         )
@@ -70,18 +70,18 @@ class FeatureEmbeddings(nn.Module):
     @property
     def fused_optimizer(self) -> KeyedOptimizer | None:
         """The optimizer inside the tables; None when they are not trained."""
-        return None if isinstance(self.collection, Tables) else self.collection.fused_optimizer()
+        return None if isinstance(self.collection, EmbeddingBags) else self.collection.fused_optimizer()
 
     def forward(self, features: JaggedFeatures) -> Float[Tensor, "entities features width"]:
         """Return the pooled vector of each feature of each entity; the features are those of the tables, in order."""
-        is_plain = isinstance(self.collection, Tables)
+        is_plain = isinstance(self.collection, EmbeddingBags)
         sums: Tensor = self.collection(features) if is_plain else self.collection(_keyed(features)).values()
         sizes = features.lengths.view(len(self.names), -1).T
         return sums.view(-1, len(self.names), self.width) * sizes.clamp(min=1).rsqrt()[..., None]
 
 
-class Tables(nn.Module):
-    """Tables that are looked up and not trained.
+class EmbeddingBags(nn.Module):
+    """Embedding tables that are looked up and not trained.
 
     Args:
         rows: Rows of each table.
