@@ -73,7 +73,16 @@ def test_a_run_toml_reads_other_tables_where_they_are_given(model, interactions,
     assert "two towers is" in said.out
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Whatever has started the tests: a shell lets what it runs in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_leaves_what_resume_continues_from(model, interactions, items, users, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     items.to_parquet(tmp_path / "items.parquet", index=False)
