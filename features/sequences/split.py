@@ -38,6 +38,8 @@ class Split:
         candidates: Which catalogue rows are ranked, `[items]`.
         name: The protocol, as the command line calls it.
         seen_items: Which items of a history are excluded from its ranking; the targets were chosen accordingly.
+        known_at_test: Events that may be counted for a test question if they were before it: `train` and, where
+            validation questions are those of an earlier time, their answers. None: `train` alone.
     """
 
     train: Sequences
@@ -46,6 +48,7 @@ class Split:
     candidates: Bool[np.ndarray, "items"]
     name: str
     seen_items: SeenItems
+    known_at_test: Sequences | None = None
 
     @property
     def warm_items(self) -> Bool[np.ndarray, "items"]:
@@ -103,6 +106,7 @@ def leave_one_out(
         candidates=_occurring(sequences, num_items),
         name="leave-one-out",
         seen_items=seen_items,
+        known_at_test=_until(sequences, users, last) if test else None,
     )
 
 
@@ -151,6 +155,7 @@ def time_split(
         candidates=np.ones(num_items, dtype=bool),
         name="time",
         seen_items=seen_items,
+        known_at_test=_with_events(sequences.keep(sequences.times < cuts[1])) if test else None,
     )
 
 
@@ -330,6 +335,15 @@ def _heads(
         is_ordered=sequences.is_ordered,
     )
     return heads if allowed is None else heads.keep(allowed[events])
+
+
+def _until(
+    sequences: Sequences, users: Int[np.ndarray, "chosen"], events: Int[np.ndarray, "chosen"]
+) -> Sequences:
+    """Return all sequences, those of the given users without the given event and what is after it."""
+    ends = sequences.offsets[1:].copy()
+    ends[users] = events
+    return _heads(sequences, np.arange(len(sequences)), ends)
 
 
 def _next_item(

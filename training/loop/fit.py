@@ -48,10 +48,21 @@ class TrainedModel:
     progress: Progress
     seconds: float
 
-    def recommender(self, history: int) -> TwoTowerRecommender:
-        """Return the model as a `ScoringModel`; `history` is the maximum length of a history."""
-        data = self.data
-        return TwoTowerRecommender(self.model, data.featurizer, data.item_features, data.users, history)
+    def recommender(
+        self, history: int, events: Sequences | None = None, *, indexed: bool = False
+    ) -> TwoTowerRecommender:
+        """Return the model as a `ScoringModel`.
+
+        Args:
+            history: Maximum length of a history.
+            events: The events that recent popularity is counted from (see `TwoTowerRecommender`). None: the training
+                data.
+            indexed: Whether recent popularity is as it was after the last of them.
+        """
+        data, events = self.data, self.data.train if events is None else events
+        return TwoTowerRecommender(
+            self.model, data.featurizer, data.item_features, data.users, history, events, indexed=indexed
+        )
 
 
 def check_choices(config: RunConfig) -> None:
@@ -90,18 +101,20 @@ def fit(
     Raises:
         DataError: The settings need timestamps that the tables do not have.
     """
-    if config.towers.time_bias and split.train.times is None:
-        raise DataError(
-            "[towers] time_bias needs the time of every interaction, found none; name the column under "
-            "[features.columns] timestamp, or leave time_bias out"
-        )
+    for name in ("time_bias", "trend"):
+        if getattr(config.towers, name) and split.train.times is None:
+            raise DataError(
+                f"[towers] {name} needs the time of every interaction, found none; name the column under "
+                f"[features.columns] timestamp, or leave {name} out"
+            )
     began = time.monotonic()
     featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 
     def validate(model: TwoTower) -> float:
-        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.max_history)
+        history, events = config.features.max_history, split.train
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, history, events)
         return judge(towers, questions, split, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(
