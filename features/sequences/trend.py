@@ -18,7 +18,6 @@ STEPS = 255
 """A number from 0 to 1 is kept as one of so many steps, which is a byte."""
 _DAY = 86_400
 _MOMENTS_PER_HALF_LIFE = 8
-_MOST_MOMENTS = 4096
 _MOST_CELLS = 1 << 22
 _EARLIEST = -(1 << 62)
 
@@ -39,8 +38,7 @@ class ItemTrend:
 
     Attributes:
         levels: See above, `[half_lives]`.
-        step: Seconds between two moments of the grid: an eighth of the shortest half-life, more where the events span
-            over 4,096 times as long.
+        step: Seconds between two moments of the grid: an eighth of the shortest half-life. It may be set.
     """
 
     def __init__(
@@ -64,8 +62,7 @@ class ItemTrend:
         self._totals = np.stack(
             [_decayed_sums(self._all_times, np.zeros_like(rows), half_life) for half_life in self._half_lives], axis=1
         )
-        span = int(self._all_times[-1] - self._all_times[0]) if len(times) else 0
-        self.step = max(1, int(self._half_lives.min() / _MOMENTS_PER_HALF_LIFE), span // _MOST_MOMENTS)
+        self.step = max(1, int(self._half_lives.min() / _MOMENTS_PER_HALF_LIFE))
         usual = self._totals.mean(axis=0) if len(times) else np.ones(len(self._half_lives))
         self.levels = usual if levels is None else levels
 

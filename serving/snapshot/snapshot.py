@@ -273,7 +273,7 @@ def _with_trend(
     bundle: ModelBundle, vectors: Float32[np.ndarray, "items dim"], histories: Sequences
 ) -> tuple[Float32[np.ndarray, "items searched"], float | None]:
     """Return items' vectors as they are searched, and the moment of their recent popularity; None if none is read."""
-    if bundle.model.trend is None:
+    if not bundle.config.towers.trend:
         return vectors, None
     if histories.times is None:
         raise DataError(

@@ -13,7 +13,7 @@ from features.sequences.trend import STEPS, ItemTrend
 from training.loop.negatives import Negatives, Targets, TrendNumbers, to_device
 
 MOST_TABLE_BYTES = 1 << 28
-"""Up to so many bytes the numbers of all items at all moments are kept; beyond, each step makes those it needs."""
+"""Most bytes for the numbers of all items at all moments; the grid of moments is made as coarse as that takes."""
 
 
 class TrendOfTargets:
@@ -24,7 +24,7 @@ class TrendOfTargets:
         num_items: Number of items that take part.
         half_lives: Half-lives in days.
         device: Where the loss is computed.
-        whole: Whether every prediction is compared with all items.
+        whole: Whether every prediction is compared with all items; their numbers are then made once.
     """
 
     def __init__(
@@ -35,7 +35,10 @@ class TrendOfTargets:
         self._device = device
         self._moments = np.unique(self.trend.moments(train.times))
         self._table: Tensor | None = None
-        if whole and len(half_lives) * len(self._moments) * num_items <= MOST_TABLE_BYTES:
+        if whole:
+            while len(self._moments) > 1 and len(half_lives) * len(self._moments) * num_items > MOST_TABLE_BYTES:
+                self.trend.step *= 2
+                self._moments = np.unique(self.trend.moments(train.times))
             self._table = torch.from_numpy(self.trend.numbers(self._moments)).to(device)
 
     def of(self, targets: Targets, negatives: Negatives) -> tuple[TrendNumbers, Float[Tensor, "positives half_lives"]]:

@@ -33,7 +33,7 @@ def shortlists(
     vectors = bundle.encode_items(tables.catalog)
     seen_items = SeenItems.of(bundle.config.features.recommend_seen)
     trend = None
-    if bundle.model.trend is not None:
+    if bundle.config.towers.trend:
         trend = bundle.trend(tables.interactions.sequences(tables.catalog), len(vectors))
     for start in range(0, len(questions), _BLOCK):
         block = questions.take(np.arange(start, min(start + _BLOCK, len(questions))))
