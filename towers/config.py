@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from features.settings import StrictTable
 
-
 MOST_HALF_LIVES = 8
 """How many numbers a vector has room for after its embedding (see `towers.model.trend_head`)."""
 
@@ -50,9 +49,10 @@ class TowersConfig(StrictTable):
     that the other features can represent them alone."""
 
     trend: list[Annotated[float, Field(gt=0, le=10_000)]] = Field(default_factory=list, max_length=MOST_HALF_LIVES)
-    """Half-lives in days of the recent popularity that is part of a score, ascending, such as `[1, 7, 30]`: for each the
-    decayed number of events of an item before the request, weighted for each user by the user tower. For catalogues
-    whose new and rising items matter; the index must be rebuilt often, because it holds the numbers. Needs timestamps."""
+    """Half-lives in days of the recent popularity that is part of a score, ascending, such as `[1, 7, 30]`: for each,
+    the decayed number of an item's events before the request, weighted for each user by the user tower. Set it where
+    new and rising items matter, and rebuild the index often, because it holds the numbers. Needs timestamps. Empty:
+    none."""
 
     @property
     def reads_history(self) -> bool:

@@ -337,9 +337,7 @@ def _heads(
     return heads if allowed is None else heads.keep(allowed[events])
 
 
-def _until(
-    sequences: Sequences, users: Int[np.ndarray, "chosen"], events: Int[np.ndarray, "chosen"]
-) -> Sequences:
+def _until(sequences: Sequences, users: Int[np.ndarray, "chosen"], events: Int[np.ndarray, "chosen"]) -> Sequences:
     """Return all sequences, those of the given users without the given event and what is after it."""
     ends = sequences.offsets[1:].copy()
     ends[users] = events

@@ -278,9 +278,7 @@ def _trend(negatives: Negatives, row: slice, column: slice, dtype: torch.dtype) 
     return [numbers[:, column][moments].to(dtype) / STEPS for numbers in negatives.trend.numbers]
 
 
-def _weighted_sum(
-    weights: Float[Tensor, "rounded_R rounded_C"], numbers: Float[Tensor, "R C"]
-) -> Float[Tensor, "R 1"]:
+def _weighted_sum(weights: Float[Tensor, "rounded_R rounded_C"], numbers: Float[Tensor, "R C"]) -> Float[Tensor, "R 1"]:
     """Return the sum of each row's numbers with the weights of a block."""
     num_rows, num_columns = numbers.shape
     return torch.linalg.vecdot(weights[:num_rows, :num_columns], numbers)[:, None]

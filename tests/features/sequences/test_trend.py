@@ -17,9 +17,7 @@ DAY = 86_400
 NUM_ITEMS = 4
 HALF_LIVES = (0.5, 3.0)
 
-events = st.lists(
-    st.tuples(st.integers(0, NUM_ITEMS - 1), st.integers(0, 20 * DAY)), min_size=1, max_size=40
-)
+events = st.lists(st.tuples(st.integers(0, NUM_ITEMS - 1), st.integers(0, 20 * DAY)), min_size=1, max_size=40)
 
 
 def sequences_of(rows: list[int], times: list[int]) -> Sequences:

@@ -147,9 +147,7 @@ def test_recent_popularity_is_a_part_of_each_logit_that_differs_by_the_moment_of
     num_positives: int, num_items: int, prefix: int, seed: int, cells: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    users, positives, items = (
-        unit_vectors(rows, generator) for rows in (num_positives, num_positives, num_items)
-    )
+    users, positives, items = (unit_vectors(rows, generator) for rows in (num_positives, num_positives, num_items))
     weights = torch.randn(num_positives, 2, generator=generator, dtype=torch.double, requires_grad=True)
     own = torch.rand(num_positives, 2, generator=generator, dtype=torch.double)
     numbers = torch.randint(256, (2, 3, num_items), generator=generator, dtype=torch.uint8)
