@@ -48,7 +48,7 @@ class ItemTrend:
         half_lives: Sequence[float],
         levels: Float[np.ndarray, "half_lives"] | None = None,
     ) -> None:
-        assert sequences.times is not None, "whoever asks for a trend has looked whether there are times"
+        assert sequences.times is not None, "checked before"
         known = sequences.times != UNKNOWN_TIME
         rows, times = sequences.item_rows[known].astype(np.int64), sequences.times[known]
         self._half_lives = np.array(half_lives, dtype=np.float64) * _DAY

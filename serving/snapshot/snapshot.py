@@ -26,6 +26,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ from serving.search.faiss_index import ItemIndex
 from serving.search.index_config import IndexConfig
 from serving.search.partitions import FILE as PARTITIONS
 from serving.search.partitions import Partitions
-from serving.search.tuning import SAMPLE, Chooser, choose, sample_of
+from serving.search.tuning import SAMPLE, Chooser, sample_of
+from serving.search.tuning import choose as default_choice
 from serving.snapshot.encoding import attribute_columns, encode_users
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
@@ -101,7 +103,7 @@ class Snapshot:
         cls,
         bundle: ModelBundle,
         tables: Tables,
-        choose: Chooser = choose,
+        choose: Chooser | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
         live: LogOffset | None = None,
     ) -> Snapshot:
@@ -110,7 +112,7 @@ class Snapshot:
         Args:
             bundle: The model.
             tables: The current tables; they may have items and users that were not in training.
-            choose: Chooses the index over the items' vectors, given vectors of some users. Default: brute force.
+            choose: Chooses the index over the items' vectors, given vectors of some users. None: brute force.
             progress: Called with the number of users encoded so far and of all users.
             live: The part of a log of live writes that is in the tables. None: none is.
 
@@ -131,7 +133,7 @@ class Snapshot:
         queries = (
             _query_sample(bundle, index, histories, attributes) if user_vectors is None else sample_of(user_vectors)
         )
-        chosen = choose(index.vectors, queries)
+        chosen = (choose or partial(default_choice, tail=tail))(index.vectors, queries)
         manifest = IndexManifest.of(
             bundle,
             catalog_digest=_digest(catalog),
