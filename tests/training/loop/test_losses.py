@@ -170,7 +170,9 @@ def test_recent_popularity_is_a_part_of_each_logit_that_differs_by_the_moment_of
     total = users.new_zeros(())
     widths = [prefix, 4] if prefix else [4]
     for width in widths:
-        user, positive, item = (functional.normalize(one[:, :width], dim=1) for one in (users, positives, items))
+        user, positive, item = (
+            functional.normalize(one[:, :width], dim=1) if width == prefix else one for one in (users, positives, items)
+        )
         for row in range(num_positives):
             total = total + reference(
                 torch.cat([user, weights], dim=1)[row, None],
