@@ -367,15 +367,16 @@ def test_a_lead_is_that_on_the_same_questions_in_the_mean_over_seeds() -> None:
     # Two questions, the first with two answers; ranks of ours with seeds 0 and 1, and of another, which has no seeds.
     ranks = {("ours", 0): [1, 2, 1], ("ours", 1): [1, 2, 3], ("other", 0): [1, 9, 9], ("other", 1): [1, 9, 9]}
     answers = pd.DataFrame(
-        {"recommender": name, "seed": seed, "question": question, "rank": rank}
+        {"recommender": name, "seed": seed, "question": question, "user_id": 7 + question, "rank": rank}
         for (name, seed), found in ranks.items()
         for question, rank in zip([0, 0, 1], found, strict=True)
     )
     found = leads.by_question(answers, 3)
     ideal = 1 + 1 / np.log2(3)
-    assert found["ours"].tolist() == pytest.approx([1, (1 + 1 / 2) / 2])
-    assert found["other"].tolist() == pytest.approx([1 / ideal, 0])
-    first, second = leads.leads(found, "ours")
+    assert found["seed"].tolist() == [0, 0, 1, 1]
+    assert found["ours"].tolist() == pytest.approx([1, 1, 1, 1 / 2])
+    assert found["other"].tolist() == pytest.approx([1 / ideal, 0] * 2)
+    first, second = leads.leads(found, ["ours", "other"])
     assert "0.8750" in first
     assert f"lead {0.875 - 0.5 / ideal:+.4f}" in second
 
