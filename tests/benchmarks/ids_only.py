@@ -90,7 +90,7 @@ class Measured:
         return float(np.mean(self.seconds[1:]))
 
     def seconds_to(self, goal: float) -> float | None:
-        """Return the seconds of training until validation N@10 was a goal or more, at the end of an epoch; None: never."""
+        """Return the seconds of training until the end of the first epoch with such a validation N@10; None: never."""
         reached = [place for place, ndcg in enumerate(self.ndcg_after) if ndcg >= goal]
         return sum(self.seconds[: reached[0] + 1]) if reached else None
 

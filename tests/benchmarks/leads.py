@@ -54,7 +54,7 @@ def leads(found: pd.DataFrame, names: list[str]) -> list[str]:
     lines = [f"{names[0]:24s}{resampled.interval(0).mean:.4f}"]
     for place, name in enumerate(names[1:], start=1):
         lead = resampled.interval(0, place)
-        clear = "" if lead.low > 0 or lead.high < 0 else ", not told apart"
+        clear = "" if lead.low > 0 or lead.high < 0 else ", not distinguishable"
         lines.append(
             f"{name:24s}{resampled.interval(place).mean:.4f}  lead {lead.mean:+.4f}, {lead.low:+.4f} to "
             f"{lead.high:+.4f}{clear}"

@@ -118,7 +118,8 @@ def _trained_words(facts: Facts) -> Iterator[str]:
 def _decomposed(facts: Facts) -> Iterator[str]:
     yield from ("training.item_init=spectral", "towers.history_encoder=mean", "training.targets=any")
     yield from (f"towers.{name}=false" for name in ("time_bias", "sum_residual") if getattr(facts.config.towers, name))
-    yield from (f"towers.embedding_dim={max(512, facts.config.towers.embedding_dim)}", "towers.dropout=0.0")
+    heads = facts.config.towers.num_heads
+    yield from (f"towers.embedding_dim={heads * -(-512 // heads)}", "towers.dropout=0.0")
     yield from ("towers.id_dropout=0.0", "training.learning_rate=0.00001", "training.embedding_learning_rate=0.00003")
 
 
@@ -128,6 +129,17 @@ RULES: tuple[Rule, ...] = (
         lambda facts: facts.is_ordered and (not facts.reads_order or facts.config.training.targets != "next"),
         lambda facts: ("towers.history_encoder=transformer", "training.targets=next"),
         "knows which item follows which; let the model read the order and predict the next item",
+    ),
+    Rule(
+        "order",
+        lambda facts: facts.reads_order and facts.config.towers.embedding_dim < 128,
+        lambda facts: (
+            "towers.embedding_dim=128",
+            "towers.num_layers=4",
+            "towers.num_heads=4",
+            f"towers.dropout={max(0.3, facts.config.towers.dropout)}",
+        ),
+        "knows which item follows which; a larger model, as that of --preset large, learns more of it",
     ),
     Rule(
         "words",
@@ -192,7 +204,7 @@ RULES: tuple[Rule, ...] = (
         None,
         lambda facts: facts.config.training.patience < 4,
         lambda facts: ("training.patience=4",),
-        "is ahead or level; training may have stopped before it had learned enough",
+        "is ahead or level; training may have stopped before it learned enough",
     ),
 )
 """The rules, the likeliest to help first."""

@@ -1,4 +1,4 @@
-"""Recommenders measured on the same questions, under one or several seeds: their metrics, and who is ahead of whom."""
+"""Recommenders measured on the same questions, under one or several seeds: their metrics, and which one is ahead."""
 
 from __future__ import annotations
 

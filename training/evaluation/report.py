@@ -206,7 +206,7 @@ class EvaluationReport:
         level = [row.name for row in self.unbeaten if row.name not in ahead]
         ours = self.rows[0].name
         parts = [f"{_listed(ahead)} {_are(ahead)} ahead of {ours}"] if ahead else []
-        parts += [f"{_listed(level)} {_are(level)} not told apart from {'it' if ahead else ours}"] if level else []
+        parts += [f"{_listed(level)} {_are(level)} not distinguishable from {'it' if ahead else ours}"] if level else []
         return f"Not ahead of every baseline: in {label_of(PRIMARY_METRIC)} {', and '.join(parts)}." if parts else ""
 
     @property
@@ -399,7 +399,7 @@ def _are(names: Sequence[str]) -> str:
 
 def _lead_line(ours: str, other: str, lead: Estimate) -> str:
     if not lead.is_above_zero and not lead.is_below_zero:
-        return f"{ours} and {other} are not told apart: {lead.mean:+.4f} in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
+        return f"{ours} and {other} are not distinguishable: {lead.mean:+.4f} in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
     word = "ahead of" if lead.is_above_zero else "behind"
     return f"{ours} is {word} {other} by {abs(lead.mean):.4f} in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
 

@@ -3,8 +3,8 @@
 It is trained on the queries that were held out when the bundle was trained, because the two towers rank targets of
 their training data too high. Cross-validation with `FOLDS` folds: each training leaves two of them out. Stopped early
 by one of the two, it is evaluated on the other, and the other way round. So each fold evaluates the mean of members
-that neither learned from it nor were selected by it, as many as the network has but one: what is reported is not the
-gain of one member, which is lower.
+that neither learned from it nor were selected by it. They are one fewer than the network has, so what is reported is
+nearly what is served; the gain of single members would be lower.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def fit_ranker(dataset: RankingDataset, seed: int) -> FittedRanker:
         trainer = _FoldTrainer.prepare(network, dataset)
         pairs = [(first, (first + apart) % FOLDS) for apart in range(1, 1 + FOLDS // 2) for first in range(FOLDS)]
         for place, pair in enumerate(tqdm(pairs, desc="Learning", disable=None, leave=False)):
-            # One of each first fold is kept: the pairs of neighbours, which leave out every fold equally often.
+            # The network keeps the pairs of neighbours, which leave out every fold equally often.
             member = network.members[place] if place < FOLDS else RankNetwork(dataset.features.shape[2], 1).members[0]
             fitted_on = np.flatnonzero(~np.isin(fold, pair) & is_answerable)
             left_out = [np.flatnonzero(fold == one) for one in pair]
@@ -128,10 +128,17 @@ class _FoldTrainer:
         self,
         member: nn.Module,
         fit_rows: Int[np.ndarray, " fit"],
-        left_out: Sequence[Int[np.ndarray, " queries"]],
+        left_out: Sequence[np.ndarray],
         seed: int,
     ) -> list[dict[str, Tensor]]:
-        """Train a member on some queries; return its weights as early stopping by each of some others leaves them."""
+        """Train a member on some queries, and return its weights as early stopping leaves them.
+
+        Args:
+            member: The member.
+            fit_rows: Queries to learn from.
+            left_out: Queries that stop it early, several sets of them; each gives weights of its own.
+            seed: Of the order.
+        """
         optimiser = torch.optim.AdamW(member.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         rng = np.random.default_rng(seed)
         best = [_Best(self.ndcg(member, queries), 0, _copy(member)) for queries in left_out]

@@ -143,9 +143,10 @@ def _resumable(run: Run) -> Iterator[None]:
 def next_steps(bundle: Path) -> str:
     """Return what to do with a bundle: to serve it, or, if a baseline is not beaten, what to try first."""
     name, said = shlex.quote(str(bundle)), json.loads((bundle / "report.json").read_text(encoding="utf-8"))
-    if said and (report := EvaluationReport.from_dict(said)).unbeaten:
-        tries = "\n  ".join(one.command for one in report.advice)
-        return f"Next, because it is not ahead of every baseline, try (the reasons are above):\n  {tries}"
+    report = EvaluationReport.from_dict(said) if said else None
+    if report is not None and report.unbeaten:
+        tries = [one.command for one in report.advice] or [f"towers evaluate {name}/run.toml --seeds 3"]
+        return "\n  ".join(["Next, because it is not ahead of every baseline (the reasons are above):", *tries])
     return (
         f"Next, to try it:\n  towers serve {name}\n"
         f"or, to let runs/production be this one, which a service in production follows:\n  towers deploy {name}"

@@ -50,6 +50,7 @@ def overrides_in(command: str) -> tuple[str, ...]:
     ("rivals", "changed", "first"),
     [
         (["sequential neighbours"], {"towers.history_encoder": "mean"}, "towers.history_encoder=transformer"),
+        (["session neighbours"], {}, "towers.num_layers=4"),
         (["TF-IDF"], {}, "features.item.title.frozen_dim=64"),
         (["EASE"], {"is_ordered": False, "towers.history_encoder": "mean"}, "training.item_init=spectral"),
         (["iALS"], {"num_users": 500}, "training.item_init=spectral"),

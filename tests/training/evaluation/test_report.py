@@ -97,13 +97,13 @@ def test_the_best_mean_is_not_marked_where_the_lead_is_not_clear_of_zero():
     assert [row.ahead_in for row in report.rows] == [(), ()]
     text = report.to_text()
     assert "*" not in text
-    assert "two towers and EASE are not told apart: +0.0327 in N@10, [-0." in text
-    assert text.splitlines()[0] == "Not ahead of every baseline: in N@10 EASE is not told apart from two towers."
+    assert "two towers and EASE are not distinguishable: +0.0327 in N@10, [-0." in text
+    assert text.splitlines()[0] == "Not ahead of every baseline: in N@10 EASE is not distinguishable from two towers."
 
 
 def test_the_text_says_how_far_ahead_and_how_near_the_limit(report: EvaluationReport):
     text = report.to_text()
-    assert "two towers and popularity are not told apart: +0.3750 in N@10, [0.0000, 0." in text
+    assert "two towers and popularity are not distinguishable: +0.3750 in N@10, [0.0000, 0." in text
     many = [evaluation(one.name, one.ranks.tolist() * 10) for one in (OURS, POPULAR)]
     assert re.search(
         r"^two towers is ahead of popularity by 0\.3750 in N@10, \[0\.\d{4}, 0\.\d{4}\]$",
@@ -129,7 +129,7 @@ def test_a_model_that_loses_is_told_so():
     assert "popularity is behind two towers by 0.3750 in N@10" in text
     first, headline, *_ = text.splitlines()
     assert first == (
-        "Not ahead of every baseline: in N@10 two towers is ahead of popularity, and cosine is not told apart from it."
+        "Not ahead of every baseline: in N@10 two towers is ahead of popularity, and cosine is not distinguishable from it."
     )
     assert headline.endswith("seed 0 · chosen on these questions")
     assert asked == [["two towers", "cosine"]]
