@@ -398,10 +398,10 @@ def _are(names: Sequence[str]) -> str:
 
 
 def _lead_line(ours: str, other: str, lead: Estimate) -> str:
+    where = f"in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
     if not lead.is_above_zero and not lead.is_below_zero:
-        return f"{ours} and {other} are not distinguishable: {lead.mean:+.4f} in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
-    word = "ahead of" if lead.is_above_zero else "behind"
-    return f"{ours} is {word} {other} by {abs(lead.mean):.4f} in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
+        return f"{ours} and {other} are not distinguishable: {lead.mean:+.4f} {where}"
+    return f"{ours} is {'ahead of' if lead.is_above_zero else 'behind'} {other} by {abs(lead.mean):.4f} {where}"
 
 
 def _plain(estimate: Estimate) -> str:
