@@ -7,7 +7,7 @@ it is of use, and what to set. `advise` returns at most three, the likeliest fir
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from features.sequences.split import Split
@@ -94,7 +94,7 @@ class Rule:
 
     knowledge: str | None
     applies: Callable[[Facts], bool]
-    settings: Callable[[Facts], Sequence[str]]
+    settings: Callable[[Facts], Iterable[str]]
     reason: str
     instead: str = ""
 

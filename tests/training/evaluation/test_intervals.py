@@ -37,21 +37,18 @@ def trainings(
         (1, 0.0, {}, 0.92),
         (1, 0.0, {"visits": 5}, 0.92),
         (3, 0.0, {}, 0.92),
-        (3, 1.0, {}, 0.92),
-        (3, 3.0, {}, 0.92),
-        (5, 1.0, {}, 0.92),
-        (5, 0.0, {"each_their_own": True}, 0.92),
-        (5, 1.0, {"each_their_own": True}, 0.90),
+        (3, 2.0, {}, 0.92),
+        (5, 0.5, {"each_their_own": True}, 0.91),
     ],
 )
 def test_the_truth_is_inside_95_times_of_100(seeds: int, between: float, more: dict, least: float):
-    """Of 400 worlds; the standard deviation of such a share is 1.1 %."""
+    """Of 300 worlds; the standard deviation of such a share is 1.3 %."""
     rng = np.random.default_rng(1)
     inside = []
-    for _ in range(400):
+    for _ in range(300):
         found = Resampled.of(trainings(rng, seeds, between, **more), resamples=200).interval(0)
         inside.append(found.low <= 0 <= found.high)
-    assert least <= np.mean(inside) <= 0.985
+    assert least <= np.mean(inside) <= 0.99
 
 
 def test_questions_alone_would_not_hold_the_truth_where_seeds_differ():

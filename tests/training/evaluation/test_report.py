@@ -128,9 +128,8 @@ def test_a_model_that_loses_is_told_so():
     text = report.to_text()
     assert "popularity is behind two towers by 0.3750 in N@10" in text
     first, headline, *_ = text.splitlines()
-    assert first == "Not ahead of every baseline: in N@10 two towers is ahead of popularity, and " + (
-        "cosine is not distinguishable from it."
-    )
+    level = "cosine is not distinguishable from it"
+    assert first == f"Not ahead of every baseline: in N@10 two towers is ahead of popularity, and {level}."
     assert headline.endswith("seed 0 · chosen on these questions")
     assert asked == [["two towers", "cosine"]]
     assert text.endswith(f"To try next, the likeliest to help first:\n- {advice.reason}\n    {advice.command}")
