@@ -24,6 +24,7 @@ from features.tables.tables import read_tables
 from tests.running import ask, free_port, quicker, served, start, towers, write_small_shop
 from towers.bundle.bundle import ModelBundle
 from towers.cli.main import main
+from training.evaluation.report import EvaluationReport
 
 WEIGHTS = "model.safetensors"
 EVERY_STEP = ("--set", "training.checkpoint_seconds=0")
@@ -49,7 +50,9 @@ def trained(shop: Path, warm: Path) -> Path:
     """The folder after `towers train run.toml`, recorded in MLflow as by default."""
     ended = towers(shop, "train", "run.toml", program=warm)
     assert ended.returncode == 0, ended.stderr
-    assert "towers serve runs/run-1" in ended.stdout
+    is_ahead = not EvaluationReport.read(shop / "runs" / "run-1" / "report.json").unbeaten
+    assert ("towers serve runs/run-1" in ended.stdout) == is_ahead
+    assert ("Not ahead of every baseline" in ended.stdout) == ("--set" in ended.stdout) == (not is_ahead)
     return shop
 
 

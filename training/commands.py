@@ -130,15 +130,11 @@ def train(
     running service is not affected: runs/latest points to the newest bundle, and `towers deploy` makes a service use a
     bundle.
     """
-    from training.tasks.train import train_and_bundle
+    from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
     bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
-    name = shlex.quote(str(bundle))
-    click.echo(
-        f"\nNext, to try it:\n  towers serve {name}\n"
-        f"or, to let runs/production be this one, which a service in production follows:\n  towers deploy {name}"
-    )
+    click.echo(f"\n{next_steps(bundle)}")
 
 
 @click.command()
@@ -319,8 +315,8 @@ def train_ranker(bundle: Path, **chosen: Any) -> None:
     """Train a re-ranker for a bundle, evaluate it, and add it to the bundle.
 
     DIR is a bundle, such as runs/latest. Gain and latency are measured on the data that was held out when the bundle
-    was trained; without a gain, nothing is written. Run `towers index` afterwards, so that the service, `towers
-    recommend` and `towers search` use it.
+    was trained; unless the 95 % interval of the gain is above zero, nothing is written. Run `towers index` afterwards,
+    so that the service, `towers recommend` and `towers search` use it.
     """
     from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
 

@@ -164,6 +164,7 @@ def held_out_users(
     share: float = 0.1,
     history_share: float = 0.8,
     least: int = MIN_ITEMS_TO_HOLD_OUT,
+    validation_users: Bool[np.ndarray, "users"] | None = None,
 ) -> Split:
     """Hold out whole users, use most of each one's items as history, and predict the rest (protocol S).
 
@@ -183,9 +184,10 @@ def held_out_users(
         share: Share of the users for each of test and validation.
         history_share: Share of a held-out user's items that is shown.
         least: Minimum number of distinct items of a user that may be held out.
+        validation_users: Users to hold out for validation, those of an earlier split, without a test. None: drawn.
 
     Raises:
-        DataError: Fewer than three users have so many different items.
+        DataError: Fewer than three users have so many different items, or none of the given ones has.
     """
     rng = np.random.default_rng(seed)
     first = sequences.first_visits()
@@ -198,8 +200,14 @@ def held_out_users(
     size = max(1, round(share * len(able)))
     chosen = rng.permutation(able)
     held_out = [np.sort(chosen[:size]), np.sort(chosen[size : 2 * size])]
-    hidden = _hidden_items(sequences, first, history_share, rng)
     gone = np.concatenate(held_out if test else held_out[1:])
+    if validation_users is not None:
+        assert not test, "users of an earlier split are for validation alone"
+        gone = np.flatnonzero(validation_users)
+        held_out[1] = np.intersect1d(able, gone)
+        if not len(held_out[1]):
+            raise DataError(f"none of the users that were held out has {least} different items in the tables")
+    hidden = _hidden_items(sequences, first, history_share, rng)
     return Split(
         train=_with_events(sequences.take(np.setdiff1d(np.arange(len(sequences)), gone))),
         validation=_hidden_part(sequences, held_out[1], hidden),
@@ -210,7 +218,14 @@ def held_out_users(
     )
 
 
-def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True, seed: int = 0) -> Split:
+def held_out_queries(
+    sequences: Sequences,
+    num_items: int,
+    *,
+    test: bool = True,
+    seed: int = 0,
+    validation_users: Bool[np.ndarray, "users"] | None = None,
+) -> Split:
     """Hold out whole queries and predict all their documents from their text alone (protocol Q).
 
     A tenth of the queries is held out for the test and a tenth for validation. The whole catalogue is ranked, and what
@@ -221,11 +236,14 @@ def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True,
         num_items: How many documents there are.
         test: Whether to hold out test queries at all.
         seed: Chooses the queries.
+        validation_users: See `held_out_users`.
 
     Raises:
-        DataError: There are fewer than three queries.
+        DataError: There are fewer than three queries, or none of the given ones has a document.
     """
-    split = held_out_users(sequences, num_items, test=test, seed=seed, history_share=0.0, least=1)
+    split = held_out_users(
+        sequences, num_items, test=test, seed=seed, history_share=0.0, least=1, validation_users=validation_users
+    )
     return replace(split, name="queries")
 
 

@@ -55,7 +55,7 @@ def main() -> None:
         sequences = tables.interactions.sequences(tables.catalog)
         split = split_by(given.protocol, sequences, len(tables.catalog), config)
 
-        def judged(recommender: ScoringModel, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
+        def judged(recommender: ScoringModel, part: str, split=split) -> Evaluation:  # type: ignore[no-untyped-def]
             return evaluate(
                 recommender, getattr(split, part), split.candidates, seen_items=split.seen_items, cutoffs=(10, 50)
             )

@@ -8,12 +8,11 @@ nothing does as well as chance and no better. No sampled negatives, no index in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 from tqdm import tqdm
 
 from features.errors import CellError, DataError
@@ -22,7 +21,7 @@ from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Queries
 from features.values.distinct import column_cells
 from features.values.readings import numbers_in
-from training.evaluation.metrics import NEVER, bootstrap_interval, coverage, metrics_per_question
+from training.evaluation.metrics import NEVER, coverage, metrics_per_question
 
 CUTOFFS = (10, 50, 100)
 """The k of the metrics."""
@@ -63,6 +62,7 @@ class Evaluation:
         per_question: One number per question, by metric: `recall_at_10`, `ndcg_at_10`, `mrr_at_10`, ….
         coverage: Share of the candidates recommended to anybody, by metric: `coverage_at_10`, …; empty for a slice.
         num_candidates: How many items were ranked.
+        users: The user of each question, `[questions]`.
         exposure: How many questions were shown each item among the first k, `[items]`, by k; empty where the coverage
             is.
     """
@@ -73,6 +73,7 @@ class Evaluation:
     per_question: dict[str, np.ndarray]
     coverage: dict[str, float]
     num_candidates: int
+    users: Shaped[np.ndarray, "questions"]
     exposure: dict[int, Int[np.ndarray, "items"]] = field(default_factory=dict)
 
     @property
@@ -85,23 +86,6 @@ class Evaluation:
         """Mean over the queries, by metric, and the coverage."""
         return {name: float(values.mean()) for name, values in self.per_question.items()} | self.coverage
 
-    @cached_property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95 % bootstrap interval of every mean, by metric."""
-        low, high = bootstrap_interval(np.stack(list(self.per_question.values()), axis=1))
-        return {name: (float(low[column]), float(high[column])) for column, name in enumerate(self.per_question)}
-
-    def lead_over(self, other: Evaluation, metric: str) -> tuple[float, float, float]:
-        """Return the difference of the mean to another recommender's on the same queries, with its 95 % interval.
-
-        Returns:
-            The mean difference and the bounds of the paired bootstrap interval. The lead is real if 0 is outside.
-        """
-        assert np.array_equal(self.target_offsets, other.target_offsets), "not the same questions"
-        differences = self.per_question[metric] - other.per_question[metric]
-        low, high = bootstrap_interval(differences[:, None])
-        return float(differences.mean()), float(low[0]), float(high[0])
-
     def only(self, targets: Bool[np.ndarray, "targets"]) -> Evaluation | None:
         """Return the evaluation of some of the targets; None if there are none of them.
 
@@ -113,7 +97,8 @@ class Evaluation:
         offsets = offsets_of(lengths[lengths > 0])
         cutoffs = tuple(dict.fromkeys(int(name.rpartition("_at_")[2]) for name in self.per_question))
         values = metrics_per_question(self.ranks[targets], offsets, cutoffs)
-        return Evaluation(self.name, self.ranks[targets], offsets, values, {}, self.num_candidates)
+        users = self.users[lengths > 0]
+        return Evaluation(self.name, self.ranks[targets], offsets, values, {}, self.num_candidates, users)
 
 
 def evaluate(
@@ -168,7 +153,8 @@ def evaluate(
     shares = {f"coverage_at_{k}": coverage(shown > 0, candidates) for k, shown in exposure.items()}
     values = metrics_per_question(ranks, queries.target_offsets, cutoffs)
     num_candidates = int(candidates.sum())
-    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, exposure)
+    users = queries.history.user_ids
+    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, users, exposure)
 
 
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:

@@ -18,6 +18,7 @@ from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
+from training.evaluation.advice import Facts, advise
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.tuning import fit_baselines
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
@@ -29,8 +30,8 @@ from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_prot
 NamedFile = tuple[str, Path]
 """What recommendations of another system are called in the report, and their table."""
 SELECTED = (
-    "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
-    "comparing settings, but slightly optimistic; use --split test for a final figure."
+    "Chosen on these questions: they decided early stopping and the baselines' hyperparameters, so that the figures "
+    "are good for comparing settings and somewhat too high; `towers evaluate` with --split test gives a final one."
 )
 
 
@@ -72,6 +73,7 @@ def evaluate_run(
         compare=[_named_file(text) for text in compare],
         upper_bound=[_named_file(text) for text in upper_bound],
         output=output,
+        command=("towers", "evaluate", str(settings), *(word for one in overrides for word in ("--set", one))),
     )
 
 
@@ -86,6 +88,7 @@ def evaluate_settings(
     compare: Sequence[NamedFile] = (),
     upper_bound: Sequence[NamedFile] = (),
     output: Path | None = None,
+    command: Sequence[str] = ("towers", "evaluate", "run.toml"),
 ) -> EvaluationReport:
     """Return the evaluation of settings under a protocol.
 
@@ -99,6 +102,7 @@ def evaluate_settings(
         compare: Names and files of other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks that `towers audit` reads. None: neither is written.
+        command: The command that evaluates these settings, for advice on others.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -137,6 +141,9 @@ def evaluate_settings(
         slices=parts if protocol in ("time", "cold-items") else None,
         bounds=[name for name, _ in upper_bound],
         notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
+        advise=lambda rivals: advise(
+            rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
+        ),
     )
     if output is not None and ranks is not None:
         output.mkdir(parents=True, exist_ok=True)
