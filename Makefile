@@ -49,9 +49,9 @@ docs: install ## write what is generated in docs/, and build the site into .site
 	$(BIN)/python -m tests.documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
 
-wheel: install ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
+wheel: $(BIN)/python ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
 	@rm -rf dist
-	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . .locks/fbgemm-cpu
+	@$(PIP) wheel --quiet --no-deps --wheel-dir dist . .locks/fbgemm-cpu
 	@for device in cpu gpu; do cp .locks/$$device.lock dist/constraints-$$device.txt; done
 	@ls dist
 

@@ -40,13 +40,13 @@ SAMPLE = 20_000
 FLAGS = {"user_id": "--user-column", "item_id": "--item-column", "timestamp": "--time-column"}
 """The option of `towers init` that names the column of a role."""
 _REASONS = {
-    "user_id": "who",
-    "item_id": "what",
-    "users_user_id": "who, in the users' table",
-    "items_item_id": "what, in the items' table",
-    "timestamp": "when",
-    "position": "the place in the user's own order; decides before the time does",
-    "rating": "how much; read only by min_rating",
+    "user_id": "ids of users",
+    "item_id": "ids of items",
+    "users_user_id": "ids of users in the users' table",
+    "items_item_id": "ids of items in the items' table",
+    "timestamp": "times of interactions",
+    "position": "order of a user's interactions; counts before the time",
+    "rating": "ratings; read only by min_rating",
 }
 _DEPENDS = 0.98
 _LEAST_YEAR = pd.Timestamp(2000, 1, 1).timestamp()
