@@ -866,7 +866,7 @@ def render_table(inference: Inference) -> str:
     return "\n\n".join(parts)
 
 
-_WIDEST = (32, 12, 66)
+_WIDEST = (32, 12, 72)
 
 
 def _one_line(text: str) -> str:
