@@ -1,4 +1,4 @@
-"""A hook of the site's build: options and names with a hyphen are not broken where a line ends, as `--` and `items` were."""
+"""A hook of the site's build: names with a hyphen are not broken where a line ends, as `--` and `items` were."""
 
 from __future__ import annotations
 
