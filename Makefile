@@ -79,7 +79,7 @@ $(STAMP): $(LOCK) pyproject.toml $(BIN)/python
 	@if ls .venv/installed-* 2>/dev/null | grep -qv -- '-$(DEVICE)$$'; then \
 		$(PIP) uninstall --quiet --yes torch faiss-cpu faiss-gpu fbgemm-gpu fbgemm-gpu-cpu; fi  # the other set's
 	@rm -f .venv/installed-*
-	@echo "Installing into .venv what runs on a $(DEVICE): one to three minutes, once."
+	@echo "Installing into .venv what runs on a $(DEVICE): some minutes, once."
 	@echo "  torch ..."
 	@$(PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $(LOCK) $(TORCH) \
 		|| $(PIP) install --quiet --constraint $(LOCK) $(TORCH)
