@@ -48,6 +48,7 @@ test: install ## everything that CI runs: style, types, import layers, tests
 docs: install ## write what is generated in docs/, and build the site into .site
 	$(BIN)/python -m tests.documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
+	@echo "Open .site/index.html. Its search needs a server: $(BIN)/python -m http.server --directory .site"
 
 wheel: $(BIN)/python ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
 	@rm -rf dist
