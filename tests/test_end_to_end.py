@@ -250,7 +250,7 @@ def test_training_goes_on_with_one_warning_when_the_tracking_server_is_away(trai
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("training.epoch=3", "training.epoch: no such setting (misspelt?); remove it"),
+        ("training.epoch=3", "training.epoch: no such setting; did you mean 'epochs'?"),
         ("training.epochs=some", "training.epochs: input should be a valid integer, found 'some'"),
         ("training.epochs=0", "training.epochs: input should be greater than or equal to 1, found 0"),
         ("epochs=3", "--set epochs=3: expected table.key=value"),
