@@ -22,6 +22,7 @@ from features.errors import DataError
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.sequences.seen_items import EXCLUDE, SeenItems
 from features.sequences.sequences import Queries, Sequences
+from features.sequences.timeline import Timeline
 
 MIN_ITEMS_TO_HOLD_OUT = 5
 """Minimum distinct items of a user for `held_out_users`, as in Mult-VAE: of fewer, a fifth is less than one item."""
@@ -38,6 +39,9 @@ class Split:
         candidates: Which catalogue rows are ranked, `[items]`.
         name: The protocol, as the command line calls it.
         seen_items: Which items of a history are excluded from its ranking; the targets were chosen accordingly.
+        timeline: Events of all users, held-out ones among them, for what had happened by the time of a question:
+            nobody may look at what is later. Only those of `train` where whole users are held out; none of cold items.
+            None where the data has no times.
     """
 
     train: Sequences
@@ -46,6 +50,7 @@ class Split:
     candidates: Bool[np.ndarray, "items"]
     name: str
     seen_items: SeenItems
+    timeline: Timeline | None
 
     @property
     def warm_items(self) -> Bool[np.ndarray, "items"]:
@@ -103,6 +108,7 @@ def leave_one_out(
         candidates=_occurring(sequences, num_items),
         name="leave-one-out",
         seen_items=seen_items,
+        timeline=Timeline.of(sequences),
     )
 
 
@@ -151,6 +157,7 @@ def time_split(
         candidates=np.ones(num_items, dtype=bool),
         name="time",
         seen_items=seen_items,
+        timeline=Timeline.of(sequences),
     )
 
 
@@ -200,13 +207,15 @@ def held_out_users(
     held_out = [np.sort(chosen[:size]), np.sort(chosen[size : 2 * size])]
     hidden = _hidden_items(sequences, first, history_share, rng)
     gone = np.concatenate(held_out if test else held_out[1:])
+    train = _with_events(sequences.take(np.setdiff1d(np.arange(len(sequences)), gone)))
     return Split(
-        train=_with_events(sequences.take(np.setdiff1d(np.arange(len(sequences)), gone))),
+        train=train,
         validation=_hidden_part(sequences, held_out[1], hidden),
         test=_hidden_part(sequences, held_out[0], hidden) if test else None,
         candidates=np.ones(num_items, dtype=bool),
         name="users",
         seen_items=seen_items,
+        timeline=Timeline.of(train),
     )
 
 
@@ -283,6 +292,7 @@ def cold_items(
         candidates=np.ones(num_items, dtype=bool),
         name="cold-items",
         seen_items=seen_items,
+        timeline=Timeline.of(sequences.keep(is_warm)),
     )
 
 

@@ -19,7 +19,7 @@ from features.tables.tables import Tables, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
-from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.baselines.suite import fit_baselines
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit

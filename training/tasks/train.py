@@ -18,7 +18,7 @@ from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
-from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.baselines.suite import fit_baselines
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import TqdmWarning
 
 from features.sequences.matrix import interaction_matrix
 from features.sequences.sequences import Queries, Sequences
+from training.evaluation.baselines.baseline import BaselineData, LeftOutError
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,19 @@ class Ials:
             users = self._model.recalculate_user(np.arange(len(queries)), had)
         scores: np.ndarray = users @ self._model.item_factors.T
         return scores
+
+
+def prepare(data: BaselineData) -> Callable[..., Ials]:
+    """Return how to fit iALS."""
+    try:
+        implicit_als()
+    except ImportError as error:
+        raise LeftOutError(f"it needs the library implicit ({error}); pip install implicit adds it") from None
+
+    def fit(confidence: float, regularisation: float, factors: float) -> Ials:
+        return Ials.fit(data.split.train, data.num_items, IalsSettings(int(factors), regularisation, confidence))
+
+    return fit
 
 
 def implicit_als() -> Any:
