@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 
 from features.columns import item_texts
 from features.errors import DataError
-from features.sequences.sequences import Queries
+from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
-from training.evaluation.baselines.suite import fit_baselines
+from training.evaluation.baselines.suite import Budget, fit_baselines
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
@@ -28,6 +30,8 @@ from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_prot
 
 NamedFile = tuple[str, Path]
 """What recommendations of another system are called in the report, and their table."""
+BASELINE_MINUTES = 15.0
+"""Default time for choosing the hyperparameters of the baselines, for each split."""
 SELECTED = (
     "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
     "comparing settings, but slightly optimistic; use --split test for a final figure."
@@ -45,6 +49,7 @@ def evaluate_run(
     compare: Sequence[str] = (),
     upper_bound: Sequence[str] = (),
     output: Path | None = None,
+    baseline_minutes: float = BASELINE_MINUTES,
 ) -> EvaluationReport:
     """Return the evaluation of the settings of a run.toml; see `evaluate_settings`.
 
@@ -58,6 +63,7 @@ def evaluate_run(
         compare: `NAME=FILE` each: other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -72,6 +78,7 @@ def evaluate_run(
         compare=[_named_file(text) for text in compare],
         upper_bound=[_named_file(text) for text in upper_bound],
         output=output,
+        baseline_minutes=baseline_minutes,
     )
 
 
@@ -86,6 +93,7 @@ def evaluate_settings(
     compare: Sequence[NamedFile] = (),
     upper_bound: Sequence[NamedFile] = (),
     output: Path | None = None,
+    baseline_minutes: float = BASELINE_MINUTES,
 ) -> EvaluationReport:
     """Return the evaluation of settings under a protocol.
 
@@ -99,6 +107,7 @@ def evaluate_settings(
         compare: Names and files of other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks that `towers audit` reads. None: neither is written.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines, for each split.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -125,7 +134,7 @@ def evaluate_settings(
         towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
         ours = _answers(towers, split, part)
         if others is None or is_drawn(protocol, sequences):
-            others = _Others.fit(split, part, config, tables, given)
+            others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
         runs[seed], notes[seed] = [ours, *others.evaluations], others.notes
         parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
         if ranks is not None:
@@ -167,21 +176,44 @@ class _Others:
 
     @classmethod
     def fit(
-        cls, split: Split, part: QuestionSet, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
+        cls,
+        split: Split,
+        part: QuestionSet,
+        config: RunConfig,
+        tables: Tables,
+        given: Sequence[TableRecommender],
+        budget: Budget,
     ) -> _Others:
         """Fit the baselines, and evaluate them and the given tables."""
         if config.towers.reads_history:
             texts = item_texts(tables.catalog, config.features.item)
-            baselines, notes = fit_baselines(split, texts=texts)
+            click.echo("choosing the hyperparameters of the baselines", err=True)
+            baselines, notes = fit_baselines(split, texts=texts, budget=budget, say=partial(click.echo, err=True))
         else:
             baselines, notes = fit_query_baselines(split, tables, config.features)
-        return cls([_answers(recommender, split, part) for recommender in (*baselines, *given)], notes)
+        evaluations = [_answers(recommender, split, part) for recommender in (*baselines, *given)]
+        return cls(evaluations, [*_baskets_note(split, part), *notes])
 
 
 def _questions(split: Split, part: QuestionSet) -> Queries:
     questions = split.test if part == "test" else split.validation
     assert questions is not None, "every protocol of this command holds out a test part"
     return questions
+
+
+def _baskets_note(split: Split, part: QuestionSet) -> list[str]:
+    """Return what leave-one-out asks where interactions of a user share a time, such as the lines of an order."""
+    questions = _questions(split, part)
+    if split.name != "leave-one-out" or questions.times is None or questions.history.times is None:
+        return []
+    before = questions.history.times[questions.history.offsets[1:] - 1]
+    num_tied = int(np.count_nonzero((before == questions.times) & (before != UNKNOWN_TIME)))
+    note = (
+        f"{num_tied:,} of the {len(questions):,} answers ({num_tied / len(questions):.0%}) have the same time as the "
+        "interaction before them, so that a part of an order is shown and the rest asked for; --protocol "
+        "leave-one-basket-out hides all of the last order."
+    )
+    return [note] if num_tied else []
 
 
 def _cut(split: Split, part: QuestionSet) -> str:
@@ -193,6 +225,7 @@ def _cut(split: Split, part: QuestionSet) -> str:
 
 
 def _answers(recommender: ScoringModel, split: Split, part: QuestionSet) -> Evaluation:
+    click.echo(f"evaluating {recommender.name}", err=True)
     return evaluate(
         recommender,
         _questions(split, part),

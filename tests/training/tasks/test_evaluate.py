@@ -60,7 +60,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """The splits that baselines were fitted on."""
     splits = []
 
-    def fit(split: Split, *, texts: list[str] | None) -> tuple[list[ScoringModel], list[str]]:
+    def fit(split: Split, *, texts: list[str] | None, **budget: Any) -> tuple[list[ScoringModel], list[str]]:
         assert texts is not None
         assert len(texts) == 100
         splits.append(split)

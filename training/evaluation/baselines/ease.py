@@ -15,8 +15,8 @@ from features.sequences.sequences import Queries, Sequences
 from training.evaluation.baselines.baseline import BaselineData
 from training.evaluation.baselines.recency import decayed_history
 
-_MATRICES = 3
-"""Square matrices that are in memory while EASE is tuned: co-occurrences, the best weights, and those in work."""
+_MATRICES = 4
+"""Square matrices in memory while it is tuned: co-occurrences, the best weights, the last ones, and those in work."""
 
 
 class Ease:
@@ -50,7 +50,8 @@ class Ease:
     @classmethod
     def fit(cls, train: Sequences, num_items: int, *, regularisation: float, half_life: float = math.inf) -> Ease:
         """Solve for the weights between the items that occur."""
-        item_rows, gram = gram_matrix(train, num_items)
+        item_rows = np.unique(train.item_rows)
+        gram = gram_matrix(train, num_items, item_rows)
         return cls(ease_weights(gram, regularisation), item_rows, num_items, half_life)
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
@@ -63,8 +64,9 @@ class Ease:
 
 def prepare(data: BaselineData) -> Callable[..., Ease]:
     """Return how to fit EASE."""
-    check_ease_memory(data, int(data.split.warm_items.sum()))
-    item_rows, gram = gram_matrix(data.split.train, data.num_items)
+    item_rows = np.flatnonzero(data.split.warm_items)
+    data.check_memory(_MATRICES * 4 * len(item_rows) ** 2, f"matrices of {len(item_rows):,} x {len(item_rows):,} items")
+    gram = gram_matrix(data.split.train, data.num_items, item_rows)
 
     @lru_cache(maxsize=1)
     def weights(regularisation: float) -> Float32[np.ndarray, "known known"]:
@@ -76,19 +78,12 @@ def prepare(data: BaselineData) -> Callable[..., Ease]:
     return fit
 
 
-def check_ease_memory(data: BaselineData, num_known: int) -> None:
-    """Raise `LeftOutError` if the square matrices of so many items would take too much memory."""
-    data.check_memory(_MATRICES * 4 * num_known**2, f"matrices of {num_known:,} x {num_known:,} items")
-
-
 def gram_matrix(
-    train: Sequences, num_items: int
-) -> tuple[Int[np.ndarray, "known"], Float32[np.ndarray, "known known"]]:
-    """Return the catalogue rows of the items that occur, and the number of users in common of each two of them."""
-    had = interaction_matrix(train, num_items)
-    item_rows = np.unique(had.indices).astype(np.int64)
-    known = had[:, item_rows]
-    return item_rows, (known.T @ known).toarray()
+    train: Sequences, num_items: int, item_rows: Int[np.ndarray, "known"]
+) -> Float32[np.ndarray, "known known"]:
+    """Return the number of users in common of each two of some items, given by their catalogue rows."""
+    had = interaction_matrix(train, num_items)[:, item_rows]
+    return (had.T @ had).toarray()
 
 
 def ease_weights(gram: Float32[np.ndarray, "known known"], regularisation: float) -> Float32[np.ndarray, "known known"]:

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from training.evaluation.baselines import (
+    cease,
     ease,
     ials,
     item_cosine,
     popularity,
     recent_popularity,
     sequential,
+    session_knn,
     text_neighbours,
 )
 from training.evaluation.baselines.baseline import GIB, Baseline, BaselineData, LeftOutError
+from training.evaluation.baselines.mix import choose_mix
 from training.evaluation.baselines.tuning import Choice, Grid, ndcg_on, sample, search
 from training.evaluation.evaluate import ScoringModel
 
@@ -46,13 +53,32 @@ BASELINES = (
             "column_power": Grid((0, 0.25, 0.5), 0, lowest=0, highest=1),
         },
     ),
+    Baseline(
+        "session kNN",
+        session_knn.prepare,
+        {
+            "half_life": Grid((1, 2, 4, 8, 16), 4, lowest=0.25, highest=64, unit="events"),
+            "neighbours": Grid((100, 300, 1_000), 300, lowest=10, highest=3_000, growth=3),
+        },
+    ),
     Baseline("EASE", ease.prepare, {"regularisation": REGULARISATION, "half_life": HALF_LIFE}),
+    Baseline(
+        "CEASE",
+        cease.prepare,
+        {
+            "attribute_weight": Grid((1, 3, 10, 30), 10, lowest=0.1, highest=1_000, growth=3),
+            "regularisation": REGULARISATION,
+            "half_life": HALF_LIFE,
+        },
+        finds_cold_items=True,
+    ),
     Baseline(
         "iALS",
         ials.prepare,
         {
             "confidence": Grid((1, 3, 10, 40), 3, lowest=0.1, highest=1_000),
-            "regularisation": Grid((1, 10), 10, lowest=0.1, highest=1_000),
+            "regularisation": Grid((3, 10, 30), 10, lowest=0.1, highest=1_000, growth=3),
+            "frequency_power": Grid((0, 0.5, 1), 1, lowest=0, highest=1),
             "factors": Grid((64, 128, 256), 128, lowest=16, highest=512),
         },
         rounds=1,
@@ -92,29 +118,53 @@ def fit_baselines(
         say: Is told how each baseline went, one line each.
 
     Returns:
-        The recommenders, and what a reader of the report should know about them, one line each.
+        The recommenders, the best mix of two of them at the end, and what a reader of the report should know about
+        them, one line each.
     """
     data = BaselineData(split, texts, budget.memory_bytes)
-    end = time.monotonic() + budget.seconds
-    recommenders, notes = [], []
-    for place, baseline in enumerate(BASELINES):
-        begun = time.monotonic()
-        deadline = begun + (end - begun) / (len(BASELINES) - place)
+    questions = sample(split.validation, data.num_items)
+    clock = _Clock(budget.seconds, len(BASELINES) + 1)
+    choices, notes = [], []
+    for baseline in BASELINES:
         try:
-            choice, note = _fitted(baseline, data, deadline)
+            choice, note = _fitted(baseline, data, questions, clock.share())
         except LeftOutError as reason:
             note = f"{baseline.name} is left out: {reason}." if str(reason) else ""
         else:
-            recommenders.append(choice.model)
-        if note:
-            notes.append(note)
-            say(f"{note} ({time.monotonic() - begun:,.0f} s)")
-    return recommenders, notes
+            choices.append(choice)
+        notes.append(note)
+        say(f"{clock.elapsed():5,.0f} s  {note or baseline.name}")
+    recommenders: list[ScoringModel] = [choice.model for choice in choices]
+    if len(recommenders) > 1:
+        mix, note = _mixed(choices, data, questions, clock.share())
+        recommenders.append(mix)
+        notes.append(note)
+        say(f"{clock.elapsed():5,.0f} s  {note}")
+    return recommenders, [note for note in notes if note]
 
 
-def _fitted(baseline: Baseline, data: BaselineData, deadline: float) -> tuple[Choice[ScoringModel], str]:
+class _Clock:
+    """Divides the time of a budget: each step has an equal share of what the steps before it left."""
+
+    def __init__(self, seconds: float, steps: int) -> None:
+        self._begun, self._seconds, self._steps = time.monotonic(), seconds, steps
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._begun
+
+    def share(self) -> Callable[[], bool]:
+        """Return whether the step that begins now has time left, to be called at any time."""
+        begun = self.elapsed()
+        deadline = begun + (self._seconds - begun) / self._steps
+        self._steps -= 1
+        return lambda: self.elapsed() < deadline
+
+
+def _fitted(
+    baseline: Baseline, data: BaselineData, questions: Queries, has_time: Callable[[], bool]
+) -> tuple[Choice[ScoringModel], str]:
     """Return a baseline with its best hyperparameters, and what the report says of them."""
-    split, questions = data.split, sample(data.split.validation, data.num_items)
+    split = data.split
     fit = baseline.prepare(data)
     can_tune = baseline.finds_cold_items or bool(split.warm_items[questions.target_rows].any())
     grids = {
@@ -128,37 +178,53 @@ def _fitted(baseline: Baseline, data: BaselineData, deadline: float) -> tuple[Ch
         grids,
         ndcg_on(split, questions),
         rounds=baseline.rounds,
-        has_time=lambda: time.monotonic() < deadline,
+        has_time=has_time,
     )
-    if not baseline.grids:
-        return choice, ""
-    told = f"{baseline.name}: {_settings(baseline, fixed | choice.settings)}"
-    if not can_tune:
-        return choice, f"{told}, not tuned, as training has seen none of the answers."
+    settings = fixed | choice.settings
+    told = ", ".join(f"{_label(name)} {_value(settings[name], grid)}" for name, grid in baseline.grids.items())
     if not grids:
-        return choice, f"{told}."
-    tried = "; ".join(f"{_label(name)} {_values(values)}" for name, values in choice.tried.items())
-    cut = "" if choice.is_complete else " until its share of the time was over"
-    edges = [
+        reason = "" if can_tune else ", not tuned, as training has seen none of the answers"
+        return choice, f"{baseline.name}: {told}{reason}." if told else ""
+    return choice, f"{baseline.name}: {told}, the best on {len(questions):,} validation questions of {_tried(choice)}"
+
+
+def _mixed(
+    choices: Sequence[Choice[ScoringModel]], data: BaselineData, questions: Queries, has_time: Callable[[], bool]
+) -> tuple[ScoringModel, str]:
+    """Return the best mix of two baselines, and what the report says of it."""
+    most = int(data.memory_bytes / 2 / (4 * data.num_items * len(choices)))
+    questions = questions.take(np.arange(len(questions))[:: math.ceil(len(questions) / max(1, most))])
+    mix, choice, num_pairs = choose_mix(
+        [choice.model for choice in choices],
+        [choice.ndcg for choice in choices],
+        questions,
+        ndcg_on(data.split, questions),
+        has_time=has_time,
+    )
+    return mix, (
+        f"{mix.name}: standardised scores, the second counting {mix.share:g} against the first, the best of "
+        f"{num_pairs:,} pairs on {len(questions):,} validation questions, with {_tried(choice)}"
+    )
+
+
+def _tried(choice: Choice[Any]) -> str:
+    """Return which values were tried, and whether the best may lie beyond them."""
+    tried = "; ".join(
+        f"{_label(name)} {', '.join(f'{value:g}' for value in values)}" for name, values in choice.tried.items()
+    )
+    if not choice.is_complete:
+        return f"{tried} until the time was over."
+    ends = [
         _label(name)
         for name, values in choice.tried.items()
-        if choice.is_complete and choice.settings[name] in {values[0], values[-1]} - {0, math.inf}
+        if choice.settings[name] in {values[0], values[-1]} - {0, math.inf}
     ]
-    at_edge = f" The best {_and(edges)} is the last that may be tried." if edges else ""
-    return choice, f"{told}, the best on {len(questions):,} validation questions of {tried}{cut}.{at_edge}"
-
-
-def _settings(baseline: Baseline, settings: dict[str, float]) -> str:
-    return ", ".join(f"{_label(name)} {settings[name]:g} {grid.unit}".rstrip() for name, grid in baseline.grids.items())
+    return f"{tried}." + (f" The best {' and '.join(ends)} is the last that may be tried." if ends else "")
 
 
 def _label(name: str) -> str:
     return name.replace("half_life", "half-life").replace("_", " ")
 
 
-def _values(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(words)
+def _value(value: float, grid: Grid) -> str:
+    return f"{value:g} {grid.unit}".rstrip()

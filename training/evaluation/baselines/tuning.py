@@ -6,7 +6,6 @@ whose best value is at an edge grows beyond it, so that no baseline is held back
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -145,9 +144,9 @@ class _Search(Generic[Trial]):
             self.best, self.model = settings, model
 
 
-def sample(queries: Queries, num_items: int) -> Queries:
-    """Return the questions that trials are judged by: all of them, or a random part where that would take too long."""
-    most = max(LEAST_QUESTIONS, MOST_CELLS // num_items)
+def sample(queries: Queries, num_items: int, *, most_cells: int = MOST_CELLS) -> Queries:
+    """Return the questions, or a random part where they would take more than so many scores of items."""
+    most = max(LEAST_QUESTIONS, most_cells // num_items)
     if len(queries) <= most:
         return queries
     return queries.take(np.sort(np.random.default_rng(0).choice(len(queries), most, replace=False)))

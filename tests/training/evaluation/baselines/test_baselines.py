@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+import scipy.sparse as sp
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.columns import item_texts
 from features.config import FeatureSettings
+from features.sequences.matrix import interaction_matrix
 from features.sequences.ragged import offsets_of
 from features.sequences.seen_items import EXCLUDE
 from features.sequences.sequences import Queries, Sequences
@@ -22,14 +24,18 @@ from features.sequences.split import cold_items, held_out_users, leave_one_out
 from features.sequences.timeline import Timeline
 from features.tables.table_files import read_frame
 from features.tables.tables import Catalog
+from training.evaluation.baselines.baseline import BaselineData
+from training.evaluation.baselines.cease import prepare as prepare_cease
 from training.evaluation.baselines.ease import Ease, ease_weights
-from training.evaluation.baselines.ials import Ials, IalsSettings
+from training.evaluation.baselines.ials import Ials, IalsSettings, implicit_als
 from training.evaluation.baselines.item_cosine import ItemCosine
+from training.evaluation.baselines.mix import Mix
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.baselines.recency import decayed_history
 from training.evaluation.baselines.recent_popularity import RecentPopularity
 from training.evaluation.baselines.sequential import WINDOW, SequentialNeighbours
-from training.evaluation.baselines.text_neighbours import TextNeighbours
+from training.evaluation.baselines.session_knn import SessionNeighbours, recent_users
+from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
 from training.evaluation.evaluate import evaluate
 
 
@@ -171,14 +177,19 @@ def test_ease_gives_items_that_nobody_had_nothing():
     assert scores[1:].tolist() == [[0] * 5] * 2
 
 
-def alternating_minima(had: np.ndarray, items: np.ndarray, settings: IalsSettings) -> np.ndarray:
+def alternating_minima(had: np.ndarray, items: np.ndarray, settings: IalsSettings, mean: float) -> np.ndarray:
     """The users' vectors that are best for the items' vectors, each by its own linear equations."""
     users = np.zeros((len(had), items.shape[1]))
     for user, row in enumerate(had):
-        confidence = np.diag(np.where(row > 0, settings.confidence, 1.0))
-        equations = items.T @ confidence @ items + settings.regularisation * np.eye(items.shape[1])
-        users[user] = np.linalg.solve(equations, items.T @ confidence @ row)
+        weights = np.where(row > 0, settings.confidence, 1.0)
+        penalty = settings.regularisation * (weights.sum() / mean) ** settings.frequency_power
+        equations = items.T @ np.diag(weights) @ items + penalty * np.eye(items.shape[1])
+        users[user] = np.linalg.solve(equations, items.T @ np.diag(weights) @ row)
     return users
+
+
+def mean_weight(had: np.ndarray, settings: IalsSettings) -> float:
+    return float(np.where(had > 0, settings.confidence, 1.0).sum(axis=1).mean())
 
 
 @given(
@@ -189,35 +200,112 @@ def alternating_minima(had: np.ndarray, items: np.ndarray, settings: IalsSetting
         factors=st.integers(1, 5),
         regularisation=st.sampled_from([0.5, 3.0]),
         confidence=st.sampled_from([1.0, 2.0, 30.0]),
+        frequency_power=st.sampled_from([0.0, 1.0]),
     ),
 )
-def test_whoever_asks_ials_gets_the_exact_minimum_for_the_history(
+def test_whoever_asks_ials_gets_the_minimum_for_the_history(
     train: Sequences, histories: Sequences, settings: IalsSettings
 ):
     ials = Ials.fit(train, 7, settings)
     items = ials._model.item_factors.astype(float)
     queries = Queries(histories, np.arange(len(histories) + 1), np.zeros(len(histories), dtype=np.int64), times=None)
-    expected = alternating_minima(matrix(histories, 7), items, settings) @ items.T
+    mean = mean_weight(matrix(train, 7), settings)
+    expected = alternating_minima(matrix(histories, 7), items, settings, mean) @ items.T
     scores = ials.scores(queries)
-    assert scores == pytest.approx(expected, abs=1e-4)
+    # Penalties that differ by less than five in a hundred are one.
+    assert scores == pytest.approx(expected, abs=0.03 * np.abs(expected).max() + 1e-4)
     assert scores.dtype == np.float32
 
 
-def test_ials_finds_vectors_that_neither_side_can_better():
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_ials_finds_vectors_that_cannot_be_bettered(power: float):
     rng = np.random.default_rng(4)
-    settings = IalsSettings(factors=3, regularisation=1.0, confidence=5.0)
-    had = (rng.random((30, 12)) < 0.3).astype(float)
-    train = sequences(*[np.flatnonzero(row).tolist() for row in had])
-    model = Ials.fit(train, 12, settings)._model
-    users, items = model.user_factors, model.item_factors
-    assert users == pytest.approx(alternating_minima(had, items, settings), abs=0.02)
-    assert items == pytest.approx(alternating_minima(had.T, users, settings), abs=0.02)
+    settings = IalsSettings(factors=3, regularisation=1.0, confidence=5.0, frequency_power=power)
+    had = (rng.random((30, 12)) < rng.uniform(0.1, 0.6, (30, 1))).astype(float)
+    items = Ials.fit(sequences(*[np.flatnonzero(row).tolist() for row in had]), 12, settings)._model.item_factors
+    users = alternating_minima(had, items, settings, mean_weight(had, settings))
+    again = alternating_minima(had.T, users, settings, mean_weight(had.T, settings))
+    assert items == pytest.approx(again, abs=0.03)
+
+
+def test_without_scaling_by_frequency_ials_is_that_of_implicit():
+    rng = np.random.default_rng(4)
+    had = (rng.random((30, 12)) < 0.3).astype(np.float32)
+    ours = Ials.fit(
+        sequences(*[np.flatnonzero(row).tolist() for row in had]),
+        12,
+        IalsSettings(factors=3, regularisation=1.0, confidence=5.0, frequency_power=0.0),
+    )
+    theirs = implicit_als()(factors=3, regularization=1.0, alpha=5.0, iterations=15)
+    rng = np.random.default_rng(0)
+    theirs.user_factors, theirs.item_factors = (rng.random((size, 3), dtype=np.float32) * 0.01 for size in had.shape)
+    theirs.fit(sp.csr_matrix(had), show_progress=False)
+    assert ours._model.item_factors == pytest.approx(theirs.item_factors, abs=1e-3)
 
 
 def test_ials_gives_a_stranger_without_history_and_an_item_that_nobody_had_nothing():
     scores = Ials.fit(sequences([0, 2], [0, 2], [2]), num_items=5).scores(asking([0], [1], []))
     assert scores[:, [1, 3, 4]].tolist() == [[0, 0, 0]] * 3
     assert scores[1:].tolist() == [[0] * 5] * 2
+
+
+def test_ials_is_the_same_for_the_same_seed():
+    train, settings = sequences([0, 1], [0, 1, 3], [2, 3], [2]), IalsSettings(factors=2, regularisation=0.1)
+    first, again, other = (Ials.fit(train, 4, settings, seed=seed).scores(asking([0, 3])) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_cease_is_ease_with_a_user_for_each_word():
+    # Items 0 to 3 have interactions, 4 only words. A user more for each word and pair of words, who "has" the items
+    # by weight * TF-IDF.
+    rows = [[0, 1], [0, 1, 2], [2, 3], [3]]
+    texts = ["red hat", "red shoe", "sun", "moon", "red moon"]
+    split = leave_one_out(sequences(*[[*row, *row] for row in rows]), 5)
+    data = BaselineData(replace(split, train=sequences(*rows)), texts, memory_bytes=10**6)
+    cease = prepare_cease(data)(attribute_weight=3.0, regularisation=2.0, half_life=math.inf)
+    tfidf = text_vectors(texts, np.array([True, True, True, True, False])).toarray().astype(float)
+    stacked = np.vstack([matrix(sequences(*rows), 5), 3.0 * tfidf.T])
+    inverse = np.linalg.inv(stacked.T @ stacked + 2.0 * np.eye(5))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    assert cease.scores(asking([0], [3, 1])) == pytest.approx(weights[[0, 3]] + [[0] * 5, weights[1]], abs=1e-4)
+    assert cease.scores(asking([0]))[0, 4] > 0
+    assert cease.name == "CEASE"
+
+
+@given(people, people, st.sampled_from([1, 3, 100]), st.sampled_from([0.5, 3.0]))
+def test_session_neighbours_agree_with_their_definition(
+    train: Sequences, histories: Sequences, neighbours: int, half_life: float
+):
+    had = [set(train.items_of(user).tolist()) for user in range(len(train))]
+    expected = np.zeros((len(histories), 7))
+    for question, weights in enumerate(decayed_history(histories, 7, half_life).toarray().tolist()):
+        similarity = [sum(weights[item] for item in items) for items in had]
+        near = sorted(range(len(had)), key=lambda user: -similarity[user])
+        # Of equally similar users any may be the last neighbour, which the definition leaves open.
+        assume(len(near) <= neighbours or similarity[near[neighbours - 1]] > similarity[near[neighbours]] + 1e-6)
+        for user in near[:neighbours]:
+            newest = max((weights[item] for item in had[user]), default=0)
+            expected[question, list(had[user])] += similarity[user] * newest
+    queries = Queries(histories, np.arange(len(histories) + 1), np.zeros(len(histories), dtype=np.int64), times=None)
+    sessions = SessionNeighbours.fit(train, 7, neighbours=neighbours, half_life=half_life)
+    assert sessions.scores(queries) == pytest.approx(expected, abs=1e-4)
+
+
+def test_only_the_users_who_came_last_may_be_neighbours():
+    train = replace(sequences([0, 1], [0, 2], [0, 3]), times=np.array([1, 5, 1, 9, 1, 7]))
+    had = interaction_matrix(train, 4)
+    users = recent_users(train, had, most=2)
+    assert [users.row(item).tolist() for item in range(4)] == [[1, 2], [0], [1], [2]]
+
+
+def test_a_mix_is_the_sum_of_scores_of_one_scale():
+    first, second = PopularityBaseline(np.array([1.0, 3.0])), PopularityBaseline(np.array([10.0, 90.0]))
+    level = PopularityBaseline(np.array([7.0, 7.0]))
+    assert Mix(first, second, 0.5).scores(asking([])).tolist() == [[-1.5, 1.5]]
+    assert Mix(first, level, 2.0).scores(asking([], [])).tolist() == [[-1, 1]] * 2
+    assert Mix(first, level, 2.0).name == "popularity + popularity"
 
 
 def test_neighbours_by_text_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from features.sequences.split import Split, cold_items, held_out_users, leave_on
 from training.evaluation.baselines import suite
 from training.evaluation.baselines.ease import Ease
 from training.evaluation.baselines.suite import Budget, fit_baselines
+from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import ScoringModel, evaluate
 
 
@@ -48,14 +50,17 @@ def test_all_baselines_stand_beside_a_result_and_beat_popularity_where_tastes_di
         recommender.name: evaluate(recommender, split.test, split.candidates, seen_items=EXCLUDE).means["recall_at_10"]
         for recommender in recommenders
     }
-    personal = ["item-item cosine", "sequential neighbours", "EASE", "iALS"]
-    assert list(recall) == ["popularity", *personal]
+    personal = ["item-item cosine", "sequential neighbours", "session kNN", "EASE", "iALS"]
+    *single, mix = recall
+    assert single == ["popularity", *personal]
+    assert " + " in mix
     # Eleven items of the right taste are left: 10/11 by chance, about a third among all.
     assert recall["popularity"] < 0.5
-    assert min(recall[name] for name in personal) > 0.8
+    assert min(recall[name] for name in [*personal, mix]) > 0.8
     assert notes[0] == "recent popularity is left out: it needs the times of the interactions."
-    assert notes[3].startswith("EASE: regularisation ")
-    assert "the best on 200 validation questions of regularisation " in notes[3]
+    assert notes[4].startswith("EASE: regularisation ")
+    assert "the best on 200 validation questions of regularisation " in notes[4]
+    assert notes[-1].startswith(f"{mix}: standardised scores, the second counting ")
 
 
 def test_a_baseline_does_not_look_at_the_answers_or_at_what_is_later():
@@ -81,7 +86,7 @@ def test_recent_popularity_finds_what_is_new_and_knows_more_at_the_question(monk
     weeks, times = np.take_along_axis(weeks, order, 1), np.take_along_axis(times, order, 1)
     split = leave_one_out(sequences(*weeks.tolist(), times=times.astype(np.int64).ravel()), 12, seen_items=REPEAT)
     chosen(monkeypatch, "popularity", "popularity, newest of training", "recent popularity")
-    everything, at_end, at_question = (ndcg(one, split) for one in fit_baselines(split)[0])
+    everything, at_end, at_question, _ = (ndcg(one, split) for one in fit_baselines(split)[0])
     assert everything < 0.6 < 0.9 < at_question
     assert at_end < at_question
 
@@ -125,8 +130,8 @@ def test_settings_are_chosen_by_a_sample_where_there_are_many_questions(
         asked.add(len(queries))
         return scores(own, queries)
 
-    monkeypatch.setattr("training.evaluation.baselines.tuning.MOST_CELLS", 45 * 20)
     monkeypatch.setattr("training.evaluation.baselines.tuning.LEAST_QUESTIONS", 0)
+    monkeypatch.setattr(suite, "sample", partial(sample, most_cells=45 * 20))
     monkeypatch.setattr(Ease, "scores", counted)
     chosen(monkeypatch, "EASE")
     fit_baselines(leave_one_out(planted, num_items=45))
@@ -144,7 +149,7 @@ def test_the_half_life_needs_an_order(monkeypatch: pytest.MonkeyPatch):
     chosen(monkeypatch, "sequential neighbours", "TF-IDF")
     events = sequences(*rows)
     recommenders, _ = fit_baselines(leave_one_out(events, num_items=40, seen_items=REPEAT), texts=texts)
-    assert recommenders[-1].half_life < math.inf
+    assert recommenders[1].half_life < math.inf
     split = held_out_users(replace(events, is_ordered=False), 40, seen_items=REPEAT)
     (neighbours,), notes = fit_baselines(split, texts=texts)
     assert neighbours.half_life == math.inf
@@ -166,8 +171,8 @@ def test_only_what_reads_texts_finds_what_nobody_had(planted: Sequences):
         for recommender in recommenders
     }
     # The 20 items of the taste, less the history, come before all others.
-    ranks = {name: evaluation.ranks.max() for name, evaluation in found.items()}
-    assert ranks.pop("TF-IDF") <= 20 < min(ranks.values())
+    worst = {name: evaluation.ranks.max() for name, evaluation in found.items() if " + " not in name}
+    assert {name for name, rank in worst.items() if rank <= 20} == {"TF-IDF", "CEASE"}
 
 
 @pytest.mark.parametrize("texts", [None, [""] * 45, ["..."] * 45, ["", *["a word"] * 44]])
@@ -178,3 +183,20 @@ def test_without_a_word_about_any_known_item_there_are_no_neighbours_by_text(
         texts = [text if row >= 40 else "" for row, text in enumerate(texts)]  # nobody had the items from 40 on
     chosen(monkeypatch, "TF-IDF")
     assert fit_baselines(leave_one_out(planted, num_items=45), texts=texts) == ([], [])
+
+
+def test_the_best_mix_is_at_least_as_good_on_validation_as_each_of_its_parts(monkeypatch: pytest.MonkeyPatch):
+    # Half of what comes next is what is popular in that week, half follows the last item.
+    rng = np.random.default_rng(6)
+    rows, times = [], []
+    for _ in range(400):
+        weeks, row = np.sort(rng.integers(0, 8, 8)), [int(rng.integers(0, 40))]
+        for week in weeks[1:]:
+            row.append(40 + week if rng.random() < 0.5 else (row[-1] * 7 + 3) % 40)
+        rows.append(row)
+        times.append(np.sort(weeks * 7 * 86_400 + rng.integers(0, 86_400, 8)))
+    split = leave_one_out(sequences(*rows, times=np.concatenate(times)), 50, seen_items=REPEAT)
+    chosen(monkeypatch, "popularity", "recent popularity", "sequential neighbours")
+    *single, mix = fit_baselines(split)[0]
+    assert mix.name == "recent popularity + sequential neighbours"
+    assert ndcg(mix, split) > max(ndcg(one, split) for one in single) + 0.05

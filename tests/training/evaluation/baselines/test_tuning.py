@@ -21,7 +21,7 @@ def test_a_grid_grows_while_its_best_value_is_at_an_edge():
     choice = searched(grid, lambda a: -abs(a - 30))
     assert (choice.settings, choice.tried) == ({"a": 36}, {"a": [1, 2, 4, 12, 36]})
     choice = searched(grid, lambda a: -abs(a - 0.2))
-    assert choice.tried["a"] == pytest.approx([1 / 9, 1 / 3, 1, 2, 4])
+    assert choice.tried["a"] == pytest.approx([1 / 27, 1 / 9, 1 / 3, 1, 2, 4])
 
 
 def test_a_grid_does_not_grow_beyond_its_limits_or_inside():
