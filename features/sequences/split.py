@@ -40,9 +40,9 @@ class Split:
         candidates: Which catalogue rows are ranked, `[items]`.
         name: The protocol, as the command line calls it.
         seen_items: Which items of a history are excluded from its ranking; the targets were chosen accordingly.
-        timeline: Events of all users, held-out ones among them, for what had happened by the time of a question:
-            nobody may look at what is later. Only those of `train` where whole users are held out; none of cold items.
-            None where the data has no times.
+        timeline: Events of all users, held-out ones among them, for what is known at the time of a question; what is
+            later must not be read. Only those of `train` where whole users are held out; none of cold items. None where
+            the data has no times.
     """
 
     train: Sequences

@@ -34,7 +34,7 @@ class Timeline:
     def counts(
         self, moments: Int[np.ndarray, "questions"], seconds: float, num_items: int
     ) -> Float32[np.ndarray, "questions items"]:
-        """Return how many events each item had in the window that ends at each moment.
+        """Return the number of events of each item in the window that ends at each moment.
 
         Args:
             moments: Unix seconds. An event at the very moment does not count: it may be the one that is asked for.

@@ -30,7 +30,7 @@ from training.runs.progress import describe, report_epochs, start_tracking
 from training.runs.run_folder import Run
 from training.tasks.protocols import early_stopping_split
 
-BUDGET = Budget(seconds=120, memory_bytes=2 * GIB)
+BUDGET = Budget(seconds=120, memory_bytes=3 * GIB)
 """For the baselines of the report after training; `towers evaluate` gives them more."""
 MOST_CELLS = 10**9
 """Most scores that the report computes for each recommender; of more validation questions a sample is asked."""

@@ -1,4 +1,4 @@
-"""Session kNN in the form of V-SKNN: what those had who had the newest items of a history."""
+"""Session kNN in the form of V-SKNN: the items of users who share the newest items of a history."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SessionNeighbours:
     name = "session kNN"
 
     def __init__(self, had: sp.csr_array[np.float32], users_of: Ragged, *, neighbours: int, half_life: float) -> None:
-        """Take what each user had, `[users, items]`, and the users of each item who may be neighbours."""
+        """Take the interactions, `[users, items]`, and the users of each item who may be neighbours."""
         self._had, self._users_of = had, users_of
         self._neighbours, self._half_life = neighbours, half_life
 

@@ -115,7 +115,7 @@ def fit_baselines(
         split: Training data and validation questions.
         texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
         budget: What they may take.
-        say: Is told how each baseline went, one line each.
+        say: Gets a line about each baseline when it is fitted.
 
     Returns:
         The recommenders, the best mix of two of them at the end, and what a reader of the report should know about
@@ -181,11 +181,14 @@ def _fitted(
         has_time=has_time,
     )
     settings = fixed | choice.settings
-    told = ", ".join(f"{_label(name)} {_value(settings[name], grid)}" for name, grid in baseline.grids.items())
+    described = ", ".join(f"{_label(name)} {_value(settings[name], grid)}" for name, grid in baseline.grids.items())
     if not grids:
         reason = "" if can_tune else ", not tuned, as training has seen none of the answers"
-        return choice, f"{baseline.name}: {told}{reason}." if told else ""
-    return choice, f"{baseline.name}: {told}, the best on {len(questions):,} validation questions of {_tried(choice)}"
+        return choice, f"{baseline.name}: {described}{reason}." if described else ""
+    return (
+        choice,
+        f"{baseline.name}: {described}, the best on {len(questions):,} validation questions of {_tried(choice)}",
+    )
 
 
 def _mixed(

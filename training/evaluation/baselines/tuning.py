@@ -1,7 +1,7 @@
 """Hyperparameters of baselines, chosen on validation questions.
 
 One hyperparameter after the other is varied, the rest being at the best so far, until a round changes nothing. A grid
-whose best value is at an edge grows beyond it, so that no baseline is held back by the values that somebody thought of.
+whose best value is at an edge grows beyond it, so that no baseline is held back by the choice of its grid.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def search(
         grids: By hyperparameter.
         ndcg_of: What is maximised.
         rounds: How often the hyperparameters are gone through at most.
-        has_time: Whether another trial may begin. The first one is not asked about.
+        has_time: Whether another trial may begin. The first one always runs.
     """
     search = _Search(fit, ndcg_of, {name: grid.default for name, grid in grids.items()})
     is_complete = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -15,9 +16,11 @@ from features.sequences.seen_items import EXCLUDE, REPEAT
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split, cold_items, held_out_users, leave_one_out, time_split
 from training.evaluation.baselines import suite
+from training.evaluation.baselines.baseline import Baseline, BaselineData
 from training.evaluation.baselines.ease import Ease
+from training.evaluation.baselines.recency import decayed_history
 from training.evaluation.baselines.suite import Budget, fit_baselines
-from training.evaluation.baselines.tuning import sample
+from training.evaluation.baselines.tuning import Grid, sample
 from training.evaluation.evaluate import ScoringModel, evaluate
 
 
@@ -198,5 +201,33 @@ def test_the_best_mix_is_at_least_as_good_on_validation_as_each_of_its_parts(mon
     split = leave_one_out(sequences(*rows, times=np.concatenate(times)), 50, seen_items=REPEAT)
     chosen(monkeypatch, "popularity", "recent popularity", "sequential neighbours")
     *single, mix = fit_baselines(split)[0]
-    assert mix.name == "recent popularity + sequential neighbours"
+    assert set(mix.name.split(" + ")) == {"recent popularity", "sequential neighbours"}
     assert ndcg(mix, split) > max(ndcg(one, split) for one in single) + 0.05
+
+
+class _Newest:
+    """The last item of the history again, or the one before it, and so on: `scores = 2 ** (-age * steepness)`."""
+
+    name = "newest"
+
+    def __init__(self, num_items: int, steepness: float) -> None:
+        self.num_items, self.steepness = num_items, steepness
+
+    def scores(self, queries: Queries) -> np.ndarray:
+        return decayed_history(queries.history, self.num_items, 1 / self.steepness).toarray()
+
+
+def test_a_baseline_is_added_by_a_class_and_an_entry(planted: Sequences, monkeypatch: pytest.MonkeyPatch):
+    def prepare(data: BaselineData) -> Callable[..., _Newest]:
+        data.check_memory(4 * data.num_items, "a number for each item")
+        return lambda steepness: _Newest(data.num_items, steepness)
+
+    entry = Baseline("newest", prepare, {"steepness": Grid((0.5, 1, 2), 1, lowest=0.5, highest=2)})
+    monkeypatch.setattr(suite, "BASELINES", (suite.BASELINES[0], entry))
+    split = leave_one_out(planted, num_items=45, seen_items=REPEAT)
+    recommenders, notes = fit_baselines(split)
+    assert [one.name for one in recommenders[:2]] == ["popularity", "newest"]
+    assert notes[0] == "newest: steepness 1, the best on 200 validation questions of steepness 0.5, 1, 2."
+    assert set(recommenders[2].name.split(" + ")) == {"popularity", "newest"}
+    _, notes = fit_baselines(split, budget=Budget(memory_bytes=100))
+    assert notes[0].startswith("newest is left out: a number for each item would take 0.0 GiB, more than the ")
