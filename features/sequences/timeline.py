@@ -53,7 +53,7 @@ class Timeline:
         current = np.zeros(num_items, dtype=np.float32)
         start = end = 0
         # The window only moves forward, so that each event is added and removed once.
-        for question in np.argsort(ends, kind="stable"):
+        for question in np.argsort(moments):
             np.add.at(current, self.item_rows[end : ends[question]], 1)
             np.subtract.at(current, self.item_rows[start : starts[question]], 1)
             start, end = starts[question], ends[question]

@@ -19,8 +19,8 @@ class RecentPopularity:
 
     `score(i) = events of i in [t - days, t)`; items with equally many are ordered by their events in the training data.
     There are two variants. With t the time of the question, what others did in the evaluated period counts as far as it
-    is earlier than the question, which a service with a live log knows. With t the end of the training data, the
-    recommendations are the same for everybody and need no log.
+    is earlier than the question, which a service with a live log knows. With t the end of the training data, all users
+    get the same and no log is needed.
     """
 
     def __init__(
