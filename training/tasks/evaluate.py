@@ -22,6 +22,7 @@ from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
+from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
@@ -32,6 +33,8 @@ NamedFile = tuple[str, Path]
 """What recommendations of another system are called in the report, and their table."""
 BASELINE_MINUTES = 15.0
 """Default time for choosing the hyperparameters of the baselines, for each split."""
+MOST_CELLS = 2 * 10**9
+"""Most scores that are computed for each recommender; of more questions a random sample is evaluated."""
 SELECTED = (
     "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
     "comparing settings, but slightly optimistic; use --split test for a final figure."
@@ -192,13 +195,21 @@ class _Others:
         else:
             baselines, notes = fit_query_baselines(split, tables, config.features)
         evaluations = [_answers(recommender, split, part) for recommender in (*baselines, *given)]
-        return cls(evaluations, [*_baskets_note(split, part), *notes])
+        return cls(evaluations, [*_sample_note(split, part), *_baskets_note(split, part), *notes])
 
 
 def _questions(split: Split, part: QuestionSet) -> Queries:
     questions = split.test if part == "test" else split.validation
     assert questions is not None, "every protocol of this command holds out a test part"
-    return questions
+    return sample(questions, len(split.candidates), most_cells=MOST_CELLS)
+
+
+def _sample_note(split: Split, part: QuestionSet) -> list[str]:
+    """Return whether not all questions are evaluated."""
+    questions, everything = _questions(split, part), split.test if part == "test" else split.validation
+    if everything is None or len(questions) == len(everything):
+        return []
+    return [f"Evaluated on a random sample of the {len(everything):,} {part} questions, to save time."]
 
 
 def _baskets_note(split: Split, part: QuestionSet) -> list[str]:
