@@ -80,7 +80,8 @@ def standardised(scores: Float32[np.ndarray, "questions items"]) -> Float32[np.n
     """Return the scores with mean 0 and standard deviation 1 in each row, or all 0."""
     centred = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     spread = np.sqrt(np.mean(centred**2, axis=1, keepdims=True))
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    standard: np.ndarray = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    return standard
 
 
 class _KnownScores:
@@ -94,4 +95,5 @@ class _KnownScores:
         self._scores = np.concatenate([np.asarray(recommender.scores(questions.take(part))) for part in parts])
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
-        return self._scores[self._users.get_indexer(queries.history.user_ids)]
+        scores: np.ndarray = self._scores[self._users.get_indexer(queries.history.user_ids)]
+        return scores

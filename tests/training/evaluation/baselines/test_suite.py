@@ -119,7 +119,7 @@ def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkey
     _, notes = fit_baselines(split, budget=Budget(seconds=0))
     assert notes[0] == (
         "EASE: regularisation 300, half-life inf events, the best on 200 validation questions of regularisation 300; "
-        "half-life inf until its share of the time was over."
+        "half-life inf until the time was over."
     )
 
 
