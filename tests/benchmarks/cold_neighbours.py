@@ -58,8 +58,9 @@ def main() -> None:
         sequences = tables.interactions.sequences(tables.catalog)
         split = split_by(given.protocol, sequences, len(tables.catalog), config)
         assert split.test is not None, "every protocol of towers evaluate holds out a test part"
-        words = text_vectors(texts, split.warm_items)
-        fits: dict[str, Callable[..., ScoringModel]] = {"TF-IDF": lambda half_life: TextNeighbours(words, half_life)}
+        fits: dict[str, Callable[..., ScoringModel]] = {
+            "TF-IDF": partial(TextNeighbours, text_vectors(texts, split.warm_items))
+        }
         fits |= {name: partial(Neighbours, places) for name, places in vectors.items()}
         for name, fit in fits.items():
             best = search(fit, {"half_life": HALF_LIFE}, ndcg_on(split, split.validation)).model

@@ -25,11 +25,17 @@ class Mix:
     of weights and cosines to one scale; 0 where all items have the same score.
     """
 
+    name = "mix of two"
+
     def __init__(self, first: ScoringModel, second: ScoringModel, share: float) -> None:
         """Take the two, and what the second counts against the first."""
-        self.name = f"{first.name} + {second.name}"
         self.share = share
         self._first, self._second = first, second
+
+    @property
+    def parts(self) -> str:
+        """The names of the two."""
+        return f"{self._first.name} + {self._second.name}"
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the weighted sum."""

@@ -64,7 +64,7 @@ def prepare_at_training_end(data: BaselineData) -> Callable[..., RecentPopularit
     if timeline is None:
         raise LeftOutError("")  # said of the other variant
     at = int(timeline.times[-1]) + 1 if len(timeline.times) else 0
-    return _fitter("popularity, newest of training", data, timeline, at=at)
+    return _fitter("popularity (end of training)", data, timeline, at=at)
 
 
 def _fitter(name: str, data: BaselineData, timeline: Timeline, *, at: int | None) -> Callable[..., RecentPopularity]:

@@ -29,7 +29,7 @@ from training.evaluation.baselines import (
     text_neighbours,
 )
 from training.evaluation.baselines.baseline import GIB, Baseline, BaselineData, LeftOutError
-from training.evaluation.baselines.mix import choose_mix
+from training.evaluation.baselines.mix import Mix, choose_mix
 from training.evaluation.baselines.tuning import Choice, Grid, ndcg_on, sample, search
 from training.evaluation.evaluate import ScoringModel
 
@@ -41,7 +41,7 @@ REGULARISATION = Grid((30, 100, 300, 1_000), 300, lowest=1, highest=100_000, gro
 
 BASELINES = (
     Baseline("popularity", popularity.prepare),
-    Baseline("popularity, newest of training", recent_popularity.prepare_at_training_end, {"days": DAYS}),
+    Baseline("popularity (end of training)", recent_popularity.prepare_at_training_end, {"days": DAYS}),
     Baseline("recent popularity", recent_popularity.prepare_known_at_question, {"days": DAYS}),
     Baseline("item-item cosine", item_cosine.prepare, {"half_life": HALF_LIFE}),
     Baseline(
@@ -193,7 +193,7 @@ def _fitted(
 
 def _mixed(
     choices: Sequence[Choice[ScoringModel]], data: BaselineData, questions: Queries, has_time: Callable[[], bool]
-) -> tuple[ScoringModel, str]:
+) -> tuple[Mix, str]:
     """Return the best mix of two baselines, and what the report says of it."""
     most = int(data.memory_bytes / 2 / (4 * data.num_items * len(choices)))
     questions = questions.take(np.arange(len(questions))[:: math.ceil(len(questions) / max(1, most))])
@@ -205,8 +205,8 @@ def _mixed(
         has_time=has_time,
     )
     return mix, (
-        f"{mix.name}: standardised scores, the second counting {mix.share:g} against the first, the best of "
-        f"{num_pairs:,} pairs on {len(questions):,} validation questions, with {_tried(choice)}"
+        f"{mix.name}: {mix.parts}, standardised scores, the second counting {mix.share:g} against the first, the best "
+        f"of {num_pairs:,} pairs on {len(questions):,} validation questions, with {_tried(choice)}"
     )
 
 

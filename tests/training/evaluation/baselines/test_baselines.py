@@ -305,7 +305,7 @@ def test_a_mix_is_the_sum_of_scores_of_one_scale():
     level = PopularityBaseline(np.array([7.0, 7.0]))
     assert Mix(first, second, 0.5).scores(asking([])).tolist() == [[-1.5, 1.5]]
     assert Mix(first, level, 2.0).scores(asking([], [])).tolist() == [[-1, 1]] * 2
-    assert Mix(first, level, 2.0).name == "popularity + popularity"
+    assert Mix(first, level, 2.0).parts == "popularity + popularity"
 
 
 def test_neighbours_by_text_by_hand():
