@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
@@ -173,13 +174,14 @@ def _fitted(
         if can_tune and (split.train.is_ordered or not grid.needs_order)
     }
     fixed = {name: grid.default for name, grid in baseline.grids.items() if name not in grids}
-    choice = search(
-        lambda **settings: fit(**fixed, **settings),
-        grids,
-        ndcg_on(split, questions),
-        rounds=baseline.rounds,
-        has_time=has_time,
-    )
+    with _bar(baseline.name) as bar:
+        choice = search(
+            lambda **settings: fit(**fixed, **settings),
+            grids,
+            ndcg_on(split, questions, progress=bar),
+            rounds=baseline.rounds,
+            has_time=has_time,
+        )
     settings = fixed | choice.settings
     described = ", ".join(f"{_label(name)} {_value(settings[name], grid)}" for name, grid in baseline.grids.items())
     if not grids:
@@ -197,17 +199,22 @@ def _mixed(
     """Return the best mix of two baselines, and what the report says of it."""
     most = int(data.memory_bytes / 2 / (4 * data.num_items * len(choices)))
     questions = questions.take(np.arange(len(questions))[:: math.ceil(len(questions) / max(1, most))])
-    mix, choice, num_pairs = choose_mix(
-        [choice.model for choice in choices],
-        [choice.ndcg for choice in choices],
-        questions,
-        ndcg_on(data.split, questions),
-        has_time=has_time,
-    )
+    with _bar(Mix.name) as bar:
+        mix, choice, num_pairs = choose_mix(
+            [choice.model for choice in choices],
+            [choice.ndcg for choice in choices],
+            questions,
+            ndcg_on(data.split, questions, progress=bar),
+            has_time=has_time,
+        )
     return mix, (
         f"{mix.name}: {mix.parts}, standardised scores, the second counting {mix.share:g} against the first, the best "
         f"of {num_pairs:,} pairs on {len(questions):,} validation questions, with {_tried(choice)}"
     )
+
+
+def _bar(name: str) -> tqdm[Any]:
+    return tqdm(desc=f"{name}, choosing hyperparameters", unit=" trials", leave=False, disable=None)
 
 
 def _tried(choice: Choice[Any]) -> str:
