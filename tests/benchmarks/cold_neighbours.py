@@ -92,7 +92,8 @@ class Neighbours:
         weights = np.exp2(-age / self._half_life).astype(np.float32)
         histories = sp.csr_array((weights, past.item_rows, past.offsets), shape=(len(past), len(self._vectors)))
         means: np.ndarray = histories @ self._vectors
-        return normalize(means) @ self._vectors.T
+        scores: np.ndarray = normalize(means) @ self._vectors.T
+        return scores
 
 
 def encoded(model: Path | None, texts: Sequence[str]) -> np.ndarray:
