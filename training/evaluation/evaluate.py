@@ -298,15 +298,42 @@ def _top(
     scores: Float32[np.ndarray, "questions items"], length: int, lots: _Lots
 ) -> Int[np.ndarray, "questions length"]:
     """Return the rows of the first items, best first, -1 where nothing is left to recommend."""
-    top = np.argpartition(scores, scores.shape[1] - length, axis=1)[:, -length:]
-    values = np.take_along_axis(scores, top, axis=1)
-    order = np.argsort(-values, axis=1)
-    top, values = np.take_along_axis(top, order, axis=1), np.take_along_axis(values, order, axis=1)
-    has_ties = (values[:, 1:] == values[:, :-1]).any(axis=1)
-    has_ties |= np.count_nonzero(scores >= values[:, -1:], axis=1) > length
-    for row in np.flatnonzero(has_ties):
-        worthy = np.flatnonzero((scores[row] >= values[row, -1]) & (scores[row] > -np.inf))
-        best = worthy[np.lexsort((lots.of(int(row))[worthy], scores[row, worthy]))[::-1][:length]]
-        top[row] = -1
+    top = np.full((len(scores), length), -1, dtype=np.int64)
+    for row, least in enumerate(_lower_bounds(scores, length)):
+        items = np.flatnonzero(scores[row] > least)
+        if len(items) < length and least > -np.inf:
+            level = _drawn(np.flatnonzero(scores[row] == least), length - len(items), lots, row)
+            items = np.concatenate([items, level])
+        best = _best(items, scores[row, items], length, lots, row)
         top[row, : len(best)] = best
-    return np.where(np.isneginf(values) & ~has_ties[:, None], -1, top)
+    return top
+
+
+def _best(
+    items: Int[np.ndarray, "items"], values: Float32[np.ndarray, "items"], length: int, lots: _Lots, question: int
+) -> Int[np.ndarray, "best"]:
+    """Return the items with the highest values, best first, where equal ones are ordered by lot."""
+    order = np.argsort(-values)
+    if (np.diff(values[order[: length + 1]]) == 0).any():
+        order = np.lexsort((lots.of(question)[items], values))[::-1]
+    return items[order[:length]]
+
+
+def _drawn(level: Int[np.ndarray, "level"], count: int, lots: _Lots, question: int) -> Int[np.ndarray, "drawn"]:
+    """Return the items with the highest lots, in any order."""
+    drawn = lots.of(question)[level]
+    likely = np.flatnonzero(drawn > 1 - 4 * count / len(level))
+    if len(likely) >= count:
+        level, drawn = level[likely], drawn[likely]
+    return level[np.argsort(-drawn)[:count]]
+
+
+def _lower_bounds(scores: Float32[np.ndarray, "questions items"], length: int) -> Float32[np.ndarray, "questions"]:
+    """Return scores that the first items of each question are not below, found without a partition of all items.
+
+    At least so many items are not below the item of that rank among the best ones of groups of items.
+    """
+    width = max(1, scores.shape[1] // (4 * length))
+    best_of_groups = np.maximum.reduceat(scores, np.arange(0, scores.shape[1], width), axis=1)
+    bounds: np.ndarray = np.partition(best_of_groups, -length, axis=1)[:, -length]
+    return bounds

@@ -114,7 +114,7 @@ class EvaluationReport:
     """An evaluation of several recommenders on the same queries; it prints as a table, in a notebook as well.
 
     Attributes:
-        protocol: `leave-one-out`, `time`, `users`, `queries` or `cold-items`.
+        protocol: `leave-one-out`, `leave-one-basket-out`, `time`, `users`, `queries` or `cold-items`.
         part: `test` or `validation`.
         num_questions: Number of queries, for each seed.
         num_candidates: Number of items that were ranked for each query.

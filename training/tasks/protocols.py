@@ -10,7 +10,15 @@ from jaxtyping import Bool
 from features.errors import DataError
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
-from features.sequences.split import Split, cold_items, held_out_queries, held_out_users, leave_one_out, time_split
+from features.sequences.split import (
+    Split,
+    cold_items,
+    held_out_queries,
+    held_out_users,
+    leave_one_basket_out,
+    leave_one_out,
+    time_split,
+)
 from training.config import RunConfig
 
 QuestionSet = Literal["test", "validation"]
@@ -34,6 +42,8 @@ def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunCon
     match protocol:
         case "leave-one-out":
             return leave_one_out(sequences, num_items, seen_items=seen_items, seed=seed)
+        case "leave-one-basket-out":
+            return leave_one_basket_out(sequences, num_items, seen_items=seen_items)
         case "time":
             return time_split(sequences, num_items, seen_items=seen_items)
         case "users":

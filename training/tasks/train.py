@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,8 +22,10 @@ from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
 from training.evaluation.advice import Facts, advise
+from training.evaluation.baselines.baseline import GIB
 from training.evaluation.baselines.bm25 import fit_query_baselines
-from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.baselines.suite import Budget, fit_baselines
+from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
@@ -39,6 +42,11 @@ REFITTED = (
     "These are the figures of the training that was stopped early. The weights of the bundle are those of a second one "
     "on all interactions (`refit`), which leaves no questions to measure them on."
 )
+
+BUDGET = Budget(seconds=120, memory_bytes=3 * GIB)
+"""For the baselines of the report after training; `towers evaluate` gives them more."""
+MOST_CELLS = 10**9
+"""Most scores that the report computes for each recommender; of more validation questions a sample is asked."""
 
 
 def train_and_bundle(
@@ -160,17 +168,21 @@ def _as_flags(overrides: Sequence[str]) -> list[str]:
 def _report(
     config: RunConfig, tables: Tables, split: Split, learned: TrainedModel, command: Sequence[str]
 ) -> EvaluationReport:
+    """Compare the model and the baselines on validation questions, of very many on a sample."""
     if config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
-        baselines, notes = fit_baselines(split, texts=texts)
+        baselines, notes = fit_baselines(split, texts=texts, budget=BUDGET, say=partial(click.echo, err=True))
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
+    questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
+    if len(questions) < len(split.validation):
+        notes = [f"A random sample of the {len(split.validation):,} validation questions, to save time.", *notes]
 
     def answers(recommender: ScoringModel) -> Evaluation:
         return evaluate(
             recommender,
-            split.validation,
+            questions,
             split.candidates,
             seen_items=split.seen_items,
             cutoffs=cutoffs_of(split.name),
