@@ -48,10 +48,11 @@ test: install ## everything that CI runs: style, types, import layers, tests
 docs: install ## write what is generated in docs/, and build the site into .site
 	$(BIN)/python -m tests.documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .mkdocs.yml
+	@echo "Open .site/index.html. Its search needs a server: $(BIN)/python -m http.server --directory .site"
 
-wheel: install ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
+wheel: $(BIN)/python ## write dist: the wheel, fbgemm-gpu's stand-in for a CPU, and the versions that pip is to take
 	@rm -rf dist
-	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . .locks/fbgemm-cpu
+	@$(PIP) wheel --quiet --no-deps --wheel-dir dist . .locks/fbgemm-cpu
 	@for device in cpu gpu; do cp .locks/$$device.lock dist/constraints-$$device.txt; done
 	@ls dist
 
@@ -79,7 +80,7 @@ $(STAMP): $(LOCK) pyproject.toml $(BIN)/python
 	@if ls .venv/installed-* 2>/dev/null | grep -qv -- '-$(DEVICE)$$'; then \
 		$(PIP) uninstall --quiet --yes torch faiss-cpu faiss-gpu fbgemm-gpu fbgemm-gpu-cpu; fi  # the other set's
 	@rm -f .venv/installed-*
-	@echo "Installing into .venv what runs on a $(DEVICE): one to three minutes, once."
+	@echo "Installing into .venv what runs on a $(DEVICE): some minutes, once."
 	@echo "  torch ..."
 	@$(PIP) install --quiet --retries 0 $(TORCH_INDEX) --constraint $(LOCK) $(TORCH) \
 		|| $(PIP) install --quiet --constraint $(LOCK) $(TORCH)

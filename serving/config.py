@@ -27,6 +27,9 @@ PRODUCTION = Path("runs/production")
 """The link that a service in production is started with. Only `towers deploy` and `towers rollback` change it."""
 
 
+_ORIGIN = r"^(\*|https?://[^/\s]+)$"
+
+
 def _split(value: Any) -> Any:
     """Return the comma-separated text of an environment variable as a list; other values unchanged."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -91,8 +94,14 @@ class ServingConfig(StrictTable):
     burst: int = Field(default=20, ge=1)
     """With `rate`: number of requests that a client may send at once after a pause."""
     trusted_proxies: int = Field(default=0, ge=0, le=16)
-    """Number of proxies in front of the service that append the client's address to `X-Forwarded-For`. 0: the header is
-    ignored."""
+    """Number of proxies in front of the service that append the client's address to `X-Forwarded-For` and, where they
+    serve it below a path of their own, set `X-Forwarded-Prefix`. 0: the headers are ignored."""
+    cors_origins: Annotated[list[Annotated[str, Field(pattern=_ORIGIN)]], BeforeValidator(_split)] = Field(
+        default_factory=list
+    )
+    """Origins whose pages may read responses in a browser (CORS), such as `https://shop.example.com`; `*`: all. An API
+    key in a page is public, so allow origins only where recommendations may be read by everyone. Comma-separated in the
+    environment."""
     log_format: Format = "auto"
     """Format of the log, one event per line. auto: `text` in a terminal, `json` otherwise."""
     log_requests: Literal["all", "problems", "none"] = "problems"

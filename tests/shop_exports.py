@@ -531,7 +531,7 @@ def unnamed(flags: Mapping[str, str] | None = None) -> Export:
         "names that say nothing",
         files,
         {"user_id": "f2", "item_id": "f3", "timestamp": "f5"},
-        said=["'f2' is taken for user_id by a guess", "'f3' is taken for item_id by a guess (what: f4 depends on it)"],
+        said=["'f2' is taken for user_id by a guess", "'f3' is taken for item_id by a guess (f4 depends on it)"],
     )
 
 

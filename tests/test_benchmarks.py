@@ -46,7 +46,7 @@ from tests.benchmarks.speed import OURS, RIVAL, RIVALS, Contestant, events_of_a_
 from training.config import RunConfig
 from training.evaluation.evaluate import TableRecommender
 
-GIVEN = argparse.Namespace(threads=1, epochs=2, rounds=2)
+GIVEN = argparse.Namespace(threads=1, epochs=2, rounds=2, goals=None)
 
 
 @pytest.fixture
@@ -153,6 +153,20 @@ def test_the_table_says_how_many_times_as_fast_in_the_same_round(public: Path):
     assert "30.00 ± 14.14" in lines[-2]
     alone = speed._table("amazon-beauty", task, [OURS[0]], [{OURS[0].name: run(10.0, 0.03)}], GIVEN)
     assert " – " in alone[-1]
+
+
+def test_the_time_to_a_quality_is_that_of_the_epochs_until_it(monkeypatch: pytest.MonkeyPatch):
+    measured = Measured([10.0, 8.0, 8.0], 3, 2**30, 0.05, [0.02, 0.05, 0.05])
+    assert [measured.seconds_to(goal) for goal in (0.01, 0.03, 0.05, 0.06)] == [10.0, 18.0, 18.0, None]
+    slower = replace(measured, ndcg_after=[0.01, 0.01, 0.03])
+    found = {RIVALS["float32"].name: slower, OURS[2].name: measured}
+    monkeypatch.setattr(speed, "_round", lambda *_: found)
+    given = argparse.Namespace(threads=1, epochs=3, rounds=2, goals=[0.03, 0.04])
+    lines = speed.time_to_quality("amazon-beauty", None, [RIVALS["float32"], OURS[2]], given)  # type: ignore[arg-type]
+    assert lines[-2].split("  ")[0] == "RecTools SASRec, float32"
+    assert lines[-2].split()[-8:] == ["26", "±", "0", "not", "reached", "0.0300", "±", "0.0000"]
+    assert lines[-1].split()[-9:] == ["18", "±", "0", "18", "±", "0", "0.0500", "±", "0.0000"]
+    assert any("row-wise Adagrad" in line for line in lines)
 
 
 def run(seconds: float, ndcg: float) -> Measured:
@@ -367,15 +381,16 @@ def test_a_lead_is_that_on_the_same_questions_in_the_mean_over_seeds() -> None:
     # Two questions, the first with two answers; ranks of ours with seeds 0 and 1, and of another, which has no seeds.
     ranks = {("ours", 0): [1, 2, 1], ("ours", 1): [1, 2, 3], ("other", 0): [1, 9, 9], ("other", 1): [1, 9, 9]}
     answers = pd.DataFrame(
-        {"recommender": name, "seed": seed, "question": question, "rank": rank}
+        {"recommender": name, "seed": seed, "question": question, "user_id": 7 + question, "rank": rank}
         for (name, seed), found in ranks.items()
         for question, rank in zip([0, 0, 1], found, strict=True)
     )
     found = leads.by_question(answers, 3)
     ideal = 1 + 1 / np.log2(3)
-    assert found["ours"].tolist() == pytest.approx([1, (1 + 1 / 2) / 2])
-    assert found["other"].tolist() == pytest.approx([1 / ideal, 0])
-    first, second = leads.leads(found, "ours")
+    assert found["seed"].tolist() == [0, 0, 1, 1]
+    assert found["ours"].tolist() == pytest.approx([1, 1, 1, 1 / 2])
+    assert found["other"].tolist() == pytest.approx([1 / ideal, 0] * 2)
+    first, second = leads.leads(found, ["ours", "other"])
     assert "0.8750" in first
     assert f"lead {0.875 - 0.5 / ideal:+.4f}" in second
 

@@ -28,6 +28,7 @@ from tests.documentation.metrics import service_metrics
 from tests.documentation.pages import DOCS, OTHERS, README, ROOT, SITE, Page, pages, site_order
 from tests.documentation.python_api import documented
 from tests.documentation.settings import RUN_TABLES, known_settings
+from tests.documentation.whole_words import on_page_content
 from towers.cli import main as cli
 from training.commands import PROTOCOLS
 from training.evaluation.metrics import METRICS
@@ -281,6 +282,11 @@ def test_every_question_of_the_readers_has_its_page_near_the_front():
 def test_it_says_the_licence_that_the_project_has():
     assert "Apache-2.0" in README.text
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_site_keeps_options_in_its_text_whole_and_leaves_blocks_as_they_are():
+    html = "<p><code>towers index --recall 0.99</code></p><pre><span></span><code>towers index --recall</code></pre>"
+    assert on_page_content(html) == html.replace("--recall 0", '<span class="whole">--recall</span> 0')
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: make install")

@@ -24,6 +24,7 @@ from features.tables.tables import read_tables
 from tests.running import ask, free_port, quicker, served, start, towers, write_small_shop
 from towers.bundle.bundle import ModelBundle
 from towers.cli.main import main
+from training.evaluation.report import EvaluationReport
 
 WEIGHTS = "model.safetensors"
 EVERY_STEP = ("--set", "training.checkpoint_seconds=0")
@@ -49,7 +50,9 @@ def trained(shop: Path, warm: Path) -> Path:
     """The folder after `towers train run.toml`, recorded in MLflow as by default."""
     ended = towers(shop, "train", "run.toml", program=warm)
     assert ended.returncode == 0, ended.stderr
-    assert "towers serve runs/run-1" in ended.stdout
+    is_ahead = not EvaluationReport.read(shop / "runs" / "run-1" / "report.json").unbeaten
+    assert ("towers serve runs/run-1" in ended.stdout) == is_ahead
+    assert ("Not ahead of every baseline" in ended.stdout) == ("--set" in ended.stdout) == (not is_ahead)
     return shop
 
 
@@ -247,7 +250,7 @@ def test_training_goes_on_with_one_warning_when_the_tracking_server_is_away(trai
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("training.epoch=3", "training.epoch: no such setting (misspelt?); remove it"),
+        ("training.epoch=3", "training.epoch: no such setting; did you mean 'epochs'?"),
         ("training.epochs=some", "training.epochs: input should be a valid integer, found 'some'"),
         ("training.epochs=0", "training.epochs: input should be greater than or equal to 1, found 0"),
         ("epochs=3", "--set epochs=3: expected table.key=value"),

@@ -11,7 +11,7 @@ import click
 from towers.rerankers.kinds import RERANKER_KINDS
 from training.presets import PRESETS, Preset, preset_settings
 
-PROTOCOLS = ("leave-one-out", "time", "users", "queries", "cold-items")
+PROTOCOLS = ("leave-one-out", "leave-one-basket-out", "time", "users", "queries", "cold-items")
 GATE_FAILED = 3
 """Exit status of `towers audit` when a `--fail-if` condition holds."""
 
@@ -130,15 +130,11 @@ def train(
     running service is not affected: runs/latest points to the newest bundle, and `towers deploy` makes a service use a
     bundle.
     """
-    from training.tasks.train import train_and_bundle
+    from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
     bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
-    name = shlex.quote(str(bundle))
-    click.echo(
-        f"\nNext, to try it:\n  towers serve {name}\n"
-        f"or, to let runs/production be this one, which a service in production follows:\n  towers deploy {name}"
-    )
+    click.echo(f"\n{next_steps(bundle)}")
 
 
 @click.command()
@@ -183,6 +179,13 @@ def train(
     metavar="NAME=FILE",
     help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
 )
+@click.option(
+    "--baseline-minutes",
+    type=click.FloatRange(min=0),
+    default=15,
+    show_default=True,
+    help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
+)
 def evaluate(
     settings: Path,
     protocol: str | None,
@@ -194,11 +197,13 @@ def evaluate(
     overrides: tuple[str, ...],
     compare: tuple[str, ...],
     upper_bound: tuple[str, ...],
+    baseline_minutes: float,
 ) -> None:
     """Train on part of the data, evaluate on the held-out rest, and compare with baselines.
 
-    Protocols: leave-one-out holds out each user's last item; time, all interactions after one point in time; users,
-    users whose history is partly shown; queries, users without any history; cold-items, items without interactions.
+    Protocols: leave-one-out holds out each user's last item; leave-one-basket-out, all items with the time of the last
+    one; time, all interactions after one point in time; users, users whose history is partly shown; queries, users
+    without any history; cold-items, items without interactions.
     """
     from training.tasks.evaluate import evaluate_run
 
@@ -212,6 +217,7 @@ def evaluate(
         compare=compare,
         upper_bound=upper_bound,
         output=output,
+        baseline_minutes=baseline_minutes,
     )
     click.echo(report.to_text())
     if output is not None:
@@ -319,8 +325,8 @@ def train_ranker(bundle: Path, **chosen: Any) -> None:
     """Train a re-ranker for a bundle, evaluate it, and add it to the bundle.
 
     DIR is a bundle, such as runs/latest. Gain and latency are measured on the data that was held out when the bundle
-    was trained; without a gain, nothing is written. Run `towers index` afterwards, so that the service, `towers
-    recommend` and `towers search` use it.
+    was trained; unless the 95 % interval of the gain is above zero, nothing is written. Run `towers index` afterwards,
+    so that the service, `towers recommend` and `towers search` use it.
     """
     from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
 

@@ -722,7 +722,7 @@ class _Line:
         return len(self.code) + (0 if self.is_on else 2)
 
 
-_ITEM_ID_LINE = _Line('item_id = { kind = "id" }', "what is learned of this very item; new items do without")
+_ITEM_ID_LINE = _Line('item_id = { kind = "id" }', "an embedding of each item; new items do without")
 
 
 _USER_ID_LINE = _Line(
@@ -750,20 +750,20 @@ def _table_lines(inference: Inference, files: Files, folder: Path) -> list[_Line
     assert files.interactions is not None, "only a search does without"
     lines = [_path_line("interactions", files.interactions, folder, events)]
     if files.items is not None:
-        lines.append(_path_line("items", files.items, folder, "what there is; its new items are recommended too"))
+        lines.append(_path_line("items", files.items, folder, "the catalogue; new items in it are recommended, too"))
         lines.append(_unknown_items_line(inference))
     if files.users is not None:
-        lines.append(_path_line("users", files.users, folder, "people's attributes; not everyone needs a row"))
+        lines.append(_path_line("users", files.users, folder, "attributes of users; not every user needs a row"))
     if inference.missing_ids:
         lines.append(_Line('missing_ids = "drop"', "; ".join(inference.missing_ids)))
     if inference.title is not None:
-        lines.append(_Line(f"title = {_quoted(inference.title)}", "what an item is called when shown to a person"))
+        lines.append(_Line(f"title = {_quoted(inference.title)}", "column with the name of an item in responses"))
     if inference.ratings is not None:
         least, middle, most = inference.ratings
-        said = f"on: leaves out what is rated lower (ratings go from {least:g} to {most:g})"
+        said = f"if on, lower ratings are left out (ratings go from {least:g} to {most:g})"
         lines.append(_Line(f"min_rating = {middle}", said, is_on=False))
     repeats = f"{inference.num_repeats / max(inference.num_events, 1):.0%} of interactions repeat an earlier one"
-    lines.append(_Line("recommend_seen = false", f"true where people have the same again ({repeats})"))
+    lines.append(_Line("recommend_seen = false", f"true if users return to the same items ({repeats})"))
     lines.append(_Line("max_history = 200", "how many of a user's newest interactions are read"))
     return lines
 
@@ -780,7 +780,7 @@ def _search_table_lines(inference: Inference, files: Files, folder: Path) -> lis
         lines.append(_unknown_items_line(inference))
         lines.append(_path_line("users", files.users, folder, "queries"))
     if inference.title is not None:
-        lines.append(_Line(f"title = {_quoted(inference.title)}", "what a document is called when shown to a person"))
+        lines.append(_Line(f"title = {_quoted(inference.title)}", "column with the name of a document in responses"))
     lines.append(_Line("recommend_seen = true", "a query is answered with its documents, however often it is asked"))
     return lines
 
@@ -866,7 +866,7 @@ def render_table(inference: Inference) -> str:
     return "\n\n".join(parts)
 
 
-_WIDEST = (32, 12, 66)
+_WIDEST = (32, 12, 72)
 
 
 def _one_line(text: str) -> str:

@@ -40,13 +40,13 @@ SAMPLE = 20_000
 FLAGS = {"user_id": "--user-column", "item_id": "--item-column", "timestamp": "--time-column"}
 """The option of `towers init` that names the column of a role."""
 _REASONS = {
-    "user_id": "who",
-    "item_id": "what",
-    "users_user_id": "who, in the users' table",
-    "items_item_id": "what, in the items' table",
-    "timestamp": "when",
-    "position": "the place in the user's own order; decides before the time does",
-    "rating": "how much; read only by min_rating",
+    "user_id": "ids of users",
+    "item_id": "ids of items",
+    "users_user_id": "ids of users in the users' table",
+    "items_item_id": "ids of items in the items' table",
+    "timestamp": "times of interactions",
+    "position": "order of a user's interactions; counts before the time",
+    "rating": "ratings; read only by min_rating",
 }
 _DEPENDS = 0.98
 _LEAST_YEAR = pd.Timestamp(2000, 1, 1).timestamp()
@@ -201,7 +201,7 @@ class Roles:
         fitting = [name for name in self._free() if _reads_as_moment(name, self.events[name])]
         if fitting:
             among = "the only column" if len(fitting) == 1 else f"the first of {len(fitting)} columns"
-            self._take("timestamp", fitting[0], f"when: {among} that reads as times", is_guess=True)
+            self._take("timestamp", fitting[0], f"{among} that reads as times", is_guess=True)
 
     def _is_position(self, column: pd.Series) -> bool:
         """Whether whole numbers from 0 or 1 tell the events of most users apart."""
@@ -225,18 +225,18 @@ class Roles:
         candidates = self._id_shaped(len(missing))
         if "item_id" in missing and (item := self._described(candidates)) is not None:
             column, said = item
-            self._take("item_id", column, f"what: {said}", is_guess=True)
+            self._take("item_id", column, said, is_guess=True)
             candidates.remove(column)
             missing.remove("item_id")
         if "user_id" in missing and (user := self._of_orders(candidates)) is not None:
             column, said = user
-            self._take("user_id", column, f"who: {said}", is_guess=True)
+            self._take("user_id", column, said, is_guess=True)
             candidates.remove(column)
             missing.remove("user_id")
         if missing and len(candidates) == len(missing):
             only = "the only column of ids that is left" if len(missing) == 1 else "by their place, the only two of ids"
             for setting, column in zip(missing, candidates, strict=True):
-                self._take(setting, column, f"{_REASONS[setting]}: {only}", is_guess=True)
+                self._take(setting, column, only, is_guess=True)
         elif missing:
             named = " and ".join(f"{FLAGS[setting]} NAME" for setting in missing)
             raise DataError(
@@ -465,7 +465,12 @@ def _why_no_time(column: pd.Series) -> str:
 
 def guess_said(role: Role) -> str:
     """Return the message about a guessed role."""
-    return f"{role.column!r} is taken for {role.setting} by a guess ({role.reason}); if not, say {FLAGS[role.setting]}"
+    flag = FLAGS[role.setting]
+    argument = flag.removeprefix("--").replace("-", "_")
+    return (
+        f"{role.column!r} is taken for {role.setting} by a guess ({role.reason}); if it is another column, "
+        f"say {flag} NAME, in Python {argument}="
+    )
 
 
 def returns_said(returns: tuple[str, int]) -> str:

@@ -1,8 +1,9 @@
 """Evaluation protocols: how interactions are split into training data and held-out queries with targets.
 
-`leave_one_out` (a user's next item), `time_split` (one cut in time for all users), `held_out_users` (users not in
-training), `held_out_queries` (the same, without a history) and `cold_items` (items not in training) each turn
-`Sequences` into a `Split`. Selection is done on `validation`; `test` is looked at once. What is true of all:
+`leave_one_out` (a user's next item), `leave_one_basket_out` (a user's next order), `time_split` (one cut in time for
+all users), `held_out_users` (users not in training), `held_out_queries` (the same, without a history) and `cold_items`
+(items not in training) each turn `Sequences` into a `Split`. Selection is done on `validation`; `test` is looked at
+once. What is true of all:
 
 - Nothing of a question, its answer or anything the same user did later, is in `train`.
 - An item that the policy for seen items (`SeenItems`) excludes from the ranking is not an answer. By default, every
@@ -21,7 +22,8 @@ from jaxtyping import Bool, Int
 from features.errors import DataError
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.sequences.seen_items import EXCLUDE, SeenItems
-from features.sequences.sequences import Queries, Sequences
+from features.sequences.sequences import UNKNOWN_TIME, Queries, Sequences
+from features.sequences.timeline import Timeline
 
 MIN_ITEMS_TO_HOLD_OUT = 5
 """Minimum distinct items of a user for `held_out_users`, as in Mult-VAE: of fewer, a fifth is less than one item."""
@@ -38,8 +40,9 @@ class Split:
         candidates: Which catalogue rows are ranked, `[items]`.
         name: The protocol, as the command line calls it.
         seen_items: Which items of a history are excluded from its ranking; the targets were chosen accordingly.
-        known_at_test: Events that may be counted for a test question if they were before it: `train` and, where
-            validation questions are those of an earlier time, their answers. None: `train` alone.
+        timeline: Events of all users, held-out ones among them, for what is known at the time of a question; what is
+            later must not be read. Only those of `train` where whole users are held out; none of cold items. None where
+            the data has no times.
     """
 
     train: Sequences
@@ -48,7 +51,7 @@ class Split:
     candidates: Bool[np.ndarray, "items"]
     name: str
     seen_items: SeenItems
-    known_at_test: Sequences | None = None
+    timeline: Timeline | None
 
     @property
     def warm_items(self) -> Bool[np.ndarray, "items"]:
@@ -88,7 +91,7 @@ def leave_one_out(
     """
     sequences = sequences if sequences.is_ordered else _shuffled(sequences, np.random.default_rng(seed))
     needed = 3 if test else 2
-    remaining, counts = _answers_from_end(sequences, seen_items)
+    remaining, counts = _from_end(sequences, seen_items.possible_targets(sequences))
     users = np.flatnonzero(counts >= needed)
     if not len(users):
         raise DataError(
@@ -106,7 +109,66 @@ def leave_one_out(
         candidates=_occurring(sequences, num_items),
         name="leave-one-out",
         seen_items=seen_items,
-        known_at_test=_until(sequences, users, last) if test else None,
+        timeline=Timeline.of(sequences),
+    )
+
+
+def leave_one_basket_out(
+    sequences: Sequences, num_items: int, *, seen_items: SeenItems = EXCLUDE, test: bool = True
+) -> Split:
+    """Hold out every user's last order for the test and the one before it for validation (protocol B).
+
+    An order, or basket, is a run of events of a user with the same known time. All of it is asked for, at its time,
+    from everything before it, where leave-one-out would show a part of the order and ask for the rest. Only items that
+    occur in the interactions are ranked. Users with too few baskets (three, or two without a test) stay in the training
+    data whole.
+
+    Args:
+        sequences: All interactions, with times and in their order.
+        num_items: Size of the catalogue.
+        seen_items: Which items of a history may be answers. With `EXCLUDE` the answers of a basket are its items that
+            were new to the user; a basket without any is passed over.
+        test: Whether to hold out test baskets at all. Without them the last basket is the validation basket.
+
+    Raises:
+        DataError: There are no times, or no user has enough baskets.
+
+    Example:
+        >>> times = np.array([1, 2, 2, 3, 3])
+        >>> events = Sequences(np.array([7]), np.array([0, 5]), np.array([3, 1, 0, 3, 2]), times, is_ordered=True)
+        >>> split = leave_one_basket_out(events, num_items=4)
+        >>> split.train.item_rows.tolist(), split.validation.target_rows.tolist(), split.test.target_rows.tolist()
+        ([3], [1, 0], [2])
+    """
+    if sequences.times is None:
+        raise DataError(
+            "leave-one-basket-out needs the time of every interaction, found none; name the column in "
+            "[features.columns] timestamp, or use another protocol"
+        )
+    needed = 3 if test else 2
+    possible = seen_items.possible_targets(sequences)
+    baskets = _baskets(sequences)
+    has_answer = np.bincount(baskets[possible], minlength=baskets.max(initial=-1) + 1) > 0
+    begins = np.diff(baskets, prepend=-1) > 0
+    remaining, counts = _from_end(sequences, begins & has_answer[baskets])
+    users = np.flatnonzero(counts >= needed)
+    if not len(users):
+        raise DataError(
+            f"leave-one-basket-out needs a user with at least {needed} baskets (interactions at one time) with new "
+            f"items, found at most {counts.max(initial=0)} per user; give more interactions or use another protocol"
+        )
+    asked = np.isin(sequences.event_users, users)
+    last, before_last = (np.flatnonzero(asked & (remaining == place)) for place in (0, 1))
+    ends = sequences.offsets[1:].copy()
+    ends[users] = before_last if test else last
+    return Split(
+        train=_with_events(_heads(sequences, np.arange(len(sequences)), ends)),
+        validation=_next_basket(sequences, users, before_last if test else last, baskets, possible),
+        test=_next_basket(sequences, users, last, baskets, possible) if test else None,
+        candidates=_occurring(sequences, num_items),
+        name="leave-one-basket-out",
+        seen_items=seen_items,
+        timeline=Timeline.of(sequences),
     )
 
 
@@ -126,6 +188,10 @@ def time_split(
     of the user's interactions before it, the answers are the items of the window that were new to the user. Users
     without a history are included (cold users); items that training has not seen can be answers (cold items). The
     whole catalogue is ranked. Events at the very moment of a cut count as after it.
+
+    Settings are chosen on validation for the test: where more of the validation questions than of the test's come from
+    cold users, as in data whose users leave after a session, so many of them are left out at random that the share is
+    the same. That share is all that is taken from the test window.
 
     Args:
         sequences: All interactions, with times.
@@ -150,12 +216,12 @@ def time_split(
             raise DataError(f"the time protocol found no user with a new item in the {name} window; give more events")
     return Split(
         train=_with_events(sequences.keep(sequences.times < cuts[0])),
-        validation=windows[0],
+        validation=_with_as_few_cold_users(windows[0], windows[1]) if test else windows[0],
         test=windows[1] if test else None,
         candidates=np.ones(num_items, dtype=bool),
         name="time",
         seen_items=seen_items,
-        known_at_test=_with_events(sequences.keep(sequences.times < cuts[1])) if test else None,
+        timeline=Timeline.of(sequences),
     )
 
 
@@ -169,6 +235,7 @@ def held_out_users(
     share: float = 0.1,
     history_share: float = 0.8,
     least: int = MIN_ITEMS_TO_HOLD_OUT,
+    validation_users: Bool[np.ndarray, "users"] | None = None,
 ) -> Split:
     """Hold out whole users, use most of each one's items as history, and predict the rest (protocol S).
 
@@ -188,9 +255,10 @@ def held_out_users(
         share: Share of the users for each of test and validation.
         history_share: Share of a held-out user's items that is shown.
         least: Minimum number of distinct items of a user that may be held out.
+        validation_users: Users to hold out for validation, those of an earlier split, without a test. None: drawn.
 
     Raises:
-        DataError: Fewer than three users have so many different items.
+        DataError: Fewer than three users have so many different items, or none of the given ones has.
     """
     rng = np.random.default_rng(seed)
     first = sequences.first_visits()
@@ -203,19 +271,34 @@ def held_out_users(
     size = max(1, round(share * len(able)))
     chosen = rng.permutation(able)
     held_out = [np.sort(chosen[:size]), np.sort(chosen[size : 2 * size])]
-    hidden = _hidden_items(sequences, first, history_share, rng)
     gone = np.concatenate(held_out if test else held_out[1:])
+    if validation_users is not None:
+        assert not test, "users of an earlier split are for validation alone"
+        gone = np.flatnonzero(validation_users)
+        held_out[1] = np.intersect1d(able, gone)
+        if not len(held_out[1]):
+            raise DataError(f"none of the users that were held out has {least} different items in the tables")
+    hidden = _hidden_items(sequences, first, history_share, rng)
+    train = _with_events(sequences.take(np.setdiff1d(np.arange(len(sequences)), gone)))
     return Split(
-        train=_with_events(sequences.take(np.setdiff1d(np.arange(len(sequences)), gone))),
+        train=train,
         validation=_hidden_part(sequences, held_out[1], hidden),
         test=_hidden_part(sequences, held_out[0], hidden) if test else None,
         candidates=np.ones(num_items, dtype=bool),
         name="users",
         seen_items=seen_items,
+        timeline=Timeline.of(train),
     )
 
 
-def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True, seed: int = 0) -> Split:
+def held_out_queries(
+    sequences: Sequences,
+    num_items: int,
+    *,
+    test: bool = True,
+    seed: int = 0,
+    validation_users: Bool[np.ndarray, "users"] | None = None,
+) -> Split:
     """Hold out whole queries and predict all their documents from their text alone (protocol Q).
 
     A tenth of the queries is held out for the test and a tenth for validation. The whole catalogue is ranked, and what
@@ -226,11 +309,14 @@ def held_out_queries(sequences: Sequences, num_items: int, *, test: bool = True,
         num_items: How many documents there are.
         test: Whether to hold out test queries at all.
         seed: Chooses the queries.
+        validation_users: See `held_out_users`.
 
     Raises:
-        DataError: There are fewer than three queries.
+        DataError: There are fewer than three queries, or none of the given ones has a document.
     """
-    split = held_out_users(sequences, num_items, test=test, seed=seed, history_share=0.0, least=1)
+    split = held_out_users(
+        sequences, num_items, test=test, seed=seed, history_share=0.0, least=1, validation_users=validation_users
+    )
     return replace(split, name="queries")
 
 
@@ -288,6 +374,7 @@ def cold_items(
         candidates=np.ones(num_items, dtype=bool),
         name="cold-items",
         seen_items=seen_items,
+        timeline=Timeline.of(sequences.keep(is_warm)),
     )
 
 
@@ -307,15 +394,14 @@ def _shuffled(sequences: Sequences, rng: np.random.Generator) -> Sequences:
     return replace(sequences, item_rows=sequences.item_rows[order], times=times)
 
 
-def _answers_from_end(
-    sequences: Sequences, seen_items: SeenItems
+def _from_end(
+    sequences: Sequences, chosen: Bool[np.ndarray, "events"]
 ) -> tuple[Int[np.ndarray, "events"], Int[np.ndarray, "users"]]:
-    """Return how many possible answers of the user follow each one (-1: not one itself), and each user's number."""
-    possible = seen_items.possible_targets(sequences)
+    """Return how many chosen events of the user follow each of them (-1: not chosen itself), and each user's number."""
     users = sequences.event_users
-    counts = np.bincount(users[possible], minlength=len(sequences))
-    so_far = np.cumsum(possible)
-    return np.where(possible, np.cumsum(counts)[users] - so_far, -1), counts
+    counts = np.bincount(users[chosen], minlength=len(sequences))
+    so_far = np.cumsum(chosen)
+    return np.where(chosen, np.cumsum(counts)[users] - so_far, -1), counts
 
 
 def _heads(
@@ -337,13 +423,6 @@ def _heads(
     return heads if allowed is None else heads.keep(allowed[events])
 
 
-def _until(sequences: Sequences, users: Int[np.ndarray, "chosen"], events: Int[np.ndarray, "chosen"]) -> Sequences:
-    """Return all sequences, those of the given users without the given event and what is after it."""
-    ends = sequences.offsets[1:].copy()
-    ends[users] = events
-    return _heads(sequences, np.arange(len(sequences)), ends)
-
-
 def _next_item(
     sequences: Sequences,
     users: Int[np.ndarray, "chosen"],
@@ -360,11 +439,40 @@ def _next_item(
     return queries.take(np.flatnonzero(queries.history.lengths > 0))
 
 
+def _baskets(sequences: Sequences) -> Int[np.ndarray, "events"]:
+    """Return the basket of each event, from 0: a run of events of one user at one known time."""
+    assert sequences.times is not None
+    continues = np.zeros(sequences.num_events, dtype=bool)
+    is_same = (np.diff(sequences.event_users) == 0) & (np.diff(sequences.times) == 0)
+    continues[1:] = is_same & (sequences.times[1:] != UNKNOWN_TIME)
+    return np.cumsum(~continues) - 1
+
+
+def _next_basket(
+    sequences: Sequences,
+    users: Int[np.ndarray, "chosen"],
+    begins: Int[np.ndarray, "chosen"],
+    baskets: Int[np.ndarray, "events"],
+    possible: Bool[np.ndarray, "events"],
+) -> Queries:
+    """Return a query per user, with the possible targets of the basket that begins at an event, each once."""
+    assert sequences.times is not None
+    answers = np.flatnonzero(possible & np.isin(baskets, baskets[begins]))
+    pairs = baskets[answers] * (sequences.item_rows.max(initial=0) + 1) + sequences.item_rows[answers]
+    answers = answers[np.sort(np.unique(pairs, return_index=True)[1])]
+    return Queries(
+        history=_heads(sequences, users, begins),
+        target_offsets=offsets_of(np.bincount(sequences.event_users[answers], minlength=len(sequences))[users]),
+        target_rows=sequences.item_rows[answers],
+        times=sequences.times[begins],
+    )
+
+
 def _last_answers_among(
     sequences: Sequences, item_rows: Int[np.ndarray, "cold"], seen_items: SeenItems
 ) -> tuple[Int[np.ndarray, "chosen"], Int[np.ndarray, "chosen"]]:
     """Return the users whose last possible target is one of the given items, and that event of each."""
-    remaining, _ = _answers_from_end(sequences, seen_items)
+    remaining, _ = _from_end(sequences, seen_items.possible_targets(sequences))
     events = np.flatnonzero((remaining == 0) & np.isin(sequences.item_rows, item_rows))
     return sequences.event_users[events], events
 
@@ -401,6 +509,20 @@ def _window(sequences: Sequences, start: int, end: int, seen_items: SeenItems) -
         target_rows=answers.item_rows,
         times=np.full(len(asked), start, dtype=np.int64),
     )
+
+
+def _with_as_few_cold_users(queries: Queries, like: Queries) -> Queries:
+    """Return the queries without some of those that have no history, so that their share is at most that of `like`."""
+    has_history = queries.history.lengths > 0
+    warm, cold = np.flatnonzero(has_history), np.flatnonzero(~has_history)
+    num_warm_like = np.count_nonzero(like.history.lengths)
+    if not len(warm) or not num_warm_like:
+        return queries
+    most = len(warm) * (len(like) - num_warm_like) // num_warm_like
+    if len(cold) <= most:
+        return queries
+    kept = np.random.default_rng(0).choice(cold, most, replace=False)
+    return queries.take(np.sort(np.concatenate([warm, kept])))
 
 
 def _hidden_items(

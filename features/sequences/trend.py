@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from features.sequences.ragged import ragged_arange
-from features.sequences.sequences import UNKNOWN_TIME, Sequences
+from features.sequences.timeline import Timeline
 
 STEPS = 255
 """A number from 0 to 1 is kept as one of so many steps, which is a byte."""
@@ -31,7 +31,7 @@ class ItemTrend:
     service has much traffic or little.
 
     Args:
-        sequences: The events that count, with times. Those at an unknown time are left out.
+        timeline: The events that count.
         num_items: Size of the catalogue.
         half_lives: Half-lives in days.
         levels: Usual size of the sum over all items, by half-life. None: its mean over the events, as in training.
@@ -43,22 +43,20 @@ class ItemTrend:
 
     def __init__(
         self,
-        sequences: Sequences,
+        timeline: Timeline,
         num_items: int,
         half_lives: Sequence[float],
         levels: Float[np.ndarray, "half_lives"] | None = None,
     ) -> None:
-        assert sequences.times is not None, "checked before"
-        known = sequences.times != UNKNOWN_TIME
-        rows, times = sequences.item_rows[known].astype(np.int64), sequences.times[known]
+        rows, times = timeline.item_rows.astype(np.int64), timeline.times
         self._half_lives = np.array(half_lives, dtype=np.float64) * _DAY
-        order = np.lexsort((times, rows))
+        order = np.argsort(rows, kind="stable")
         self._times = times[order]
         self._offsets = np.searchsorted(rows[order], np.arange(num_items + 1))
         self._sums = [
             _decayed_sums(self._times, rows[order], half_life).astype(np.float32) for half_life in self._half_lives
         ]
-        self._all_times = np.sort(times)
+        self._all_times = times
         self._totals = np.stack(
             [_decayed_sums(self._all_times, np.zeros_like(rows), half_life) for half_life in self._half_lives], axis=1
         )

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from features.errors import DataError
 from features.files import sha256
+from features.messages import did_you_mean
 from features.tables.documents import ENDINGS as DOCUMENT_ENDINGS
 
 PARQUET_ENDINGS = (".parquet", ".pq")
@@ -62,7 +63,8 @@ def table_parts(path: Path) -> list[Part]:
     if is_pattern(path):
         return _of_one_kind(path, _matching(path))
     if not path.exists():
-        raise DataError(f"{path}: no such file; check the path, which is relative to the folder of run.toml")
+        near = did_you_mean(path.name, sorted(other.name for other in path.parent.glob("[!.]*")))
+        raise DataError(f"{path}: no such file; check the path, which is relative to the folder of run.toml{near}")
     if not path.name.lower().endswith(PARQUET_ENDINGS + CSV_ENDINGS):
         raise DataError(f"{path}: {_EXPECTED}; save the table as one")
     return [Part(path)]

@@ -15,6 +15,7 @@ from typing import get_args
 
 import torch
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from serving.config import ServingConfig
 from serving.deploy.hot_reload import LastServed, RecommenderProvider, identity_of
@@ -79,7 +80,8 @@ def create_app(
     documents = Documents(ROUTES, recommend.contract, takes_writes=log is not None)
     service = Service(settings, provider, recommend, metrics, limiter, documents.of)
     app.extensions["towers"] = service
-    app.wsgi_app = RequestMiddleware(service, Router(ROUTES), guards, app.wsgi_app)  # type: ignore[method-assign]
+    page = ProxyFix(app.wsgi_app, x_for=0, x_proto=0, x_prefix=min(1, settings.trusted_proxies))
+    app.wsgi_app = RequestMiddleware(service, Router(ROUTES), guards, page)  # type: ignore[method-assign]
     return app
 
 

@@ -26,7 +26,7 @@ from serving.http.contract.problems import http_problem, problem_of
 from serving.http.key_file import Scope
 from serving.http.limits import RateLimiter, retry_after
 from serving.http.router import Reply, Router
-from serving.http.security_headers import add_headers
+from serving.http.security_headers import Cors, add_headers, preflight_headers
 from serving.http.service import ApiRequest, Service
 from serving.http.web_page import RECOMMENDER
 from serving.observability import timings as stages
@@ -61,6 +61,7 @@ class RequestMiddleware:
         self._metrics = service.metrics
         self._limiter = service.limiter
         self._bodies = Bodies(self._settings.max_body_bytes, self._settings.body_seconds)
+        self._cors = Cors(self._settings.cors_origins)
         self._ids = RequestIds()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -78,6 +79,7 @@ class RequestMiddleware:
             add_headers(headers)
             headers.append(("X-Request-Id", request_id))
             headers.extend(_version_headers(request))
+            headers.extend(self._cors.headers(environ))
             return start_response(line, headers, *error)
 
         try:
@@ -115,6 +117,8 @@ class RequestMiddleware:
     def _dispatch(self, request: ApiRequest, start: StartResponse) -> Iterable[bytes]:
         """Check a request with the guards, and call the handler of its route."""
         environ, route = request.environ, request.route
+        if environ["REQUEST_METHOD"] == "OPTIONS" and self._cors.is_preflight(environ):
+            return self._allowed_methods(environ)(environ, start)
         scope: Scope = "read" if environ["REQUEST_METHOD"] in _SAFE_METHODS else "write"
         for guard in self._guards:
             guard(environ, scope if route is None else route.scope)
@@ -136,10 +140,12 @@ class RequestMiddleware:
         """
         methods = self._router.methods(_path(environ))
         if not methods:
-            raise NotFound
+            raise NotFound(f"no such path; this service has {', '.join(self._router.paths())}")
         if environ["REQUEST_METHOD"] != "OPTIONS":
             raise MethodNotAllowed(methods)
-        return Reply(b"", content_type="text/html; charset=utf-8", headers=(("Allow", ", ".join(methods)),))
+        allowed = (("Allow", ", ".join(methods)),)
+        more = preflight_headers(methods) if self._cors.is_preflight(environ) else ()
+        return Reply(b"", content_type="text/html; charset=utf-8", headers=(*allowed, *more))
 
     def _without_body(self, error: HTTPException) -> Response:
         """Return the response to a request whose body was not received; the connection is closed after it."""

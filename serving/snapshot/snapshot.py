@@ -46,6 +46,7 @@ from features.ids import ITEM_ID, USER_ID
 from features.parquet import read_parquet
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
+from features.sequences.timeline import Timeline
 from features.tables.tables import Catalog, Interactions, Tables, Users
 from serving.search.faiss_index import ItemIndex
 from serving.search.index_config import IndexConfig
@@ -277,12 +278,13 @@ def _with_trend(
     """Return items' vectors as they are searched, and the moment of their recent popularity; None if none is read."""
     if not bundle.config.towers.trend:
         return vectors, None
-    if histories.times is None:
+    timeline = Timeline.of(histories)
+    if timeline is None:
         raise DataError(
             "this model reads the recent popularity of items, which needs the time of every interaction; the table of "
             "interactions has none"
         )
-    trend = bundle.trend(histories, len(vectors))
+    trend = bundle.trend(timeline, len(vectors))
     numbers = trend.numbers(np.array([trend.end]))[:, 0]
     return with_numbers(vectors, as_fractions(numbers)), float(trend.end)
 

@@ -10,7 +10,8 @@ The model is the MiniLM that the test packages bring, unless another is named.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from tests.benchmarks.encoding import packaged_model
 from tests.benchmarks.ids_only import spread
 from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
-from training.evaluation.baselines.tuning import HALF_LIVES, choose_text_neighbours
+from training.evaluation.baselines.suite import HALF_LIFE
+from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
+from training.evaluation.baselines.tuning import ndcg_on, search
 from training.evaluation.evaluate import Evaluation, ScoringModel, evaluate
 from training.tasks.protocols import split_by
 
@@ -54,18 +57,15 @@ def main() -> None:
         }
         sequences = tables.interactions.sequences(tables.catalog)
         split = split_by(given.protocol, sequences, len(tables.catalog), config)
-
-        def judged(recommender: ScoringModel, part: str, split=split, seen=seen) -> Evaluation:  # type: ignore[no-untyped-def]
-            return evaluate(
-                recommender, getattr(split, part), split.candidates, seen_items=split.seen_items, cutoffs=(10, 50)
-            )
-
-        words = choose_text_neighbours(split, texts)
-        found.setdefault("TF-IDF", []).append(judged(words, "test"))
-        for name, places in vectors.items():
-            trials = [Neighbours(places, half_life) for half_life in HALF_LIVES]
-            best = max(trials, key=lambda trial: judged(trial, "validation").means["ndcg_at_10"])
-            found.setdefault(name, []).append(judged(best, "test"))
+        assert split.test is not None, "every protocol of towers evaluate holds out a test part"
+        fits: dict[str, Callable[..., ScoringModel]] = {
+            "TF-IDF": partial(TextNeighbours, text_vectors(texts, split.warm_items))
+        }
+        fits |= {name: partial(Neighbours, places) for name, places in vectors.items()}
+        for name, fit in fits.items():
+            best = search(fit, {"half_life": HALF_LIFE}, ndcg_on(split, split.validation)).model
+            result = evaluate(best, split.test, split.candidates, seen_items=split.seen_items, cutoffs=(10, 50))
+            found.setdefault(name, []).append(result)
     print(f"{'':28s}{'R@10':>18s}{'N@10':>18s}{'R@50':>18s}")
     for name, results in found.items():
         cells = [
@@ -92,7 +92,8 @@ class Neighbours:
         weights = np.exp2(-age / self._half_life).astype(np.float32)
         histories = sp.csr_array((weights, past.item_rows, past.offsets), shape=(len(past), len(self._vectors)))
         means: np.ndarray = histories @ self._vectors
-        return normalize(means) @ self._vectors.T
+        scores: np.ndarray = normalize(means) @ self._vectors.T
+        return scores
 
 
 def encoded(model: Path | None, texts: Sequence[str]) -> np.ndarray:

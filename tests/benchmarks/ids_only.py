@@ -11,7 +11,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from features.schema import Schema
 from features.sequences.seen_items import EXCLUDE
 from features.sequences.split import Split, leave_one_out
 from features.tables.tables import Tables, read_tables
+from towers.model.two_tower import TwoTower
 from towers.process import prepared_environment
 from training.config import RunConfig
 from training.evaluation.evaluate import ScoringModel, evaluate
+from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop.build import TrainingData, build
 from training.loop.fit import TrainedModel
 from training.loop.trainer import Progress, Trainer
@@ -69,21 +71,28 @@ class Measured:
     """One training.
 
     Attributes:
-        seconds: Of each epoch, the first among them, which is slower.
+        seconds: Of each epoch, the first among them, which is slower, without those of measuring.
         steps: Of an epoch.
         peak_bytes: The highest resident memory of the process, libraries and tables included.
         ndcg: Validation N@10 in the end.
+        ndcg_after: Validation N@10 after each epoch; empty where that was not measured.
     """
 
     seconds: list[float]
     steps: int
     peak_bytes: int
     ndcg: float
+    ndcg_after: list[float] = field(default_factory=list)
 
     @property
     def epoch_seconds(self) -> float:
         """The mean of an epoch, without the first."""
         return float(np.mean(self.seconds[1:]))
+
+    def seconds_to(self, goal: float) -> float | None:
+        """Return the seconds of training until the end of the first epoch with such a validation N@10; None: never."""
+        reached = [place for place, ndcg in enumerate(self.ndcg_after) if ndcg >= goal]
+        return sum(self.seconds[: reached[0] + 1]) if reached else None
 
 
 def folder_of(data: str) -> Path:
@@ -133,19 +142,35 @@ def run(words: Sequence[str], threads: int) -> dict[str, Any]:
     return found
 
 
-def measure(task: Task) -> Measured:
-    """Train for the epochs of the settings and return what it took; the steps are as large as asked, however many."""
+def measure(task: Task, *, after_each: bool = False) -> Measured:
+    """Train for the epochs of the settings and return what it took; the steps are as large as asked, however many.
+
+    Args:
+        task: What is learned.
+        after_each: Whether to measure N@10 after each epoch, which stops training early as in use.
+    """
     config = task.config
     featurizer = Featurizer.fit(Schema.from_config(config.features), task.tables.catalog, None, task.split.train)
     data = TrainingData.prepare(task.split.train, task.tables.catalog, None, featurizer)
     ends: list[float] = []
     steps: list[int] = []
+    after: list[float] = []
+    paused = 0.0
+
+    def validate(model: TwoTower) -> float:
+        nonlocal paused
+        began = time.perf_counter()
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, None, config.features.max_history)
+        after.append(task.ndcg(towers))
+        paused += time.perf_counter() - began
+        return after[-1]
 
     def look(progress: Progress, measured: dict[str, float]) -> None:
-        ends.append(time.perf_counter())
+        ends.append(time.perf_counter() - paused)
         steps.append(progress.batch)
 
-    trainer = Trainer(build(config, data, torch.device("cpu")), on_epoch=look, quiet=True)
+    built = build(config, data, torch.device("cpu"))
+    trainer = Trainer(built, validate=validate if after_each else None, on_epoch=look, quiet=True)
     trainer.batches.batch_size = config.training.batch_size
     dealt = sum(len(batch.item_rows) - len(batch.users) for batch in trainer.batches.epoch(0))
     assert dealt == task.num_positions, "an epoch of ours is not what the rival learns from"
@@ -154,4 +179,5 @@ def measure(task: Task) -> Measured:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     learned = TrainedModel(model, data, trainer.progress, ends[-1] - began)
     seconds = [end - before for before, end in zip([began, *ends[:-1]], ends, strict=True)]
-    return Measured(seconds, steps[-1], peak, task.ndcg(learned.recommender(config.features.max_history)))
+    ndcg = task.ndcg(learned.recommender(config.features.max_history))
+    return Measured(seconds, steps[-1], peak, ndcg, after)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/plot.py [--folder evaluation] [--output docs/measured.svg]
 
-Whiskers are the standard deviation between seeds, or with one seed the 95 % bootstrap interval over the questions.
+Whiskers are the 95 % interval over the questions and the seeds; with one seed, over the questions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 
 OURS, OTHERS = "#1f6feb", "#9aa4b2"
@@ -41,7 +42,7 @@ def draw(panel: Axes, title: str, report: dict[str, Any]) -> None:
     rows = sorted(report["rows"], key=lambda row: row["metrics"]["ndcg_at_10"]["mean"])
     metrics = [row["metrics"]["ndcg_at_10"] for row in rows]
     means = [metric["mean"] for metric in metrics]
-    spreads = [metric["sd"] if metric["sd"] is not None else metric["high"] - metric["mean"] for metric in metrics]
+    spreads = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in metrics]).T
     names = [row["name"] for row in rows]
     panel.barh(names, means, xerr=spreads, color=[OURS if name == "two towers" else OTHERS for name in names])
     panel.set_title(f"{title} ({report['protocol']}, {report['part']})", fontsize=9)

@@ -240,7 +240,7 @@ def table(runs: list[Judged]) -> list[str]:
     """Return the table: N@10, the gain over the first on the same questions with its interval, and milliseconds."""
     costs = f"{'re-rank':>8s} {'p99':>6s} {'all':>7s} {'p99, ms':>7s}"
     head = f"{'':24s} {'asked':>6s} {'N@10':>7s} {'alone':>7s} {'gain':>7s} {'95 % interval':>18s} {costs}"
-    lines = ["one thread", head]
+    lines = ["one thread; intervals over the questions, of one training", head]
     for run in runs:
         before = runs[0].ndcg[: len(run.ndcg)]
         low, high = (float(bound[0]) / before.mean() for bound in bootstrap_interval((run.ndcg - before)[:, None]))

@@ -3,7 +3,8 @@
     python tests/benchmarks/refit.py run.toml [--seeds 3] [--set table.key=value ...]
 
 Under leave-one-out: one model stops early by each user's last item but one; another learns from that item as well, for
-the number of steps found best. Both are asked for the last item, with the same history.
+the number of steps found best. Both are asked for the last item, with the same history. The interval of the gain is
+over the questions and, if there are several, the seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from features.sequences.seen_items import SeenItems
@@ -19,7 +19,8 @@ from features.sequences.split import leave_one_out
 from features.tables.tables import read_tables
 from towers.warnings_filter import quiet_imports
 from training.config import read_run_config
-from training.evaluation.evaluate import evaluate
+from training.evaluation.comparison import Comparison
+from training.evaluation.evaluate import Evaluation, evaluate
 from training.loop.fit import fit, refit
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     given = parser.parse_args()
     quiet_imports()
-    gains = []
+    runs: list[list[Evaluation]] = []
     for seed in range(given.seeds):
         config = read_run_config(given.settings, (*given.overrides, f"training.seed={seed}"))
         tables = read_tables(config.features, given.settings.parent)
@@ -46,13 +47,19 @@ def main() -> None:
                 split.test,
                 split.candidates,
                 seen_items=split.seen_items,
-            ).means
+            )
             for learned in (early, refitted)
         ]
-        for name, means in zip(("stopped early", "refitted"), found, strict=True):
-            print(f"seed {seed}  {name:14s} R@10 {means['recall_at_10']:.4f}  N@10 {means['ndcg_at_10']:.4f}")
-        gains.append(found[1]["ndcg_at_10"] / found[0]["ndcg_at_10"] - 1)
-    print(f"N@10 of the refitted: {np.mean(gains):+.1%} (standard deviation between seeds {np.std(gains):.1%})")
+        for name, one in zip(("stopped early", "refitted"), found, strict=True):
+            print(f"seed {seed}  {name:14s} R@10 {one.means['recall_at_10']:.4f}  N@10 {one.means['ndcg_at_10']:.4f}")
+        runs.append(found)
+    compared = Comparison.of(runs)
+    gain, before = compared.lead(1, 0, "ndcg_at_10"), compared.metric(0, "ndcg_at_10").mean
+    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    print(
+        f"N@10 of the refitted: {gain.mean / before:+.1%}, {gain.low / before:+.1%} to {gain.high / before:+.1%} "
+        f"(95 % interval; {seeds})"
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,12 @@ The same for both: the interactions without each user's last two, the newest 200
 each history, vectors of 64, 2 blocks, 2 heads, dropout 0.2, the softmax over all items at every position, ids alone, an
 optimiser of Adam's family, threads, environment and torch. RecTools takes 128 sequences a step, padded to the longest
 history there may be. Ours takes as many interactions as 128 sequences hold on average, so that an epoch has as many
-steps; a row of its own shows ours with the batch that it proposes by itself. What differs beside the padding: ours has
-gated layers, unit vectors and a temperature, and leaves a user's other items out of the negatives.
+steps; a row of its own shows ours with the batch that it proposes by itself. What differs is printed below the figures.
+
+Throughput says how fast an epoch is, not how good it makes the model, and N@10 after a few epochs compares learning
+rates. So `--goals 0.03 0.05` also measures how many seconds of training each takes until validation N@10 first reaches
+a goal: ours as it is trained for use, RecTools measured after each epoch, without the seconds of the measuring. Give
+`--goal-epochs` that are enough for both.
 
 Every training runs in a process of its own, by turns, in another order each round. A position is one prediction, of any
 item of a history but the first; padding does not count. The first epoch of each training warms up and does not count,
@@ -52,6 +56,12 @@ RIVAL = ROOT / ".rivals" / "bin" / "python"
 PROGRAM = Path(__file__).parent / "rivals" / "sasrec_rectools.py"
 TOWERS = {"embedding_dim": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.2}
 SEQUENCES = 128
+DIFFERENCES = (
+    "what differs: ours has gated layers, unit vectors and a learned temperature, leaves a user's other items out of",
+    "the negatives, does not pad, and trains embeddings by row-wise Adagrad at 0.1 and the rest by AdamW at 0.002;",
+    "RecTools has dot products, pads to the longest history, and trains all by Adam at 0.001. So N@10 after as many",
+    "epochs compares learning rates, not models; `--goals` measures the time to equal quality.",
+)
 FIGURES = ("positions/s", "times as fast", "seconds an epoch", "steps", "N@10", "MiB")
 
 
@@ -85,13 +95,18 @@ def main() -> None:
     given = _arguments()
     if given.ours:
         quiet_imports()
-        print(json.dumps(asdict(measure(task_of(given.data[0], **json.loads(given.ours))))))
+        print(
+            json.dumps(asdict(measure(task_of(given.data[0], **json.loads(given.ours)), after_each=bool(given.goals))))
+        )
         return
     rivals = [RIVALS[name] for name in given.rival] if RIVAL.is_file() else []
     if not rivals:
         print(f"RecTools: left out, there is no {RIVAL.parents[1]}; `make rivals` makes it")
     for data in (data for data in given.data if is_there(data)):
         task = task_of(data, {"epochs": given.epochs})
+        if given.goals:
+            print("\n".join(time_to_quality(data, task, [*rivals, OURS[-1]], given)), flush=True)
+            continue
         contestants = [*rivals, *OURS]
         rounds = [_round(turn, contestants, task, data, given) for turn in range(given.rounds)]
         print("\n".join(_table(data, task, contestants, rounds, given)), flush=True)
@@ -117,15 +132,39 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["ml-1m", "amazon-beauty"], choices=list(LENGTHS))
     parser.add_argument("--rounds", type=int, default=3, help="How often each is trained.")
-    parser.add_argument("--epochs", type=int, default=2, help="Of each training; the first is not counted.")
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="Of each training; the first is not counted. With --goals: at most."
+    )
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rival", nargs="+", choices=list(RIVALS), default=["float32"], help="RecTools' precision.")
+    parser.add_argument("--goals", type=float, nargs="+", help="Instead: the seconds to these validation N@10.")
     parser.add_argument("--output", type=Path, help="Folder for every figure of every round, as JSON.")
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.epochs < 2:
         parser.error("--epochs: expected at least 2, the first of which is not counted")
     return given
+
+
+def time_to_quality(data: str, task: Task, contestants: Sequence[Contestant], given: argparse.Namespace) -> list[str]:
+    """Return the seconds of training that each takes to each goal, in each round, as lines."""
+    rounds = [_round(turn, contestants, task, data, given) for turn in range(given.rounds)]
+    lines = [
+        f"\n{TITLES[data]}: seconds of training to the first validation N@10 of a goal or more, measured after each",
+        f"of at most {given.epochs} epochs, off the clock; {given.threads} threads of {processor()}",
+        *DIFFERENCES,
+        f"{'':28s}" + "".join(f"{goal:>18.3f}" for goal in given.goals) + f"{'best':>18s}",
+    ]
+    for name in (contestant.name for contestant in contestants):
+        measured = [one[name] for one in rounds]
+        reached = [[one.seconds_to(goal) for one in measured] for goal in given.goals]
+        cells = [
+            "not reached" if None in seconds else spread([one for one in seconds if one is not None], ",.0f")
+            for seconds in reached
+        ]
+        best = spread([max(one.ndcg_after) for one in measured], ".4f")
+        lines.append(f"{name:28s}" + "".join(f"{cell:>18s}" for cell in (*cells, best)))
+    return lines
 
 
 def _round(
@@ -144,8 +183,8 @@ def _round(
 def _train_ours(contestant: Contestant, seed: int, task: Task, data: str, given: argparse.Namespace) -> Measured:
     batch = TrainingConfig().batch_size if contestant.own_batch else events_of_a_step(task)
     training = {"epochs": given.epochs, "seed": seed, "loss_precision": contestant.precision, "batch_size": batch}
-    said = run([sys.executable, __file__, "--data", data, "--ours", json.dumps({"training": training})], given.threads)
-    return Measured(**said)
+    words = [sys.executable, __file__, "--data", data, "--ours", json.dumps({"training": training})]
+    return Measured(**run([*words, *_goals(given)], given.threads))
 
 
 def _train_rival(contestant: Contestant, seed: int, task: Task, data: str, given: argparse.Namespace) -> Measured:
@@ -155,9 +194,18 @@ def _train_rival(contestant: Contestant, seed: int, task: Task, data: str, given
         words = {**TOWERS, "length": LENGTHS[data], "batch": SEQUENCES, "epochs": given.epochs}
         words |= {"threads": given.threads, "precision": contestant.precision, "seed": seed, "answers": answers}
         flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-        said = run([str(RIVAL), str(PROGRAM), str(interactions), *flags], given.threads)
-        table = TableRecommender(contestant.name, read_frame(answers), task.tables.catalog.item_ids)
-    return Measured(said["seconds"], said["steps"], said["peak_bytes"], task.ndcg(table))
+        each = ["--after-each"] if given.goals else []
+        said = run([str(RIVAL), str(PROGRAM), str(interactions), *flags, *each], given.threads)
+
+        def ndcg(file: Path) -> float:
+            return task.ndcg(TableRecommender(contestant.name, read_frame(file), task.tables.catalog.item_ids))
+
+        after = [ndcg(Path(f"{answers}.{epoch}")) for epoch in range(given.epochs)] if each else []
+        return Measured(said["seconds"], said["steps"], said["peak_bytes"], ndcg(answers), after)
+
+
+def _goals(given: argparse.Namespace) -> list[str]:
+    return ["--goals", *map(str, given.goals)] if given.goals else []
 
 
 def _interactions_of(task: Task) -> pd.DataFrame:
@@ -184,7 +232,9 @@ def _table(
     lines = [
         f"\n{TITLES[data]}: {task.num_positions:,} positions an epoch, histories of {LENGTHS[data]}, {items:,} items",
         f"{step:,} interactions a step for {SEQUENCES} sequences; {given.threads} threads of {processor()}",
-        f"{given.rounds} rounds of {given.epochs} epochs; after ± the standard deviation between rounds\n",
+        f"{given.rounds} rounds of {given.epochs} epochs; after ± the standard deviation between rounds",
+        *DIFFERENCES,
+        "",
         f"{'':28s}" + "".join(f"{figure:>18s}" for figure in FIGURES),
     ]
     pace = {

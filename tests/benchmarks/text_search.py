@@ -250,11 +250,13 @@ def _before(scores: np.ndarray, is_right: np.ndarray) -> np.ndarray:
 def table(found: Mapping[str, Ranks], asked: np.ndarray) -> list[str]:
     """Return the lines that are printed: recall at each cutoff, both ways, and what learning adds.
 
+    The intervals are over the queries; the spread between seeds is not in them.
+
     Args:
         found: The ranks by each contestant.
         asked: The query of each rank.
     """
-    lines = [f"{'':38}" + "".join(f"{f'R@{k}':>22}" for k in CUTOFFS)]
+    lines = [f"{'95 % intervals over the queries alone':38}" + "".join(f"{f'R@{k}':>22}" for k in CUTOFFS)]
     learned = [name for name in found if name.startswith(LEARNED)]
     others = [name for name in found if name not in learned]
     for way in next(iter(found.values())):

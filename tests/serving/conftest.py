@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from features.config import FeaturesConfig
+from features.errors import DataError
 from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
+from features.sequences.sequences import Sequences
 from features.tables.tables import read_tables
 from serving.jobs.build_index import build_index
 from tests.serving.doubles import country, make_recommender, make_tables
 from towers.bundle.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
 from towers.model.two_tower import TwoTower
+from training.config import RunConfig
+from training.tasks.protocols import early_stopping_split, holds_out_users
 
 
 @pytest.fixture
@@ -103,7 +107,20 @@ def write_untrained(folder: Path, tables_folder: Path, settings: dict, seed: int
         report={},
         pages={},
         primary_metric={"ndcg_at_10": 0.0},
+        validation_users=validation_users_of(settings, train, len(tables.catalog)),
     )
+
+
+def validation_users_of(settings: dict, sequences: Sequences, num_items: int) -> np.ndarray | None:
+    """The users that a training with these settings would hold out; None where it holds out interactions of all."""
+    config = RunConfig(**_typed(settings))
+    if config.training.refit:
+        return None
+    try:
+        split = early_stopping_split(config, sequences, num_items)
+    except DataError:  # too few for any training
+        return None
+    return split.validation.history.user_ids if holds_out_users(split) else None
 
 
 def _typed(features: dict) -> dict:

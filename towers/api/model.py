@@ -41,7 +41,9 @@ from training.runs.run_folder import check_replaceable
 
 UserIds: TypeAlias = int | str | Ids
 """The id of a user, or several."""
-EvaluationProtocol: TypeAlias = Literal["leave-one-out", "time", "users", "queries", "cold-items"]
+EvaluationProtocol: TypeAlias = Literal[
+    "leave-one-out", "leave-one-basket-out", "time", "users", "queries", "cold-items"
+]
 """How test data is held out."""
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 """Device to train on; `auto` is a GPU if there is one."""

@@ -2,7 +2,8 @@
 
     manifest.json  run.toml  schema.json  columns.json  vocabularies/  model.safetensors  report.json  report.html
     README.md
-    encoders/      where texts are read by pretrained models
+    encoders/                      where texts are read by pretrained models
+    validation_users.safetensors   where whole users were held out for validation
 
 Training writes it, serving reads it; it is the only thing they share. It appears under its name complete or not at
 all, holds no pickle, and is verified, every byte of it, each time it is opened.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -37,7 +38,7 @@ from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
 from features.files import atomic_folder, sha256
 from features.sequences.ragged import offsets_of, ragged_arange
-from features.sequences.sequences import Sequences
+from features.sequences.timeline import Timeline
 from features.sequences.trend import ItemTrend
 from features.settings import parse_settings, read_toml
 from features.spelling import Spelling
@@ -48,6 +49,7 @@ from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading, seal
 from towers.bundle.signature import KEY_VARIABLE, sign, signing_key
 from towers.bundle.trust import DEFAULT_TRUST, Trust
+from towers.bundle.validation_users import VALIDATION_USERS, are_validation_users, write_validation_users
 from towers.config import TowersConfig
 from towers.model.numpy_user_tower import NumpyUserTower
 from towers.model.trend_head import with_numbers
@@ -178,6 +180,12 @@ class ModelBundle:
         """Base folder of relative paths in `config.features`."""
         return Path(self.manifest.tables_folder)
 
+    def validation_users(self, user_ids: Sequence[Any] | np.ndarray) -> Bool[np.ndarray, "users"] | None:
+        """Return which users the training held out for validation; None if it held out interactions of all users."""
+        if VALIDATION_USERS not in self.folder:
+            return None
+        return are_validation_users(self.folder.file(VALIDATION_USERS), user_ids)
+
     def encode_items(self, catalog: Catalog) -> Float32[np.ndarray, "items width"]:
         """Return the unit vector of every item of a catalogue, items that training did not know included."""
         features = self.featurizer.item_features(catalog)
@@ -254,16 +262,16 @@ class ModelBundle:
         empty = np.zeros((0, self.config.towers.embedding_dim), dtype=np.float32)
         return self._with_weights(np.concatenate([empty, *vectors]))
 
-    def trend(self, events: Sequences, num_items: int) -> ItemTrend:
+    def trend(self, timeline: Timeline, num_items: int) -> ItemTrend:
         """Return the recent popularity of items at any moment, as a model that reads it was trained with.
 
         Args:
-            events: The events that count, with times.
+            timeline: The events that count.
             num_items: Size of the catalogue that their rows are from.
         """
         head = self.model.trend
         assert head is not None, "only models that read recent popularity are asked for it"
-        return ItemTrend(events, num_items, head.half_lives, head.levels.cpu().numpy())
+        return ItemTrend(timeline, num_items, head.half_lives, head.levels.cpu().numpy())
 
     def _with_weights(self, vectors: Float32[np.ndarray, "users width"]) -> Float32[np.ndarray, "users searched"]:
         """Return users' vectors with their weights of recent popularity behind them, if the model reads it."""
@@ -323,6 +331,7 @@ def write_bundle(
     report: Mapping[str, Any],
     pages: Mapping[str, str],
     primary_metric: Mapping[str, float],
+    validation_users: Iterable[Any] | None = None,
 ) -> None:
     """Write a bundle atomically; it is signed if the environment names a key.
 
@@ -337,6 +346,7 @@ def write_bundle(
         report: What the evaluation found.
         pages: Further text files, by name: the report as a page, the model card.
         primary_metric: Name and value of the metric the weights were selected by.
+        validation_users: Ids of the users that were held out for validation. None: no whole users were.
     """
     with atomic_folder(path) as folder:
         (folder / "run.toml").write_text(tomli_w.dumps(_without_nulls(settings)), encoding="utf-8")
@@ -346,6 +356,8 @@ def write_bundle(
             {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, folder / WEIGHTS
         )
         (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        if validation_users is not None:
+            write_validation_users(folder, validation_users)
         for name, text in pages.items():
             (folder / name).write_text(text, encoding="utf-8")
         manifest = Manifest(

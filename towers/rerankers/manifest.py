@@ -51,7 +51,7 @@ RerankerKindName = Annotated[str, AfterValidator(_known_kind)]
 
 
 class Judgement(StrictTable):
-    """Result of a re-ranker on queries that it was not trained on."""
+    """Result of a re-ranker on queries that it was neither trained on nor selected by."""
 
     num_questions: int
     """Number of held-out queries."""
@@ -60,7 +60,7 @@ class Judgement(StrictTable):
     ndcg_after: float
     """N@10 of the re-ranked order."""
     gain_low: float
-    """Lower bound of the 95 % interval of the gain in N@10; paired bootstrap."""
+    """Lower bound of the 95 % interval of the gain in N@10, paired, over queries and trainings."""
     gain_high: float
     """Upper bound of the 95 % interval of the gain."""
     milliseconds: float

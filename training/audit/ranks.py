@@ -49,7 +49,7 @@ class About(StrictTable):
     format: int
     """Format of the folder; this version reads 1."""
     protocol: str
-    """`leave-one-out`, `time`, `users`, `queries` or `cold-items`."""
+    """`leave-one-out`, `leave-one-basket-out`, `time`, `users`, `queries` or `cold-items`."""
     part: str
     """`test` or `validation`."""
     settings: RunConfig

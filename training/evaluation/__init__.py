@@ -2,7 +2,9 @@
 
 - `metrics`: recall, NDCG, MRR and others; `evaluate`: the loop over users; `two_tower_recommender`: a model as a
   recommender of items.
+- `intervals`: confidence over questions and seeds; `comparison`: recommenders on the same questions, who is ahead.
 - `baselines`: recommenders to compare with.
+- `advice`: what to try where a baseline is ahead.
 - `report`: the comparison as JSON, text and HTML; `text_table`: tables in the terminal; `pages`: HTML pages from the
   templates in `training/templates/`.
 """

@@ -8,12 +8,11 @@ nothing does as well as chance and no better. No sampled negatives, no index in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 from tqdm import tqdm
 
 from features.errors import CellError, DataError
@@ -22,7 +21,7 @@ from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Queries
 from features.values.distinct import column_cells
 from features.values.readings import numbers_in
-from training.evaluation.metrics import NEVER, bootstrap_interval, coverage, metrics_per_question
+from training.evaluation.metrics import NEVER, coverage, metrics_per_question
 
 CUTOFFS = (10, 50, 100)
 """The k of the metrics."""
@@ -63,6 +62,7 @@ class Evaluation:
         per_question: One number per question, by metric: `recall_at_10`, `ndcg_at_10`, `mrr_at_10`, ….
         coverage: Share of the candidates recommended to anybody, by metric: `coverage_at_10`, …; empty for a slice.
         num_candidates: How many items were ranked.
+        users: The user of each question, `[questions]`.
         exposure: How many questions were shown each item among the first k, `[items]`, by k; empty where the coverage
             is.
     """
@@ -73,6 +73,7 @@ class Evaluation:
     per_question: dict[str, np.ndarray]
     coverage: dict[str, float]
     num_candidates: int
+    users: Shaped[np.ndarray, "questions"]
     exposure: dict[int, Int[np.ndarray, "items"]] = field(default_factory=dict)
 
     @property
@@ -85,23 +86,6 @@ class Evaluation:
         """Mean over the queries, by metric, and the coverage."""
         return {name: float(values.mean()) for name, values in self.per_question.items()} | self.coverage
 
-    @cached_property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95 % bootstrap interval of every mean, by metric."""
-        low, high = bootstrap_interval(np.stack(list(self.per_question.values()), axis=1))
-        return {name: (float(low[column]), float(high[column])) for column, name in enumerate(self.per_question)}
-
-    def lead_over(self, other: Evaluation, metric: str) -> tuple[float, float, float]:
-        """Return the difference of the mean to another recommender's on the same queries, with its 95 % interval.
-
-        Returns:
-            The mean difference and the bounds of the paired bootstrap interval. The lead is real if 0 is outside.
-        """
-        assert np.array_equal(self.target_offsets, other.target_offsets), "not the same questions"
-        differences = self.per_question[metric] - other.per_question[metric]
-        low, high = bootstrap_interval(differences[:, None])
-        return float(differences.mean()), float(low[0]), float(high[0])
-
     def only(self, targets: Bool[np.ndarray, "targets"]) -> Evaluation | None:
         """Return the evaluation of some of the targets; None if there are none of them.
 
@@ -113,7 +97,8 @@ class Evaluation:
         offsets = offsets_of(lengths[lengths > 0])
         cutoffs = tuple(dict.fromkeys(int(name.rpartition("_at_")[2]) for name in self.per_question))
         values = metrics_per_question(self.ranks[targets], offsets, cutoffs)
-        return Evaluation(self.name, self.ranks[targets], offsets, values, {}, self.num_candidates)
+        users = self.users[lengths > 0]
+        return Evaluation(self.name, self.ranks[targets], offsets, values, {}, self.num_candidates, users)
 
 
 def evaluate(
@@ -168,7 +153,8 @@ def evaluate(
     shares = {f"coverage_at_{k}": coverage(shown > 0, candidates) for k, shown in exposure.items()}
     values = metrics_per_question(ranks, queries.target_offsets, cutoffs)
     num_candidates = int(candidates.sum())
-    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, exposure)
+    users = queries.history.user_ids
+    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, users, exposure)
 
 
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:
@@ -312,15 +298,42 @@ def _top(
     scores: Float32[np.ndarray, "questions items"], length: int, lots: _Lots
 ) -> Int[np.ndarray, "questions length"]:
     """Return the rows of the first items, best first, -1 where nothing is left to recommend."""
-    top = np.argpartition(scores, scores.shape[1] - length, axis=1)[:, -length:]
-    values = np.take_along_axis(scores, top, axis=1)
-    order = np.argsort(-values, axis=1)
-    top, values = np.take_along_axis(top, order, axis=1), np.take_along_axis(values, order, axis=1)
-    has_ties = (values[:, 1:] == values[:, :-1]).any(axis=1)
-    has_ties |= np.count_nonzero(scores >= values[:, -1:], axis=1) > length
-    for row in np.flatnonzero(has_ties):
-        worthy = np.flatnonzero((scores[row] >= values[row, -1]) & (scores[row] > -np.inf))
-        best = worthy[np.lexsort((lots.of(int(row))[worthy], scores[row, worthy]))[::-1][:length]]
-        top[row] = -1
+    top = np.full((len(scores), length), -1, dtype=np.int64)
+    for row, least in enumerate(_lower_bounds(scores, length)):
+        items = np.flatnonzero(scores[row] > least)
+        if len(items) < length and least > -np.inf:
+            level = _drawn(np.flatnonzero(scores[row] == least), length - len(items), lots, row)
+            items = np.concatenate([items, level])
+        best = _best(items, scores[row, items], length, lots, row)
         top[row, : len(best)] = best
-    return np.where(np.isneginf(values) & ~has_ties[:, None], -1, top)
+    return top
+
+
+def _best(
+    items: Int[np.ndarray, "items"], values: Float32[np.ndarray, "items"], length: int, lots: _Lots, question: int
+) -> Int[np.ndarray, "best"]:
+    """Return the items with the highest values, best first, where equal ones are ordered by lot."""
+    order = np.argsort(-values)
+    if (np.diff(values[order[: length + 1]]) == 0).any():
+        order = np.lexsort((lots.of(question)[items], values))[::-1]
+    return items[order[:length]]
+
+
+def _drawn(level: Int[np.ndarray, "level"], count: int, lots: _Lots, question: int) -> Int[np.ndarray, "drawn"]:
+    """Return the items with the highest lots, in any order."""
+    drawn = lots.of(question)[level]
+    likely = np.flatnonzero(drawn > 1 - 4 * count / len(level))
+    if len(likely) >= count:
+        level, drawn = level[likely], drawn[likely]
+    return level[np.argsort(-drawn)[:count]]
+
+
+def _lower_bounds(scores: Float32[np.ndarray, "questions items"], length: int) -> Float32[np.ndarray, "questions"]:
+    """Return scores that the first items of each question are not below, found without a partition of all items.
+
+    At least so many items are not below the item of that rank among the best ones of groups of items.
+    """
+    width = max(1, scores.shape[1] // (4 * length))
+    best_of_groups = np.maximum.reduceat(scores, np.arange(0, scores.shape[1], width), axis=1)
+    bounds: np.ndarray = np.partition(best_of_groups, -length, axis=1)[:, -length]
+    return bounds

@@ -8,7 +8,7 @@ interval of the mean over another sample of users. CONTRIBUTING.md says how to a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -172,17 +172,21 @@ def bootstrap_interval(
         >>> low.round(2).tolist(), high.round(2).tolist()
         ([0.4], [0.6])
     """
-    rng = np.random.default_rng(seed)
-    questions = len(values)
-    means = np.empty((resamples, values.shape[1]))
-    block = max(1, 4_000_000 // questions)
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        draws = rng.integers(0, questions, (size, questions)) + questions * np.arange(size)[:, None]
-        weights = np.bincount(draws.ravel(), minlength=size * questions).reshape(size, questions)
-        means[start : start + size] = weights.astype(np.float64) @ values / questions
+    weights = resampling_weights(len(values), resamples, seed)
+    means = np.concatenate([block @ values / len(values) for block in weights])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
+
+
+def resampling_weights(count: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "block count"]]:
+    """Yield how often each of `count` units is drawn in each resample, a block of resamples at a time."""
+    rng = np.random.default_rng(seed)
+    block = max(1, 4_000_000 // count)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        draws = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
+        weights = np.bincount(draws.ravel(), minlength=size * count).reshape(size, count)
+        yield weights.astype(np.float64)
 
 
 def wilson_interval(

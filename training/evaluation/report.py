@@ -1,16 +1,17 @@
 """The evaluation report: one table of the model and the baselines, for the terminal, as JSON and as HTML.
 
-The first row is the recommender in question. An estimate over one run carries the bootstrap interval over its
-questions; over several seeds it carries the standard deviation between the runs, which is what another seed may bring.
+The first row is the recommender in question. Each estimate has the interval over questions and, if there are several,
+over seeds; with one seed the spread between trainings is not in it, and the report says so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import pandas as pd
 
 from features.errors import DataError
 from features.files import atomic_file
+from training.evaluation.advice import Advice
+from training.evaluation.comparison import Comparison
 from training.evaluation.evaluate import Evaluation
+from training.evaluation.intervals import Interval
 from training.evaluation.metrics import METRICS
 from training.evaluation.pages import render
 from training.evaluation.text_table import aligned
@@ -31,7 +35,9 @@ COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at
 COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
 """Columns for protocol `users`, with the metrics usual in the literature."""
 COVERAGE_LABEL, COVERAGE_MEANING = "cov", "share of the items recommended to any user"
-FORMAT = 1
+FORMAT = 2
+WIDTH = 120
+"""Columns of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +46,33 @@ class Estimate:
 
     Attributes:
         mean: The number.
-        low: Lower bound of its 95 % bootstrap interval over the questions; None where there is none.
+        low: Lower bound of its 95 % interval over the questions and the seeds; None where there is none.
         high: Upper bound.
-        sd: Standard deviation between runs with different seeds; None for a single run.
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
-    sd: float | None = None
+
+    @classmethod
+    def of(cls, interval: Interval) -> Estimate:
+        """Return an interval as an estimate."""
+        return cls(interval.mean, interval.low, interval.high)
 
     @property
     def margin(self) -> float | None:
-        """The number after ±: the standard deviation between seeds, or half the width of the interval."""
-        if self.sd is not None:
-            return self.sd
+        """The number after ±: half the width of the interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval is above zero."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the whole interval is below zero."""
+        return self.high is not None and self.high < 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class ReportRow:
         slices: By slice, `cold users` and so on; empty where none were asked for.
         lead: How far the first row's NDCG@10 is above this one's, on the same questions; None for the first row.
         is_bound: Whether the row is an upper bound, which is left out of the comparison.
+        ahead_in: Metrics in which it is ahead of all other rows, the whole interval of each lead above zero.
     """
 
     name: str
@@ -88,6 +106,7 @@ class ReportRow:
     slices: dict[str, SliceRow]
     lead: Estimate | None = None
     is_bound: bool = False
+    ahead_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,13 +114,14 @@ class EvaluationReport:
     """An evaluation of several recommenders on the same queries; it prints as a table, in a notebook as well.
 
     Attributes:
-        protocol: `leave-one-out`, `time`, `users`, `queries` or `cold-items`.
+        protocol: `leave-one-out`, `leave-one-basket-out`, `time`, `users`, `queries` or `cold-items`.
         part: `test` or `validation`.
         num_questions: Number of queries, for each seed.
         num_candidates: Number of items that were ranked for each query.
         seeds: The seeds of the trainings.
         rows: A row for each recommender, the evaluated one first; a row has `name` and, by metric, `metrics`.
         notes: What a reader should know, a sentence each.
+        advice: What to try where the first recommender is not ahead, the likeliest first.
     """
 
     protocol: str
@@ -111,6 +131,7 @@ class EvaluationReport:
     seeds: tuple[int, ...]
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
 
     @classmethod
     def of(
@@ -122,6 +143,7 @@ class EvaluationReport:
         slices: Mapping[int, Mapping[str, Mapping[str, Evaluation]]] | None = None,
         bounds: Sequence[str] = (),
         notes: Sequence[str] = (),
+        advise: Callable[[Sequence[str]], tuple[Advice, ...]] | None = None,
     ) -> EvaluationReport:
         """Put the judgements of one or several runs together.
 
@@ -132,21 +154,26 @@ class EvaluationReport:
             slices: By seed, recommender and slice, as `evaluation.slices` gives them.
             bounds: Names of the recommenders that are limits, such as an oracle.
             notes: Sentences for the reader.
+            advise: Returns what to try where the recommenders that it is given the names of are not beaten.
         """
         first = next(iter(runs.values()))
         names = [evaluation.name for evaluation in first]
         assert all([evaluation.name for evaluation in run] == names for run in runs.values()), "not the same rows"
+        comparison = Comparison.of(list(runs.values()))
+        ahead = comparison.are_ahead(place for place, name in enumerate(names) if name not in bounds)
+        sliced = _slice_rows(slices or {}, names)
         rows = [
             ReportRow(
                 name=name,
-                metrics=_estimates([run[place] for run in runs.values()]),
-                slices=_slice_rows([slices[seed].get(name, {}) for seed in runs] if slices else []),
-                lead=_lead([(run[0], run[place]) for run in runs.values()]) if place else None,
+                metrics=_estimates(comparison, place) | _coverage([run[place] for run in runs.values()]),
+                slices=sliced[name],
+                lead=Estimate.of(comparison.lead(0, place, PRIMARY_METRIC)) if place else None,
                 is_bound=name in bounds,
+                ahead_in=ahead.get(place, ()),
             )
             for place, name in enumerate(names)
         ]
-        return cls(
+        report = cls(
             protocol=protocol,
             part=part,
             num_questions=tuple(run[0].num_questions for run in runs.values()),
@@ -155,6 +182,8 @@ class EvaluationReport:
             rows=tuple(rows),
             notes=tuple(notes),
         )
+        names = [row.name for row in report.unbeaten]
+        return report if advise is None or not names else replace(report, advice=advise(names))
 
     def __repr__(self) -> str:
         """Return the table for a terminal."""
@@ -165,13 +194,30 @@ class EvaluationReport:
         return f"<p><b>{escape(self.headline)}</b></p>\n{self._rendered('report_table.html')}"
 
     @property
+    def unbeaten(self) -> tuple[ReportRow, ...]:
+        """The rows that the first one is not ahead of, clear of zero, in N@10; the strongest first."""
+        level = [row for row in self.rows if not (row.is_bound or row.lead is None or row.lead.is_above_zero)]
+        return tuple(sorted(level, key=lambda row: -row.metrics[PRIMARY_METRIC].mean))
+
+    @property
+    def warning(self) -> str:
+        """One line on the recommenders that the first one is not ahead of; empty if there are none."""
+        ahead = [row.name for row in self.unbeaten if row.lead is not None and row.lead.is_below_zero]
+        level = [row.name for row in self.unbeaten if row.name not in ahead]
+        ours = self.rows[0].name
+        parts = [f"{_listed(ahead)} {_are(ahead)} ahead of {ours}"] if ahead else []
+        parts += [f"{_listed(level)} {_are(level)} not distinguishable from {'it' if ahead else ours}"] if level else []
+        return f"Not ahead of every baseline: in {label_of(PRIMARY_METRIC)} {', and '.join(parts)}." if parts else ""
+
+    @property
     def headline(self) -> str:
         """One line on the evaluation: protocol, queries, candidates, seeds."""
         least, most = min(self.num_questions), max(self.num_questions)
         questions = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         ranked = f"all {self.num_candidates:,} items ranked"
-        return f"{self.protocol} · {self.part} · {questions} questions · {ranked} · {seeds}"
+        chosen = " · chosen on these questions" if self.part == "validation" else ""
+        return f"{self.protocol} · {self.part} · {questions} questions · {ranked} · {seeds}{chosen}"
 
     def metrics(self) -> dict[str, float]:
         """Return everything as flat names, for a tracking server: `ndcg_at_10`, `baseline/EASE/ndcg_at_10`, …."""
@@ -205,6 +251,7 @@ class EvaluationReport:
                 seeds=tuple(values["seeds"]),
                 rows=tuple(_read_row(row) for row in values["rows"]),
                 notes=tuple(values["notes"]),
+                advice=tuple(Advice(**one) for one in values["advice"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"report: not a report of an evaluation ({error!r}); make the report again") from None
@@ -236,14 +283,18 @@ class EvaluationReport:
     def to_text(self) -> str:
         """Return the table for a terminal, at most 120 columns wide."""
         shown = self._shown()
-        best = _best(self.rows, shown)
-        body = [[row.name, *(_cell(row, name, best) for name in shown)] for row in self.rows]
-        lines = [self.headline, "", *aligned([["", *(f"{label_of(name)} " for name in shown)], *body])]
-        legend = "* best   " if len(self.rows) > 1 else ""
-        lines += ["", f"{legend}± {self._margin_meaning()}", *self._lead_lines()]
+        body = [[row.name, *(_cell(row, name) for name in shown)] for row in self.rows]
+        table = aligned([["", *(f"{label_of(name)} " for name in shown)], *body])
+        lines = [*wrap(self.warning, WIDTH), self.headline, "", *table]
+        legend = ["* ahead of all others, clear of zero"] if any(row.ahead_in for row in self.rows) else []
+        lines += ["", f"± {self._margin_meaning()}", *legend, *self._lead_lines()]
         if any(row.slices for row in self.rows):
             lines += ["", "N@10 apart, with the number of questions", "", *aligned(self._slice_table())]
-        return "\n".join([*lines, *(["", *self.notes] if self.notes else [])])
+        lines += ["", *self.notes] if self.notes else []
+        lines += ["", "To try next, the likeliest to help first:"] if self.advice else []
+        for one in self.advice:
+            lines += [*wrap(f"- {one.reason}", WIDTH, subsequent_indent="  "), f"    {one.command}"]
+        return "\n".join(lines)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the means as a table: a row for each recommender, a column for each metric."""
@@ -257,15 +308,15 @@ class EvaluationReport:
 
     def _rendered(self, template: str) -> str:
         shown = self._shown()
-        best = _best(self.rows, shown)
         slice_head, *slice_rows = self._slice_table()
         return render(
             template,
             title=self.headline,
+            warning=self.warning,
+            advice=self.advice,
             metrics=shown,
             labels={name: label_of(name) for name in shown},
             rows=self.rows,
-            is_best=lambda row, name: _is_best(row, name, best),
             spread=_spread,
             slice_head=slice_head,
             slice_rows=slice_rows,
@@ -278,8 +329,8 @@ class EvaluationReport:
 
     def _margin_meaning(self) -> str:
         if len(self.seeds) > 1:
-            return f"standard deviation between {len(self.seeds)} seeds"
-        return "half the 95 % bootstrap interval over the questions"
+            return f"half the 95 % interval over the questions and {len(self.seeds)} seeds"
+        return "half the 95 % interval over the questions; what another seed changes is not in it"
 
     def _lead_lines(self) -> list[str]:
         ours = self.rows[0]
@@ -289,9 +340,7 @@ class EvaluationReport:
                 share = ours.metrics[SHARE_METRIC].mean / max(row.metrics[SHARE_METRIC].mean, 1e-12)
                 lines.append(f"{ours.name} reaches {share:.0%} of the {label_of(SHARE_METRIC)} of {row.name}")
             elif row.lead is not None:
-                word = "ahead of" if row.lead.mean >= 0 else "behind"
-                by = f"{abs(row.lead.mean):.4f} in {label_of(PRIMARY_METRIC)}"
-                lines.append(f"{ours.name} is {word} {row.name} by {by}, {_spread(row.lead)}")
+                lines.append(_lead_line(ours.name, row.name, row.lead))
         return lines
 
     def _slice_table(self) -> list[list[str]]:
@@ -314,44 +363,45 @@ def _legend() -> str:
     return ", ".join(f"{label} {meaning}" for label, meaning in (*meanings, (COVERAGE_LABEL, COVERAGE_MEANING)))
 
 
-def _estimates(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:
-    """Return each metric over one run with its interval, or over several with their standard deviation."""
-    means = [evaluation.means for evaluation in evaluations]
-    if len(evaluations) > 1:
-        return {name: _between_seeds([run[name] for run in means]) for name in means[0]}
-    intervals = evaluations[0].intervals
-    return {name: Estimate(mean, *intervals.get(name, (None, None))) for name, mean in means[0].items()}
+def _estimates(comparison: Comparison, place: int) -> dict[str, Estimate]:
+    return {name: Estimate.of(comparison.metric(place, name)) for name in comparison.metrics}
 
 
-def _between_seeds(values: Sequence[float]) -> Estimate:
-    return Estimate(float(np.mean(values)), sd=float(np.std(values, ddof=1)))
+def _coverage(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:
+    """Return the coverage, the mean over the seeds; it is no mean over questions, so it has no interval."""
+    names = evaluations[0].coverage
+    return {name: Estimate(float(np.mean([one.coverage[name] for one in evaluations]))) for name in names}
 
 
-def _slice_rows(runs: Sequence[Mapping[str, Evaluation]]) -> dict[str, SliceRow]:
-    """Return the slices; one that some seed does not have is left to the seeds that do."""
-    rows = {}
-    for name in dict.fromkeys(name for run in runs for name in run):
-        evaluations = [run[name] for run in runs if name in run]
-        num_questions = round(float(np.mean([evaluation.num_questions for evaluation in evaluations])))
-        rows[name] = SliceRow(num_questions, _estimates(evaluations))
-    return rows
+def _slice_rows(
+    runs: Mapping[int, Mapping[str, Mapping[str, Evaluation]]], names: Sequence[str]
+) -> dict[str, dict[str, SliceRow]]:
+    """Return the slices by recommender; one that some seed does not have is left to the seeds that do."""
+    found: dict[str, dict[str, SliceRow]] = {name: {} for name in names}
+    for part in dict.fromkeys(part for run in runs.values() for parts in run.values() for part in parts):
+        having = [run for run in runs.values() if any(part in parts for parts in run.values())]
+        sliced = [name for name in names if part in having[0].get(name, {})]
+        evaluations = [[run[name][part] for name in sliced] for run in having]
+        num_questions = round(float(np.mean([run[0].num_questions for run in evaluations])))
+        comparison = Comparison.of(evaluations)
+        for place, name in enumerate(sliced):
+            found[name][part] = SliceRow(num_questions, _estimates(comparison, place))
+    return found
 
 
-def _lead(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Estimate:
-    leads = [ours.lead_over(other, PRIMARY_METRIC) for ours, other in pairs]
-    return Estimate(*leads[0]) if len(leads) == 1 else _between_seeds([mean for mean, _, _ in leads])
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _best(rows: Sequence[ReportRow], names: Sequence[str]) -> dict[str, float]:
-    """Return the best mean of each metric, limits apart."""
-    return {
-        name: max((row.metrics[name].mean for row in rows if name in row.metrics and not row.is_bound), default=np.inf)
-        for name in names
-    }
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
-def _is_best(row: ReportRow, name: str, best: Mapping[str, float]) -> bool:
-    return not row.is_bound and row.metrics[name].mean >= best[name]
+def _lead_line(ours: str, other: str, lead: Estimate) -> str:
+    where = f"in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
+    if not lead.is_above_zero and not lead.is_below_zero:
+        return f"{ours} and {other} are not distinguishable: {lead.mean:+.4f} {where}"
+    return f"{ours} is {'ahead of' if lead.is_above_zero else 'behind'} {other} by {abs(lead.mean):.4f} {where}"
 
 
 def _plain(estimate: Estimate) -> str:
@@ -359,16 +409,13 @@ def _plain(estimate: Estimate) -> str:
 
 
 def _spread(estimate: Estimate) -> str:
-    if estimate.low is not None and estimate.high is not None:
-        return f"[{estimate.low:.4f}, {estimate.high:.4f}]"
-    return "" if estimate.sd is None else f"±{estimate.sd:.4f}"
+    return "" if estimate.low is None or estimate.high is None else f"[{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
-def _cell(row: ReportRow, name: str, best: Mapping[str, float]) -> str:
+def _cell(row: ReportRow, name: str) -> str:
     if name not in row.metrics:
         return "– "
-    number = f"{row.metrics[name].mean:.4f}" if name.startswith("coverage") else _plain(row.metrics[name])
-    return number + ("*" if _is_best(row, name, best) else " ")
+    return _plain(row.metrics[name]) + ("*" if name in row.ahead_in else " ")
 
 
 def _slice_cell(row: ReportRow, name: str) -> str:
@@ -385,6 +432,7 @@ def _read_row(values: Mapping[str, Any]) -> ReportRow:
         },
         lead=None if values["lead"] is None else Estimate(**values["lead"]),
         is_bound=bool(values["is_bound"]),
+        ahead_in=tuple(values["ahead_in"]),
     )
 
 

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from features.featurizer.featurizer import Featurizer
 from features.sequences.batches import EntityFeatures
-from features.sequences.sequences import Queries, Sequences
+from features.sequences.sequences import Queries
+from features.sequences.timeline import Timeline
 from features.sequences.trend import STEPS, ItemTrend
 from features.tables.tables import Users
 from towers.model.two_tower import TwoTower
@@ -23,10 +24,10 @@ class TwoTowerRecommender:
         item_features: The catalogue.
         users: The attributes of users, if there are any.
         history: How many events are read.
-        events: The events that recent popularity is counted from: of a question, those before it. None: the model does
-            not read recent popularity.
-        indexed: Whether recent popularity is as it was after the last of the events, as in an index made then,
-            whenever a question is asked.
+        timeline: The events that recent popularity is counted from: of a question, those before it. None: the model
+            does not read recent popularity.
+        end_of_training: Whether recent popularity is as it was after the last of these events, as in an index made
+            then, whenever a question is asked.
     """
 
     def __init__(
@@ -36,22 +37,22 @@ class TwoTowerRecommender:
         item_features: EntityFeatures,
         users: Users | None,
         history: int,
-        events: Sequences | None = None,
+        timeline: Timeline | None = None,
         *,
-        indexed: bool = False,
+        end_of_training: bool = False,
     ) -> None:
-        self.name = "two towers, trend of the index" if indexed else "two towers"
+        self.name = "two towers (end of training)" if end_of_training else "two towers"
         self.model = model
         self.featurizer = featurizer
         self.users = users
         self.history = history
         self.device = model.log_scale.device
-        self._indexed = indexed
+        self._is_at_end = end_of_training
         self._trend = None
         if model.trend is not None:
-            assert events is not None, "a model with a trend is evaluated with events to count"
+            assert timeline is not None, "checked before"
             levels = model.trend.levels.cpu().numpy()
-            self._trend = ItemTrend(events, len(item_features), model.trend.half_lives, levels)
+            self._trend = ItemTrend(timeline, len(item_features), model.trend.half_lives, levels)
         with torch.no_grad():  # not inference_mode: fbgemm's fused kernel on a CPU exists for autograd only
             self.item_vectors = model.item_vectors(item_features)
 
@@ -82,7 +83,7 @@ class TwoTowerRecommender:
         """Add recent popularity to scores, in place."""
         assert self._trend is not None
         assert times is not None, "training checked that there are times"
-        asked = np.full(len(scores), self._trend.end) if self._indexed else self._trend.moments(times)
+        asked = np.full(len(scores), self._trend.end) if self._is_at_end else self._trend.moments(times)
         moments, place = np.unique(asked, return_inverse=True)
         numbers = self._trend.numbers(moments)
         for half_life, weight in enumerate(weights.T):

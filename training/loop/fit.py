@@ -15,6 +15,7 @@ from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
+from features.sequences.timeline import Timeline
 from features.tables.tables import Tables
 from towers.model.history import check_history_encoder
 from towers.model.two_tower import TwoTower
@@ -49,19 +50,25 @@ class TrainedModel:
     seconds: float
 
     def recommender(
-        self, history: int, events: Sequences | None = None, *, indexed: bool = False
+        self, history: int, timeline: Timeline | None = None, *, end_of_training: bool = False
     ) -> TwoTowerRecommender:
         """Return the model as a `ScoringModel`.
 
         Args:
             history: Maximum length of a history.
-            events: The events that recent popularity is counted from (see `TwoTowerRecommender`). None: the training
-                data.
-            indexed: Whether recent popularity is as it was after the last of them.
+            timeline: The events that recent popularity is counted from (see `TwoTowerRecommender`). None: those of the
+                training data.
+            end_of_training: Whether recent popularity is as it was after the last of them.
         """
-        data, events = self.data, self.data.train if events is None else events
+        data, timeline = self.data, timeline or Timeline.of(self.data.train)
         return TwoTowerRecommender(
-            self.model, data.featurizer, data.item_features, data.users, history, events, indexed=indexed
+            self.model,
+            data.featurizer,
+            data.item_features,
+            data.users,
+            history,
+            timeline,
+            end_of_training=end_of_training,
         )
 
 
@@ -113,8 +120,8 @@ def fit(
     questions = _sample(split.validation, config.training.seed)
 
     def validate(model: TwoTower) -> float:
-        history, events = config.features.max_history, split.train
-        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, history, events)
+        history, timeline = config.features.max_history, split.timeline
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, history, timeline)
         return judge(towers, questions, split, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(

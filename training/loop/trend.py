@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from features.sequences.batches import SequenceBatch
-from features.sequences.sequences import Sequences
+from features.sequences.sequences import UNKNOWN_TIME, Sequences
+from features.sequences.timeline import Timeline
 from features.sequences.trend import STEPS, ItemTrend
 from training.loop.negatives import Negatives, Targets, TrendNumbers, to_device
 
@@ -30,15 +31,17 @@ class TrendOfTargets:
     def __init__(
         self, train: Sequences, num_items: int, half_lives: list[float], device: torch.device, *, whole: bool
     ) -> None:
-        assert train.times is not None, "checked before"
-        self.trend = ItemTrend(train, num_items, half_lives)
+        timeline = Timeline.of(train)
+        assert timeline is not None, "checked before"
+        self.trend = ItemTrend(timeline, num_items, half_lives)
         self._device = device
-        self._moments = np.unique(self.trend.moments(train.times))
+        times = np.append(timeline.times, UNKNOWN_TIME)
+        self._moments = np.unique(self.trend.moments(times))
         self._table: Tensor | None = None
         if whole:
-            while len(self._moments) > 1 and len(half_lives) * len(self._moments) * num_items > MOST_TABLE_BYTES:
+            while len(self._moments) > 2 and len(half_lives) * len(self._moments) * num_items > MOST_TABLE_BYTES:
                 self.trend.step *= 2
-                self._moments = np.unique(self.trend.moments(train.times))
+                self._moments = np.unique(self.trend.moments(times))
             self._table = torch.from_numpy(self.trend.numbers(self._moments)).to(device)
 
     def of(self, targets: Targets, negatives: Negatives) -> tuple[TrendNumbers, Float[Tensor, "positives half_lives"]]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float32
 from features.columns import texts_written
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Queries
+from features.sequences.timeline import Timeline
 from features.sequences.trend import STEPS, ItemTrend
 from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
@@ -34,7 +35,9 @@ def shortlists(
     seen_items = SeenItems.of(bundle.config.features.recommend_seen)
     trend = None
     if bundle.config.towers.trend:
-        trend = bundle.trend(tables.interactions.sequences(tables.catalog), len(vectors))
+        timeline = Timeline.of(tables.interactions.sequences(tables.catalog))
+        assert timeline is not None, "a model that reads recent popularity was trained with times"
+        trend = bundle.trend(timeline, len(vectors))
     for start in range(0, len(questions), _BLOCK):
         block = questions.take(np.arange(start, min(start + _BLOCK, len(questions))))
         people = _user_vectors(bundle, tables, block, vectors)

@@ -31,8 +31,6 @@ score of an item for a user is the dot product of their unit vectors.
 {report.to_text()}
 ```
 
-This was measured on validation data, which also selected the weights; `towers evaluate` measures on test data.
-
 ## Use
 
 ```

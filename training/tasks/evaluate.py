@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 
 from features.columns import item_texts
 from features.errors import DataError
-from features.sequences.sequences import Queries
+from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
+from training.evaluation.advice import Facts, advise
 from training.evaluation.baselines.bm25 import fit_query_baselines
-from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.baselines.suite import Budget, fit_baselines
+from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
@@ -28,9 +32,13 @@ from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_prot
 
 NamedFile = tuple[str, Path]
 """What recommendations of another system are called in the report, and their table."""
+BASELINE_MINUTES = 15.0
+"""Default time for choosing the hyperparameters of the baselines, for each split."""
+MOST_CELLS = 2 * 10**9
+"""Most scores that are computed for each recommender; of more questions a random sample is evaluated."""
 SELECTED = (
-    "Evaluated on validation data, which also decided early stopping and the baselines' hyperparameters: good for "
-    "comparing settings, but slightly optimistic; use --split test for a final figure."
+    "Chosen on these questions: they decided early stopping and the baselines' hyperparameters, so that the figures "
+    "are good for comparing settings and somewhat too high; `towers evaluate` with --split test gives a final one."
 )
 
 
@@ -45,6 +53,7 @@ def evaluate_run(
     compare: Sequence[str] = (),
     upper_bound: Sequence[str] = (),
     output: Path | None = None,
+    baseline_minutes: float = BASELINE_MINUTES,
 ) -> EvaluationReport:
     """Return the evaluation of the settings of a run.toml; see `evaluate_settings`.
 
@@ -58,6 +67,7 @@ def evaluate_run(
         compare: `NAME=FILE` each: other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -72,6 +82,8 @@ def evaluate_run(
         compare=[_named_file(text) for text in compare],
         upper_bound=[_named_file(text) for text in upper_bound],
         output=output,
+        command=("towers", "evaluate", str(settings), *(word for one in overrides for word in ("--set", one))),
+        baseline_minutes=baseline_minutes,
     )
 
 
@@ -86,6 +98,8 @@ def evaluate_settings(
     compare: Sequence[NamedFile] = (),
     upper_bound: Sequence[NamedFile] = (),
     output: Path | None = None,
+    command: Sequence[str] = ("towers", "evaluate", "run.toml"),
+    baseline_minutes: float = BASELINE_MINUTES,
 ) -> EvaluationReport:
     """Return the evaluation of settings under a protocol.
 
@@ -99,6 +113,8 @@ def evaluate_settings(
         compare: Names and files of other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks that `towers audit` reads. None: neither is written.
+        command: The command that evaluates these settings, for advice on others.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines, for each split.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -124,10 +140,10 @@ def evaluate_settings(
         click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
         ours = [
             _answers(towers, split, part)
-            for towers in _trained(seeded, tables, split, part, where, f"{protocol} seed {seed}")
+            for towers in _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
         ]
         if others is None or is_drawn(protocol, sequences):
-            others = _Others.fit(split, part, config, tables, given)
+            others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
         runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
         parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
         if ranks is not None:
@@ -139,6 +155,9 @@ def evaluate_settings(
         slices=parts if protocol in ("time", "cold-items") else None,
         bounds=[name for name, _ in upper_bound],
         notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
+        advise=lambda rivals: advise(
+            rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
+        ),
     )
     if output is not None and ranks is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -147,9 +166,7 @@ def evaluate_settings(
     return report
 
 
-def _trained(
-    config: RunConfig, tables: Tables, split: Split, part: QuestionSet, device: torch.device, name: str
-) -> list[ScoringModel]:
+def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> list[ScoringModel]:
     """Return the trained model; if it reads recent popularity, first as it is known at each question.
 
     Under the time protocol a second one has it as it was at the end of the training data, as in an index made then.
@@ -164,9 +181,9 @@ def _trained(
             on_epoch=report_epochs(tracker),
         )
     history = config.features.max_history
-    towers: list[ScoringModel] = [learned.recommender(history, split.known_at_test if part == "test" else None)]
+    towers: list[ScoringModel] = [learned.recommender(history, split.timeline)]
     if config.towers.trend and split.name == "time":
-        towers.append(learned.recommender(history, indexed=True))
+        towers.append(learned.recommender(history, end_of_training=True))
     return towers
 
 
@@ -179,21 +196,52 @@ class _Others:
 
     @classmethod
     def fit(
-        cls, split: Split, part: QuestionSet, config: RunConfig, tables: Tables, given: Sequence[TableRecommender]
+        cls,
+        split: Split,
+        part: QuestionSet,
+        config: RunConfig,
+        tables: Tables,
+        given: Sequence[TableRecommender],
+        budget: Budget,
     ) -> _Others:
         """Fit the baselines, and evaluate them and the given tables."""
         if config.towers.reads_history:
             texts = item_texts(tables.catalog, config.features.item)
-            baselines, notes = fit_baselines(split, texts=texts)
+            click.echo("choosing the hyperparameters of the baselines", err=True)
+            baselines, notes = fit_baselines(split, texts=texts, budget=budget, say=partial(click.echo, err=True))
         else:
             baselines, notes = fit_query_baselines(split, tables, config.features)
-        return cls([_answers(recommender, split, part) for recommender in (*baselines, *given)], notes)
+        evaluations = [_answers(recommender, split, part) for recommender in (*baselines, *given)]
+        return cls(evaluations, [*_sample_note(split, part), *_baskets_note(split, part), *notes])
 
 
 def _questions(split: Split, part: QuestionSet) -> Queries:
     questions = split.test if part == "test" else split.validation
     assert questions is not None, "every protocol of this command holds out a test part"
-    return questions
+    return sample(questions, len(split.candidates), most_cells=MOST_CELLS)
+
+
+def _sample_note(split: Split, part: QuestionSet) -> list[str]:
+    """Return whether not all questions are evaluated."""
+    questions, everything = _questions(split, part), split.test if part == "test" else split.validation
+    if everything is None or len(questions) == len(everything):
+        return []
+    return [f"Evaluated on a random sample of the {len(everything):,} {part} questions, to save time."]
+
+
+def _baskets_note(split: Split, part: QuestionSet) -> list[str]:
+    """Return what leave-one-out asks where interactions of a user share a time, such as the lines of an order."""
+    questions = _questions(split, part)
+    if split.name != "leave-one-out" or questions.times is None or questions.history.times is None:
+        return []
+    before = questions.history.times[questions.history.offsets[1:] - 1]
+    num_tied = int(np.count_nonzero((before == questions.times) & (before != UNKNOWN_TIME)))
+    note = (
+        f"{num_tied:,} of the {len(questions):,} answers ({num_tied / len(questions):.0%}) have the same time as the "
+        "interaction before them, so that a part of an order is shown and the rest asked for; --protocol "
+        "leave-one-basket-out hides all of the last order."
+    )
+    return [note] if num_tied else []
 
 
 def _cut(split: Split, part: QuestionSet) -> str:
@@ -205,6 +253,7 @@ def _cut(split: Split, part: QuestionSet) -> str:
 
 
 def _answers(recommender: ScoringModel, split: Split, part: QuestionSet) -> Evaluation:
+    click.echo(f"evaluating {recommender.name}", err=True)
     return evaluate(
         recommender,
         _questions(split, part),

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Bool
+
 from features.errors import DataError
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
-from features.sequences.split import Split, cold_items, held_out_queries, held_out_users, leave_one_out, time_split
+from features.sequences.split import (
+    Split,
+    cold_items,
+    held_out_queries,
+    held_out_users,
+    leave_one_basket_out,
+    leave_one_out,
+    time_split,
+)
 from training.config import RunConfig
 
 QuestionSet = Literal["test", "validation"]
@@ -31,6 +42,8 @@ def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunCon
     match protocol:
         case "leave-one-out":
             return leave_one_out(sequences, num_items, seen_items=seen_items, seed=seed)
+        case "leave-one-basket-out":
+            return leave_one_basket_out(sequences, num_items, seen_items=seen_items)
         case "time":
             return time_split(sequences, num_items, seen_items=seen_items)
         case "users":
@@ -42,13 +55,27 @@ def split_by(protocol: str, sequences: Sequences, num_items: int, config: RunCon
     raise DataError(f"expected a protocol, found {protocol!r}; see towers evaluate --help")
 
 
-def early_stopping_split(config: RunConfig, sequences: Sequences, num_items: int) -> Split:
+def early_stopping_split(
+    config: RunConfig,
+    sequences: Sequences,
+    num_items: int,
+    *,
+    validation_users: Bool[np.ndarray, " users"] | None = None,
+) -> Split:
     """Hold out validation data only: each user's last item, or, without an order, a part of some users' items.
 
     Where no history is read, whole users are held out: queries.
+
+    Args:
+        config: The settings.
+        sequences: All interactions.
+        num_items: Size of the catalogue.
+        validation_users: If whole users are held out: those of an earlier split. None: drawn.
     """
     if not config.towers.reads_history:
-        return held_out_queries(sequences, num_items, test=False, seed=config.training.seed)
+        return held_out_queries(
+            sequences, num_items, test=False, seed=config.training.seed, validation_users=validation_users
+        )
     chosen, seen_items = config.training.validation, SeenItems.of(config.features.recommend_seen)
     if chosen == "leave-one-out" or (chosen == "auto" and sequences.is_ordered):
         return leave_one_out(sequences, num_items, seen_items=seen_items, test=False)
@@ -58,4 +85,10 @@ def early_stopping_split(config: RunConfig, sequences: Sequences, num_items: int
         seen_items=seen_items,
         test=False,
         seed=config.training.seed,
+        validation_users=validation_users,
     )
+
+
+def holds_out_users(split: Split) -> bool:
+    """Whether the validation questions of a split are about whole users that are not in its training data."""
+    return split.name in ("users", "queries")

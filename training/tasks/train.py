@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 
 from features.columns import item_texts
@@ -17,15 +21,32 @@ from towers.bundle.bundle import write_bundle
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
+from training.evaluation.advice import Facts, advise
+from training.evaluation.baselines.baseline import GIB
 from training.evaluation.baselines.bm25 import fit_query_baselines
-from training.evaluation.baselines.tuning import fit_baselines
+from training.evaluation.baselines.suite import Budget, fit_baselines
+from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
 from training.runs.model_card import model_card, unlearned_card
 from training.runs.progress import describe, report_epochs, start_tracking
 from training.runs.run_folder import Run
-from training.tasks.protocols import early_stopping_split
+from training.tasks.protocols import early_stopping_split, holds_out_users
+
+SELECTED = (
+    "Chosen on these questions: they decided early stopping and the baselines' hyperparameters, so that the figures "
+    "are somewhat too high; `towers evaluate` measures on questions that chose nothing."
+)
+REFITTED = (
+    "These are the figures of the training that was stopped early. The weights of the bundle are those of a second one "
+    "on all interactions (`refit`), which leaves no questions to measure them on."
+)
+
+BUDGET = Budget(seconds=120, memory_bytes=3 * GIB)
+"""For the baselines of the report after training; `towers evaluate` gives them more."""
+MOST_CELLS = 10**9
+"""Most scores that the report computes for each recommender; of more validation questions a sample is asked."""
 
 
 def train_and_bundle(
@@ -70,13 +91,14 @@ def train_and_bundle(
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
-        report = _report(config, tables, split, learned)
+        report = _report(config, tables, split, learned, ("towers", "train", str(settings), *_as_flags(overrides)))
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
             click.echo(f"training again on all {sequences.num_events:,} interactions", err=True)
             learned = refit(config, tables, sequences, learned)
-        _write(run.folder, config, settings, digests, tables, learned, report)
+        held_out = split.validation.history.user_ids if holds_out_users(split) and not config.training.refit else None
+        _write(run.folder, config, settings, digests, tables, learned, report, held_out)
         tracker.log_artifacts(run.folder)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
@@ -126,18 +148,41 @@ def _resumable(run: Run) -> Iterator[None]:
         raise
 
 
-def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedModel) -> EvaluationReport:
+def next_steps(bundle: Path) -> str:
+    """Return what to do with a bundle: to serve it, or, if a baseline is not beaten, what to try first."""
+    name, said = shlex.quote(str(bundle)), json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    report = EvaluationReport.from_dict(said) if said else None
+    if report is not None and report.unbeaten:
+        tries = [one.command for one in report.advice] or [f"towers evaluate {name}/run.toml --seeds 3"]
+        return "\n  ".join(["Next, because it is not ahead of every baseline (the reasons are above):", *tries])
+    return (
+        f"Next, to try it:\n  towers serve {name}\n"
+        f"or, to let runs/production be this one, which a service in production follows:\n  towers deploy {name}"
+    )
+
+
+def _as_flags(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def _report(
+    config: RunConfig, tables: Tables, split: Split, learned: TrainedModel, command: Sequence[str]
+) -> EvaluationReport:
+    """Compare the model and the baselines on validation questions, of very many on a sample."""
     if config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
-        baselines, notes = fit_baselines(split, texts=texts)
+        baselines, notes = fit_baselines(split, texts=texts, budget=BUDGET, say=partial(click.echo, err=True))
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
+    questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
+    if len(questions) < len(split.validation):
+        notes = [f"A random sample of the {len(split.validation):,} validation questions, to save time.", *notes]
 
     def answers(recommender: ScoringModel) -> Evaluation:
         return evaluate(
             recommender,
-            split.validation,
+            questions,
             split.candidates,
             seen_items=split.seen_items,
             cutoffs=cutoffs_of(split.name),
@@ -145,7 +190,13 @@ def _report(config: RunConfig, tables: Tables, split: Split, learned: TrainedMod
         )
 
     runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
-    return EvaluationReport.of(split.name, "validation", runs, notes=notes)
+    return EvaluationReport.of(
+        split.name,
+        "validation",
+        runs,
+        notes=[*notes, SELECTED, *([REFITTED] if config.training.refit else [])],
+        advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
+    )
 
 
 def _write(
@@ -156,6 +207,7 @@ def _write(
     tables: Tables,
     learned: TrainedModel,
     report: EvaluationReport,
+    validation_users: np.ndarray | None,
 ) -> None:
     primary = report.rows[0].metrics[PRIMARY_METRIC].mean
     write_bundle(
@@ -169,4 +221,5 @@ def _write(
         report=report.to_dict(),
         pages={"report.html": report.to_html(), "README.md": model_card(config, learned, report)},
         primary_metric={PRIMARY_METRIC: primary},
+        validation_users=validation_users,
     )

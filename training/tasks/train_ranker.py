@@ -2,7 +2,7 @@
 
 `RANKER_TRAINERS` says how each kind is trained. Each is evaluated alike: the candidates that the bundle retrieves for
 the queries that its training held out, N@10 of their order before and after, with the paired interval, and the latency
-of a request in one thread.
+of a request in one thread. A re-ranker whose interval includes zero is not written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
 from features.columns import item_texts
@@ -34,7 +34,7 @@ from towers.rerankers.manifest import Judgement, TextSettings, write_ranker
 from towers.rerankers.reranker import Deadline, Reranker, Shortlist
 from towers.rerankers.text import TextRanker
 from training.config import RunConfig, read_run_config
-from training.evaluation.metrics import bootstrap_interval
+from training.evaluation.intervals import Answered, Interval, Resampled
 from training.rerankers.examples import RankingDataset
 from training.rerankers.learned import fit_ranker
 from training.rerankers.text import (
@@ -47,7 +47,7 @@ from training.rerankers.text import (
     scores_of,
 )
 from training.runs.progress import start_tracking
-from training.tasks.protocols import early_stopping_split
+from training.tasks.protocols import early_stopping_split, holds_out_users
 
 BUDGET_MS = 20.0
 """Default of `rerank_budget_ms` in serving.toml."""
@@ -109,11 +109,16 @@ class HeldOut:
         digests = data_digests(config.features, bundle.tables_folder)
         if any(bundle.manifest.digests.get(name) not in (None, digest) for name, digest in digests.items()):
             click.echo(
-                "note: the tables have changed since the model was trained; held-out items are today's last ones"
+                "note: the tables have changed since the model was trained; of the users that were held out, or, if "
+                "there are none, of all users, today's items are held out"
             )
         known = tables.interactions.sequences(tables.catalog)
-        has_questions = bool(known.num_events) and not config.training.refit
-        split = early_stopping_split(config, known, len(tables.catalog)) if has_questions else None
+        if not known.num_events or config.training.refit:
+            return cls(config, tables, known, None)
+        users = bundle.validation_users(known.user_ids)
+        split = early_stopping_split(config, known, len(tables.catalog), validation_users=users)
+        if holds_out_users(split) and users is None:
+            raise DataError(f"{bundle.path}: does not say which users its training held out; train again")
         return cls(config, tables, known, split)
 
     def questions(self, path: Path) -> Split:
@@ -140,7 +145,8 @@ class TrainedRanker:
         reranker: Model that scores candidates.
         save: Writes its files into a folder.
         dataset: Queries it was evaluated on, with their candidates. None: nothing was held out.
-        after: N@10 of its order, by query.
+        after: N@10 of its order, by query, as found by what neither learned from the query nor was selected by it.
+        fold: The fold of each query, if each fold evaluated other trainings. None: there was one.
         features: Names of the candidate features it reads, for kinds that read features.
         text: Text settings, for kinds that read texts.
     """
@@ -149,8 +155,16 @@ class TrainedRanker:
     save: Save
     dataset: RankingDataset | None
     after: Float[np.ndarray, " questions"]
+    fold: Int[np.ndarray, " questions"] | None = None
     features: Sequence[str] = ()
     text: TextSettings | None = None
+
+    def gain(self, dataset: RankingDataset) -> Interval:
+        """Return what it adds to N@10 of the retriever's order, with the paired interval over queries and trainings."""
+        gains = self.after - dataset.before()
+        fold = np.zeros(len(gains), dtype=np.int64) if self.fold is None else self.fold
+        parts = [np.flatnonzero(fold == one) for one in np.unique(fold)]
+        return Resampled.of([Answered([gains[part]], part) for part in parts]).interval(0)
 
 
 TrainRanker = Callable[[ModelBundle, HeldOut, RankerChoice, int], TrainedRanker]
@@ -177,8 +191,11 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     judgement = None if made.dataset is None else _evaluated(made, made.dataset)
     if judgement is not None and made.dataset is not None:
         _print_evaluation(judgement, made.dataset, num_candidates)
-        if judgement.ndcg_after <= judgement.ndcg_before and choice.weight is None:
-            click.echo("not written: it is no better than the retriever's order")
+        if judgement.gain_low <= 0 and choice.weight is None:
+            click.echo(
+                "not written: the interval of the gain is not above zero, so it may be no better than the retriever's "
+                "order; more held-out queries make the interval narrower"
+            )
             return
     folder = write_ranker(
         bundle,
@@ -215,7 +232,12 @@ def _train_learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice,
     dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
     fitted = fit_ranker(dataset, seed)
     return TrainedRanker(
-        LearnedRanker(fitted.network, statistics), fitted.network.save, dataset, fitted.after, maker.names
+        LearnedRanker(fitted.network, statistics),
+        fitted.network.save,
+        dataset,
+        fitted.after,
+        fitted.fold,
+        maker.names,
     )
 
 
@@ -314,15 +336,14 @@ def _sample(questions: Queries, most: int, seed: int) -> Queries:
 
 
 def _evaluated(made: TrainedRanker, dataset: RankingDataset) -> Judgement:
-    before = dataset.before()
-    low, high = bootstrap_interval((made.after - before)[:, None])
+    gain = made.gain(dataset)
     taken = milliseconds(made.reranker, dataset.examples)
     return Judgement(
         num_questions=len(dataset),
-        ndcg_before=float(before.mean()),
+        ndcg_before=float(dataset.before().mean()),
         ndcg_after=float(made.after.mean()),
-        gain_low=float(low[0]),
-        gain_high=float(high[0]),
+        gain_low=gain.low,
+        gain_high=gain.high,
         milliseconds=float(np.median(taken)),
         milliseconds_p99=float(np.quantile(taken, 0.99)),
     )

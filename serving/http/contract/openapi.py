@@ -21,13 +21,14 @@ from features.ids import ITEM_ID, MAX_ID_CHARACTERS, USER_ID
 from features.tables.rows import cell_schemas
 from serving.bounds import MAX_CONDITIONS, MAX_FILTER_VALUES
 from serving.catalog.filters import ColumnSchema
-from serving.catalog.ids import LARGEST_EXACT, IdMap
+from serving.catalog.ids import LARGEST_EXACT, ExternalId, IdMap
 from serving.http.contract.problems import CODES, PROBLEM_TYPE, ProblemContent
 from serving.http.contract.requests import AS_WRITTEN, REPEATED, Contract
 from serving.http.contract.schemas import (
     MOST_LIMITS,
     MOST_OF_A_VALUE,
     NAMED,
+    EventsRequest,
     ItemBody,
     ItemWritten,
     ReasonBody,
@@ -53,6 +54,8 @@ _REF = "#/components/schemas/{model}"
 _MODELS_WITH_IDS = {
     one.__name__ for one in (ItemBody, ReasonBody, SimilarItems, RecommendationsBody, UserRecommendations, ItemWritten)
 }
+_SHORT = 80
+"""Maximum length of a text in an example."""
 _WHOLE_ID = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 _DIGITS = r"^(0|-?[1-9][0-9]{0,17})$"
 # Without surrounding whitespace, of which Python knows more characters than the patterns of JSON schemas.
@@ -132,11 +135,40 @@ def _operation(
     parameters = [_in_path(found, route, recommender) for found in re.findall(r"{(\w+)}", route.path)]
     if route.query is not None:
         parameters += _parameters(contract.limited(route.query), columns)
+        parameters = [_with_example(one, recommender) for one in parameters]
     if parameters:
         operation["parameters"] = parameters
     if route.body:
-        operation["requestBody"] = {"required": True, "content": _json(*route.body)}
+        content = _json(*route.body)
+        content["application/json"]["example"] = _example_body(route, contract, recommender)
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _example_body(route: Route, contract: Contract, recommender: Recommender) -> Schema:
+    """Return a body that this service accepts, with ids and cells of its own tables."""
+    ids = _example_ids(recommender.indexed.items)
+    match route.body[0]:
+        case type() as body if body is EventsRequest:
+            users = _example_ids(recommender.indexed.users) or ["new-user"]
+            return {"events": [{"user_id": users[0], "item_id": item_id} for item_id in ids[:1]]}
+        case "Cells":
+            frame = recommender.snapshot.catalog.frame
+            cells = {name: frame[name].iloc[0] for name in frame.columns if name != ITEM_ID and len(frame)}
+            return {name: cell for name, cell in cells.items() if isinstance(cell, str) and len(cell) <= _SHORT}
+    return {"history": ids[: contract.settings.max_history]}
+
+
+def _example_ids(ids: IdMap) -> list[ExternalId]:
+    return [ids.to_json(one) for one in ids.ids[:3]]
+
+
+def _with_example(parameter: Schema, recommender: Recommender) -> Schema:
+    """Return a parameter of a query with an example, where any is better than the default."""
+    titles = recommender.indexed.titles
+    if parameter["name"] == "q" and titles:
+        return {**parameter, "example": titles[0][:_SHORT]}
+    return parameter
 
 
 def _write_schemas(recommender: Recommender) -> Schema:
@@ -168,12 +200,13 @@ def _ref(name: str) -> Schema:
 
 def _in_path(name: str, route: Route, recommender: Recommender) -> Schema:
     """Return the path parameter of an id: any text for reads; for writes only ids that fit the table."""
-    ids = recommender.state.users if name == USER_ID else recommender.state.items
+    ids = recommender.indexed.users if name == USER_ID else recommender.indexed.items
     schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARACTERS}
     if route.is_write:
         schema = _path_id(ids.is_integer)
     description = "The user's id in the tables." if name == USER_ID else "The item's id in the catalogue."
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+    parameter = {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+    return {**parameter, "example": str(ids.ids[0])} if ids.ids else parameter
 
 
 def _parameters(query: type[BaseModel], columns: Mapping[str, ColumnSchema]) -> list[Schema]:

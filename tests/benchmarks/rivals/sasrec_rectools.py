@@ -5,7 +5,8 @@
 As its tutorials have it: softmax over all items, ids alone, Adam, no validation while training. Batches are put
 together in the training process: on two cores a worker of its own would take from the threads that compute, and it is
 milliseconds of work for a step of a second. Prints one line of JSON: the seconds of each epoch, the steps of one, the
-peak memory and the versions.
+peak memory and the versions. With `--after-each`, the answers of the model as it was after epoch N, from 0, go to
+`ANSWERS.N`; saving it is not on the clock.
 """
 
 from __future__ import annotations
@@ -64,9 +65,16 @@ def main() -> None:
     model.fit(dataset)
     assert model.fit_trainer is not None
     clock: Any = model.fit_trainer.callbacks[0]  # the one that was told, a copy of ours
-    if given.answers:
+
+    def answer(file: str) -> None:
         answers = model.recommend(users=frame["user_id"].unique(), dataset=dataset, k=given.k, filter_viewed=True)
-        answers[["user_id", "item_id", "rank"]].to_parquet(given.answers, index=False)
+        answers[["user_id", "item_id", "rank"]].to_parquet(file, index=False)
+
+    if given.answers:
+        answer(str(given.answers))
+    for epoch in range(given.epochs) if given.after_each else ():
+        model.load_weights_from_checkpoint(checkpoint(given, epoch))
+        answer(f"{given.answers}.{epoch}")
     measured = {
         "seconds": clock.seconds,
         "steps": clock.steps // given.epochs,
@@ -80,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("interactions", type=Path, help="Parquet with user_id, item_id and position.")
     parser.add_argument("--answers", type=Path, help="Where the first items for each user go.")
+    parser.add_argument("--after-each", action="store_true", help="Also answer after each epoch.")
     parser.add_argument("--k", type=int, default=10, help="How many of them.")
     parser.add_argument("--length", type=int, default=200, help="How many items of a history are read.")
     parser.add_argument("--width", type=int, default=64)
@@ -91,7 +100,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="32-true", help="As Lightning calls it: 32-true or bf16-mixed.")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.after_each and not given.answers:
+        parser.error("--after-each: needs --answers, beside which the answers of each epoch go")
+    return given
+
+
+def checkpoint(given: argparse.Namespace, epoch: int) -> str:
+    """Return where the model as it was after an epoch is."""
+    return f"{given.answers}.{epoch}.ckpt"
 
 
 def _trainer(given: argparse.Namespace) -> Any:
@@ -104,7 +121,7 @@ def _trainer(given: argparse.Namespace) -> Any:
         accelerator="cpu",
         devices=1,
         precision=given.precision,
-        callbacks=[_clock()],
+        callbacks=[_clock(given)],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -112,8 +129,8 @@ def _trainer(given: argparse.Namespace) -> Any:
     )
 
 
-def _clock() -> Any:
-    """Return a callback that measures each epoch, from the end of the one before."""
+def _clock(given: argparse.Namespace) -> Any:
+    """Return a callback that measures each epoch, from the end of the one before, and may save the model after it."""
     from pytorch_lightning import Callback
 
     class Clock(Callback):  # type: ignore[misc]
@@ -130,6 +147,8 @@ def _clock() -> Any:
 
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             self.seconds.append(time.perf_counter() - self.began)
+            if given.after_each:
+                trainer.save_checkpoint(checkpoint(given, len(self.seconds) - 1))
             self.began = time.perf_counter()
 
     return Clock()

@@ -86,7 +86,8 @@ def test_without_names_ids_and_times_are_found_by_their_shape_wherever_they_stan
     assert found["timestamp"] == anonymous["moment"]
     for setting, flag in (("user_id", "--user-column"), ("item_id", "--item-column"), ("timestamp", "--time-column")):
         said = f"{found[setting]!r} is taken for {setting} by a guess"
-        assert any(said in warning and flag in warning for warning in inference.warnings)
+        ways = f"say {flag} NAME, in Python {flag[2:].replace('-', '_')}="
+        assert any(said in warning and warning.endswith(ways) for warning in inference.warnings)
 
 
 def test_columns_may_be_named_and_a_wrong_name_is_said():

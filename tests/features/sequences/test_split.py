@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from features.errors import DataError
 from features.sequences.ragged import offsets_of
 from features.sequences.seen_items import REPEAT, SeenItems
-from features.sequences.sequences import Queries, Sequences
-from features.sequences.split import Split, cold_items, held_out_users, leave_one_out, time_split
+from features.sequences.sequences import UNKNOWN_TIME, Queries, Sequences
+from features.sequences.split import (
+    Split,
+    cold_items,
+    held_out_users,
+    leave_one_basket_out,
+    leave_one_out,
+    time_split,
+)
 
 
 def sequences(*rows: list[int], times: list[list[int]] | None = None, is_ordered: bool = True) -> Sequences:
@@ -150,6 +157,56 @@ def test_leave_one_out_shows_only_what_came_before_the_answer(whole: Sequences, 
             assert everything[user][: len(history) + 1] == [*history, *answers(split.test)[user]]
 
 
+# Leave one basket out
+
+
+def test_the_last_order_is_asked_for_as_a_whole():
+    # User 100 has orders at 1, 2, 3 and 4; what is not new in the last one is no answer. User 101 has only two orders.
+    rows = sequences([0, 1, 2, 3, 4, 0, 5, 6], [1, 2, 3], times=[[1, 1, 2, 3, 3, 4, 4, 4], [7, 7, 8]])
+    split = leave_one_basket_out(rows, num_items=9)
+    assert events(split.train) == {100: [0, 1, 2], 101: [1, 2, 3]}
+    assert (answers(split.validation), events(split.validation.history)) == ({100: [3, 4]}, {100: [0, 1, 2]})
+    assert (answers(split.test), events(split.test.history)) == ({100: [5, 6]}, {100: [0, 1, 2, 3, 4]})
+    assert (split.validation.times.tolist(), split.test.times.tolist()) == ([3], [4])
+    assert split.candidates.tolist() == [True] * 7 + [False] * 2
+    again = leave_one_basket_out(rows, num_items=9, seen_items=REPEAT)
+    assert answers(again.test) == {100: [0, 5, 6]}
+    assert answers(leave_one_basket_out(rows, 9, test=False).validation) == {100: [5, 6], 101: [3]}
+
+
+def test_an_order_without_a_new_item_is_passed_over_and_unknown_times_are_no_order():
+    rows = sequences([0, 1, 2, 0, 1], [0, 1, 2], times=[[1, 2, 3, 4, 4], [UNKNOWN_TIME] * 3])
+    split = leave_one_basket_out(rows, num_items=3)
+    assert answers(split.test) == {100: [2], 101: [2]}
+    assert answers(split.validation) == {100: [1], 101: [1]}
+
+
+def test_leave_one_basket_out_says_what_it_needs():
+    with pytest.raises(DataError, match=r"leave-one-basket-out needs the time of every interaction, found none"):
+        leave_one_basket_out(sequences([0, 1, 2]), 3)
+    with pytest.raises(DataError, match=r"needs a user with at least 3 baskets .* found at most 2 per user"):
+        leave_one_basket_out(sequences([0, 1, 2], times=[[1, 1, 2]]), 3)
+
+
+@given(histories(), st.booleans(), st.booleans())
+def test_leave_one_basket_out_hides_all_of_the_last_orders(whole: Sequences, recommend_seen: bool, test: bool):
+    try:
+        split = leave_one_basket_out(whole, 8, seen_items=SeenItems.of(recommend_seen), test=test)
+    except DataError:
+        return
+    check_what_holds_for_every_split(split, whole, recommend_seen)
+    everything, when = events(whole), moments(whole)
+    for queries in (split.validation, split.test):
+        if queries is None:
+            continue
+        for (user, asked), history, time in zip(
+            answers(queries).items(), events(queries.history).values(), queries.times, strict=True
+        ):
+            same_time = [item for item, at in zip(everything[user], when[user], strict=True) if at == time]
+            assert history == [item for item, at in zip(everything[user], when[user], strict=True) if at < time]
+            assert asked == [item for item in dict.fromkeys(same_time) if recommend_seen or item not in history]
+
+
 # One cut in time
 
 
@@ -188,6 +245,20 @@ def test_time_split_counts_an_item_that_was_had_before_only_where_people_buy_aga
     new = time_split(rows, num_items=6, test=False, validation_share=0.3)
     again = time_split(rows, num_items=6, test=False, validation_share=0.3, seen_items=REPEAT)
     assert (answers(new.validation), answers(again.validation)) == ({100: [5]}, {100: [0, 5]})
+
+
+def test_time_split_validates_on_as_many_users_with_a_history_as_it_tests_on():
+    # In the test window three of four users were there before; in the validation window one of four.
+    early = [[0, 1, 2, 3, 4, 5, 6, 7]]
+    rows = sequences(
+        [*early[0], 8, 9], [8, 9], [8, 0], [8, 1], [9], times=[[*range(8), 10, 20], [10, 20], [11, 21], [12, 22], [20]]
+    )
+    assert rows.num_events == 17
+    split = time_split(rows, num_items=10, test_share=0.29, validation_share=0.23)
+    assert split.test.history.lengths.tolist() == [9, 1, 1, 1, 0]
+    assert split.validation.history.lengths.tolist() == [8]
+    without_test = time_split(rows, num_items=10, test=False, validation_share=0.52)
+    assert without_test.validation.history.lengths.tolist() == [8, 0, 0, 0, 0]
 
 
 def test_time_split_needs_times():

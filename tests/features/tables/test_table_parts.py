@@ -145,3 +145,9 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     assert table_exists(tmp_path / "a*.csv")
     assert not table_exists(tmp_path / "b*.csv")
     assert len({table_digest(tmp_path / "a[1].csv"), table_digest(tmp_path / "a*.csv")}) == 2
+
+
+def test_a_misspelt_table_is_answered_with_the_file_that_is_there(tmp_path: Path):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id\n1,2\n")
+    with pytest.raises(DataError, match=r"interaction.csv: no such file; .*; did you mean 'interactions.csv'\?"):
+        read_table(tmp_path / "interaction.csv")

@@ -85,6 +85,58 @@ def test_options_and_a_wrong_method_say_which_methods_there_are(client):
     assert client.options("/no").status_code == client.post("/no").status_code == 404
 
 
+def test_a_path_that_is_not_there_is_answered_with_those_that_are(client):
+    detail = client.get("/recommendation/103").json["detail"]
+    assert detail.startswith("no such path; this service has /recommendations/{user_id}, /recommendations, ")
+    assert all(route.path in detail for route in ROUTES)
+
+
+def test_browsers_may_read_responses_only_from_the_origins_that_are_allowed(client, recommender):
+    shop = {"Origin": "https://shop.example"}
+    assert not {"Access-Control-Allow-Origin", "Vary"} & {*client.get("/search?q=red", headers=shop).headers.keys()}
+    some = client_of(recommender, cors_origins=["https://shop.example"])
+    for path in ("/recommendations/103", "/recommendations/103?k=0", "/no", "/readyz", "/"):
+        answer = some.get(path, headers=shop)
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+        assert answer.headers["Vary"] == "Origin"
+        for headers in ({"Origin": "https://shop.example.evil"}, {}):
+            answer = some.get(path, headers=headers)
+            assert "Access-Control-Allow-Origin" not in answer.headers
+            assert answer.headers["Vary"] == "Origin"
+    everybody = client_of(recommender, cors_origins=["*"])
+    assert everybody.get("/recommendations/103", headers=shop).headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_a_preflight_is_answered_without_a_key_and_the_request_itself_is_not(recommender, tmp_path):
+    secret = add_key(tmp_path / "keys.toml", "shop", "read")
+    keys = {"api_keys_file": str(tmp_path / "keys.toml")}
+    asked = {
+        "Origin": "https://shop.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+    client = client_of(recommender, cors_origins=["https://shop.example"], **keys)
+    answer = client.options("/recommendations", headers=asked)
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert answer.headers["Access-Control-Allow-Methods"] == "OPTIONS, POST"
+    assert {"Authorization", "Content-Type"} <= {*answer.headers["Access-Control-Allow-Headers"].split(", ")}
+    assert client.options("/no", headers=asked).status_code == 404
+    assert client.post("/recommendations", json={}, headers=asked).status_code == 401
+    assert client.post("/recommendations", json={}, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+    assert client_of(recommender, **keys).options("/recommendations", headers=asked).status_code == 401
+    other = client.options("/recommendations", headers={**asked, "Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_the_page_links_below_the_path_that_a_trusted_proxy_names(recommender):
+    behind = {"X-Forwarded-Prefix": "/shop/recommend"}
+    page = client_of(recommender, trusted_proxies=1).get("/", headers=behind).text
+    assert 'href="/shop/recommend/static/style.css"' in page
+    assert 'action="/shop/recommend/"' in page
+    assert "/shop/recommend" not in client_of(recommender).get("/", headers=behind).text
+
+
 def test_slashes_are_not_merged(client):
     for path in ("//", "/static//style.css", "//recommendations/103"):
         assert client.get(path).status_code == 404

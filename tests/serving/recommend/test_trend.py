@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from features.errors import DataError
+from features.sequences.timeline import Timeline
 from features.sequences.trend import STEPS
 from features.tables.tables import read_tables
 from serving.jobs.build_index import build_index
@@ -45,7 +46,7 @@ def expected_scores(bundle, clicks, vectors):
     """Scores of all items by row for users of these vectors, straight from the tables."""
     tables = read_tables(bundle.config.features, clicks.parent)
     items = bundle.encode_items(tables.catalog)
-    trend = bundle.trend(tables.interactions.sequences(tables.catalog), len(items))
+    trend = bundle.trend(Timeline.of(tables.interactions.sequences(tables.catalog)), len(items))
     numbers = trend.numbers(np.array([trend.end]))[:, 0].T / STEPS
     linear = bundle.model.trend.weights
     weights = vectors @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()

@@ -15,6 +15,7 @@ from features.errors import DataError
 from features.sequences.ragged import offsets_of
 from features.sequences.seen_items import EXCLUDE, REPEAT
 from features.sequences.sequences import Queries, Sequences
+from training.evaluation.comparison import Comparison
 from training.evaluation.evaluate import TableRecommender, _Lots, _top, evaluate, slices
 from training.evaluation.metrics import NEVER
 
@@ -210,10 +211,11 @@ def test_a_lead_on_the_same_questions_is_surer_than_two_intervals_suggest():
     easy, ours, other = [5, 4, 3, 2, 1, 0], [4, 5, 3, 2, 1, 0], [3, 4, 5, 2, 1, 0]
     first = evaluate(Fixed([easy, ours] * 50), queries, ALL, seen_items=EXCLUDE)
     second = evaluate(Fixed([easy, other] * 50), queries, ALL, seen_items=EXCLUDE)
-    assert first.intervals["mrr_at_10"][0] < second.intervals["mrr_at_10"][1]
-    mean, low, high = first.lead_over(second, "mrr_at_10")
-    assert mean == pytest.approx(1 / 12)
-    assert 0.05 < low < mean < high < 0.11
+    compared = Comparison.of([[first, second]])
+    assert compared.metric(0, "mrr_at_10").low < compared.metric(1, "mrr_at_10").high
+    lead = compared.lead(0, 1, "mrr_at_10")
+    assert lead.mean == pytest.approx(1 / 12)
+    assert 0.05 < lead.low < lead.mean < lead.high < 0.11
 
 
 def test_slices_tell_cold_from_warm():

@@ -12,8 +12,9 @@ import pytest
 
 from features.errors import DataError
 from training.evaluation import report as report_module
+from training.evaluation.advice import Advice
 from training.evaluation.evaluate import Evaluation
-from training.evaluation.metrics import METRICS, Metric, metrics_per_question
+from training.evaluation.metrics import METRICS, Metric, bootstrap_interval, metrics_per_question
 from training.evaluation.report import Estimate, EvaluationReport
 
 
@@ -22,7 +23,8 @@ def evaluation(
 ) -> Evaluation:
     offsets = np.arange(len(ranks) + 1)
     values = metrics_per_question(np.array(ranks), offsets, cutoffs)
-    return Evaluation(name, np.array(ranks), offsets, values, {"coverage_at_10": coverage}, num_candidates=1_234)
+    users = np.arange(len(ranks))
+    return Evaluation(name, np.array(ranks), offsets, values, {"coverage_at_10": coverage}, 1_234, users)
 
 
 OURS = evaluation("two towers", [1, 1, 2, 20], coverage=0.4)
@@ -43,7 +45,7 @@ def test_the_numbers_are_those_of_the_evaluations(report: EvaluationReport):
     # 3 of 4 in the first ten; (1 + 1 + 1/log2(3)) / 4 = 0.65773
     assert ours.metrics["recall_at_10"].mean == 0.75
     assert ours.metrics["ndcg_at_10"].mean == pytest.approx(0.65773, abs=1e-5)
-    assert ours.metrics["ndcg_at_10"].low == OURS.intervals["ndcg_at_10"][0]
+    assert ours.metrics["ndcg_at_10"].low == bootstrap_interval(OURS.per_question["ndcg_at_10"][:, None])[0][0]
     assert (ours.lead, ours.is_bound, oracle.is_bound) == (None, False, True)
     assert popular.lead.mean == pytest.approx(0.65773 - (0.5 + 0.63093) / 4, abs=1e-5)
     assert (report.num_questions, report.num_candidates, report.seeds) == ((4,), 1_234, (0,))
@@ -59,33 +61,83 @@ def test_json_gives_the_same_report_back(report: EvaluationReport, tmp_path: Pat
     assert values["rows"][0]["metrics"]["recall_at_10"]["mean"] == 0.75
 
 
-def test_the_table_marks_the_best_of_each_column_and_leaves_limits_out(report: EvaluationReport):
+def test_the_table_marks_what_is_ahead_of_all_others_and_leaves_limits_out():
+    # Ten times the same four questions, of which two are equally hard for both: the lead is sure in some metrics.
+    ours, popular, oracle = (
+        evaluation(name, [*ranks] * 10, coverage)
+        for name, ranks, coverage in (
+            ("two towers", [1, 1, 2, 20], 0.4),
+            ("popularity", [3, 50, 2, 20], 0.6),
+            ("best possible", [1, 1, 1, 1], 0.5),
+        )
+    )
+    report = EvaluationReport.of("time", "test", {0: [ours, popular, oracle]}, bounds=["best possible"])
     lines = report.to_text().splitlines()
-    assert lines[0] == "time · test · 4 questions · all 1,234 items ranked · seed 0"
+    assert lines[0] == "time · test · 40 questions · all 1,234 items ranked · seed 0"
     assert lines[2].split() == ["R@10", "N@10", "MRR@10", "R@50", "R@100", "cov@10"]
     rows = {line[:13].strip(): line for line in lines[4:7]}
     assert re.findall(r"[\d.]+\*", rows["two towers"]) == [
-        f"{report.rows[0].metrics[name].margin:.4f}*"
-        for name in ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100")
+        f"{report.rows[0].metrics[name].margin:.4f}*" for name in ("recall_at_10", "ndcg_at_10", "mrr_at_10")
     ]
-    # Both find everything in 50: a draw is marked twice; popularity has the better coverage.
-    assert re.findall(r"[\d.]+\*", rows["popularity"]) == ["0.0000*", "0.0000*", "0.6000*"]
+    # Both find everything in 50: a draw is no lead; coverage has no interval, so no lead in it is known.
+    assert "*" not in rows["popularity"]
     assert "*" not in rows["best possible"]
+    assert report.rows[0].ahead_in == ("recall_at_10", "ndcg_at_10", "mrr_at_10", "ndcg_at_50", "mrr_at_50", *MORE)
+    page = re.findall(r'class="best"[^>]*>\s*([\d.]+)', report.to_html())
+    assert page == [f"{report.rows[0].metrics[name].mean:.4f}" for name in ("recall_at_10", "ndcg_at_10", "mrr_at_10")]
+
+
+MORE = ("ndcg_at_100", "mrr_at_100")
+
+
+def test_the_best_mean_is_not_marked_where_the_lead_is_not_clear_of_zero():
+    ours, other = evaluation("two towers", [1, 2, 2, 9]), evaluation("EASE", [2, 1, 3, 9])
+    report = EvaluationReport.of("time", "test", {0: [ours, other]})
+    assert report.rows[0].metrics["mrr_at_10"].mean > report.rows[1].metrics["mrr_at_10"].mean
+    assert [row.ahead_in for row in report.rows] == [(), ()]
+    text = report.to_text()
+    assert "*" not in text
+    assert "two towers and EASE are not distinguishable: +0.0327 in N@10, [-0." in text
+    assert text.splitlines()[0] == "Not ahead of every baseline: in N@10 EASE is not distinguishable from two towers."
 
 
 def test_the_text_says_how_far_ahead_and_how_near_the_limit(report: EvaluationReport):
     text = report.to_text()
+    assert "two towers and popularity are not distinguishable: +0.3750 in N@10, [0.0000, 0." in text
+    many = [evaluation(one.name, one.ranks.tolist() * 10) for one in (OURS, POPULAR)]
     assert re.search(
-        r"^two towers is ahead of popularity by 0\.3750 in N@10, \[0\.\d{4}, 0\.\d{4}\]$", text, re.MULTILINE
+        r"^two towers is ahead of popularity by 0\.3750 in N@10, \[0\.\d{4}, 0\.\d{4}\]$",
+        EvaluationReport.of("users", "test", {0: many}).to_text(),
+        re.MULTILINE,
     )
     assert "two towers reaches 75% of the R@10 of best possible" in text
-    assert "± half the 95 % bootstrap interval over the questions" in text
+    assert "± half the 95 % interval over the questions; what another seed changes is not in it" in text
     assert text.endswith("\nA sentence.")
 
 
 def test_a_model_that_loses_is_told_so():
-    text = EvaluationReport.of("users", "test", {0: [POPULAR, OURS]}).to_text()
+    ours, popular, cosine = (
+        evaluation(name, ranks * 10)
+        for name, ranks in (("two towers", [1, 1, 2, 20]), ("popularity", [3, 50, 2, 20]), ("cosine", [50, 3, 2, 20]))
+    )
+    advice = Advice("popularity is popular:", "towers train run.toml --set training.patience=4")
+    asked: list[list[str]] = []
+    report = EvaluationReport.of(
+        "users", "validation", {0: [popular, ours, cosine]}, advise=lambda names: asked.append(names) or (advice,)
+    )
+    text = report.to_text()
     assert "popularity is behind two towers by 0.3750 in N@10" in text
+    first, headline, *_ = text.splitlines()
+    level = "cosine is not distinguishable from it"
+    assert first == f"Not ahead of every baseline: in N@10 two towers is ahead of popularity, and {level}."
+    assert headline.endswith("seed 0 · chosen on these questions")
+    assert asked == [["two towers", "cosine"]]
+    assert text.endswith(f"To try next, the likeliest to help first:\n- {advice.reason}\n    {advice.command}")
+    assert f"<b>{first}</b>" in report.to_html()
+    assert f"<code>{advice.command}</code>" in report.to_html()
+    assert EvaluationReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    # A model that is ahead of everything needs no advice.
+    assert EvaluationReport.of("users", "test", {0: [ours, popular]}, advise=lambda names: (advice,)).advice == ()
 
 
 def test_slices_are_a_table_of_their_own(report: EvaluationReport):
@@ -97,18 +149,28 @@ def test_slices_are_a_table_of_their_own(report: EvaluationReport):
     assert "0.3155 ±" in lines[start + 4]
 
 
-def test_seeds_are_averaged_with_their_standard_deviation():
-    runs = {0: [OURS, POPULAR], 7: [POPULAR, OURS]}
-    renamed = {7: [evaluation("two towers", [3, 50, 2, 20]), evaluation("popularity", [1, 1, 2, 20])]}
-    report = EvaluationReport.of("users", "test", {**runs, **renamed})
-    # 0.75 and 0.5: mean 0.625, deviations 0.125, so sqrt(2 * 0.125²) = 0.17678
-    estimate = report.rows[0].metrics["recall_at_10"]
-    assert (estimate.mean, estimate.low) == (0.625, None)
-    assert estimate.sd == pytest.approx(0.17678, abs=1e-5)
-    assert report.rows[1].lead.mean == pytest.approx(0)
-    assert report.seeds == (0, 7)
-    assert "± standard deviation between 2 seeds" in report.to_text()
-    assert "0.6250 ±0.1768" in report.to_text()
+def test_the_interval_over_seeds_holds_the_questions_as_well():
+    ranks = np.random.default_rng(0).integers(1, 40, 200)
+    runs = {
+        seed: [evaluation("two towers", (ranks + seed).tolist()), evaluation("popularity", (ranks + 4).tolist())]
+        for seed in (0, 1, 2)
+    }
+    report = EvaluationReport.of("users", "test", runs)
+    estimate, lead = report.rows[0].metrics["recall_at_10"], report.rows[1].lead
+    assert estimate.mean == pytest.approx(np.mean([(ranks + seed <= 10).mean() for seed in runs]))
+    over_questions = EvaluationReport.of("users", "test", {0: runs[0]}).rows[0].metrics["recall_at_10"]
+    means = [run[0].means["recall_at_10"] for run in runs.values()]
+    # Student's t of two degrees of freedom, 4.30, times the standard error of three seeds
+    over_seeds = 4.30 * np.std(means, ddof=1) / np.sqrt(3)
+    assert max(over_questions.margin, over_seeds) < estimate.margin < 1.1 * np.hypot(over_questions.margin, over_seeds)
+    assert lead.mean == pytest.approx(estimate_of(runs))
+    assert lead.low < lead.mean < lead.high
+    assert report.seeds == (0, 1, 2)
+    assert "± half the 95 % interval over the questions and 3 seeds" in report.to_text()
+
+
+def estimate_of(runs: dict[int, list[Evaluation]]) -> float:
+    return float(np.mean([ours.means["ndcg_at_10"] - other.means["ndcg_at_10"] for ours, other in runs.values()]))
 
 
 def test_seeds_may_ask_different_numbers_of_questions():
@@ -122,7 +184,7 @@ def test_the_table_fits_a_terminal_whatever_the_names(protocol: str):
     cutoffs = (10, 20, 50, 100)
     rows = [evaluation(name, [1, 2, 3], cutoffs=cutoffs) for name in ("a recommender with a very long name " * 2, "b")]
     for runs in ({0: rows}, {0: rows, 1: rows}):
-        assert max(map(len, EvaluationReport.of(protocol, "test", runs).to_text().splitlines()[:6])) <= 120
+        assert max(map(len, EvaluationReport.of(protocol, "test", runs).to_text().splitlines()[:8])) <= 120
 
 
 def test_people_who_were_held_out_are_judged_as_in_the_literature():
@@ -171,10 +233,15 @@ def test_flat_metrics_have_names_that_a_tracking_server_takes(report: Evaluation
     assert all(re.fullmatch(r"[\w\-. /]+", name) for name in metrics)
 
 
-def test_an_estimate_prefers_the_deviation_between_seeds():
+def test_the_margin_is_half_the_interval():
     assert Estimate(0.5).margin is None
     assert Estimate(0.5, 0.4, 0.7).margin == pytest.approx(0.15)
-    assert Estimate(0.5, sd=0.01).margin == 0.01
+    assert not Estimate(0.5).is_above_zero
+    assert [Estimate(0.1, *ends).is_above_zero for ends in ((0.05, 0.2), (0.0, 0.2), (-0.1, 0.2))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +249,8 @@ def test_an_estimate_prefers_the_deviation_between_seeds():
     [
         ("{", r"report\.json: not valid JSON .*; make the report again"),
         ("[]", r"report: not a report of an evaluation .*; make the report again"),
-        ('{"format": 1}', r"report: not a report of an evaluation \(KeyError\('protocol'\)\)"),
-        ('{"format": 2}', r"report: expected format 1, found 2; make the report again"),
+        ('{"format": 2}', r"report: not a report of an evaluation \(KeyError\('protocol'\)\)"),
+        ('{"format": 1}', r"report: expected format 2, found 1; make the report again"),
     ],
 )
 def test_what_is_no_report_is_refused(content: str, message: str, tmp_path: Path):
@@ -217,6 +284,6 @@ def test_a_metric_is_added_by_a_function_and_an_entry(monkeypatch: pytest.Monkey
     assert report.metrics()["cold users/precision_at_10"] == pytest.approx(0.05)
     head, _, row = report.to_text().splitlines()[2:5]
     assert head.split()[-1] == "P@50"
-    assert row.split()[-2:] == ["0.0200", "±0.0000*"]
+    assert row.split()[-2:] == ["0.0200", "±0.0000"]
     assert "<th>P@50</th>" in report.to_html()
     assert "reciprocal rank of the first target, P precision, cov share" in report.to_html()

@@ -15,6 +15,7 @@ from features.errors import DataError
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split, leave_one_out, time_split
+from features.sequences.timeline import Timeline
 from features.tables.tables import Catalog, Interactions, Tables
 from towers.config import TowersConfig
 from training.config import RunConfig, TrainingConfig
@@ -73,7 +74,7 @@ def hit_rate(split: Split, trend: bool) -> float:
         config = config.model_copy(update={"towers": config.towers.model_copy(update={"trend": []})})
     trainer = Trainer(build(config, data_of(config, split.train), CPU), quiet=True, steps=150)
     model, data = trainer.fit(), trainer.data
-    towers = TwoTowerRecommender(model, data.featurizer, data.item_features, None, 5, split.known_at_test)
+    towers = TwoTowerRecommender(model, data.featurizer, data.item_features, None, 5, split.timeline)
     queries = split.test
     assert queries is not None
     best = towers.scores(queries).argmax(axis=1)
@@ -143,15 +144,13 @@ def test_nothing_from_the_moment_of_a_question_on_changes_its_scores(change: str
         other = train.keep(~is_late)
     history = train.keep(~is_late).take(np.arange(40))
     asked = Queries(history, np.arange(41), np.zeros(40, int), np.arange(cut - 39 * 3600, cut + 1, 3600))
-    scores = [
-        TwoTowerRecommender(model, data.featurizer, data.item_features, None, 5, events).scores(asked)
-        for events in (train, other)
-    ]
-    assert np.array_equal(*scores)
-    indexed = [
-        TwoTowerRecommender(model, data.featurizer, data.item_features, None, 5, events, indexed=True).scores(asked)
-        for events in (train, other)
-    ]
+
+    def towers(events: Sequences, *, end_of_training: bool = False) -> TwoTowerRecommender:
+        timeline, features = Timeline.of(events), data.item_features
+        return TwoTowerRecommender(model, data.featurizer, features, None, 5, timeline, end_of_training=end_of_training)
+
+    assert np.array_equal(towers(train).scores(asked), towers(other).scores(asked))
+    indexed = [towers(events, end_of_training=True).scores(asked) for events in (train, other)]
     assert not np.array_equal(*indexed), "an index knows all events that it was made of"
 
 

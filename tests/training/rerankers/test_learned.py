@@ -30,7 +30,7 @@ from training.rerankers.candidates import shortlists
 from training.rerankers.examples import RankingDataset
 from training.rerankers.learned import fit_ranker
 from training.tasks.protocols import early_stopping_split
-from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
+from training.tasks.train_ranker import HeldOut, RankerChoice, TrainedRanker, train_bundle_ranker
 
 SETTINGS = {
     "features": {
@@ -145,22 +145,114 @@ def test_each_question_judges_a_member_that_did_not_learn_from_it(monkeypatch: p
     monkeypatch.setattr(ranking, "EPOCHS", 25)
     monkeypatch.setattr(ranking, "PATIENCE", 25)
     monkeypatch.setattr(ranking, "LEARNING_RATE", 5e-3)
-    monkeypatch.setattr(ranking._FoldTrainer, "_validate", judged_by_the_last)
+    monkeypatch.setattr(ranking._FoldTrainer, "ndcg", judged_by_the_last)
     fitted = fit_ranker(dataset, 0)
     with torch.inference_mode():
         scores = torch.stack([fitted.network(torch.from_numpy(one)) for one in features]).numpy()
     chance = (1 / np.log2(2 + np.arange(10))).sum() / 20
     assert dataset.ndcg(np.arange(100), scores).mean() > 2 * chance
-    assert fitted.after.mean() - 10 * 26 < 1.4 * chance
+    assert fitted.after.mean() < 1.4 * chance
 
 
-_validate = ranking._FoldTrainer._validate
+_ndcg = ranking._FoldTrainer.ndcg
 
 
 def judged_by_the_last(pupil, member, judged):
     """Judge as always, a little better each time, so that nothing is stopped and the last weights are kept."""
     member.judgements = getattr(member, "judgements", 0) + 1
-    return _validate(pupil, member, judged) + member.judgements * 10
+    return _ndcg(pupil, member, judged) + member.judgements * 10
+
+
+def test_what_is_reported_on_noise_is_chance():
+    """Answers at random: the best of many epochs looks better than chance on the queries that chose it, and is not."""
+    found = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        is_answer = np.zeros((300, 20), dtype=bool)
+        is_answer[np.arange(300), rng.integers(0, 20, 300)] = True
+        features = rng.normal(size=(300, 20, 6)).astype(np.float32)
+        dataset = RankingDataset(features, np.ones((300, 20), dtype=bool), is_answer, np.ones(300, dtype=np.int64))
+        fitted = fit_ranker(dataset, seed)
+        made = TrainedRanker(None, None, dataset, fitted.after, fitted.fold)  # type: ignore[arg-type]
+        gain = made.gain(dataset)
+        assert gain.low <= 0, "would be written"
+        found.append(fitted.after.mean())
+    discounts = 1 / np.log2(2 + np.arange(10))
+    chance = discounts.sum() / 20
+    error = np.sqrt(((discounts**2).sum() / 20 - chance**2) / (300 * 6))
+    assert np.mean(found) == pytest.approx(chance, abs=2.5 * error)
+
+
+def test_no_query_judges_what_learned_from_it_or_was_stopped_by_it(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    is_answer = rng.random((100, 20)) < 0.1
+    is_answer[:, 0] = True
+    features = rng.normal(size=(100, 20, 3)).astype(np.float32)
+    dataset = RankingDataset(features, np.ones((100, 20), dtype=bool), is_answer, is_answer.sum(axis=1))
+    uses: dict[str, set[int]] = {}  # by member as it was stopped: the queries it learned from and was stopped by
+    judged: dict[int, list[str]] = {query: [] for query in range(100)}
+
+    def fit(trainer, member, fit_rows, left_out, seed):
+        assert [len(fit_rows), *map(len, left_out)] == [60, 20, 20]
+        for place, stops in enumerate(left_out):
+            uses[f"{seed} {place}"] = {*fit_rows.tolist(), *stops.tolist()}
+        return [{"name": f"{seed} {place}"} for place in range(2)]
+
+    def scores(trainer, member, queries):
+        for query in queries.tolist():
+            judged[query].append(member.loaded)
+        return np.zeros((len(queries), 20))
+
+    monkeypatch.setattr(ranking._FoldTrainer, "fit", fit)
+    monkeypatch.setattr(ranking._FoldTrainer, "scores", scores)
+    monkeypatch.setattr(
+        torch.nn.Sequential, "load_state_dict", lambda self, weights: setattr(self, "loaded", weights["name"])
+    )
+    fit_ranker(dataset, 0)
+    assert len(uses) == 20
+    for query, members in judged.items():
+        assert len({*members}) == 4
+        assert all(query not in uses[member] for member in members)
+
+
+def test_one_user_more_does_not_change_who_was_held_out(tmp_path: Path):
+    """Users who had been trained on would be ranked too well by the retriever."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), 8)
+    clicks = pd.DataFrame({"user": users, "product": np.concatenate([rng.permutation(60)[:8] for _ in range(200)])})
+    clicks.to_csv(tmp_path / "clicks.csv", index=False)
+    pd.DataFrame({"product": range(60), "colour": "red"}).to_csv(tmp_path / "products.csv", index=False)
+    columns = {"user_id": "user", "item_id": "product"}
+    settings = {
+        **SETTINGS,
+        "features": {**SETTINGS["features"], "columns": columns},
+        "towers": {**SETTINGS["towers"], "time_bias": False},
+    }
+    write_untrained(tmp_path / "runs" / "one", tmp_path, settings)
+    bundle = ModelBundle.open(tmp_path / "runs" / "one")
+    before = HeldOut.of(bundle).questions(bundle.path).validation.history.user_ids
+    one_more = pd.DataFrame({"user": -1, "product": range(8)})
+    pd.concat([one_more, clicks]).to_csv(tmp_path / "clicks.csv", index=False)
+    split = HeldOut.of(bundle).questions(bundle.path)
+    assert split.validation.history.user_ids.tolist() == before.tolist()
+    assert len(before) == 20
+    assert not {*split.train.user_ids.tolist()} & {*before.tolist()}
+    # A user of the bundle's validation who has gone is neither asked nor learned from; ids may have become texts.
+    clicks = clicks[clicks["user"] != before[0]]
+    clicks["user"] = clicks["user"].astype(str).replace("199", "199a")
+    clicks.to_csv(tmp_path / "clicks.csv", index=False)
+    left = HeldOut.of(bundle).questions(bundle.path).validation.history.user_ids
+    assert {*left.tolist()} == {str(user) for user in before[1:]} - {"199"}
+
+
+def test_a_bundle_that_does_not_say_who_was_held_out_is_refused(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tests.serving.conftest.validation_users_of", lambda *_: None)
+    by_users = {**SETTINGS, "training": {"validation": "users", "track": False}}
+    write_untrained(tmp_path / "silent", bundle_path.parents[1], by_users)
+    with pytest.raises(DataError, match="does not say which users its training held out; train again"):
+        train_bundle_ranker(tmp_path / "silent", RankerChoice(num_candidates=40))
 
 
 def test_ndcg_is_that_of_the_metrics_answers_that_were_missed_included():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float32
 
 from features.sequences.sequences import Queries, Sequences
+from training.evaluation.baselines.baseline import BaselineData
 
 
 class PopularityBaseline:
@@ -26,3 +29,8 @@ class PopularityBaseline:
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the same row for every question."""
         return np.broadcast_to(self._num_users, (len(queries), len(self._num_users)))
+
+
+def prepare(data: BaselineData) -> Callable[..., PopularityBaseline]:
+    """Return how to fit popularity, which has no hyperparameters."""
+    return lambda: PopularityBaseline.fit(data.split.train, data.num_items)

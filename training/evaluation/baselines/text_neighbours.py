@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 
 import numpy as np
@@ -13,7 +13,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from features.sequences.sequences import Queries
-from features.values.text import words_and_pairs
+from features.values.text import words, words_and_pairs
+from training.evaluation.baselines.baseline import BaselineData, LeftOutError
+from training.evaluation.baselines.recency import OLDEST
 
 MOST_TERMS = 500_000
 """Most words and pairs of words that texts are compared by; the most frequent ones where there are more."""
@@ -24,8 +26,8 @@ class TextNeighbours:
 
     An item's vector holds the TF-IDF of the words and the pairs of neighbouring words in its texts, at unit length. A
     user's is the mean of the history's, where an event counts half as much as one that came `half_life` events later;
-    items without a known word are ignored. The score is the cosine of the two. This is the only baseline that can
-    recommend items without interactions.
+    items without a known word are ignored. The score is the cosine of the two. It can recommend items
+    without interactions.
     """
 
     name = "TF-IDF"
@@ -46,12 +48,25 @@ class TextNeighbours:
         """Return the cosine of each item with the history, 0 where nothing is written of either."""
         past = queries.history.keep(self._is_written[queries.history.item_rows])
         if math.isfinite(self.half_life):
-            past = past.last(math.ceil(10 * self.half_life))  # each older one counts less than a thousandth
+            past = past.last(math.ceil(OLDEST * self.half_life))  # each older one counts less than a thousandth
         age = np.repeat(past.offsets[1:], past.lengths) - 1 - np.arange(past.num_events)
         weights = np.exp2(-age / self.half_life).astype(np.float32)
         histories = sp.csr_array((weights, past.item_rows, past.offsets), shape=(len(past), self._vectors.shape[0]))
         scores: np.ndarray = (normalize(histories @ self._vectors) @ self._transposed).toarray()
         return scores
+
+
+def prepare(data: BaselineData) -> Callable[..., TextNeighbours]:
+    """Return how to fit the neighbours by text."""
+    vectors = text_vectors(texts_of_items(data), data.split.warm_items)
+    return lambda half_life: TextNeighbours(vectors, half_life)
+
+
+def texts_of_items(data: BaselineData) -> Sequence[str]:
+    """Return the texts, or raise `LeftOutError` where no warm item has a word."""
+    if data.texts is None or not any(map(words, compress(data.texts, data.split.warm_items))):
+        raise LeftOutError("")
+    return data.texts
 
 
 def text_vectors(texts: Sequence[str], warm_items: Bool[np.ndarray, "items"]) -> sp.csr_array[np.float32]:

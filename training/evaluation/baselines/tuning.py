@@ -1,168 +1,167 @@
-"""The baselines of every evaluation: popularity, item-item cosine, EASE, iALS, and TF-IDF neighbours of item texts.
+"""Hyperparameters of baselines, chosen on validation questions.
 
-Each is fitted on the same `Sequences` as the model, in seconds, with hyperparameters chosen on validation queries.
-A model that does not beat them is not worth serving. All of them can score for new users, from their history.
-Items without training interactions get the score 0, except from the text baseline.
+One hyperparameter after the other is varied, the rest being at the best so far, until a round changes nothing. A grid
+whose best value is at an edge grows beyond it, so that no baseline is held back by the choice of its grid.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from itertools import chain, compress
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from features.sequences.sequences import Queries
 from features.sequences.split import Split
-from features.values.text import words
-from training.evaluation.baselines.ease import MAX_EASE_ITEMS, Ease, ease_weights, gram_matrix
-from training.evaluation.baselines.ials import Ials, implicit_als
-from training.evaluation.baselines.item_cosine import ItemCosine
-from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
 from training.evaluation.evaluate import ScoringModel, evaluate
 
-MOST_QUESTIONS = 2_000
-"""Maximum number of validation queries for tuning, a sample."""
-MAX_EASE_TRIALS_ITEMS = 15_000
-"""Most items for which several regularisations are tried: each costs the cube of the number of items."""
-REGULARISATIONS = (10.0, 100.0, 300.0, 1_000.0)
-"""Values tried for the regularisation of EASE."""
-MAX_IALS_TRIALS_EVENTS = 3_000_000
-"""Most interactions for which several settings are tried for iALS: seven fits, five seconds each for a million."""
-IALS_TRIALS: dict[str, tuple[Any, ...]] = {
-    "confidence": (1.0, 3.0, 10.0, 40.0),
-    "regularisation": (1.0, 10.0),
-    "factors": (64, 128, 256),
-}
-"""Values tried for iALS, one hyperparameter after the other."""
-HALF_LIVES = (1.0, 2.0, 4.0, 16.0, math.inf)
-"""Values tried for the half-life of the text neighbours, in events; inf weights all events alike."""
+MOST_CELLS = 10**8
+"""Most scores that a trial computes; of more validation questions a sample is asked."""
+LEAST_QUESTIONS = 500
+"""The sample is not smaller than that, however large the catalogue."""
 
 Trial = TypeVar("Trial", bound=ScoringModel)
 
 
-def fit_baselines(split: Split, *, texts: Sequence[str] | None = None) -> tuple[list[ScoringModel], list[str]]:
-    """Fit every baseline on the training data, with the hyperparameters that are best on the validation queries.
+@dataclass(frozen=True)
+class Grid:
+    """The values that are tried of a hyperparameter.
+
+    Attributes:
+        values: Those tried in any case, ascending.
+        default: The value that the search begins with, and the one where nothing can be tried.
+        lowest: The grid does not grow below.
+        highest: The grid does not grow above.
+        growth: An edge times or divided by it is the next value beyond.
+        unit: What it counts, for the report.
+        needs_order: Whether the hyperparameter means something only where histories are ordered.
+    """
+
+    values: tuple[float, ...]
+    default: float
+    lowest: float
+    highest: float
+    growth: float = 2.0
+    unit: str = ""
+    needs_order: bool = False
+
+    def beyond(self, tried: set[float], best: float) -> float | None:
+        """Return the next value to try if the best one is an edge of those tried; None if there is none.
+
+        Example:
+            >>> grid = Grid((1, 2, 4), 2, lowest=0.5, highest=8)
+            >>> grid.beyond({1, 2, 4}, 4), grid.beyond({1, 2, 4}, 1), grid.beyond({1, 2, 4, 8}, 8)
+            (8.0, 0.5, None)
+        """
+        steps = ((min(tried), best / self.growth), (max(tried), best * self.growth))
+        return next(
+            (
+                value
+                for edge, value in steps
+                if best == edge and self.lowest <= value <= self.highest and value not in tried
+            ),
+            None,
+        )
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Trial]):
+    """The outcome of a search.
+
+    Attributes:
+        model: The recommender with the best hyperparameters.
+        settings: They.
+        ndcg: Its NDCG@10 on the validation questions.
+        tried: The values tried, ascending, by hyperparameter.
+        is_complete: Whether the search ended by itself rather than by the time.
+    """
+
+    model: Trial
+    settings: dict[str, float]
+    ndcg: float
+    tried: dict[str, list[float]]
+    is_complete: bool
+
+
+def search(
+    fit: Callable[..., Trial],
+    grids: Mapping[str, Grid],
+    ndcg_of: Callable[[Trial], float],
+    *,
+    rounds: int = 2,
+    has_time: Callable[[], bool] = lambda: True,
+) -> Choice[Trial]:
+    """Return the best recommender; among equals the one tried first, which is the default before all others.
 
     Args:
-        split: Training data and validation queries.
-        texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
-
-    Returns:
-        The recommenders, and what a reader of the report should know about them, one line each.
+        fit: Returns the recommender with the hyperparameters that it is given by name.
+        grids: By hyperparameter.
+        ndcg_of: What is maximised.
+        rounds: How often the hyperparameters are gone through at most.
+        has_time: Whether another trial may begin. The first one always runs.
     """
-    num_items = len(split.candidates)
-    recommenders: list[ScoringModel] = [
-        PopularityBaseline.fit(split.train, num_items),
-        ItemCosine.fit(split.train, num_items),
-    ]
-    chosen = [
-        _ease(split),
-        _ials(split),
-        _text_neighbours(split, texts),
-    ]
-    recommenders += [recommender for recommender, _ in chosen if recommender is not None]
-    return recommenders, [note for _, note in chosen if note]
+    search = _Search(fit, ndcg_of, {name: grid.default for name, grid in grids.items()})
+    is_complete = True
+    for _ in range(rounds):
+        before = search.best
+        for name, grid in grids.items():
+            for value in search.values(name, grid):
+                is_complete = has_time()
+                if not is_complete:
+                    break
+                search.attempt({**search.best, name: value})
+        if search.best == before or not is_complete:
+            break
+    tried = {name: sorted({settings[place] for settings in search.ndcg}) for place, name in enumerate(grids)}
+    return Choice(search.model, search.best, search.ndcg[tuple(search.best.values())], tried, is_complete)
 
 
-def choose_ease(split: Split, *, regularisations: Sequence[float] = REGULARISATIONS) -> Ease:
-    """Return EASE with the regularisation that has the best NDCG@10 on the validation questions."""
-    num_items = len(split.candidates)
-    item_rows, gram = gram_matrix(split.train, num_items)
-    trials = (Ease(ease_weights(gram, value), item_rows, num_items, value) for value in regularisations)
-    return _best(trials, len(regularisations), split)
+class _Search(Generic[Trial]):
+    """The best settings so far, and what each of those tried reached."""
+
+    def __init__(self, fit: Callable[..., Trial], ndcg_of: Callable[[Trial], float], start: dict[str, float]) -> None:
+        self._fit, self._ndcg_of = fit, ndcg_of
+        self.best, self.model = start, fit(**start)
+        self.ndcg = {tuple(start.values()): ndcg_of(self.model)}
+
+    def values(self, name: str, grid: Grid) -> Iterator[float]:
+        """Yield the values of a hyperparameter that were not tried with the best ones of the others."""
+        place = list(self.best).index(name)
+
+        def tried() -> set[float]:
+            others = {**self.best, name: None}.values()
+            return {one[place] for one in self.ndcg if all(b in (None, a) for a, b in zip(one, others, strict=True))}
+
+        yield from (value for value in grid.values if value not in tried())
+        while (value := grid.beyond(tried(), self.best[name])) is not None:
+            yield value
+
+    def attempt(self, settings: dict[str, float]) -> None:
+        model = self._fit(**settings)
+        ndcg = self.ndcg[tuple(settings.values())] = self._ndcg_of(model)
+        if ndcg > self.ndcg[tuple(self.best.values())]:
+            self.best, self.model = settings, model
 
 
-def choose_ials(split: Split) -> Ials:
-    """Return iALS with the settings that have the best NDCG@10 on the validation questions.
-
-    One after the other: the confidence, which matters most, the regularisation, and the factors.
-    """
-    num_items = len(split.candidates)
-    best = Ials.fit(split.train, num_items)
-    for name, values in IALS_TRIALS.items():
-        others = [replace(best.settings, **{name: value}) for value in values]
-        trials = (Ials.fit(split.train, num_items, settings) for settings in others if settings != best.settings)
-        best = _best(chain([best], trials), len(others), split)
-    return best
+def sample(queries: Queries, num_items: int, *, most_cells: int = MOST_CELLS) -> Queries:
+    """Return the questions, or a random part where they would take more than so many scores of items."""
+    most = max(LEAST_QUESTIONS, most_cells // num_items)
+    if len(queries) <= most:
+        return queries
+    return queries.take(np.sort(np.random.default_rng(0).choice(len(queries), most, replace=False)))
 
 
-def choose_text_neighbours(split: Split, texts: Sequence[str]) -> TextNeighbours:
-    """Return the neighbours by text with the half-life that has the best NDCG@10 on the validation questions."""
-    half_lives = HALF_LIVES if split.train.is_ordered else (math.inf,)
-    vectors = text_vectors(texts, split.warm_items)
-    return _best((TextNeighbours(vectors, value) for value in half_lives), len(half_lives), split)
+def ndcg_on(split: Split, questions: Queries, *, progress: tqdm[Any] | None = None) -> Callable[[ScoringModel], float]:
+    """Return the function that gives a recommender's NDCG@10 on validation questions, and moves a bar by one."""
 
-
-def _ease(split: Split) -> tuple[Ease | None, str]:
-    """Return EASE, tuned where that is affordable, and what the report says of it."""
-    num_known = int(split.warm_items.sum())
-    if num_known > MAX_EASE_ITEMS:
-        return None, f"EASE is left out: {num_known:,} items are more than the {MAX_EASE_ITEMS:,} that it can take."
-    if num_known > MAX_EASE_TRIALS_ITEMS or not _has_warm_answers(split):
-        ease = Ease.fit(split.train, len(split.candidates))
-        return (
-            ease,
-            f"EASE: regularisation {ease.regularisation:g}, not tuned {_reason(split, f'{num_known:,} items')}.",
-        )
-    ease = choose_ease(split)
-    tried = ", ".join(f"{value:g}" for value in REGULARISATIONS)
-    return ease, f"EASE: regularisation {ease.regularisation:g}, the best of {tried} on validation data."
-
-
-def _ials(split: Split) -> tuple[Ials | None, str]:
-    """Return iALS, tuned where that is affordable, and what the report says of it."""
-    try:
-        implicit_als()
-    except ImportError as error:
-        return None, f"iALS is left out: it needs the library implicit ({error}); pip install implicit adds it."
-    num_events = split.train.num_events
-    if num_events > MAX_IALS_TRIALS_EVENTS or not _has_warm_answers(split):
-        ials = Ials.fit(split.train, len(split.candidates))
-        return ials, f"iALS: {ials.settings}, not tuned {_reason(split, f'{num_events:,} interactions')}."
-    ials = choose_ials(split)
-    tried = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in IALS_TRIALS.items())
-    return ials, f"iALS: {ials.settings}, the best of {tried} on validation data."
-
-
-def _text_neighbours(split: Split, texts: Sequence[str] | None) -> tuple[TextNeighbours | None, str]:
-    """Return the neighbours by text, if there are texts, and what the report says of them."""
-    if texts is None or not any(map(words, compress(texts, split.warm_items))):
-        return None, ""
-    neighbours = choose_text_neighbours(split, texts)
-    found = (
-        "all events count alike" if math.isinf(neighbours.half_life) else f"half-life {neighbours.half_life:g} events"
-    )
-    if not split.train.is_ordered:
-        return neighbours, "TF-IDF: all events count alike, there being no order."
-    tried = ", ".join(f"{value:g}" for value in HALF_LIVES)
-    return neighbours, f"TF-IDF: {found}, the best of {tried} on validation data."
-
-
-def _has_warm_answers(split: Split) -> bool:
-    return bool(split.warm_items[split.validation.target_rows].any())
-
-
-def _reason(split: Split, size: str) -> str:
-    return f"at {size}" if _has_warm_answers(split) else "for answers that training has never seen"
-
-
-def _best(trials: Iterable[Trial], count: int, split: Split) -> Trial:
-    """Return the recommender with the best NDCG@10 on the validation questions, the first among equals."""
-    questions = split.validation
-    if len(questions) > MOST_QUESTIONS:
-        chosen = np.random.default_rng(0).choice(len(questions), MOST_QUESTIONS, replace=False)
-        questions = questions.take(np.sort(chosen))
-    best, best_ndcg = None, -1.0
-    for trial in tqdm(trials, total=count, desc="choosing settings", unit=" settings", leave=False, disable=None):
+    def ndcg(model: ScoringModel) -> float:
         result = evaluate(
-            trial, questions, split.candidates, seen_items=split.seen_items, cutoffs=(10,), with_coverage=False
+            model, questions, split.candidates, seen_items=split.seen_items, cutoffs=(10,), with_coverage=False
         )
-        if result.means["ndcg_at_10"] > best_ndcg:
-            best, best_ndcg = trial, result.means["ndcg_at_10"]
-    assert best is not None, "nothing to try"
-    return best
+        if progress is not None:
+            progress.update()
+        return result.means["ndcg_at_10"]
+
+    return ndcg

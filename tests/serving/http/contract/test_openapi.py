@@ -140,6 +140,26 @@ def test_the_document_is_made_once_for_each_index(writing_app, monkeypatch):
     assert client.get("/openapi.json").data == first.data
 
 
+def test_every_example_of_the_document_is_accepted(tmp_path):
+    settings = LIMITS.model_copy(update={"live": SecretStr(str(tmp_path / "live.db"))})
+    client = create_app(make_shop(), settings).test_client()
+    paths = client.get("/openapi.json").json["paths"]
+    operations = [(method, path, one) for path, methods in paths.items() for method, one in methods.items()]
+    for method, path, operation in sorted(operations, key=lambda one: one[0] == "delete"):
+        given = {one["name"]: one["example"] for one in operation.get("parameters", []) if "example" in one}
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+        assert body or method in ("get", "delete")
+        answer = client.open(
+            path.format(**given),
+            method=method.upper(),
+            json=body,
+            query_string={"q": "red"} if path == "/search" else {},
+        )
+        assert answer.status_code in (200, 201), (method, path, body, answer.json)
+        assert answer.json.get("fallback") is None
+        assert not answer.json.get("unknown_items")
+
+
 def references(schema):
     if isinstance(schema, dict):
         yield from [schema["$ref"]] if "$ref" in schema else []
