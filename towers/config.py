@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from features.settings import StrictTable
+
+MOST_HALF_LIVES = 8
+"""How many numbers a vector has room for after its embedding (see `towers.model.trend_head`)."""
 
 
 class TowersConfig(StrictTable):
@@ -43,6 +48,12 @@ class TowersConfig(StrictTable):
     """Fraction of item and user ids that are hidden in a training step. Raise it where many items or users are new, so
     that the other features can represent them alone."""
 
+    trend: list[Annotated[float, Field(gt=0, le=10_000)]] = Field(default_factory=list, max_length=MOST_HALF_LIVES)
+    """Half-lives in days of the recent popularity that is part of a score, ascending, such as `[1, 7, 30]`: for each,
+    the decayed number of an item's events before the request, weighted for each user by the user tower. Set it where
+    new and rising items matter, and rebuild the index often, because it holds the numbers. Needs timestamps. Empty:
+    none."""
+
     @property
     def reads_history(self) -> bool:
         """Whether the user tower reads interaction histories, and not only user attributes."""
@@ -56,6 +67,10 @@ class TowersConfig(StrictTable):
                 f"matryoshka_dims = {dims} must ascend, without repeats, above 0 and below embedding_dim = "
                 f"{self.embedding_dim}"
             )
+        if self.trend != sorted({*self.trend}):
+            raise ValueError(f"trend = {self.trend} must ascend, without repeats")
+        if self.trend and not self.reads_history:
+            raise ValueError('trend needs histories, and history_encoder = "none" reads none; remove trend')
         if self.embedding_dim % self.num_heads:
             raise ValueError(f"num_heads = {self.num_heads} does not divide embedding_dim = {self.embedding_dim}")
         for name in ("time_bias", "sum_residual"):

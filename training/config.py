@@ -146,6 +146,13 @@ class RunConfig(StrictTable):
             )
         if self.training.targets == "any" and self.towers.time_bias:
             raise ValueError('[towers] time_bias needs an order, and targets = "any" has none; set time_bias = false')
+        if self.towers.trend and self.features.columns.timestamp is None:
+            raise ValueError(
+                "[towers] trend needs the time of every interaction; name the column under [features.columns] "
+                "timestamp, or remove trend"
+            )
+        if self.towers.trend and self.training.symmetric_loss:
+            raise ValueError("symmetric_loss has no place for [towers] trend; remove one of them")
         if self.training.item_init == "spectral" and not self.towers.reads_history:
             raise ValueError(
                 'item_init = "spectral" needs histories, and [towers] history_encoder = "none" reads none; set '

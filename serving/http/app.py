@@ -87,10 +87,10 @@ def create_app(
 
 def _note_versions(metrics: Metrics, recommender: Recommender) -> None:
     """Record in the metrics which model and index this worker serves."""
-    created = datetime.fromisoformat(recommender.snapshot.manifest.created)
-    metrics.describe_worker(
-        model=recommender.model, index=recommender.snapshot.manifest.created, created=created.timestamp()
-    )
+    manifest = recommender.snapshot.manifest
+    about = {} if manifest.trend_until is None else {"trend_until": manifest.trend_until}
+    created = datetime.fromisoformat(manifest.created).timestamp()
+    metrics.describe_worker(model=recommender.model, index=manifest.created, created=created, **about)
 
 
 def _provider(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from serving.errors import NotReady
 from serving.http.contract.schemas import Liveness, Readiness, WorkerCounts
 from serving.http.router import Reply
@@ -27,9 +29,14 @@ def readyz(service: Service, request: ApiRequest) -> Reply:
             items=manifest.num_items,
             users=manifest.num_users,
             index_created=manifest.created,
+            trend_until=None if manifest.trend_until is None else _iso(manifest.trend_until),
             workers=WorkerCounts(living=len(workers), ready=sum(map(bool, workers))),
         )
     )
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def metrics(service: Service, request: ApiRequest) -> Reply:

@@ -23,6 +23,7 @@ from serving.search.tuning import Tuning, choose
 from serving.snapshot.precomputed import BYTES_A_PLACE
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle, check_can_sign
+from towers.model.trend_head import searched_dim
 from towers.rerankers.manifest import has_ranker
 
 # From this number of items on, a note suggests an approximate index.
@@ -85,6 +86,7 @@ def build_index(
             kind=kind,
             recall=recall,
             prefixes=bundle.config.towers.matryoshka_dims,
+            tail=searched_dim(bundle.config.towers) - bundle.config.towers.embedding_dim,
             trying=partial(_show_trial, tuned),
             tuned=tried.append,
         )

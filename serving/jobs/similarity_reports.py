@@ -49,7 +49,8 @@ def report_duplicates(
     index = recommender.snapshot.index
     started = time.perf_counter()
     with tqdm(unit=" partitions", desc="Comparing", disable=None, leave=False) as bar:
-        found = find_duplicates(index.vectors, threshold, index.partitions, lambda done, total: _show(bar, done, total))
+        partitions = None if index.plan.tail else index.partitions  # those of an index are of whole vectors
+        found = find_duplicates(index.embeddings, threshold, partitions, lambda done, total: _show(bar, done, total))
     seconds = time.perf_counter() - started
     _write(output, _groups_table(recommender, found))
     if pairs is not None:
@@ -84,7 +85,7 @@ def report_clusters(
         raise DataError(
             f"--clusters {num_clusters:,}: expected at most the number of items, {num_items:,}; choose a lower number"
         )
-    clusters = make_clusters(recommender.snapshot.index.vectors, num_clusters)
+    clusters = make_clusters(recommender.snapshot.index.embeddings, num_clusters)
     titles = recommender.snapshot.catalog.titles(recommender.bundle.config.features.title)
     names = _names(recommender, clusters, titles)
     ids = pa.array(recommender.state.items.ids)

@@ -2,7 +2,8 @@
 
 Nothing is changed in place: an item that is written gets a new row after all others, its old row is superseded, and a
 `ServingState` has the number of rows at its position. So a request is answered from one state whatever arrives
-meanwhile, without locks. Responses are the same as from an index rebuilt with all the records in its tables.
+meanwhile, without locks. Responses are the same as from an index rebuilt with all the records in its tables, but for
+recent popularity, which stays that of the index.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from serving.live.log import EventLog, LogState, Record, readable
 from serving.recommend.recommender import Recommender
 from serving.recommend.state import ServingState
 from serving.search.faiss_index import check_unit_length
+from serving.search.vectors import leading_dims
 from towers.bundle.bundle import ModelBundle
 
 # Superseded new rows are compacted once they outnumber the live ones, and exceed this minimum.
@@ -156,7 +157,7 @@ class LiveRecommender:
             for record in records:
                 self._put([record])
             return
-        self._items.put([record.position for record in records], frame, vectors)
+        self._items.put([record.position for record in records], frame, self._with_trend(frame, vectors))
 
     def _frame(self, records: Sequence[Record]) -> pd.DataFrame:
         """Return items as rows of the catalogue; cells that do not fit their column are empty, and logged."""
@@ -169,13 +170,26 @@ class LiveRecommender:
 
     def _vectors(self, records: Sequence[Record], frame: pd.DataFrame) -> Float32[np.ndarray, "items width"]:
         """Return the unit vectors of items: those in the records, if they were encoded by this model, else new ones."""
-        width = self._base.indexed.vectors.shape[1]
+        width = self._base.indexed.embeddings.shape[1]
         sent = [vector_from_json(record.body.get("vector"), self._base.model, width) for record in records]
         vectors = np.array([np.zeros(width, np.float32) if one is None else one for one in sent])
         missing = [place for place, one in enumerate(sent) if one is None]
         if missing:
             vectors[missing] = encoded(self._base.bundle, frame.iloc[missing].reset_index(drop=True))
         return vectors
+
+    def _with_trend(self, frame: pd.DataFrame, vectors: np.ndarray) -> Float32[np.ndarray, "items searched"]:
+        """Return vectors as they are searched: an item that is written again keeps its numbers, a new one has none."""
+        indexed = self._base.indexed
+        dim = indexed.embeddings.shape[1]
+        if indexed.vectors.shape[1] == dim:
+            return vectors
+        numbers = np.zeros((len(vectors), indexed.vectors.shape[1] - dim), dtype=np.float32)
+        rows = [indexed.items.row(item_id) for item_id in frame[ITEM_ID].tolist()]
+        for place, row in enumerate(rows):
+            if row is not None:
+                numbers[place] = indexed.vectors[np.array([row])][0, dim:]
+        return np.concatenate([vectors, numbers], axis=1)
 
     def _item_id(self, record: Record) -> ExternalId:
         return self._base.indexed.items.parse(record.body[ITEM_ID])
@@ -191,6 +205,7 @@ class LiveRecommender:
             titles=self._items.titles,
             filters=LiveFilters(indexed.filters, items),
             vectors=items.vectors,
+            embeddings=leading_dims(items.vectors, indexed.embeddings.shape[1]),
             search=items.index,
             user_store=LiveUsers(self._base.bundle, self._events, items, users, self._position),
             popularity=LivePopularity(self._items.popularity, items),

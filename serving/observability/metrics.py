@@ -213,7 +213,10 @@ class Metrics:
         return partial(self._numbers.__setitem__, self._places[name,])
 
     def describe_worker(self, **about: Any) -> None:
-        """Record the versions of the `model` and `index` that this worker serves, and when it was built (`created`)."""
+        """Record the versions of the `model` and `index` that this worker serves, and when it was built (`created`).
+
+        If the model reads recent popularity, `trend_until` is its moment, in Unix seconds.
+        """
         content = json.dumps(about).encode()
         assert len(content) <= _ABOUT_BYTES, f"{len(content)} bytes about a worker, room for {_ABOUT_BYTES}"
         self._memory[:_ABOUT_BYTES] = content.ljust(_ABOUT_BYTES)
@@ -362,3 +365,7 @@ class _Gathered(Collector):
         if serving:
             age = time.time() - min(float(about["created"]) for about in serving)
             yield GaugeMetricFamily("towers_index_age_seconds", "Age of the oldest index in use.", value=age)
+        trends = [float(about["trend_until"]) for about in serving if "trend_until" in about]
+        if trends:
+            text = "Age of the oldest recent popularity in use, for models that read it."
+            yield GaugeMetricFamily("towers_trend_age_seconds", text, value=time.time() - min(trends))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from features.config import FeatureSettings
 from features.errors import DataError
@@ -220,7 +220,8 @@ class Recommender:
             return None
         request = RecommendRequest.of(request)
         itself = Ragged.of([np.array([row])])
-        queries = QueryBatch(self.state.vectors[itself.values], itself, itself, np.array([True]))
+        vectors = self._searched_vectors(self.state.embeddings[itself.values])
+        queries = QueryBatch(vectors, itself, itself, np.array([True]))
         hits, _ = self._found(queries, request)
         return RecommendResponse(self._recommendations(*hits.of(0), request.offset + 1))
 
@@ -236,7 +237,7 @@ class Recommender:
         """
         request = RecommendRequest.of(request)
         with timed("encode"):
-            vector = query_vector(self.bundle, text)
+            vector = self._searched_vectors(query_vector(self.bundle, text))
         nothing = Ragged.empty(1)
         queries = QueryBatch(vector, nothing, nothing, np.array([vector.any()]), words=[text])
         rerank = self.rerank if self.rerank is not None and self.rerank.reads_words else None
@@ -302,6 +303,11 @@ class Recommender:
             was_reranked = None if reranked is None else reranked.was_reranked(place)
             responses.append(RecommendResponse(items, None if is_known else "popular", *unknown[place], was_reranked))
         return responses
+
+    def _searched_vectors(self, vectors: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows searched"]:
+        """Return unit vectors as queries for which recent popularity has no weight."""
+        more = self.state.vectors.shape[1] - vectors.shape[1]
+        return np.pad(vectors, ((0, 0), (0, more))) if more else vectors
 
     def _found(
         self, queries: QueryBatch, request: RecommendRequest, rerank: RerankStage | None = None

@@ -87,7 +87,7 @@ class RerankStage:
         Args:
             queries: The users.
             hits: The candidates of each user.
-            vectors: The items' vectors by row.
+            vectors: The items' unit vectors by row.
             known: Converts rows to those of the index; -1 for items that arrived later.
             now: The time of the request in Unix seconds.
         """
@@ -211,7 +211,7 @@ def _shortlist(
     history = queries.history.row(user)
     mine = slice(queries.history.offsets[user], queries.history.offsets[user + 1])
     return Shortlist(
-        user_vector=queries.vectors[user],
+        user_vector=queries.vectors[user, : vectors.shape[1]],
         history_rows=known(history),
         history_vectors=vectors[history],
         history_times=None if queries.times is None else queries.times[mine],

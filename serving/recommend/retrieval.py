@@ -94,7 +94,7 @@ class Retrieval:
         )
 
     def _reranked(self, rerank: RerankStage, hits: Hits) -> RerankedHits:
-        return rerank.apply(self.queries, hits, self.state.vectors, self._rows_of_index, int(self.now()))
+        return rerank.apply(self.queries, hits, self.state.embeddings, self._rows_of_index, int(self.now()))
 
     def _rows_of_index(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
         """Return the rows of items in the index as it was built; -1 for items that came later."""
@@ -163,7 +163,7 @@ class Retrieval:
             hits = self._search(depth + beyond, excluded.and_each(decided), tier.allowed, closed, one)
             return ranked(hits.of(0), tier, depth, closed, decided)
 
-        slate = Slate(self.request.depth, self._rules, self.state.filters, self.state.vectors)
+        slate = Slate(self.request.depth, self._rules, self.state.filters, self.state.embeddings)
         for row in self._pinned:
             if row not in excluded.values:
                 slate.pin(row)

@@ -11,6 +11,7 @@ from serving.recommend.interfaces import ItemFilters, PopularItems, UserStore
 from serving.recommend.known_users import KnownUsers
 from serving.search.faiss_index import Device
 from serving.search.searcher import ItemSearch, ItemVectors
+from serving.search.vectors import leading_dims
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
 
@@ -25,7 +26,9 @@ class ServingState:
         users: The users' ids by row.
         titles: The items' titles by row; None where the catalogue has no titles.
         filters: Which items a request allows.
-        vectors: The items' unit vectors by row.
+        vectors: The items' vectors by row, as they are searched: unit vectors, and behind them the recent popularity of
+            models that read it.
+        embeddings: The unit vectors alone.
         search: Finds items.
         user_store: Users' histories, vectors and attributes.
         popularity: The fallback for users without a vector.
@@ -37,6 +40,7 @@ class ServingState:
     titles: list[str] | None
     filters: ItemFilters
     vectors: ItemVectors
+    embeddings: ItemVectors
     search: ItemSearch
     user_store: UserStore
     popularity: PopularItems
@@ -75,6 +79,7 @@ class IndexedState(ServingState):
             titles=snapshot.catalog.titles(features.title) if has_titles else None,
             filters=Filters(snapshot.catalog, features.item, filter_columns),
             vectors=index.vectors,
+            embeddings=leading_dims(index.vectors, bundle.config.towers.embedding_dim),
             search=index,
             user_store=KnownUsers(bundle, snapshot),
             popularity=ItemPopularity(snapshot.interactions),

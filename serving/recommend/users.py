@@ -28,7 +28,8 @@ class QueryBatch:
     """The users, items or texts that items are searched for in one call.
 
     Attributes:
-        vectors: Their unit vectors, `[queries, dim]`; undefined where `is_known` is False.
+        vectors: Their unit vectors, `[queries, dim]`, and behind them their weights of recent popularity, none for
+            items and texts, if the model reads it; undefined where `is_known` is False.
         history: The rows of each one's history, oldest first.
         excluded: The rows that each user must not get, whatever the request.
         is_known: For which of them the model knows anything, `[queries]`; the others get popular items.

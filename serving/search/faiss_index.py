@@ -79,7 +79,8 @@ class ItemIndex:
     """A searchable index of the items' vectors; safe to use from several threads.
 
     Attributes:
-        vectors: Unit vectors by catalogue row, `[items, dim]`.
+        vectors: Unit vectors by catalogue row, `[items, dim]`; of a model that reads recent popularity with its numbers
+            behind them, as many as the `tail` of the plan.
         plan: Build and search parameters.
         partitions: IVF lists for filtered searches. None: filtered searches use brute force.
     """
@@ -113,7 +114,7 @@ class ItemIndex:
         """Return an index over `vectors`, one unit vector per catalogue row; the same vectors give the same index.
 
         Args:
-            vectors: The items' vectors.
+            vectors: The items' vectors: unit vectors, and behind them the `tail` of the plan.
             plan: Build and search parameters, or a kind with its default parameters.
             partitions: IVF lists of the same vectors, as many as the plan has. None: computed if needed.
 
@@ -123,8 +124,8 @@ class ItemIndex:
             DataError: The kind needs more items.
         """
         vectors = np.require(vectors, np.float32, ["C", "W"])
-        check_unit_length(vectors, or_zero=True)
         plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
+        check_unit_length(vectors[:, : vectors.shape[1] - plan.tail], or_zero=True)
         if partitions is None and not plan.is_exact:
             partitions = kmeans(vectors, plan.nlist or default_nlist(len(vectors)))
         return cls(vectors, _built(vectors, plan, partitions), plan, partitions)
@@ -150,7 +151,7 @@ class ItemIndex:
         """
         index = _read(path)
         plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
-        expected = len(vectors), plan.prefix or vectors.shape[1]
+        expected = len(vectors), plan.prefix + plan.tail if plan.prefix else vectors.shape[1]
         if (index.ntotal, index.d) != expected:
             raise ValueError(f"it has {index.ntotal} vectors of dimension {index.d}, the catalogue {expected}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -195,6 +196,11 @@ class ItemIndex:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.vectors)
+
+    @property
+    def embeddings(self) -> Float32[np.ndarray, "items dim"]:
+        """The unit vectors alone, by catalogue row."""
+        return np.ascontiguousarray(self.vectors[:, : self.width - self.plan.tail])
 
     @property
     def width(self) -> int:
@@ -384,7 +390,7 @@ class ItemIndex:
         effort = self._efforts.get(wanted)
         if effort is None:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
-        prefixes = _prefixes(queries, self.plan.prefix)
+        prefixes = _prefixes(queries, self.plan)
         size = self._num_together
         with self._gpu_lock:
             if len(queries) <= size:
@@ -536,19 +542,22 @@ def _check_ids(index: Any, num_items: int) -> None:
         raise ValueError(f"it lacks row {found.argmin()}")
 
 
-def _prefixes(vectors: Float32[np.ndarray, "rows width"], prefix: int) -> Float32[np.ndarray, "rows prefix"]:
-    """Return the first `prefix` dimensions of each vector, normalised; the vectors unchanged if it is 0."""
-    if not prefix:
+def _prefixes(vectors: Float32[np.ndarray, "rows width"], plan: IndexConfig) -> Float32[np.ndarray, "rows prefix"]:
+    """Return the prefix of each vector, normalised, and its tail as it is; the vectors unchanged without a prefix."""
+    if not plan.prefix:
         return vectors
-    short = vectors[:, :prefix]
+    short = vectors[:, : plan.prefix]
     lengths = np.sqrt(np.einsum("ij,ij->i", short, short))
-    return np.ascontiguousarray(short / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None], dtype=np.float32)
+    short = short / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
+    if plan.tail:
+        short = np.concatenate([short, vectors[:, -plan.tail :]], axis=1)
+    return np.ascontiguousarray(short, dtype=np.float32)
 
 
 def _built(vectors: np.ndarray, plan: IndexConfig, partitions: Partitions | None) -> Any:
     """Return a trained FAISS index of the vectors, or of their prefixes, which get partitions of their own."""
     if plan.prefix:
-        vectors = _prefixes(vectors, plan.prefix)
+        vectors = _prefixes(vectors, plan)
         partitions = kmeans(vectors, plan.nlist) if plan.nlist else None
     index = _empty(vectors.shape[1], plan, partitions)
     num_threads = faiss.omp_get_max_threads()

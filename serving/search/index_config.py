@@ -68,6 +68,8 @@ class IndexConfig(StrictTable):
     """HNSW: number of candidates that a search keeps in view. More find more and take longer."""
     oversampling: int = Field(1, ge=1)
     """Number of candidates per result that are re-scored with their full vectors. FAISS: `k_factor`."""
+    tail: int = Field(0, ge=0)
+    """Numbers behind each unit vector that are part of the inner product: recent popularity. No prefix cuts them."""
 
     @property
     def is_exact(self) -> bool:

@@ -137,6 +137,7 @@ def choose(
     kind: IndexKind | None = None,
     recall: float | None = None,
     prefixes: Sequence[int] = (),
+    tail: int = 0,
     trying: Trying = lambda done, total, what: None,
     tuned: Callable[[Tuning], None] = lambda tuning: None,
 ) -> Chosen:
@@ -148,6 +149,7 @@ def choose(
         kind: The index kind. None: `exact`, or with `recall` the fastest kind.
         recall: Target recall@100, 0 to 1. None: the index is not tuned.
         prefixes: Dimensions of the model's Matryoshka prefixes, in ascending order.
+        tail: Numbers behind each unit vector (see `IndexConfig`).
         trying: Called before each index that is tried; see `tune`.
         tuned: Called with the result of the tuning.
 
@@ -156,9 +158,10 @@ def choose(
     """
     queries_or_items = queries if len(queries) else sample_of(vectors)
     if recall is None:
-        index = ItemIndex.build(vectors, standard(kind or "exact", len(vectors), vectors.shape[1], prefixes))
+        plan = standard(kind or "exact", len(vectors), vectors.shape[1], prefixes)
+        index = ItemIndex.build(vectors, plan.model_copy(update={"tail": tail}))
         return Chosen(index, recall_of(index, queries_or_items), None, len(queries))
-    tuning = tune(vectors, queries_or_items, recall, kind, prefixes=prefixes, trying=trying)
+    tuning = tune(vectors, queries_or_items, recall, kind, prefixes=prefixes, tail=tail, trying=trying)
     tuned(tuning)
     return Chosen(tuning.index, tuning.recall, recall, tuning.num_users if len(queries) else 0)
 
@@ -170,6 +173,7 @@ def tune(
     kind: IndexKind | None = None,
     *,
     prefixes: Sequence[int] = (),
+    tail: int = 0,
     trying: Trying = lambda done, total, what: None,
 ) -> Tuning:
     """Return the fastest index over `vectors` whose recall@100 is at least `wanted`.
@@ -180,6 +184,7 @@ def tune(
         wanted: The target recall, above 0, at most 1.
         kind: Only this kind. None: every kind that the catalogue is large enough for.
         prefixes: As for `choose`.
+        tail: As for `choose`.
         trying: Called before each index with the number tried so far, the number of all, and the next kind.
 
     Raises:
@@ -188,9 +193,10 @@ def tune(
     plans = (
         [IndexConfig()] if kind is None and wanted >= 1 else candidates(len(vectors), vectors.shape[1], kind, prefixes)
     )
+    plans = [plan.model_copy(update={"tail": tail}) for plan in plans]
     is_divided = any(not plan.is_exact for plan in plans)
     partitions = kmeans(vectors, default_nlist(len(vectors))) if is_divided else None
-    trial = _Trial.of(vectors, queries, wanted)
+    trial = _Trial.of(vectors, queries, wanted, tail)
     tried: list[Measured] = []
     best: tuple[Measured, ItemIndex] | None = None
     for place, plan in enumerate(plans):
@@ -264,10 +270,10 @@ class _Trial:
     judging: np.ndarray
 
     @classmethod
-    def of(cls, vectors: np.ndarray, queries: np.ndarray, wanted: float) -> _Trial:
+    def of(cls, vectors: np.ndarray, queries: np.ndarray, wanted: float, tail: int) -> _Trial:
         sample = sample_of(queries)
         assert len(sample), "an index is tuned by the vectors of users"
-        exact, k = ItemIndex.build(vectors), min(TUNED_CUTOFF, len(vectors))
+        exact, k = ItemIndex.build(vectors, IndexConfig(tail=tail)), min(TUNED_CUTOFF, len(vectors))
         tuning, checking, judging = thirds(sample)
         return cls(wanted, k, tuning, exact.scan(tuning, k), checking, exact.scan(checking, k), judging)
 

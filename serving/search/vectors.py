@@ -1,4 +1,4 @@
-"""The vectors of an index and of items that were added later, as one table by row."""
+"""Tables of vectors by row that are made of others: of an index and of later items, and of leading dimensions."""
 
 from __future__ import annotations
 
@@ -33,3 +33,25 @@ class StackedVectors:
         found[~is_new] = self.head[rows[~is_new]]
         found[is_new] = self.tail[rows[is_new] - self.head.shape[0]]
         return found
+
+
+@dataclass(frozen=True)
+class LeadingDims:
+    """The first dimensions of vectors, by row; see `ItemVectors`."""
+
+    whole: ItemVectors
+    dim: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of vectors, and how many dimensions are kept."""
+        return self.whole.shape[0], self.dim
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows dim"]:
+        """Return the vectors of rows."""
+        return np.ascontiguousarray(self.whole[rows][:, : self.dim])
+
+
+def leading_dims(vectors: ItemVectors, dim: int) -> ItemVectors:
+    """Return the first `dim` dimensions of vectors; the vectors themselves if they have no more."""
+    return vectors if vectors.shape[1] == dim else LeadingDims(vectors, dim)

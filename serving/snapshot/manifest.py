@@ -89,6 +89,8 @@ class IndexManifest(StrictTable):
     """Dimension of the vectors."""
     newest_event: float | None = None
     """Time of the newest event in Unix seconds; None if the tables have no times."""
+    trend_until: float | None = None
+    """Moment of the items' recent popularity in Unix seconds; None: the model reads none."""
     live: LogOffset | None = None
     """The part of the log of live writes that the index contains; None: no log was compacted into it."""
     precomputed: PrecomputedInfo | None = None
@@ -115,6 +117,7 @@ class IndexManifest(StrictTable):
         num_interactions: int,
         width: int,
         newest_event: float | None = None,
+        trend_until: float | None = None,
         live: LogOffset | None = None,
     ) -> IndexManifest:
         """Return the manifest of an index that `bundle` builds now; checksums are added when it is written."""
@@ -132,6 +135,7 @@ class IndexManifest(StrictTable):
             num_interactions=num_interactions,
             width=width,
             newest_event=newest_event,
+            trend_until=trend_until,
             live=live,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             libraries={name: version(name) for name in _LIBRARIES},

@@ -26,6 +26,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,20 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from features.columns import item_texts
+from features.errors import DataError
 from features.files import atomic_folder, mapped
 from features.ids import ITEM_ID, USER_ID
 from features.parquet import read_parquet
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
+from features.sequences.timeline import Timeline
 from features.tables.tables import Catalog, Interactions, Tables, Users
 from serving.search.faiss_index import ItemIndex
+from serving.search.index_config import IndexConfig
 from serving.search.partitions import FILE as PARTITIONS
 from serving.search.partitions import Partitions
-from serving.search.tuning import SAMPLE, Chooser, choose, sample_of
+from serving.search.tuning import SAMPLE, Chooser, sample_of
+from serving.search.tuning import choose as default_choice
 from serving.snapshot.encoding import attribute_columns, encode_users
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
@@ -57,6 +62,7 @@ from serving.snapshot.precomputed import PrecomputedTopK
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading
+from towers.model.trend_head import as_fractions, with_numbers
 from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.kinds import RERANKER_KINDS
 from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker
@@ -98,7 +104,7 @@ class Snapshot:
         cls,
         bundle: ModelBundle,
         tables: Tables,
-        choose: Chooser = choose,
+        choose: Chooser | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
         live: LogOffset | None = None,
     ) -> Snapshot:
@@ -107,7 +113,7 @@ class Snapshot:
         Args:
             bundle: The model.
             tables: The current tables; they may have items and users that were not in training.
-            choose: Chooses the index over the items' vectors, given vectors of some users. Default: brute force.
+            choose: Chooses the index over the items' vectors, given vectors of some users. None: brute force.
             progress: Called with the number of users encoded so far and of all users.
             live: The part of a log of live writes that is in the tables. None: none is.
 
@@ -115,16 +121,20 @@ class Snapshot:
             BundleError: The model's vectors do not have length 1, as after a training that diverged.
         """
         catalog = tables.catalog
+        histories, attributes = _users(tables, bundle)
+        vectors, trend_until = _with_trend(bundle, bundle.encode_items(catalog), histories)
+        tail = vectors.shape[1] - bundle.config.towers.embedding_dim
         try:
-            index = ItemIndex.build(bundle.encode_items(catalog))
+            index = ItemIndex.build(vectors, IndexConfig(tail=tail))
         except ValueError as error:
             raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
-        histories, attributes = _users(tables, bundle)
-        vectors = (
+        user_vectors = (
             None if bundle.config.reads_time else encode_users(bundle, index.vectors, histories, attributes, progress)
         )
-        queries = _query_sample(bundle, index, histories, attributes) if vectors is None else sample_of(vectors)
-        chosen = choose(index.vectors, queries)
+        queries = (
+            _query_sample(bundle, index, histories, attributes) if user_vectors is None else sample_of(user_vectors)
+        )
+        chosen = (choose or partial(default_choice, tail=tail))(index.vectors, queries)
         manifest = IndexManifest.of(
             bundle,
             catalog_digest=_digest(catalog),
@@ -137,6 +147,7 @@ class Snapshot:
             num_interactions=histories.num_events,
             width=index.width,
             newest_event=_newest(tables.interactions),
+            trend_until=trend_until,
             live=live,
         )
         interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
@@ -147,7 +158,7 @@ class Snapshot:
             chosen.index,
             histories,
             attributes,
-            vectors,
+            user_vectors,
             interactions,
             manifest,
             item_statistics=_item_statistics(tables, bundle) if reads == "statistics" else None,
@@ -259,6 +270,23 @@ def _users(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame
         return histories, None
     known = tables.users.frame.reindex(columns=columns)
     return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
+
+
+def _with_trend(
+    bundle: ModelBundle, vectors: Float32[np.ndarray, "items dim"], histories: Sequences
+) -> tuple[Float32[np.ndarray, "items searched"], float | None]:
+    """Return items' vectors as they are searched, and the moment of their recent popularity; None if none is read."""
+    if not bundle.config.towers.trend:
+        return vectors, None
+    timeline = Timeline.of(histories)
+    if timeline is None:
+        raise DataError(
+            "this model reads the recent popularity of items, which needs the time of every interaction; the table of "
+            "interactions has none"
+        )
+    trend = bundle.trend(timeline, len(vectors))
+    numbers = trend.numbers(np.array([trend.end]))[:, 0]
+    return with_numbers(vectors, as_fractions(numbers)), float(trend.end)
 
 
 def _item_statistics(tables: Tables, bundle: ModelBundle) -> ItemStatistics:

@@ -67,6 +67,8 @@ BOOKS = (
     "training.embedding_learning_rate=0.00001",
     "training.epochs=1",
 )
+# Recent popularity is a part of the score; the other settings are those of init.
+TREND = ("towers.trend=[1, 7, 30]", "training.epochs=6")
 UNREAD = ("position", "title = { kind", "original_title", "original_publication_year", "language_code")
 
 ROWS = {
@@ -80,6 +82,8 @@ ROWS = {
     "beauty": Row("amazon-beauty", "leave-one-out", "Amazon Beauty, next item", BEAUTY, seeds=3),
     "goodbooks": Row("goodbooks", "users", "goodbooks, people never seen", BOOKS, seeds=5, without=UNREAD),
     "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time", TIME, seeds=3),
+    "movietweetings": Row("movietweetings", "leave-one-out", "MovieTweetings, next item", TREND, seeds=3),
+    "movietweetings-time": Row("movietweetings", "time", "MovieTweetings, one cut in time", TREND, seeds=3),
     "beauty-cold": Row("amazon-beauty", "cold-items", "Amazon Beauty, products never seen", COLD, seeds=3),
 }
 

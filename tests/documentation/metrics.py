@@ -13,6 +13,12 @@ PAGE = "reference/metrics.md"
 _OF_WORKERS = (
     ("towers_workers", "gauge", ("model", "index"), "Running workers, by version of model and index."),
     ("towers_index_age_seconds", "gauge", (), "Age of the oldest index in use."),
+    (
+        "towers_trend_age_seconds",
+        "gauge",
+        (),
+        "Age of the oldest recent popularity in use, for models that read it.",
+    ),
 )
 _FORMULAS = {
     "recall": "targets with rank ≤ k, divided by min(targets, k)",

@@ -38,6 +38,8 @@ from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
 from features.files import atomic_folder, sha256
 from features.sequences.ragged import offsets_of, ragged_arange
+from features.sequences.timeline import Timeline
+from features.sequences.trend import ItemTrend
 from features.settings import parse_settings, read_toml
 from features.spelling import Spelling
 from features.tables.tables import Catalog, Tables, read_tables
@@ -50,6 +52,7 @@ from towers.bundle.trust import DEFAULT_TRUST, Trust
 from towers.bundle.validation_users import VALIDATION_USERS, are_validation_users, write_validation_users
 from towers.config import TowersConfig
 from towers.model.numpy_user_tower import NumpyUserTower
+from towers.model.trend_head import with_numbers
 from towers.model.two_tower import TwoTower
 
 _MOST_FIXED = 4096
@@ -220,12 +223,12 @@ class ModelBundle:
         *,
         request_times: Int[np.ndarray, "users"] | None = None,
         event_times: Int[np.ndarray, "events"] | None = None,
-    ) -> Float32[np.ndarray, "users width"]:
-        """Return the unit vector of each user.
+    ) -> Float32[np.ndarray, "users searched"]:
+        """Return the unit vector of each user, and behind it the weights of recent popularity if the model reads it.
 
         Args:
             history_vectors: The vectors (rows of `encode_items`) of the items of all histories, oldest first. Of each
-                user the newest `config.features.max_history` are read.
+                user the newest `config.features.max_history` are read. What is behind a unit vector is not.
             history_offsets: Where each user's history begins, from 0 to `events`.
             attributes: One row per user, columns as in the users' table; what is missing is unknown.
             user_ids: The users' ids, for models that know users by id. None: unknown.
@@ -233,13 +236,14 @@ class ModelBundle:
             event_times: Unix seconds of each event of the histories, `UNKNOWN_TIME` where it is not known, for the
                 same models. None: unknown.
         """
+        history_vectors = history_vectors[:, : self.config.towers.embedding_dim]
         num_users = len(history_offsets) - 1
         ids = [None] * num_users if user_ids is None else user_ids
         if num_users == 1 and self._one_user is not None and self.featurizer.have_no_features(ids, attributes):
             newest = slice(-self.config.features.max_history, None)
             times = None if event_times is None else event_times[newest]
             at = None if request_times is None else int(request_times[0])
-            return self._one_user(history_vectors[newest], at, times)[None]
+            return self._with_weights(self._one_user(history_vectors[newest], at, times)[None])
         features = self.featurizer.user_features(ids, attributes)
         lengths = np.minimum(np.diff(history_offsets), self.config.features.max_history)
         vectors = []
@@ -255,7 +259,35 @@ class ModelBundle:
                     event_times=None if event_times is None else self._tensor(event_times[events]),
                 )
             vectors.append(encoded.float().cpu().numpy())
-        return np.concatenate([np.zeros((0, self.config.towers.embedding_dim), dtype=np.float32), *vectors])
+        empty = np.zeros((0, self.config.towers.embedding_dim), dtype=np.float32)
+        return self._with_weights(np.concatenate([empty, *vectors]))
+
+    def trend(self, timeline: Timeline, num_items: int) -> ItemTrend:
+        """Return the recent popularity of items at any moment, as a model that reads it was trained with.
+
+        Args:
+            timeline: The events that count.
+            num_items: Size of the catalogue that their rows are from.
+        """
+        head = self.model.trend
+        assert head is not None, "only models that read recent popularity are asked for it"
+        return ItemTrend(timeline, num_items, head.half_lives, head.levels.cpu().numpy())
+
+    def _with_weights(self, vectors: Float32[np.ndarray, "users width"]) -> Float32[np.ndarray, "users searched"]:
+        """Return users' vectors with their weights of recent popularity behind them, if the model reads it."""
+        if self._trend_weights is None:
+            return vectors
+        matrix, bias = self._trend_weights
+        # Not a matrix product, whose rounding depends on how many users there are.
+        return with_numbers(vectors, np.vecdot(vectors[:, None], matrix) + bias)
+
+    @cached_property
+    def _trend_weights(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The matrix and the bias that make a user's weights of recent popularity; None if the model reads none."""
+        if self.model.trend is None:
+            return None
+        linear = self.model.trend.weights
+        return linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()
 
     @cached_property
     def _one_user(self) -> NumpyUserTower | None:

@@ -24,6 +24,7 @@ from towers.model.embeddings import FeatureEmbeddings
 from towers.model.feature_tower import TEXT, FeatureTower, unit
 from towers.model.history import Moments, make_history_encoder
 from towers.model.text_encoder import trained_encoders
+from towers.model.trend_head import TrendHead
 
 INITIAL_TEMPERATURE = 0.05
 LOWEST_TEMPERATURE = 0.01
@@ -163,6 +164,7 @@ class TwoTower(nn.Module):
         self.user_tower = UserTower(
             config, featurizer, length, learning_rate=learning_rate, encoders=encoders, texts=self.texts
         )
+        self.trend = TrendHead(config.embedding_dim, config.trend) if config.trend else None
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
         self.prefixes = config.matryoshka_dims
         self.prefix_log_scales = (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from features.featurizer.featurizer import Featurizer
 from features.sequences.batches import EntityFeatures
 from features.sequences.sequences import Queries
+from features.sequences.timeline import Timeline
+from features.sequences.trend import STEPS, ItemTrend
 from features.tables.tables import Users
 from towers.model.two_tower import TwoTower
 
@@ -22,18 +24,35 @@ class TwoTowerRecommender:
         item_features: The catalogue.
         users: The attributes of users, if there are any.
         history: How many events are read.
+        timeline: The events that recent popularity is counted from: of a question, those before it. None: the model
+            does not read recent popularity.
+        end_of_training: Whether recent popularity is as it was after the last of these events, as in an index made
+            then, whenever a question is asked.
     """
 
-    name = "two towers"
-
     def __init__(
-        self, model: TwoTower, featurizer: Featurizer, item_features: EntityFeatures, users: Users | None, history: int
+        self,
+        model: TwoTower,
+        featurizer: Featurizer,
+        item_features: EntityFeatures,
+        users: Users | None,
+        history: int,
+        timeline: Timeline | None = None,
+        *,
+        end_of_training: bool = False,
     ) -> None:
+        self.name = "two towers (end of training)" if end_of_training else "two towers"
         self.model = model
         self.featurizer = featurizer
         self.users = users
         self.history = history
         self.device = model.log_scale.device
+        self._is_at_end = end_of_training
+        self._trend = None
+        if model.trend is not None:
+            assert timeline is not None, "checked before"
+            levels = model.trend.levels.cpu().numpy()
+            self._trend = ItemTrend(timeline, len(item_features), model.trend.half_lives, levels)
         with torch.no_grad():  # not inference_mode: fbgemm's fused kernel on a CPU exists for autograd only
             self.item_vectors = model.item_vectors(item_features)
 
@@ -51,4 +70,21 @@ class TwoTowerRecommender:
                 event_times=None if past.times is None else torch.from_numpy(past.times).to(self.device),
             )
             scores: np.ndarray = (vectors @ self.item_vectors.T).float().cpu().numpy()
+            if self.model.trend is not None:
+                self._add_trend(scores, self.model.trend(vectors).float().cpu().numpy(), queries.times)
         return scores
+
+    def _add_trend(
+        self,
+        scores: Float[np.ndarray, "questions items"],
+        weights: Float[np.ndarray, "questions half_lives"],
+        times: Int[np.ndarray, "questions"] | None,
+    ) -> None:
+        """Add recent popularity to scores, in place."""
+        assert self._trend is not None
+        assert times is not None, "training checked that there are times"
+        asked = np.full(len(scores), self._trend.end) if self._is_at_end else self._trend.moments(times)
+        moments, place = np.unique(asked, return_inverse=True)
+        numbers = self._trend.numbers(moments)
+        for half_life, weight in enumerate(weights.T):
+            scores += numbers[half_life][place] * (weight[:, None] / np.float32(STEPS))

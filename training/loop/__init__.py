@@ -5,5 +5,6 @@
 - `losses`: sampled softmax with log-Q correction and its relatives; `negatives`: in-batch, sampled and cross-batch
   negatives; `hard_negatives`: mined ones; `gradient_caching`: large batches in little memory (GradCache).
 - `spectral_init`: item embeddings initialised from a truncated SVD.
+- `trend`: recent popularity at the time of each prediction.
 - `fit`: a split to a trained model.
 """

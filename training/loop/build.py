@@ -25,6 +25,7 @@ from towers.model.two_tower import TwoTower
 from training.config import RunConfig, TrainingConfig
 from training.loop.losses import LOSSES, Loss
 from training.loop.negatives import AllItems, MixedSampler, choose_negatives
+from training.loop.trend import TrendOfTargets
 
 MIN_BATCH_SIZE, STEPS_PER_EPOCH = 128, 50
 """Small tables get smaller batches, so that an epoch has about so many steps, but none smaller than the minimum."""
@@ -87,6 +88,7 @@ class TrainingParts:
         negatives: Chooses the negatives of each batch.
         precision: Precision of the matrix products of the loss.
         loss: Loss of whole vectors and of each of their Matryoshka prefixes.
+        trend: Recent popularity at the time of each prediction. None: it is no part of the score.
     """
 
     settings: TrainingConfig
@@ -103,6 +105,7 @@ class TrainingParts:
     negatives: AllItems | MixedSampler
     precision: torch.dtype
     loss: Loss
+    trend: TrendOfTargets | None = None
 
 
 def build(config: RunConfig, data: TrainingData, device: torch.device) -> TrainingParts:
@@ -136,6 +139,19 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
         history_fraction=settings.history_fraction if reads_history else 0.0,
     )
     fused = (part.fused_optimizer for part in model.modules() if isinstance(part, FeatureEmbeddings))
+    negatives = choose_negatives(
+        settings,
+        batches,
+        len(item_features),
+        width=config.towers.embedding_dim,
+        device=device,
+        is_expensive=bool(data.featurizer.items.sizes.trained),
+    )
+    trend = None
+    if model.trend is not None:
+        is_whole = isinstance(negatives, AllItems)
+        trend = TrendOfTargets(train, len(item_features), config.towers.trend, device, whole=is_whole)
+        model.trend.levels.copy_(torch.from_numpy(trend.trend.levels))
     return TrainingParts(
         settings=settings,
         data=data,
@@ -148,16 +164,10 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
         model=model,
         optimizer=_adamw(model, settings),
         table_optimizers=[one for one in fused if one is not None],
-        negatives=choose_negatives(
-            settings,
-            batches,
-            len(item_features),
-            width=config.towers.embedding_dim,
-            device=device,
-            is_expensive=bool(data.featurizer.items.sizes.trained),
-        ),
+        negatives=negatives,
         precision=loss_precision(settings.loss_precision, device),
         loss=LOSSES[settings.loss],
+        trend=trend,
     )
 
 

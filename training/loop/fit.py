@@ -15,6 +15,7 @@ from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
+from features.sequences.timeline import Timeline
 from features.tables.tables import Tables
 from towers.model.history import check_history_encoder
 from towers.model.two_tower import TwoTower
@@ -48,10 +49,27 @@ class TrainedModel:
     progress: Progress
     seconds: float
 
-    def recommender(self, history: int) -> TwoTowerRecommender:
-        """Return the model as a `ScoringModel`; `history` is the maximum length of a history."""
-        data = self.data
-        return TwoTowerRecommender(self.model, data.featurizer, data.item_features, data.users, history)
+    def recommender(
+        self, history: int, timeline: Timeline | None = None, *, end_of_training: bool = False
+    ) -> TwoTowerRecommender:
+        """Return the model as a `ScoringModel`.
+
+        Args:
+            history: Maximum length of a history.
+            timeline: The events that recent popularity is counted from (see `TwoTowerRecommender`). None: those of the
+                training data.
+            end_of_training: Whether recent popularity is as it was after the last of them.
+        """
+        data, timeline = self.data, timeline or Timeline.of(self.data.train)
+        return TwoTowerRecommender(
+            self.model,
+            data.featurizer,
+            data.item_features,
+            data.users,
+            history,
+            timeline,
+            end_of_training=end_of_training,
+        )
 
 
 def check_choices(config: RunConfig) -> None:
@@ -90,18 +108,20 @@ def fit(
     Raises:
         DataError: The settings need timestamps that the tables do not have.
     """
-    if config.towers.time_bias and split.train.times is None:
-        raise DataError(
-            "[towers] time_bias needs the time of every interaction, found none; name the column under "
-            "[features.columns] timestamp, or leave time_bias out"
-        )
+    for name in ("time_bias", "trend"):
+        if getattr(config.towers, name) and split.train.times is None:
+            raise DataError(
+                f"[towers] {name} needs the time of every interaction, found none; name the column under "
+                f"[features.columns] timestamp, or leave {name} out"
+            )
     began = time.monotonic()
     featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 
     def validate(model: TwoTower) -> float:
-        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, config.features.max_history)
+        history, timeline = config.features.max_history, split.timeline
+        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, history, timeline)
         return judge(towers, questions, split, cutoffs=(10,)).means[PRIMARY_METRIC]
 
     trainer = Trainer(

@@ -1,12 +1,15 @@
 """The contrastive losses by name, `LOSSES`: each positive against its negatives. CONTRIBUTING.md: "Add a loss".
 
-Letters: P positives (predictions made in a batch), N negatives, D width, R positives and C negatives of a block.
+Letters: P positives (predictions made in a batch), N negatives, D width, R positives and C negatives of a block. With
+`Negatives.trend` vectors of users and positives are longer than those of negatives (E = D + W): behind them are the
+users' weights of recent popularity, and the numbers of the positives; those of negatives differ by the time of a
+prediction and are in `Negatives`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -16,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.errors import DataError
+from features.sequences.trend import STEPS
 from towers.model.feature_tower import unit
 from training.loop.negatives import MaskedPairs, Negatives
 
@@ -36,8 +40,8 @@ class Loss(Protocol):
 
     def __call__(
         self,
-        users: Float[Tensor, "P D"],
-        positives: Float[Tensor, "P D"],
+        users: Float[Tensor, "P E"],
+        positives: Float[Tensor, "P E"],
         items: Float[Tensor, "N D"],
         scale: Float[Tensor, ""],
         negatives: Negatives,
@@ -58,8 +62,8 @@ class Loss(Protocol):
 
 
 def softmax_loss(
-    users: Float[Tensor, "P D"],
-    positives: Float[Tensor, "P D"],
+    users: Float[Tensor, "P E"],
+    positives: Float[Tensor, "P E"],
     items: Float[Tensor, "N D"],
     scale: Float[Tensor, ""],
     negatives: Negatives,
@@ -129,8 +133,8 @@ def check_loss(name: str) -> None:
 
 
 def matryoshka_loss(
-    users: Float[Tensor, "P D"],
-    positives: Float[Tensor, "P D"],
+    users: Float[Tensor, "P E"],
+    positives: Float[Tensor, "P E"],
     items: Float[Tensor, "N D"],
     scale: Float[Tensor, ""],
     negatives: Negatives,
@@ -170,9 +174,15 @@ def matryoshka_loss(
     """
     total = loss(users, positives, items, scale, negatives, precision=precision)
     for width, prefix_scale in prefix_scales.items():
-        short = unit(users[:, :width]), unit(positives[:, :width]), unit(items[:, :width])
+        short = (_prefix(one, width, items.shape[1]) for one in (users, positives, items))
         total = total + prefix_weight * loss(*short, prefix_scale, negatives, precision=precision)
     return total / (1 + prefix_weight * len(prefix_scales))
+
+
+def _prefix(vectors: Float[Tensor, "R E"], width: int, dim: int) -> Float[Tensor, "R F"]:
+    """Return the first `width` numbers at length one, and after them what comes behind an embedding of `dim`."""
+    short = unit(vectors[:, :width])
+    return short if vectors.shape[1] == dim else torch.cat([short, vectors[:, dim:]], dim=1)
 
 
 class _Softmax(torch.autograd.Function):
@@ -181,8 +191,8 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        users: Float[Tensor, "P D"],
-        positives: Float[Tensor, "P D"],
+        users: Float[Tensor, "P E"],
+        positives: Float[Tensor, "P E"],
         items: Float[Tensor, "N D"],
         scale: Float[Tensor, ""],
         negatives: Negatives,
@@ -195,11 +205,14 @@ class _Softmax(torch.autograd.Function):
         columns = _slices(len(items), BLOCK_COLUMNS)
         blocks = [_rounded(items[column], fast) for column in columns]
         rows = _slices(len(users), _rows_at_once(min(len(items), BLOCK_COLUMNS)))
+        dim = items.shape[1]
         for row, cells in zip(rows, _cells_of(rows, negatives.forbidden), strict=True):
-            scaled = _rounded(users[row] * (scale * BITS), fast)
+            scaled = _rounded(users[row, :dim] * (scale * BITS), fast)
+            weighing = users[row, dim:] * (scale * BITS)
             num_rows = row.stop - row.start
             for column, block in zip(columns, blocks, strict=True):
-                bits = _bits(scaled, block, negatives, row, column, cells, users.dtype)
+                trend = _trend(negatives, row, column, users.dtype)
+                bits = _bits(scaled, block, negatives, row, column, cells, weighing, trend)
                 shift = bits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(users.dtype).min)
                 weights = bits.sub_(shift).exp2_()
                 log_sum = (shift + weights.sum(dim=1, keepdim=True).log2())[:num_rows, 0] / BITS
@@ -207,11 +220,14 @@ class _Softmax(torch.autograd.Function):
             for column, block in zip(columns, blocks, strict=True):
                 if len(columns) > 1:
                     shift = _padded(log_sums[row, None] * BITS, len(scaled))
-                    weights = _bits(scaled, block, negatives, row, column, cells, users.dtype).sub_(shift).exp2_()
+                    trend = _trend(negatives, row, column, users.dtype)
+                    weights = _bits(scaled, block, negatives, row, column, cells, weighing, trend).sub_(shift).exp2_()
                 rounded = weights.to(fast)
                 share = (shift[:num_rows] - log_sums[row, None] * BITS).exp2()
                 weighted = scaled * _padded(share / BITS, len(scaled)).to(fast)
-                d_users[row] += (rounded @ block)[:num_rows] * share
+                d_users[row, :dim] += (rounded @ block)[:num_rows] * share
+                for place, numbers in enumerate(trend, dim):
+                    d_users[row, place, None] += _weighted_sum(weights, numbers) * share
                 d_items[column] += (rounded.T @ weighted)[: column.stop - column.start]
         d_positive_logits = (positive_logits - log_sums).exp() - 1
         d_users += d_positive_logits[:, None] * positives
@@ -236,11 +252,14 @@ def _bits(
     row: slice,
     column: slice,
     cells: tuple[Int[Tensor, "cells"], Int[Tensor, "cells"]],
-    dtype: torch.dtype,
+    weighing: Float[Tensor, "R W"],
+    trend: Sequence[Float[Tensor, "R C"]],
 ) -> Float[Tensor, "rounded_R rounded_C"]:
     """Return the weighted logits of a block in bits, -inf where a cell is forbidden or beyond the last item."""
     num_rows, num_columns = row.stop - row.start, column.stop - column.start
-    bits: Tensor = (scaled @ items.T).to(dtype)
+    bits: Tensor = (scaled @ items.T).to(weighing.dtype)
+    for weight, numbers in zip(weighing.unbind(1), trend, strict=True):
+        bits[:num_rows, :num_columns].addcmul_(numbers, weight[:, None])
     bits[:, num_columns:] = -torch.inf
     if negatives.expected is not None and negatives.factors is not None:
         bits[:num_rows, :num_columns] -= (negatives.factors[row] @ negatives.expected[:, column]).log2_()
@@ -249,6 +268,20 @@ def _bits(
         cells = cells[0][here], cells[1][here] - column.start
     bits.view(-1).index_fill_(0, cells[0] * bits.shape[1] + cells[1], -torch.inf)
     return bits
+
+
+def _trend(negatives: Negatives, row: slice, column: slice, dtype: torch.dtype) -> list[Float[Tensor, "R C"]]:
+    """Return the recent popularity of a block's items at the time of each of its positives, by half-life."""
+    if negatives.trend is None:
+        return []
+    moments = negatives.trend.moments[row]
+    return [numbers[:, column][moments].to(dtype) / STEPS for numbers in negatives.trend.numbers]
+
+
+def _weighted_sum(weights: Float[Tensor, "rounded_R rounded_C"], numbers: Float[Tensor, "R C"]) -> Float[Tensor, "R 1"]:
+    """Return the sum of each row's numbers with the weights of a block."""
+    num_rows, num_columns = numbers.shape
+    return torch.linalg.vecdot(weights[:num_rows, :num_columns], numbers)[:, None]
 
 
 def _rows_at_once(num_columns: int) -> int:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -91,6 +91,23 @@ class MaskedPairs:
 
 
 @dataclass(frozen=True)
+class TrendNumbers:
+    """Recent popularity of the negatives at the time of each positive (see `features.sequences.trend`).
+
+    Attributes:
+        numbers: In steps of 1 / 255, `[half_lives, moments, negatives]`.
+        moments: Which of these moments is that of each positive, `[positives]`.
+    """
+
+    numbers: UInt8[Tensor, "half_lives moments negatives"]
+    moments: Int[Tensor, "positives"]
+
+    def to(self, device: torch.device) -> TrendNumbers:
+        """Return the same numbers on `device`."""
+        return TrendNumbers(to_device(self.numbers, device), to_device(self.moments, device))
+
+
+@dataclass(frozen=True)
 class Negatives:
     """The items that every positive of a batch competes with.
 
@@ -106,6 +123,7 @@ class Negatives:
         factors: What the expectations of each way have to be multiplied by for each positive, `[positives, ways]`.
         remembered: Where in the memory the vectors of the last rows are, `[remembered]`. None: all are encoded in this
             step.
+        trend: Their recent popularity at the time of each positive. None: it is no part of the score.
     """
 
     rows: Int[Tensor, "negatives"]
@@ -113,6 +131,7 @@ class Negatives:
     expected: Float[Tensor, "ways negatives"] | None = None
     factors: Float[Tensor, "positives ways"] | None = None
     remembered: Int[Tensor, "remembered"] | None = None
+    trend: TrendNumbers | None = None
 
     @property
     def fresh(self) -> Int[Tensor, "fresh"]:
@@ -126,15 +145,18 @@ class Negatives:
             positives=to_device(self.forbidden.positives, device),
             negatives=to_device(self.forbidden.negatives, device),
         )
+        trend = None if self.trend is None else self.trend.to(device)
         if self.expected is None or self.factors is None:
-            return replace(self, forbidden=cells)
+            return replace(self, forbidden=cells, trend=trend)
         expected, factors = to_device(self.expected, device), to_device(self.factors, device)
-        return replace(self, forbidden=cells, expected=expected, factors=factors)
+        return replace(self, forbidden=cells, expected=expected, factors=factors, trend=trend)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on the device, without waiting for what the device does."""
-    return tensor.to(device) if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu" or tensor.device.type == device.type:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class AllItems:

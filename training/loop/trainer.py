@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -108,6 +108,7 @@ class Trainer:
         self.optimizer = parts.optimizer
         self.table_optimizers = parts.table_optimizers
         self.negatives = parts.negatives
+        self.trend = parts.trend
         self.precision = parts.precision
         self.loss_function = parts.loss
         self.checkpoint = checkpoint
@@ -311,6 +312,11 @@ class Trainer:
             if self.progress.step >= self.settings.warmup_steps:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
         user_vectors = states[to_device(targets.places, self.device)]
+        if self.trend is not None and self.model.trend is not None:
+            numbers, own = self.trend.of(targets, negatives)
+            negatives = replace(negatives, trend=numbers)
+            user_vectors = torch.cat([user_vectors, self.model.trend(user_vectors)], dim=1)
+            positive_vectors = torch.cat([positive_vectors, own], dim=1)
         loss = self._loss_of(user_vectors, positive_vectors, negative_vectors, negatives)
         if self.settings.symmetric_loss:
             others = reversed_negatives(targets, self.train.num_events)

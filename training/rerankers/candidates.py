@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float32
 from features.columns import texts_written
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Queries
+from features.sequences.timeline import Timeline
+from features.sequences.trend import STEPS, ItemTrend
 from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
 from towers.rerankers.reranker import Shortlist
@@ -31,10 +33,18 @@ def shortlists(
     """
     vectors = bundle.encode_items(tables.catalog)
     seen_items = SeenItems.of(bundle.config.features.recommend_seen)
+    trend = None
+    if bundle.config.towers.trend:
+        timeline = Timeline.of(tables.interactions.sequences(tables.catalog))
+        assert timeline is not None, "a model that reads recent popularity was trained with times"
+        trend = bundle.trend(timeline, len(vectors))
     for start in range(0, len(questions), _BLOCK):
         block = questions.take(np.arange(start, min(start + _BLOCK, len(questions))))
         people = _user_vectors(bundle, tables, block, vectors)
-        scores = people @ vectors.T
+        scores = people[:, : vectors.shape[1]] @ vectors.T
+        if trend is not None:
+            _add_trend(scores, people[:, vectors.shape[1] :], trend, block)
+        people = people[:, : vectors.shape[1]]
         excluded = seen_items.excluded(block.history, block.times)
         scores[excluded.row_of_value, excluded.values] = -np.inf
         words = _words(bundle, tables, block)
@@ -42,6 +52,19 @@ def shortlists(
             found = _shortlist(bundle, block, place, people[place], scores[place], vectors, num_candidates)
             shortlist, is_answer = found
             yield replace(shortlist, words=words[place]), is_answer
+
+
+def _add_trend(
+    scores: Float32[np.ndarray, "questions items"],
+    weights: Float32[np.ndarray, "questions tail"],
+    trend: ItemTrend,
+    questions: Queries,
+) -> None:
+    """Add the recent popularity of items at the time of each question to scores, in place."""
+    assert questions.times is not None, "a model that reads recent popularity was trained with times"
+    moments, place = np.unique(trend.moments(questions.times), return_inverse=True)
+    for numbers, weight in zip(trend.numbers(moments), weights.T, strict=False):
+        scores += numbers[place] * (weight[:, None] / np.float32(STEPS))
 
 
 def _words(bundle: ModelBundle, tables: Tables, questions: Queries) -> list[str]:

@@ -138,11 +138,13 @@ def evaluate_settings(
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
         trained_on = f"{split.train.num_events:,} training interactions{_cut(split, part)}"
         click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
-        towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
-        ours = _answers(towers, split, part)
+        ours = [
+            _answers(towers, split, part)
+            for towers in _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
+        ]
         if others is None or is_drawn(protocol, sequences):
             others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
-        runs[seed], notes[seed] = [ours, *others.evaluations], others.notes
+        runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
         parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
         if ranks is not None:
             ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
@@ -164,7 +166,11 @@ def evaluate_settings(
     return report
 
 
-def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> ScoringModel:
+def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> list[ScoringModel]:
+    """Return the trained model; if it reads recent popularity, first as it is known at each question.
+
+    Under the time protocol a second one has it as it was at the end of the training data, as in an index made then.
+    """
     with start_tracking(config, f"evaluate {name}") as tracker:
         learned = fit(
             config,
@@ -174,7 +180,11 @@ def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.devi
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
-    return learned.recommender(config.features.max_history)
+    history = config.features.max_history
+    towers: list[ScoringModel] = [learned.recommender(history, split.timeline)]
+    if config.towers.trend and split.name == "time":
+        towers.append(learned.recommender(history, end_of_training=True))
+    return towers
 
 
 @dataclass(frozen=True)

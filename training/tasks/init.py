@@ -37,6 +37,7 @@ num_heads = 2                    # attention heads of each layer
 """
 TIMED = """\
 time_bias = true                 # timestamps are known: attention also reads the time since each event
+# trend = [1, 7, 30]             # on: recent popularity is part of the score (half-lives in days); then index often
 """
 UNORDERED = """\
 history_encoder = "mean"         # the order of a user's interactions is not known

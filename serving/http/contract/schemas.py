@@ -345,5 +345,8 @@ class Readiness(TypedDict):
     """Number of known users."""
     index_created: str
     """Time when the index was built, ISO 8601 in UTC."""
+    trend_until: str | None
+    """Time until which events count in the recent popularity of the items, ISO 8601 in UTC; null if the model does not
+    read it."""
     workers: WorkerCounts
     """Workers on this machine."""

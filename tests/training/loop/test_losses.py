@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,16 @@ from features.sequences.batches import SequenceBatch
 from training.config import TrainingConfig
 from training.loop import losses
 from training.loop.losses import LOSSES, check_loss, matryoshka_loss, softmax_loss
-from training.loop.negatives import InBatchSampler, LogQ, MaskedPairs, MixedSampler, Negatives, Targets, UniformSampler
+from training.loop.negatives import (
+    InBatchSampler,
+    LogQ,
+    MaskedPairs,
+    MixedSampler,
+    Negatives,
+    Targets,
+    TrendNumbers,
+    UniformSampler,
+)
 
 
 def masked(mask: Tensor, **weights: Tensor) -> Negatives:
@@ -130,6 +140,53 @@ def test_the_nested_loss_and_its_gradients_equal_the_reference(
         )
         for ours, theirs in zip(found, wanted, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.sampled_from([0, 2]), st.integers(0, 1000), st.integers(1, 40))
+def test_recent_popularity_is_a_part_of_each_logit_that_differs_by_the_moment_of_the_positive(
+    num_positives: int, num_items: int, prefix: int, seed: int, cells: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    users, positives, items = (unit_vectors(rows, generator) for rows in (num_positives, num_positives, num_items))
+    weights = torch.randn(num_positives, 2, generator=generator, dtype=torch.double, requires_grad=True)
+    own = torch.rand(num_positives, 2, generator=generator, dtype=torch.double)
+    numbers = torch.randint(256, (2, 3, num_items), generator=generator, dtype=torch.uint8)
+    moments = torch.randint(3, (num_positives,), generator=generator)
+    scale = torch.tensor(3.0, dtype=torch.double, requires_grad=True)
+    mask = torch.rand(num_positives, num_items, generator=generator) < 0.3
+    weight = torch.ones(num_positives, num_items, dtype=torch.double)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "BLOCK_CELLS", cells)
+        patch.setattr(losses, "BLOCK_COLUMNS", max(1, cells // 3))
+        loss = matryoshka_loss(
+            torch.cat([users, weights], dim=1),
+            torch.cat([positives, own], dim=1),
+            items,
+            scale,
+            replace(masked(mask), trend=TrendNumbers(numbers, moments)),
+            prefix_scales={prefix: scale} if prefix else {},
+        )
+        found = torch.autograd.grad(loss, (users, weights, items, scale))
+    total = users.new_zeros(())
+    widths = [prefix, 4] if prefix else [4]
+    for width in widths:
+        user, positive, item = (
+            functional.normalize(one[:, :width], dim=1) if width == prefix else one for one in (users, positives, items)
+        )
+        for row in range(num_positives):
+            total = total + reference(
+                torch.cat([user, weights], dim=1)[row, None],
+                torch.cat([positive, own], dim=1)[row, None],
+                torch.cat([item, numbers[:, moments[row]].T / 255], dim=1),
+                scale,
+                weight[row, None],
+                mask[row, None],
+            )
+    expected = total / num_positives / len(widths)
+    torch.testing.assert_close(loss, expected)
+    wanted = torch.autograd.grad(expected, (users, weights, items, scale), materialize_grads=True)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_without_prefixes_the_nested_loss_is_the_softmax_loss_to_the_last_bit() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from features.config import FeaturesConfig, FeatureSettings
+from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
 from features.schema import Schema
@@ -49,19 +49,31 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "prefixes, a bit of everything": {
         **SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100, "gradient_cache_chunk": 16, "prefixes": [4, 8]
     },
+    "trend": {"negatives": "all", "trend": [0.0001, 0.001], "prefixes": [4]},
+    "trend, a bit of everything": {
+        **SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100, "gradient_cache_chunk": 16, "trend": [0.0001]
+    },
 }  # fmt: skip
 
 
-def config_of(*, prefixes: list[int] | None = None, **training: Any) -> RunConfig:
+def config_of(*, prefixes: list[int] | None = None, trend: list[float] | None = None, **training: Any) -> RunConfig:
     settings = {"batch_size": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
     return RunConfig(
         features=FeaturesConfig(
             interactions="none.parquet",
+            columns=ColumnSettings(timestamp="time"),
             max_history=10,
             item={"item_id": FeatureSettings(kind="id"), "name": FeatureSettings(kind="text")},
             user={"team": FeatureSettings(kind="category")},
         ),
-        towers=TowersConfig(embedding_dim=16, num_layers=1, num_heads=2, dropout=0.1, matryoshka_dims=prefixes or []),
+        towers=TowersConfig(
+            embedding_dim=16,
+            num_layers=1,
+            num_heads=2,
+            dropout=0.1,
+            matryoshka_dims=prefixes or [],
+            trend=trend or [],
+        ),
         training=TrainingConfig(**settings),
     )
 
