@@ -72,7 +72,7 @@ class Choice(Generic[Trial]):
 
     Attributes:
         model: The recommender with the best hyperparameters.
-        settings: They.
+        settings: Those hyperparameters, by name.
         ndcg: Its NDCG@10 on the validation questions.
         tried: The values tried, ascending, by hyperparameter.
         is_complete: Whether the search ended by itself rather than by the time.
