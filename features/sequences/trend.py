@@ -76,7 +76,8 @@ class ItemTrend:
 
     def moments(self, times: Int[np.ndarray, "requests"]) -> Int[np.ndarray, "requests"]:
         """Return the last moment of the grid at or before each time, in Unix seconds."""
-        return np.maximum(times, _EARLIEST) // self.step * self.step
+        found: np.ndarray = np.maximum(times, _EARLIEST) // self.step * self.step
+        return found
 
     def numbers(
         self, moments: Int[np.ndarray, "moments"], rows: Int[np.ndarray, "items"] | None = None

@@ -174,8 +174,8 @@ def matryoshka_loss(
     """
     total = loss(users, positives, items, scale, negatives, precision=precision)
     for width, prefix_scale in prefix_scales.items():
-        short = (_prefix(one, width, items.shape[1]) for one in (users, positives, items))
-        total = total + prefix_weight * loss(*short, prefix_scale, negatives, precision=precision)
+        own, right, others = (_prefix(one, width, items.shape[1]) for one in (users, positives, items))
+        total = total + prefix_weight * loss(own, right, others, prefix_scale, negatives, precision=precision)
     return total / (1 + prefix_weight * len(prefix_scales))
 
 
@@ -281,7 +281,8 @@ def _trend(negatives: Negatives, row: slice, column: slice, dtype: torch.dtype) 
 def _weighted_sum(weights: Float[Tensor, "rounded_R rounded_C"], numbers: Float[Tensor, "R C"]) -> Float[Tensor, "R 1"]:
     """Return the sum of each row's numbers with the weights of a block."""
     num_rows, num_columns = numbers.shape
-    return torch.linalg.vecdot(weights[:num_rows, :num_columns], numbers)[:, None]
+    found: Tensor = torch.linalg.vecdot(weights[:num_rows, :num_columns], numbers)
+    return found[:, None]
 
 
 def _rows_at_once(num_columns: int) -> int:
