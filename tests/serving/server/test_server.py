@@ -148,6 +148,9 @@ def test_it_answers_under_each_server_with_several_workers_and_ends_in_peace(pri
         master = psutil.Process(served.process.pid)
         for process in (master, *master.children(recursive=True)):
             assert "planted" not in f"{process.environ()} {process.cmdline()}"
+            # What keeps their memory flat (see soak.py among the benchmarks).
+            assert process.environ()["MALLOC_ARENA_MAX"] == process.environ()["MKL_DISABLE_FAST_MM"] == "1"
+            assert process.environ()["ARROW_DEFAULT_MEMORY_POOL"] == "system"
 
         # What servers make of paths and errors is theirs, so it is tried under each of them.
         for odd in ("a/b", "ä ö", "100%", "/a//b/"):
