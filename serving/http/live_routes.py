@@ -21,6 +21,7 @@ from features.tables.tables import SECONDS_PER_DAY
 from features.values.cells import size_of
 from serving.bounds import MAX_TEXT_CHARACTERS
 from serving.catalog.ids import ExternalId, IdMap
+from serving.deadline import check, watched
 from serving.http.contract.problems import Problem
 from serving.http.contract.requests import read
 from serving.http.contract.schemas import EventBody, EventsAccepted, EventsRequest, ItemWritten
@@ -44,7 +45,7 @@ def put_item(service: Service, request: ApiRequest) -> Reply:
     row, own_vector = _encoded_item(recommender, own_id, cells)
     # Stored with its vector, so that the other workers need not encode the item while their requests wait.
     vector = vector_to_json(recommender.model, own_vector)
-    done = store.append([Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
+    done = _appended(store, [Write("item", {ITEM_ID: own_id, "cells": cells, "vector": vector})])
     content = ItemWritten(item_id=recommender.state.items.to_json(own_id), position=done.position)
     if unknown := recommender.bundle.unknown_values_of_items(row)[0]:
         content["unknown_values"] = {column: list(values) for column, values in unknown.items()}
@@ -57,7 +58,7 @@ def delete_item(service: Service, request: ApiRequest) -> Reply:
     if recommender.state.items.row(item_id) is None:
         raise Problem(404, f"no item {shown(item_id)} in the catalogue")
     own_id = recommender.state.items.parse(item_id)
-    done = store.append([Write("deletion", {ITEM_ID: own_id})])
+    done = _appended(store, [Write("deletion", {ITEM_ID: own_id})])
     return json_reply(ItemWritten(item_id=recommender.state.items.to_json(own_id), position=done.position))
 
 
@@ -66,10 +67,17 @@ def post_events(service: Service, request: ApiRequest) -> Reply:
     store, recommender = _store(service), request.recommender
     body = read(EventsRequest, request.json())
     now = int(store.clock.now())
-    found = [_write(event, f"events.{place}", recommender, now) for place, event in enumerate(body.events)]
-    done: AppendResult = store.append(found)
+    events = watched(enumerate(body.events))
+    found = [_write(event, f"events.{place}", recommender, now) for place, event in events]
+    done = _appended(store, found)
     accepted = len(found) - done.num_repeated
     return json_reply(EventsAccepted(accepted=accepted, repeated=done.num_repeated, position=done.position))
+
+
+def _appended(store: EventLog, writes: list[Write]) -> AppendResult:
+    """Append writes unless the deadline has passed: what is refused must not have been written."""
+    check()
+    return store.append(writes)
 
 
 def _write(event: EventBody, where: str, recommender: Recommender, now: int) -> Write:

@@ -115,6 +115,32 @@ def test_every_kind_of_index_ends_at_the_deadline_live_writes_on_top_or_not(shop
     assert {"faiss_index", "rules", "delta", "delta_index"} <= where_it_ends(live, request, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/events", {"events": [{"user_id": 103, "item_id": f"item-00{number}"} for number in (1, 2, 3)]}),
+        ("PUT", "/items/new", {"title": "New"}),
+        ("DELETE", "/items/item-001", None),
+    ],
+)
+def test_a_write_whose_deadline_passes_is_refused_and_not_written(
+    recommender, tmp_path, monkeypatch, method, path, body
+):
+    app, clock = create_app(recommender, ServingConfig(live=str(tmp_path / "live.db"))), Clock()
+    store = app.extensions["towers"].provider.store
+    with monkeypatch.context() as patch:
+        patch.setattr(deadline, "perf_counter", clock)
+        assert app.test_client().open(path, method=method, json=body).status_code in (200, 201)
+        written = store.state().end
+        looks = [look for look, looker in enumerate(clock.lookers, start=1) if looker == "live_routes"]
+        assert len(looks) == (4 if method == "POST" else 1)
+        for look in looks:
+            patch.setattr(deadline, "perf_counter", Clock(look))
+            answer = app.test_client().open(path.replace("001", "002"), method=method, json=body)
+            assert (answer.status_code, answer.json["code"]) == (503, "deadline_exceeded")
+    assert store.state().end == written
+
+
 def test_the_answer_names_the_setting_and_the_log_and_the_metrics_tell(recommender, monkeypatch, caplog):
     app = create_app(recommender, ServingConfig(timeout_seconds=0.05))
     search = recommender.state.search.search
