@@ -26,7 +26,8 @@ KNOWLEDGE = {
     "together": ("ease", "ials", "cosine"),
     "popularity": ("popular",),
 }
-"""What a baseline knows, and parts of the names of baselines that know it; a mixture has the names of both."""
+"""What a baseline knows, and parts of the names of baselines that know it. The mix of two names neither: that it is ahead
+says less than which of the others are."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,12 @@ RULES: tuple[Rule, ...] = (
         lambda facts: facts.config.training.log_q == "none",
         lambda facts: ("training.log_q=negatives",),
         'is ahead, and log_q = "none" penalises popular items',
+    ),
+    Rule(
+        "popularity",
+        lambda facts: facts.has_times and facts.config.towers.reads_history and not facts.config.towers.trend,
+        lambda facts: ("towers.trend=[1, 7, 30]",),
+        "knows what is popular at the time; let the score read the popularity of the last day, week and month",
     ),
     Rule(
         "popularity",

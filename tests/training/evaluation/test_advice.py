@@ -71,11 +71,17 @@ def test_what_is_ahead_and_the_data_decide(settings: Path, rivals: list[str], ch
     assert found[0].command.startswith("towers train run.toml --set training.seed=1 --set ")
 
 
-def test_popular_items_are_read_by_a_ranker(settings: Path):
+def test_what_is_popular_is_read_by_the_score_and_then_by_a_ranker(settings: Path):
     config = read_run_config(settings)
-    (first, *_) = advise(["popularity, 7 days"], facts(config), COMMAND)
+    first, second, *_ = advise(["recent popularity"], facts(config), COMMAND)
+    assert overrides_in(first.command)[1:] == ("towers.trend=[1, 7, 30]",)
+    assert second.command == "towers train-ranker runs/latest"
+    config = read_run_config(settings, ("towers.trend=[1, 7, 30]",))
+    (first, *_) = advise(["recent popularity"], facts(config), COMMAND)
     assert first.command == "towers train-ranker runs/latest"
-    assert "train-ranker" not in str(advise(["popularity"], facts(config, has_times=False), COMMAND))
+    told = str(advise(["popularity"], facts(config, has_times=False), COMMAND))
+    assert "train-ranker" not in told
+    assert "trend" not in told
 
 
 @pytest.mark.parametrize("is_ordered", [True, False])
@@ -87,7 +93,7 @@ def test_every_command_is_of_settings_that_fit_together_and_change_something(
     bias = "true" if encoder != "mean" else "false"
     config = read_run_config(settings, (f"towers.history_encoder={encoder}", f"towers.time_bias={bias}"))
     told = Facts(config, num_users, 5 * num_users, 0.5, is_ordered, has_times=True)
-    for rivals in (["EASE"], ["sequential neighbours"], ["TF-IDF"], ["popularity"], ["CEASE and recent popularity"]):
+    for rivals in (["EASE"], ["sequential neighbours"], ["TF-IDF"], ["popularity"], ["CEASE"], ["mix of two"]):
         found = advise(rivals, told, COMMAND)
         assert 2 <= len(found) <= MOST
         for one in found:
