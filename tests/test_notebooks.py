@@ -18,7 +18,8 @@ SAID = {
 }
 """What a reader of each must find."""
 PROGRESS = re.compile(
-    r"|note: .*|[\d,]+ interactions of .*|leave-one-out, seed 0: .*|epoch +loss .*| +\d+ [ .\d*,]+|.*: (100|\d\d?)%\|.*"
+    r"|note: .*|[\d,]+ interactions of .*|leave-one-out, seed 0: .*|epoch +loss .*| +\d+ [ .\d*,]+|"
+    r".*: (100|\d\d?)%\|.*| *[\d,]+ s  .*|evaluating .*|choosing .*"
 )
 """A line that training prints about its progress."""
 

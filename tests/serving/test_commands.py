@@ -90,7 +90,8 @@ def test_an_index_of_a_kind_is_served(folder, many_items, capsys):
     assert run("index", "runs/latest", *many_items, "--kind", "ivf-pq") == 0
     assert "1,500 items" in capsys.readouterr().out
     assert manifest(folder)["plan"] == {
-        "kind": "ivf-pq", "prefix": 0, "bits": 4, "nlist": 50, "m": 0, "nprobe": 12, "ef_search": 0, "oversampling": 6
+        "kind": "ivf-pq", "prefix": 0, "bits": 4, "nlist": 50, "m": 0, "nprobe": 12, "ef_search": 0, "oversampling": 6,
+        "tail": 0,
     }  # fmt: skip
     assert (folder / "runs/model/index/partitions.safetensors").exists()
     assert run("recommend", "runs/latest", "--output", "c.parquet", "--k", 7) == 0

@@ -63,8 +63,8 @@ def named(recommender: Any, name: str) -> ScoringModel:
 def judge(folder: Path, protocol: str, seeds: int = 1) -> Path:
     """Write the ranks of an evaluation in which two baselines stand in for the towers and all others."""
 
-    def trained(config: Any, tables: Tables, split: Split, *_: Any) -> ScoringModel:
-        return named(ItemCosine.fit(split.train, len(split.candidates)), "two towers")
+    def trained(config: Any, tables: Tables, split: Split, *_: Any) -> list[ScoringModel]:
+        return [named(ItemCosine.fit(split.train, len(split.candidates)), "two towers")]
 
     def fit(split: Split, **_: Any) -> tuple[list[ScoringModel], list[str]]:
         return [PopularityBaseline.fit(split.train, len(split.candidates))], []

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from features.sequences.sequences import UNKNOWN_TIME, Queries, Sequences
@@ -47,9 +46,9 @@ def learned_from(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """The splits that towers were trained on; popularity stands in for the towers, and for all baselines."""
     splits = []
 
-    def trained(config: Any, tables: Any, split: Split, device: torch.device, name: str) -> ScoringModel:
+    def trained(config: Any, tables: Any, split: Split, *_: Any) -> list[ScoringModel]:
         splits.append(split)
-        return named("two towers", split)
+        return [named("two towers", split)]
 
     monkeypatch.setattr(judging, "_trained", trained)
     return splits

@@ -313,8 +313,9 @@ def test_only_the_users_who_came_last_may_be_neighbours():
 
 
 def test_a_mix_is_the_sum_of_scores_of_one_scale():
-    first, second = PopularityBaseline(np.array([1.0, 3.0])), PopularityBaseline(np.array([10.0, 90.0]))
-    level = PopularityBaseline(np.array([7.0, 7.0]))
+    first, second, level = (
+        PopularityBaseline(np.array(counts, dtype=np.float32)) for counts in ([1, 3], [10, 90], [7, 7])
+    )
     assert Mix(first, second, 0.5).scores(asking([])).tolist() == [[-1.5, 1.5]]
     assert Mix(first, level, 2.0).scores(asking([], [])).tolist() == [[-1, 1]] * 2
     assert Mix(first, level, 2.0).parts == "popularity + popularity"
