@@ -26,8 +26,8 @@ KNOWLEDGE = {
     "together": ("ease", "ials", "cosine"),
     "popularity": ("popular",),
 }
-"""What a baseline knows, and parts of the names of baselines that know it. The mix of two names neither part: that it is
-ahead says less than which of the others are."""
+"""What a baseline knows, and parts of the names of baselines that know it. The mix of two names neither part; which of
+the others are ahead says more."""
 
 
 @dataclass(frozen=True)
