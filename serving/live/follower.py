@@ -32,7 +32,7 @@ from serving.search.vectors import leading_dims
 from towers.bundle.bundle import ModelBundle
 
 # Superseded new rows are compacted once they outnumber the live ones, and exceed this minimum.
-_MIN_TO_COMPACT = 4096
+_MIN_TO_COMPACT = 1024
 _log = logging.getLogger(__name__)
 
 

@@ -15,8 +15,8 @@ from features.ids import ITEM_ID, USER_ID
 
 RecordKind = Literal["item", "deletion", "event"]
 
-MOST_AT_ONCE = 10_000
-"""Maximum number of records returned by one read."""
+MOST_AT_ONCE = 1_000
+"""Maximum number of records returned by one read, so that reading a long log again takes little memory at a time."""
 
 # More than the distance of two adjacent doubles that count seconds since 1970.
 _CLOCK_STEP = 1e-5
