@@ -165,8 +165,8 @@ def judged_by_the_last(pupil, member, judged):
 
 def test_what_is_reported_on_noise_is_chance():
     """Answers at random: the best of many epochs looks better than chance on the queries that chose it, and is not."""
-    found = []
-    for seed in range(4):
+    found, num_written, num_runs = [], 0, 12
+    for seed in range(num_runs):
         rng = np.random.default_rng(seed)
         is_answer = np.zeros((200, 20), dtype=bool)
         is_answer[np.arange(200), rng.integers(0, 20, 200)] = True
@@ -174,13 +174,13 @@ def test_what_is_reported_on_noise_is_chance():
         dataset = RankingDataset(features, np.ones((200, 20), dtype=bool), is_answer, np.ones(200, dtype=np.int64))
         fitted = fit_ranker(dataset, seed)
         made = TrainedRanker(None, None, dataset, fitted.after, fitted.fold)  # type: ignore[arg-type]
-        gain = made.gain(dataset)
-        assert gain.low <= 0, "would be written"
+        num_written += made.gain(dataset).low > 0
         found.append(fitted.after.mean())
     discounts = 1 / np.log2(2 + np.arange(10))
     chance = discounts.sum() / 20
-    error = np.sqrt(((discounts**2).sum() / 20 - chance**2) / (200 * 4))
+    error = np.sqrt(((discounts**2).sum() / 20 - chance**2) / (200 * num_runs))
     assert np.mean(found) == pytest.approx(chance, abs=2.5 * error)
+    assert num_written <= 1, "of intervals of 95 %, one in forty is above a gain of zero"
 
 
 def test_no_query_judges_what_learned_from_it_or_was_stopped_by_it(monkeypatch: pytest.MonkeyPatch):
