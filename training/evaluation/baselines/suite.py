@@ -59,7 +59,7 @@ BASELINES = (
         session_knn.prepare,
         {
             "half_life": Grid((1, 2, 4, 8, 16), 4, lowest=0.25, highest=64, unit="events"),
-            "neighbours": Grid((100, 300, 1_000), 300, lowest=10, highest=3_000, growth=3),
+            "neighbours": Grid((128, 256, 512), 256, lowest=16, highest=4096),
         },
     ),
     Baseline("EASE", ease.prepare, {"regularisation": REGULARISATION, "half_life": HALF_LIFE}),
