@@ -80,14 +80,15 @@ class Ials:
         settings = settings or IalsSettings()
         had = sp.csr_matrix(interaction_matrix(train, num_items))
         by_item = had.T.tocsr()
-        model = implicit_als()(
-            factors=settings.factors, regularization=settings.regularisation, alpha=settings.confidence
-        )
+        factorisation = implicit_als()  # before the threads are limited: its import loads another BLAS
         rng = np.random.default_rng(seed)
         users, items = (rng.random((size, settings.factors), dtype=np.float32) * 0.01 for size in had.shape)
         weights = [settings.weights(np.diff(rows.indptr), rows.shape[1]) for rows in (had, by_item)]
         penalties = [settings.penalties(weight, weight.mean()) for weight in weights]
         with _one_blas_thread():
+            model = factorisation(
+                factors=settings.factors, regularization=settings.regularisation, alpha=settings.confidence
+            )
             for _ in range(ROUNDS):
                 for rows, own, others, penalty in (
                     (had, users, items, penalties[0]),
