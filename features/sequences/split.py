@@ -90,22 +90,17 @@ def leave_one_out(
         ([3, 1, 3, 0], [2])
     """
     sequences = sequences if sequences.is_ordered else _shuffled(sequences, np.random.default_rng(seed))
-    needed = 3 if test else 2
-    remaining, counts = _from_end(sequences, seen_items.possible_targets(sequences))
-    users = np.flatnonzero(counts >= needed)
-    if not len(users):
-        raise DataError(
-            f"leave-one-out needs a user with at least {needed} different items, found at most "
-            f"{counts.max(initial=0)} per user; give more interactions"
-        )
-    asked = np.isin(sequences.event_users, users)
-    last, before_last = (np.flatnonzero(asked & (remaining == place)) for place in (0, 1))
-    ends = sequences.offsets[1:].copy()
-    ends[users] = before_last if test else last
+    held_out = _hold_out_last(
+        sequences,
+        seen_items.possible_targets(sequences),
+        "leave-one-out needs a user with at least {needed} different items, found at most {most} per user; give more "
+        "interactions",
+        test=test,
+    )
     return Split(
-        train=_with_events(_heads(sequences, np.arange(len(sequences)), ends)),
-        validation=_next_item(sequences, users, before_last if test else last),
-        test=_next_item(sequences, users, last) if test else None,
+        train=held_out.train,
+        validation=_next_item(sequences, held_out.users, held_out.validation),
+        test=None if held_out.test is None else _next_item(sequences, held_out.users, held_out.test),
         candidates=_occurring(sequences, num_items),
         name="leave-one-out",
         seen_items=seen_items,
@@ -145,26 +140,25 @@ def leave_one_basket_out(
             "leave-one-basket-out needs the time of every interaction, found none; name the column in "
             "[features.columns] timestamp, or use another protocol"
         )
-    needed = 3 if test else 2
     possible = seen_items.possible_targets(sequences)
     baskets = _baskets(sequences)
     has_answer = np.bincount(baskets[possible], minlength=baskets.max(initial=-1) + 1) > 0
     begins = np.diff(baskets, prepend=-1) > 0
-    remaining, counts = _from_end(sequences, begins & has_answer[baskets])
-    users = np.flatnonzero(counts >= needed)
-    if not len(users):
-        raise DataError(
-            f"leave-one-basket-out needs a user with at least {needed} baskets (interactions at one time) with new "
-            f"items, found at most {counts.max(initial=0)} per user; give more interactions or use another protocol"
-        )
-    asked = np.isin(sequences.event_users, users)
-    last, before_last = (np.flatnonzero(asked & (remaining == place)) for place in (0, 1))
-    ends = sequences.offsets[1:].copy()
-    ends[users] = before_last if test else last
+    held_out = _hold_out_last(
+        sequences,
+        begins & has_answer[baskets],
+        "leave-one-basket-out needs a user with at least {needed} baskets (interactions at one time) with new items, "
+        "found at most {most} per user; give more interactions or use another protocol",
+        test=test,
+    )
+
+    def asked(begins: Int[np.ndarray, "chosen"]) -> Queries:
+        return _next_basket(sequences, held_out.users, begins, baskets, possible)
+
     return Split(
-        train=_with_events(_heads(sequences, np.arange(len(sequences)), ends)),
-        validation=_next_basket(sequences, users, before_last if test else last, baskets, possible),
-        test=_next_basket(sequences, users, last, baskets, possible) if test else None,
+        train=held_out.train,
+        validation=asked(held_out.validation),
+        test=None if held_out.test is None else asked(held_out.test),
         candidates=_occurring(sequences, num_items),
         name="leave-one-basket-out",
         seen_items=seen_items,
@@ -392,6 +386,39 @@ def _shuffled(sequences: Sequences, rng: np.random.Generator) -> Sequences:
     order = np.lexsort((rng.random(sequences.num_events), sequences.event_users))
     times = None if sequences.times is None else sequences.times[order]
     return replace(sequences, item_rows=sequences.item_rows[order], times=times)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The users who are asked, the event at which each question begins, and what is before all of them."""
+
+    users: Int[np.ndarray, "chosen"]
+    validation: Int[np.ndarray, "chosen"]
+    test: Int[np.ndarray, "chosen"] | None
+    train: Sequences
+
+
+def _hold_out_last(sequences: Sequences, chosen: Bool[np.ndarray, "events"], lacking: str, *, test: bool) -> _HeldOut:
+    """Hold out each user from the last but one chosen event on, without a test from the last one on.
+
+    Args:
+        sequences: All interactions.
+        chosen: At which events a question may begin. Users with too few of them are trained on whole.
+        lacking: The error if no user has enough, with `{needed}` and `{most}`.
+        test: Whether to hold out test questions at all.
+    """
+    needed = 3 if test else 2
+    remaining, counts = _from_end(sequences, chosen)
+    users = np.flatnonzero(counts >= needed)
+    if not len(users):
+        raise DataError(lacking.format(needed=needed, most=counts.max(initial=0)))
+    asked = np.isin(sequences.event_users, users)
+    last, before_last = (np.flatnonzero(asked & (remaining == place)) for place in (0, 1))
+    validation = before_last if test else last
+    ends = sequences.offsets[1:].copy()
+    ends[users] = validation
+    train = _with_events(_heads(sequences, np.arange(len(sequences)), ends))
+    return _HeldOut(users, validation, last if test else None, train)
 
 
 def _from_end(

@@ -2,6 +2,7 @@
 
 In this order: request id, route, body, deadline, concurrency limit, query length, API key, rate limit, the handler;
 then the headers of every response, and the metrics and the log line. Any error on the way becomes a problem response.
+Preflights of browsers (CORS) are answered before the API key is asked for.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class RequestMiddleware:
         """
         methods = self._router.methods(_path(environ))
         if not methods:
-            raise NotFound(f"no such path; this service has {', '.join(self._router.paths())}")
+            raise NotFound(f"no such path; this service has {', '.join(self._router.paths)}")
         if environ["REQUEST_METHOD"] != "OPTIONS":
             raise MethodNotAllowed(methods)
         allowed = (("Allow", ", ".join(methods)),)

@@ -78,12 +78,15 @@ class Router:
 
     Args:
         routes: The table. Where several paths match, the first that has the request's method is taken.
+
+    Attributes:
+        paths: The paths of all routes, in the order of the table.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._exact: dict[tuple[str, str], Route] = {}
         self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
-        self._paths = tuple(dict.fromkeys(route.path for route in routes))
+        self.paths = tuple(dict.fromkeys(route.path for route in routes))
         for route in (*routes, *map(_options_of, routes)):
             if "{" in route.path:
                 before, _, rest = route.path.partition("{")
@@ -111,10 +114,6 @@ class Router:
         found = {method for method, exact in self._exact if exact == path}
         found |= {method for method, pattern, _ in self._patterns if pattern.fullmatch(path)}
         return sorted(found | {"HEAD"} if "GET" in found else found)
-
-    def paths(self) -> list[str]:
-        """Return the paths of all routes, in the order of the table."""
-        return list(self._paths)
 
 
 def _options_of(route: Route) -> Route:

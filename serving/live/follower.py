@@ -185,10 +185,9 @@ class LiveRecommender:
         if indexed.vectors.shape[1] == dim:
             return vectors
         numbers = np.zeros((len(vectors), indexed.vectors.shape[1] - dim), dtype=np.float32)
-        rows = [indexed.items.row(item_id) for item_id in frame[ITEM_ID].tolist()]
-        for place, row in enumerate(rows):
-            if row is not None:
-                numbers[place] = indexed.vectors[np.array([row])][0, dim:]
+        rows = indexed.items.places(frame[ITEM_ID].tolist())
+        is_known = rows >= 0
+        numbers[is_known] = indexed.vectors[rows[is_known]][:, dim:]
         return np.concatenate([vectors, numbers], axis=1)
 
     def _item_id(self, record: Record) -> ExternalId:

@@ -236,9 +236,14 @@ def advise(rivals: Collection[str], facts: Facts, command: Sequence[str]) -> tup
         if keys & changed or len(found) == MOST:
             continue
         changed |= keys
-        words = [*command, *(word for setting in settings for word in ("--set", setting))]
-        found.append(Advice(f"{names[0]} {rule.reason}:", rule.instead or shlex.join(words)))
+        words = shlex.join([*command, *as_flags(settings)])
+        found.append(Advice(f"{names[0]} {rule.reason}:", rule.instead or words))
     return tuple(found)
+
+
+def as_flags(settings: Iterable[str]) -> list[str]:
+    """Return settings, `table.key=value` each, as words of a command."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def _knows(name: str, knowledge: str) -> bool:

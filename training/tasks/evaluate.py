@@ -20,7 +20,7 @@ from features.tables.table_files import read_frame
 from features.tables.tables import Tables, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
-from training.evaluation.advice import Facts, advise
+from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
 from training.evaluation.baselines.tuning import sample
@@ -82,7 +82,7 @@ def evaluate_run(
         compare=[_named_file(text) for text in compare],
         upper_bound=[_named_file(text) for text in upper_bound],
         output=output,
-        command=("towers", "evaluate", str(settings), *(word for one in overrides for word in ("--set", one))),
+        command=("towers", "evaluate", str(settings), *as_flags(overrides)),
         baseline_minutes=baseline_minutes,
     )
 

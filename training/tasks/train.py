@@ -21,7 +21,7 @@ from towers.bundle.bundle import write_bundle
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
-from training.evaluation.advice import Facts, advise
+from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.baseline import GIB
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
@@ -91,7 +91,7 @@ def train_and_bundle(
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
-        report = _report(config, tables, split, learned, ("towers", "train", str(settings), *_as_flags(overrides)))
+        report = _report(config, tables, split, learned, ("towers", "train", str(settings), *as_flags(overrides)))
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -159,10 +159,6 @@ def next_steps(bundle: Path) -> str:
         f"Next, to try it:\n  towers serve {name}\n"
         f"or, to let runs/production be this one, which a service in production follows:\n  towers deploy {name}"
     )
-
-
-def _as_flags(overrides: Sequence[str]) -> list[str]:
-    return [word for override in overrides for word in ("--set", override)]
 
 
 def _report(

@@ -148,14 +148,13 @@ def _operation(
 def _example_body(route: Route, contract: Contract, recommender: Recommender) -> Schema:
     """Return a body that this service accepts, with ids and cells of its own tables."""
     ids = _example_ids(recommender.indexed.items)
-    match route.body[0]:
-        case type() as body if body is EventsRequest:
-            users = _example_ids(recommender.indexed.users) or ["new-user"]
-            return {"events": [{"user_id": users[0], "item_id": item_id} for item_id in ids[:1]]}
-        case "Cells":
-            frame = recommender.snapshot.catalog.frame
-            cells = {name: frame[name].iloc[0] for name in frame.columns if name != ITEM_ID and len(frame)}
-            return {name: cell for name, cell in cells.items() if isinstance(cell, str) and len(cell) <= _SHORT}
+    if route.body[0] is EventsRequest:
+        users = _example_ids(recommender.indexed.users) or ["new-user"]
+        return {"events": [{"user_id": users[0], "item_id": item_id} for item_id in ids[:1]]}
+    if route.body[0] == "Cells":
+        frame = recommender.snapshot.catalog.frame
+        cells = {name: frame[name].iloc[0] for name in frame.columns if name != ITEM_ID and len(frame)}
+        return {name: cell for name, cell in cells.items() if isinstance(cell, str) and len(cell) <= _SHORT}
     return {"history": ids[: contract.settings.max_history]}
 
 

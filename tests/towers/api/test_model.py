@@ -118,7 +118,7 @@ def test_an_evaluation_is_that_of_the_command_to_the_last_digit(model, shop, tmp
     )
     report = model.evaluate("users", split="validation", upper_bound={"best": shop.best_possible}, output="again")
     expected = EvaluationReport.read(tmp_path / "report" / "report.json")
-    assert without_commands(report) == without_commands(expected)
+    assert without_advice(report).to_dict() == without_advice(expected).to_dict()
     assert [one.reason for one in report.advice] == [one.reason for one in expected.advice]
     assert repr(without_advice(report)) in printed
     assert report.to_frame().loc["two towers", "recall_at_10"] == expected.rows[0].metrics["recall_at_10"].mean
@@ -130,10 +130,6 @@ def test_an_evaluation_is_that_of_the_command_to_the_last_digit(model, shop, tmp
 def without_advice(report):
     """The advice has the command that was given, which names the tables."""
     return replace(report, advice=())
-
-
-def without_commands(report):
-    return without_advice(report).to_dict()
 
 
 def tables_of(model):
