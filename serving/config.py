@@ -27,7 +27,8 @@ PRODUCTION = Path("runs/production")
 """The link that a service in production is started with. Only `towers deploy` and `towers rollback` change it."""
 
 
-_ORIGIN = r"^(\*|https?://[^/\s]+)$"
+_WEB_ORIGIN = r"^https?://[^/\s;,]+$"
+_ORIGIN = rf"^\*$|{_WEB_ORIGIN}"
 
 
 def _split(value: Any) -> Any:
@@ -102,6 +103,14 @@ class ServingConfig(StrictTable):
     """Origins whose pages may read responses in a browser (CORS), such as `https://shop.example.com`; `*`: all. An API
     key in a page is public, so allow origins only where recommendations may be read by everyone. Comma-separated in the
     environment."""
+    picture_origins: Annotated[list[Annotated[str, Field(pattern=_WEB_ORIGIN)]], BeforeValidator(_split)] = Field(
+        default_factory=list
+    )
+    """Origins from which the web page loads the pictures of items, such as `https://cdn.example.com`. None: only those
+    that the catalogue holds itself (`data:image/...`) or that lie below the service's own address. Comma-separated in
+    the environment."""
+    audit: str | None = None
+    """Folder with the `audit.html` that `towers audit` wrote, to which the web page links. None: there is no link."""
     log_format: Format = "auto"
     """Format of the log, one event per line. auto: `text` in a terminal, `json` otherwise."""
     log_requests: Literal["all", "problems", "none"] = "problems"

@@ -608,7 +608,7 @@ def _words_of(name: str, filled: pd.Series, distinct: int, who: Literal["item", 
     sample = filled.head(SAMPLE).astype(str)
     words = words_of_name(name)
     share_distinct = distinct / len(filled)
-    if sample.str.match(r"\s*(https?://|www\.|/)\S*$|\S+\.(jpe?g|png|gif|webp)$", case=False).mean() > 0.5:
+    if sample.str.match(r"\s*(https?://|www\.|/)\S*$|\S+\.(jpe?g|png|gif|webp)$|data:image/", case=False).mean() > 0.5:
         return _left_out(name, "addresses of pages or pictures")
     is_person = who == "user" and (bool(PERSONAL & {*words, "".join(words)}) or words == ["name"])
     if is_person or sample.str.contains(r"^\S+@\S+\.\w+$").mean() > 0.5:

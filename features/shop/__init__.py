@@ -2,7 +2,7 @@
 
 - `shop`: `generate_shop`, and the tables as files; `products`, `people`, `choices`: products, users, choice
   probabilities.
-- `words`: the words of titles and texts, from `words.toml`.
+- `words`: the words of titles and texts, from `words.toml`; `pictures`: drawings of products, from `pictures.toml`.
 """
 
 from features.shop.shop import SIZES, Shop, Size, expected_recall, generate_shop, write_shop

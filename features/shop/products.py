@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from features.sequences.ragged import offsets_of
+from features.shop.pictures import picture
 from features.shop.words import Words, make_names, say_product
 
 FIRST_DAY = np.datetime64("2024-07-01", "s")
@@ -217,7 +218,7 @@ def _item_ids(launch_week: Int[np.ndarray, " products"], rng: np.random.Generato
 def _tell(
     words: Words, kinds: np.ndarray, language: np.ndarray, makers: _Makers, rng: np.random.Generator
 ) -> dict[str, list[str]]:
-    """Return the titles and descriptions."""
+    """Return the titles, descriptions and pictures."""
     draws = rng.random((len(kinds), 8))
     texts = [
         say_product(words, words.types[kind], style, tongue, brand, line, row)
@@ -225,4 +226,7 @@ def _tell(
             kinds, makers.style.tolist(), language.tolist(), makers.brand, makers.line, draws, strict=True
         )
     ]
-    return {"title": [title for title, _ in texts], "description": [description for _, description in texts]}
+    titles, descriptions, colours = (list(part) for part in zip(*texts, strict=True))
+    paths = [words.categories[words.types[kind].category].path for kind in kinds]
+    pictures = [picture(path, colour) for path, colour in zip(paths, colours, strict=True)]
+    return {"title": titles, "description": descriptions, "image": pictures}

@@ -51,8 +51,8 @@ class Shop:
 
     Attributes:
         interactions: `user_id` (int), `item_id` (str), `timestamp` (Unix seconds), in the order of the times.
-        items: `item_id`, `title`, `description`, `brand`, `category`, `price`, `language`, `launched`,
-            `num_reviews` (counted over all time: it knows the future, as such columns do).
+        items: `item_id`, `title`, `description`, `image` (a drawing as address), `brand`, `category`, `price`,
+            `language`, `launched`, `num_reviews` (counted over all time: it knows the future, as such columns do).
         users: `user_id`, `country`, `language`, `age_band`, `joined`, `interests`.
         best_possible: `user_id`, `item_id`, `score`, `rank`: the hundred products that each person was most likely
             to take as the last one new to them, with the probability, for one who knows their taste.

@@ -117,8 +117,8 @@ def _product_type(number: int, category: dict[str, Any], kind: list[Any]) -> Pro
 
 def say_product(
     words: Words, kind: ProductType, style: int, language: int, brand: str, line: str, draws: Float[np.ndarray, "8"]
-) -> tuple[str, str]:
-    """Return the title and the description of one product in one language.
+) -> tuple[str, str, str]:
+    """Return the title and the description of one product in one language, and the English name of its colour.
 
     Args:
         words: The words to choose from.
@@ -132,6 +132,7 @@ def say_product(
     code = words.languages[language]
     look = words.styles[style]
     size = _pick(words.sizes[kind.sizes]["values"], draws[3])
+    colour = _pick(look.colours, draws[2])
     phrase = words.sizes[kind.sizes]["phrases"][language]
     parts = {
         "brand": brand,
@@ -139,7 +140,7 @@ def say_product(
         "type": kind.names[language],
         "material": words.materials[_pick(kind.materials, draws[0])][language],
         "style": _pick(look.phrases[code], draws[1]),
-        "colour": words.colours[_pick(look.colours, draws[2])][language],
+        "colour": words.colours[colour][language],
         "size": f", {phrase.format(size if code == 'en' else size.replace('.', ','))}" if phrase else "",
     }
     title_parts = {name: _title_case(part) for name, part in parts.items()} if code == "en" else parts
@@ -149,7 +150,7 @@ def say_product(
         _pick(words.departments[words.categories[kind.category].department][code], draws[6]),
     ]
     title = words.titles[code].format(**title_parts)
-    return _capital(title), " ".join(_capital(sentence) for sentence in sentences)
+    return _capital(title), " ".join(_capital(sentence) for sentence in sentences), colour
 
 
 def make_names(words: Words, kind: str, number: int, rng: np.random.Generator) -> list[str]:

@@ -146,6 +146,10 @@ class Filters:
             if column.value is not None
         }
 
+    def cells(self, rows: Int64[np.ndarray, " rows"]) -> pd.DataFrame:
+        """Return items' cells in the columns that can be filtered by, one row each."""
+        return self.catalog.frame[self._allowed].iloc[rows]
+
     @property
     def num_items(self) -> int:
         """How many items there are."""
@@ -489,7 +493,7 @@ def _read(catalog: Catalog, name: str, settings: FeatureSettings | None) -> _Col
         return _numbers(cells, is_time=settings is not None and settings.definition.content == "times")
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _times(cells)
-    if _is_list(kind):
+    if is_list(kind):
         inner = kind.value_type
         if not (_is_text(inner) or pa.types.is_integer(inner)):
             return _Incomparable(kind)
@@ -634,7 +638,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a column of this type has several values in a cell."""
     return any(
         is_of_kind(kind)
         for is_of_kind in (

@@ -24,11 +24,12 @@ from serving.http.contract.openapi import Documents
 from serving.http.contract.requests import Contract
 from serving.http.limits import ConcurrencyLimiter
 from serving.http.middleware import RequestMiddleware, guards_of
+from serving.http.page.documents import documents as pages
+from serving.http.page.page import web_page
 from serving.http.recommend_handler import RecommendHandler
 from serving.http.router import Router
 from serving.http.routes import ROUTES
 from serving.http.service import Service
-from serving.http.web_page import web_page
 from serving.live.log import EventLog
 from serving.live.open_log import open_log
 from serving.observability.metrics import Metrics
@@ -63,11 +64,12 @@ def create_app(
         DataError: The file of API keys cannot be read.
     """
     settings = settings or ServingConfig()
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     # The middleware turns every error into a problem response.
     app.config |= {"PROPAGATE_EXCEPTIONS": True, "TRAP_HTTP_EXCEPTIONS": True}
     app.register_blueprint(web_page)
+    app.register_blueprint(pages)
     metrics = Metrics(sorted({route.path for route in ROUTES}), get_args(Fallback), shared)
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerank"))
     recommend = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)

@@ -26,10 +26,10 @@ from serving.http.bodies import Bodies, has_body
 from serving.http.contract.problems import http_problem, problem_of
 from serving.http.key_file import Scope
 from serving.http.limits import RateLimiter, retry_after
+from serving.http.page.documents import RECOMMENDER
 from serving.http.router import Reply, Router
 from serving.http.security_headers import Cors, add_headers, preflight_headers
 from serving.http.service import ApiRequest, Service
-from serving.http.web_page import RECOMMENDER
 from serving.observability import timings as stages
 from serving.observability.logs import RequestIds, current
 from serving.observability.metrics import UNMATCHED, Metrics

@@ -165,7 +165,11 @@ ROUTES = (
         needs_recommender=False,
     ),
     Route("GET", "/openapi.json", "This API as an OpenAPI document", openapi),
-    Route("GET", "/", "A web page that shows a user's history and recommendations", None),
+    Route("GET", "/docs", "This API in Swagger UI", None, needs_recommender=False),
+    Route("GET", "/docs/{filename}", "Files of Swagger UI", None, needs_recommender=False),
+    Route("GET", "/", "A web page in which requests can be tried", None),
+    Route("GET", "/report", "The report of the model that is served", None),
+    Route("GET", "/audit", "The audit that the setting `audit` names", None, needs_recommender=False),
     Route("GET", "/static/{filename}", "Files of the web page", None, needs_recommender=False),
 )
 """If several paths match a request, the first is used: `/items/a/similar` returns items similar to `a`."""

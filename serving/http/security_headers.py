@@ -9,26 +9,40 @@ from __future__ import annotations
 from collections.abc import Collection
 from wsgiref.types import WSGIEnvironment
 
-# The page loads its own style sheet and an empty icon, sends one form to itself, and runs no script.
-_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
+_NOTHING = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+_POLICY = f"{_NOTHING}; form-action 'none'"
+PAGE_POLICY = (
+    f"{_NOTHING}; script-src 'self'; style-src 'self'; img-src 'self' data:{{pictures}}; connect-src 'self'; "
+    "form-action 'self'"
 )
+"""Policy of the page: its own script and style sheet, and pictures from `pictures`, origins after a space each."""
+DOCS_POLICY = (
+    f"{_NOTHING}; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'none'"
+)
+"""Policy of Swagger UI, which sets styles of elements."""
+SANDBOX_POLICY = (
+    f"{_NOTHING}; sandbox allow-scripts allow-popups; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; form-action 'none'"
+)
+"""Policy of a page with scripts of its own, which thereby has no origin: it can read nothing of this service."""
 _READABLE = "Retry-After, Towers-Index, Towers-Live, Towers-Model, X-Request-Id"
 _VARY = (("Vary", "Origin"),)
 _ASKED_METHOD = "HTTP_ACCESS_CONTROL_REQUEST_METHOD"
 _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
-    ("Content-Security-Policy", _POLICY),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
 
 
 def add_headers(headers: list[tuple[str, str]]) -> None:
-    """Add the security headers to a response's headers, and forbid caching unless the response has its own policy."""
-    if "Cache-Control" not in dict(headers):
+    """Add the security headers to a response's headers, where it has none of its own, and forbid caching likewise."""
+    own = {name for name, _ in headers}
+    if "Cache-Control" not in own:
         headers.append(("Cache-Control", "no-store"))
+    if "Content-Security-Policy" not in own:
+        headers.append(("Content-Security-Policy", _POLICY))
     headers.extend(_HEADERS)
 
 

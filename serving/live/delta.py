@@ -58,6 +58,15 @@ class LiveFilters:
         """Return what a request may say of each column."""
         return self._base.columns()
 
+    def cells(self, rows: Int64[np.ndarray, " rows"]) -> pd.DataFrame:
+        """Return items' cells in the columns that can be filtered by, one row each."""
+        parts = (self._base, *self._items.parts)
+        ends = np.cumsum([part.num_items for part in parts])
+        place = np.searchsorted(ends, rows, side="right")
+        found = [part.cells(rows[place == at] - ends[at] + part.num_items) for at, part in enumerate(parts)]
+        order = np.argsort(place, kind="stable")
+        return pd.concat(found, ignore_index=True).iloc[np.argsort(order)]
+
     def parse(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
         """Return the filter that a JSON object describes."""
         return self._base.parse(given, place)

@@ -25,6 +25,9 @@ class ItemFilters(Protocol):
     def columns(self) -> dict[str, ColumnSchema]:
         """Return the schema of each column that can be filtered by."""
 
+    def cells(self, rows: Int64[np.ndarray, " rows"]) -> pd.DataFrame:
+        """Return items' cells in the columns that can be filtered by, one row each."""
+
     def parse(self, given: Mapping[str, Any], place: str = "filter") -> Filter:
         """Return the filter that a JSON object describes; `DataError` names what is wrong with it, and `place`."""
 

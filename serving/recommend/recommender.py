@@ -312,7 +312,8 @@ class Recommender:
     def _found(
         self, queries: QueryBatch, request: RecommendRequest, rerank: RerankStage | None = None
     ) -> tuple[Hits, RerankedHits | None]:
-        return Retrieval(self.state, self.indexed.items, queries, request, rerank, self._clock).run()
+        wanted = rerank if request.rerank else None
+        return Retrieval(self.state, self.indexed.items, queries, request, wanted, self._clock).run()
 
     def _with_reasons(
         self,

@@ -38,6 +38,7 @@ class RecommendRequest:
         exclude: Ids of items to leave out; unknown ones are ignored.
         rules: Rules for the order. None: best first.
         reasons: Maximum number of history items returned as reasons for each recommendation.
+        rerank: Whether the best candidates are re-ranked, if there is a re-ranker.
     """
 
     k: int
@@ -46,6 +47,7 @@ class RecommendRequest:
     exclude: Sequence[ExternalId] = ()
     rules: Rules | None = None
     reasons: int = 0
+    rerank: bool = True
 
     @classmethod
     def of(cls, wanted: RecommendRequest | int) -> RecommendRequest:

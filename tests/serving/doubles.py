@@ -52,6 +52,9 @@ class FakeBundle(ModelBundle):
             ),
             "tables_folder": Path(path),
             "spellings": {},
+            "manifest": SimpleNamespace(created="2026-01-02T03:04:05+00:00"),
+            "folder": {},
+            "report": {},
         }
         for name, value in content.items():
             object.__setattr__(self, name, value)

@@ -21,6 +21,7 @@ from serving.http.contract.schemas import (
     Length,
     Message,
     ProfileBody,
+    RerankedQuery,
     SearchRequest,
     Time,
     UserQuery,
@@ -114,9 +115,11 @@ class Contract:
             Problem: A column or value is unknown, or the request exceeds a limit.
         """
         reasons = query.reasons if isinstance(query, UserQuery) else 0
+        rerank = query.rerank if isinstance(query, RerankedQuery) else True
         try:
             where = both(filters.parse(query.filter), conditions)
-            wanted = RecommendRequest(query.k, query.offset, where, query.exclude, _rules(query, filters), reasons)
+            rules = _rules(query, filters)
+            wanted = RecommendRequest(query.k, query.offset, where, query.exclude, rules, reasons, rerank)
         except DataError as error:
             raise wrong(error) from None
         self._check_effort(wanted, len(query.users) if isinstance(query, BatchRecommendRequest) else 1)

@@ -129,7 +129,14 @@ class ItemQuery(Message):
     """Maximum number of items with the same value of a column, by column."""
 
 
-class SearchRequest(ItemQuery):
+class RerankedQuery(ItemQuery):
+    """Parameters of a request whose best candidates may be re-ranked."""
+
+    rerank: bool = True
+    """Whether the best candidates are re-ranked, if the service has a ranker."""
+
+
+class SearchRequest(RerankedQuery):
     """Parameters of a text search."""
 
     q: str = Field(min_length=1, max_length=MAX_SEARCH_CHARACTERS)
@@ -151,7 +158,7 @@ class ProfileBody(Message):
         return UserProfile(self.history, self.attributes, self.times)
 
 
-class UserQuery(ItemQuery):
+class UserQuery(RerankedQuery):
     """Parameters of a request for recommendations."""
 
     reasons: int = Field(default=0, ge=0, le=10)
