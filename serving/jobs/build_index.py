@@ -93,7 +93,7 @@ def build_index(
         snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=compacted)
     for tuning in tried:
         _show_tuning(tuning)
-    snapshot = _with_precomputed(bundle, snapshot, precomputed)
+    snapshot = _with_precomputed(bundle, snapshot, precomputed).with_map(bundle.config.towers.embedding_dim)
     folder = snapshot.save(bundle.path)
     manifest = snapshot.manifest
     listed = (

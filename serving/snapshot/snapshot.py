@@ -17,6 +17,7 @@ index/
   item_statistics.safetensors  statistics for a learned ranker, if the bundle has one
   tokens.safetensors           token vectors for a late-interaction ranker, if the bundle has one
   precomputed.safetensors      precomputed recommendations of each user, `rows` and `scores`, if requested
+  map.safetensors              positions of the items on a map, for the web page
 ```
 """
 
@@ -55,6 +56,8 @@ from serving.search.partitions import Partitions
 from serving.search.tuning import SAMPLE, Chooser, sample_of
 from serving.search.tuning import choose as default_choice
 from serving.snapshot.encoding import attribute_columns, encode_users
+from serving.snapshot.item_map import FILE as MAP
+from serving.snapshot.item_map import ItemMap
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
 from serving.snapshot.precomputed import FILE as PRECOMPUTED
@@ -84,6 +87,7 @@ class Snapshot:
         item_statistics: Item statistics for a learned ranker; None if the bundle contained none when this was built.
         tokens: Token vectors of the items for a late-interaction ranker; likewise.
         precomputed: Precomputed recommendations of each user; None if not requested.
+        item_map: Positions of the items on a map; None if there are none.
         folder: The folder that it was read from; None if it was built now.
     """
 
@@ -97,6 +101,7 @@ class Snapshot:
     item_statistics: ItemStatistics | None = None
     tokens: TokenVectors | None = None
     precomputed: PrecomputedTopK | None = None
+    item_map: ItemMap | None = None
     folder: SealedFolder | None = None
 
     @classmethod
@@ -170,6 +175,14 @@ class Snapshot:
         manifest = self.manifest.model_copy(update={"precomputed": precomputed.listed})
         return replace(self, precomputed=precomputed, manifest=manifest)
 
+    def with_map(self, dim: int) -> Snapshot:
+        """Return this snapshot with a map of its items.
+
+        Args:
+            dim: Number of leading dimensions of the searched vectors that make an item's unit vector.
+        """
+        return replace(self, item_map=ItemMap.of(self.index.vectors[:, :dim], self.interactions))
+
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, replacing an existing one, and return its path."""
         with atomic_folder(bundle_path / FOLDER) as folder:
@@ -189,6 +202,8 @@ class Snapshot:
                 self.tokens.save(folder / "tokens.safetensors")
             if self.precomputed is not None:
                 self.precomputed.save(folder)
+            if self.item_map is not None:
+                self.item_map.save(folder)
             self.manifest.write(folder)
         return bundle_path / FOLDER
 
@@ -224,6 +239,7 @@ class Snapshot:
         precomputed = None
         if manifest.precomputed is not None:
             precomputed = _precomputed(folder.file(PRECOMPUTED), manifest.precomputed, manifest.num_items)
+        item_map = ItemMap.load(folder.file(MAP), manifest.num_items) if MAP in folder else None
         read = [len(one) for one in (item_statistics, tokens) if one is not None]
         counts = {len(catalog), len(index), len(interactions), manifest.num_items, *read}
         user_counts = {
@@ -245,6 +261,7 @@ class Snapshot:
             item_statistics,
             tokens,
             precomputed,
+            item_map,
             folder,
         )
 

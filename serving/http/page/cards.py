@@ -108,7 +108,7 @@ class Cards:
         row = self._state.items.row(item_id)
         titles = self._state.titles
         title = more.pop("title", None) or (own_id if titles is None or row is None else titles[row])
-        texts = [(name, _text(cells[name])) for name in self._shown if cells is not None]
+        texts = [(name, text_of(cells[name])) for name in self._shown if cells is not None]
         facts = tuple((name, text) for name, text in texts if text)
         group = facts[0][1] if facts else own_id
         return Card(
@@ -138,10 +138,10 @@ class Cards:
         return address if is_own or f"{parts.scheme}://{parts.netloc}" in self._origins else None
 
 
-def _text(cell: Any) -> str:
+def text_of(cell: Any) -> str:
     """Return a cell as a short text; empty if it is."""
     if isinstance(cell, list | tuple | np.ndarray):
-        return cut(", ".join(_text(one) for one in cell), MAX_CELL_CHARACTERS)
+        return cut(", ".join(text_of(one) for one in cell), MAX_CELL_CHARACTERS)
     if cell is None or pd.isna(cell):
         return ""
     if isinstance(cell, pd.Timestamp):

@@ -22,6 +22,7 @@ from serving.http.contract.schemas import UserQuery
 from serving.http.page.cards import Card, Cards
 from serving.http.page.columns import ColumnsCache, shown_columns
 from serving.http.page.documents import RECOMMENDER, pages_of
+from serving.http.page.map_view import HEIGHT, WIDTH, MapView
 from serving.http.page.overview import overview
 from serving.http.page.query import OWN, PageQuery, body_of
 from serving.http.page.snippets import ApiCall
@@ -87,6 +88,8 @@ def home() -> Response:
         status = problem.status
     filtering = columns.conditions.keys() - UserQuery.model_fields.keys()
     controlled = {"k", "diversity", "distinct", "reasons", "rerank", *OWN, *filtering}
+    history = _history(recommender, query, cards)
+    found = [] if answer is None else answer.items
     response = make_response(
         render_template(
             "home.html",
@@ -99,7 +102,11 @@ def home() -> Response:
             takes_writes=service.provider.store is not None,
             answer=answer,
             problem=problem,
-            history=_history(recommender, query, cards),
+            history=history,
+            has_map=recommender.snapshot.item_map is not None,
+            drawn=MapView.of(recommender, columns, query.value("colour"), history or [], found) if query.view else None,
+            WIDTH=WIDTH,
+            HEIGHT=HEIGHT,
             item=cards.of_ids([query.item_id])[0] if query.item_id else None,
             alike=_beginning_with(recommender, query.user_id),
             recent=_recent_users(recommender),

@@ -98,6 +98,16 @@ class PageQuery:
         return (*((name, value) for name, value in named if value), *(("history", one) for one in self.history))
 
     @property
+    def as_map(self) -> PageQuery:
+        """The same query, shown on the map."""
+        return replace(self, view="map")
+
+    @property
+    def as_list(self) -> PageQuery:
+        """The same query, shown as lists."""
+        return replace(self, view="")
+
+    @property
     def plain(self) -> PageQuery:
         """The query without any settings."""
         return replace(self, settings=())

@@ -130,6 +130,11 @@ app.addEventListener("change", (event) => {
   clearTimeout(waiting);
   waiting = setTimeout(() => form.reportValidity() && visit(addressOf(form), true), 120);
 });
+app.addEventListener("pointerover", (event) => {
+  const point = event.target.closest("svg circle, svg a");
+  const title = point && (point.querySelector("title") || point.parentNode.querySelector("title"));
+  if (title) document.getElementById("pointed").textContent = title.textContent;
+});
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button && button.dataset.copy) copy(button);

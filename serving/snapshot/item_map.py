@@ -1,0 +1,116 @@
+"""A map of the items: positions in the plane, near for items with similar vectors, for people to look at.
+
+The positions of the items with most interactions come from t-SNE (van der Maaten and Hinton 2008) on cosine distances;
+every other item lies between those of them that are most similar to it. Of few items, principal components are enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from safetensors.numpy import save_file
+
+from features.files import mapped
+
+FILE = "map.safetensors"
+MAX_SHOWN = 800
+"""Maximum number of items that a map shows as its ground: a page has to carry them."""
+MIN_TSNE = 200
+"""Number of items from which t-SNE is used: it compares each item with dozens of neighbours."""
+_PERPLEXITY = 30
+_NUM_NEIGHBOURS = 3
+_BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    """Positions of all items.
+
+    Attributes:
+        positions: Of each item by row, 0 to 1, `[items, 2]`.
+        shown: Rows of the items that are shown as ground, those with most interactions first, `[shown]`.
+    """
+
+    positions: Float32[np.ndarray, "items 2"]
+    shown: Int64[np.ndarray, " shown"]
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.positions)
+
+    @classmethod
+    def of(cls, vectors: Float32[np.ndarray, "items dim"], interactions: Int64[np.ndarray, " items"]) -> ItemMap:
+        """Return the map of a catalogue; the same for the same arguments.
+
+        Args:
+            vectors: The items' unit vectors.
+            interactions: Number of interactions of each item.
+        """
+        shown = np.argsort(-interactions, kind="stable")[:MAX_SHOWN]
+        known = vectors[shown]
+        placed = _projected(known)
+        positions = np.empty((len(vectors), 2), dtype=np.float32)
+        for start in range(0, len(vectors), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            positions[block] = _between(vectors[block], known, placed)
+        positions[shown] = placed
+        return cls(positions, shown)
+
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of an index."""
+        save_file({"positions": self.positions, "shown": self.shown}, folder / FILE)
+
+    @classmethod
+    def load(cls, path: Path, num_items: int) -> ItemMap:
+        """Return a map that was written.
+
+        Args:
+            path: Its file.
+            num_items: Number of items of the catalogue.
+
+        Raises:
+            ValueError: It does not fit to the catalogue.
+        """
+        arrays, _ = mapped(path, "F32", "I64")
+        positions, shown = arrays["positions"], arrays["shown"]
+        if positions.shape != (num_items, 2) or shown.ndim != 1 or not np.isfinite(positions).all():
+            raise ValueError(f"a map of {positions.shape} positions and {shown.shape} items")
+        if len(shown) and not 0 <= shown.min() <= shown.max() < num_items:
+            raise ValueError(f"a map with row {shown.max()} of {num_items}")
+        return cls(positions, shown)
+
+
+def _projected(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items 2"]:
+    """Return positions from 0 to 1 of items that are all compared with each other."""
+    if len(vectors) < 3:
+        return (
+            np.full((len(vectors), 2), 0.5, dtype=np.float32) + np.arange(len(vectors), dtype=np.float32)[:, None] / 4
+        )
+    # Imported here, so that a service, which only reads maps, need not load it.
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(vectors) < MIN_TSNE:
+        plane = PCA(2, svd_solver="full").fit_transform(vectors.astype(np.float64))
+    else:
+        # Distances of unit vectors, which order as cosines do, so that t-SNE can start from principal components.
+        model = TSNE(
+            2, perplexity=_PERPLEXITY, init="pca", learning_rate="auto", max_iter=500, random_state=0, n_jobs=1
+        )
+        plane = model.fit_transform(vectors)
+    least, span = plane.min(axis=0), np.maximum(np.ptp(plane, axis=0), 1e-9)
+    return ((plane - least) / span).astype(np.float32)
+
+
+def _between(
+    vectors: Float32[np.ndarray, "some dim"],
+    known: Float32[np.ndarray, "known dim"],
+    placed: Float32[np.ndarray, "known 2"],
+) -> Float32[np.ndarray, "some 2"]:
+    """Return the mean position of the placed items that are most similar to each item."""
+    number = min(_NUM_NEIGHBOURS, len(known))
+    nearest = np.argpartition(-(vectors @ known.T), number - 1, axis=1)[:, :number]
+    return placed[nearest].mean(axis=1).astype(np.float32)
