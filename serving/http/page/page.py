@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 from flask import Blueprint, current_app, make_response, redirect, render_template, request, url_for
@@ -24,7 +25,7 @@ from serving.http.page.columns import ColumnsCache, shown_columns
 from serving.http.page.documents import RECOMMENDER, pages_of
 from serving.http.page.map_view import HEIGHT, WIDTH, MapView
 from serving.http.page.overview import overview
-from serving.http.page.query import OWN, PageQuery, body_of
+from serving.http.page.query import DEFAULTS, OWN, PageQuery, body_of
 from serving.http.page.snippets import ApiCall
 from serving.http.recommend_handler import RecommendHandler
 from serving.http.security_headers import PAGE_POLICY
@@ -110,6 +111,7 @@ def home() -> Response:
             item=cards.of_ids([query.item_id])[0] if query.item_id else None,
             alike=_beginning_with(recommender, query.user_id),
             recent=_recent_users(recommender),
+            k=query.value("k") if query.values("k") else min(int(DEFAULTS["k"]), service.settings.max_k),
             max_k=min(MAX_PAGE_K, service.settings.max_k),
             lines=_lines(service, answer),
             facts=overview(recommender, time.time()),
@@ -126,12 +128,11 @@ def home() -> Response:
     return response
 
 
-def _address(query: PageQuery, **changes: str) -> str:
-    """Return the address of the page for a query, with other values of some settings."""
-    parameters: dict[str, list[str]] = {}
-    for name, value in (*query.pairs, *changes.items()):
-        parameters.setdefault(name, []).append(value)
-    return url_for("page.home", **parameters)  # type: ignore[arg-type]
+def _address(query: PageQuery, *more: tuple[str, str]) -> str:
+    """Return the address of the page for a query, with more parameters."""
+    # Not by `url_for`, for which some names of parameters mean something.
+    pairs = [*query.pairs, *more]
+    return f"{url_for('page.home')}{'?' if pairs else ''}{urlencode(pairs)}"
 
 
 def _answer(service: Service, recommender: Recommender, query: PageQuery, cards: Cards) -> Answer:

@@ -100,6 +100,18 @@ def test_a_mistake_is_shown_in_the_page(recommender):
         assert detail in response.text
 
 
+def test_no_name_of_a_parameter_means_anything_else(recommender):
+    text = client_of(recommender).get("/?item=a&_scheme=javascript&_external=1&endpoint=x&_anchor=y").text
+    assert "javascript:" not in text
+    assert "no column to filter by" in text
+
+
+def test_a_small_limit_is_kept(recommender):
+    text = client_of(recommender, default_k=2, max_k=3).get("/?user=1").text
+    assert text.count('class="card"') == 3
+    assert 'max="3" value="3"' in text
+
+
 def test_a_random_user_gets_an_address(recommender):
     response = client_of(recommender).get("/?random=1&k=3")
     assert (response.status_code, response.headers["Location"]) in [(302, "/?user=1&k=3"), (302, "/?user=12&k=3")]
