@@ -114,18 +114,19 @@ def _holds_pictures(name: str, cells: pd.Series) -> bool:
     if not name.casefold().startswith(PICTURE_NAMES):
         return False
     texts = cells.head(_SAMPLE).dropna().astype(str)
-    return bool(len(texts)) and texts.str.match(r"(?:https?://|data:image/|/)\S").mean() > 0.5
+    return bool(len(texts) and texts.str.match(r"(?:https?://|data:image/|/)\S").mean() > 0.5)
 
 
 def _is_short(cells: pd.Series) -> bool:
     """Return whether cells are short enough to be shown with an item."""
     texts = cells.head(_SAMPLE).dropna().astype(str)
-    return bool(len(texts)) and texts.str.len().median() <= _SHORT
+    return bool(len(texts) and texts.str.len().median() <= _SHORT)
 
 
 def _field(name: str, schema: ColumnSchema, cells: pd.Series, settings: FeatureSettings | None) -> Field:
     if schema.has_order:
-        return Field(name, "number" if "type" in schema.value else "date")
+        is_date = any("format" in one for one in schema.value["anyOf"])
+        return Field(name, "date" if is_date else "number")
     values = pa.array(cells)
     if settings is not None and settings.definition.has_several and settings.separator and not is_list(values.type):
         values = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(values, settings.separator)))

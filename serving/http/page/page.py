@@ -25,7 +25,7 @@ from serving.http.page.columns import ColumnsCache, shown_columns
 from serving.http.page.documents import RECOMMENDER, pages_of
 from serving.http.page.map_view import HEIGHT, WIDTH, MapView
 from serving.http.page.overview import overview
-from serving.http.page.query import DEFAULTS, OWN, PageQuery, body_of
+from serving.http.page.query import NUM_ITEMS, OWN, PageQuery, body_of
 from serving.http.page.snippets import ApiCall
 from serving.http.recommend_handler import RecommendHandler
 from serving.http.security_headers import PAGE_POLICY
@@ -111,7 +111,7 @@ def home() -> Response:
             item=cards.of_ids([query.item_id])[0] if query.item_id else None,
             alike=_beginning_with(recommender, query.user_id),
             recent=_recent_users(recommender),
-            k=query.value("k") if query.values("k") else min(int(DEFAULTS["k"]), service.settings.max_k),
+            k=query.value("k") if query.values("k") else min(NUM_ITEMS, service.settings.max_k),
             max_k=min(MAX_PAGE_K, service.settings.max_k),
             lines=_lines(service, answer),
             facts=overview(recommender, time.time()),

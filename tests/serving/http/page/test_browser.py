@@ -61,6 +61,7 @@ def root(pristine, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -114,7 +115,7 @@ def test_each_control_changes_what_is_shown(page, root):
     shown(page, "k=6")
     assert items_of(page) == before[:6]
     page.locator("#diversity").focus()
-    for _ in range(16):
+    for _ in range(12):  # from 0.2
         page.keyboard.press("ArrowRight")
     shown(page, "diversity=0.8")
     assert page.evaluate("document.activeElement.id") == "diversity", "the focus stays where it was"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -83,7 +82,7 @@ def test_pictures_come_from_the_catalogue_or_from_origins_that_are_allowed(recom
 def test_all_that_the_api_can_be_asked_can_be_asked_in_the_address(recommender):
     client = client_of(recommender)
     wanted = client.get("/recommendations/1?k=2&brand=Bolt&boost=[]&price_min=2").json["items"]
-    text = client.get("/?user=1&k=2&brand=Bolt&boost=[]&price_min=2&price_max=").text
+    text = client.get("/?user=1&k=2&brand=Bolt&boost=[]&price_min=2&price_max=&diversity=0").text
     assert [one for one in "abcde" if f'class="card" data-item="{one}"' in text] == [one["item_id"] for one in wanted]
     assert '<input type="hidden" name="boost" value="[]">' in text
 
