@@ -25,10 +25,12 @@ MAX_PICKED = 50
 NUM_ITEMS = 12
 """Number of items that are shown by default."""
 DIVERSITY = "0.2"
-"""Diversity of recommendations by default, of which people see more kinds of items. On the generated shop (size tiny,
-300 users) ten recommendations are of 4.2 categories instead of 2.5, and their expected recall@10 is 0.569 instead of 0.577,
-within the interval of +-0.025. With 0.3 they are of 5.4 categories, and it is 0.535; leaving out near-duplicates
-(`distinct = 0.9`) costs far more, 0.346, because people choose them."""
+"""Diversity of recommendations by default, of which people see more kinds of items.
+
+On the generated shop (size tiny, 300 users) ten recommendations are then of 4.2 categories instead of 2.5, and their
+expected recall@10 is 0.569 instead of 0.577, within the interval of +-0.025. With 0.3 they are of 5.4 categories, and
+it is 0.535; leaving out near-duplicates (`distinct = 0.9`) costs far more, 0.346, because people choose them.
+"""
 OWN = ("user", "item", "q", "history", "random", "view", "show", "most", "per", "colour")
 """Names of the page's own parameters."""
 

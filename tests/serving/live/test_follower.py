@@ -294,6 +294,10 @@ def test_an_item_that_was_put_several_times_can_be_filtered_by_its_id(store):
         for where, expected in cases:
             answer = recommender.recommend(106, RecommendRequest(10, where=recommender.state.filters.parse(where)))
             assert {item.item_id for item in answer.items} == expected
+        # Rows of the index and of what arrived, in an order that is not that of the rows.
+        rows = np.array([recommender.state.items.row(item_id) for item_id in ("new-2", ITEMS[3], "new-1", ITEMS[0])])
+        assert recommender.state.filters.cells(rows)["title"].iloc[[0, 2]].tolist() == [title, title]
+        assert recommender.state.filters.cells(rows)["item_id"].tolist() == ["new-2", ITEMS[3], "new-1", ITEMS[0]]
 
 
 def test_an_event_counts_in_the_next_answer(store):

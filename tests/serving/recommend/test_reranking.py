@@ -82,6 +82,16 @@ def test_the_first_candidates_are_in_the_new_order_and_the_others_where_they_wer
         assert [item.rank for item in answer.items] == list(range(1, 31))
 
 
+def test_a_request_may_do_without_it(plain, backwards):
+    answer = backwards.recommend(100, RecommendRequest(30, rerank=False))
+    assert ids(answer) == ids(plain.recommend(100, 30))
+    assert answer.reranked is None
+    client = create_app(backwards).test_client()
+    assert "reranked" not in client.get("/recommendations/100?rerank=false").json
+    assert client.get("/recommendations/100?rerank=true").json["reranked"] is True
+    assert client.get("/?user=100&rerank=false").status_code == 200
+
+
 def test_a_score_stays_the_models(plain, backwards):
     scores = {item.item_id: item.score for item in plain.recommend(100, 30).items}
     assert {item.item_id: item.score for item in backwards.recommend(100, 30).items} == scores
