@@ -21,7 +21,7 @@ from serving.deadline import watched
 from serving.http.contract.problems import Problem
 from serving.http.contract.schemas import UserQuery
 from serving.http.page.cards import Card, Cards
-from serving.http.page.columns import ColumnsCache, shown_columns
+from serving.http.page.columns import CatalogColumns, ColumnsCache, shown_columns
 from serving.http.page.documents import RECOMMENDER, pages_of
 from serving.http.page.map_view import HEIGHT, WIDTH, MapView
 from serving.http.page.overview import overview
@@ -69,12 +69,12 @@ def home() -> Response:
     service: Service = current_app.extensions["towers"]
     recommender: Recommender = request.environ[RECOMMENDER]
     given = request.args.to_dict(flat=False)
-    problem, answer, status = None, None, 200
+    problem, answer = None, None
     try:
         query = PageQuery.of(given)
     except Problem as error:
         query, problem = PageQuery.of({**given, "history": []}), error
-    if "random" in given and len(recommender.state.users):
+    if "random" in given and len(recommender.indexed.users):
         chosen = secrets.choice(recommender.indexed.users.ids)
         return redirect(_address(query.about(user_id=str(chosen))))
     columns = _columns.of(recommender)
@@ -85,47 +85,58 @@ def home() -> Response:
             answer = _answer(service, recommender, query, cards)
     except Problem as error:
         problem = error
-    if problem is not None:
-        status = problem.status
+    content = {
+        **_controls(service, recommender, query, columns),
+        **_found(service, recommender, query, cards, answer),
+        "shown": shown,
+        "problem": problem,
+    }
+    if query.view:
+        past, found = content["history"] or [], answer.items if answer else []
+        content["drawn"] = MapView.of(recommender, columns, query.value("colour"), past, found)
+    response = make_response(render_template("home.html", **content), problem.status if problem else 200)
+    pictures = "".join(f" {origin}" for origin in service.settings.picture_origins)
+    response.headers["Content-Security-Policy"] = PAGE_POLICY.format(pictures=pictures)
+    return response
+
+
+def _controls(service: Service, recommender: Recommender, query: PageQuery, columns: CatalogColumns) -> dict[str, Any]:
+    """Return what the header, the forms and the footer of the page show."""
     filtering = columns.conditions.keys() - UserQuery.model_fields.keys()
     controlled = {"k", "diversity", "distinct", "reasons", "rerank", *OWN, *filtering}
-    history = _history(recommender, query, cards)
-    found = [] if answer is None else answer.items
-    response = make_response(
-        render_template(
-            "home.html",
-            query=query,
-            address=_address,
-            columns=columns,
-            shown=shown,
-            searches=reads_texts(recommender.bundle),
-            has_ranker=recommender.rerank is not None,
-            takes_writes=service.provider.store is not None,
-            answer=answer,
-            problem=problem,
-            history=history,
-            has_map=recommender.snapshot.item_map is not None,
-            drawn=MapView.of(recommender, columns, query.value("colour"), history or [], found) if query.view else None,
-            WIDTH=WIDTH,
-            HEIGHT=HEIGHT,
-            item=cards.of_ids([query.item_id])[0] if query.item_id else None,
-            alike=_beginning_with(recommender, query.user_id),
-            recent=_recent_users(recommender),
-            k=query.value("k") if query.values("k") else min(NUM_ITEMS, service.settings.max_k),
-            max_k=min(MAX_PAGE_K, service.settings.max_k),
-            lines=_lines(service, answer),
-            facts=overview(recommender, time.time()),
-            pages=pages_of(service, recommender),
-            DISTINCT=DISTINCT,
-            filtered=any(name in filtering for name, _ in query.settings),
-            extra=[pair for pair in query.settings if pair[0] not in controlled],
-        ),
-        status,
-    )
-    response.headers["Content-Security-Policy"] = PAGE_POLICY.format(
-        pictures="".join(f" {origin}" for origin in service.settings.picture_origins)
-    )
-    return response
+    max_k = service.settings.max_k
+    return {
+        "query": query,
+        "address": _address,
+        "columns": columns,
+        "distinct": DISTINCT,
+        "k": query.value("k") if query.values("k") else min(NUM_ITEMS, max_k),
+        "max_k": min(MAX_PAGE_K, max_k),
+        "is_filtered": any(name in filtering for name, _ in query.settings),
+        "others": [(name, value) for name, value in query.settings if name not in controlled],
+        "searches": reads_texts(recommender.bundle),
+        "has_ranker": recommender.rerank is not None,
+        "has_map": recommender.snapshot.item_map is not None,
+        "takes_writes": service.provider.store is not None,
+        "recent": _recent_users(recommender),
+        "facts": overview(recommender, time.time()),
+        "pages": pages_of(service, recommender),
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
+
+
+def _found(
+    service: Service, recommender: Recommender, query: PageQuery, cards: Cards, answer: Answer | None
+) -> dict[str, Any]:
+    """Return what the page shows of a query: the answer, the history, and the lines to copy."""
+    return {
+        "answer": answer,
+        "history": _history(recommender, query, cards),
+        "item": cards.of_ids([query.item_id])[0] if query.item_id else None,
+        "alike": _beginning_with(recommender, query.user_id),
+        "lines": _lines(service, answer),
+    }
 
 
 def _address(query: PageQuery, *more: tuple[str, str]) -> str:
@@ -201,8 +212,8 @@ def _recent_users(recommender: Recommender) -> list[str]:
         return [str(one) for one in ids[:: max(1, len(ids) // NUM_EXAMPLES)][:NUM_EXAMPLES]]
     users = np.flatnonzero(histories.lengths > 0)
     newest = histories.times[histories.offsets[users + 1] - 1]
-    best = np.argpartition(-newest, min(NUM_EXAMPLES, len(users)) - 1)[:NUM_EXAMPLES]
-    return [str(ids[users[place]]) for place in best[np.argsort(-newest[best], kind="stable")].tolist()]
+    best = np.argpartition(newest, max(0, len(users) - NUM_EXAMPLES))[-NUM_EXAMPLES:]
+    return [str(ids[users[place]]) for place in best[np.argsort(newest[best], kind="stable")[::-1]].tolist()]
 
 
 def _beginning_with(recommender: Recommender, user_id: str) -> list[str]:
