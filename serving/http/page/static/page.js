@@ -13,24 +13,26 @@ if (matchMedia("(max-width: 52rem)").matches) document.getElementById("settings"
 
 // Shows an address of this page; `push` adds it to the browser's history.
 async function visit(address, push) {
-  const visit = ++visits;
+  const own = ++visits;
+  const typed = document.activeElement.value;
   app.setAttribute("aria-busy", "true");
   try {
     const response = await fetch(address, { headers: { Accept: "text/html" } });
     const text = await response.text();
-    if (visit !== visits) return;
+    if (own !== visits) return;
     if (!(response.headers.get("Content-Type") || "").startsWith("text/html")) throw new Error(detail(text, response));
-    show(new DOMParser().parseFromString(text, "text/html"));
+    show(new DOMParser().parseFromString(text, "text/html"), typed);
     if (push && response.url !== location.href) history.pushState(null, "", response.url);
     tell("");
   } catch (error) {
-    if (visit === visits) tell(error.message);
+    if (own === visits) tell(error.message);
   } finally {
-    if (visit === visits) app.removeAttribute("aria-busy");
+    if (own === visits) app.removeAttribute("aria-busy");
   }
 }
 
-function show(page) {
+// `typed`: what the field with the focus held when the page was asked for.
+function show(page, typed) {
   const before = ranks();
   const focused = document.activeElement;
   const open = new Map([...app.querySelectorAll("details")].map((one) => [one.id, one.open]));
@@ -38,9 +40,11 @@ function show(page) {
   document.title = page.title;
   for (const one of app.querySelectorAll("details")) one.open = open.get(one.id) ?? one.open;
   mark(before);
-  const again = focused && focused.id && app.querySelector("#" + CSS.escape(focused.id));
-  if (again) again.focus({ preventScroll: true });
-  else if (app.contains(focused) || !document.activeElement || document.activeElement === document.body) {
+  const again = focused.id && app.querySelector("#" + CSS.escape(focused.id));
+  if (again) {
+    if (focused.value !== typed) again.value = focused.value;
+    again.focus({ preventScroll: true });
+  } else if (document.activeElement === document.body) {
     document.getElementById("results").focus({ preventScroll: true });
   }
   const found = document.getElementById("found");
