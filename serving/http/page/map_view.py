@@ -78,7 +78,7 @@ class MapView:
             return None
         cells = recommender.indexed.filters.cells(known.shown)
         grouped = {name: _groups([text_of(cell) for cell in cells[name]]) for name in columns.groups}
-        few = [name for name, groups in grouped.items() if 2 <= len(set(groups)) <= NUM_COLOURS]
+        few = [name for name, groups in grouped.items() if len(set(groups)) > 1 and _OTHER not in groups]
         chosen = column if column in grouped else next(iter([*few, *grouped]), "")
         titles, ids = recommender.indexed.titles, recommender.indexed.items.ids
         names = [str(ids[row]) if titles is None else titles[row] for row in known.shown.tolist()]
