@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from features.config import FeatureSettings
 from features.ids import ITEM_ID
 from serving.catalog.filters import ColumnSchema, is_list
+from serving.deadline import held
 from serving.recommend.recommender import Recommender
 from serving.search.conditions import DEFAULT_OPERATOR
 from serving.snapshot.snapshot import Snapshot
@@ -47,6 +48,11 @@ class Field:
     name: str
     kind: str
     choices: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the query parameters that its controls set."""
+        return (self.name,) if self.kind == "choice" else (f"{self.name}_min", f"{self.name}_max")
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,9 @@ class CatalogColumns:
             if name not in (ITEM_ID, title, picture) and not name.startswith(PICTURE_NAMES) and _is_short(frame[name])
         ]
         fields = [_field(name, schemas[name], frame[name], settings.get(name)) for name in facts]
-        choices = [field for field in fields if field.kind == "choice" and field.choices]
-        others = [field for field in fields if field.kind != "choice"]
         return cls(
             picture,
-            tuple(sorted((*choices, *others), key=lambda field: facts.index(field.name))[:MAX_FIELDS]),
+            tuple(fields[:MAX_FIELDS]),
             tuple(facts),
             tuple(field.name for field in fields if field.kind == "choice"),
             _conditions(schemas),
@@ -102,7 +106,7 @@ class ColumnsCache:
 
     def of(self, recommender: Recommender) -> CatalogColumns:
         """Return the columns of the catalogue of a recommender's index."""
-        with self._lock:
+        with held(self._lock):
             if self._columns is None or self._snapshot() is not recommender.snapshot:
                 self._columns = CatalogColumns.of(recommender)
                 # A weak reference, so that an index that is no longer served can be freed.

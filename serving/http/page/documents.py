@@ -1,4 +1,4 @@
-"""Pages beside the page: the model's report, the audit, and the API in Swagger UI. None sends a request to elsewhere.
+"""Further pages: the model's report, the audit, and the API in Swagger UI. None sends a request to elsewhere.
 
 Report and audit are files with scripts and styles of their own, so they are shown in a sandbox: as pages of no origin,
 which can read nothing of this service.

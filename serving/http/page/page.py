@@ -19,7 +19,6 @@ from werkzeug.wrappers import Response
 
 from serving.deadline import watched
 from serving.http.contract.problems import Problem
-from serving.http.contract.schemas import UserQuery
 from serving.http.page.cards import Card, Cards
 from serving.http.page.columns import CatalogColumns, ColumnsCache, shown_columns
 from serving.http.page.documents import RECOMMENDER, pages_of
@@ -102,7 +101,7 @@ def home() -> Response:
 
 def _controls(service: Service, recommender: Recommender, query: PageQuery, columns: CatalogColumns) -> dict[str, Any]:
     """Return what the header, the forms and the footer of the page show."""
-    filtering = columns.conditions.keys() - UserQuery.model_fields.keys()
+    filtering = {name for field in columns.fields for name in field.parameters}
     controlled = {"k", "diversity", "distinct", "reasons", "rerank", *OWN, *filtering}
     max_k = service.settings.max_k
     return {
@@ -152,7 +151,7 @@ def _answer(service: Service, recommender: Recommender, query: PageQuery, cards:
     Raises:
         Problem: A parameter is invalid, or there is no such item.
     """
-    # Without the counters of the API's own handler: a page that somebody looks at is no request of a client.
+    # Without the counters of the API's own handler: a look at the page is no request of a client.
     handler = RecommendHandler(service.recommend.contract)
     contract, max_k = handler.contract, service.settings.max_k
     content: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The address of the page as a request of the API: what is asked for, the parameters, and the links of the page.
+"""The address of the page as a request of the API: its subject, its parameters, and the links of the page.
 
 All names but those in `OWN` are query parameters of the API, so that the page can be asked everything that the API can.
 Fields of a form that were left empty are left out.

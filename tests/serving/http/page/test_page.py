@@ -85,6 +85,7 @@ def test_all_that_the_api_can_be_asked_can_be_asked_in_the_address(recommender):
     text = client.get("/?user=1&k=2&brand=Bolt&boost=[]&price_min=2&price_max=&diversity=0").text
     assert [one for one in "abcde" if f'class="card" data-item="{one}"' in text] == [one["item_id"] for one in wanted]
     assert '<input type="hidden" name="boost" value="[]">' in text
+    assert '<input type="hidden" name="brand_not" value="Acme">' in client.get("/?user=1&brand_not=Acme").text
 
 
 def test_a_mistake_is_shown_in_the_page(recommender):
