@@ -86,9 +86,7 @@ class ItemMap:
 def _projected(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items 2"]:
     """Return positions from 0 to 1 of items that are all compared with each other."""
     if len(vectors) < 3:
-        return (
-            np.full((len(vectors), 2), 0.5, dtype=np.float32) + np.arange(len(vectors), dtype=np.float32)[:, None] / 4
-        )
+        return np.linspace(0, 1, 2 * len(vectors), dtype=np.float32).reshape(-1, 2)
     # Imported here, so that a service, which only reads maps, need not load it.
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -102,7 +100,8 @@ def _projected(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray,
         )
         plane = model.fit_transform(vectors)
     least, span = plane.min(axis=0), np.maximum(np.ptp(plane, axis=0), 1e-9)
-    return ((plane - least) / span).astype(np.float32)
+    positions: np.ndarray = ((plane - least) / span).astype(np.float32)
+    return positions
 
 
 def _between(
@@ -113,4 +112,5 @@ def _between(
     """Return the mean position of the placed items that are most similar to each item."""
     number = min(_NUM_NEIGHBOURS, len(known))
     nearest = np.argpartition(-(vectors @ known.T), number - 1, axis=1)[:, :number]
-    return placed[nearest].mean(axis=1).astype(np.float32)
+    positions: np.ndarray = placed[nearest].mean(axis=1).astype(np.float32)
+    return positions
