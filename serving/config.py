@@ -128,8 +128,11 @@ class ServingConfig(StrictTable):
     in `PGPASSWORD`."""
     index: SecretStr | None = None
     """Vector database to search in instead of the bundle's own index: postgresql://USER@HOST/DATABASE?table=NAME
-    (pgvector). `towers index` and `towers deploy` write there, too. None: the bundle's own index. A password is never
-    shown or logged."""
+    (pgvector), qdrant://HOST:PORT?collection=NAME (with &tls=true encrypted), or qdrant:///FOLDER?collection=NAME
+    (Qdrant's engine in the process of a single worker). `towers index` and `towers deploy` write there, too. None: the
+    bundle's own index. A password is never shown or logged."""
+    index_key: SecretStr | None = None
+    """API key of a Qdrant server. None: none is sent."""
     index_timeout_seconds: float = Field(default=0.5, gt=0, le=60)
     """Maximum time of a search in the vector database, in seconds; it should leave `timeout_seconds` enough for another
     answer."""
@@ -165,6 +168,7 @@ class ServingConfig(StrictTable):
             return None
         return DatabaseSettings(
             address=self.index.get_secret_value(),
+            key=None if self.index_key is None else self.index_key.get_secret_value(),
             timeout_seconds=self.index_timeout_seconds,
             retries=self.index_retries,
             fallback=self.index_fallback,

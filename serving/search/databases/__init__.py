@@ -8,5 +8,6 @@ ones are found by comparing all items, and requests are answered while the datab
 - `database`: the interface of an engine, `VectorDatabase`, and the seal of a collection.
 - `columns`: the cells that a database filters by, and conditions in their types.
 - `database_search`: `DatabaseSearch`, the searcher over an engine.
-- `pgvector`: PostgreSQL.
+- `pgvector`: PostgreSQL; `qdrant_server`: a Qdrant server; `qdrant_engine`: Qdrant's engine in the process;
+  `qdrant_points`: what both have of Qdrant in common.
 """

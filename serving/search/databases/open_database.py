@@ -16,14 +16,19 @@ def open_database(settings: DatabaseSettings) -> VectorDatabase:
     Raises:
         DataError: The address is invalid, or a library is not installed.
     """
-    scheme = settings.address.partition("://")[0] if "://" in settings.address else ""
+    scheme, _, rest = settings.address.partition("://")
     match scheme:
-        case "postgresql" | "postgres":
+        case "postgresql" | "postgres" if rest:
             from serving.search.databases.pgvector import PgVector
 
             return PgVector(settings.address, settings.timeout_seconds)
-    raise DataError(f"index: expected postgresql://USER@HOST/DATABASE?table=NAME, found {_shown(scheme)}")
+        case "qdrant" if rest.startswith("/"):
+            from serving.search.databases.qdrant_engine import QdrantEngine
 
+            return QdrantEngine(settings.address)
+        case "qdrant" if rest:
+            from serving.search.databases.qdrant_server import QdrantServer
 
-def _shown(scheme: str) -> str:
-    return f"{scheme}://..." if scheme else "no address of this kind"
+            return QdrantServer(settings.address, settings.key, settings.timeout_seconds)
+    expected = "postgresql://USER@HOST/DATABASE?table=NAME or qdrant://HOST:PORT?collection=NAME"
+    raise DataError(f"index: expected {expected}, found {f'{scheme}://...' if rest else 'no address'}")

@@ -13,6 +13,7 @@ from features.errors import DataError, UnavailableError
 from serving.errors import NotReady
 from serving.search.conditions import OPERATORS, Condition
 from serving.search.databases import database_search as search_module
+from serving.search.databases import qdrant_points
 from serving.search.databases.columns import kinds_of, storable
 from serving.search.databases.database import Asked, LiveChange, Points, Seal
 from serving.search.databases.database_search import DatabaseSearch
@@ -80,17 +81,21 @@ def searcher(database, settings=None, **changes):
     return DatabaseSearch(database, seal(**changes), EXACT, settings or DatabaseSettings("", timeout_seconds=30))
 
 
-@pytest.fixture(scope="module", params=["pgvector"])
-def address(request):
-    server = request.getfixturevalue(request.param)
-    return f"{server}?table=contract"
+@pytest.fixture(scope="module", params=["pgvector", "qdrant"])
+def address(request, tmp_path_factory):
+    if request.param == "pgvector":
+        return f"{request.getfixturevalue('pgvector')}?table=contract"
+    pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is not installed")
+    return f"qdrant:///{tmp_path_factory.mktemp('qdrant')}?collection=contract"
 
 
 @pytest.fixture(scope="module")
 def database(address):
     """A database with one collection of all items."""
     opened = open_database(DatabaseSettings(address, timeout_seconds=30))
-    write(opened)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qdrant_points, "INDEXED_KILOBYTES", 10)  # so few items would have no graph
+        write(opened)
     yield opened
     opened.close()
 
