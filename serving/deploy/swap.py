@@ -88,6 +88,8 @@ def _move_database_alias(recommender: Recommender) -> None:
             search.make_current()
         except UnavailableError as error:
             click.echo(f"note: services use the new collection, but its alias could not be moved: {error}", err=True)
+        finally:
+            search.database.close()
 
 
 def _previous(link: Path) -> Path:

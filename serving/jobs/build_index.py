@@ -15,7 +15,7 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.sequences.seen_items import SeenItems
 from features.tables.table_parts import table_exists
-from serving.jobs.database_index import publish, write_collection
+from serving.jobs.database_index import collection_written
 from serving.jobs.precompute import precompute_top_k
 from serving.live.compaction import compact
 from serving.live.open_log import open_log
@@ -102,13 +102,12 @@ def build_index(
     for tuning in tried:
         _show_tuning(tuning)
     snapshot = _with_precomputed(bundle, snapshot, precomputed)
-    written = None
-    if database is not None:
+    if database is None:
+        folder = snapshot.save(bundle.path)
+    else:
         queries, columns = snapshot.query_sample(bundle), bundle.config.features.item
-        written = write_collection(snapshot, queries, database, columns, filter_columns, recall)
-    folder = snapshot.save(bundle.path)
-    if written is not None and database is not None:
-        publish(written, database)
+        with collection_written(snapshot, queries, database, columns, filter_columns, recall):
+            folder = snapshot.save(bundle.path)
     manifest = snapshot.manifest
     listed = (
         "" if manifest.precomputed is None else f", {manifest.precomputed.depth} precomputed recommendations per user"

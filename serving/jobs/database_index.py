@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import click
@@ -28,15 +29,18 @@ _MEASURED_USERS = 200
 _SECONDS = 60.0
 
 
-def write_collection(
+@contextmanager
+def collection_written(
     snapshot: Snapshot,
     queries: Float32[np.ndarray, "users width"],
     settings: DatabaseSettings,
     item_settings: Mapping[str, FeatureSettings],
     filter_columns: Sequence[str] | None,
     recall: float | None,
-) -> DatabaseSearch:
-    """Write the collection of an index, and choose the effort of its searches by measurement.
+) -> Iterator[None]:
+    """Write the collection of an index before the block, in which the index is saved, and let the alias name it after.
+
+    The effort of searches is chosen by measurement. Collections of the same model that are too old are deleted.
 
     Args:
         snapshot: The index, before it is saved.
@@ -48,18 +52,35 @@ def write_collection(
 
     Raises:
         DataError: The address is invalid, or the database cannot hold the vectors.
-        UnavailableError: The database does not answer, or ran out of space; nothing was changed.
+        UnavailableError: The database does not answer, or ran out of space.
     """
     patient = replace(settings, timeout_seconds=_SECONDS, fallback="none")
     database = open_database(patient)
+    try:
+        search = _write(snapshot, queries, patient, item_settings, filter_columns, recall or DEFAULT_RECALL)
+        yield
+        _publish(search, settings.keep)
+    finally:
+        database.close()
+
+
+def _write(
+    snapshot: Snapshot,
+    queries: Float32[np.ndarray, "users width"],
+    settings: DatabaseSettings,
+    item_settings: Mapping[str, FeatureSettings],
+    filter_columns: Sequence[str] | None,
+    recall: float,
+) -> DatabaseSearch:
+    database = open_database(settings)
     cells = storable(Filters(snapshot.catalog, item_settings, filter_columns).cells())
     cells = {name: column for name, column in cells.items() if database.can_hold(name)}
     seal = seal_of(snapshot.manifest).model_copy(update={"columns": dict(kinds_of(cells)), "effort": FIRST_LEVEL})
-    search = DatabaseSearch(database, seal, snapshot.index, patient)
+    search = DatabaseSearch(database, seal, snapshot.index, settings)
     vectors = snapshot.index.vectors
     with tqdm(total=len(vectors), unit=" items", desc="Writing to the database", disable=None, leave=False) as bar:
         database.write(search.collection, seal, Points(np.arange(len(vectors)), vectors, cells), bar.update)
-    seal = _with_effort(search, seal, queries[:_MEASURED_USERS], recall or DEFAULT_RECALL, database.max_effort)
+    seal = _with_effort(search, seal, queries[:_MEASURED_USERS], recall, database.max_effort)
     database.reseal(search.collection, seal)
     click.echo(
         f"{search.collection}: {seal.num_items:,} items in the vector database, {len(cells)} columns to filter by, "
@@ -68,19 +89,15 @@ def write_collection(
     return search
 
 
-def publish(search: DatabaseSearch, settings: DatabaseSettings) -> None:
-    """Let the alias name a collection, and delete old collections of the same model.
-
-    Raises:
-        UnavailableError: The database does not answer.
-    """
+def _publish(search: DatabaseSearch, keep: int) -> None:
+    """Let the alias name a collection, and delete old collections of the same model."""
     search.make_current()
     database, mine = search.database, search.check()
     of_model = [name for name, seal in database.collections().items() if seal.weights_digest == mine.weights_digest]
-    for name in of_model[settings.keep :]:
+    for name in of_model[keep:]:
         if name != search.collection:
             database.drop(name)
-            click.echo(f"{name}: deleted; the {settings.keep} newest collections of the model are kept (index_keep)")
+            click.echo(f"{name}: deleted; {keep} collections of a model are kept (index_keep)")
 
 
 def _with_effort(

@@ -105,14 +105,14 @@ class LiveChange:
         log_id: Identity of the log.
         after: The position that the records follow.
         until: The position of the last record.
-        put: Items that arrived.
+        put: Items that arrived; None if none did.
         deleted: Keys of items that were deleted or replaced.
     """
 
     log_id: str
     after: int
     until: int
-    put: Points
+    put: Points | None
     deleted: Int64[np.ndarray, " deleted"]
 
 

@@ -152,7 +152,12 @@ class DatabaseSearch:
         Raises:
             UnavailableError: The database does not answer.
         """
-        return self.database.apply(self.collection, change)
+        self._wait_for_turn()
+        try:
+            return self.database.apply(self.collection, change)
+        except UnavailableError as error:
+            self._note_away(error)
+            raise
 
     def _by_levels(self, task: SearchTask, within: AllowedItems | None) -> list[ScoredRows]:
         """Return the results of all users, from the levels of their orders.

@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, LiteralString, cast
+from typing import TYPE_CHECKING, Any, LiteralString
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
@@ -117,7 +117,7 @@ class PgVector:
             if not asked.is_exact:
                 connection.execute(f"SET hnsw.ef_search = {max(1, asked.effort)}".encode())
             for user, query in deadline.watched(enumerate(asked.queries)):
-                excluded = asked.excluded[user] if asked.excluded else ()
+                excluded = asked.excluded[user] if asked.excluded else np.zeros(0, np.int64)
                 more = [*where, SQL("{} <> ALL(%s)").format(Identifier(_KEY))] if len(excluded) else where
                 parts = {
                     "key": Identifier(_KEY),
@@ -232,7 +232,7 @@ class PgVector:
             if log_id is not None and position >= change.until:
                 return True
             table, columns = Identifier(collection), _parsed_seal(seal).columns
-            if len(change.put):
+            if change.put is not None:
                 names = [_KEY, _VECTOR, *columns]
                 cursor = connection.cursor()
                 cursor.executemany(
@@ -318,7 +318,7 @@ class PgVector:
         except BaseException:
             connection.close()
             raise
-        return cast("Connection[Any]", connection)
+        return connection
 
     def _refuse_other(self, connection: Connection[Any]) -> None:
         """Refuse an alias that is the name of something else than our view."""
@@ -382,10 +382,10 @@ def _where(conditions: Sequence[Condition], kinds: dict[str, ColumnKind]) -> tup
     for one in conditions:
         kind = kinds[one.column]
         is_list = kind in ("texts", "wholes")
-        has_any = "{column} && {values}" if is_list else "{column} = ANY({values})"
+        has_any: LiteralString = "{column} && {values}" if is_list else "{column} = ANY({values})"
         statements: dict[str, LiteralString] = {
-            "any": cast("LiteralString", has_any),
-            "not": cast("LiteralString", f"({{column}} IS NULL OR NOT {has_any})"),
+            "any": has_any,
+            "not": "({column} IS NULL OR NOT " + has_any + ")",
             "min": "{column} >= {value}",
             "max": "{column} <= {value}",
         }

@@ -164,7 +164,8 @@ class QdrantEngine:
             return False
         if before is not None and before["position"] >= change.until:
             return True
-        self._upsert(shard, change.put, lambda _: None)
+        if change.put is not None:
+            self._upsert(shard, change.put, lambda _: None)
         if len(change.deleted):
             operation = edge.UpdateOperation.delete_points(change.deleted.tolist())
             self._try(lambda: shard.update(operation))

@@ -1,7 +1,7 @@
 """Items and conditions as Qdrant has them, the same for its server and for its engine in the process.
 
 Booleans are stored as the words `true` and `false`, because the engine's Python interface compares them with 1 and 0.
-Whole numbers are compared as doubles in ranges, which lets through a few too many beyond 2^53; the searcher leaves those
+Whole numbers are compared as doubles in ranges, which lets through a few too many beyond 2^53; the searcher leaves them
 out.
 """
 

@@ -181,7 +181,8 @@ class QdrantServer:
         if before.get(_POSITION, -1) >= change.until:
             return True
         with self._telling():
-            self._upsert(collection, change.put, lambda _: None)
+            if change.put is not None:
+                self._upsert(collection, change.put, lambda _: None)
             if len(change.deleted):
                 selector = self._models.PointIdsList(points=change.deleted.tolist())
                 self._reader.delete(collection, selector)

@@ -332,7 +332,6 @@ def test_the_alias_moves_forth_and_back(database):
 def test_live_writes_are_applied_once_and_in_place(database):
     collection = write(database, seal(index="live"))
     new = Points(np.array([ITEMS + 7]), QUERIES[:1], {name: column[:1] for name, column in CELLS.items()})
-    nothing = Points(np.zeros(0, np.int64), QUERIES[:0], {name: column[:0] for name, column in CELLS.items()})
     best = EXACT.scan(QUERIES[:1], 5).rows
     asked = Asked(QUERIES[:1], 5, 256)
 
@@ -342,12 +341,12 @@ def test_live_writes_are_applied_once_and_in_place(database):
     assert database.apply(collection, LiveChange("log", 0, 7, new, best[:2]))
     assert found() == [ITEMS + 7, *best[2:], *EXACT.scan(QUERIES[:1], 6).rows[5:]]
     assert database.apply(collection, LiveChange("log", 0, 7, new, best[:2]))
-    assert database.apply(collection, LiveChange("log", 7, 9, nothing, np.array([ITEMS + 7])))
+    assert database.apply(collection, LiveChange("log", 7, 9, None, np.array([ITEMS + 7])))
     assert ITEMS + 7 not in found()
     # Another worker that is behind: what it writes is in the collection already.
     assert database.apply(collection, LiveChange("log", 0, 7, new, best[:2]))
     assert ITEMS + 7 not in found()
-    assert not database.apply(collection, LiveChange("another log", 0, 1, nothing, best[2:3]))
+    assert not database.apply(collection, LiveChange("another log", 0, 1, None, best[2:3]))
     assert best[2] in found()
     # A searcher of the index passes over live items, which it searches in memory, and over deleted ones.
     hits = searcher(database, index="live").search(QUERIES, 20, ragged([best[:2]] * USERS))
