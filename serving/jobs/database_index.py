@@ -80,7 +80,7 @@ def _write(
     vectors = snapshot.index.vectors
     with tqdm(total=len(vectors), unit=" items", desc="Writing to the database", disable=None, leave=False) as bar:
         database.write(search.collection, seal, Points(np.arange(len(vectors)), vectors, cells), bar.update)
-    seal = _with_effort(search, seal, queries[:_MEASURED_USERS], recall, database.max_effort)
+    seal = with_effort(search, seal, queries[:_MEASURED_USERS], recall, database.max_effort)
     database.reseal(search.collection, seal)
     click.echo(
         f"{search.collection}: {seal.num_items:,} items in the vector database, {len(cells)} columns to filter by, "
@@ -100,10 +100,18 @@ def _publish(search: DatabaseSearch, keep: int) -> None:
             click.echo(f"{name}: deleted; {keep} collections of a model are kept (index_keep)")
 
 
-def _with_effort(
+def with_effort(
     search: DatabaseSearch, seal: Seal, queries: Float32[np.ndarray, "users width"], wanted: float, most: int
 ) -> Seal:
-    """Return a seal with the least effort that reaches a recall, or the greatest."""
+    """Return a seal with the least effort that reaches a recall, or the greatest.
+
+    Args:
+        search: The searcher over a collection that was written.
+        seal: Its seal.
+        queries: Vectors of users.
+        wanted: Target recall@100, 0 to 1.
+        most: The greatest effort.
+    """
     true = search.local.scan(queries, TUNED_CUTOFF)
     effort = FIRST_LEVEL
     while True:

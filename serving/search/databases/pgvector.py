@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 from pydantic import ValidationError
@@ -349,15 +348,15 @@ def _parsed(address: str) -> tuple[str, str]:
     Raises:
         DataError: There is no such name, or it is invalid.
     """
-    parts = urlsplit(address)
-    parameters = parse_qsl(parts.query, keep_blank_values=True)
-    names = [value for name, value in parameters if name == "table"]
+    base, _, query = address.partition("?")
+    parameters = [one for one in query.split("&") if one]
+    names = [one.removeprefix("table=") for one in parameters if one.startswith("table=")]
     if len(names) != 1 or not _NAME.fullmatch(names[0]):
         raise DataError(
             f"index: {_EXPECTED}, with a name of at most 40 small letters, digits and _, that begins with a letter"
         )
-    rest = urlencode([(name, value) for name, value in parameters if name != "table"])
-    return urlunsplit(parts._replace(query=rest)), names[0]
+    rest = "&".join(one for one in parameters if not one.startswith("table="))
+    return f"{base}?{rest}" if rest else base, names[0]
 
 
 def _parsed_seal(text: str) -> Seal:

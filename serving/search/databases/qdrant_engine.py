@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 from pydantic import ValidationError
@@ -54,8 +54,7 @@ class QdrantEngine:
         with needing("indexes in Qdrant"):
             import qdrant_edge
         self._edge = qdrant_edge
-        parts = urlsplit(address)
-        self.alias = points_module.collection_name(parts)
+        parts, self.alias = points_module.parsed(address)
         # As in other tools: qdrant:///vectors is relative to the working folder, qdrant:////var/vectors absolute.
         self._folder = Path(unquote(parts.path).removeprefix("/"))
         self._open: OrderedDict[str, EdgeShard] = OrderedDict()

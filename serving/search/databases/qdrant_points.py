@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import SplitResult, parse_qs
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import numpy as np
 
@@ -44,16 +44,20 @@ _SIMPLE = re.compile(r"[A-Za-z0-9_-]+")
 _POINTS_AT_ONCE = 1000
 
 
-def collection_name(parts: SplitResult) -> str:
-    """Return the name of the alias in an address.
+def parsed(address: str) -> tuple[SplitResult, str]:
+    """Return the parts of an address, and the name of the alias in it.
 
     Raises:
-        DataError: There is none, or it is invalid.
+        DataError: The address is invalid, or has no such name; the message does not quote it.
     """
-    names = parse_qs(parts.query).get("collection", [])
+    try:
+        parts = urlsplit(address)
+        names = parse_qs(parts.query).get("collection", [])
+    except ValueError:
+        names = []
     if len(names) != 1 or not _NAME.fullmatch(names[0]):
         raise DataError(f"index: {EXPECTED}, with a name of at most 100 letters, digits, _ and -")
-    return names[0]
+    return parts, names[0]
 
 
 def can_hold(column: str) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import numpy as np
 from pydantic import ValidationError
@@ -47,7 +48,7 @@ class QdrantServer:
         address: str,
         key: str | None,
         timeout_seconds: float,
-        make_client: Callable[..., QdrantClient] | None = None,
+        make_client: Callable[[float], QdrantClient] | None = None,
     ) -> None:
         """Prepare the client, which connects at its first use.
 
@@ -56,20 +57,18 @@ class QdrantServer:
                 encrypted connection.
             key: API key. None: none is sent.
             timeout_seconds: Maximum duration of a search.
-            make_client: Returns the client; called with the arguments of `QdrantClient`. None: `QdrantClient`.
+            make_client: Returns a client whose requests may take so many seconds. None: one of the server.
 
         Raises:
             DataError: The library is not installed, or the address is invalid.
         """
         with needing("indexes in Qdrant"):
             import httpx
-            from qdrant_client import QdrantClient, models
+            from qdrant_client import models
         self._models = models
         self._httpx = httpx
-        parts = urlsplit(address)
-        self.alias = points_module.collection_name(parts)
+        parts, self.alias = points_module.parsed(address)
         self._key = key
-        self._seconds = timeout_seconds
         tls = parse_qs(parts.query).get("tls", ["false"])[-1]
         try:
             port = parts.port or _DEFAULT_PORT
@@ -77,8 +76,8 @@ class QdrantServer:
             port = 0
         if not port or not parts.hostname or parts.username or parts.path.strip("/") or tls not in ("true", "false"):
             raise DataError(f"index: {points_module.EXPECTED}; a key belongs into index_key or TOWERS_INDEX_KEY")
-        self._reader = self._client(make_client or QdrantClient, parts.hostname, port, tls == "true", timeout_seconds)
-        self._writer = self._client(make_client or QdrantClient, parts.hostname, port, tls == "true", _SECONDS_TO_WRITE)
+        make = make_client or partial(_client, parts.hostname, port, key, is_encrypted=tls == "true")
+        self._reader, self._writer = make(timeout_seconds), make(_SECONDS_TO_WRITE)
 
     def can_hold(self, column: str) -> bool:
         """Return whether a column can have this name."""
@@ -194,20 +193,6 @@ class QdrantServer:
         self._reader.close()
         self._writer.close()
 
-    def _client(
-        self, make: Callable[..., QdrantClient], host: str, port: int, tls: bool, seconds: float
-    ) -> QdrantClient:
-        # Its own `timeout` is rounded up to whole seconds; httpx takes another from each request.
-        client = make(host=host, port=port, https=tls, api_key=self._key, check_compatibility=False)
-        limits = self._httpx.Timeout(seconds).as_dict()
-
-        def within(request: Any, send: Callable[[Any], Any]) -> Any:
-            request.extensions["timeout"] = limits
-            return send(request)
-
-        client.http.client.add_middleware(within)
-        return client
-
     def _metadata(self, collection: str) -> dict[str, Any] | None:
         """Return the metadata of a collection; None if there is no such collection."""
         with self._telling():
@@ -251,3 +236,20 @@ class QdrantServer:
         except (ApiException, QdrantException, self._httpx.HTTPError, OSError) as error:
             said = redacted(" ".join(str(error).split())[:300], self._key)
             raise UnavailableError(f"the Qdrant server cannot be used ({said})") from None
+
+
+def _client(host: str, port: int, key: str | None, seconds: float, *, is_encrypted: bool) -> QdrantClient:
+    """Return a client whose requests may take so many seconds."""
+    import httpx
+    from qdrant_client import QdrantClient
+
+    client = QdrantClient(host=host, port=port, https=is_encrypted, api_key=key, check_compatibility=False)
+    # Its own `timeout` is rounded up to whole seconds; httpx takes another from each request.
+    limits = httpx.Timeout(seconds).as_dict()
+
+    def within(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
+        request.extensions["timeout"] = limits
+        return send(request)
+
+    client.http.client.add_middleware(within)
+    return client
