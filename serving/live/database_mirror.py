@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float32
 
-from features.errors import DataError, UnavailableError
+from features.errors import UnavailableError
 from features.ids import ITEM_ID
 from features.tables.tables import Catalog
 from serving.catalog.ids import ExternalId
@@ -78,13 +78,13 @@ class DatabaseMirror:
         if self._is_refused or until == self._position:
             return
         try:
-            columns = list(self._search.check().columns)
+            columns = list(self._search.checked().columns)
             put = [Points(np.array(one.keys), one.vectors, self._cells(one.frame, columns)) for one in self._put]
             change = LiveChange(
                 log_id, self._position, until, _joined(put), np.array(sorted(set(self._deleted)), dtype=np.int64)
             )
             self._is_refused = not self._search.apply(change)
-        except (DataError, UnavailableError) as error:
+        except UnavailableError as error:
             _log.warning("live writes up to %d are not in the vector database yet: %s", until, error)
             return
         if self._is_refused:

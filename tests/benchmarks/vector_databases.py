@@ -1,4 +1,4 @@
-"""Vector databases beside FAISS and exact search: recall, k met and latency, by the share of items that a filter leaves.
+"""Vector databases beside FAISS and exact search: recall, k met and latency, by what share of items a filter leaves.
 
     python tests/benchmarks/vector_databases.py [--items 100000] [--width 64] [--users 200] [--recall 0.99]
         [--only pgvector qdrant] [--index qdrant://HOST:PORT?collection=bench]

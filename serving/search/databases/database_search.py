@@ -167,21 +167,28 @@ class DatabaseSearch:
             within: The items of which each user has one order, a superset of the allowed ones. None: all.
         """
         walk, users = LevelSearch(task, self.local.vectors), np.flatnonzero(task.needed)
-        levels = _Levels(self, self._checked(), task, within)
+        levels = _Levels(self, self.checked(), task, within)
         depths = np.full(len(users), FIRST_LEVEL if levels.can_narrow else NO_LEVEL)
         missing = walk.go(users, depths, min(_DEEPEST, levels.num_within // 2), levels.search)
         walk.end(missing, self._exact)
         return walk.answers()
 
-    def _checked(self) -> Seal:
+    def checked(self) -> Seal:
+        """Return the seal of the collection, which is looked up as seldom as an absent database is asked.
+
+        Raises:
+            UnavailableError: The database does not answer, or has no collection that fits.
+        """
         if self._seal is not None:
             return self._seal
         self._wait_for_turn()
         try:
-            return self.check()
+            found = self.check()
         except (DataError, UnavailableError) as error:
             self._note_away(error)
             raise UnavailableError(str(error)) from None
+        self._note_back()
+        return found
 
     def ask(self, seal: Seal, asked: Asked) -> list[Int64[np.ndarray, " _"]]:
         """Return the keys that the database finds for each user; asks again if it failed at once.
@@ -201,9 +208,7 @@ class DatabaseSearch:
                     continue
                 self._note_away(error)
                 raise UnavailableError(str(error)) from None
-            if self._is_away:
-                self._is_away = False
-                _log.warning("the vector database answers again")
+            self._note_back()
             return found
 
     def _wait_for_turn(self) -> None:
@@ -213,6 +218,11 @@ class DatabaseSearch:
             if now < self._next_try:
                 raise UnavailableError("the vector database did not answer a moment ago")
             self._next_try = now + _SECONDS_BETWEEN_TRIES
+
+    def _note_back(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            _log.warning("the vector database answers again")
 
     def _note_away(self, error: Exception) -> None:
         if not self._is_away:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -90,6 +91,7 @@ class PgVector:
         self._seconds = timeout_seconds
         self._idle: list[Connection[Any]] = []
         self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(4, "towers-connect")
 
     def can_hold(self, column: str) -> bool:
         """Return whether a column can have this name in PostgreSQL."""
@@ -268,7 +270,7 @@ class PgVector:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None or connection.closed:
-                connection = self._connect(self._seconds)
+                connection = self._connected_in_time()
             try:
                 yield connection
             except BaseException:
@@ -287,6 +289,15 @@ class PgVector:
                 yield connection
         except self._error as error:
             raise self._unavailable(error) from None
+
+    def _connected_in_time(self) -> Connection[Any]:
+        """Open a connection in another thread, as libpq waits for at least two seconds for a host that is silent."""
+        connecting = self._threads.submit(self._connect, self._seconds)
+        try:
+            return connecting.result(self._seconds)
+        except TimeoutError:
+            connecting.add_done_callback(_close_late)
+            raise UnavailableError(f"the vector database did not respond within {self._seconds:g} s") from None
 
     def _connect(self, seconds: float | None) -> Connection[Any]:
         import psycopg
@@ -357,6 +368,12 @@ def _parsed(address: str) -> tuple[str, str]:
         )
     rest = "&".join(one for one in parameters if not one.startswith("table="))
     return f"{base}?{rest}" if rest else base, names[0]
+
+
+def _close_late(connecting: Future[Connection[Any]]) -> None:
+    """Close a connection that came too late."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().close()
 
 
 def _parsed_seal(text: str) -> Seal:
