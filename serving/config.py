@@ -219,6 +219,15 @@ def read_settings(
             f"settings of the service: default_k = {settings.default_k} is greater than max_k = {settings.max_k};"
             " lower default_k or raise max_k"
         )
+    if (
+        settings.workers > 1
+        and settings.index is not None
+        and settings.index.get_secret_value().startswith("qdrant:///")
+    ):
+        raise DataError(
+            f"settings of the service: workers = {settings.workers}, but one process at a time can open the "
+            "collections of index = qdrant:///...; set workers = 1, or run a Qdrant server and name it: qdrant://HOST:PORT"
+        )
     return settings
 
 

@@ -7,6 +7,7 @@ out.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -97,10 +98,19 @@ def filter_of(where: Filter, kinds: Mapping[str, ColumnKind], excluded: np.ndarr
 def _condition(one: Condition, kind: ColumnKind) -> dict[str, Any]:
     path = path_of(one.column)
     if one.operator in ("min", "max"):
-        return {"key": path, "range": {"gte" if one.operator == "min" else "lte": float(one.values[0])}}
+        is_least = one.operator == "min"
+        return {"key": path, "range": {"gte" if is_least else "lte": _outwards(one.values[0], is_least=is_least)}}
     if kind in ("float32", "float64"):
         return {"should": [{"key": path, "range": {"gte": value, "lte": value}} for value in one.values]}
     return {"key": path, "match": {"any": _values(list(one.values))}}
+
+
+def _outwards(bound: float, *, is_least: bool) -> float:
+    """Return a bound as a double; one that is beyond what doubles count exactly, as the next that leaves nothing out."""
+    rounded = float(bound)
+    if is_least:
+        return math.nextafter(rounded, -math.inf) if rounded > bound else rounded
+    return math.nextafter(rounded, math.inf) if rounded < bound else rounded
 
 
 def _values(cells: list[Any]) -> list[Any]:

@@ -321,7 +321,10 @@ def test_what_belongs_to_another_bundle_is_refused_in_one_line(database):
 
 
 def test_the_alias_moves_forth_and_back(database):
-    first, second = write(database, seal(index="alias1")), write(database, seal(index="alias2"))
+    first_seal, second_seal = (
+        seal(index=f"alias{number}", created=f"2026-01-0{number + 1}T00:00:00+00:00") for number in (1, 2)
+    )
+    first, second = write(database, first_seal), write(database, second_seal)
     assert list(database.collections())[:2] == [second, first]
     for collection in (first, second, first):
         database.point_alias(collection)
@@ -329,8 +332,8 @@ def test_the_alias_moves_forth_and_back(database):
     database.drop(second)
     assert second not in database.collections()
     assert database.seal(second) is None
-    assert database.seal(first) == seal(index="alias1")
-    database.reseal(first, seal(index="alias1", effort=512))
+    assert database.seal(first) == first_seal
+    database.reseal(first, first_seal.model_copy(update={"effort": 512}))
     assert database.seal(first).effort == 512
 
 
