@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import click
 import numpy as np
@@ -79,7 +80,8 @@ def _write(
     search = DatabaseSearch(database, seal, snapshot.index, settings)
     vectors = snapshot.index.vectors
     with tqdm(total=len(vectors), unit=" items", desc="Writing to the database", disable=None, leave=False) as bar:
-        database.write(search.collection, seal, Points(np.arange(len(vectors)), vectors, cells), bar.update)
+        points = Points(np.arange(len(vectors)), vectors, cells)
+        database.write(search.collection, seal, points, lambda written: _advance(bar, written))
     seal = with_effort(search, seal, queries[:_MEASURED_USERS], recall, database.max_effort)
     database.reseal(search.collection, seal)
     click.echo(
@@ -87,6 +89,10 @@ def _write(
         f"recall@{TUNED_CUTOFF} {seal.recall_at_100:.3f} at effort {seal.effort}"
     )
     return search
+
+
+def _advance(bar: tqdm[Any], written: int) -> None:
+    bar.update(written)
 
 
 def _publish(search: DatabaseSearch, keep: int) -> None:

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -113,7 +114,7 @@ class QdrantEngine:
                 for name, kind in seal.columns.items():
                     schema = getattr(edge.PayloadSchemaType, INDEX_TYPES[kind].capitalize())
                     operation = edge.UpdateOperation.create_field_index(points_module.path_of(name), schema)
-                    self._try(lambda operation=operation: shard.update(operation))
+                    self._try(partial(shard.update, operation))
                 self._upsert(shard, points, progress)
                 self._try(shard.optimize)
                 self._try(shard.flush)
@@ -167,7 +168,7 @@ class QdrantEngine:
             self._upsert(shard, change.put, lambda _: None)
         if len(change.deleted):
             operation = edge.UpdateOperation.delete_points(change.deleted.tolist())
-            self._try(lambda: shard.update(operation))
+            self._try(partial(shard.update, operation))
         self._try(shard.flush)
         with atomic_file(file) as written:
             written.write_text(json.dumps({"log_id": change.log_id, "position": change.until}), encoding="utf-8")
@@ -199,14 +200,15 @@ class QdrantEngine:
         for keys, vectors, payloads in points_module.batches(points):
             content = zip(keys, vectors.tolist(), payloads, strict=True)
             operation = edge.UpdateOperation.upsert_points([edge.Point(*one) for one in content])
-            self._try(lambda operation=operation: shard.update(operation))
+            self._try(partial(shard.update, operation))
             progress(len(keys))
 
     def _filter(self, content: dict[str, Any] | None) -> Filter | None:
         """Return a filter in Qdrant's JSON as the engine takes it."""
         if content is None:
             return None
-        return self._edge.Filter(**{name: [self._condition(one) for one in some] for name, some in content.items()})
+        parts: dict[str, Any] = {name: [self._condition(one) for one in some] for name, some in content.items()}
+        return self._edge.Filter(**parts)
 
     def _condition(self, content: dict[str, Any]) -> Any:
         edge = self._edge

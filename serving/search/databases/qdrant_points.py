@@ -86,7 +86,8 @@ def batches(points: Points) -> Iterator[tuple[list[int], np.ndarray, list[dict[s
 
 def filter_of(where: Filter, kinds: Mapping[str, ColumnKind], excluded: np.ndarray) -> dict[str, Any] | None:
     """Return conditions and exclusions as a filter in Qdrant's JSON; None if there are none."""
-    must, must_not = [], []
+    must: list[dict[str, Any]] = []
+    must_not: list[dict[str, Any]] = []
     for one in where:
         (must_not if one.operator == "not" else must).append(_condition(one, kinds[one.column]))
     if len(excluded):
@@ -106,7 +107,7 @@ def _condition(one: Condition, kind: ColumnKind) -> dict[str, Any]:
 
 
 def _outwards(bound: float, *, is_least: bool) -> float:
-    """Return a bound as a double; one that is beyond what doubles count exactly, as the next that leaves nothing out."""
+    """Return a bound as a double: the nearest that leaves nothing out."""
     rounded = float(bound)
     if is_least:
         return math.nextafter(rounded, -math.inf) if rounded > bound else rounded
