@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 class Seal(StrictTable):
-    """What a collection was made of, stored beside it: it is used only with the bundle and the index that it names."""
+    """What a collection was made of, stored with it: it is used only with the bundle and the index that it names."""
 
     format_version: int = FORMAT_VERSION
     """Format of the collection; this version reads 1."""

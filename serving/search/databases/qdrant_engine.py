@@ -1,6 +1,6 @@
 """Collections of Qdrant's engine in the process: `index = "qdrant:///FOLDER?collection=NAME"`.
 
-For one machine and one worker: a collection is a folder that one process at a time can open. Beside it is its seal, a
+For one machine and one worker: a collection is a folder that one process at a time can open. Next to it is its seal, a
 file that is written last; the alias is a link, as that to a bundle.
 """
 

@@ -63,10 +63,8 @@ class QdrantServer:
             DataError: The library is not installed, or the address is invalid.
         """
         with needing("indexes in Qdrant"):
-            import httpx
             from qdrant_client import models
         self._models = models
-        self._httpx = httpx
         parts, self.alias = points_module.parsed(address)
         self._key = key
         tls = parse_qs(parts.query).get("tls", ["false"])[-1]
@@ -233,21 +231,20 @@ class QdrantServer:
 
         try:
             yield
-        except (ApiException, QdrantException, self._httpx.HTTPError, OSError) as error:
+        except (ApiException, QdrantException, OSError) as error:
             said = redacted(" ".join(str(error).split())[:300], self._key)
             raise UnavailableError(f"the Qdrant server cannot be used ({said})") from None
 
 
 def _client(host: str, port: int, key: str | None, seconds: float, *, is_encrypted: bool) -> QdrantClient:
     """Return a client whose requests may take so many seconds."""
-    import httpx
     from qdrant_client import QdrantClient
 
     client = QdrantClient(host=host, port=port, https=is_encrypted, api_key=key, check_compatibility=False)
     # Its own `timeout` is rounded up to whole seconds; httpx takes another from each request.
-    limits = httpx.Timeout(seconds).as_dict()
+    limits = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
 
-    def within(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
+    def within(request: Any, send: Callable[[Any], Any]) -> Any:
         request.extensions["timeout"] = limits
         return send(request)
 
