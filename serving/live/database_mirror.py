@@ -8,7 +8,9 @@ memory, and knows itself which rows are deleted. While the database is away, wha
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +51,10 @@ class DatabaseMirror:
         self._keys: dict[ExternalId, int | None] = {}
         self._put: list[_Put] = []
         self._deleted: list[int] = []
+        self._lock = threading.Lock()
+        # Of this thread alone: what could not be written, up to where all is written, and whether nothing may be.
+        self._thread = ThreadPoolExecutor(1, "towers-mirror")
+        self._left: tuple[list[_Put], list[int]] = [], []
         self._position = 0
         self._is_refused = False
 
@@ -74,18 +80,29 @@ class DatabaseMirror:
         self._keys[item_id] = None
 
     def write(self, log_id: str, until: int) -> None:
-        """Write what was noted, all records up to a position; what cannot be written now is kept."""
+        """Write what was noted, all records up to a position, in a thread of its own; what fails is kept for later."""
+        with self._lock:
+            noted = self._put, self._deleted
+            self._put, self._deleted = [], []
+        self._thread.submit(self._write, log_id, until, *noted)
+
+    def _write(self, log_id: str, until: int, put: list[_Put], deleted: list[int]) -> None:
+        """Write records, and those that could not be written before."""
+        put, deleted = [*self._left[0], *put], [*self._left[1], *deleted]
         if self._is_refused or until == self._position:
             return
         try:
             columns = list(self._search.checked().columns)
-            put = [Points(np.array(one.keys), one.vectors, self._cells(one.frame, columns)) for one in self._put]
-            change = LiveChange(
-                log_id, self._position, until, _joined(put), np.array(sorted(set(self._deleted)), dtype=np.int64)
-            )
-            self._is_refused = not self._search.apply(change)
+            points = [Points(np.array(one.keys), one.vectors, self._cells(one.frame, columns)) for one in put]
+            keys = np.array(sorted(set(deleted)), dtype=np.int64)
+            self._is_refused = not self._search.apply(LiveChange(log_id, self._position, until, _joined(points), keys))
         except UnavailableError as error:
+            self._left = put, deleted
             _log.warning("live writes up to %d are not in the vector database yet: %s", until, error)
+            return
+        except Exception as error:  # whatever is wrong with a record, requests must be answered
+            self._left = put, deleted
+            _log.error("live writes up to %d cannot be written to the vector database", until, exc_info=error)
             return
         if self._is_refused:
             _log.error(
@@ -93,7 +110,7 @@ class DatabaseMirror:
                 "`towers index`",
                 self._search.collection,
             )
-        self._put, self._deleted, self._position = [], [], until
+        self._left, self._position = ([], []), until
 
     def _cells(self, frame: pd.DataFrame, columns: Iterable[str]) -> Cells:
         """Return the columns of items that arrived; those with a cell that the database cannot hold are empty."""

@@ -117,8 +117,8 @@ def show(
         most = round(share * len(exact)) - 1
         allowed = None if share == 1 else AllowedItems(places <= most, (Condition("place", "max", (most,)),))
         true = exact.scan(queries, K, None, allowed)
-        found, seconds, before = [], [], 0 if counted is None else counted.num_asked
         search(queries[:1], allowed)
+        found, seconds, before = [], [], 0 if counted is None else counted.num_asked
         for query in queries:
             began = time.perf_counter()
             found.append(search(query[None], allowed).of(0))
@@ -126,7 +126,7 @@ def show(
         hits, wanted = Hits.join(found), min(K, len(exact) if allowed is None else len(allowed))
         is_met = np.mean(np.diff(hits.offsets) == wanted)
         times = np.quantile(np.array(seconds) * 1e3, [0.5, 0.95])
-        asked = "" if counted is None else f"  asked {min(1, (counted.num_asked - before - 1) / len(queries)):.0%}"
+        asked = "" if counted is None else f"  asked {min(1, (counted.num_asked - before) / len(queries)):.0%}"
         print(
             f"{name:<16} {share:>6.1%} of items: recall@100 {hits.share_of(true):.4f}  k met {is_met:.0%}  "
             f"p50 {times[0]:.2f} ms  p95 {times[1]:.2f} ms{asked}",

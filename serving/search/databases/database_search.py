@@ -152,12 +152,7 @@ class DatabaseSearch:
         Raises:
             UnavailableError: The database does not answer.
         """
-        self._wait_for_turn()
-        try:
-            return self.database.apply(self.collection, change)
-        except UnavailableError as error:
-            self._note_away(error)
-            raise
+        return self.database.apply(self.collection, change)
 
     def _by_levels(self, task: SearchTask, within: AllowedItems | None) -> list[ScoredRows]:
         """Return the results of all users, from the levels of their orders.

@@ -32,6 +32,7 @@ _EXPECTED = "expected postgresql://USER@HOST/DATABASE?table=NAME"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _KEY, _VECTOR = "towers_key", "towers_vector"
 _SECONDS_TO_CONNECT = 2
+_SECONDS_TO_APPLY = 120.0
 # The key of the advisory lock; an arbitrary number that other applications are unlikely to use.
 _LOCK = 0x746F7766
 _LONGEST_NAME = 63  # in bytes; PostgreSQL cuts longer ones
@@ -221,7 +222,7 @@ class PgVector:
         """Apply live writes in one transaction, in which one process at a time brings the collection up to date."""
         from psycopg.sql import SQL, Identifier, Placeholder
 
-        with self._reading() as connection, connection.transaction():
+        with self._writing(_SECONDS_TO_APPLY) as connection, connection.transaction():
             found = connection.execute(
                 "SELECT log_id, position, seal FROM towers_indexes WHERE collection = %s FOR UPDATE", (collection,)
             ).fetchone()
@@ -282,10 +283,10 @@ class PgVector:
             raise self._unavailable(error) from None
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection[Any]]:
-        """Open a connection for an operator's command, which may take its time."""
+    def _writing(self, seconds: float | None = None) -> Iterator[Connection[Any]]:
+        """Open a connection that may take its time, or so many seconds."""
         try:
-            with self._connect(None) as connection:
+            with self._connect(seconds) as connection:
                 yield connection
         except self._error as error:
             raise self._unavailable(error) from None

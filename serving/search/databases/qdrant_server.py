@@ -182,8 +182,8 @@ class QdrantServer:
                 self._upsert(collection, change.put, lambda _: None)
             if len(change.deleted):
                 selector = self._models.PointIdsList(points=change.deleted.tolist())
-                self._reader.delete(collection, selector)
-            self._reader.update_collection(collection, metadata={_LOG: change.log_id, _POSITION: change.until})
+                self._writer.delete(collection, selector)
+            self._writer.update_collection(collection, metadata={_LOG: change.log_id, _POSITION: change.until})
         return True
 
     def close(self) -> None:

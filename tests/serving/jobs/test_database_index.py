@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -146,6 +147,12 @@ def test_live_writes_arrive_in_the_collection_once(runs, settings, tmp_path):
         (found,) = search.database.nearest(search.collection, search.check().columns, whole)
         return sorted(found.tolist())
 
+    def wait_for(expected):
+        deadline = time.monotonic() + 60
+        while keys() != expected:
+            assert time.monotonic() < deadline, keys()
+            time.sleep(0.02)
+
     def item(name, title):
         return Write("item", {"item_id": name, "cells": {"title": title, "price": 3.5, "tags": "red|new"}})
 
@@ -153,7 +160,7 @@ def test_live_writes_arrive_in_the_collection_once(runs, settings, tmp_path):
     for worker in workers:
         assert worker.current().state.items.row("new-1") is not None
     gone = [base.indexed.items.row(name) for name in ("p7", "p9")]
-    assert keys() == sorted({*range(120)} - {*gone} | {121, 122})
+    wait_for(sorted({*range(120)} - {*gone} | {121, 122}))
     store.append([Write("deletion", {"item_id": "new-1"}), item("p9", "steel bowl")])
     parse = base.state.filters.parse
     for worker in workers:
@@ -162,11 +169,14 @@ def test_live_writes_arrive_in_the_collection_once(runs, settings, tmp_path):
         everything = worker.current().recommend(1001, RecommendRequest(k=200)).items
         assert "new-1" not in {one.item_id for one in everything}
         assert "p9" in {one.item_id for one in worker.current().similar("p7", 200).items}
-    assert keys() == sorted({*range(120)} - {*gone} | {122, 125})
+    wait_for(sorted({*range(120)} - {*gone} | {122, 125}))
     # Another log: the collection keeps what it has.
     other = SqliteLog(tmp_path / "other.db")
     other.append([Write("deletion", {"item_id": "p1"})])
-    LiveRecommender(base, other).current()
+    refused = LiveRecommender(base, other)
+    refused.current()
+    refused._mirror._thread.shutdown()
+    assert refused._mirror._is_refused
     assert keys() == sorted({*range(120)} - {*gone} | {122, 125})
     store.close()
     other.close()
