@@ -1,7 +1,8 @@
 """Serves recommendations from a bundle.
 
 - `config`: `ServingConfig`, the operator's settings (serving.toml, environment, flags); `errors`: `NotReady`;
-  `bounds`: limits of a request's content; `deadline`: the deadline of a request.
+  `bounds`: limits of a request's content; `deadline`: the deadline of a request; `postgres`: connections to
+  PostgreSQL.
 - `observability`: metrics, logs and timings.
 - `search`: finds the nearest items of vectors; `catalog`: ids, filters and popularity of items; `snapshot`: the folder
   `index/`.

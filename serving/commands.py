@@ -69,15 +69,25 @@ def index(
 
     DIR is a bundle, such as runs/latest. Without flags the tables are those that training read, in their current
     state, and searches are exact (brute force), which is fast enough for up to some hundred thousand items. The columns
-    are checked against those of training.
+    are checked against those of training. With the setting `index` the vectors are written to a vector database, too.
     """
     from serving.jobs.build_index import build_index
     from towers.bundle.bundle import ModelBundle
 
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
-    opened = ModelBundle.open(bundle, trust=settings_here(config).trust)
-    build_index(opened, tables, kind, recall, live, precompute, accept_changed_columns=accept_changed_columns)
+    settings = settings_here(config)
+    build_index(
+        ModelBundle.open(bundle, trust=settings.trust),
+        tables,
+        kind,
+        recall,
+        live,
+        precompute,
+        database=settings.database,
+        filter_columns=settings.filter_columns,
+        accept_changed_columns=accept_changed_columns,
+    )
 
 
 @click.command()

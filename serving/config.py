@@ -18,6 +18,7 @@ from features.messages import shown
 from features.settings import RecommendSeen, StrictTable, parse_settings, read_toml
 from serving import deadline
 from serving.observability.logs import Format
+from serving.search.databases.settings import DatabaseSettings, Fallback
 from serving.search.micro_batching import MicroBatching
 from towers.bundle.trust import Trust
 
@@ -134,6 +135,24 @@ class ServingConfig(StrictTable):
     postgresql://USER@HOST/DATABASE for several machines. None: the service accepts no writes. A password is never
     shown or logged; on the command line other users of the machine could see it, so set it here, in the environment, or
     in `PGPASSWORD`."""
+    index: SecretStr | None = None
+    """Vector database to search in instead of the bundle's own index: postgresql://USER@HOST/DATABASE?table=NAME
+    (pgvector), qdrant://HOST:PORT?collection=NAME (with &tls=true encrypted), or qdrant:///FOLDER?collection=NAME
+    (Qdrant's engine in the process of a single worker). `towers index` and `towers deploy` write there, too. None: the
+    bundle's own index. A password is never shown or logged."""
+    index_key: SecretStr | None = None
+    """API key of a Qdrant server. None: none is sent."""
+    index_timeout_seconds: float = Field(default=0.5, gt=0, le=60)
+    """Maximum time of a search in the vector database, in seconds; it should leave `timeout_seconds` enough for another
+    answer."""
+    index_retries: int = Field(default=1, ge=0, le=10)
+    """How many times a search in the vector database that failed within that time is repeated."""
+    index_fallback: Fallback = "local"
+    """What answers while the vector database is away or wrong. local: the bundle's own index. none: requests that need
+    a search get 503."""
+    index_keep: int = Field(default=2, ge=1, le=1000)
+    """How many collections of one model `towers index` keeps in the vector database, the newest first. Services use the
+    one before until they have loaded the new index."""
     watch_seconds: float = Field(default=2.0, ge=0, le=86_400)
     """Interval of checks for a new bundle or index, in seconds, which is then loaded without a restart. 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
@@ -150,6 +169,20 @@ class ServingConfig(StrictTable):
     encoder_key_variables: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
     """Environment variables whose values a bundle may send to such a service as its API key; comma-separated in the
     environment."""
+
+    @property
+    def database(self) -> DatabaseSettings | None:
+        """The vector database to search in; None: the bundle's own index."""
+        if self.index is None:
+            return None
+        return DatabaseSettings(
+            address=self.index.get_secret_value(),
+            key=None if self.index_key is None else self.index_key.get_secret_value(),
+            timeout_seconds=self.index_timeout_seconds,
+            retries=self.index_retries,
+            fallback=self.index_fallback,
+            keep=self.index_keep,
+        )
 
     @property
     def trust(self) -> Trust:
@@ -194,6 +227,15 @@ def read_settings(
         raise DataError(
             f"settings of the service: default_k = {settings.default_k} is greater than max_k = {settings.max_k};"
             " lower default_k or raise max_k"
+        )
+    if (
+        settings.workers > 1
+        and settings.index is not None
+        and settings.index.get_secret_value().startswith("qdrant:///")
+    ):
+        raise DataError(
+            f"settings of the service: workers = {settings.workers}, but one process at a time can open the "
+            "collections of index = qdrant:///...; set workers = 1, or run a Qdrant server and name it: qdrant://HOST:PORT"
         )
     return settings
 

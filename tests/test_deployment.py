@@ -200,6 +200,20 @@ def test_compose_names_what_it_has(services):
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
+def test_qdrant_is_laid_over_what_compose_has(services):
+    composed = documents(DEPLOY / "qdrant.yaml")[0]
+    assert composed["services"].keys() - services.keys() == {"qdrant"}
+    qdrant = composed["services"]["qdrant"]
+    assert qdrant["ports"] == ["127.0.0.1:6333:6333"]
+    assert {one.partition(":")[0] for one in qdrant["volumes"]} == composed["volumes"].keys()
+    for name in ("towers", "night"):
+        given = composed["services"][name]["environment"]
+        assert given["TOWERS_INDEX_KEY"] == qdrant["environment"]["QDRANT__SERVICE__API_KEY"]
+        settings = read_settings(environment=given)
+        assert settings.index.get_secret_value() == "qdrant://qdrant:6333?collection=items"
+        assert settings.database.key == given["TOWERS_INDEX_KEY"]
+
+
 def test_compose_runs_our_image_read_only_without_privileges(services):
     ours = [service for service in services.values() if service["image"] == "two-towers"]
     assert len(ours) == 3

@@ -150,6 +150,16 @@ class Filters:
         """Return items' cells in the columns that can be filtered by, one row each."""
         return self.catalog.frame[self._allowed].iloc[rows]
 
+    def typed_columns(self) -> dict[str, pa.Array]:
+        """Return the cells of each column that can be filtered by, as they are compared.
+
+        Numbers are int64, float32 or float64, times are Unix seconds, texts and booleans what they are, and cells with
+        several values lists; null where a cell is empty. Texts that are longer than any condition, which none matches,
+        are empty, too.
+        """
+        found = {name: self._column(name).typed() for name in self._allowed}
+        return {name: cells for name, cells in found.items() if cells is not None}
+
     @property
     def num_items(self) -> int:
         """How many items there are."""
@@ -343,6 +353,9 @@ class _Column(Comparable, Protocol):
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and the numbers of their values, from 0; a row with several values is repeated."""
 
+    def typed(self) -> pa.Array | None:
+        """Return the cells as `Filters.cells` does; None if they cannot be compared, or have no exact type there."""
+
 
 class _Ordered:
     """Numbers, and times as Unix seconds.
@@ -397,6 +410,13 @@ class _Ordered:
         rows = np.flatnonzero(self._present)
         return rows, np.unique(self._values[rows], return_inverse=True)[1]
 
+    def typed(self) -> pa.Array | None:
+        cells = pa.array(self._values, mask=~self._present)
+        if self._is_whole:
+            fits = self._values.max(initial=0) <= np.iinfo(np.int64).max
+            return cells.cast(pa.int64()) if fits else None
+        return cells if cells.type in (pa.float32(), pa.float64()) else None
+
 
 class _Named:
     """Texts, booleans and lists of them: for each value the rows that have it."""
@@ -429,6 +449,22 @@ class _Named:
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         return self._rows, np.repeat(np.arange(len(self._codes)), np.diff(self._offsets))
 
+    def typed(self) -> pa.Array | None:
+        rows, codes = self.cells()
+        order = np.argsort(rows, kind="stable")
+        values = pa.array(list(self._codes), pa.string() if self.value is _TEXT_VALUE else None)
+        if pa.types.is_string(values.type):
+            values = pc.if_else(pc.less_equal(pc.utf8_length(values), MAX_VALUE_CHARACTERS), values, None)
+        elif not pa.types.is_boolean(values.type):
+            values = values.cast(pa.int64())
+        taken = values.take(pa.array(codes[order]))
+        counts = np.bincount(rows, minlength=self._num_items)
+        if self.holds.startswith("lists"):
+            kept = np.concatenate([[0], np.cumsum(taken.is_valid().to_numpy(zero_copy_only=False))])
+            return pa.ListArray.from_arrays(kept[offsets_of(counts)].astype(np.int32), taken.drop_null())
+        places = np.cumsum(counts) - 1
+        return taken.take(pa.array(np.where(counts, places, 0), mask=counts == 0))
+
 
 class _Ids:
     """The items' own ids."""
@@ -457,6 +493,9 @@ class _Ids:
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(len(self._catalog)), np.arange(len(self._catalog))
 
+    def typed(self) -> pa.Array | None:
+        return pa.array(self._catalog.item_ids.tolist())
+
 
 class _Incomparable:
     """Vectors, structures, bytes: values that a request cannot name."""
@@ -474,6 +513,9 @@ class _Incomparable:
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         raise AssertionError("the values cannot be compared")
+
+    def typed(self) -> pa.Array | None:
+        return None
 
 
 def _comparable(column: _Column, name: str, where: str) -> ValueType:

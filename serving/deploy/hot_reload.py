@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from features.errors import DataError
+from features.errors import DataError, UnavailableError
 from features.files import atomic_file
 from serving.errors import NotReady
 from serving.live.follower import LiveRecommender
@@ -110,7 +110,7 @@ class RecommenderProvider:
             recommender = self._open()
             served = self._prepared(recommender)
             warm(served(False))
-        except (BundleError, DataError) as error:
+        except (BundleError, DataError, UnavailableError) as error:
             self._log_error(f"the new bundle or index cannot be used; still serving the previous one: {error}")
             return False
         self._on_open(recommender)
@@ -144,7 +144,7 @@ class RecommenderProvider:
         try:
             recommender = self._open()
             served = self._prepared(recommender)
-        except (BundleError, DataError) as error:
+        except (BundleError, DataError, UnavailableError) as error:
             if not self._try_to_reopen(error):
                 self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
                 self._log_error(f"not ready: {error}")
@@ -159,7 +159,7 @@ class RecommenderProvider:
             if recommender is None:
                 return False
             served = self._prepared(recommender)
-        except (BundleError, DataError) as error:
+        except (BundleError, DataError, UnavailableError) as error:
             _log.error("the bundle that was served last cannot be opened: %s", error)
             return False
         _log.error("serving the previous bundle %s: %s", recommender.bundle.path, why)

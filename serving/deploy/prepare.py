@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.config import ServingConfig
+from serving.snapshot.collection import check_collection
 from serving.snapshot.manifest import FOLDER, NAME, IndexManifest
 from towers.bundle.manifest import Manifest, verify
 
@@ -14,11 +15,13 @@ def ensure_index(bundle: Path, settings: ServingConfig | None = None) -> Manifes
 
     Args:
         bundle: The folder of the bundle.
-        settings: The settings of the service, of which its `trust` counts. None: the defaults.
+        settings: The settings of the service. None: the defaults.
 
     Raises:
         BundleError: The bundle or the index cannot be used.
-        DataError: There is no index and the tables cannot be read, or the index cannot be signed.
+        DataError: There is no index and the tables cannot be read, the index cannot be signed, or the vector database
+            has no collection that fits.
+        UnavailableError: The vector database does not answer, and the operator wants no other answer.
     """
     settings = settings or ServingConfig()
     manifest = verify(bundle, settings.trust)
@@ -26,5 +29,7 @@ def ensure_index(bundle: Path, settings: ServingConfig | None = None) -> Manifes
         from serving.jobs.open import open_recommender
 
         open_recommender(bundle, settings)
-    IndexManifest.read(bundle / FOLDER, manifest, settings.trust.keys)
+    index = IndexManifest.read(bundle / FOLDER, manifest, settings.trust.keys)
+    if settings.database is not None:
+        check_collection(settings.database, index)
     return manifest

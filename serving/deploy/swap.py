@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from features.errors import DataError
+from features.errors import DataError, UnavailableError
 from features.files import LATEST, move_link
 from serving.config import PRODUCTION, ServingConfig
 from serving.deploy.hot_reload import warm
 from serving.deploy.mlflow_registry import Alias, point_back, promote
 from serving.jobs.open import open_recommender
+from serving.recommend.recommender import Recommender
+from serving.search.databases.database_search import DatabaseSearch
 
 
 def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None) -> None:
@@ -29,8 +31,9 @@ def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None)
     """
     alias = Alias.parse(link)
     if alias is not None:
-        warm(open_recommender(bundle.resolve(), settings))
+        recommender = _tried(bundle, settings)
         version = promote(bundle, alias, settings)
+        _move_database_alias(recommender)
         click.echo(f"{alias}: version {version}, from {bundle}; to undo: towers rollback --link {alias}")
         return
     if link.exists() and not link.is_symlink():
@@ -41,8 +44,9 @@ def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None)
     if link.name == LATEST:
         raise DataError(f"{link}: this link is set by each training run; deploy to another link, such as {PRODUCTION}")
     before = link.resolve().name if link.is_symlink() else "nothing"
-    warm(open_recommender(bundle.resolve(), settings))
+    recommender = _tried(bundle, settings)
     move_link(link, bundle.resolve(), _previous(link))  # to the bundle itself, not to another link
+    _move_database_alias(recommender)
     click.echo(f"{link}: {before} -> {bundle.resolve().name}; to undo: towers rollback{_link_flag(link)}")
 
 
@@ -67,6 +71,25 @@ def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
             f"{previous}: no such link, so {link} has no previous bundle; deploy one instead: towers deploy DIR"
         )
     swap_bundle(previous.parent / previous.readlink(), link, settings)
+
+
+def _tried(bundle: Path, settings: ServingConfig | None) -> Recommender:
+    """Return the recommender of a bundle after it answered."""
+    recommender = open_recommender(bundle.resolve(), settings, with_database=True)
+    warm(recommender)
+    return recommender
+
+
+def _move_database_alias(recommender: Recommender) -> None:
+    """Let the alias in the vector database, if there is one, name the collection that is served."""
+    search = recommender.indexed.search
+    if isinstance(search, DatabaseSearch):
+        try:
+            search.make_current()
+        except UnavailableError as error:
+            click.echo(f"note: services use the new collection, but its alias could not be moved: {error}", err=True)
+        finally:
+            search.database.close()
 
 
 def _previous(link: Path) -> Path:

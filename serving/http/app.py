@@ -140,6 +140,7 @@ def _open(path: Path, settings: ServingConfig, copies: PrivateCopies | None) -> 
         recommend_seen=settings.recommend_seen,
         filter_columns=settings.filter_columns,
         open_rerank=partial(_open_rerank, settings),
+        database=settings.database,
         copies=copies,
         trust=settings.trust,
     )

@@ -1,6 +1,7 @@
 """Batch commands of an operator.
 
 - `open`: opens the recommender of a bundle; `build_index`: `towers index`; `precompute`: precomputes recommendations.
+- `database_index`: writes an index to a vector database.
 - `recommend_all`: `towers recommend`; `search_text`: `towers search`.
 - `duplicates`, `clusters`: find near-duplicates and clusters of items; `similarity_reports`: their commands.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.sequences.seen_items import SeenItems
 from features.tables.table_parts import table_exists
+from serving.jobs.database_index import collection_written
 from serving.jobs.precompute import precompute_top_k
 from serving.live.compaction import compact
 from serving.live.open_log import open_log
 from serving.recommend.recommender import Recommender
+from serving.search.databases.settings import DatabaseSettings
 from serving.search.index_config import IndexKind
 from serving.search.tuning import Tuning, choose
 from serving.snapshot.precomputed import BYTES_A_PLACE
@@ -45,6 +48,8 @@ def build_index(
     live: str | None = None,
     precomputed: int | None = None,
     *,
+    database: DatabaseSettings | None = None,
+    filter_columns: Sequence[str] | None = None,
     accept_changed_columns: bool = False,
 ) -> Snapshot:
     """Build the index of a bundle and print a summary.
@@ -56,12 +61,15 @@ def build_index(
         recall: Target recall@100, 0 to 1, for which the index is tuned. None: it is not tuned.
         live: Address of the log of live writes to compact into the index. None: no log.
         precomputed: Number of recommendations per user to precompute. None: the default, if that is done quickly.
+        database: The vector database to write the index to as well. None: it is only written into the bundle.
+        filter_columns: The columns that the database shall filter by. None: all.
         accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
 
     Raises:
         DataError: A table cannot be read, lacks a column that the model reads, or a column changed too much; there are
             too few items for the kind, or no prefixes; recommendations cannot be precomputed because the model reads
-            the time of a request; or the index must be signed and there is no key.
+            the time of a request; the database cannot hold the index; or the index must be signed and there is no key.
+        UnavailableError: The vector database does not answer; the index before stays.
     """
     check_can_sign(bundle)
     if precomputed and _depends_on_time(bundle):
@@ -94,7 +102,12 @@ def build_index(
     for tuning in tried:
         _show_tuning(tuning)
     snapshot = _with_precomputed(bundle, snapshot, precomputed).with_map(bundle.config.towers.embedding_dim)
-    folder = snapshot.save(bundle.path)
+    if database is None:
+        folder = snapshot.save(bundle.path)
+    else:
+        queries, columns = snapshot.query_sample(bundle), bundle.config.features.item
+        with collection_written(snapshot, queries, database, columns, filter_columns, recall):
+            folder = snapshot.save(bundle.path)
     manifest = snapshot.manifest
     listed = (
         "" if manifest.precomputed is None else f", {manifest.precomputed.depth} precomputed recommendations per user"

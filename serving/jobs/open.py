@@ -18,13 +18,19 @@ from towers.bundle.bundle import ModelBundle
 
 
 def open_recommender(
-    path: Path | ModelBundle, settings: ServingConfig | None = None, *, accept_changed_columns: bool = False
+    path: Path | ModelBundle,
+    settings: ServingConfig | None = None,
+    *,
+    with_database: bool = False,
+    accept_changed_columns: bool = False,
 ) -> Recommender:
     """Return the recommender of a bundle; its index is built first if there is none.
 
     Args:
         path: The folder of the bundle, or the bundle, if it is open already.
         settings: The settings of the service. None: the defaults.
+        with_database: Whether to search in the vector database of the settings, as the service does; commands that
+            search for all users are faster with the bundle's own index.
         accept_changed_columns: Used if the index is built; see `build_index`.
 
     Raises:
@@ -38,11 +44,22 @@ def open_recommender(
     if has_index:
         snapshot = Snapshot.open(bundle)
     else:
-        snapshot = build_index(bundle, {}, accept_changed_columns=accept_changed_columns)
+        snapshot = build_index(
+            bundle,
+            {},
+            database=settings.database,
+            filter_columns=settings.filter_columns,
+            accept_changed_columns=accept_changed_columns,
+        )
     # Without a time budget, as no client waits.
     reranking = RerankStage.open(bundle, snapshot, settings.rerank_candidates, None) if settings.rerank else None
     return Recommender(
-        bundle, snapshot, device=settings.device, recommend_seen=settings.recommend_seen, rerank=reranking
+        bundle,
+        snapshot,
+        device=settings.device,
+        recommend_seen=settings.recommend_seen,
+        rerank=reranking,
+        database=settings.database if with_database else None,
     )
 
 

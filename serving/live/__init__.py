@@ -4,5 +4,6 @@
   `open_log`: opens the log at an address.
 - `follower`: `LiveRecommender`, a recommender that follows a log; `delta`: items and events that arrived after the
   index was built; `delta_index`: searches their vectors together with the index.
+- `database_mirror`: writes live items to the vector database.
 - `compaction`: merges the log into the tables.
 """

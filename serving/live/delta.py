@@ -106,7 +106,7 @@ class LiveFilters:
             masks = [indexed.mask, *(part.mask for part in new if part is not None)]
             found = AllowedItems(np.concatenate(masks) & self._items.is_live, conditions)
             if self._items.index.tombstones is not None:
-                indexed = AllowedItems(found.mask[: len(indexed.mask)])
+                indexed = AllowedItems(found.mask[: len(indexed.mask)], conditions)
             self._items.index.indexed_parts[found] = indexed
             if len(self._cache) < _CACHED_FILTERS:
                 self._cache[conditions] = found

@@ -91,7 +91,7 @@ class DeltaIndex:
         found = self.indexed_parts.get(allowed)
         if found is None:
             mask = allowed.mask[: len(self.base)]
-            found = AllowedItems(mask if self.tombstones is None else mask & self.tombstones.mask)
+            found = AllowedItems(mask if self.tombstones is None else mask & self.tombstones.mask, allowed.conditions)
         return found
 
     def _new_best(self, queries: np.ndarray, k: int, excluded: Ragged, may: AllowedItems) -> Hits:

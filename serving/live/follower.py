@@ -23,6 +23,7 @@ from features.tables.rows import fitting_rows
 from features.tables.tables import Catalog
 from serving.catalog.ids import ExternalId
 from serving.errors import NotReady
+from serving.live.database_mirror import DatabaseMirror
 from serving.live.delta import DeltaEvents, DeltaItems, LiveFilters, LivePopularity, LiveUsers
 from serving.live.log import EventLog, LogState, Record, readable
 from serving.recommend.recommender import Recommender
@@ -62,6 +63,7 @@ class LiveRecommender:
         self._position, self._covered_until = 0, base.snapshot.manifest.events_until
         self._items = DeltaItems(base.indexed, base.snapshot, base.bundle.config.features.title)
         self._events = DeltaEvents(base.indexed)
+        self._mirror = DatabaseMirror.of(base.indexed)
 
     @property
     def latest(self) -> Recommender:
@@ -100,6 +102,8 @@ class LiveRecommender:
             self._position = records[-1].position
             if self._items.num_superseded > max(_MIN_TO_COMPACT, self._items.num_new // 2):
                 self._items = self._items.compacted(self._position)
+        if self._mirror is not None:
+            self._mirror.write(state.log_id, self._position)
         self._latest = self._base.with_state(self._state_at())
 
     def _is_replaced(self, state: LogState) -> bool:
@@ -135,6 +139,8 @@ class LiveRecommender:
         deleted = {item_id: record for item_id, record in newest.items() if record.kind == "deletion"}
         for item_id, record in deleted.items():
             self._items.remove(record.position, item_id)
+            if self._mirror is not None:
+                self._mirror.remove(item_id)
         put = {item_id: record for item_id, record in newest.items() if item_id not in deleted}
         self._put([record for item_id, record in put.items() if self._base.indexed.items.fits(item_id)])
         for record in records:
@@ -157,7 +163,10 @@ class LiveRecommender:
             for record in records:
                 self._put([record])
             return
-        self._items.put([record.position for record in records], frame, self._with_trend(frame, vectors))
+        positions, vectors = [record.position for record in records], self._with_trend(frame, vectors)
+        self._items.put(positions, frame, vectors)
+        if self._mirror is not None:
+            self._mirror.put(positions, frame, vectors)
 
     def _frame(self, records: Sequence[Record]) -> pd.DataFrame:
         """Return items as rows of the catalogue; cells that do not fit their column are empty, and logged."""

@@ -6,14 +6,11 @@ After the connection is lost, the next request opens a new one.
 
 from __future__ import annotations
 
-import re
 import threading
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from features.errors import DataError, needing
-from features.redaction import redacted
 from serving.errors import NotReady
 from serving.live.log import (
     MOST_AT_ONCE,
@@ -26,6 +23,7 @@ from serving.live.log import (
     records_of,
     rows_of,
 )
+from serving.postgres import connection_with_timeout, one_line, password_of
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -47,8 +45,6 @@ CREATE TABLE IF NOT EXISTS towers_log (
 );
 INSERT INTO towers_about SELECT gen_random_uuid()::text WHERE NOT EXISTS (SELECT 1 FROM towers_about);
 """
-
-_PORTS = re.compile(r"[0-9,]*")
 
 Result = TypeVar("Result")
 
@@ -73,7 +69,7 @@ class PostgresLog:
         with needing("live writes in PostgreSQL"):
             import psycopg
         self._address = address
-        self._password = _password_of(address)
+        self._password = password_of(address, "live")
         self._error = psycopg.Error
         self.clock = RisingClock()
         self._writer = _Client(lambda: self._connect(_SECONDS_TO_WRITE))
@@ -131,10 +127,10 @@ class PostgresLog:
 
     def _one_line(self, error: Exception) -> str:
         """Return the library's message in one line and without the password."""
-        return redacted(" ".join(str(error).split()), self._password)
+        return one_line(error, self._password)
 
     def _connect(self, seconds: float) -> Connection[Any]:
-        return _with_timeout(seconds).connect(
+        return connection_with_timeout(seconds).connect(
             self._address,
             autocommit=True,
             connect_timeout=_SECONDS_TO_CONNECT,
@@ -142,36 +138,6 @@ class PostgresLog:
             # Overrides the server's own settings: commits must be on disk, and statements need a timeout.
             options=f"-c synchronous_commit=on -c statement_timeout={seconds:g}s",
         )
-
-
-def _with_timeout(seconds: float) -> type[Connection[Any]]:
-    """Return a class of connections that are closed if the server does not respond in time.
-
-    The server's own `statement_timeout` has no effect if the server or the network hangs.
-    """
-    from psycopg import Connection, OperationalError
-
-    def within(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        ends = time.monotonic() + seconds
-        try:
-            awaited = next(steps)
-            while True:
-                ready = yield awaited
-                if time.monotonic() > ends:
-                    raise OperationalError(f"the database did not respond within {seconds:g} s")
-                awaited = steps.send(ready)
-        except StopIteration as ended:
-            return ended.value
-
-    class ConnectionWithTimeout(Connection[Any]):
-        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-            try:
-                return super().wait(within(gen), *arguments, **options)
-            except OperationalError:
-                self.close()  # else the rollback would wait for the server, too
-                raise
-
-    return ConnectionWithTimeout
 
 
 class _Client:
@@ -230,29 +196,6 @@ def _make_log(connection: Connection[Any]) -> None:
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute(_SCHEMA)
-
-
-def _password_of(address: str) -> str | None:
-    """Return the password in an address.
-
-    Raises:
-        DataError: The address is invalid, or ambiguous because of special characters in the password. The message does
-            not quote it, as it may contain the password.
-    """
-    from psycopg import Error
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        found = conninfo_to_dict(address)
-    except Error:
-        found = {"host": "@"}
-    if "@" in str(found.get("host") or "") or not _PORTS.fullmatch(str(found.get("port") or "")):
-        raise DataError(
-            "live: expected postgresql://USER@HOST:PORT/DATABASE, found an invalid address; in a password write @ as "
-            "%40, : as %3A, / as %2F and % as %25, or set the password in PGPASSWORD or ~/.pgpass instead"
-        )
-    password = found.get("password")
-    return None if password is None else str(password)
 
 
 def _append(connection: Connection[Any], rows: Sequence[tuple[Any, ...]], clock: RisingClock) -> AppendResult:

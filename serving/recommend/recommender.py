@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from features.config import FeatureSettings
-from features.errors import DataError
+from features.errors import DataError, UnavailableError
 from features.sequences.ragged import Ragged
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
@@ -33,6 +33,7 @@ from serving.recommend.retrieval import Retrieval
 from serving.recommend.state import IndexedState, ServingState
 from serving.recommend.text_query import query_vector
 from serving.recommend.users import QueryBatch
+from serving.search.databases.settings import DatabaseSettings
 from serving.search.faiss_index import Device
 from serving.search.micro_batching import MicroBatching, micro_batched
 from serving.search.results import Hits
@@ -70,6 +71,7 @@ class Recommender:
         recommend_seen: RecommendSeen | None = None,
         filter_columns: list[str] | None = None,
         rerank: RerankStage | None = None,
+        database: DatabaseSettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.bundle = bundle
@@ -78,7 +80,7 @@ class Recommender:
         recommend_seen = bundle.config.features.recommend_seen if recommend_seen is None else recommend_seen
         self.seen_items = SeenItems.of(recommend_seen)
         self.rerank = rerank
-        self.indexed = IndexedState.of(bundle, snapshot, device, filter_columns)
+        self.indexed = IndexedState.of(bundle, snapshot, device, filter_columns, database)
         self.state: ServingState = self.indexed
         self._encoder = QueryEncoder(bundle, self.seen_items, clock)
         self._clock = clock
@@ -95,6 +97,7 @@ class Recommender:
         recommend_seen: RecommendSeen | None = None,
         filter_columns: list[str] | None = None,
         open_rerank: Callable[[ModelBundle, Snapshot], RerankStage | None] = lambda bundle, snapshot: None,
+        database: DatabaseSettings | None = None,
         copies: PrivateCopies | None = None,
         trust: Trust = DEFAULT_TRUST,
     ) -> Recommender:
@@ -106,13 +109,15 @@ class Recommender:
             recommend_seen: Which items of a user's history are recommended again. None: as the model was trained.
             filter_columns: The columns of the catalogue that requests may filter by. None: all.
             open_rerank: Returns the re-ranking stage, or None.
+            database: The vector database to search in. None: the bundle's own index is searched.
             copies: Folder to which all files are copied before they are read. None: they are read in place, and must
                 not be written to while they are used.
             trust: The permissions of the bundle.
 
         Raises:
             BundleError: The bundle or its index is missing or damaged, or they do not belong together.
-            DataError: The catalogue lacks a column of `filter_columns`.
+            DataError: The catalogue lacks a column of `filter_columns`, or the database has no collection that fits.
+            UnavailableError: The database does not answer, and the operator wants no other answer.
         """
         bundle = ModelBundle.open(path, copies=copies, trust=trust)
         try:
@@ -124,8 +129,9 @@ class Recommender:
                 recommend_seen=recommend_seen,
                 filter_columns=filter_columns,
                 rerank=open_rerank(bundle, snapshot),
+                database=database,
             )
-        except (BundleError, DataError):
+        except (BundleError, DataError, UnavailableError):
             raise
         except ValueError as error:
             raise BundleError(str(error)) from error

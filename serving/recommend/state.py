@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from features.errors import UnavailableError
 from serving.catalog.filters import Filters
 from serving.catalog.ids import IdMap
 from serving.catalog.popularity import ItemPopularity
 from serving.recommend.interfaces import ItemFilters, PopularItems, UserStore
 from serving.recommend.known_users import KnownUsers
-from serving.search.faiss_index import Device
+from serving.search.databases.database_search import DatabaseSearch
+from serving.search.databases.open_database import open_database
+from serving.search.databases.settings import DatabaseSettings
+from serving.search.faiss_index import Device, ItemIndex
 from serving.search.searcher import ItemSearch, ItemVectors
 from serving.search.vectors import leading_dims
+from serving.snapshot.collection import seal_of
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,12 @@ class IndexedState(ServingState):
 
     @classmethod
     def of(
-        cls, bundle: ModelBundle, snapshot: Snapshot, device: Device = "cpu", filter_columns: list[str] | None = None
+        cls,
+        bundle: ModelBundle,
+        snapshot: Snapshot,
+        device: Device = "cpu",
+        filter_columns: list[str] | None = None,
+        database: DatabaseSettings | None = None,
     ) -> IndexedState:
         """Return the state of a snapshot.
 
@@ -65,9 +78,12 @@ class IndexedState(ServingState):
             snapshot: What it makes of today's tables.
             device: Where the index searches.
             filter_columns: The columns of the catalogue that requests may filter by. None: all.
+            database: The vector database to search in. None: the snapshot's index is searched.
 
         Raises:
-            DataError: The catalogue has no such column, or the index cannot search on this device.
+            DataError: The catalogue has no such column, the index cannot search on this device, or the database has no
+                collection that fits.
+            UnavailableError: The database does not answer, and the operator wants no other answer.
         """
         features = bundle.config.features
         has_titles = features.title is not None and features.title in snapshot.catalog.frame
@@ -80,7 +96,19 @@ class IndexedState(ServingState):
             filters=Filters(snapshot.catalog, features.item, filter_columns),
             vectors=index.vectors,
             embeddings=leading_dims(index.vectors, bundle.config.towers.embedding_dim),
-            search=index,
+            search=index if database is None else _checked(database, snapshot, index),
             user_store=KnownUsers(bundle, snapshot),
             popularity=ItemPopularity(snapshot.interactions),
         )
+
+
+def _checked(database: DatabaseSettings, snapshot: Snapshot, index: ItemIndex) -> DatabaseSearch:
+    """Return the searcher over the snapshot's collection, which is compared with it if the database answers."""
+    search = DatabaseSearch(open_database(database), seal_of(snapshot.manifest), index, database)
+    try:
+        search.check()
+    except UnavailableError as error:
+        if database.fallback == "none":
+            raise
+        _log.error("the bundle's own index is searched, until the vector database can be used: %s", error)
+    return search

@@ -6,4 +6,5 @@
   `brute_force`: exact search, on CPU or GPU; `partitions`: IVF lists for filtered searches.
 - `levels`: one order of the items for each user, of which every result is a prefix; `vectors`: vectors by row.
 - `tuning`: chooses an index for a catalogue by measurement; `micro_batching`: combines concurrent searches.
+- `databases`: search in pgvector and Qdrant.
 """

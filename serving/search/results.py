@@ -96,8 +96,8 @@ class AllowedItems:
 
     Attributes:
         mask: Whether a row may be found, `[items]`.
-        conditions: The conditions that the mask implements, for engines that filter by conditions themselves. Empty:
-            there is only the mask.
+        conditions: Conditions that all these items meet, for engines that filter by conditions themselves; the mask may
+            leave out more, such as deleted items. Empty: there is only the mask.
     """
 
     mask: Bool[np.ndarray, " items"]

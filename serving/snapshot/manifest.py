@@ -147,6 +147,11 @@ class IndexManifest(StrictTable):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     @property
+    def identity(self) -> str:
+        """A short name of what was indexed, the same before and after the folder is written: without the files."""
+        return self.model_copy(update={"files": {}}).version
+
+    @property
     def events_until(self) -> float:
         """Unix seconds until which events received by a log are considered to be in the tables; 0: none are."""
         created = datetime.fromisoformat(self.created).timestamp()

@@ -136,9 +136,7 @@ class Snapshot:
         user_vectors = (
             None if bundle.config.reads_time else encode_users(bundle, index.vectors, histories, attributes, progress)
         )
-        queries = (
-            _query_sample(bundle, index, histories, attributes) if user_vectors is None else sample_of(user_vectors)
-        )
+        queries = _query_sample(bundle, index, histories, attributes, user_vectors)
         chosen = (choose or partial(default_choice, tail=tail))(index.vectors, queries)
         manifest = IndexManifest.of(
             bundle,
@@ -169,6 +167,11 @@ class Snapshot:
             item_statistics=_item_statistics(tables, bundle) if reads == "statistics" else None,
             tokens=_tokens(catalog, bundle, *ranker) if ranker and reads == "tokens" else None,
         )
+
+    def query_sample(self, bundle: ModelBundle) -> Float32[np.ndarray, "sample width"]:
+        """Return the vectors of some users, or of items if no users are known, to measure a search with."""
+        queries = _query_sample(bundle, self.index, self.histories, self.attributes, self.user_vectors)
+        return queries if len(queries) else sample_of(self.index.vectors)
 
     def with_precomputed(self, precomputed: PrecomputedTopK) -> Snapshot:
         """Return this snapshot with precomputed recommendations."""
@@ -337,9 +340,15 @@ def _with_inactive(active: Sequences, users: Users) -> Sequences:
 
 
 def _query_sample(
-    bundle: ModelBundle, index: ItemIndex, histories: Sequences, attributes: pd.DataFrame | None
-) -> Float32[np.ndarray, "users width"]:
-    """Return the vectors of some users at the current time, for models that read the time of a request."""
+    bundle: ModelBundle,
+    index: ItemIndex,
+    histories: Sequences,
+    attributes: pd.DataFrame | None,
+    user_vectors: Float32[np.ndarray, "users width"] | None,
+) -> Float32[np.ndarray, "sample width"]:
+    """Return the vectors of some users; of models that read the time of a request, as of now."""
+    if user_vectors is not None:
+        return sample_of(user_vectors)
     users = np.random.default_rng(0).permutation(np.flatnonzero(histories.lengths > 0))[:SAMPLE]
     known = None if attributes is None else attributes.iloc[users].reset_index(drop=True)
     vectors = encode_users(bundle, index.vectors, histories.take(users), known, now=int(time.time()))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from features.schema import Schema
 from features.sequences.sequences import Sequences
 from features.tables.tables import read_tables
 from serving.jobs.build_index import build_index
+from tests import postgres as postgres_server
 from tests.serving.doubles import country, make_recommender, make_tables
 from towers.bundle.bundle import ModelBundle, write_bundle
 from towers.config import TowersConfig
@@ -156,3 +158,23 @@ def two_models(pristine, tmp_path_factory):
 
 def model_of(runs, name):
     return ModelBundle.open(runs / name).version
+
+
+@pytest.fixture(scope="session")
+def pgvector():
+    """The address of a PostgreSQL server with pgvector; the test is skipped where there is none."""
+    pytest.importorskip("pgvector", reason="pgvector is not installed")
+    programs = postgres_server.with_pgvector()
+    initdb, postgres = (str(programs / name) for name in ("initdb", "postgres"))
+    with postgres_server.server(initdb, postgres, "-c", "fsync=off") as (address, _):
+        yield address
+
+
+@pytest.fixture(params=["pgvector", "qdrant"])
+def index_address(request, tmp_path):
+    """The setting `index` for each engine that tests can start."""
+    if request.param == "pgvector":
+        name = f"t{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
+        return f"{request.getfixturevalue('pgvector')}?table={name}"
+    pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is not installed")
+    return f"qdrant:///{tmp_path / 'vectors'}?collection=items"

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -21,56 +18,18 @@ from serving.errors import NotReady
 from serving.live.log import Write
 from serving.live.open_log import open_log
 from serving.live.sqlite_log import SqliteLog
+from tests import postgres as postgres_server
 from tests import running
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     """The address of a PostgreSQL server; the test is skipped where the machine has none."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
     programs = [running.postgres_program(name) for name in ("initdb", "postgres")]
     if not all(programs):
         pytest.skip("no PostgreSQL on this machine")
-    # It does not run as root, and whoever else it runs as must reach its folder.
-    who = {} if os.getuid() else {"user": "postgres", "group": "postgres"}
-    try:
-        os.getuid() or pwd.getpwnam("postgres")
-    except KeyError:
-        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
-        if who:
-            shutil.chown(folder, **who)
-        data = Path(folder) / "data"
-        initdb, program = (str(Path(name).resolve()) for name in programs)
-        made = [initdb, "--pgdata", data, "--username", "towers", "--auth", "trust", "--no-sync", "--no-locale"]
-        subprocess.run(made, check=True, capture_output=True, cwd=folder, **who)
-        port = running.free_port()
-        server = subprocess.Popen(
-            [program, "-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1"],
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            **who,
-        )
-        address = f"postgresql://towers@127.0.0.1:{port}/postgres"
-        try:
-            wait_for_postgres(address)
-            yield address
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(timeout=60)
-
-
-def wait_for_postgres(address):
-    import psycopg
-
-    deadline = time.monotonic() + running.SECONDS
-    while True:
-        try:
-            psycopg.connect(address).close()
-            return
-        except psycopg.OperationalError:
-            assert time.monotonic() < deadline, "PostgreSQL does not answer"
-            time.sleep(0.1)
+    with postgres_server.server(*(str(Path(name).resolve()) for name in programs)) as (address, _):
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
