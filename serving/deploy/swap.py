@@ -10,8 +10,10 @@ from features.errors import DataError
 from features.files import LATEST, move_link
 from serving.config import PRODUCTION, ServingConfig
 from serving.deploy.hot_reload import warm
-from serving.deploy.mlflow_registry import Alias, point_back, promote
+from serving.deploy.mlflow_registry import Alias, point_back, publish
 from serving.jobs.open import open_recommender
+from serving.recommend.recommender import Recommender
+from towers.tracking.logged_model import Examples
 
 
 def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None) -> None:
@@ -29,8 +31,9 @@ def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None)
     """
     alias = Alias.parse(link)
     if alias is not None:
-        warm(open_recommender(bundle.resolve(), settings))
-        version = promote(bundle, alias, settings)
+        recommender = open_recommender(bundle.resolve(), settings)
+        warm(recommender)
+        version = publish(bundle, alias, _examples(recommender), settings)
         click.echo(f"{alias}: version {version}, from {bundle}; to undo: towers rollback --link {alias}")
         return
     if link.exists() and not link.is_symlink():
@@ -67,6 +70,16 @@ def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
             f"{previous}: no such link, so {link} has no previous bundle; deploy one instead: towers deploy DIR"
         )
     swap_bundle(previous.parent / previous.readlink(), link, settings)
+
+
+def _examples(recommender: Recommender) -> Examples:
+    catalog, features = recommender.snapshot.catalog, recommender.bundle.config.features
+    return Examples.of(
+        catalog.item_ids,
+        catalog.titles(features.title),
+        recommender.snapshot.histories.user_ids,
+        reads_history=recommender.bundle.config.towers.reads_history,
+    )
 
 
 def _previous(link: Path) -> Path:

@@ -518,7 +518,7 @@ def test_slices_are_recorded_under_names_that_mlflow_takes(shop: Path, monkeypat
         def log_artifact(self, path: Path, name: str) -> None:
             files.append(path.name)
 
-    monkeypatch.setattr(auditing, "start_tracking", lambda *_: Recorder())
+    monkeypatch.setattr(auditing, "start_tracking", lambda *_, **__: Recorder())
     assert auditing.audit_run(shop / "leave-one-out", (), recommender=None, min_support=LEAST, show=0)
     assert logged["slice/all/recall_at_50"] == audit.whole["recall_at_50"]
     german = audit.slices[(audit.slices["facet"] == "language") & (audit.slices["value"] == "de")].iloc[0]
