@@ -16,10 +16,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from features.errors import DataError
@@ -27,7 +29,7 @@ from features.files import move_link
 from features.redaction import passwords_of, redacted
 from serving.config import ServingConfig
 from serving.deploy.prepare import ensure_index
-from towers.bundle.manifest import BundleError, Manifest, verify
+from towers.bundle.manifest import BundleError, verify
 from towers.process import own_python
 from towers.tracking.logged_model import Examples, bundle_in, log_bundle
 from towers.tracking.store import experiment_id, make_client, tracking_uri
@@ -40,6 +42,7 @@ FOLDER = Path("models")
 
 _ADDRESS = re.compile(r"models:/+(?P<name>[^@/:]*[^@/:.][^@/:]*)@(?P<alias>\w[\w.-]*)")
 _PREVIOUS = "previous"
+_ROLLED_BACK = "rolled_back"
 # By default, MLflow waits for minutes for a server that does not respond.
 _TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _SECONDS_TO_END = 5
@@ -128,13 +131,34 @@ def fetched(alias: Alias, settings: ServingConfig | None = None) -> Path:
     return alias.link
 
 
-def publish(bundle: Path, alias: Alias, examples: Examples, settings: ServingConfig | None = None) -> str:
+def is_set(alias: Alias) -> bool:
+    """Return whether there is a model of this name with this alias.
+
+    Raises:
+        DataError: The registry does not respond.
+    """
+
+    def look(client: MlflowClient) -> bool:
+        found = client.search_registered_models(f"name = '{alias.name}'")
+        return any(alias.alias in model.aliases for model in found)
+
+    return _call(alias, look)
+
+
+def publish(
+    bundle: Path,
+    alias: Alias,
+    examples: Examples,
+    settings: ServingConfig | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Register a bundle with its index as a new version, let an alias point to it, and return the version.
 
     Args:
         bundle: The folder of the bundle.
         alias: The alias.
         examples: Inputs that the model answers.
+        tags: Tags of the version, such as the reasons for which it was promoted.
         settings: The settings of the service, of which its `trust` counts. None: the defaults.
 
     Raises:
@@ -142,7 +166,8 @@ def publish(bundle: Path, alias: Alias, examples: Examples, settings: ServingCon
         DataError: The registry does not respond.
     """
     manifest = verify(bundle, (settings or ServingConfig()).trust)
-    version = _call(alias, lambda client: _register(client, bundle.resolve(), alias, manifest, examples))
+    own = {"bundle": bundle.resolve().name, "weights": manifest.version, **tags}
+    version = _call(alias, lambda client: _register(client, bundle.resolve(), alias, examples, own))
     _call(alias, lambda client: _point(client, alias, version))
     return version
 
@@ -157,9 +182,11 @@ def point_back(alias: Alias) -> str:
     def back(client: MlflowClient) -> str | None:
         model = client.get_registered_model(alias.name)
         before: str | None = model.tags.get(f"{alias.alias}.{_PREVIOUS}")
-        if before is None or before == str(model.aliases.get(alias.alias)):
+        if before is None or alias.alias not in model.aliases or before == str(model.aliases[alias.alias]):
             return None
         _point(client, alias, before)
+        left, now = str(model.aliases[alias.alias]), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        client.set_model_version_tag(alias.name, left, f"{alias.alias}.{_ROLLED_BACK}", now)
         return before
 
     version = _call(alias, back)
@@ -216,10 +243,9 @@ def _version(alias: Alias) -> str:
     return _call(alias, lambda client: str(client.get_model_version_by_alias(alias.name, alias.alias).version))
 
 
-def _register(client: MlflowClient, bundle: Path, alias: Alias, manifest: Manifest, examples: Examples) -> str:
+def _register(client: MlflowClient, bundle: Path, alias: Alias, examples: Examples, tags: Mapping[str, str]) -> str:
     experiment = experiment_id(client, alias.name, tracking_uri())
     run = client.create_run(experiment, run_name=f"deploy {bundle.name}")
-    tags = {"bundle": bundle.name, "weights": manifest.version}
     try:
         version = log_bundle(client, experiment, run.info.run_id, bundle, examples, name=alias.name, tags=tags)
     except BaseException:

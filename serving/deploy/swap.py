@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
@@ -10,19 +12,22 @@ from features.errors import DataError
 from features.files import LATEST, move_link
 from serving.config import PRODUCTION, ServingConfig
 from serving.deploy.hot_reload import warm
-from serving.deploy.mlflow_registry import Alias, point_back, publish
+from serving.deploy.mlflow_registry import Alias, fetch, is_set, point_back, publish
 from serving.jobs.open import open_recommender
 from serving.recommend.recommender import Recommender
 from towers.tracking.logged_model import Examples
 
 
-def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None) -> None:
+def swap_bundle(
+    bundle: Path, link: Path, settings: ServingConfig | None = None, tags: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Verify a bundle, build its index if there is none, and let a link or an alias point to it.
 
     Args:
         bundle: The folder of the bundle.
         link: The link or the alias.
         settings: The settings of the service. None: the defaults.
+        tags: Tags of the version that is registered, if it is an alias.
 
     Raises:
         BundleError: The bundle or the index cannot be used; the link is unchanged.
@@ -33,7 +38,7 @@ def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None)
     if alias is not None:
         recommender = open_recommender(bundle.resolve(), settings)
         warm(recommender)
-        version = publish(bundle, alias, _examples(recommender), settings)
+        version = publish(bundle, alias, _examples(recommender), settings, tags)
         click.echo(f"{alias}: version {version}, from {bundle}; to undo: towers rollback --link {alias}")
         return
     if link.exists() and not link.is_symlink():
@@ -70,6 +75,26 @@ def roll_back(link: Path, settings: ServingConfig | None = None) -> None:
             f"{previous}: no such link, so {link} has no previous bundle; deploy one instead: towers deploy DIR"
         )
     swap_bundle(previous.parent / previous.readlink(), link, settings)
+
+
+def in_service(link: Path, settings: ServingConfig | None = None) -> Path | None:
+    """Return the bundle that a link or an alias points to, downloaded if it is an alias; None if it points nowhere.
+
+    Args:
+        link: The link or the alias.
+        settings: The settings of the service. None: the defaults.
+
+    Raises:
+        BundleError: The version cannot be used.
+        DataError: The registry does not respond.
+    """
+    alias = Alias.parse(link)
+    if alias is None:
+        return link.resolve() if link.is_symlink() and link.exists() else None
+    if not is_set(alias):
+        return None
+    fetch(alias, settings)
+    return alias.link.resolve()
 
 
 def _examples(recommender: Recommender) -> Examples:
