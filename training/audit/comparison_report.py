@@ -187,26 +187,17 @@ def _verdict(pair: Pair, first: str) -> str:
 
 
 def _metric_rows(pair: Pair, first: str) -> list[list[str]]:
+    """Return the head and a row for each metric."""
     head = ["", first, pair.name, "difference", "95 %", ""]
-    return [
-        head,
-        *(
-            [
-                label_of(one.metric),
-                f"{one.first:.4f}",
-                f"{one.second:.4f}",
-                f"{one.gain:+.4f}",
-                one.interval,
-                one.verdict,
-            ]
-            for one in pair.metrics
-        ),
-    ]
+    return [head, *([label_of(one.metric), *_numbers(one)] for one in pair.metrics)]
 
 
 def _slice_cells(one: Difference) -> list[str]:
-    name, questions = f"{one.facet}={one.value}", f"{one.num_questions:,}"
-    return [name, questions, f"{one.first:.4f}", f"{one.second:.4f}", f"{one.gain:+.4f}", one.interval, one.verdict]
+    return [f"{one.facet}={one.value}", f"{one.num_questions:,}", *_numbers(one)]
+
+
+def _numbers(one: Difference) -> list[str]:
+    return [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.gain:+.4f}", one.interval, one.verdict]
 
 
 def _found_line(pair: Pair, first: str) -> str:

@@ -229,15 +229,17 @@ class Tracker(AbstractContextManager["Tracker"]):
         client, run_id = self._client, self.run_id
         if client is None or run_id is None:
             return
-        if self._monitor is not None:
-            self._try(self._monitor.finish)
-        self._try(self._add_cost)
-        self._write()
-        if why is not None:
-            self._try(lambda: _explain(client, run_id, why))
-        self._try(lambda: client.set_terminated(run_id, status))
-        self._client = None
-        self._forget_limits()
+        try:
+            if self._monitor is not None:
+                self._try(self._monitor.finish)
+            self._try(self._add_cost)
+            self._write()
+            if why is not None:
+                self._try(lambda: _explain(client, run_id, why))
+        finally:  # a second Ctrl-C leaves no run that seems to go on
+            self._try(lambda: client.set_terminated(run_id, status))
+            self._client = None
+            self._forget_limits()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

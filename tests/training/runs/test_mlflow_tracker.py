@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
@@ -499,49 +498,3 @@ def test_only_the_newest_values_are_kept_while_a_server_is_away(server: FakeServ
         for step in range(100):
             tracker.log_metrics({"loss": 1}, step)
     assert [step for name, _, step in server.metrics if name == "loss"] == [0, *range(90, 100)]
-
-
-@pytest.mark.slow
-def test_a_real_server_records_a_run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.copy(template, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/mlflow.db",
-        "--artifacts-destination",
-        str(tmp_path / "files"),
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-        (tmp_path / "bundle").mkdir()
-        (tmp_path / "bundle" / "manifest.json").write_text("{}")
-        with remote() as tracker:
-            tracker.log_metrics({"ndcg@10": 0.5}, step=7)
-            tracker.log_artifacts(tmp_path / "bundle", "bundle")
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-    assert history(tmp_path, tracker, "ndcg_at_10") == [(7, 0.5)]
-    assert client(tmp_path).get_run(tracker.run_id).info.status == "FINISHED"
-    assert [path.name for path in (tmp_path / "files").glob("**/bundle/*")] == ["manifest.json"]
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        assert process.poll() is None, "the server has ended"
-        try:
-            with urlopen(address, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.skip("the server does not start within a minute on this machine")
