@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 from tests.running import free_port
 
-SECONDS_TO_START = 120
+SECONDS_TO_START = 400
 
 
 @contextmanager

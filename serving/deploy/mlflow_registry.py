@@ -158,8 +158,8 @@ def publish(
         bundle: The folder of the bundle.
         alias: The alias.
         examples: Inputs that the model answers.
-        tags: Tags of the version, such as the reasons for which it was promoted.
         settings: The settings of the service, of which its `trust` counts. None: the defaults.
+        tags: Tags of the version, such as the reasons for which it was promoted.
 
     Raises:
         BundleError: The folder is not a bundle, or is damaged.

@@ -40,7 +40,7 @@ def tracking_uri(folder: Path | None = None) -> str:
 def make_client(uri: str) -> MlflowClient:
     """Return a client of a store; importing MLflow takes a second, so not before it is needed."""
     quiet_imports()
-    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
+    for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 

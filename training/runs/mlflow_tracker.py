@@ -185,11 +185,6 @@ class Tracker(AbstractContextManager["Tracker"]):
         """Set the description that MLflow shows above a run, in Markdown."""
         self._do(lambda client, run_id: client.set_tag(run_id, NOTE, text[:MAX_TAG_CHARACTERS]))
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        for name, value in tags.items():
-            self._do(lambda client, run_id, name=name, value=value: client.set_tag(run_id, _name(name), value))  # type: ignore[misc]
-
     def log_text(self, text: str, name: str) -> None:
         """Record a text as the file `name`."""
         self._upload(lambda client, run_id: client.log_text(run_id, text, name))
@@ -434,15 +429,19 @@ def _is_alive(process: str) -> bool:
     _, pid, started = process.rsplit(" ", 2)
     try:
         return f"{psutil.Process(int(pid)).create_time():.0f}" == started
-    except (psutil.NoSuchProcess, ValueError):
+    except psutil.NoSuchProcess:
         return False
+    except (psutil.AccessDenied, ValueError):
+        return True  # what cannot be known is left as it is
 
 
 def _end_lost_runs(client: MlflowClient, experiment: str) -> None:
     """Mark the runs of an experiment whose process on this machine is gone as killed: it could not do so itself."""
-    mine = f"attributes.status = 'RUNNING' and tags.{PROCESS} LIKE '{socket.gethostname()} %'"
-    for run in client.search_runs([experiment], mine, max_results=100):
-        if not _is_alive(run.data.tags[PROCESS]):
+    here = f"{socket.gethostname()} "
+    running = f"attributes.status = 'RUNNING' and tags.{PROCESS} LIKE '{here}%'"
+    for run in client.search_runs([experiment], running, max_results=100):
+        process = run.data.tags[PROCESS]
+        if process.startswith(here) and not _is_alive(process):
             _explain(client, run.info.run_id, LOST)
             client.set_terminated(run.info.run_id, "KILLED")
 
