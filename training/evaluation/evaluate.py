@@ -77,9 +77,7 @@ class Evaluation:
     num_candidates: int
     users: Shaped[np.ndarray, "questions"]
     exposure: dict[int, Int[np.ndarray, "items"]] = field(default_factory=dict)
-    top: Int[np.ndarray, "lists listed"] = field(
-        default_factory=lambda: np.zeros((0, LISTED), dtype=np.int32)
-    )
+    top: Int[np.ndarray, "lists listed"] = field(default_factory=lambda: np.zeros((0, LISTED), dtype=np.int32))
 
     @property
     def num_questions(self) -> int:
