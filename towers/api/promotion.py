@@ -20,6 +20,7 @@ from serving.jobs.latency import request_milliseconds
 from serving.jobs.open import open_recommender
 from towers.bundle.bundle import ModelBundle
 from towers.tracking.logged_model import registered_name
+from training.audit.comparison_report import PAGE
 from training.config import PromotionConfig, RunConfig, read_run_config
 from training.runs.progress import start_tracking
 from training.tasks.promotion import SELECTED, Check, Quality, judge_quality
@@ -169,5 +170,7 @@ def _record(decision: Decision, run: RunConfig, quality: Quality | None, challen
         tracker.describe("\n\n".join(line.strip() for line in decision.lines))
         content = {"decision": decision.word, "checks": [asdict(check) for check in decision.checks]}
         tracker.log_text(json.dumps(content, indent=1), "promotion.json")
+        if quality is not None:
+            tracker.log_text(quality.comparison.to_html(), PAGE)
     if tracker.how_to_look is not None:
         click.echo(f"recorded in MLflow; to show it: {tracker.how_to_look}")

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from features.config import FeaturesConfig
 from features.errors import DataError
-from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
+from training.audit.comparison_report import ComparisonReport
+from training.audit.facets import Facet
 from training.audit.paired import LEVEL, Difference, Paired
 from training.audit.slices import answer_facets
 from training.config import PromotionConfig
 from training.evaluation.evaluate import cutoffs_of
+from training.evaluation.metrics import METRICS
 from training.evaluation.report import label_of
 from training.tasks.held_out import HeldOut
+from training.tasks.rank_bundles import rank_bundles
 
 SELECTED = (
     "The challenger's training was stopped early by these questions, which favours it a little; the champion may have "
     "learned from some of their answers, which favours the champion."
 )
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,11 @@ class Quality:
 
     Attributes:
         checks: The conditions on the metric and on the guarded slices.
-        paired: The ranks of both, the champion first.
-        tables: Today's tables.
-        features: How the challenger reads them.
+        comparison: The two in every slice and side by side, the champion first.
     """
 
     checks: tuple[Check, ...]
-    paired: Paired
-    tables: Tables
-    features: FeaturesConfig
+    comparison: ComparisonReport
 
 
 def judge_quality(challenger: ModelBundle, champion: ModelBundle, limits: PromotionConfig) -> Quality:
@@ -71,18 +71,23 @@ def judge_quality(challenger: ModelBundle, champion: ModelBundle, limits: Promot
     """
     held_out = HeldOut.of(challenger)
     split = held_out.questions("compare it with the champion on")
-    if _metric(limits) not in cutoffs_of(split.name):
-        known = ", ".join(str(cutoff) for cutoff in cutoffs_of(split.name))
-        raise DataError(f"promotion.metric = {limits.metric!r}: expected a cutoff of {known}")
+    known = [f"{name}_at_{cutoff}" for name in METRICS for cutoff in cutoffs_of(split.name)]
+    if limits.metric not in known:
+        raise DataError(f"promotion.metric = {limits.metric!r}: expected one of {', '.join(known)}")
     ours, theirs = rank_bundles(held_out, [challenger, champion])
     paired = Paired.of(theirs, ours, [str(champion.path), str(challenger.path)])
-    whole = paired.difference(limits.metric)
-    guarded = _guarded(paired, held_out, limits)
-    return Quality((_gain(whole, limits), *guarded), paired, held_out.tables, held_out.config.features)
-
-
-def _metric(limits: PromotionConfig) -> int:
-    return int(limits.metric.rpartition("_at_")[2])
+    features = held_out.config.features
+    facets = answer_facets(ours, held_out.tables, features, limits.min_support)
+    comparison = ComparisonReport.of(
+        [f"{champion.path.name} (champion)", challenger.path.name],
+        [paired],
+        held_out.tables,
+        facets,
+        title=features.title,
+        min_support=limits.min_support,
+        notes=[SELECTED],
+    )
+    return Quality((_gain(paired.difference(limits.metric), limits), *_guarded(paired, facets, limits)), comparison)
 
 
 def _gain(whole: Difference, limits: PromotionConfig) -> Check:
@@ -95,11 +100,10 @@ def _gain(whole: Difference, limits: PromotionConfig) -> Check:
     return Check(label, whole.low > limits.min_gain, text, measured | {"gain_low": whole.low, "gain_high": whole.high})
 
 
-def _guarded(paired: Paired, held_out: HeldOut, limits: PromotionConfig) -> Sequence[Check]:
+def _guarded(paired: Paired, facets: Sequence[Facet], limits: PromotionConfig) -> Sequence[Check]:
     """Return a check of all guarded slices together; none if there are none."""
     if not limits.guarded_facets:
         return ()
-    facets = answer_facets(paired.second, held_out.tables, held_out.config.features, limits.min_support)
     names = [facet.name for facet in facets]
     unknown = next((name for name in limits.guarded_facets if name not in names), None)
     if unknown is not None:
@@ -109,7 +113,8 @@ def _guarded(paired: Paired, held_out: HeldOut, limits: PromotionConfig) -> Sequ
     # One of many intervals lies below zero by chance, so that each has the level that holds for all together.
     slices = paired.slices(chosen, limits.metric, limits.min_support, 1 - (1 - LEVEL) / num_slices)
     worse = [one for one in slices if one.verdict == "behind"]
-    said = ", ".join(f"{one.facet}={one.value} {one.gain:+.4f} {one.interval}" for one in worse)
+    said = ", ".join(f"{one.facet}={one.value} {one.gain:+.4f} {one.interval}" for one in worse[:_SHOWN])
+    said += f" and {len(worse) - _SHOWN} more" if len(worse) > _SHOWN else ""
     text = f"{len(slices)} guarded slices: {f'worse in {said}' if worse else 'none is worse'}"
     lowest = min((one.gain for one in slices), default=0.0)
     return (Check("slices", not worse, text, {"worse_slices": float(len(worse)), "lowest_slice_gain": lowest}),)
