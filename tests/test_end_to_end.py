@@ -255,7 +255,7 @@ def test_the_bundle_is_a_registered_model_of_the_run(trained):
     (version,) = client.search_model_versions("name = 'two-towers'")
     assert (version.run_id, version.tags["bundle"]) == (run.info.run_id, "run-1")
     assert version.description == (trained / "runs" / "run-1" / "README.md").read_text()[:5000]
-    (kept,) = trained.glob("mlartifacts/models/*/artifacts/artifacts/bundle")
+    (kept,) = trained.glob("mlartifacts/models/*/artifacts/artifacts/run-1")
     files = {path.name for path in kept.iterdir()}
     assert {"manifest.json", "run.toml", WEIGHTS, "report.html"} <= files
     assert (kept / WEIGHTS).read_bytes() == (trained / "runs" / "run-1" / WEIGHTS).read_bytes()

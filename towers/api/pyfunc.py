@@ -10,7 +10,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 COLUMNS = ["request", "item_id", "score", "rank"]
 
@@ -24,7 +24,7 @@ class BundleModel(PythonModel):
 
         self.model = towers.open(context.artifacts["bundle"])
 
-    def predict(  # type: ignore[override]  # MLflow leaves the arguments open
+    def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
         """Return the recommendations for each row of a table.

@@ -1,6 +1,6 @@
 """A bundle as an MLflow model: a *pyfunc* made from code, with signature and input example, registered as a version.
 
-MLflow stores the model as a folder with the bundle in `artifacts/bundle`; nothing in it is pickled. The code is
+MLflow stores the model as a folder with the bundle in `artifacts/NAME`; nothing in it is pickled. The code is
 `towers/api/pyfunc.py`.
 """
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-BUNDLE = Path("artifacts/bundle")
-"""Place of the bundle in an MLflow model."""
+ARTIFACTS = "artifacts"
+"""Folder of an MLflow model that has the bundle, under its own name."""
 MODEL = "model"
 MOST_DESCRIPTION = 5_000
 """Longest description of a version; MLflow's own limit."""
@@ -67,18 +67,18 @@ class Examples:
     def signature(self) -> ModelSignature:
         """The columns that the model reads and returns, and its parameter `k`."""
         from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
         from mlflow.types.schema import Array
 
         item = _type_of(self.items[0])
         if self.query is None:
-            asked = [
+            asked: list[ColSpec | TensorSpec] = [
                 ColSpec(_type_of(self.user), "user_id", required=False),
                 ColSpec(Array(item), "history", required=False),
             ]
         else:
             asked = [ColSpec(DataType.string, "query")]
-        given = [
+        given: list[ColSpec | TensorSpec] = [
             ColSpec(DataType.long, "request"),
             ColSpec(item, "item_id"),
             ColSpec(DataType.double, "score"),
@@ -148,7 +148,10 @@ def card_of(bundle: Path) -> str:
 
 def bundle_in(folder: Path) -> Path:
     """Return the bundle in a folder that was downloaded from the registry: in an MLflow model, or by itself."""
-    return folder / BUNDLE if (folder / "MLmodel").is_file() else folder
+    if not (folder / "MLmodel").is_file():
+        return folder
+    kept = [path for path in (folder / ARTIFACTS).glob("*") if path.is_dir() and not path.is_symlink()]
+    return kept[0] if len(kept) == 1 else folder / ARTIFACTS
 
 
 def registered_name(experiment: str) -> str:
