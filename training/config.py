@@ -135,7 +135,7 @@ class PromotionConfig(StrictTable):
     min_gain: float = 0.0
     """The whole 95 % interval of the gain on that metric, paired on the same questions, must be above this. Negative
     for a training that is repeated on new data: -0.005 demands that it is not worse by more than that."""
-    guarded_facets: tuple[str, ...] = ("activity", "popularity")
+    guarded_facets: list[str] = Field(["activity", "popularity"])
     """Facets of an audit, such as a column, in whose slices the challenger must not be worse: the interval of the
     difference, widened for the number of slices, must not be below zero. Empty: none is guarded."""
     min_support: int = Field(30, ge=1)
