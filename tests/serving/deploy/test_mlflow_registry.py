@@ -20,6 +20,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+import towers
 from features.errors import DataError
 from serving.commands import deploy, rollback
 from serving.config import ServingConfig

@@ -155,7 +155,7 @@ def test_the_server_has_the_training_with_data_model_and_cost(story, capsys):
     assert {"cost/seconds", "cost/cpu_seconds", "cost/peak_memory_mib", "ndcg_at_10"} <= run.data.metrics.keys()
     (data,) = run.inputs.dataset_inputs
     profile = json.loads(data.dataset.profile)
-    assert (data.dataset.name, profile["num_users"], profile["num_items"]) == ("data interactions", 400, 60)
+    assert (data.dataset.name, profile["num_users"], profile["num_rows"]) == ("data interactions", 400, 3200)
     model = story.client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert (model.status, model.tags["bundle"]) == ("READY", "third")
     registered = [
