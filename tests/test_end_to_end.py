@@ -5,6 +5,7 @@ Commands start loaded, which saves the seconds of imports and nothing else; the 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -229,14 +230,35 @@ def test_mlflow_has_the_run_with_settings_measures_and_the_bundle(trained):
 
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
     (run,) = recorded(trained)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "run-1")
+    assert run.info.status == "FINISHED"
+    assert re.fullmatch(r"run-1 \(data, \d{4}-\d\d-\d\d \d\d:\d\d\)", run.info.run_name)
     assert (run.data.params["training.epochs"], run.data.params["towers.embedding_dim"]) == ("3", "32")
     assert run.data.tags["interactions"] == sha256(trained / "data" / "interactions.parquet")
     assert {"ndcg_at_10", "recall_at_100", "baseline/EASE/ndcg_at_10"} <= run.data.metrics.keys()
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch/loss")] == [1, 2, 3]
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 4
-    kept = {file.path for file in client.list_artifacts(run.info.run_id, "bundle")}
-    assert {f"bundle/{name}" for name in ("manifest.json", "run.toml", WEIGHTS, "report.html")} <= kept
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"report.html", "report.json"}
+    assert run.data.tags["mlflow.note.content"] == (trained / "runs" / "run-1" / "README.md").read_text()
+    data = {used.dataset.name: used.dataset for used in run.inputs.dataset_inputs}
+    assert sorted(data) == ["data interactions", "data items", "data users"]
+    assert run.data.tags["interactions"].startswith(data["data interactions"].digest)
+    profile = json.loads(data["data interactions"].profile)
+    assert profile["num_rows"] == len(pd.read_parquet(trained / "data" / "interactions.parquet"))
+    assert {column["name"] for column in json.loads(data["data users"].schema)["mlflow_colspec"]} > {"user_id"}
+
+
+def test_the_bundle_is_a_registered_model_of_the_run(trained):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
+    (run,) = recorded(trained)
+    (version,) = client.search_model_versions("name = 'two-towers'")
+    assert (version.run_id, version.tags["bundle"]) == (run.info.run_id, "run-1")
+    assert version.description == (trained / "runs" / "run-1" / "README.md").read_text()[:5000]
+    (kept,) = trained.glob("mlartifacts/models/*/artifacts/artifacts/run-1")
+    files = {path.name for path in kept.iterdir()}
+    assert {"manifest.json", "run.toml", WEIGHTS, "report.html"} <= files
+    assert (kept / WEIGHTS).read_bytes() == (trained / "runs" / "run-1" / WEIGHTS).read_bytes()
 
 
 def test_training_goes_on_with_one_warning_when_the_tracking_server_is_away(trained, beside, warm):

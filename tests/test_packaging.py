@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("features", "towers", "training", "serving")
 NOT_IMPORTED = {
     "fbgemm-gpu": "torchrec's, pinned to the one that fits torch",
-    "psutil": "MLflow's, which reads the machine with it and does not ask for it",
 }
 REPLACED = {"cpu": {"fbgemm-gpu": "fbgemm-gpu-cpu"}, "gpu": {"faiss-cpu": "faiss-gpu"}}
 REPLACED_IN_LOCKS = {own: name for pairs in REPLACED.values() for name, own in pairs.items()}

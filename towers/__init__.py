@@ -15,7 +15,7 @@ The package is the model: two towers, their bundle on disk, re-rankers, the comm
 
 - `config`: `TowersConfig`, the `[towers]` table of run.toml.
 - `model`: the network; `bundle`: a trained model on disk, sealed and signed.
-- `rerankers`: models that score candidates; `export`: ONNX and sentence-transformers.
+- `rerankers`: models that score candidates; `export`: ONNX and sentence-transformers; `tracking`: MLflow.
 - `cli`: the command `towers`; `api`: what `import towers` offers, loaded when it is used.
 - `process`: child processes, memory and priority; `warnings_filter`: warnings of libraries that users can do nothing
   about.

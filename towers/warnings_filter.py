@@ -38,6 +38,7 @@ def quiet_imports() -> None:
     # MLflow sends usage statistics by default; set the variable to false to allow it.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # towers prints one that opens on the run
 
 
 class _Dropped(logging.Filter):

@@ -1,4 +1,4 @@
-"""Flags of the commands `towers init`, `train`, `evaluate`, `audit` and `train-ranker`."""
+"""Flags of the commands `towers init`, `train`, `evaluate`, `audit`, `compare` and `train-ranker`."""
 
 from __future__ import annotations
 
@@ -266,6 +266,35 @@ def audit(evaluation: Path, gates: tuple[str, ...], min_support: int, recommende
 
     if not audit_run(evaluation, gates, recommender=recommender, min_support=min_support, show=show):
         raise click.exceptions.Exit(GATE_FAILED)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), metavar="RUN RUN...", nargs=-1, required=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("comparison"),
+    show_default=True,
+    help="Folder for compare.html and differences.parquet.",
+)
+@click.option(
+    "--min-support",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Minimum number of queries of a slice.",
+)
+def compare(runs: tuple[Path, ...], output: Path, min_support: int) -> None:
+    """Compare runs with the first: paired differences with intervals, by slice, and what each finds.
+
+    A RUN is a folder that `towers evaluate run.toml --output RUN` wrote. All must have been evaluated on the same
+    questions: the same tables, --protocol, --split and --seeds. Or each RUN is a bundle, such as runs/run-1; they are
+    then evaluated on the questions that the training of the first held out. compare.html also shows the lists of twenty
+    users side by side.
+    """
+    from training.tasks.compare import compare_runs
+
+    compare_runs(runs, output, min_support)
 
 
 def _defaults(name: str) -> str:

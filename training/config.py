@@ -127,6 +127,27 @@ class TrainingConfig(StrictTable):
             yield "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives, which is 0; raise it"
 
 
+class PromotionConfig(StrictTable):
+    """`[promotion]`: what `towers promote` demands of a bundle before it replaces the one in service."""
+
+    metric: str = Field("ndcg_at_10", pattern=r"^[a-z]+_at_\d+$", examples=["ndcg_at_10"])
+    """Metric of the comparison with the champion, such as `ndcg_at_10` or `recall_at_50`."""
+    min_gain: float = 0.0
+    """The whole 95 % interval of the gain on that metric, paired on the same questions, must be above this. Negative
+    for a training that is repeated on new data: -0.005 demands that it is not worse by more than that."""
+    guarded_facets: list[str] = Field(["activity", "popularity"])
+    """Facets of an audit, such as a column, in whose slices the challenger must not be worse: the interval of the
+    difference, widened for the number of slices, must not be below zero. Empty: none is guarded."""
+    min_support: int = Field(30, ge=1)
+    """Minimum number of queries of a guarded slice; smaller ones are not compared."""
+    max_latency_ms: float = Field(50.0, gt=0)
+    """Maximum p99 latency of a recommendation in milliseconds, measured in one thread, without HTTP."""
+    max_size_mb: float = Field(4_000.0, gt=0)
+    """Maximum size of the bundle with its index, in megabytes."""
+    min_index_recall: float = Field(0.95, ge=0, le=1)
+    """Minimum recall@100 of the index, as measured when it was built."""
+
+
 class RunConfig(StrictTable):
     """The whole of run.toml."""
 
@@ -136,6 +157,8 @@ class RunConfig(StrictTable):
     """Architecture of the two towers."""
     training: TrainingConfig = TrainingConfig()
     """Data, loss, optimisation and tracking of training."""
+    promotion: PromotionConfig = PromotionConfig()
+    """Conditions under which `towers promote` replaces the bundle in service."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

@@ -16,10 +16,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from features.errors import DataError
@@ -29,7 +31,8 @@ from serving.config import ServingConfig
 from serving.deploy.prepare import ensure_index
 from towers.bundle.manifest import BundleError, verify
 from towers.process import own_python
-from towers.warnings_filter import quiet_imports
+from towers.tracking.logged_model import Examples, bundle_in, log_bundle
+from towers.tracking.store import experiment_id, make_client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +42,7 @@ FOLDER = Path("models")
 
 _ADDRESS = re.compile(r"models:/+(?P<name>[^@/:]*[^@/:.][^@/:]*)@(?P<alias>\w[\w.-]*)")
 _PREVIOUS = "previous"
+_ROLLED_BACK = "rolled_back"
 # By default, MLflow waits for minutes for a server that does not respond.
 _TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _SECONDS_TO_END = 5
@@ -127,20 +131,43 @@ def fetched(alias: Alias, settings: ServingConfig | None = None) -> Path:
     return alias.link
 
 
-def promote(bundle: Path, alias: Alias, settings: ServingConfig | None = None) -> str:
+def is_set(alias: Alias) -> bool:
+    """Return whether there is a model of this name with this alias.
+
+    Raises:
+        DataError: The registry does not respond.
+    """
+
+    def look(client: MlflowClient) -> bool:
+        found = client.search_registered_models(f"name = '{alias.name}'")
+        return any(alias.alias in model.aliases for model in found)
+
+    return _call(alias, look)
+
+
+def publish(
+    bundle: Path,
+    alias: Alias,
+    examples: Examples,
+    settings: ServingConfig | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Register a bundle with its index as a new version, let an alias point to it, and return the version.
 
     Args:
         bundle: The folder of the bundle.
         alias: The alias.
+        examples: Inputs that the model answers.
         settings: The settings of the service, of which its `trust` counts. None: the defaults.
+        tags: Tags of the version, such as the reasons for which it was promoted.
 
     Raises:
         BundleError: The folder is not a bundle, or is damaged.
         DataError: The registry does not respond.
     """
-    verify(bundle, (settings or ServingConfig()).trust)
-    version = _call(alias, lambda client: _register(client, bundle.resolve(), alias))
+    manifest = verify(bundle, (settings or ServingConfig()).trust)
+    own = {"bundle": bundle.resolve().name, "weights": manifest.version, **tags}
+    version = _call(alias, lambda client: _register(client, bundle.resolve(), alias, examples, own))
     _call(alias, lambda client: _point(client, alias, version))
     return version
 
@@ -155,9 +182,11 @@ def point_back(alias: Alias) -> str:
     def back(client: MlflowClient) -> str | None:
         model = client.get_registered_model(alias.name)
         before: str | None = model.tags.get(f"{alias.alias}.{_PREVIOUS}")
-        if before is None or before == str(model.aliases.get(alias.alias)):
+        if before is None or alias.alias not in model.aliases or before == str(model.aliases[alias.alias]):
             return None
         _point(client, alias, before)
+        left, now = str(model.aliases[alias.alias]), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        client.set_model_version_tag(alias.name, left, f"{alias.alias}.{_ROLLED_BACK}", now)
         return before
 
     version = _call(alias, back)
@@ -214,18 +243,16 @@ def _version(alias: Alias) -> str:
     return _call(alias, lambda client: str(client.get_model_version_by_alias(alias.name, alias.alias).version))
 
 
-def _register(client: MlflowClient, bundle: Path, alias: Alias) -> str:
-    run = client.create_run(_experiment_id(client, alias.name), run_name=bundle.name)
+def _register(client: MlflowClient, bundle: Path, alias: Alias, examples: Examples, tags: Mapping[str, str]) -> str:
+    experiment = experiment_id(client, alias.name, tracking_uri())
+    run = client.create_run(experiment, run_name=f"deploy {bundle.name}")
     try:
-        client.log_artifacts(run.info.run_id, str(bundle), "bundle")
+        version = log_bundle(client, experiment, run.info.run_id, bundle, examples, name=alias.name, tags=tags)
     except BaseException:
         client.set_terminated(run.info.run_id, "FAILED")
         raise
     client.set_terminated(run.info.run_id)
-    if not client.search_registered_models(f"name = '{alias.name}'"):
-        client.create_registered_model(alias.name)
-    source = f"{run.info.artifact_uri}/bundle"
-    return str(client.create_model_version(alias.name, source, run.info.run_id).version)
+    return version
 
 
 def _point(client: MlflowClient, alias: Alias, version: str) -> None:
@@ -242,15 +269,16 @@ def _download(alias: Alias, version: str, folder: Path, settings: ServingConfig)
     def download(client: MlflowClient) -> Path:
         from mlflow.artifacts import download_artifacts
 
-        address, uri = f"models:/{alias.name}/{version}", _uri()
+        address, uri = f"models:/{alias.name}/{version}", tracking_uri()
         return Path(download_artifacts(address, dst_path=str(temporary), tracking_uri=uri, registry_uri=uri))
 
     try:
         found = _call(alias, download)
         # A file that MLflow adds, which does not belong to the bundle.
         (found / "registered_model_meta").unlink(missing_ok=True)
-        verify(found, settings.trust)
-        found.replace(folder)
+        bundle = bundle_in(found)
+        verify(bundle, settings.trust)
+        bundle.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -262,7 +290,7 @@ def _call(alias: Alias, action: Callable[[MlflowClient], Result]) -> Result:
         DataError: MLflow is not installed, or the registry does not respond or reports an error.
     """
     try:
-        client = _client()
+        client = make_client(tracking_uri())
         from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as error:
         raise DataError(f"{alias}: MLflow is not installed ({error}); pip install mlflow") from None
@@ -271,22 +299,10 @@ def _call(alias: Alias, action: Callable[[MlflowClient], Result]) -> Result:
             return action(client)
     except (MlflowException, OSError) as error:
         message = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:300]
+        where = redacted(tracking_uri())
         raise DataError(
-            f"{alias}: error from MLflow at {redacted(_uri())}: {message}; check that MLFLOW_TRACKING_URI is right"
+            f"{alias}: error from MLflow at {where}: {message}; check that MLFLOW_TRACKING_URI is right"
         ) from None
-
-
-def _uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd().resolve()}/mlflow.db"
-
-
-def _client() -> MlflowClient:
-    quiet_imports()
-    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    return MlflowClient(_uri(), _uri())
 
 
 @contextmanager
@@ -299,14 +315,3 @@ def _timeouts() -> Iterator[None]:
     finally:
         for name in own:
             os.environ.pop(name, None)
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment; with SQLite, a new one stores its files in the folder of the database."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None
-    if _uri().startswith("sqlite:///"):
-        location = (Path(_uri().removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=location))

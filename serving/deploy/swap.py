@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
@@ -10,19 +12,23 @@ from features.errors import DataError, UnavailableError
 from features.files import LATEST, move_link
 from serving.config import PRODUCTION, ServingConfig
 from serving.deploy.hot_reload import warm
-from serving.deploy.mlflow_registry import Alias, point_back, promote
+from serving.deploy.mlflow_registry import Alias, fetch, is_set, point_back, publish
 from serving.jobs.open import open_recommender
 from serving.recommend.recommender import Recommender
 from serving.search.databases.database_search import DatabaseSearch
+from towers.tracking.logged_model import Examples
 
 
-def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None) -> None:
+def swap_bundle(
+    bundle: Path, link: Path, settings: ServingConfig | None = None, tags: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Verify a bundle, build its index if there is none, and let a link or an alias point to it.
 
     Args:
         bundle: The folder of the bundle.
         link: The link or the alias.
         settings: The settings of the service. None: the defaults.
+        tags: Tags of the version that is registered, if it is an alias.
 
     Raises:
         BundleError: The bundle or the index cannot be used; the link is unchanged.
@@ -32,7 +38,7 @@ def swap_bundle(bundle: Path, link: Path, settings: ServingConfig | None = None)
     alias = Alias.parse(link)
     if alias is not None:
         recommender = _tried(bundle, settings)
-        version = promote(bundle, alias, settings)
+        version = publish(bundle, alias, _examples(recommender), settings, tags)
         _move_database_alias(recommender)
         click.echo(f"{alias}: version {version}, from {bundle}; to undo: towers rollback --link {alias}")
         return
@@ -90,6 +96,36 @@ def _move_database_alias(recommender: Recommender) -> None:
             click.echo(f"note: services use the new collection, but its alias could not be moved: {error}", err=True)
         finally:
             search.database.close()
+
+
+def in_service(link: Path, settings: ServingConfig | None = None) -> Path | None:
+    """Return the bundle that a link or an alias points to, downloaded if it is an alias; None if it points nowhere.
+
+    Args:
+        link: The link or the alias.
+        settings: The settings of the service. None: the defaults.
+
+    Raises:
+        BundleError: The version cannot be used.
+        DataError: The registry does not respond.
+    """
+    alias = Alias.parse(link)
+    if alias is None:
+        return link.resolve() if link.is_symlink() and link.exists() else None
+    if not is_set(alias):
+        return None
+    fetch(alias, settings)
+    return alias.link.resolve()
+
+
+def _examples(recommender: Recommender) -> Examples:
+    catalog, features = recommender.snapshot.catalog, recommender.bundle.config.features
+    return Examples.of(
+        catalog.item_ids,
+        catalog.titles(features.title),
+        recommender.snapshot.histories.user_ids,
+        reads_history=recommender.bundle.config.towers.reads_history,
+    )
 
 
 def _previous(link: Path) -> Path:

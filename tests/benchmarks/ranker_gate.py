@@ -38,8 +38,9 @@ from towers.rerankers.reranker import Deadline, Reranker, Shortlist
 from towers.warnings_filter import quiet_imports
 from training.evaluation.metrics import ndcg_of_lists
 from training.rerankers.candidates import shortlists
+from training.tasks.held_out import HeldOut
 from training.tasks.train import train_and_bundle
-from training.tasks.train_ranker import RANKER_TRAINERS, HeldOut, RankerChoice, TrainedRanker, train_bundle_ranker
+from training.tasks.train_ranker import RANKER_TRAINERS, RankerChoice, TrainedRanker, train_bundle_ranker
 
 NUM_ITEMS, NUM_CANDIDATES, NUM_COLUMNS, NUM_OTHERS = 200, 50, 24, 3_000
 SETTINGS = """\
@@ -119,7 +120,7 @@ def outcomes_of(noise: str, times: int, num_users: int) -> Iterator[Outcome]:
             path = train_and_bundle(folder / "run.toml", (), output=folder / "bundle", resume=False, device="cpu")
         bundle = ModelBundle.open(path)
         held_out = HeldOut.of(bundle)
-        questions = held_out.questions(path).validation
+        questions = held_out.questions().validation
         parts = rng.permutation(len(questions))
         others = questions.take(np.sort(parts[times * num_users :]))
         for seed in range(times):

@@ -18,7 +18,7 @@ from features.settings import StrictTable
 from serving.config import ServingConfig
 from tests.documentation.pages import in_table
 from towers.config import TowersConfig
-from training.config import TrainingConfig
+from training.config import PromotionConfig, TrainingConfig
 
 RUN_TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "[features]": (FeaturesConfig, "Tables and features."),
@@ -30,6 +30,7 @@ RUN_TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "[features.encoders.NAME]": (EncoderSettings, "A pretrained text encoder, by a name of your choice."),
     "[towers]": (TowersConfig, "Architecture of the two towers."),
     "[training]": (TrainingConfig, "Data, loss, optimisation and tracking of training."),
+    "[promotion]": (PromotionConfig, "Conditions under which `towers promote` replaces the bundle in service."),
 }
 _SHOWN_APART = ("columns", "item", "user", "encoders")
 _INTRODUCTION = """\

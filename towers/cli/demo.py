@@ -28,6 +28,7 @@ import click
 
 from features.errors import DataError
 from towers.process import own_python
+from towers.tracking.store import how_to_open
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -283,7 +284,7 @@ def say_what_next(keep: Path | None, seconds: float) -> None:
         click.echo(f"  {keep / 'run.toml'}                   the settings, to change and train again")
         click.echo(f"  {keep / 'runs/latest/report.html'}    how good the model is")
         click.echo(f"  {keep / 'candidates.parquet'}         recommendations for all users")
-        click.echo(f"  mlflow ui --backend-store-uri {shlex.quote(store)}    every training, in a browser")
+        click.echo(f"  {how_to_open(store, '1')}    every training, in a browser")
     click.echo("\nNext, with your own tables (CSV or Parquet; users are optional):")
     click.echo(f"  {program} init --interactions FILE --items FILE --users FILE")
     click.echo(f"  {program} train run.toml\n  {program} deploy runs/latest\n  {program} serve runs/production")

@@ -1,8 +1,8 @@
 """The command `towers`: which commands there are, where each of them lives, and how a failure ends.
 
 A command's package is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
-status: 0 done; 2 something the user can mend, in one line on stderr; 3 a gate of an audit failed; 130 interrupted;
-143 terminated; 1 a bug of ours.
+status: 0 done; 2 something the user can mend, in one line on stderr; 3 a condition of an audit or a promotion failed;
+130 interrupted; 143 terminated; 1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ COMMANDS = {
         "training.commands:evaluate", "Evaluate the settings of run.toml against baselines.", computes=True
     ),
     "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
+    "compare": Entry("training.commands:compare", "Compare evaluations on the same questions."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
     "duplicates": Entry("serving.commands:duplicates", "Find items that are nearly the same.", computes=True),
     "clusters": Entry("serving.commands:clusters", "Divide the catalogue into groups, and name them.", computes=True),
@@ -59,6 +60,9 @@ COMMANDS = {
     "serve": Entry("serving.commands:serve", "Answer over HTTP."),
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
     "deploy": Entry("serving.commands:deploy", "Deploy a bundle to a running service."),
+    "promote": Entry(
+        "towers.api.promotion:promote", "Deploy a bundle if it is better than the one in service.", computes=True
+    ),
     "rollback": Entry("serving.commands:rollback", "Let a running service go back to the bundle it served before."),
     "keygen": Entry("towers.cli.commands:keygen", "Make the keys with which bundles are signed, and trusted."),
     "sign": Entry("towers.cli.commands:sign", "Sign a bundle, its index and its ranker."),

@@ -1,7 +1,7 @@
-"""Ranks that `towers evaluate` stores: the rank of each target, and how often each item was recommended.
+"""Ranks that `towers evaluate` stores: the rank of each target, what was recommended, and how often each item was.
 
-`towers audit` computes metrics by slice from it without ranking again. So can your own group-by; these are two plain
-tables:
+`towers audit` computes metrics by slice from it without ranking again, and `towers compare` the differences of two
+evaluations. So can your own group-by; these are plain tables:
 
 ```
 ranks/
@@ -11,6 +11,8 @@ ranks/
                    both in Unix seconds, null: none or unknown)
   items.parquet    a row per candidate: seed, recommender, item_id, interactions (in the training data), first_time
                    (of these; null: none, or unknown), and shown_at_10, ...: how many questions were shown it
+  lists.parquet    a row per question, of the evaluated recommender only: seed, recommender, question, user_id, items
+                   (the ten recommended, best first) and recent (the ten newest items of the history, oldest first)
 ```
 """
 
@@ -29,16 +31,17 @@ import pyarrow.parquet as pq
 
 from features.errors import DataError
 from features.files import atomic_folder
+from features.sequences.ragged import Ragged, offsets_of, ragged_arange
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
 from features.settings import StrictTable
 from features.tables.tables import Catalog, data_digests
 from training.config import RunConfig
-from training.evaluation.evaluate import Evaluation
+from training.evaluation.evaluate import LISTED, Evaluation
 from training.evaluation.metrics import NEVER
 
 FOLDER = "ranks"
-FORMAT = 1
+FORMAT = 2
 
 _UNSEEN = np.iinfo(np.int64).max
 
@@ -47,7 +50,7 @@ class About(StrictTable):
     """The evaluation that the ranks are from."""
 
     format: int
-    """Format of the folder; this version reads 1."""
+    """Format of the folder; this version reads 2."""
     protocol: str
     """`leave-one-out`, `leave-one-basket-out`, `time`, `users`, `queries` or `cold-items`."""
     part: str
@@ -78,6 +81,7 @@ class RanksWriter:
     def __init__(self) -> None:
         self._answers: list[pa.Table] = []
         self._items: list[pa.Table] = []
+        self._lists: list[pa.Table] = []
 
     def add(
         self, seed: int, split: Split, questions: Queries, evaluations: Sequence[Evaluation], catalog: Catalog
@@ -88,9 +92,11 @@ class RanksWriter:
             seed: Of the split and the training.
             split: Training data and queries of the evaluation.
             questions: The evaluated queries.
-            evaluations: How each recommender answered, with its exposure.
+            evaluations: How each recommender answered, with its exposure, the evaluated one first.
             catalog: The items.
         """
+        first = evaluations[0]
+        self._lists.append(_lists(first, questions, catalog, {"seed": seed, "recommender": first.name}))
         for evaluation in evaluations:
             given = {"seed": seed, "recommender": evaluation.name}
             self._answers.append(_answers(evaluation, questions, catalog, given))
@@ -100,8 +106,16 @@ class RanksWriter:
         """Write the folder `ranks/` into `output`, complete or not at all."""
         with atomic_folder(output / FOLDER) as folder:
             (folder / "about.json").write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            for name, parts in (("answers", self._answers), ("items", self._items)):
-                pq.write_table(pa.concat_tables(parts), folder / f"{name}.parquet", compression="zstd")
+            for name, table in self._tables().items():
+                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+    def ranks(self, about: About) -> Ranks:
+        """Return what `Ranks.read` would return of the folder."""
+        return Ranks.of_tables(about, **self._tables())
+
+    def _tables(self) -> dict[str, pa.Table]:
+        parts = {"answers": self._answers, "items": self._items, "lists": self._lists}
+        return {name: pa.concat_tables(tables) for name, tables in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -112,11 +126,19 @@ class Ranks:
         about: What was judged.
         answers: One row per recommender and hidden answer; see above. `NEVER` where it is not recommended.
         items: One row per recommender and candidate.
+        lists: One row per question of the evaluated recommender.
     """
 
     about: About
     answers: pd.DataFrame
     items: pd.DataFrame
+    lists: pd.DataFrame
+
+    @classmethod
+    def of_tables(cls, about: About, answers: pa.Table, items: pa.Table, lists: pa.Table) -> Ranks:
+        """Return what the tables of the files say."""
+        ranked, shown, listed = (table.to_pandas(types_mapper=_plain) for table in (answers, items, lists))
+        return cls(about, ranked.assign(rank=ranked["rank"].fillna(NEVER).astype(np.int64)), shown, listed)
 
     @classmethod
     def read(cls, output: Path) -> Ranks:
@@ -128,12 +150,11 @@ class Ranks:
         folder = output / FOLDER
         about = _read_about(folder / "about.json", output)
         try:
-            answers = pq.read_table(folder / "answers.parquet").to_pandas(types_mapper=_plain)
-            items = pq.read_table(folder / "items.parquet").to_pandas(types_mapper=_plain)
+            tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("answers", "items", "lists")}
         except (OSError, pa.ArrowInvalid) as error:
             said = " ".join(str(error).split())[:200]
             raise DataError(f"{folder}: cannot be read ({said}); evaluate again") from None
-        return cls(about, answers.assign(rank=answers["rank"].fillna(NEVER).astype(np.int64)), items)
+        return cls.of_tables(about, **tables)
 
     @property
     def recommenders(self) -> list[str]:
@@ -150,7 +171,8 @@ class Ranks:
             known = ", ".join(map(repr, self.recommenders))
             raise DataError(f"--recommender {recommender}: was not evaluated; there are {known}")
         parts = [
-            frame[frame["recommender"] == recommender].reset_index(drop=True) for frame in (self.answers, self.items)
+            frame[frame["recommender"] == recommender].reset_index(drop=True)
+            for frame in (self.answers, self.items, self.lists)
         ]
         return Ranks(self.about, *parts)
 
@@ -180,6 +202,23 @@ def _items(evaluation: Evaluation, split: Split, catalog: Catalog, given: dict[s
         "first_time": pa.array(first, mask=first == _UNSEEN),
     }
     return _with(given, columns | shown)
+
+
+def _lists(evaluation: Evaluation, questions: Queries, catalog: Catalog, given: dict[str, Any]) -> pa.Table:
+    history, top = questions.history, evaluation.top
+    lengths = np.minimum(history.lengths, LISTED)
+    newest = history.item_rows[ragged_arange(history.offsets[1:] - lengths, lengths)]
+    columns = {
+        "question": pa.array(np.arange(len(questions))),
+        "user_id": _ids(history.user_ids),
+        "items": _id_lists(Ragged(offsets_of((top >= 0).sum(axis=1)), top[top >= 0]), catalog),
+        "recent": _id_lists(Ragged(offsets_of(lengths), newest), catalog),
+    }
+    return _with(given, columns)
+
+
+def _id_lists(rows: Ragged, catalog: Catalog) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(rows.offsets.astype(np.int32)), _ids(catalog.item_ids[rows.values]))
 
 
 def _last_times(history: Sequences) -> pa.Array:

@@ -7,7 +7,7 @@ with the rank they have among all candidates; the recall of a slice is the mean 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,14 @@ class _Asked:
     questions: Int[np.ndarray, "answers"]
     users: Int[np.ndarray, "answers"]
 
+    @classmethod
+    def of(cls, ranks: Ranks) -> _Asked:
+        """Return the queries of one recommender's ranks."""
+        answers = ranks.answers
+        return cls(
+            answers["rank"].to_numpy(np.int64), _codes(answers, ["seed", "question"]), _codes(answers, ["user_id"])
+        )
+
     def num_questions(self, facet: Facet) -> Int[np.ndarray, "labels"]:
         """Return the number of queries with a target in each slice."""
         return _num_different(self.questions, facet)
@@ -110,28 +118,34 @@ def slice_metrics(ranks: Ranks, tables: Tables, config: FeaturesConfig, min_supp
     Raises:
         DataError: An item or a user of the ranks is not in the tables.
     """
-    items, answers = ranks.items, ranks.answers
-    item_rows = _known_rows(tables.catalog, items["item_id"])
-    asked = _Asked(
-        answers["rank"].to_numpy(np.int64),
-        _codes(answers, ["seed", "question"]),
-        _codes(answers, ["user_id"]),
-    )
-    answer_items = _positions(items, answers)
-    whole = Facet.single(WHOLE, [WHOLE], np.zeros(len(answers), dtype=np.int64))
+    asked = _Asked.of(ranks)
+    whole = Facet.single(WHOLE, [WHOLE], np.zeros(len(ranks.answers), dtype=np.int64))
     parts = [asked.judged(whole)]
-    of_items = _item_facets(tables.catalog, config, items, item_rows)
+    for of_answers, of_items in _cuts(ranks, asked, tables, config, min_support):
+        judged = asked.judged(of_answers)
+        parts.append(judged if of_items is None else pd.concat([judged, _exposure(of_items, ranks.items)], axis=1))
+    return _compared(parts, len(ranks.answers))
+
+
+def answer_facets(ranks: Ranks, tables: Tables, config: FeaturesConfig, min_support: int) -> list[Facet]:
+    """Return every facet by which answers can be cut, in the order of the ranks; arguments as of `slice_metrics`."""
+    return [of_answers for of_answers, _ in _cuts(ranks, _Asked.of(ranks), tables, config, min_support)]
+
+
+def _cuts(
+    ranks: Ranks, asked: _Asked, tables: Tables, config: FeaturesConfig, min_support: int
+) -> Iterator[tuple[Facet, Facet | None]]:
+    """Yield each facet of the answers, rare values merged, with that of the candidates where it is one of items."""
+    items, answers = ranks.items, ranks.answers
+    answer_items = _positions(items, answers)
+    of_items = _item_facets(tables.catalog, config, items, _known_rows(tables.catalog, items["item_id"]))
     for facet in of_items:
         of_answers = facet.take(answer_items)
         kept = _told_apart(facet, asked.num_questions(of_answers), min_support)
-        facet, of_answers = facet.pooled(kept), of_answers.pooled(kept)
-        parts.append(pd.concat([asked.judged(of_answers), _exposure(facet, items)], axis=1))
+        yield of_answers.pooled(kept), facet.pooled(kept)
     names = [facet.name for facet in of_items]
-    of_askers = _asking_facets(tables.users, config, items, answers, answer_items, names)
-    parts += [
-        asked.judged(facet.pooled(_told_apart(facet, asked.num_questions(facet), min_support))) for facet in of_askers
-    ]
-    return _compared(parts, len(answers))
+    for facet in _asking_facets(tables.users, config, items, answers, answer_items, names):
+        yield facet.pooled(_told_apart(facet, asked.num_questions(facet), min_support)), None
 
 
 def _item_facets(

@@ -27,6 +27,8 @@ CUTOFFS = (10, 50, 100)
 """The k of the metrics."""
 CUTOFFS_FOR_USERS = (10, 20, 50, 100)
 """For protocol `users`, as usual in the literature: Recall@20, Recall@50 and NDCG@100."""
+LISTED = 10
+"""How many items of each question's list are kept."""
 MAX_CELLS = 2**24
 """Most scores in memory at a time, whatever the block (16 million: some 250 MB with the comparisons and the order)."""
 
@@ -75,6 +77,7 @@ class Evaluation:
     num_candidates: int
     users: Shaped[np.ndarray, "questions"]
     exposure: dict[int, Int[np.ndarray, "items"]] = field(default_factory=dict)
+    top: Int[np.ndarray, "lists listed"] = field(default_factory=lambda: np.zeros((0, LISTED), dtype=np.int32))
 
     @property
     def num_questions(self) -> int:
@@ -136,6 +139,7 @@ def evaluate(
     longest = min(max(cutoffs), int(candidates.sum()))
     ranks = np.empty(len(queries.target_rows), dtype=np.int64)
     exposure = {k: np.zeros(len(candidates), dtype=np.int64) for k in cutoffs if with_coverage}
+    lists = np.full((len(queries) if with_coverage else 0, LISTED), -1, dtype=np.int32)
     with tqdm(
         total=len(queries), desc=recommender.name, unit=" questions", leave=False, disable=None if progress else True
     ) as bar:
@@ -147,6 +151,7 @@ def evaluate(
             ranks[first:end] = _ranks(scores, part, lots)
             if with_coverage:
                 top = _top(scores, longest, lots)
+                lists[start : start + len(part), : top.shape[1]] = top[:, :LISTED]
                 for k, shown in exposure.items():
                     np.add.at(shown, top[:, :k][top[:, :k] >= 0], 1)
             bar.update(len(part))
@@ -154,7 +159,8 @@ def evaluate(
     values = metrics_per_question(ranks, queries.target_offsets, cutoffs)
     num_candidates = int(candidates.sum())
     users = queries.history.user_ids
-    return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, users, exposure)
+    offsets = queries.target_offsets
+    return Evaluation(recommender.name, ranks, offsets, values, shares, num_candidates, users, exposure, lists)
 
 
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:

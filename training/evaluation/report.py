@@ -270,13 +270,16 @@ class EvaluationReport:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not valid JSON ({error}); make the report again") from None
 
-    def write(self, folder: Path) -> None:
-        """Write `report.json` and `report.html` into a folder, each complete or not at all."""
-        texts = {
+    def texts(self) -> dict[str, str]:
+        """Return the files of the report, by name: `report.json` and `report.html`."""
+        return {
             "report.json": json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             "report.html": self.to_html(),
         }
-        for name, text in texts.items():
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` and `report.html` into a folder, each complete or not at all."""
+        for name, text in self.texts().items():
             with atomic_file(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Experiment tracking in MLflow; the only file that imports it.
+"""Experiment tracking in MLflow.
 
 By default runs go into `mlflow.db` (SQLite) in the working directory, and their files into `mlartifacts/`; the
 environment variable `MLFLOW_TRACKING_URI` sends them anywhere else. Recording never stops a training run: when the
@@ -13,23 +13,28 @@ import json
 import logging
 import os
 import re
-import shlex
+import signal
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from features.files import create_once
+import psutil
+
 from features.redaction import passwords_of, redacted
-from towers.warnings_filter import quiet_imports
+from towers.process import Stopped
+from towers.tracking.logged_model import Examples, log_bundle
+from towers.tracking.store import experiment_id, how_to_open, make_client, tracking_uri
+from training.runs.cost import Cost
+from training.runs.provenance import code_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import DatasetInput, Metric, Param, Run
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 WRITE_SECONDS = 5.0
@@ -56,9 +61,18 @@ MAX_PARAM_CHARACTERS = 6_000
 """Longest parameter; MLflow's own limit."""
 MAX_NAME_CHARACTERS = 250
 """Longest name of a parameter or a metric; MLflow's own limit."""
-LIBRARIES = ("two-towers", "torch", "torchrec", "mlflow")
+MAX_TAG_CHARACTERS = 8_000
+"""Longest tag; MLflow's own limit."""
 SYSTEM_SECONDS = 10
 """Time between two readings of processor, memory, disk and network."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as the description of a run, in Markdown."""
+ENDED_BY = "ended_by"
+"""The tag that says why a run failed or was killed."""
+MAX_REASON_CHARACTERS = 1_000
+PROCESS = "process"
+"""The tag that says which process writes a run, so that one that ended without a word can be found."""
+LOST = "its process ended without a word: killed (out of memory, kill -9), or the machine stopped"
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +102,10 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._told: set[str] = set()
         self._monitor: SystemMetricsMonitor | None = None
         self._limits = [name for name in SERVER_LIMITS if name not in os.environ]
+        self._experiment = ""
+        self._experiment_id: str | None = None
+        self._folder = Path.cwd()
+        self._cost = Cost()
 
     @classmethod
     def start(
@@ -100,6 +118,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
         folder: Path | None = None,
+        parent: str | None = None,
     ) -> Tracker:
         """Start a run, or continue one.
 
@@ -108,18 +127,19 @@ class Tracker(AbstractContextManager["Tracker"]):
             experiment: Made if there is none of this name.
             run_name: What the run is called in the list.
             params: The settings, tables within tables; recorded as `table.key`.
-            tags: Digests of the data and the like. Versions of the libraries are added.
+            tags: Digests of the data and the like. Versions of the libraries and of the code are added.
             run_id: Id of an interrupted run to continue. If the store no longer has it, a new run starts.
-            folder: Where the default store lies. None: the working directory.
+            folder: Whose version in Git is recorded. None: the working directory.
+            parent: Id of the run that this one is nested in.
         """
         tracker = cls()
+        tracker._experiment, tracker._folder = experiment, folder or Path.cwd()
         if enabled:
-            tracker.uri = (
-                os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder or Path.cwd()).resolve()}/mlflow.db"
-            )
+            tracker.uri = tracking_uri()
             tracker._wait_at_most(ANSWER_SECONDS)
             try:
-                tracker._try(lambda: tracker._begin(experiment, run_name, params, dict(tags or {}), run_id))
+                nested = {} if parent is None else {"mlflow.parentRunId": parent}
+                tracker._try(lambda: tracker._begin(experiment, run_name, params, {**(tags or {}), **nested}, run_id))
             except BaseException:
                 tracker.close("KILLED")
                 raise
@@ -129,12 +149,21 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     @property
     def how_to_look(self) -> str | None:
-        """The command or address that shows the run; None where nothing is recorded."""
-        if self.run_id is None or self.uri is None:
+        """The page of the run, with the command that shows it where no server does; None where nothing is recorded."""
+        if self.run_id is None or self.uri is None or self._experiment_id is None:
             return None
-        if self.uri.startswith("sqlite:"):
-            return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
-        return redacted(self.uri)
+        return how_to_open(self.uri, self._experiment_id, self.run_id)
+
+    def nested(self, run_name: str, params: Mapping[str, Any]) -> Tracker:
+        """Start a run within this one; it does nothing if this one does nothing."""
+        return Tracker.start(
+            enabled=self._client is not None,
+            experiment=self._experiment,
+            run_name=run_name,
+            params=params,
+            folder=self._folder,
+            parent=self.run_id,
+        )
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record values of one step; they are sent with the next few seconds' worth."""
@@ -148,60 +177,102 @@ class Tracker(AbstractContextManager["Tracker"]):
         if time.monotonic() >= self._next_write:
             self._write()
 
-    def log_artifacts(self, folder: Path, name: str = "bundle") -> None:
+    def log_data(self, make: Callable[[], list[DatasetInput]]) -> None:
+        """Record the data sets that a function returns, which is called only if anything is recorded."""
+        self._do(lambda client, run_id: client.log_inputs(run_id, make()))
+
+    def describe(self, text: str) -> None:
+        """Set the description that MLflow shows above a run, in Markdown."""
+        self._do(lambda client, run_id: client.set_tag(run_id, NOTE, text[:MAX_TAG_CHARACTERS]))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Record a text as the file `name`."""
+        self._upload(lambda client, run_id: client.log_text(run_id, text, name))
+
+    def log_artifacts(self, folder: Path, name: str) -> None:
         """Record the files of a folder under `name`."""
-        if self._client is None or self.run_id is None:
-            return
-        client, run_id = self._client, self.run_id
-        self._wait_at_most(UPLOAD_SECONDS)
-        self._try(lambda: client.log_artifacts(run_id, str(folder), name))
-        self._wait_at_most(ANSWER_SECONDS)
+        self._upload(lambda client, run_id: client.log_artifacts(run_id, str(folder), name))
 
-    def log_artifact(self, path: Path, name: str) -> None:
-        """Record one file in the folder `name`."""
-        if self._client is None or self.run_id is None:
-            return
-        client, run_id = self._client, self.run_id
-        self._wait_at_most(UPLOAD_SECONDS)
-        self._try(lambda: client.log_artifact(run_id, str(path), name))
-        self._wait_at_most(ANSWER_SECONDS)
+    def log_artifact(self, path: Path, name: str | None = None) -> None:
+        """Record one file in the folder `name`; None: next to such folders."""
+        self._upload(lambda client, run_id: client.log_artifact(run_id, str(path), name))
 
-    def close(self, status: Status = "FINISHED") -> None:
-        """Send the remaining values and end the run. May be called again."""
+    def log_bundle(self, bundle: Path, examples: Examples, name: str, step: int, tags: Mapping[str, str]) -> None:
+        """Record a bundle as the model of this run, and register it.
+
+        Args:
+            bundle: The folder.
+            examples: Inputs that it answers.
+            name: Name of the registered model.
+            step: Training steps at which the weights were taken.
+            tags: Tags of the model and of its version.
+        """
+        experiment = self._experiment_id or ""
+        self._upload(
+            lambda client, run_id: log_bundle(
+                client, experiment, run_id, bundle, examples, name=name, tags=tags, step=step
+            )
+        )
+
+    def close(self, status: Status = "FINISHED", why: str | None = None) -> None:
+        """Send the remaining values and end the run. May be called again.
+
+        Args:
+            status: How it ended.
+            why: Of a run that did not finish: what ended it.
+        """
         client, run_id = self._client, self.run_id
         if client is None or run_id is None:
             return
-        if self._monitor is not None:
-            self._try(self._monitor.finish)
-        self._write()
-        self._try(lambda: client.set_terminated(run_id, status))
-        self._client = None
-        self._forget_limits()
+        try:
+            if self._monitor is not None:
+                self._try(self._monitor.finish)
+            self._try(self._add_cost)
+            self._write()
+            if why is not None:
+                self._try(lambda: _explain(client, run_id, why))
+        finally:  # a second Ctrl-C leaves no run that seems to go on
+            self._try(lambda: client.set_terminated(run_id, status))
+            self._client = None
+            self._forget_limits()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the run as it went."""
-        if kind is None:
+        if error is None:
             self.close("FINISHED")
         else:
-            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+            self.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", _reason(error))
 
     def _begin(
         self, experiment: str, run_name: str, params: Mapping[str, Any], tags: dict[str, str], run_id: str | None
     ) -> None:
         assert self.uri is not None
-        client = _client(self.uri)
+        client = make_client(self.uri)
         run = _resumed(client, run_id)
         if run is None:
-            experiment_id = _experiment_id(client, experiment, self.uri)
-            run = str(client.create_run(experiment_id, tags=_tags(tags), run_name=run_name).info.run_id)
+            own = experiment_id(client, experiment, self.uri)
+            self._try(lambda: _end_lost_runs(client, own))
+            tags = {**code_tags(self._folder), PROCESS: _this_process(), **tags}
+            run = client.create_run(own, tags=tags, run_name=run_name)
         # From here on `close` ends the run, whatever else goes wrong.
-        self._client, self.run_id = client, run
-        if run != run_id:
+        self._client, self.run_id, self._experiment_id = client, str(run.info.run_id), str(run.info.experiment_id)
+        if self.run_id != run_id:
             for batch in _params(params):
                 self._send(params=batch)
-        self._try(lambda: self._watch_machine(run, is_resumed=run == run_id))
+        own_id = self.run_id
+        self._try(lambda: self._watch_machine(own_id, is_resumed=own_id == run_id))
+
+    def _add_cost(self) -> None:
+        """Add what this process spent to what earlier ones spent on the run."""
+        client, run_id = self._client, self.run_id
+        assert client is not None
+        assert run_id is not None
+        before = client.get_run(run_id).data.metrics
+        spent = self._cost.metrics()
+        added = {name: value + before.get(name, 0.0) for name, value in spent.items() if name.endswith("seconds")}
+        self.log_metrics(spent | added, step=0)
 
     def _watch_machine(self, run: str, *, is_resumed: bool) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -252,6 +323,20 @@ class Tracker(AbstractContextManager["Tracker"]):
     def _forget_limits(self) -> None:
         for name in self._limits:
             os.environ.pop(name, None)
+
+    def _do(self, action: Callable[[MlflowClient, str], object]) -> None:
+        """Run an action on the run, if there is one."""
+        client, run_id = self._client, self.run_id
+        if client is not None and run_id is not None:
+            self._try(lambda: action(client, run_id))
+
+    def _upload(self, action: Callable[[MlflowClient, str], object]) -> None:
+        """Run an action that sends files."""
+        if self._client is None:
+            return
+        self._wait_at_most(UPLOAD_SECONDS)
+        self._do(action)
+        self._wait_at_most(ANSWER_SECONDS)
 
     def _try(self, action: Callable[[], object]) -> None:
         """Run an action on the store; an error is reported and does not stop training."""
@@ -311,49 +396,8 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, MlflowException) and error.get_http_status_code() == 400
 
 
-def _client(uri: str) -> MlflowClient:
-    """Return a client of the store; importing MLflow takes a second, so not before it is needed."""
-    quiet_imports()
-    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # we say ourselves that the store is away
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    from mlflow import MlflowClient
-
-    place = uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else ""
-    if place not in ("", ":memory:"):
-        create_once(Path(place), _make_store)
-    return MlflowClient(uri)
-
-
-def _make_store(path: Path) -> None:
-    """Make an empty SQLite store. To make one takes dozens of migrations, which spoil each other if two run at once."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    SqlAlchemyStore(f"sqlite:///{path.resolve()}", "./mlruns").engine.dispose()
-
-
-def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """Return the id of the experiment; a new one in SQLite keeps its files next to the database."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:
-        made_meanwhile = client.get_experiment_by_name(name)
-        if made_meanwhile is None:
-            raise
-        return str(made_meanwhile.experiment_id)
-
-
-def _resumed(client: MlflowClient, run_id: str | None) -> str | None:
-    """Return the id of an interrupted run, running again; None if there is none or the store has lost it."""
+def _resumed(client: MlflowClient, run_id: str | None) -> Run | None:
+    """Return an interrupted run, running again; None if there is none or the store has lost it."""
     if run_id is None:
         return None
     from mlflow.exceptions import MlflowException
@@ -367,17 +411,53 @@ def _resumed(client: MlflowClient, run_id: str | None) -> str | None:
     if run.info.lifecycle_stage != "active":
         return None
     client.update_run(run_id, status="RUNNING")
-    return run_id
+    client.set_tag(run_id, PROCESS, _this_process())
+    for name in (ENDED_BY, NOTE):
+        if name in run.data.tags:
+            client.delete_tag(run_id, name)
+    return run
 
 
-def _tags(tags: dict[str, str]) -> dict[str, str]:
-    """Return the tags and the versions of the libraries that decide the result."""
-    for library in LIBRARIES:
-        try:
-            tags[f"version.{library}"] = version(library)
-        except PackageNotFoundError:  # run from the sources without installing them
-            continue
-    return {"mlflow.source.name": "towers", "mlflow.source.type": "LOCAL", **tags}
+def _this_process() -> str:
+    """Return what tells this process from all others: host, id and start."""
+    own = psutil.Process()
+    return f"{socket.gethostname()} {own.pid} {own.create_time():.0f}"
+
+
+def _is_alive(process: str) -> bool:
+    """Return whether a process of this machine runs, as `_this_process` describes it."""
+    _, pid, started = process.rsplit(" ", 2)
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == started
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.AccessDenied, ValueError):
+        return True  # what cannot be known is left as it is
+
+
+def _end_lost_runs(client: MlflowClient, experiment: str) -> None:
+    """Mark the runs of an experiment whose process on this machine is gone as killed: it could not do so itself."""
+    here = f"{socket.gethostname()} "
+    running = f"attributes.status = 'RUNNING' and tags.{PROCESS} LIKE '{here}%'"
+    for run in client.search_runs([experiment], running, max_results=100):
+        process = run.data.tags[PROCESS]
+        if process.startswith(here) and not _is_alive(process):
+            _explain(client, run.info.run_id, LOST)
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _explain(client: MlflowClient, run_id: str, why: str) -> None:
+    """Say why a run did not finish: in a tag, to be searched, and in the description, to be read."""
+    client.set_tag(run_id, ENDED_BY, why)
+    client.set_tag(run_id, NOTE, f"**Not finished**: {why}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return what ended a run, in one line without secrets."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.Signals(error.signal if isinstance(error, Stopped) else signal.SIGINT).name
+    said = redacted(" ".join(str(error).split()), *passwords_of(os.environ))[:MAX_REASON_CHARACTERS]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _params(values: Mapping[str, Any]) -> Iterator[list[Param]]:

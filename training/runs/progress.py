@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +15,11 @@ from features.tables.tables import Tables
 from training.config import RunConfig
 from training.loop.trainer import Progress
 from training.runs.mlflow_tracker import Tracker
+from training.runs.provenance import run_name
 
 OnEpoch = Callable[[Progress, dict[str, float]], None]
+
+_POINTS = 50
 
 
 def describe(tables: Tables, sequences: Sequences) -> None:
@@ -33,16 +37,39 @@ def start_tracking(
     tags: Mapping[str, str] | None = None,
     run_id: str | None = None,
     params: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Tracker:
-    """Start the MLflow run of a training, or continue it; its parameters are the settings unless given."""
+    """Start the MLflow run of a training, or continue it.
+
+    Args:
+        config: The settings.
+        name: What the run is; preset, data and time are added.
+        tags: Digests of the data and the like.
+        run_id: Id of an interrupted run to continue.
+        params: Parameters of the run. None: the settings.
+        folder: What the paths in the settings are relative to. None: the working folder.
+    """
+    folder = folder or Path.cwd()
     return Tracker.start(
         enabled=config.training.track,
         experiment=config.training.experiment,
-        run_name=name,
+        run_name=run_name(config, folder, name),
         params=config.model_dump(mode="json") if params is None else params,
         tags=tags,
         run_id=run_id,
+        folder=folder,
     )
+
+
+def report_steps(tracker: Tracker) -> Callable[[int, float], None]:
+    """Return a listener that records the loss, of long trainings some 500 times for each power of ten of steps."""
+
+    def tell(step: int, loss: float) -> None:
+        stride = max(1, 10 ** (len(str(step)) - 1) // _POINTS)
+        if step % stride == 0:
+            tracker.log_metrics({"train/loss": loss}, step)
+
+    return tell
 
 
 def report_epochs(tracker: Tracker) -> OnEpoch:

@@ -146,7 +146,7 @@ def _free_name(stem: str) -> Path:
 
 def _fingerprint(config: RunConfig) -> str:
     """Return a digest of the settings that decide the weights."""
-    content = config.model_dump(mode="json")
+    content = config.model_dump(mode="json", exclude={"promotion"})
     for name in ("track", "experiment", "checkpoint_seconds"):
         del content["training"][name]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -40,7 +40,8 @@ def _record(audit: Audit, evaluation: Path) -> None:
     """Record the slices in MLflow, as a run of their own."""
     about = audit.about
     tags = {**about.digests, "protocol": about.protocol, "part": about.part, "recommender": audit.recommender}
-    with start_tracking(about.settings, f"audit {about.protocol}", tags) as tracker:
+    name, folder = f"audit {about.protocol}", Path(about.tables_folder)
+    with start_tracking(about.settings, name, tags, folder=folder) as tracker:
         tracker.log_metrics({f"slice/{name}": value for name, value in audit.metrics().items()}, step=0)
         for name in (PAGE, TABLE):
             tracker.log_artifact(evaluation / name, "audit")

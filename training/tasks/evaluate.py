@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +18,7 @@ from features.errors import DataError
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
-from features.tables.tables import Tables, read_tables
+from features.tables.tables import Tables, data_digests, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
 from training.evaluation.advice import Facts, advise, as_flags
@@ -27,7 +28,9 @@ from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
-from training.runs.progress import describe, report_epochs, start_tracking
+from training.runs.mlflow_tracker import Tracker
+from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.provenance import data_sets
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
 NamedFile = tuple[str, Path]
@@ -133,53 +136,71 @@ def evaluate_settings(
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
     notes: dict[int, list[str]] = {}
     others: _Others | None = None
-    for seed in range(config.training.seed, config.training.seed + seeds):
-        seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
-        split = split_by(protocol, sequences, len(tables.catalog), seeded)
-        trained_on = f"{split.train.num_events:,} training interactions{_cut(split, part)}"
-        click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
-        ours = [
-            _answers(towers, split, part)
-            for towers in _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
-        ]
-        if others is None or is_drawn(protocol, sequences):
-            others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
-        runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
-        parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
-        if ranks is not None:
-            ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
-    report = EvaluationReport.of(
-        protocol,
-        part,
-        runs,
-        slices=parts if protocol in ("time", "cold-items") else None,
-        bounds=[name for name, _ in upper_bound],
-        notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
-        advise=lambda rivals: advise(
-            rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
-        ),
-    )
-    if output is not None and ranks is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        report.write(output)
-        ranks.write(output, About.of(config, folder, report.protocol, report.part))
+    digests = data_digests(config.features, folder)
+    tags = {**digests, "protocol": protocol, "part": part}
+    with start_tracking(config, f"evaluate {protocol}", tags, folder=folder) as tracker:
+        tracker.log_data(lambda: data_sets(config.features, folder, tables, digests))
+        for seed in range(config.training.seed, config.training.seed + seeds):
+            seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+            split = split_by(protocol, sequences, len(tables.catalog), seeded)
+            trained_on = f"{split.train.num_events:,} training interactions{_cut(split, part)}"
+            click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
+            with _of_seed(tracker, seeded) if seeds > 1 else nullcontext(tracker) as own:
+                ours = [_answers(towers, split, part) for towers in _trained(seeded, tables, split, where, own)]
+                own.log_metrics(ours[0].means, step=0)
+            if others is None or is_drawn(protocol, sequences):
+                others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
+            runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
+            parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
+            if ranks is not None:
+                ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
+        report = EvaluationReport.of(
+            protocol,
+            part,
+            runs,
+            slices=parts if protocol in ("time", "cold-items") else None,
+            bounds=[name for name, _ in upper_bound],
+            notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
+            advise=lambda rivals: advise(
+                rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
+            ),
+        )
+        if output is not None and ranks is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            report.write(output)
+            ranks.write(output, About.of(config, folder, report.protocol, report.part))
+        _record(tracker, report)
     return report
 
 
-def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> list[ScoringModel]:
+def _of_seed(tracker: Tracker, config: RunConfig) -> Tracker:
+    """Start a run for a training among several, within that of the evaluation."""
+    return tracker.nested(f"seed {config.training.seed}", config.model_dump(mode="json"))
+
+
+def _record(tracker: Tracker, report: EvaluationReport) -> None:
+    """Record the report, with its metrics and its first line."""
+    tracker.log_metrics(report.metrics(), step=0)
+    tracker.describe(f"{report.warning or report.headline}\n\n```\n{report.to_text()}\n```")
+    for name, text in report.texts().items():
+        tracker.log_text(text, name)
+
+
+def _trained(
+    config: RunConfig, tables: Tables, split: Split, device: torch.device, tracker: Tracker
+) -> list[ScoringModel]:
     """Return the trained model; if it reads recent popularity, first as it is known at each question.
 
     Under the time protocol a second one has it as it was at the end of the training data, as in an index made then.
     """
-    with start_tracking(config, f"evaluate {name}") as tracker:
-        learned = fit(
-            config,
-            tables,
-            split,
-            device=device,
-            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
-            on_epoch=report_epochs(tracker),
-        )
+    learned = fit(
+        config,
+        tables,
+        split,
+        device=device,
+        on_step=report_steps(tracker),
+        on_epoch=report_epochs(tracker),
+    )
     history = config.features.max_history
     towers: list[ScoringModel] = [learned.recommender(history, split.timeline)]
     if config.towers.trend and split.name == "time":

@@ -18,8 +18,10 @@ from features.featurizer.column_contract import ColumnContract
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests, read_tables
 from towers.bundle.bundle import write_bundle
+from towers.bundle.manifest import verify
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
+from towers.tracking.logged_model import Examples, card_of, registered_name
 from training.config import RunConfig, read_run_config
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.baseline import GIB
@@ -29,8 +31,10 @@ from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
+from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
-from training.runs.progress import describe, report_epochs, start_tracking
+from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.provenance import data_sets
 from training.runs.run_folder import Run
 from training.tasks.protocols import early_stopping_split, holds_out_users
 
@@ -79,8 +83,12 @@ def train_and_bundle(
     find = Run.unfinished if resume else Run.begin
     run = find(config, settings.stem, output, digests)
     describe(tables, sequences)
-    with _resumable(run), start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
+    with (
+        _resumable(run),
+        start_tracking(config, run.folder.name, digests, run.tracked_as, folder=settings.parent) as tracker,
+    ):
         run.tracked_as = tracker.run_id
+        tracker.log_data(lambda: data_sets(config.features, settings.parent, tables, digests))
         learned = fit(
             config,
             tables,
@@ -88,7 +96,7 @@ def train_and_bundle(
             device=where,
             checkpoint=run.checkpoint,
             resume=resume,
-            on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
+            on_step=report_steps(tracker),
             on_epoch=report_epochs(tracker),
         )
         report = _report(config, tables, split, learned, ("towers", "train", str(settings), *as_flags(overrides)))
@@ -99,7 +107,7 @@ def train_and_bundle(
             learned = refit(config, tables, sequences, learned)
         held_out = split.validation.history.user_ids if holds_out_users(split) and not config.training.refit else None
         _write(run.folder, config, settings, digests, tables, learned, report, held_out)
-        tracker.log_artifacts(run.folder)
+        _record(tracker, config, tables, run.folder, learned)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
     if tracker.how_to_look is not None:
@@ -193,6 +201,22 @@ def _report(
         notes=[*notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
+
+
+def _record(tracker: Tracker, config: RunConfig, tables: Tables, bundle: Path, learned: TrainedModel) -> None:
+    """Record the report, the model card, and the bundle as a registered model."""
+    tracker.describe(card_of(bundle))
+    for name in ("report.html", "report.json"):
+        tracker.log_artifact(bundle / name)
+    examples = Examples.of(
+        tables.catalog.item_ids,
+        tables.catalog.titles(config.features.title),
+        learned.data.train.user_ids,
+        reads_history=config.towers.reads_history,
+    )
+    tags = {"bundle": bundle.name, "weights": verify(bundle).version}
+    name = registered_name(config.training.experiment)
+    tracker.log_bundle(bundle, examples, name, learned.progress.best_step, tags)
 
 
 def _write(

@@ -21,9 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from features.columns import item_texts
 from features.errors import DataError
-from features.sequences.sequences import Queries, Sequences
-from features.sequences.split import Split
-from features.tables.tables import Tables, data_digests
+from features.sequences.sequences import Queries
 from towers.bundle.bundle import ModelBundle, check_can_sign
 from towers.bundle.trust import Trust
 from towers.rerankers.candidate_features import RankFeatures
@@ -33,7 +31,7 @@ from towers.rerankers.learned import LearnedRanker
 from towers.rerankers.manifest import Judgement, TextSettings, write_ranker
 from towers.rerankers.reranker import Deadline, Reranker, Shortlist
 from towers.rerankers.text import TextRanker
-from training.config import RunConfig, read_run_config
+from training.config import RunConfig
 from training.evaluation.intervals import Answered, Interval, Resampled
 from training.rerankers.examples import RankingDataset
 from training.rerankers.learned import fit_ranker
@@ -47,13 +45,16 @@ from training.rerankers.text import (
     scores_of,
 )
 from training.runs.progress import start_tracking
-from training.tasks.protocols import early_stopping_split, holds_out_users
+from training.tasks.held_out import HeldOut
+from training.tasks.protocols import early_stopping_split
 
 GATE_LEVEL = 0.99
 """Confidence of the interval of the gain that has to lie above zero for a ranker to be written. At 95 %, one of forty
 that learned from noise would be written, so that of twenty attempts two in five would end with one."""
 BUDGET_MS = 20.0
 """Default of `rerank_budget_ms` in serving.toml."""
+
+PURPOSE = ("train or evaluate a re-ranker on", ", or set the weight of one that reads texts: --weight 0.5")
 
 _WARM_UPS = 3
 
@@ -86,58 +87,6 @@ class RankerChoice:
     def definition(self) -> RerankerKind:
         """The entry of its kind."""
         return RERANKER_KINDS[self.kind]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Data to train and evaluate a re-ranker on.
-
-    Attributes:
-        config: The settings of the training.
-        tables: Today's tables.
-        known: All interactions.
-        split: The interactions, split as in the training of the bundle. None: nothing was held out.
-    """
-
-    config: RunConfig
-    tables: Tables
-    known: Sequences
-    split: Split | None
-
-    @classmethod
-    def of(cls, bundle: ModelBundle) -> HeldOut:
-        """Return today's tables, split as in the training of the bundle."""
-        config = read_run_config(bundle.path / "run.toml")
-        tables = bundle.read_tables(config.features)
-        digests = data_digests(config.features, bundle.tables_folder)
-        if any(bundle.manifest.digests.get(name) not in (None, digest) for name, digest in digests.items()):
-            click.echo(
-                "note: the tables have changed since the model was trained; of the users that were held out, or, if "
-                "there are none, of all users, today's items are held out"
-            )
-        known = tables.interactions.sequences(tables.catalog)
-        if not known.num_events or config.training.refit:
-            return cls(config, tables, known, None)
-        users = bundle.validation_users(known.user_ids)
-        split = early_stopping_split(config, known, len(tables.catalog), validation_users=users)
-        if holds_out_users(split) and users is None:
-            raise DataError(f"{bundle.path}: does not say which users its training held out; train again")
-        return cls(config, tables, known, split)
-
-    def questions(self, path: Path) -> Split:
-        """Return the split of the training.
-
-        Raises:
-            DataError: Nothing was held out.
-        """
-        if self.split is None:
-            why = "trained with `refit`, so on every interaction" if self.known.num_events else "trained without pairs"
-            cure = "train again with --set training.refit=false" if self.known.num_events else "give it pairs"
-            raise DataError(
-                f"{path}: {why}, so no held-out data is left to train or evaluate a re-ranker on; {cure}, or set the "
-                "weight of one that reads texts: --weight 0.5"
-            )
-        return self.split
 
 
 @dataclass(frozen=True)
@@ -229,7 +178,7 @@ def _check(choice: RankerChoice) -> None:
 
 
 def _train_learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice, num_candidates: int) -> TrainedRanker:
-    split, tables, seed = held_out.questions(bundle.path), held_out.tables, held_out.config.training.seed
+    split, tables, seed = held_out.questions(*PURPOSE), held_out.tables, held_out.config.training.seed
     statistics = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
     maker = RankFeatures(statistics)
     dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
@@ -252,7 +201,7 @@ def _train_text_ranker(
     texts = item_texts(tables.catalog, bundle.config.features.item)
     if texts is None:
         raise DataError(f"{bundle.path}: the model has no text features of items, which this kind of re-ranker needs")
-    split = held_out.split if choice.weight is not None else held_out.questions(bundle.path)
+    split = held_out.split if choice.weight is not None else held_out.questions(*PURPOSE)
     most_tokens = choice.max_tokens or choice.definition.max_tokens
     assert most_tokens is not None, "kinds that read texts have a default"
     settings = TextSettings(
@@ -294,7 +243,7 @@ def _make_cross_encoder(
     seed = held_out.config.training.seed
     comparisons = None
     if choice.train_queries:
-        questions = _sample(_of_training(held_out, bundle.path), choice.train_queries, seed)
+        questions = _sample(_of_training(held_out), choice.train_queries, seed)
         comparisons = partial(
             comparisons_of,
             bundle,
@@ -318,9 +267,9 @@ RANKER_TRAINERS: dict[str, TrainRanker] = {
 candidates."""
 
 
-def _of_training(held_out: HeldOut, path: Path) -> Queries:
+def _of_training(held_out: HeldOut) -> Queries:
     """Return queries of the training data: one per user, with the newest item as target, or every text query."""
-    train = held_out.questions(path).train
+    train = held_out.questions(*PURPOSE).train
     if held_out.config.towers.reads_history:
         return early_stopping_split(held_out.config, train, len(held_out.tables.catalog)).validation
     asked = train.take(np.flatnonzero(train.lengths > 0))
@@ -398,7 +347,8 @@ def _record(
     """Record an MLflow run with the settings, the evaluation and the files."""
     params = {"bundle": bundle.version, **asdict(choice)} | ({} if made.text is None else made.text.model_dump())
     name = f"{bundle.path.resolve().name}-ranker"
-    with start_tracking(config, name, {"bundle": bundle.version}, params={"ranker": params}) as tracker:
+    tags, folder = {"bundle": bundle.version}, bundle.tables_folder
+    with start_tracking(config, name, tags, params={"ranker": params}, folder=folder) as tracker:
         if judgement is not None:
             tracker.log_metrics({f"ranker/{key}": value for key, value in judgement.model_dump().items()}, step=0)
         tracker.log_artifacts(folder, "ranker")

@@ -14,24 +14,29 @@ import threading
 import time
 from http.client import HTTPConnection, HTTPException
 
+import mlflow
+import pandas as pd
 import psutil
 import pytest
 from click.testing import CliRunner
 
+import towers
 from features.errors import DataError
 from serving.commands import deploy, rollback
 from serving.config import ServingConfig
 from serving.deploy import mlflow_registry as registry
-from serving.deploy.mlflow_registry import Alias, fetch, fetched, follow, point_back, promote
+from serving.deploy.mlflow_registry import Alias, fetch, fetched, follow, point_back, publish
 from serving.http.app import create_app
 from tests.serving.conftest import model_of
 from tests.serving.deploy.test_swap import wait_for
 from tests.serving.server.test_server import Served
 from towers.bundle.manifest import BundleError
 from towers.bundle.signature import make_key
+from towers.tracking.logged_model import Examples
 
 JSON = {"Content-Type": "application/json"}
 CHAMPION = Alias("two-towers", "champion")
+EXAMPLES = Examples(["p1", "p2"], user=1001)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("registry") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        registry._client().search_registered_models()
+        registry.make_client(registry.tracking_uri()).search_registered_models()
     return path
 
 
@@ -68,12 +73,12 @@ def test_what_is_no_alias_is_taken_for_a_folder(address):
 
 def test_a_service_follows_an_alias_there_and_back(folder):
     one, two = (model_of(folder / "runs", name) for name in ("one", "two"))
-    assert promote(folder / "runs" / "one", CHAMPION) == "1"
+    assert publish(folder / "runs" / "one", CHAMPION, EXAMPLES) == "1"
     client = create_app(fetched(CHAMPION).absolute(), ServingConfig(watch_seconds=0.05)).test_client()
     assert client.get("/recommendations/1001").headers["Towers-Model"] == one
     assert not fetch(CHAMPION), "it is there"
 
-    assert promote(folder / "runs" / "two", CHAMPION) == "2"
+    assert publish(folder / "runs" / "two", CHAMPION, EXAMPLES) == "2"
     assert fetch(CHAMPION)
     wait_for(client, two)
     for version, model in (("1", one), ("2", two)):
@@ -81,20 +86,22 @@ def test_a_service_follows_an_alias_there_and_back(folder):
         assert fetch(CHAMPION)
         wait_for(client, model)
 
-    registry._client().set_registered_model_alias(CHAMPION.name, CHAMPION.alias, "1")  # by whoever decides that
+    registry.make_client(registry.tracking_uri()).set_registered_model_alias(
+        CHAMPION.name, CHAMPION.alias, "1"
+    )  # by whoever decides that
     assert fetch(CHAMPION)
     wait_for(client, one)
     assert sorted(path.name for path in CHAMPION.link.parent.iterdir()) == ["champion", "version-1", "version-2"]
 
 
 def test_a_version_that_is_damaged_is_left_alone_and_the_log_says_so_once(folder, caplog):
-    promote(folder / "runs" / "one", CHAMPION)
+    publish(folder / "runs" / "one", CHAMPION, EXAMPLES)
     make_key(folder / "key")
     with pytest.raises(BundleError, match=r"manifest.json: not signed"):
         fetch(CHAMPION, ServingConfig(trusted_keys=str(folder / "key.pub")))
     assert not CHAMPION.link.exists()
     fetch(CHAMPION)
-    promote(folder / "runs" / "two", CHAMPION)
+    publish(folder / "runs" / "two", CHAMPION, EXAMPLES)
     (weights,) = (path for path in folder.glob("mlartifacts/**/model.safetensors") if is_of_two(path, folder))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError, match="was changed after it was written"):
@@ -113,7 +120,7 @@ def is_of_two(path, folder):
 
 
 def test_what_was_fetched_before_is_served_where_the_registry_does_not_answer(folder, monkeypatch, caplog):
-    promote(folder / "runs" / "one", CHAMPION)
+    publish(folder / "runs" / "one", CHAMPION, EXAMPLES)
     assert fetched(CHAMPION) == CHAMPION.link
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-pa55@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -129,7 +136,7 @@ def test_what_was_fetched_before_is_served_where_the_registry_does_not_answer(fo
 def test_an_alias_that_is_not_there_is_told(folder):
     with pytest.raises(DataError, match=r"models:/two-towers@champion: error from MLflow at sqlite:.*not found"):
         fetched(CHAMPION)
-    promote(folder / "runs" / "one", CHAMPION)
+    publish(folder / "runs" / "one", CHAMPION, EXAMPLES)
     with pytest.raises(DataError, match="no previous version is recorded"):
         point_back(CHAMPION)
     with pytest.raises(DataError, match="error from MLflow at "):
@@ -147,6 +154,31 @@ def test_swap_and_rollback_take_an_alias_as_they_take_a_link(folder):
     assert done.output == f"{CHAMPION}: version 1\n"
     fetch(CHAMPION)
     assert served() == "version-1"
+
+
+def test_a_version_is_an_mlflow_model_that_answers_as_the_bundle(folder):
+    done = CliRunner().invoke(deploy, [str(folder / "runs" / "one"), "--link", str(CHAMPION)], catch_exceptions=False)
+    assert done.exit_code == 0
+    uri = registry.tracking_uri()
+    version = registry.make_client(uri).get_model_version_by_alias(CHAMPION.name, CHAMPION.alias)
+    assert version.tags["bundle"] == "one"
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model(str(CHAMPION))
+    model = towers.open(folder / "runs" / "one")
+    users = pd.DataFrame({"user_id": [1003, 1001]})
+    found = loaded.predict(users, params={"k": 3})
+    for place, user in enumerate(users["user_id"]):
+        expected = model.recommend(user, k=3)[["item_id", "score", "rank"]].reset_index(drop=True)
+        own = found[found["request"] == place].drop(columns="request").reset_index(drop=True)
+        pd.testing.assert_frame_equal(pd.DataFrame(own), pd.DataFrame(expected), check_dtype=False)
+    example = loaded.input_example
+    assert [*example["history"].iloc[0]] == model.recommender.snapshot.catalog.item_ids[:3].tolist()
+    assert len(loaded.predict(example)) == 10
+    assert [column.name for column in loaded.metadata.signature.inputs] == ["user_id", "history"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="schema"):
+        loaded.predict(pd.DataFrame({"user_id": ["x"]}))
+    files = {path.name for path in folder.glob("mlartifacts/**/*") if path.is_file()}
+    assert not {name for name in files if name.endswith((".pkl", ".pickle"))}
 
 
 class Load:
@@ -220,13 +252,13 @@ def test_a_real_server_goes_over_there_and_back_under_load_and_survives_a_killed
         answer = create_app(folder / "runs" / name, ServingConfig(watch_seconds=0)).test_client()
         content = answer.get("/recommendations/1001?k=5")
         expected[content.headers["Towers-Model"]] = content.json["items"]
-    promote(folder / "runs" / "one", CHAMPION)
+    publish(folder / "runs" / "one", CHAMPION, EXAMPLES)
     flags = ("--workers", "2", "--live", "live.db")
     served = Served(folder, *flags, bundle=str(CHAMPION), TOWERS_WATCH_SECONDS="0.2")
     try:
         served.wait_until_ready(workers=2)
         with Load(served.port, expected) as load:
-            for go in (lambda: promote(folder / "runs" / "two", CHAMPION), lambda: point_back(CHAMPION)):
+            for go in (lambda: publish(folder / "runs" / "two", CHAMPION, EXAMPLES), lambda: point_back(CHAMPION)):
                 load.models.clear()
                 go()
                 wait_until(lambda: len(load.models) == 2, "no worker went over")

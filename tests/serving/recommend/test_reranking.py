@@ -40,7 +40,8 @@ from towers.rerankers.manifest import FOLDER, RankerManifest, write_ranker
 from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, Shortlist, order_of
 from training.rerankers.candidates import shortlists
-from training.tasks.train_ranker import RANKER_TRAINERS, HeldOut, RankerChoice, TrainedRanker, train_bundle_ranker
+from training.tasks.held_out import HeldOut
+from training.tasks.train_ranker import RANKER_TRAINERS, RankerChoice, TrainedRanker, train_bundle_ranker
 
 
 class Backwards:

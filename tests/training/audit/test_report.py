@@ -412,7 +412,9 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     for table in ("interactions", "items", "users"):
         (tmp_path / "data" / f"{table}.parquet").symlink_to(shop / "data" / f"{table}.parquet")
     ranks = Ranks.read(shop / "leave-one-out")
-    moved = Ranks(ranks.about.model_copy(update={"tables_folder": str(tmp_path)}), ranks.answers, ranks.items)
+    moved = Ranks(
+        ranks.about.model_copy(update={"tables_folder": str(tmp_path)}), ranks.answers, ranks.items, ranks.lists
+    )
     items = pd.read_parquet(shop / "data" / "items.parquet")
     path = tmp_path / "data" / "items.parquet"
     path.unlink()
@@ -518,7 +520,7 @@ def test_slices_are_recorded_under_names_that_mlflow_takes(shop: Path, monkeypat
         def log_artifact(self, path: Path, name: str) -> None:
             files.append(path.name)
 
-    monkeypatch.setattr(auditing, "start_tracking", lambda *_: Recorder())
+    monkeypatch.setattr(auditing, "start_tracking", lambda *_, **__: Recorder())
     assert auditing.audit_run(shop / "leave-one-out", (), recommender=None, min_support=LEAST, show=0)
     assert logged["slice/all/recall_at_50"] == audit.whole["recall_at_50"]
     german = audit.slices[(audit.slices["facet"] == "language") & (audit.slices["value"] == "de")].iloc[0]
@@ -547,8 +549,8 @@ def damaged(shop: Path, tmp_path: Path) -> Iterator[Callable[[Callable[[Path], o
     [
         (lambda folder: (folder / "about.json").unlink(), "no ranks of an evaluation in it; `towers evaluate run.toml"),
         (lambda folder: (folder / "about.json").write_text("{"), "not as `towers evaluate` writes it"),
-        (lambda folder: (folder / "about.json").write_text('{"format": 1}'), "not as `towers evaluate` writes it"),
-        (lambda folder: (folder / "about.json").write_text('{"format": 9}'), "expected format 1, found 9"),
+        (lambda folder: (folder / "about.json").write_text('{"format": 2}'), "not as `towers evaluate` writes it"),
+        (lambda folder: (folder / "about.json").write_text('{"format": 9}'), "expected format 2, found 9"),
         (lambda folder: (folder / "answers.parquet").write_text("?"), "cannot be read"),
         (lambda folder: (folder / "items.parquet").unlink(), "cannot be read"),
     ],

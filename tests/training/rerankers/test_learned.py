@@ -29,8 +29,9 @@ from training.rerankers import learned as ranking
 from training.rerankers.candidates import shortlists
 from training.rerankers.examples import RankingDataset
 from training.rerankers.learned import fit_ranker
+from training.tasks.held_out import HeldOut
 from training.tasks.protocols import early_stopping_split
-from training.tasks.train_ranker import GATE_LEVEL, HeldOut, RankerChoice, TrainedRanker, train_bundle_ranker
+from training.tasks.train_ranker import GATE_LEVEL, RankerChoice, TrainedRanker, train_bundle_ranker
 
 SETTINGS = {
     "features": {
@@ -230,10 +231,10 @@ def test_one_user_more_does_not_change_who_was_held_out(tmp_path: Path):
     }
     write_untrained(tmp_path / "runs" / "one", tmp_path, settings)
     bundle = ModelBundle.open(tmp_path / "runs" / "one")
-    before = HeldOut.of(bundle).questions(bundle.path).validation.history.user_ids
+    before = HeldOut.of(bundle).questions().validation.history.user_ids
     one_more = pd.DataFrame({"user": -1, "product": range(8)})
     pd.concat([one_more, clicks]).to_csv(tmp_path / "clicks.csv", index=False)
-    split = HeldOut.of(bundle).questions(bundle.path)
+    split = HeldOut.of(bundle).questions()
     assert split.validation.history.user_ids.tolist() == before.tolist()
     assert len(before) == 20
     assert not {*split.train.user_ids.tolist()} & {*before.tolist()}
@@ -241,7 +242,7 @@ def test_one_user_more_does_not_change_who_was_held_out(tmp_path: Path):
     clicks = clicks[clicks["user"] != before[0]]
     clicks["user"] = clicks["user"].astype(str).replace("199", "199a")
     clicks.to_csv(tmp_path / "clicks.csv", index=False)
-    left = HeldOut.of(bundle).questions(bundle.path).validation.history.user_ids
+    left = HeldOut.of(bundle).questions().validation.history.user_ids
     assert {*left.tolist()} == {str(user) for user in before[1:]} - {"199"}
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
+from towers.process import Stopped
 from training.runs import mlflow_tracker as tracking
 from training.runs.mlflow_tracker import Tracker, flattened
 
@@ -31,7 +32,7 @@ FIRST_RUNS = f"""
 import os
 from training.runs import mlflow_tracker as tracking
 
-tracking._client("sqlite://")  # imports MLflow, once for all of them
+tracking.make_client("sqlite://")  # imports MLflow, once for all of them
 children = []
 while len(children) < {RUNS_AT_ONCE - 1}:
     child = os.fork()
@@ -114,7 +115,7 @@ def test_the_bundle_is_kept_beside_the_store(start: Callable[..., Tracker], fold
     (folder / "my bundle").mkdir()
     (folder / "my bundle" / "manifest.json").write_text("{}")
     with start() as tracker:
-        tracker.log_artifacts(folder / "my bundle")
+        tracker.log_artifacts(folder / "my bundle", "bundle")
     (kept,) = folder.glob("mlartifacts/**/manifest.json")
     assert kept.parent.name == "bundle"
     assert [file.path for file in client(folder).list_artifacts(tracker.run_id, "bundle")] == ["bundle/manifest.json"]
@@ -132,24 +133,76 @@ def test_a_store_named_by_the_environment_is_used(template: Path, tmp_path: Path
     assert client(there).get_run(tracker.run_id).info.status == "FINISHED"
     assert (there / "mlartifacts").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another place"]
-    assert tracker.how_to_look == f"mlflow ui --backend-store-uri 'sqlite:///{there}/mlflow.db'"
+    experiment = client(there).get_experiment_by_name("other").experiment_id
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{tracker.run_id}?workflowType=machine_learning"
+    assert tracker.how_to_look == f"mlflow ui --backend-store-uri 'sqlite:///{there}/mlflow.db', then {page}"
 
 
-@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_a_run_that_breaks_off_is_marked_so(
-    start: Callable[..., Tracker], folder: Path, error: type[BaseException], status: str
+@pytest.mark.parametrize(
+    ("error", "status", "why"),
+    [
+        (RuntimeError("broken\noff"), "FAILED", "RuntimeError: broken off"),
+        (KeyboardInterrupt(), "KILLED", "SIGINT"),
+        (Stopped(signal.SIGTERM), "KILLED", "SIGTERM"),
+    ],
+)
+def test_a_run_that_breaks_off_is_marked_so_and_says_why(
+    start: Callable[..., Tracker], folder: Path, error: BaseException, status: str, why: str
 ):
     tracker = start()
 
     def train() -> None:
         with tracker:
             tracker.log_metrics({"loss": 1}, step=3)
-            raise error("broken off")
+            raise error
 
-    with pytest.raises(error, match="broken off"):
+    with pytest.raises(type(error)):
         train()
-    assert client(folder).get_run(tracker.run_id).info.status == status
+    run = client(folder).get_run(tracker.run_id)
+    assert run.info.status == status
+    assert (run.data.tags["ended_by"], run.data.tags["mlflow.note.content"]) == (why, f"**Not finished**: {why}")
     assert history(folder, tracker, "loss") == [(3, 1)]
+    with start(run_id=tracker.run_id):
+        pass
+    assert "ended_by" not in client(folder).get_run(tracker.run_id).data.tags
+
+
+def test_a_run_whose_process_was_killed_is_marked_so_by_the_next(start: Callable[..., Tracker], folder: Path):
+    code = (
+        "import os\n"
+        "from training.runs.mlflow_tracker import Tracker\n"
+        "Tracker.start(enabled=True, experiment='shop', run_name='lost', params={})\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=False).returncode == -9
+    experiment = client(folder).get_experiment_by_name("shop").experiment_id
+    (lost,) = client(folder).search_runs([experiment])
+    assert lost.info.status == "RUNNING"
+    with start() as alive, start():
+        found = client(folder).get_run(lost.info.run_id)
+        assert (found.info.status, found.data.tags["ended_by"]) == ("KILLED", tracking.LOST)
+        assert client(folder).get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_runs_of_several_seeds_are_nested(start: Callable[..., Tracker], folder: Path):
+    with start() as outer, outer.nested("seed 0", {"training": {"seed": 0}}) as inner:
+        inner.log_metrics({"loss": 1.0}, step=0)
+    assert client(folder).get_run(inner.run_id).data.tags["mlflow.parentRunId"] == outer.run_id
+    assert "mlflow.parentRunId" not in client(folder).get_run(outer.run_id).data.tags
+
+
+def test_a_run_says_what_it_cost_also_after_an_interruption(start: Callable[..., Tracker], folder: Path):
+    with start() as first:
+        time.sleep(0.2)
+    before = client(folder).get_run(first.run_id).data.metrics
+    assert 0.2 <= before["cost/seconds"] < 60
+    assert 50 < before["cost/peak_memory_mib"] < 100_000
+    with start(run_id=first.run_id):
+        time.sleep(0.2)
+    after = client(folder).get_run(first.run_id).data.metrics
+    assert after["cost/seconds"] > before["cost/seconds"] + 0.2
+    assert after["cost/cpu_seconds"] > before["cost/cpu_seconds"]
 
 
 def test_an_interrupted_run_goes_on_as_the_same_run(start: Callable[..., Tracker], folder: Path):
@@ -257,7 +310,7 @@ def test_tracking_that_is_off_does_not_even_import_mlflow(tmp_path: Path):
         "from training.runs.mlflow_tracker import Tracker\n"
         "with Tracker.start(enabled=False, experiment='e', run_name='r', params={}) as tracker:\n"
         "    tracker.log_metrics({'loss': 1.0}, step=0)\n"
-        "    tracker.log_artifacts('nowhere')\n"
+        "    tracker.log_artifacts('nowhere', 'x')\n"
         "assert (tracker.run_id, tracker.how_to_look) == (None, None)\n"
         "assert 'mlflow' not in sys.modules\n"
     )
@@ -359,7 +412,8 @@ def test_a_server_gets_the_values(server: FakeServer, caplog: pytest.LogCaptureF
     with remote() as tracker:
         tracker.log_metrics({"loss": 0.5}, step=1)
         tracker.log_metrics({"loss": 0.25}, step=2)
-    assert tracker.how_to_look == f"http://127.0.0.1:{server.port}"
+    page = "#/experiments/1/runs/r?workflowType=machine_learning"
+    assert tracker.how_to_look == f"http://127.0.0.1:{server.port}/{page}"
     assert [metric for metric in server.metrics if metric[0] == "loss"] == [("loss", 0.5, 1), ("loss", 0.25, 2)]
     assert server.statuses == ["FINISHED"]
     assert warnings_of(caplog) == []
@@ -376,7 +430,7 @@ def test_a_closed_port_costs_seconds_at_most_and_one_line(
     with remote() as tracker:
         for step in range(100):
             tracker.log_metrics({"loss": 0.5}, step)
-        tracker.log_artifacts(tmp_path)
+        tracker.log_artifacts(tmp_path, "files")
     assert time.monotonic() - began < 5
     assert (tracker.run_id, tracker.how_to_look) == (None, None)
     (line,) = warnings_of(caplog)
@@ -412,7 +466,7 @@ def test_a_server_that_goes_away_does_not_stop_training(
         began = time.monotonic()
         for step in range(2, 1_000):
             tracker.log_metrics({"loss": 0.5}, step)
-        tracker.log_artifacts(tmp_path)
+        tracker.log_artifacts(tmp_path, "files")
     assert time.monotonic() - began < 10
     assert len(warnings_of(caplog)) == 1
     server.__init__()  # so that the fixture has something to stop
@@ -444,49 +498,3 @@ def test_only_the_newest_values_are_kept_while_a_server_is_away(server: FakeServ
         for step in range(100):
             tracker.log_metrics({"loss": 1}, step)
     assert [step for name, _, step in server.metrics if name == "loss"] == [0, *range(90, 100)]
-
-
-@pytest.mark.slow
-def test_a_real_server_records_a_run(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.copy(template, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/mlflow.db",
-        "--artifacts-destination",
-        str(tmp_path / "files"),
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-        (tmp_path / "bundle").mkdir()
-        (tmp_path / "bundle" / "manifest.json").write_text("{}")
-        with remote() as tracker:
-            tracker.log_metrics({"ndcg@10": 0.5}, step=7)
-            tracker.log_artifacts(tmp_path / "bundle")
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-    assert history(tmp_path, tracker, "ndcg_at_10") == [(7, 0.5)]
-    assert client(tmp_path).get_run(tracker.run_id).info.status == "FINISHED"
-    assert [path.name for path in (tmp_path / "files").glob("**/bundle/*")] == ["manifest.json"]
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        assert process.poll() is None, "the server has ended"
-        try:
-            with urlopen(address, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.skip("the server does not start within a minute on this machine")
