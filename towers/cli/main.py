@@ -43,6 +43,7 @@ COMMANDS = {
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
+    "tune": Entry("training.commands:tune", "Search for better settings; the result is a run.toml.", computes=True),
     "train-ranker": Entry("training.commands:train_ranker", "Train a re-ranker for a bundle.", computes=True),
     "evaluate": Entry(
         "training.commands:evaluate", "Evaluate the settings of run.toml against baselines.", computes=True
