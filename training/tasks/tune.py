@@ -7,6 +7,7 @@ asked once, at the end, about the best trial and about run.toml as it is.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from training.runs.run_folder import RUNS
 from training.tasks.protocols import is_drawn, split_by, usual_protocol
 from training.tuning.charts import said_value
 from training.tuning.report import CHOSEN, DEFAULT, TUNED, TuningReport, earlier_comparisons, earlier_tests
-from training.tuning.space import Space, params_of, search_space, settings_of, space_in_words
+from training.tuning.space import Space, declared_space, default_space, params_of, settings_of, space_in_words
 from training.tuning.study import Claim, PrunerName, TrialRecord, Tuning
 
 WINNER = "run.toml"
@@ -133,6 +134,7 @@ def tune(
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     config = read_run_config(settings, tuple(overrides))
     check_choices(config)
+    declared = declared_space(config, str(settings))  # a mistake in it is an error before the tables are read
     where = choose_device(device)
     tables = read_tables(config.features, settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
@@ -140,7 +142,7 @@ def tune(
         raise DataError(f"{settings}: there are no interactions, so nothing is trained and nothing can be tuned")
     protocol = protocol or usual_protocol(config, sequences)
     split = split_by(protocol, sequences, len(tables.catalog), config)
-    space = search_space(config, Facts.of(config, split), len(tables.catalog), str(settings))
+    space = declared or default_space(config, Facts.of(config, split), len(tables.catalog))
     values = read_run_values(settings, tuple(overrides))
     task = _Task(settings, values, config, tables, sequences, protocol, split, where, space, deadline)
     folder = output or RUNS / f"{settings.stem}-tuning"
@@ -165,7 +167,7 @@ def tune(
         except KeyboardInterrupt:
             click.echo(f"\nstopped; {folder} has all trials, and the same command continues from here", err=True)
             raise
-        if not tuning.is_last_worker():
+        if not tuning.leave_as_last():
             click.echo("another worker is still training; it will compare and write the report", err=True)
             return None
         return _report(task, tuning, seeds), folder
@@ -246,6 +248,12 @@ def _train(task: _Task, claim: Claim, parent: str | None) -> None:
         except _TimeIsUpError:
             tracker.close("KILLED")
             raise
+        except ValueError as error:  # such as scores that are not numbers, or settings that the tables do not fit
+            if claim.is_default:
+                raise
+            tracker.close("FAILED")
+            claim.prune(f"failed: {error}")
+            return
         tracker.log_metrics({"validation_ndcg_at_10": learned.progress.best}, step=learned.progress.step)
     claim.finish(learned.progress.best)
 
@@ -261,7 +269,7 @@ class _Listener:
     def on_step(self, step: int, loss: float) -> None:
         """Record the loss of a step."""
         self.tracker.log_metrics({"train/loss": loss}, step)
-        if loss != loss or loss == float("inf"):
+        if not math.isfinite(loss):
             raise optuna.TrialPruned("diverged: the loss is no longer a number")
         self._look_at_the_clock()
 

@@ -71,6 +71,12 @@ class TuningReport:
             f"chose it. On test, which chose nothing: {_lead(self.test)}."
         )
 
+    @property
+    def is_better(self) -> bool:
+        """Whether the tuned settings are ahead on the test questions, the whole interval above zero."""
+        lead = None if self.test is None else self.test.rows[1].lead
+        return lead is not None and lead.is_above_zero
+
     def metrics(self) -> dict[str, float]:
         """Return the results as flat names, for a tracking server."""
         found = {"best/validation_ndcg_at_10": self.best.value or 0.0}

@@ -38,28 +38,16 @@ _COMPARED = {
 }
 
 
-def search_space(config: RunConfig, facts: Facts, num_items: int, source: str) -> Space:
-    """Return the search space of `[tune]`, or, where run.toml has no such table, the default one.
+def declared_space(config: RunConfig, source: str) -> Space:
+    """Return the search space of `[tune]`; empty where run.toml has no such table.
 
     Args:
         config: The settings of run.toml.
-        facts: Of the data.
-        num_items: Items in the catalogue.
         source: Name of the settings file, for errors.
 
     Raises:
-        DataError: A setting of `[tune]` does not exist, cannot be searched, or has values that are not valid.
-    """
-    if config.tune:
-        return declared_space(config, source)
-    return dict(_default_space(config, facts, num_items))
-
-
-def declared_space(config: RunConfig, source: str) -> Space:
-    """Return the search space of `[tune]`.
-
-    Raises:
-        DataError: See `search_space`; all mistakes at once.
+        DataError: A setting of `[tune]` does not exist, cannot be searched, or has values that are not valid; all
+            mistakes at once.
     """
     space: dict[str, BaseDistribution] = {}
     problems = Problems()
@@ -68,6 +56,20 @@ def declared_space(config: RunConfig, source: str) -> Space:
             space[key] = _declared(config, key, values, f"{source}: [tune]")
     problems.raise_all()
     return space
+
+
+def default_space(config: RunConfig, facts: Facts, num_items: int) -> Space:
+    """Return what matters for such data: learning rates, regularisation and size in any case.
+
+    Settings that change what a service can do (`time_bias` and `trend` need the time of a request, `frozen_dim` is for
+    new items, about which few validation questions are) are left to run.toml.
+
+    Args:
+        config: The settings of run.toml.
+        facts: Of the data.
+        num_items: Items in the catalogue.
+    """
+    return dict(_candidates(config, facts, num_items))
 
 
 def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,12 +196,7 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
     return found
 
 
-def _default_space(config: RunConfig, facts: Facts, num_items: int) -> Iterator[tuple[str, BaseDistribution]]:
-    """Yield what matters for such data: learning rates, regularisation and size in any case.
-
-    Settings that change what a service can do (`time_bias` and `trend` need the time of a request, `frozen_dim` is for
-    new items, which few validation questions ask for) are left to run.toml.
-    """
+def _candidates(config: RunConfig, facts: Facts, num_items: int) -> Iterator[tuple[str, BaseDistribution]]:
     towers, training = config.towers, config.training
     yield "training.learning_rate", _around(training.learning_rate, 5)
     yield "training.embedding_learning_rate", _around(training.embedding_learning_rate, 5)

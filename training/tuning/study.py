@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ PrunerName = Literal["median", "halving", "none"]
 PRUNERS: tuple[str, ...] = get_args(PrunerName)
 MAX_ATTEMPTS = 3
 """How often a trial is begun whose worker dies; a model that does not fit into memory would be begun for ever."""
+SECONDS_TO_ENTER = 10
 WARMUP_EPOCHS = 3
 """Epochs before a trial may be pruned: the learning rates are still rising."""
 STARTUP_TRIALS = 4
@@ -194,7 +196,7 @@ class Tuning(AbstractContextManager["Tuning"]):
             is_alone = _try_lock(workers, fcntl.LOCK_EX)
             if is_alone:
                 _cut_torn_line(folder / _JOURNAL)
-            fcntl.flock(workers, fcntl.LOCK_SH)
+            _share(workers, folder)
             tuning = cls(folder, _open_study(folder / _JOURNAL, pruner), space, defaults, seed, workers)
         except BaseException:
             os.close(workers)
@@ -271,7 +273,7 @@ class Tuning(AbstractContextManager["Tuning"]):
             if not any(trial.user_attrs.get("is_default") for trial in trials if trial.state in wanted):
                 self._study.enqueue_trial(self._defaults, user_attrs={"is_default": True})
             # Decided by the trials there are, not by how often the search was interrupted.
-            self._study.sampler = TPESampler(seed=self._seed * 1_000_003 + counted)
+            self._study.sampler = TPESampler(seed=self._seed * 1_000_003 + counted + self.num_given_up)
             trial = self._study.ask(self._space)
             lock = os.open(self._lock_of(trial.number), os.O_RDWR | os.O_CREAT)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -280,12 +282,9 @@ class Tuning(AbstractContextManager["Tuning"]):
         folder.mkdir(exist_ok=True)
         return Claim(trial, folder, lock)
 
-    def is_last_worker(self) -> bool:
-        """Whether no other worker has the folder open."""
-        if _try_lock(self._workers, fcntl.LOCK_EX):
-            return True
-        fcntl.flock(self._workers, fcntl.LOCK_SH)
-        return False
+    def leave_as_last(self) -> bool:
+        """Leave the workers, and return whether this was the last one; none can enter until it closes the folder."""
+        return _try_lock(self._workers, fcntl.LOCK_EX)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -333,7 +332,7 @@ class Tuning(AbstractContextManager["Tuning"]):
     def _is_free(self, number: int) -> bool:
         try:
             lock = os.open(self._lock_of(number), os.O_RDWR)
-        except FileNotFoundError:  # its worker died before it had the lock
+        except FileNotFoundError:  # its worker died before it locked the trial
             return True
         try:
             return _try_lock(lock, fcntl.LOCK_EX)
@@ -358,6 +357,19 @@ def _try_lock(file: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _share(workers: int, folder: Path) -> None:
+    """Enter the workers of a folder; another one that enters at the same moment holds the lock for less than a second.
+
+    Raises:
+        DataError: The last worker of the folder is comparing, and takes no more trials.
+    """
+    deadline = time.monotonic() + SECONDS_TO_ENTER
+    while not _try_lock(workers, fcntl.LOCK_SH):
+        if time.monotonic() > deadline:
+            raise DataError(f"{folder}: another worker is comparing the best settings; start again when it has ended")
+        time.sleep(0.1)
 
 
 def _agree(folder: Path, about: Mapping[str, Any]) -> None:
