@@ -21,8 +21,8 @@ from towers.config import TowersConfig
 from training.config import SearchRange, TrainingConfig
 
 _TUNE = """\
-Settings that `towers tune` searches, each with a list of values, such as `towers.num_layers = [1, 2, 4]`, or with a range,
-such as `towers.dropout = { low = 0.0, high = 0.5 }`, which has these keys. No other command uses the table."""
+Settings that `towers tune` searches, each with a list of values, such as `towers.num_layers = [1, 2, 4]`, or with a
+range, such as `towers.dropout = { low = 0.0, high = 0.5 }`, which has these keys. No other command uses the table."""
 RUN_TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "[features]": (FeaturesConfig, "Tables and features."),
     "[features.columns]": (ColumnSettings, "Names of the columns of users, items and times."),
