@@ -4,9 +4,9 @@
                                       [--folder tuned]
 
 `towers init` on the tables as they are, `towers tune`, `kill -9` when so many trials are done and the next one has
-begun, and the same command again, until it ends. It ends with status 1 unless all trials are there and the tuned settings are ahead on
-validation, the whole interval of the lead above zero. An unfinished folder is continued. The tables are read from the
-folder that TOWERS_DATA names.
+begun, and the same command again, until it ends. It ends with status 1 unless all trials are there and the tuned
+settings are ahead on validation, the whole interval of the lead above zero. An unfinished folder is continued. The
+tables are read from the folder that TOWERS_DATA names.
 """
 
 from __future__ import annotations

@@ -156,11 +156,11 @@ def _distribution(config: RunConfig, key: str, said: Any, source: str) -> BaseDi
             f"{shown(said)}; write one of the two"
         )
     limits = parse_settings(SearchRange, dict(said), f"{source} {key}")
-    current = _value(with_settings(config, {key: limits.low}, source).model_dump(mode="json"), key)
+    current = _value(config.model_dump(mode="json"), key)
     is_whole = all(one is None or float(one).is_integer() for one in (limits.low, limits.high, limits.step))
-    if isinstance(current, bool) or not isinstance(current, int | float):
+    if isinstance(current, bool | str | list | dict):
         raise DataError(f"{source} {key}: it is no number, so it has no low and high; write a list of its values")
-    if isinstance(_value(config.model_dump(mode="json"), key), int) and is_whole:
+    if isinstance(current, int) and is_whole:
         return IntDistribution(int(limits.low), int(limits.high), log=limits.log, step=int(limits.step or 1))
     return FloatDistribution(limits.low, limits.high, log=limits.log, step=limits.step)
 

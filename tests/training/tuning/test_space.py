@@ -23,13 +23,17 @@ def facts(config: RunConfig, *, is_ordered: bool = True) -> Facts:
 def test_a_declared_space_is_read_from_nested_and_dotted_tables():
     said = {
         "training": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
-        "towers": {"num_layers": {"low": 1, "high": 4}, "trend": [[], [1, 7]], "dropout": {"low": 0, "high": 0.4}},
+        "towers": {
+            "num_layers": {"low": 1, "high": 4},
+            "matryoshka_dims": [[], [16]],
+            "dropout": {"low": 0, "high": 0.4},
+        },
     }
     found = declared_space(config(tune=said, towers={"num_heads": 1}), "run.toml")
     assert found == {
         "training.learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
         "towers.num_layers": IntDistribution(1, 4),
-        "towers.trend": CategoricalDistribution(("[]", "[1, 7]")),
+        "towers.matryoshka_dims": CategoricalDistribution(("[]", "[16]")),
         "towers.dropout": FloatDistribution(0, 0.4),
     }
 
@@ -48,7 +52,7 @@ def test_a_declared_space_is_read_from_nested_and_dotted_tables():
         ({"towers": {"dropout": [0.2]}}, "expected at least two values, found 1"),
         ({"towers": {"embedding_dim": [64, 33]}}, "num_heads = 2 does not divide embedding_dim = 33"),
         ({"towers": {"history_encoder": ["transformer", "transfomer"]}}, "transfomer"),
-        ({"towers": {"history_encoder": {"low": 1, "high": 2}}}, "history_encoder"),
+        ({"towers": {"history_encoder": {"low": 1, "high": 2}}}, "history_encoder: it is no number, so it has no low"),
         ({"training": {"seed": [0, 1]}}, "training.seed: the trials have the same seed"),
         ({"features": {"min_rating": [1.0, 2.0]}}, "of .features. only max_history, frozen_dim"),
     ],
