@@ -1,8 +1,8 @@
 """The command `towers`: which commands there are, where each of them lives, and how a failure ends.
 
 A command's package is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
-status: 0 done; 2 something the user can mend, in one line on stderr; 3 a gate of an audit failed; 130 interrupted;
-143 terminated; 1 a bug of ours.
+status: 0 done; 2 something the user can mend, in one line on stderr; 3 a gate of an audit failed, or drift was found;
+130 interrupted; 143 terminated; 1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ COMMANDS = {
     ),
     "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
+    "drift": Entry("serving.commands:drift", "Compare today's tables with those of the training.", computes=True),
     "duplicates": Entry("serving.commands:duplicates", "Find items that are nearly the same.", computes=True),
     "clusters": Entry("serving.commands:clusters", "Divide the catalogue into groups, and name them.", computes=True),
     "recommend": Entry("serving.commands:recommend", "Write recommendations for all users to a table.", computes=True),

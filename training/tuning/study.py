@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class TrialRecord:
     """One trial, as it ended or is.
 
     Attributes:
-        number: Its number; a continued trial has the number of its first attempt.
+        number: Its number, from 0; all attempts of a trial have the same.
         state: `complete`, `pruned`, or `running`.
         value: Best validation N@10; None where no epoch ended.
         params: Its values in the search space.
@@ -70,11 +70,11 @@ class TrialRecord:
     is_default: bool
 
     @classmethod
-    def of(cls, trial: FrozenTrial) -> TrialRecord:
-        """Return a trial of Optuna's."""
+    def of(cls, trial: FrozenTrial, number: int) -> TrialRecord:
+        """Return an attempt of Optuna's."""
         values = trial.intermediate_values
         return cls(
-            number=_origin(trial),
+            number=number,
             state=trial.state.name.lower(),
             value=trial.value if trial.state == TrialState.COMPLETE else max(values.values(), default=None),
             params=dict(trial.params),
@@ -88,16 +88,13 @@ class TrialRecord:
 class Claim(AbstractContextManager["Claim"]):
     """A trial that this worker trains. As a context manager it gives the trial back, finished or not."""
 
-    def __init__(self, trial: Trial, folder: Path, lock: int) -> None:
+    def __init__(self, trial: Trial, number: int, folder: Path, lock: int) -> None:
         self._trial = trial
         self._lock = lock
+        self.number = number
+        """Its number; all attempts of a trial have the same."""
         self.folder = folder
         """Folder of its checkpoints."""
-
-    @property
-    def number(self) -> int:
-        """Number of the trial's first attempt."""
-        return int(self._trial.user_attrs.get("origin", self._trial.number))
 
     @property
     def params(self) -> dict[str, Any]:
@@ -223,7 +220,9 @@ class Tuning(AbstractContextManager["Tuning"]):
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials but failed attempts, by number."""
-        found = [TrialRecord.of(trial) for trial in self._trials() if trial.state in _COUNTED]
+        trials = self._trials()
+        numbers = _numbers(trials)
+        found = [TrialRecord.of(trial, numbers[trial.number]) for trial in trials if trial.state in _COUNTED]
         return tuple(sorted(found, key=lambda one: one.number))
 
     @property
@@ -254,7 +253,7 @@ class Tuning(AbstractContextManager["Tuning"]):
 
     def checkpoints_of(self, trial: TrialRecord) -> Path:
         """Return the folder of a trial's checkpoints."""
-        return self.folder / _TRIALS / f"{trial.number:04d}"
+        return self._checkpoints(trial.number)
 
     def claim(self, most: int) -> Claim | None:
         """Return a trial for this worker: one that was interrupted, else a new one.
@@ -277,10 +276,10 @@ class Tuning(AbstractContextManager["Tuning"]):
             trial = self._study.ask(self._space)
             lock = os.open(self._lock_of(trial.number), os.O_RDWR | os.O_CREAT)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        origin = int(trial.user_attrs.get("origin", trial.number))
-        folder = self.folder / _TRIALS / f"{origin:04d}"
+            number = _numbers(self._trials())[trial.number]
+        folder = self._checkpoints(number)
         folder.mkdir(exist_ok=True)
-        return Claim(trial, folder, lock)
+        return Claim(trial, number, folder, lock)
 
     def leave_as_last(self) -> bool:
         """Leave the workers, and return whether this was the last one; none can enter until it closes the folder."""
@@ -309,7 +308,6 @@ class Tuning(AbstractContextManager["Tuning"]):
             if trial.state == TrialState.FAIL and trial.number not in continued and _attempt(trial) < MAX_ATTEMPTS:
                 known = {
                     **trial.user_attrs,
-                    "origin": _origin(trial),
                     "continues": trial.number,
                     "attempt": _attempt(trial) + 1,
                 }
@@ -325,6 +323,9 @@ class Tuning(AbstractContextManager["Tuning"]):
         for trial in self._trials():
             if trial.state.is_finished():
                 self._lock_of(trial.number).unlink(missing_ok=True)
+
+    def _checkpoints(self, number: int) -> Path:
+        return self.folder / _TRIALS / f"{number:04d}"
 
     def _lock_of(self, number: int) -> Path:
         return self.folder / _TRIALS / f".{number:04d}.lock"
@@ -343,8 +344,13 @@ class Tuning(AbstractContextManager["Tuning"]):
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
-def _origin(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs.get("origin", trial.number))
+def _numbers(trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Return the number of the trial of each attempt, by the number of the attempt."""
+    numbers: dict[int, int] = {}
+    for trial in trials:
+        continued = trial.user_attrs.get("continues")
+        numbers[trial.number] = len({*numbers.values()}) if continued is None else numbers[continued]
+    return numbers
 
 
 def _attempt(trial: FrozenTrial) -> int:
