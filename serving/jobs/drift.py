@@ -22,7 +22,7 @@ from features.featurizer.profile import INTERACTIONS, NAME, Profile
 from features.featurizer.sparse import ValueEncoder
 from features.files import atomic_file
 from features.ids import ITEM_ID
-from features.tables.tables import Tables
+from features.tables.tables import Tables, read_tables
 from serving.snapshot.manifest import FOLDER, IndexManifest
 from serving.snapshot.manifest import NAME as MANIFEST
 from towers.bundle.bundle import ModelBundle
@@ -156,7 +156,9 @@ def find_drift(bundle: ModelBundle, tables: dict[str, Path | None], limits: Limi
     given = {key: str(path.absolute()) for key, path in tables.items() if path is not None}
     # An item that the table does not have is a finding here and no mistake.
     config = bundle.config.features.model_copy(update={**given, "unknown_items": "drop"})
-    found = bundle.read_tables(config, accept_changed_columns=True)
+    found = read_tables(config, bundle.tables_folder, bundle.contract.readings_to_keep)
+    # A missing column is an error; what else the contract says is among the findings.
+    bundle.contract.check(bundle.featurizer, found, config, bundle.tables_folder, accept=True)
     findings = [
         *_of_columns(bundle, found, limits),
         *_of_distributions(then, Profile.of(bundle.featurizer, found, then), limits),
@@ -178,14 +180,12 @@ def said_of(one: Finding) -> str:
 
     Example:
         >>> said_of(Finding("items", "brand", "known", 1.0, 0.61, 200, True))
-        'items.brand: 61% of the values are known to the model, 100% in training'
+        'items.brand: 61% known, 100% in training'
     """
     name = f"{one.table}.{one.column}"
     match one.measure:
-        case "filled":
-            return f"{name}: {one.today:.0%} of the cells are filled, {one.training:.0%} in training"
-        case "known":
-            return f"{name}: {one.today:.0%} of the values are known to the model, {one.training:.0%} in training"
+        case "filled" | "known":
+            return f"{name}: {one.today:.0%} {one.measure}, {one.training:.0%} in training"
         case "psi":
             return f"{name}: the values changed, PSI {one.today:.3f}, limit {one.training:.3f}"
         case _:

@@ -154,23 +154,20 @@ def tune(
         seed=config.training.seed,
         pruner=pruner,
     )
-    with tuning:
-        describe(tables, sequences)
-        _say_where(tuning, trials)
-        try:
+    describe(tables, sequences)
+    try:
+        with tuning:
+            _say_where(tuning, trials)
             with _parent(task, tuning, is_wanted=not tuning.joined) as parent:
                 for number in _train_trials(task, tuning, trials):
-                    _keep_best(task, tuning)
-                    best = tuning.best
-                    if best is not None and best.value is not None:
-                        parent.log_metrics({"best_validation_ndcg_at_10": best.value}, step=number)
-        except KeyboardInterrupt:
-            click.echo(f"\nstopped; {folder} has all trials, and the same command continues from here", err=True)
-            raise
-        if not tuning.leave_as_last():
-            click.echo("another worker is still training; it will compare and write the report", err=True)
-            return None
-        return _report(task, tuning, seeds), folder
+                    _keep_best(task, tuning, parent, number)
+            if not tuning.leave_as_last():
+                click.echo("another worker is still training; it will compare and write the report", err=True)
+                return None
+            return _report(task, tuning, seeds), folder
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; {folder} has all trials, and the same command continues from here", err=True)
+        raise
 
 
 def _about(task: _Task) -> dict[str, Any]:
@@ -314,11 +311,12 @@ def _say_trial(task: _Task, tuning: Tuning, number: int, trials: int) -> None:
     click.echo(f"trial {number}: {value} {spent}{so_far}; {done} of {trials}{clock}", err=True)
 
 
-def _keep_best(task: _Task, tuning: Tuning) -> None:
-    """Write the best settings so far."""
+def _keep_best(task: _Task, tuning: Tuning, parent: Tracker, number: int) -> None:
+    """Write the best settings so far, and record their result."""
     best, default = tuning.best, tuning.default
     if best is not None and default is not None:
         _write_winner(task, tuning.folder, best, default)
+        parent.log_metrics({"best_validation_ndcg_at_10": best.value or 0.0}, step=number)
 
 
 def _write_winner(task: _Task, folder: Path, best: TrialRecord, default: TrialRecord) -> None:
