@@ -160,7 +160,8 @@ class Profile:
 
 
 def _from_json(values: Mapping[str, Any]) -> Distribution:
-    return Distribution(**{name: tuple(one) if isinstance(one, list) else one for name, one in values.items()})
+    tuples: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+    return Distribution(**tuples)
 
 
 def _shares(counts: Float[np.ndarray, " bins"]) -> tuple[float, ...]:
