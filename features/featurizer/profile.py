@@ -24,7 +24,7 @@ from features.tables.tables import Tables
 
 NAME = "profile.json"
 INTERACTIONS = "interactions"
-MOST_VALUES = 20
+MOST_VALUES = 50
 """Frequent values of a column that are counted each; the rest is counted together."""
 LONGEST_VALUE = 200
 """Longer values are counted with the rest."""

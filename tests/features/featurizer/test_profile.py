@@ -25,7 +25,7 @@ def test_a_distribution_of_numbers_sums_to_one_and_equals_itself(numbers: list[f
 
 
 def test_rare_and_new_values_are_counted_together():
-    found = Distribution.of_values(["a"] * 5 + [str(number) for number in range(30)])
+    found = Distribution.of_values(["a"] * 5 + [str(number) for number in range(70)])
     assert found.names is not None
     assert len(found.names) == MOST_VALUES
     today = Distribution.of_values(["new", "a", "a", "a"], found)
