@@ -233,6 +233,8 @@ def _train(task: _Task, claim: Claim, parent: str | None) -> None:
                 task, config, task.split, claim.folder / "checkpoint.safetensors", _Listener(task, claim, tracker)
             )
         except optuna.TrialPruned as reason:
+            if claim.is_default:
+                raise DataError(f"{task.settings}: {reason}; lower the learning rates") from None
             tracker.close("KILLED")
             claim.prune(str(reason))
             return
@@ -275,6 +277,7 @@ class _Listener:
         self.tracker.log_metrics({f"epoch/{name}": value for name, value in measured.items()}, step=progress.epoch)
         self.claim.report(progress.epoch, progress.best)
         if not progress.finished:
+            self.claim.check_promising()
             self._look_at_the_clock()
 
     def _look_at_the_clock(self) -> None:

@@ -118,12 +118,15 @@ class Claim(AbstractContextManager["Claim"]):
             self._trial.set_user_attr("mlflow_run", run_id)
 
     def report(self, epoch: int, best: float) -> None:
-        """Record the best validation N@10 so far.
+        """Record the best validation N@10 so far."""
+        self._trial.report(best, epoch)
+
+    def check_promising(self) -> None:
+        """Compare what was reported with other trials.
 
         Raises:
             optuna.TrialPruned: The trial is not promising.
         """
-        self._trial.report(best, epoch)
         if not self.is_default and self._trial.should_prune():
             raise optuna.TrialPruned("not promising")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -88,6 +89,25 @@ def test_a_second_worker_joins_and_leaves_the_trial_of_the_first_alone(tmp_path:
         claim.finish(0.5)
         assert len(first.records) == 2
         assert first.leave_as_last()
+
+
+def test_a_trial_that_is_worse_than_most_ends_early_and_the_default_never(tmp_path: Path):
+    about = {"settings": "these"}
+    with Tuning.open(tmp_path, about, space=SPACE, defaults=DEFAULTS, seed=0, pruner="median") as tuning:
+        for place, value in enumerate((0.0, 0.5, 0.6, 0.7, 0.1)):
+            with tuning.claim(9) as claim:
+                for epoch in range(1, 6):
+                    claim.report(epoch, value)
+                    if place < 4:
+                        claim.check_promising()
+                if place < 4:
+                    claim.finish(value)
+                else:
+                    with pytest.raises(optuna.TrialPruned, match="not promising"):
+                        claim.check_promising()
+                    claim.prune("not promising")
+        assert [one.state for one in tuning.records] == [*["complete"] * 4, "pruned"]
+        assert tuning.records[-1].value == 0.1
 
 
 def test_an_interrupted_search_tries_the_same_values(tmp_path: Path):
