@@ -29,6 +29,15 @@ from towers.bundle.bundle import ModelBundle
 
 FILLED, KNOWN, PSI = "filled", "known", "psi"
 _INDEX = "index"
+METRICS = {
+    "towers_drift_findings": "Measures beyond their limits.",
+    "towers_drift_psi": "Population stability index of today's values against the training.",
+    "towers_drift_known_share": "Share of today's values that the model knows.",
+    "towers_drift_filled_share": "Share of the cells that are filled today.",
+    "towers_drift_index_age_seconds": "Age of the index; 0 if there is none.",
+    "towers_drift_checked_timestamp_seconds": "When the tables were compared.",
+}
+"""The figures in `drift.prom`, by name."""
 
 
 @dataclass(frozen=True)
@@ -119,23 +128,16 @@ class DriftReport:
 
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()
-        labels = ["table", "column"]
-        names = {
-            FILLED: ("towers_drift_filled_share", "Share of the cells that are filled today."),
-            KNOWN: ("towers_drift_known_share", "Share of today's values that the model knows."),
-            PSI: ("towers_drift_psi", "Population stability index of today's values against the training."),
-        }
-        gauges = {measure: Gauge(*name, labels, registry=registry) for measure, name in names.items()}
+        by_column = {PSI: "towers_drift_psi", KNOWN: "towers_drift_known_share", FILLED: "towers_drift_filled_share"}
+        labels = {name: ("table", "column") for name in by_column.values()}
+        gauges = {name: Gauge(name, what, labels.get(name, ()), registry=registry) for name, what in METRICS.items()}
         for one in self.findings:
-            if one.measure in gauges:
-                gauges[one.measure].labels(one.table, one.column).set(one.today)
+            if one.measure in by_column:
+                gauges[by_column[one.measure]].labels(one.table, one.column).set(one.today)
             else:
-                Gauge("towers_drift_index_age_seconds", "Age of the index.", registry=registry).set(one.today * 3600)
-        Gauge("towers_drift_findings", "Measures beyond their limits.", registry=registry).set(len(self.drifted))
-        checked = datetime.fromisoformat(self.checked).timestamp()
-        Gauge("towers_drift_checked_timestamp_seconds", "When the tables were compared.", registry=registry).set(
-            checked
-        )
+                gauges["towers_drift_index_age_seconds"].set(one.today * 3600)
+        gauges["towers_drift_findings"].set(len(self.drifted))
+        gauges["towers_drift_checked_timestamp_seconds"].set(datetime.fromisoformat(self.checked).timestamp())
         return registry
 
 
