@@ -129,7 +129,7 @@ class DriftReport:
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()
         by_column = {PSI: "towers_drift_psi", KNOWN: "towers_drift_known_share", FILLED: "towers_drift_filled_share"}
-        labels = {name: ("table", "column") for name in by_column.values()}
+        labels = dict.fromkeys(by_column.values(), ("table", "column"))
         gauges = {name: Gauge(name, what, labels.get(name, ()), registry=registry) for name, what in METRICS.items()}
         for one in self.findings:
             if one.measure in by_column:
