@@ -13,6 +13,9 @@ from serving.config import PRODUCTION, ServingConfig, settings_here
 from serving.search.index_config import INDEX_KINDS, IndexKind
 from towers.process import garbage_collection_paused
 
+DRIFT_FOUND = 3
+"""Exit status of `towers drift` when something is beyond its limit, as of `towers audit`; 1 would be a bug of ours."""
+
 _file = click.Path(path_type=Path)
 _config = click.option(
     "--config", metavar="FILE", type=_file, help="Settings. [default: serving.toml, if there is one in this folder]"
@@ -138,6 +141,64 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
     from serving.jobs.search_text import show_search
 
     show_search(bundle, words, k, conditions, settings_here(config))
+
+
+@click.command()
+@click.argument("bundle", metavar="DIR", type=_file)
+@click.option("--interactions", metavar="FILE", type=_file, help="Today's interactions.  [default: as in training]")
+@click.option("--items", metavar="FILE", type=_file, help="Today's items.  [default: as in training]")
+@click.option("--users", metavar="FILE", type=_file, help="Today's users.  [default: as in training]")
+@click.option(
+    "--psi",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="Limit of the population stability index of a column.",
+)
+@click.option(
+    "--fall",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Limit of the fall of a share of filled cells or known values since the training.",
+)
+@click.option(
+    "--index-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=48,
+    show_default=True,
+    help="Limit of the age of the index.",
+)
+@click.option("--output", metavar="FOLDER", type=_file, help="Folder for drift.html, drift.json and drift.prom.")
+@_config
+def drift(
+    bundle: Path,
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
+    psi: float,
+    fall: float,
+    index_hours: float,
+    output: Path | None,
+    config: Path | None,
+) -> None:
+    """Compare today's tables with those of the training; exit with status 3 if they drifted.
+
+    DIR is a bundle, such as runs/latest. Compared are the columns that the model reads: filled cells, values, words and
+    ids that the model knows, and how often values and numbers occur; the items of the interactions; and the age of the
+    index. drift.prom is for the textfile collector of Prometheus.
+    """
+    from serving.jobs.drift import Limits, find_drift
+    from towers.bundle.bundle import ModelBundle
+
+    opened = ModelBundle.open(bundle, trust=settings_here(config).trust)
+    tables = {"interactions": interactions, "items": items, "users": users}
+    report = find_drift(opened, tables, Limits(psi, fall, index_hours))
+    if output is not None:
+        report.write(output)
+    click.echo(report.to_text())
+    if report.drifted:
+        raise click.exceptions.Exit(DRIFT_FOUND)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Flags of the commands `towers init`, `train`, `evaluate`, `audit`, `compare` and `train-ranker`."""
+"""Flags of the commands `towers init`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
 
 from __future__ import annotations
 
@@ -223,6 +223,96 @@ def evaluate(
     if output is not None:
         click.echo(f"\n{output / 'report.json'} and report.html written")
         click.echo(f"\nNext, the slices with the lowest recall:\n  towers audit {shlex.quote(str(output))}")
+
+
+@click.command()
+@_settings
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Number of trials, those of earlier calls and of other workers included.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop this worker after so many minutes; the comparison at the end comes after that.  [default: no limit]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the tuning; one that is there is continued, or joined.  [default: runs/run-tuning]",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    help="How validation and test data are held out, as for `towers evaluate`.  [default: as there]",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of trainings of the best settings and of run.toml for the comparison at the end, each with its own "
+    "seed.",
+)
+@click.option(
+    "--pruner",
+    type=click.Choice(["median", "halving", "none"]),
+    default="median",
+    show_default=True,
+    help="End a trial early: if it is worse than the median of the others at that epoch, by successive "
+    "halving, or never.",
+)
+@_device
+@_preset
+@_overrides
+def tune(
+    settings: Path,
+    trials: int,
+    minutes: float | None,
+    output: Path | None,
+    protocol: str | None,
+    seeds: int,
+    pruner: Literal["median", "halving", "none"],
+    device: str,
+    preset: Preset | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Search for better settings, and write the best as a run.toml.
+
+    The first trial is run.toml as it is, so that the best is never worse on validation. What is searched is chosen by
+    the data, or listed in the table [tune] of run.toml. At the end the best settings and run.toml are compared on the
+    validation and, once, on the test data, with intervals.
+
+    Ctrl-C, SIGTERM or a crash loses nothing: the same command continues, trials that were interrupted included. Started
+    again while it runs, it joins as another worker.
+    """
+    from features.errors import needing
+
+    with needing("searches for settings"):
+        from training.tasks.tune import WINNER
+        from training.tasks.tune import tune as search
+
+    found = search(
+        settings,
+        (*preset_settings(preset), *overrides),
+        trials=trials,
+        minutes=minutes,
+        output=output,
+        protocol=protocol,
+        seeds=seeds,
+        pruner=pruner,
+        device=device,
+    )
+    if found is not None:
+        report, folder = found
+        click.echo(report.to_text())
+        click.echo(f"\n{folder / WINNER}, report.json and report.html written")
+        if not report.is_better:
+            click.echo("\nThe gain is not clear of zero on the test data; --seeds 3 or more --trials may show more.")
+        click.echo(f"\nNext:\n  towers train {shlex.quote(str(folder / WINNER if report.is_better else settings))}")
 
 
 @click.command()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -148,6 +148,30 @@ class PromotionConfig(StrictTable):
     """Minimum recall@100 of the index, as measured when it was built."""
 
 
+class SearchRange(StrictTable):
+    """Values between which `towers tune` looks for a setting; a list of values may stand in its place."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Look on a logarithmic scale: as often between 0.001 and 0.01 as between 0.01 and 0.1. For learning rates and
+    sizes."""
+    step: float | None = Field(None, gt=0)
+    """Distance between two values, counted from `low`. None: any value, or every integer."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> SearchRange:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log = true needs low above 0, found {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other; remove one")
+        return self
+
+
 class RunConfig(StrictTable):
     """The whole of run.toml."""
 
@@ -159,6 +183,9 @@ class RunConfig(StrictTable):
     """Data, loss, optimisation and tracking of training."""
     promotion: PromotionConfig = PromotionConfig()
     """Conditions under which `towers promote` replaces the bundle in service."""
+    tune: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Settings that `towers tune` looks for, each with its values: `training.tuning.space` reads them. No other command
+    uses them, and no bundle has them."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
@@ -197,10 +224,38 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         DataError: The file or an override is wrong; every mistake is named.
     """
+    values = read_run_values(path, overrides)
+    return _with_places(parse_settings(RunConfig, values, str(path)), path.parent)
+
+
+def read_run_values(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the content of `path` as it is written, unchecked, with `table.key=value` overrides applied.
+
+    Raises:
+        DataError: The file cannot be read, or an override is wrong.
+    """
     values = read_toml(path)
     for override in overrides:
         _apply(values, override)
-    return _with_places(parse_settings(RunConfig, values, str(path)), path.parent)
+    return values
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the settings with others in the place of some of them.
+
+    Args:
+        config: The settings.
+        settings: Values, by `table.key`.
+        source: What an error names.
+
+    Raises:
+        DataError: There is no such setting, or a value is wrong or does not fit the others.
+    """
+    values = config.model_dump(mode="json")
+    for key, value in settings.items():
+        *tables, name = key.split(".")
+        _table_in(values, tables, f"{source}: {key}")[name] = value
+    return parse_settings(RunConfig, values, source)
 
 
 def _with_places(config: RunConfig, folder: Path) -> RunConfig:
@@ -214,18 +269,24 @@ def _with_places(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"features": config.features.model_copy(update={"encoders": encoders})})
 
 
-def _apply(values: dict[str, object], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *tables, name = key.strip().split(".")
     if not equals or not tables:
         raise DataError(f"--set {override}: expected table.key=value, for example training.seed=1")
-    table = values
-    for part in tables:
-        inner = table.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise DataError(f"--set {override}: {part!r} is a value, not a table; see the keys in run.toml")
-        table = inner
+    table = _table_in(values, tables, f"--set {override}")
     try:
         table[name] = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         table[name] = text.strip()
+
+
+def _table_in(values: dict[str, Any], tables: list[str], source: str) -> dict[str, Any]:
+    """Return the table at the end of a path of tables; those that are missing are made."""
+    table = values
+    for part in tables:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise DataError(f"{source}: {part!r} is a value, not a table; see the keys in run.toml")
+        table = inner
+    return table

@@ -152,6 +152,18 @@ class ColumnContract:
             raise DataError(f"{collapsed[0]}{more}; {remedy}")
         return [*collapsed, *notes]
 
+    def today(self, featurizer: Featurizer, tables: Tables) -> dict[str, dict[str, ColumnFacts]]:
+        """Return the facts of other tables by the measure of these, for the columns that are in both; see `columns`."""
+        return {
+            side: {
+                one.name: _facts(featurizer, side, one, frame[one.name], self.columns[side][one.name])
+                for one in _read(featurizer, side)
+                if one.name in frame
+            }
+            for side, frame in _frames(tables).items()
+            if side in self.columns
+        }
+
     def _refuse_missing(self, side: str, path: Path, frame: pd.DataFrame, title: str | None) -> None:
         there = [str(name) for name in frame.columns if name not in _OWN_IDS]
         shown = title if title in self.names[side] else None

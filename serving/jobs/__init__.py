@@ -5,4 +5,5 @@
 - `recommend_all`: `towers recommend`; `search_text`: `towers search`.
 - `latency`: times single recommendations.
 - `duplicates`, `clusters`: find near-duplicates and clusters of items; `similarity_reports`: their commands.
+- `drift`: `towers drift`.
 """

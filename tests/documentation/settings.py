@@ -18,8 +18,11 @@ from features.settings import StrictTable
 from serving.config import ServingConfig
 from tests.documentation.pages import in_table
 from towers.config import TowersConfig
-from training.config import PromotionConfig, TrainingConfig
+from training.config import PromotionConfig, SearchRange, TrainingConfig
 
+_TUNE = """\
+Settings that `towers tune` searches, each with a list of values, such as `towers.num_layers = [1, 2, 4]`, or with a
+range, such as `towers.dropout = { low = 0.0, high = 0.5 }`, which has these keys. No other command uses the table."""
 RUN_TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "[features]": (FeaturesConfig, "Tables and features."),
     "[features.columns]": (ColumnSettings, "Names of the columns of users, items and times."),
@@ -31,6 +34,7 @@ RUN_TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "[towers]": (TowersConfig, "Architecture of the two towers."),
     "[training]": (TrainingConfig, "Data, loss, optimisation and tracking of training."),
     "[promotion]": (PromotionConfig, "Conditions under which `towers promote` replaces the bundle in service."),
+    "[tune]": (SearchRange, _TUNE),
 }
 _SHOWN_APART = ("columns", "item", "user", "encoders")
 _INTRODUCTION = """\

@@ -1,8 +1,8 @@
 """The command `towers`: which commands there are, where each of them lives, and how a failure ends.
 
 A command's package is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
-status: 0 done; 2 something the user can mend, in one line on stderr; 3 a condition of an audit or a promotion failed;
-130 interrupted; 143 terminated; 1 a bug of ours.
+status: 0 done; 2 something the user can mend, in one line on stderr; 3 a condition of an audit or a promotion failed, or
+drift was found; 130 interrupted; 143 terminated; 1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ COMMANDS = {
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
+    "tune": Entry("training.commands:tune", "Search for better settings; the result is a run.toml.", computes=True),
     "train-ranker": Entry("training.commands:train_ranker", "Train a re-ranker for a bundle.", computes=True),
     "evaluate": Entry(
         "training.commands:evaluate", "Evaluate the settings of run.toml against baselines.", computes=True
@@ -50,6 +51,7 @@ COMMANDS = {
     "audit": Entry("training.commands:audit", "Find the slices in which an evaluated recommender fails."),
     "compare": Entry("training.commands:compare", "Compare evaluations on the same questions."),
     "index": Entry("serving.commands:index", "Build a bundle's search index over the catalogue.", computes=True),
+    "drift": Entry("serving.commands:drift", "Compare today's tables with those of the training.", computes=True),
     "duplicates": Entry("serving.commands:duplicates", "Find items that are nearly the same.", computes=True),
     "clusters": Entry("serving.commands:clusters", "Divide the catalogue into groups, and name them.", computes=True),
     "recommend": Entry("serving.commands:recommend", "Write recommendations for all users to a table.", computes=True),

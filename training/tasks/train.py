@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from features.columns import item_texts
+from features.featurizer import profile
 from features.featurizer.column_contract import ColumnContract
+from features.featurizer.featurizer import Featurizer
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests, read_tables
 from towers.bundle.bundle import write_bundle
@@ -133,7 +135,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
             contract=ColumnContract.of(featurizer, tables),
             weights=model.state_dict(),
             report={},
-            pages={"README.md": unlearned_card(config, len(tables.catalog))},
+            pages={"README.md": unlearned_card(config, len(tables.catalog)), **_profile(featurizer, tables)},
             primary_metric={},
         )
     run.finish()
@@ -239,7 +241,16 @@ def _write(
         contract=ColumnContract.of(learned.data.featurizer, tables),
         weights=learned.model.state_dict(),
         report=report.to_dict(),
-        pages={"report.html": report.to_html(), "README.md": model_card(config, learned, report)},
+        pages={
+            "report.html": report.to_html(),
+            "README.md": model_card(config, learned, report),
+            **_profile(learned.data.featurizer, tables),
+        },
         primary_metric={PRIMARY_METRIC: primary},
         validation_users=validation_users,
     )
+
+
+def _profile(featurizer: Featurizer, tables: Tables) -> dict[str, str]:
+    """Return the file that `towers drift` compares later tables with."""
+    return {profile.NAME: profile.Profile.of(featurizer, tables).to_json()}

@@ -1,0 +1,238 @@
+"""`towers drift`: today's tables against those of the training, and the age of the index.
+
+Evidently offers such tests and pages for any table. Here the columns must be read as the model reads them (spellings,
+words, known ids), which the bundle has from the training already, so that two formulas of SciPy are all that is left.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+from features.errors import DataError
+from features.featurizer.column_contract import ENOUGH
+from features.featurizer.profile import INTERACTIONS, NAME, Profile
+from features.featurizer.sparse import ValueEncoder
+from features.files import atomic_file
+from features.ids import ITEM_ID
+from features.tables.tables import Tables, read_tables
+from serving.snapshot.manifest import FOLDER, IndexManifest
+from serving.snapshot.manifest import NAME as MANIFEST
+from towers.bundle.bundle import ModelBundle
+
+FILLED, KNOWN, PSI = "filled", "known", "psi"
+_INDEX = "index"
+METRICS = {
+    "towers_drift_findings": "Measures beyond their limits.",
+    "towers_drift_psi": "Population stability index of today's values against the training.",
+    "towers_drift_known_share": "Share of today's values that the model knows.",
+    "towers_drift_filled_share": "Share of the cells that are filled today.",
+    "towers_drift_index_age_seconds": "Age of the index; 0 if there is none.",
+    "towers_drift_checked_timestamp_seconds": "When the tables were compared.",
+}
+"""The figures in `drift.prom`, by name."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as drift.
+
+    Attributes:
+        psi: Population stability index, unless it is within the noise of samples of this size.
+        fall: Fall of the share of cells that are filled, or of values that are known, 0 to 1.
+        index_hours: Age of the index.
+    """
+
+    psi: float = 0.2
+    fall: float = 0.1
+    index_hours: float = 48.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measure of one column, in training and today.
+
+    Attributes:
+        table: `items`, `users`, `interactions` or `index`.
+        column: The column; "age in hours" of the index.
+        measure: `filled`, `known` (shares), `psi`, or `hours`.
+        training: Its value in training; of `psi` the limit that it is compared with.
+        today: Its value today.
+        cells: Cells, values or numbers of today that it is about.
+        is_drift: Whether it is beyond the limit.
+    """
+
+    table: str
+    column: str
+    measure: str
+    training: float
+    today: float
+    cells: int
+    is_drift: bool
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """What changed since the training.
+
+    Attributes:
+        bundle: The folder of the model.
+        version: The model's version.
+        created: When the model was trained, ISO 8601.
+        checked: When the tables were compared, ISO 8601.
+        findings: All measures, those that are drift first.
+        notes: What was repaired in today's tables, and what could not be compared.
+    """
+
+    bundle: str
+    version: str
+    created: str
+    checked: str
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def drifted(self) -> tuple[Finding, ...]:
+        """The measures beyond their limits."""
+        return tuple(one for one in self.findings if one.is_drift)
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in a sentence."""
+        names = list(dict.fromkeys(f"{one.table}.{one.column}" for one in self.drifted))
+        if not names:
+            return f"No drift in {len(self.findings)} measures against the training of model {self.version}."
+        return f"Drift in {', '.join(names)} against the training of model {self.version} ({self.created})."
+
+    def to_text(self) -> str:
+        """Return the verdict and the measures that are drift."""
+        lines = [said_of(one) for one in self.drifted]
+        return "\n".join([self.verdict, *(f"  {line}" for line in lines), *(f"note: {note}" for note in self.notes)])
+
+    def write(self, folder: Path) -> None:
+        """Write `drift.json`, `drift.html` and `drift.prom` into a folder, each complete or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(self), "verdict": self.verdict}
+        page = _environment().get_template("drift.html").render(report=self, said_of=said_of)
+        for name, text in (("drift.json", json.dumps(content, indent=1, ensure_ascii=False)), ("drift.html", page)):
+            with atomic_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        write_to_textfile(str(folder / "drift.prom"), self._registry())
+
+    def _registry(self) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        by_column = {PSI: "towers_drift_psi", KNOWN: "towers_drift_known_share", FILLED: "towers_drift_filled_share"}
+        labels = dict.fromkeys(by_column.values(), ("table", "column"))
+        gauges = {name: Gauge(name, what, labels.get(name, ()), registry=registry) for name, what in METRICS.items()}
+        for one in self.findings:
+            if one.measure in by_column:
+                gauges[by_column[one.measure]].labels(one.table, one.column).set(one.today)
+            else:
+                gauges["towers_drift_index_age_seconds"].set(one.today * 3600)
+        gauges["towers_drift_findings"].set(len(self.drifted))
+        gauges["towers_drift_checked_timestamp_seconds"].set(datetime.fromisoformat(self.checked).timestamp())
+        return registry
+
+
+def find_drift(bundle: ModelBundle, tables: dict[str, Path | None], limits: Limits) -> DriftReport:
+    """Compare tables with those that a model was trained on.
+
+    Args:
+        bundle: The model.
+        tables: Files to read instead of those that training read, by their key in `[features]`; None keeps a file.
+        limits: What counts as drift.
+
+    Raises:
+        DataError: A table cannot be read or lacks a column that the model reads, or the bundle has no profile.
+    """
+    if NAME not in bundle.folder:
+        raise DataError(f"{bundle.path}: no {NAME}; it was trained by an older version of towers; train again")
+    then = Profile.load(bundle.folder.file(NAME))
+    given = {key: str(path.absolute()) for key, path in tables.items() if path is not None}
+    # An item that the table does not have is a finding here and no mistake.
+    config = bundle.config.features.model_copy(update={**given, "unknown_items": "drop"})
+    found = read_tables(config, bundle.tables_folder, bundle.contract.readings_to_keep)
+    # A missing column is an error; what else the contract says is among the findings.
+    bundle.contract.check(bundle.featurizer, found, config, bundle.tables_folder, accept=True)
+    findings = [
+        *_of_columns(bundle, found, limits),
+        *_of_distributions(then, Profile.of(bundle.featurizer, found, then), limits),
+        *_of_events(bundle, found, limits),
+        *_of_index(bundle, limits),
+    ]
+    return DriftReport(
+        bundle=str(bundle.path),
+        version=bundle.version,
+        created=bundle.manifest.created,
+        checked=datetime.now(UTC).isoformat(timespec="seconds"),
+        findings=tuple(sorted(findings, key=lambda one: not one.is_drift)),
+        notes=tuple(found.notes),
+    )
+
+
+def said_of(one: Finding) -> str:
+    """Return a measure in words.
+
+    Example:
+        >>> said_of(Finding("items", "brand", "known", 1.0, 0.61, 200, True))
+        'items.brand: 61% known, 100% in training'
+    """
+    name = f"{one.table}.{one.column}"
+    match one.measure:
+        case "filled" | "known":
+            return f"{name}: {one.today:.0%} {one.measure}, {one.training:.0%} in training"
+        case "psi":
+            return f"{name}: the values changed, PSI {one.today:.3f}, limit {one.training:.3f}"
+        case _:
+            return f"{name}: {one.today:.1f}, limit {one.training:g}"
+
+
+def _of_columns(bundle: ModelBundle, tables: Tables, limits: Limits) -> Iterator[Finding]:
+    """Yield what is filled and known of the columns that the model reads."""
+    for table, columns in bundle.contract.today(bundle.featurizer, tables).items():
+        for name, now in columns.items():
+            then = bundle.contract.columns[table][name]
+            for measure, before, today in ((FILLED, then.filled, now.filled), (KNOWN, then.known, now.known)):
+                if before is not None and today is not None and now.cells >= ENOUGH:
+                    is_drift = before - today > limits.fall
+                    yield Finding(table, name, measure, before, today, now.cells, is_drift)
+
+
+def _of_distributions(then: Profile, today: Profile, limits: Limits) -> Iterator[Finding]:
+    for table, columns in today.columns.items():
+        for name, now in columns.items():
+            before = then.columns.get(table, {}).get(name)
+            if before is not None and min(before.count, now.count) >= ENOUGH:
+                limit = max(limits.psi, before.noise(now))
+                psi = before.psi(now)
+                yield Finding(table, name, PSI, limit, psi, now.count, psi > limit)
+
+
+def _of_events(bundle: ModelBundle, tables: Tables, limits: Limits) -> Iterator[Finding]:
+    """Yield the share of today's interactions whose item the model knows."""
+    encoder = bundle.featurizer.items.sparse.get(ITEM_ID)
+    events = tables.interactions.frame
+    if isinstance(encoder, ValueEncoder) and len(events) >= ENOUGH:
+        share = float(encoder.knows(events[ITEM_ID]).mean())
+        yield Finding(INTERACTIONS, ITEM_ID, KNOWN, 1.0, share, len(events), 1.0 - share > limits.fall)
+
+
+def _of_index(bundle: ModelBundle, limits: Limits) -> Iterator[Finding]:
+    if not (bundle.path / FOLDER / MANIFEST).exists():
+        return
+    created = IndexManifest.read(bundle.path / FOLDER, bundle, bundle.trust.keys).created
+    hours = (time.time() - datetime.fromisoformat(created).timestamp()) / 3600
+    yield Finding(_INDEX, "age in hours", "hours", limits.index_hours, hours, 0, hours > limits.index_hours)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("serving", "jobs/templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
