@@ -40,6 +40,9 @@ class Entry:
 COMMANDS = {
     "demo": Entry("towers.cli.demo:demo", "Show the whole of it on a generated shop, command by command."),
     "init": Entry("training.commands:init", "Look at the tables and write run.toml."),
+    "prepare": Entry(
+        "training.commands:prepare", "Sort interactions on disk that are larger than memory.", computes=True
+    ),
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),
