@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from features.config import FeaturesConfig
 from features.errors import DataError
-from features.sequences import sequences as sequences_module
-from features.sequences.split import leave_one_out
 from features.tables import table_files
+from features.tables.event_blocks import EventBlocks
 from features.tables.tables import Tables, read_tables
+from tests.running import write_small_shop
 from towers.bundle.sealed_file import BundleError
+from training.commands import prepare, train
 from training.prepared import prepare as prepare_module
 from training.prepared import sorting
-from training.prepared.folder import PreparedFolder, PreparedInteractions
-from training.prepared.prepare import prepared_folder, prepared_tables, training_tables
+from training.prepared.prepare import prepared_tables, training_tables
 
 
 @pytest.fixture(autouse=True)
@@ -49,23 +46,22 @@ def by_user(tables: Tables) -> dict[object, list[tuple[object, int | None]]]:
         times = [None] * len(ids[sequences.item_rows[events]]) if sequences.times is None else sequences.times[events]
         user_id = sequences.user_ids[user]
         found[user_id if isinstance(user_id, str) else int(user_id)] = [
-            (item if isinstance(item, str) else int(item), time if time is None else int(time))
-            for item, time in zip(ids[sequences.item_rows[events]], times, strict=True)
+            (item if isinstance(item, str) else int(item), when if when is None else int(when))
+            for item, when in zip(ids[sequences.item_rows[events]], times, strict=True)
         ]
     assert len(found) == len(sequences), "no user stands in two places"
     return found
 
 
 def check_same(config: FeaturesConfig, folder) -> None:
-    try:
-        expected = read_tables(config, folder)
-    except DataError as error:
-        with pytest.raises(DataError) as raised:
-            prepared_tables(config, folder, folder / "run.prepared")
-        assert without_counts(str(raised.value)) <= without_counts(str(error))
-        assert not [path for path in folder.iterdir() if "partial" in path.name or path.name == "run.prepared"]
+    prepared = folder / "run.prepared"
+    if (wrong := error_of(lambda: read_tables(config, folder))) is not None:
+        found = error_of(lambda: prepared_tables(config, folder, prepared))
+        assert found is not None
+        assert without_counts(found) <= without_counts(wrong)
+        assert not [path for path in folder.iterdir() if "partial" in path.name or path == prepared]
         return
-    found = prepared_tables(config, folder, folder / "run.prepared")
+    expected, found = read_tables(config, folder), prepared_tables(config, folder, prepared)
     assert by_user(found) == by_user(expected)
     assert found.catalog.frame.equals(expected.catalog.frame)
     assert found.interactions.is_ordered == expected.interactions.is_ordered
@@ -73,6 +69,14 @@ def check_same(config: FeaturesConfig, folder) -> None:
     assert found.readings == expected.readings
     if expected.users is not None:
         assert found.users.frame.equals(expected.users.frame)
+
+
+def error_of(read) -> str | None:
+    try:
+        read()
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def without_counts(message: str) -> set[str]:
@@ -152,3 +156,139 @@ def test_prepared_interactions_are_those_that_are_read_at_once(tmp_path_factory,
         if table is not None:
             table.to_parquet(folder / f"{name}.parquet")
     check_same(config, folder)
+
+
+EVENTS = pd.DataFrame(
+    {
+        "user_id": np.repeat([f"u{number}" for number in range(9)], 6),
+        "item_id": [f"i{number % 17}" for number in range(54)],
+        "timestamp": np.arange(54)[::-1] + 1_600_000_000,
+    }
+)
+CONFIG = FeaturesConfig(interactions="events.parquet", columns={"timestamp": "timestamp"})
+
+
+@pytest.fixture
+def events(tmp_path):
+    EVENTS.to_parquet(tmp_path / "events.parquet")
+    return tmp_path
+
+
+def refuse(*_, **__):
+    raise AssertionError("sorted again")
+
+
+def test_what_is_prepared_is_used_until_tables_or_settings_change(events, monkeypatch):
+    output = events / "run.prepared"
+    prepared_tables(CONFIG, events, output)
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, "write_sorted", refuse)
+        assert len(prepared_tables(CONFIG, events, output).interactions) == 54
+        with pytest.raises(AssertionError, match="sorted again"):
+            prepared_tables(CONFIG, events, output, again=True)
+        with pytest.raises(AssertionError, match="sorted again"):
+            prepared_tables(CONFIG.model_copy(update={"missing_ids": "drop"}), events, output)
+    assert len(prepared_tables(CONFIG, events, output).interactions) == 54, "what failed left the old one in its place"
+    EVENTS.head(20).to_parquet(events / "events.parquet")
+    assert len(prepared_tables(CONFIG, events, output).interactions) == 20
+
+
+@pytest.mark.parametrize("name", ["item_rows", "offsets", "user_ids"])
+def test_a_file_that_is_gone_or_changed_is_named(events, name):
+    output = events / "run.prepared"
+    prepared_tables(CONFIG, events, output)
+    path = output / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}.safetensors was changed .*; remove the folder"):
+        prepared_tables(CONFIG, events, output)
+    path.unlink()
+    with pytest.raises(BundleError, match=f"{name}.safetensors is missing"):
+        prepared_tables(CONFIG, events, output)
+
+
+def test_another_folder_is_not_replaced(events):
+    (events / "mine").mkdir()
+    (events / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(DataError, match="mine: exists and holds no prepared interactions; name another folder"):
+        prepared_tables(CONFIG, events, events / "mine")
+    assert (events / "mine" / "thesis.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("stopped", ["reading", "writing"])
+def test_ctrl_c_leaves_nothing_behind_and_what_a_kill_leaves_is_removed(events, monkeypatch, stopped):
+    output = events / "run.prepared"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if stopped == "reading":
+            patched.setattr(prepare_module, "_move", stop)
+        else:
+            patched.setattr(sorting._Arrays, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepared_tables(CONFIG, events, output)
+    assert sorted(path.name for path in events.iterdir()) == [".run.prepared.lock", "events.parquet"]
+    (events / ".run.prepared.killed.partial").mkdir()
+    (events / ".run.prepared.killed.partial" / "item_rows.safetensors").write_bytes(bytes(100))
+    prepared_tables(CONFIG, events, output)
+    assert sorted(path.name for path in events.iterdir()) == [".run.prepared.lock", "events.parquet", "run.prepared"]
+
+
+def test_blocks_hold_no_more_rows_than_they_may(events):
+    frames = []
+    EventBlocks(CONFIG, events).read(lambda blocks: frames.extend(map(len, blocks)))
+    assert max(frames) <= 7
+    assert sum(frames) == 54
+
+
+def test_only_many_rows_are_prepared_unless_it_is_asked_for(events, monkeypatch):
+    settings_file = events / "run.toml"
+    assert training_tables(CONFIG, settings_file).interactions.frame is not None
+    assert not (events / "run.prepared").exists()
+    monkeypatch.setattr(prepare_module, "PREPARED_FROM", 54)
+    never = CONFIG.model_copy(update={"prepare": "never"})
+    assert len(training_tables(never, settings_file).interactions.frame) == 54
+    assert not (events / "run.prepared").exists()
+    assert len(training_tables(CONFIG, settings_file).interactions) == 54
+    assert (events / "run.prepared").exists()
+
+
+RUN = """\
+[features]
+interactions = "data/interactions.parquet"
+items = "data/items.parquet"
+prepare = "always"
+
+[features.columns]
+timestamp = "timestamp"
+
+[features.item]
+item_id = { kind = "id" }
+
+[towers]
+embedding_dim = 8
+
+[training]
+epochs = 2
+track = false
+"""
+
+
+def test_training_from_disk_is_training_from_memory_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare_module, "SHARD_EVENTS", 1 << 20)  # one shard is in the order of the users' ids
+    monkeypatch.setattr(table_files, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(sorting, "_BATCH_ROWS", 64)
+    write_small_shop(tmp_path / "data", users=60, items=100, interactions=650)
+    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
+    said = CliRunner().invoke(prepare, ["run.toml"], catch_exceptions=False)
+    assert "run.prepared: 650 interactions of 60 users, 100 items" in said.stdout
+    said = CliRunner().invoke(train, ["run.toml"], catch_exceptions=False)
+    assert "run.prepared: prepared already, 650 interactions of 60 users" in said.stderr
+    CliRunner().invoke(train, ["run.toml", "--set", "features.prepare=never"], catch_exceptions=False)
+    weights = [load_file(tmp_path / "runs" / run / "model.safetensors") for run in ("run-1", "run-2")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(value, weights[1][name]) for name, value in weights[0].items())
