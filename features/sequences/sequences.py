@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int
@@ -179,28 +180,28 @@ class EventArray:
     """
 
     def __init__(self, folder: Path | None, kind: np.dtype) -> None:
-        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder.parent)  # noqa: SIM115
-        self._kind, self._length = kind, 0
+        self._folder, self._kind, self._length = folder, kind, 0
+        self._file: IO[bytes] | None = None
         self._pieces: list[np.ndarray] = []
 
     def append(self, values: np.ndarray) -> None:
         """Add entries at the end."""
         self._length += len(values)
-        if self._file is None:
+        if self._folder is None or not len(values):
             self._pieces.append(values)
-        else:
-            self._file.write(np.ascontiguousarray(values, dtype=self._kind).data)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder.parent)  # noqa: SIM115 (closed with the array)
+        self._file.write(np.ascontiguousarray(values, dtype=self._kind).data)
 
     def whole(self) -> np.ndarray:
         """Return the array, after the last piece."""
         if self._file is None:
-            return (
-                self._pieces[0] if len(self._pieces) == 1 else np.concatenate([np.zeros(0, self._kind), *self._pieces])
-            )
-        self._file.flush()
-        if not self._length:
-            return np.zeros(0, self._kind)
-        return np.memmap(self._file, self._kind, "c", shape=(self._length,)).view(np.ndarray)
+            pieces = self._pieces or [np.zeros(0, self._kind)]
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        with self._file as file:
+            file.flush()
+            return np.memmap(file, self._kind, "c", shape=(self._length,)).view(np.ndarray)
 
 
 class SequencesOf:

@@ -91,14 +91,17 @@ class EventBlocks:
             self._config, self.path, self._earlier.get("interactions", {}), self._items, self._users, as_text
         )
 
-    def read(self, use: Callable[[Iterator[pa.RecordBatch]], _Result]) -> _Result:
+    def read(
+        self, use: Callable[[Iterator[pa.RecordBatch]], _Result], on_read: Callable[[int], None] = lambda rows: None
+    ) -> _Result:
         """Return what a function makes of the blocks.
 
         Args:
             use: Gets the blocks, all of one schema: `user_id` (int64 or string), `item_code` (int32), `timestamp`
                 (int64, microseconds, nullable) and `position` (int64) where the data has them, and `row` (int64). It is
                 called again, with all blocks, where ids have to be read in another way. An error of reading may come to
-                it as an exception of another type, and so does Ctrl-C.
+                it as an exception of another type, and so may Ctrl-C.
+            on_read: Called with the number of rows read so far.
 
         Raises:
             DataError: As of `read_tables`.
@@ -106,7 +109,7 @@ class EventBlocks:
         while True:
             errors: list[BaseException] = []
             try:
-                result = use(self._blocks(errors))
+                result = use(self._blocks(errors, on_read))
             except BaseException:
                 if not errors:
                     raise
@@ -116,18 +119,15 @@ class EventBlocks:
                 raise errors[0]
             self._reading = self._begin(self._reading.as_text | {errors[0].column})
 
-    def _blocks(self, errors: list[BaseException]) -> Iterator[pa.RecordBatch]:
+    def _blocks(self, errors: list[BaseException], on_read: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self._reading.blocks()
+            for block in self._reading.blocks():
+                on_read(self._reading.num_read)
+                yield block
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
                 errors.append(error)
             raise
-
-    @property
-    def num_read(self) -> int:
-        """How many rows of the interactions were read so far."""
-        return self._reading.num_read
 
     def item_rows(self) -> Int[np.ndarray, "codes"]:
         """Return the catalogue row of each item code, once all blocks were read."""

@@ -156,7 +156,7 @@ def approximate_rows(path: Path) -> int:
             continue
         with part.path.open("rb") as file:
             is_packed = file.read(2) == _GZIP
-        with _opened(part.path) as content:
+        with _opened(part.path) as content, _unpacked(part.path):
             head = content.read(_HEAD_BYTES)
         rows = head.count(b"\n")
         # Text is some five times its size when packed.

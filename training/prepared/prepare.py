@@ -92,7 +92,12 @@ def prepared_tables(config: FeaturesConfig, folder: Path, output: Path, *, again
 def _is_prepared(config: FeaturesConfig, folder: Path) -> bool:
     if config.interactions is None or config.prepare == "never":
         return False
-    return config.prepare == "always" or approximate_rows(folder / config.interactions) >= PREPARED_FROM
+    if config.prepare == "always":
+        return True
+    try:
+        return approximate_rows(folder / config.interactions) >= PREPARED_FROM
+    except DataError:
+        return False  # which `read_tables` reports, with all else that is wrong
 
 
 def _prepare(config: FeaturesConfig, folder: Path, output: Path, digest: str) -> None:
@@ -131,9 +136,14 @@ def _alone(output: Path) -> Iterator[None]:
     """Let no other process prepare the same folder in this block; what a killed one left is removed first."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_name(f".{output.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in output.parent.glob(f".{output.name}.*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            click.echo(f"{output}: waiting for another process that prepares it", err=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for ending in ("partial", "old"):
+            for left in output.parent.glob(f".{output.name}.*.{ending}"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def write_sorted(
 
     def sort(checked: Iterator[pa.RecordBatch]) -> Sorted:
         first = next(checked)  # where there is none, reading says why
-        reader = pa.RecordBatchReader.from_batches(first.schema, _told(first, checked, blocks, on_read))
+        reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], checked))
         keys = [name for name in ("position", "timestamp") if name in first.schema.names][:1]
         order = ", ".join([_SHARD, USER_ID, *keys, ROW])
         settings = {
@@ -100,23 +100,13 @@ def write_sorted(
             return _write(query.to_arrow_reader(_BATCH_ROWS), blocks, folder, on_written)
 
     try:
-        return blocks.read(sort)
+        return blocks.read(sort, on_read)
     except duckdb.Error as error:
         said = " ".join(str(error).split())[:300]
         raise DataError(
             f"{blocks.path}: cannot be sorted ({said}); free disk space in {folder.parent}, or raise prepare_memory_gb "
             "under [features]"
         ) from None
-
-
-def _told(
-    first: pa.RecordBatch, others: Iterator[pa.RecordBatch], blocks: EventBlocks, on_read: Callable[[int], None]
-) -> Iterator[pa.RecordBatch]:
-    on_read(blocks.num_read)
-    yield first
-    for block in others:
-        on_read(blocks.num_read)
-        yield block
 
 
 def _write(

@@ -133,7 +133,7 @@ def shops(draw):
 
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=30,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
