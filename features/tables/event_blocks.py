@@ -188,7 +188,7 @@ class _Reading:
     num_read: int = 0
     is_text: dict[str, bool] = field(default_factory=dict)
     _readings: dict[str, Reading] = field(default_factory=dict)
-    _codes: dict[int | str, int] = field(default_factory=dict)
+    _found: pd.Index = field(default_factory=lambda: pd.Index([], dtype=object))
     _catalog: Catalog | None = None
     people: Users | None = None
     _strangers: pd.Series | None = None
@@ -277,7 +277,7 @@ class _Reading:
             known = self.items.in_type(is_text=ids_are_text[1])
             self._catalog = Catalog(known.sheet.keyed(known, ITEM_ID))
         elif item_ids is not None:
-            self._codes = dict.fromkeys(item_ids.to_pylist(), 0)
+            self._found = pd.Index(item_ids.to_numpy(zero_copy_only=False))
 
     def _batch(self, frame: pd.DataFrame) -> pa.RecordBatch:
         columns = {
@@ -292,20 +292,25 @@ class _Reading:
         if self._catalog is not None:
             return self._catalog.rows_of(item_ids)
         encoded = column_cells(item_ids).dictionary_encode()
-        codes, distinct = self._codes, encoded.dictionary.to_pylist()
-        of_distinct = np.fromiter((codes.setdefault(one, len(codes)) for one in distinct), np.int64, len(distinct))
-        found: np.ndarray = of_distinct[encoded.indices.to_numpy(zero_copy_only=False)]
+        distinct = encoded.dictionary.to_numpy(zero_copy_only=False)
+        codes = self._found.get_indexer(distinct)
+        is_new = codes < 0
+        if is_new.any():
+            codes[is_new] = len(self._found) + np.arange(is_new.sum())
+            new = pd.Index(distinct[is_new], dtype=distinct.dtype)
+            self._found = self._found.append(new) if len(self._found) else new
+        found: np.ndarray = codes[encoded.indices.to_numpy(zero_copy_only=False)]
         return found
 
     def item_rows(self) -> Int[np.ndarray, "codes"]:
         if self._catalog is not None:
             return np.arange(len(self._catalog))
-        rows = np.empty(len(self._codes), dtype=np.int64)
+        rows = np.empty(len(self._found), dtype=np.int64)
         rows[pc.sort_indices(self._found_items()).to_numpy()] = np.arange(len(rows))
         return rows
 
     def _found_items(self) -> pa.Array:
-        return pa.array(list(self._codes), pa.string() if self.is_text["item_id"] else pa.int64())
+        return pa.array(self._found.to_numpy(), pa.string() if self.is_text["item_id"] else pa.int64())
 
     def catalog(self) -> Catalog:
         if self._catalog is not None:

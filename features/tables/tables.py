@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import CellError, DataError, Problems
@@ -663,34 +663,58 @@ def refuse_strangers(users: Sheet, people: Users, seen: pd.Series) -> None:
         )
 
 
-def ordered_events(frame: pd.DataFrame, notes: list[str], *, is_part: bool = False) -> Interactions:
+def ordered_events(frame: pd.DataFrame, notes: list[str], *, is_sorted: bool = False) -> Interactions:
     """Sort by user and order, fill times from neighbours, merge repeats.
 
     Args:
-        frame: The events of some users, all of each.
+        frame: The events.
         notes: Where to say what was filled and merged.
-        is_part: Whether there are other users.
+        is_sorted: Whether these are all events of some users of many, sorted already.
 
     Raises:
         DataError: These are not all users, and some have no time at all.
     """
     order = [name for name in ("position", "timestamp") if name in frame][:1]
-    users = _codes(frame["user_id"])
-    keys = [frame[name].to_numpy(np.int64) for name in order]
-    rows = np.lexsort([*keys, users])
-    frame, users = frame.take(rows), users[rows]
+    if is_sorted:
+        users = _run_numbers(frame["user_id"])
+    else:
+        users = _codes(frame["user_id"])
+        keys = [frame[name].to_numpy(np.int64) for name in order]
+        rows = np.lexsort([*keys, users])
+        frame, users = frame.take(rows), users[rows]
     if "timestamp" in frame:
         frame["timestamp"] = frame["timestamp"] // 10**6  # sorted by the finer time, kept in seconds
         if frame["timestamp"].isna().any():
-            frame = _fill_times(frame, users, notes, is_part=is_part)
-    same = {"user": users, "item": _codes(frame["item_id"])}
-    if key := [name for name in ("timestamp", "position") if name in frame][:1]:
-        same["order"] = frame[key[0]].to_numpy(np.int64)
-    repeated = pd.DataFrame(same).duplicated().to_numpy()
+            frame = _fill_times(frame, users, notes, is_part=is_sorted)
+    key = [frame[name].to_numpy(np.int64) for name in ("timestamp", "position") if name in frame][:1]
+    repeated = _repeated(users, frame["item_id"], key)
     if repeated.any():
         notes.append(f"{many(int(repeated.sum()), 'duplicate interaction')} merged")
         frame = frame[~repeated]
     return Interactions(frame.reset_index(drop=True), is_ordered=bool(order))
+
+
+def _run_numbers(ids: pd.Series) -> Int[np.ndarray, " rows"]:
+    """Return how many other ids stand before each one, where the same ids stand together."""
+    cells = column_cells(ids)
+    found: np.ndarray = np.cumsum(np.append(False, np.asarray(pc.not_equal(cells[1:], cells[:-1])).astype(bool)))
+    return found
+
+
+def _repeated(
+    users: Int[np.ndarray, " rows"], items: pd.Series, key: list[Int[np.ndarray, " rows"]]
+) -> Bool[np.ndarray, " rows"]:
+    """Return which events are of the user, the item and the moment of an earlier one; all of a user stand together."""
+    is_alone = np.diff(users) != 0
+    if key and (np.diff(key[0])[~is_alone] >= 0).all():
+        is_alone |= np.diff(key[0]) != 0  # in order, so that those of a moment stand together, too
+    together = np.flatnonzero(~np.append(True, is_alone) | ~np.append(is_alone, True))
+    same = {"user": users[together], "item": _codes(items.iloc[together])}
+    if key:
+        same["order"] = key[0][together]
+    repeated = np.zeros(len(users), dtype=bool)
+    repeated[together] = pd.DataFrame(same).duplicated().to_numpy()
+    return repeated
 
 
 def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str], *, is_part: bool) -> pd.DataFrame:

@@ -32,7 +32,7 @@ from training.prepared.sorting import SHARD_EVENTS, write_sorted
 
 PREPARED_FROM = 20_000_000
 """Rows of interactions from which on they are prepared, unless the settings say otherwise."""
-MOST_SHARDS = 4_096
+MOST_SHARDS_LOG2 = 11
 
 
 def prepared_folder(settings: Path) -> Path:
@@ -112,7 +112,7 @@ def _prepare(config: FeaturesConfig, folder: Path, output: Path, digest: str) ->
         written = write_sorted(
             blocks,
             place,
-            num_shards=min(MOST_SHARDS, max(1, num_rows // SHARD_EVENTS)),
+            num_shards=2 << min(MOST_SHARDS_LOG2, (num_rows // SHARD_EVENTS).bit_length()),
             memory_bytes=int(config.prepare_memory_gb * 1e9),
             threads=available_cores(),
             on_read=lambda rows: _move(reading, rows),

@@ -8,7 +8,8 @@
 | `user_ids.safetensors` | ids of the users, int64, `[users]`; or UTF-8 bytes, with `user_id_offsets.safetensors` |
 | `items.parquet` | ids of the catalogue in the order of the rows; where no table of items is named |
 
-Events are in the order of shard, user and time (or position). The shards are as even as a hash makes them.
+Events are in the order of the hash of the user, and of time (or position). A shard is a range of hashes: as even as a
+hash makes them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from features.values.distinct import column_cells
 SHARD_EVENTS = 1 << 20
 """Events of a shard, about."""
 _BATCH_ROWS = 1 << 19
-_SHARD = "shard"
+_HASH = "user_hash"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_sorted(
     Args:
         blocks: The interactions.
         folder: Where to write; DuckDB's temporary files are here, too, while it sorts.
-        num_shards: Number of shards.
+        num_shards: Number of shards, a power of two.
         memory_bytes: Most memory that DuckDB may take; a few blocks come on top of it.
         threads: Threads of DuckDB.
         on_read: Called with the rows read so far.
@@ -84,8 +85,7 @@ def write_sorted(
     def sort(checked: Iterator[pa.RecordBatch]) -> Sorted:
         first = next(checked)  # where there is none, reading says why
         reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], checked))
-        keys = [name for name in ("position", "timestamp") if name in first.schema.names][:1]
-        order = ", ".join([_SHARD, USER_ID, *keys, ROW])
+        order = ", ".join([_HASH, *_order(first.schema.names)])
         settings = {
             "memory_limit": f"{memory_bytes >> 20}MiB",
             "temp_directory": str(folder / "sorting"),
@@ -94,10 +94,9 @@ def write_sorted(
         }
         with duckdb.connect(":memory:", config=settings) as connection:
             connection.register("events", reader)
-            query = connection.sql(
-                f"SELECT *, (hash({USER_ID}) % {num_shards})::INTEGER AS {_SHARD} FROM events ORDER BY {order}"  # noqa: S608
-            )
-            return _write(query.to_arrow_reader(_BATCH_ROWS), blocks, folder, on_written)
+            query = connection.sql(f"SELECT *, hash({USER_ID}) AS {_HASH} FROM events ORDER BY {order}")  # noqa: S608
+            whole = _whole_users(query.to_arrow_reader(_BATCH_ROWS), num_shards)
+            return _write(whole, blocks, folder, on_written)
 
     try:
         return blocks.read(sort, on_read)
@@ -110,16 +109,16 @@ def write_sorted(
 
 
 def _write(
-    batches: Iterator[pa.RecordBatch], blocks: EventBlocks, folder: Path, on_written: Callable[[int], None]
+    frames: Iterator[tuple[int, pd.DataFrame]], blocks: EventBlocks, folder: Path, on_written: Callable[[int], None]
 ) -> Sorted:
-    """Write events that come sorted; the users of a block are whole."""
+    """Write events that come sorted, each with its shard; the users of a frame are whole."""
     notes: list[str] = []
     with ExitStack() as stack:
         arrays: _Arrays | None = None
         is_ordered = False
-        for shard, frame in _whole_users(batches):
+        for shard, frame in frames:
             # All blocks were read by now: nothing comes out of a sort before all went in.
-            interactions = ordered_events(frame.rename(columns={CODE: ITEM_ID}), notes, is_part=True)
+            interactions = ordered_events(frame.rename(columns={CODE: ITEM_ID}), notes, is_sorted=True)
             if arrays is None:
                 arrays = stack.enter_context(_Arrays.open(folder, interactions.frame, blocks.item_rows()))
             arrays.append(shard, interactions.frame)
@@ -129,45 +128,64 @@ def _write(
         return Sorted(arrays.shards, is_ordered, notes)
 
 
-def _whole_users(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pd.DataFrame]]:
+def _whole_users(batches: Iterator[pa.RecordBatch], num_shards: int) -> Iterator[tuple[int, pd.DataFrame]]:
     """Yield the shard and the events of some users, all of each, in the order in which they come."""
     rest: list[pa.RecordBatch] = []
     for batch in batches:
-        if not len(batch):
-            continue
-        shards, users = batch.column(_SHARD), batch.column(USER_ID)
-        is_new = np.append(True, _changes(users) | _changes(shards))
-        starts = np.flatnonzero(is_new)
-        if rest and _is_same_user(rest[-1], batch):
-            starts = starts[1:]
-        if not len(starts):
+        hashes = batch.column(_HASH).to_numpy()
+        before = rest[-1].column(_HASH)[-1].as_py() if rest else None
+        starts = np.flatnonzero(np.append(before is None or hashes[0] != before, hashes[1:] != hashes[:-1]))
+        if len(starts) and starts[-1]:
+            yield from _by_shard([*rest, batch.slice(0, starts[-1])], num_shards)
+            rest = [batch.slice(starts[-1])]
+        elif len(starts):
+            yield from _by_shard(rest, num_shards)
+            rest = [batch]
+        else:
             rest.append(batch)
-            continue
-        yield from _by_shard([*rest, batch.slice(0, starts[0])])
-        yield from _by_shard([batch.slice(starts[0], starts[-1] - starts[0])])
-        rest = [batch.slice(starts[-1])]
-    yield from _by_shard(rest)
+    yield from _by_shard(rest, num_shards)
 
 
-def _changes(column: pa.Array) -> np.ndarray:
-    """Return for each cell but the first whether it differs from the one before."""
-    found: np.ndarray = pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
-    return found.astype(bool)
-
-
-def _is_same_user(before: pa.RecordBatch, after: pa.RecordBatch) -> bool:
-    return all(before.column(name)[-1] == after.column(name)[0] for name in (_SHARD, USER_ID))
-
-
-def _by_shard(batches: list[pa.RecordBatch]) -> Iterator[tuple[int, pd.DataFrame]]:
-    if not sum(map(len, batches)):
+def _by_shard(batches: list[pa.RecordBatch], num_shards: int) -> Iterator[tuple[int, pd.DataFrame]]:
+    if not batches:
         return
-    table = pa.Table.from_batches(batches)
-    shards = table[_SHARD].to_numpy()
-    starts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
-    table = table.drop_columns([_SHARD, ROW])
-    for start, end in pairwise(starts):
+    table = _untied(pa.Table.from_batches(batches))
+    shards = table[_HASH].to_numpy() // np.uint64(2**64 // num_shards)
+    cuts = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(shards)]
+    table = table.drop_columns([_HASH, ROW])
+    for start, end in pairwise(cuts):
         yield int(shards[start]), table.slice(start, end - start).to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def _untied(table: pa.Table) -> pa.Table:
+    """Return events with those of one user and moment in the order of the table, and users of one hash apart.
+
+    More columns to sort by would make DuckDB several times as slow, and few events are concerned.
+    """
+    hashes, rows = table[_HASH].to_numpy(), table[ROW].to_numpy()
+    keys = [table[name].to_numpy() for name in _order(table.schema.names)]
+    is_tie = hashes[1:] == hashes[:-1]
+    is_other_user = is_tie & _changes(table[USER_ID])
+    for key in [] if is_other_user.any() else keys:
+        is_tie &= key[1:] == key[:-1]
+    tied = np.flatnonzero(np.append(is_tie, False) | np.append(False, is_tie))
+    if not len(tied):
+        return table
+    users = pd.factorize(table[USER_ID].take(tied).to_pandas())[0] if is_other_user.any() else np.zeros(len(tied))
+    order = np.arange(len(rows))
+    order[tied] = tied[np.lexsort([rows[tied], *(key[tied] for key in keys), users, hashes[tied]])]
+    return table.take(order)
+
+
+def _order(names: Sequence[str]) -> list[str]:
+    """Return the column that orders the events of a user: the position, else the time, else none."""
+    return [name for name in ("position", "timestamp") if name in names][:1]
+
+
+def _changes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return for each cell but the first whether it differs from the one before."""
+    found: np.ndarray = np.asarray(pc.not_equal(column[1:], column[:-1]))
+    return found.astype(bool)
 
 
 @dataclass

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from towers.bundle.sealed_file import BundleError
 from training.commands import prepare, train
 from training.prepared import prepare as prepare_module
 from training.prepared import sorting
+from training.prepared.folder import PreparedInteractions
 from training.prepared.prepare import prepared_tables, training_tables
 
 
@@ -279,7 +282,6 @@ track = false
 
 def test_training_from_disk_is_training_from_memory_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare_module, "SHARD_EVENTS", 1 << 20)  # one shard is in the order of the users' ids
     monkeypatch.setattr(table_files, "BLOCK_ROWS", 100)
     monkeypatch.setattr(sorting, "_BATCH_ROWS", 64)
     write_small_shop(tmp_path / "data", users=60, items=100, interactions=650)
@@ -288,7 +290,26 @@ def test_training_from_disk_is_training_from_memory_to_the_bit(tmp_path, monkeyp
     assert "run.prepared: 650 interactions of 60 users, 100 items" in said.stdout
     said = CliRunner().invoke(train, ["run.toml"], catch_exceptions=False)
     assert "run.prepared: prepared already, 650 interactions of 60 users" in said.stderr
-    CliRunner().invoke(train, ["run.toml", "--set", "features.prepare=never"], catch_exceptions=False)
+
+    def in_memory(interactions, catalog):
+        found = interactions.prepared
+        return replace(found, item_rows=found.item_rows.astype(np.int64), times=np.array(found.times), folder=None)
+
+    monkeypatch.setattr(PreparedInteractions, "sequences", in_memory)
+    CliRunner().invoke(train, ["run.toml"], catch_exceptions=False)
     weights = [load_file(tmp_path / "runs" / run / "model.safetensors") for run in ("run-1", "run-2")]
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_users_whose_ids_have_one_hash_are_kept_apart(events, monkeypatch):
+    """Chance makes none in billions of users; here all have one."""
+    connect = duckdb.connect
+
+    def without_hash(*args, **settings):
+        connection = connect(*args, **settings)
+        connection.execute("CREATE MACRO hash(cell) AS 7::UBIGINT")
+        return connection
+
+    monkeypatch.setattr(duckdb, "connect", without_hash)
+    check_same(CONFIG, events)
