@@ -333,13 +333,13 @@ def summed(notes: Sequence[str]) -> list[str]:
         ['1,205 duplicate interactions merged', 'times read as digits']
     """
     counts: dict[str, int] = {}
-    first: dict[str, str] = {}
+    first: dict[str, tuple[str, str, str]] = {}
     for note in notes:
         found = _COUNT.search(note)
-        key = _EXAMPLE.sub("", note if found is None else f"{note[: found.start()]}#{found[2]}{note[found.end() :]}")
-        first.setdefault(key, note)
+        before, noun, after = (
+            (note, "", "") if found is None else (note[: found.start()], found[2], note[found.end() :])
+        )
+        key = _EXAMPLE.sub("", f"{before}#{noun}{after}")
+        first.setdefault(key, (before, noun, after))
         counts[key] = counts.get(key, 0) + (0 if found is None else int(found[1].replace(",", "")))
-    return [
-        _COUNT.sub(lambda found, count=count: many(count, found[2]), first[key], count=1) if count else first[key]
-        for key, count in counts.items()
-    ]
+    return [f"{before}{many(counts[key], noun) if noun else ''}{after}" for key, (before, noun, after) in first.items()]

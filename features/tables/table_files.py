@@ -558,7 +558,7 @@ def _content(path: Path) -> bytes:
         return _clean(path, file.read())
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
+def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
     """Open a CSV file, which may be packed, whatever its name says."""
     with path.open("rb") as file:
         is_packed = file.read(len(_GZIP)) == _GZIP

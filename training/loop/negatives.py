@@ -547,7 +547,9 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
         batches: The batches of the training data.
         num_items: Items in the catalogue.
     """
-    counts = sum(_target_counts(batches, block, num_items) for block in batches.sequences.blocks())
+    counts = np.zeros(num_items)
+    for block in batches.sequences.blocks():
+        counts += _target_counts(batches, block, num_items)
     return torch.from_numpy(counts / max(counts.sum(), 1)).double()
 
 

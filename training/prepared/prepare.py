@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
@@ -116,7 +117,7 @@ def _prepare(config: FeaturesConfig, folder: Path, output: Path, digest: str) ->
             memory_bytes=int(config.prepare_memory_gb * 1e9),
             threads=available_cores(),
             on_read=lambda rows: _move(reading, rows),
-            on_written=writing.update,
+            on_written=lambda events: _move(writing, int(writing.n) + events),
         )
         shutil.rmtree(place / "sorting", ignore_errors=True)
         tables = blocks.tables(Interactions(pd.DataFrame(), written.is_ordered), written.notes)
@@ -157,9 +158,9 @@ def said_of(sequences: Sequences) -> str:
     return f"{sequences.num_events:,} interactions of {len(sequences):,} users"
 
 
-def _bar(what: str, total: int) -> tqdm[None]:
+def _bar(what: str, total: int) -> tqdm[Any]:
     return tqdm(total=total, desc=f"{what} interactions", unit=" rows", unit_scale=True, leave=False, disable=None)
 
 
-def _move(bar: tqdm[None], rows: int) -> None:
+def _move(bar: tqdm[Any], rows: int) -> None:
     bar.update(rows - bar.n)

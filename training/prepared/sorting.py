@@ -86,7 +86,7 @@ def write_sorted(
         first = next(checked)  # where there is none, reading says why
         reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], checked))
         order = ", ".join([_HASH, *_order(first.schema.names)])
-        settings = {
+        settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{memory_bytes >> 20}MiB",
             "temp_directory": str(folder / "sorting"),
             "threads": threads,
@@ -202,7 +202,7 @@ class _Arrays:
 
     @classmethod
     def open(cls, folder: Path, frame: pd.DataFrame, item_rows: Int[np.ndarray, "codes"]) -> _Arrays:
-        is_text = bool(pa.types.is_string(frame[USER_ID].dtype.pyarrow_dtype))
+        is_text = bool(pa.types.is_string(column_cells(frame[USER_ID]).type))
         kinds = {"item_rows": "I32", "offsets": "I64", "user_ids": "I8" if is_text else "I64"}
         kinds |= {"times": "I64"} if "timestamp" in frame else {}
         kinds |= {"user_id_offsets": "I64"} if is_text else {}
@@ -221,7 +221,7 @@ class _Arrays:
     def append(self, shard: int, frame: pd.DataFrame) -> None:
         """Write the events of some users of a shard."""
         users = frame[USER_ID]
-        starts = np.append(0, np.flatnonzero(_changes(column_cells(users))) + 1) if len(users) else []
+        starts = np.append(0, np.flatnonzero(_changes(column_cells(users))) + 1)
         self._append_users(users.iloc[starts])
         self.files["offsets"].append(self._num_events + np.append(starts[1:], len(users)))
         self.files["item_rows"].append(self.item_rows[frame[ITEM_ID].to_numpy(np.int64)])
