@@ -7,12 +7,13 @@ or text ids). Then, each in a process of its own, with as many threads as there 
 
 - `duckdb`: distinct item ids to rows, a join, `ORDER BY user, time`, Parquet out;
 - `prepare`: the whole of `towers prepare`;
-- `train`: so many steps of a small model on items' ids from the prepared folder (`disk`), and from the same arrays in
-  memory (`memory`), on the CPU.
+- `disk`: so many steps of training of a small model on items' ids, on the CPU, from the prepared folder;
+- `memory`: the same from the same arrays in memory.
 
-Time is that of the processor, user and system, so that neighbours on the machine do not count. Memory is the peak of
-what a process holds for itself (`RssAnon`, sampled every 50 ms), and the peak with the mapped pages of files, which the
-kernel may take back at any time (`VmHWM`).
+Every process has the environment that the command line gives to commands that compute. Time is that of the processor,
+user and system, so that neighbours on the machine do not count. Memory is the peak of what a process holds for itself
+(`RssAnon`, sampled every 50 ms), and the peak with the mapped pages of files, which the kernel may take back at any
+time (`VmHWM`).
 
 The bars: `prepare` at least half the rows a second of `duckdb`; `disk` at least .95 of the steps a second of `memory`;
 peak memory that grows by less than a tenth between the least and the most rows, and stays below 6 GB.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from towers.process import prepared_environment
 
 HERE = Path(__file__).parents[2]
 MEMORY_GB = 2.0
@@ -184,7 +188,8 @@ def main() -> None:
             for what in given.what:
                 numbers = ["--rows", str(rows), "--items", str(given.items), "--steps", str(given.steps)]
                 command = [sys.executable, __file__, "--one", what, folder, *numbers]
-                done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+                environment = {**prepared_environment(os.environ), "PYTHONPATH": str(HERE)}
+                done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
                 if done.returncode:
                     print(f"{rows:>12,} {what:8} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
                     continue
