@@ -200,6 +200,11 @@ class FeaturesConfig(StrictTable):
         default_factory=dict
     )
     """Pretrained text encoders, by a name of your choice. Columns with the same encoder share its weights."""
+    prepare: Literal["auto", "always", "never"] = "auto"
+    """Whether training sorts the interactions on disk and reads them from there (`towers prepare`), instead of from
+    memory. `auto`: from 20 million rows on. It needs the libraries of `two-towers[scale]`."""
+    prepare_memory_gb: float = Field(2.0, ge=0.25)
+    """Memory limit of that sort, in gigabytes. What does not fit is kept on the disk; raise it for speed."""
 
     @model_validator(mode="after")
     def _encoders_are_there(self) -> FeaturesConfig:

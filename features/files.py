@@ -19,6 +19,7 @@ LATEST = "latest"
 """The link to the newest bundle that a training wrote, in the folder of the bundles."""
 MOST_HEADER_BYTES = 16 << 20
 """Maximum bytes of the header of a safetensors file, with its eight bytes of length."""
+_HEADER_BYTES = 256
 _MOST_DIMENSIONS = 8
 _TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 
@@ -136,6 +137,38 @@ def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, st
     if [one.begin for one in places] != ends[:-1] or start + ends[-1] != num_bytes:
         raise ValueError(f"{path.name}: its arrays are not what the file is made of")
     return {one.name: one.mapped(path, start) for one in places}, about
+
+
+class ArrayFile:
+    """A safetensors file with one array of one dimension, written piece by piece; `mapped` reads it.
+
+    Args:
+        path: The file.
+        name: Name of the array.
+        kind: Its type, as the format calls it, see `mapped`.
+    """
+
+    def __init__(self, path: Path, name: str, kind: str) -> None:
+        self._file = path.open("wb")
+        self._name, self._kind, self._length = name, kind, 0
+        self._file.write(bytes(_HEADER_BYTES))
+
+    def append(self, values: np.ndarray) -> None:
+        """Write values behind those that are there."""
+        self._file.write(np.ascontiguousarray(values, dtype=_TYPES[self._kind]).data)
+        self._length += len(values)
+
+    def close(self) -> None:
+        """Write the header, which says how many there are, and wait until all is on the disk."""
+        num_bytes = self._length * np.dtype(_TYPES[self._kind]).itemsize
+        entry = {"dtype": self._kind, "shape": [self._length], "data_offsets": [0, num_bytes]}
+        # The format lets a header end in blanks, so that one of fixed size can be written at the end.
+        header = json.dumps({self._name: entry}).encode().ljust(_HEADER_BYTES - 8)
+        self._file.seek(0)
+        self._file.write(len(header).to_bytes(8, "little") + header)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
 class _Place(NamedTuple):

@@ -1,4 +1,4 @@
-"""Flags of the commands `towers init`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
+"""Flags of the commands `towers init`, `prepare`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
 
 from __future__ import annotations
 
@@ -135,6 +135,34 @@ def train(
     overrides = (*preset_settings(preset), *overrides)
     bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
     click.echo(f"\n{next_steps(bundle)}")
+
+
+@click.command()
+@_settings
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write.  [default: run.prepared, where train looks for it]",
+)
+@click.option("--force", is_flag=True, help="Prepare them again, even if what is there fits.")
+@_overrides
+def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[str, ...]) -> None:
+    """Sort the interactions of run.toml on disk, for tables larger than memory.
+
+    The tables are checked as in training, in a stream. `towers train` does this by itself for 20 million interactions
+    or more, or as [features] prepare says, and uses what is there if it was made of the same tables.
+    """
+    from training.config import read_run_config
+    from training.prepared.prepare import prepared_folder, prepared_tables, said_of
+
+    config = read_run_config(settings, overrides)
+    where = output or prepared_folder(settings)
+    tables = prepared_tables(config.features, settings.parent, where, again=force)
+    for note in tables.notes:
+        click.echo(f"note: {note}", err=True)
+    sequences = tables.interactions.sequences(tables.catalog)
+    click.echo(f"{where}: {said_of(sequences)}, {len(tables.catalog):,} items")
+    click.echo(f"\nNext:\n  towers train {shlex.quote(str(settings))}")
 
 
 @click.command()

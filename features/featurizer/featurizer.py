@@ -72,7 +72,7 @@ class Featurizer:
         Raises:
             DataError: A declared column does not exist.
         """
-        known_items = np.bincount(train.item_rows, minlength=len(catalog)) > 0
+        known_items = train.item_counts(len(catalog)) > 0
         items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
         active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
         people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)

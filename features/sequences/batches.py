@@ -20,6 +20,9 @@ from torch import Tensor
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 
+POOL_EVENTS, POOL_PARTS = 1 << 24, 16
+"""Events whose users are shuffled among each other, of larger data; and in how many parts they lie."""
+
 
 @dataclass(frozen=True)
 class JaggedFeatures:
@@ -189,15 +192,31 @@ class TrainingBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Yield the batches of an epoch, from batch `start` on."""
         generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(self._users)
-        sequences = _shuffled(self.sequences, generator) if self.is_shuffled else self.sequences
+        order = self._order(generator)
+        sequences = self.sequences.shuffled(generator) if self.is_shuffled else self.sequences
         for place, group in enumerate(self._deal(order)[start:], start):
             batch = self._batch(sequences, order[group])
             yield _with_future_targets(batch, [self.seed, epoch, place]) if self.is_future else batch
 
     def num_batches(self, epoch: int) -> int:
         """Return how many batches the epoch has."""
-        return len(self._deal(np.random.default_rng([self.seed, epoch]).permutation(self._users)))
+        return len(self._deal(self._order(np.random.default_rng([self.seed, epoch]))))
+
+    def _order(self, generator: np.random.Generator) -> Int[np.ndarray, "users"]:
+        """Return the users in the order of an epoch.
+
+        Of very many events some parts, drawn by chance, are dealt together, before the next ones: what is read from
+        disk lies close together then.
+        """
+        if self.sequences.num_events <= POOL_EVENTS:
+            return generator.permutation(self._users)
+        parts = self.sequences.offsets[self._users] // (POOL_EVENTS // POOL_PARTS)
+        order = generator.permutation(int(parts[-1]) + 1)
+        pool = np.empty(len(order), dtype=np.int64)
+        pool[order] = np.arange(len(order)) // POOL_PARTS
+        keys = generator.random(len(self._users))
+        found: np.ndarray = self._users[np.lexsort((keys, pool[parts]))]
+        return found
 
     def _deal(self, order: np.ndarray) -> list[slice]:
         lengths = np.minimum(self.sequences.lengths[order], self.history + 1)
@@ -246,10 +265,3 @@ def _with_future_targets(batch: SequenceBatch, seed: list[int]) -> SequenceBatch
     source[places] = places[chosen]
     times = None if batch.times is None else batch.times[source]
     return replace(batch, answer_rows=batch.item_rows[source], request_times=times)
-
-
-def _shuffled(sequences: Sequences, generator: np.random.Generator) -> Sequences:
-    keys = generator.random(sequences.num_events)
-    order = np.lexsort((keys, sequences.event_users))
-    times = None if sequences.times is None else sequences.times[order]
-    return replace(sequences, item_rows=sequences.item_rows[order], times=times)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int
 from features.errors import DataError
 from features.sequences.ragged import offsets_of, ragged_arange
 from features.sequences.seen_items import EXCLUDE, SeenItems
-from features.sequences.sequences import UNKNOWN_TIME, Queries, Sequences
+from features.sequences.sequences import UNKNOWN_TIME, Queries, QueriesOf, Sequences, SequencesOf
 from features.sequences.timeline import Timeline
 
 MIN_ITEMS_TO_HOLD_OUT = 5
@@ -89,18 +89,26 @@ def leave_one_out(
         >>> split.test.history.item_rows.tolist(), split.test.target_rows.tolist()
         ([3, 1, 3, 0], [2])
     """
-    sequences = sequences if sequences.is_ordered else _shuffled(sequences, np.random.default_rng(seed))
-    held_out = _hold_out_last(
-        sequences,
-        seen_items.possible_targets(sequences),
-        "leave-one-out needs a user with at least {needed} different items, found at most {most} per user; give more "
-        "interactions",
-        test=test,
-    )
+    rng = np.random.default_rng(seed)
+    train, validation, tested = SequencesOf(sequences), QueriesOf(sequences), QueriesOf(sequences)
+    num_asked = most = 0
+    for events in sequences.blocks():
+        block = events if events.is_ordered else events.shuffled(rng)
+        held_out = _hold_out_last(block, seen_items.possible_targets(block), test=test)
+        train.append(held_out.train)
+        validation.append(_next_item(block, held_out.users, held_out.validation))
+        if held_out.test is not None:
+            tested.append(_next_item(block, held_out.users, held_out.test))
+        num_asked, most = num_asked + len(held_out.users), max(most, held_out.most)
+    if not num_asked:
+        raise DataError(
+            f"leave-one-out needs a user with at least {_needed(test=test)} different items, found at most {most} per "
+            "user; give more interactions"
+        )
     return Split(
-        train=held_out.train,
-        validation=_next_item(sequences, held_out.users, held_out.validation),
-        test=None if held_out.test is None else _next_item(sequences, held_out.users, held_out.test),
+        train=train.whole(),
+        validation=validation.whole(),
+        test=tested.whole() if test else None,
         candidates=_occurring(sequences, num_items),
         name="leave-one-out",
         seen_items=seen_items,
@@ -144,13 +152,12 @@ def leave_one_basket_out(
     baskets = _baskets(sequences)
     has_answer = np.bincount(baskets[possible], minlength=baskets.max(initial=-1) + 1) > 0
     begins = np.diff(baskets, prepend=-1) > 0
-    held_out = _hold_out_last(
-        sequences,
-        begins & has_answer[baskets],
-        "leave-one-basket-out needs a user with at least {needed} baskets (interactions at one time) with new items, "
-        "found at most {most} per user; give more interactions or use another protocol",
-        test=test,
-    )
+    held_out = _hold_out_last(sequences, begins & has_answer[baskets], test=test)
+    if not len(held_out.users):
+        raise DataError(
+            f"leave-one-basket-out needs a user with at least {_needed(test=test)} baskets (interactions at one time) "
+            f"with new items, found at most {held_out.most} per user; give more interactions or use another protocol"
+        )
 
     def asked(begins: Int[np.ndarray, "chosen"]) -> Queries:
         return _next_basket(sequences, held_out.users, begins, baskets, possible)
@@ -343,7 +350,7 @@ def cold_items(
         DataError: No user's last item is cold.
     """
     rng = np.random.default_rng(seed)
-    sequences = sequences if sequences.is_ordered else _shuffled(sequences, rng)
+    sequences = sequences if sequences.is_ordered else sequences.shuffled(rng)
     occurring = rng.permutation(np.flatnonzero(_occurring(sequences, num_items)))
     num_test, num_validation = (max(1, round(part * len(occurring))) for part in (test_share, validation_share))
     num_test *= test
@@ -373,7 +380,8 @@ def cold_items(
 
 
 def _occurring(sequences: Sequences, num_items: int) -> Bool[np.ndarray, "items"]:
-    return np.bincount(sequences.item_rows, minlength=num_items) > 0
+    found: np.ndarray = sequences.item_counts(num_items) > 0
+    return found
 
 
 def _with_events(sequences: Sequences) -> Sequences:
@@ -381,44 +389,43 @@ def _with_events(sequences: Sequences) -> Sequences:
     return sequences.take(np.flatnonzero(sequences.lengths > 0))
 
 
-def _shuffled(sequences: Sequences, rng: np.random.Generator) -> Sequences:
-    """Return every user's events in a random order of their own."""
-    order = np.lexsort((rng.random(sequences.num_events), sequences.event_users))
-    times = None if sequences.times is None else sequences.times[order]
-    return replace(sequences, item_rows=sequences.item_rows[order], times=times)
-
-
 @dataclass(frozen=True)
 class _HeldOut:
-    """The users who are asked, the event at which each question begins, and what is before all of them."""
+    """The users who are asked, the event at which each question begins, and what is before all of them.
+
+    Attributes:
+        most: Most chosen events of a user.
+    """
 
     users: Int[np.ndarray, "chosen"]
     validation: Int[np.ndarray, "chosen"]
     test: Int[np.ndarray, "chosen"] | None
     train: Sequences
+    most: int
 
 
-def _hold_out_last(sequences: Sequences, chosen: Bool[np.ndarray, "events"], lacking: str, *, test: bool) -> _HeldOut:
+def _needed(*, test: bool) -> int:
+    """Return how many events, at which a question may begin, a user needs to be asked."""
+    return 3 if test else 2
+
+
+def _hold_out_last(sequences: Sequences, chosen: Bool[np.ndarray, "events"], *, test: bool) -> _HeldOut:
     """Hold out each user from the last but one chosen event on, without a test from the last one on.
 
     Args:
         sequences: All interactions.
         chosen: At which events a question may begin. Users with too few of them are trained on whole.
-        lacking: The error if no user has enough, with `{needed}` and `{most}`.
         test: Whether to hold out test questions at all.
     """
-    needed = 3 if test else 2
     remaining, counts = _from_end(sequences, chosen)
-    users = np.flatnonzero(counts >= needed)
-    if not len(users):
-        raise DataError(lacking.format(needed=needed, most=counts.max(initial=0)))
+    users = np.flatnonzero(counts >= _needed(test=test))
     asked = np.isin(sequences.event_users, users)
     last, before_last = (np.flatnonzero(asked & (remaining == place)) for place in (0, 1))
     validation = before_last if test else last
     ends = sequences.offsets[1:].copy()
     ends[users] = validation
     train = _with_events(_heads(sequences, np.arange(len(sequences)), ends))
-    return _HeldOut(users, validation, last if test else None, train)
+    return _HeldOut(users, validation, last if test else None, train, int(counts.max(initial=0)))
 
 
 def _from_end(

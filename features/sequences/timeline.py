@@ -24,8 +24,8 @@ class Timeline:
 
     @classmethod
     def of(cls, sequences: Sequences) -> Timeline | None:
-        """Return the events whose times are known; None where the data has no times."""
-        if sequences.times is None:
+        """Return the events whose times are known; None where the data has no times, or is too large for memory."""
+        if sequences.times is None or sequences.folder is not None:
             return None
         order = np.argsort(sequences.times, kind="stable")
         order = order[np.searchsorted(sequences.times[order], UNKNOWN_TIME, side="right") :]

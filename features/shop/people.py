@@ -52,8 +52,24 @@ class People:
         return len(self.tongue)
 
 
-def make_people(words: Words, number: int, rng: np.random.Generator) -> People:
-    """Return `number` people."""
+def make_people(
+    words: Words,
+    number: int,
+    rng: np.random.Generator,
+    *,
+    first_user: int = FIRST_USER,
+    shared: np.random.Generator | None = None,
+) -> People:
+    """Return `number` people.
+
+    Args:
+        words: What there is to like.
+        number: How many people.
+        rng: Where chance comes from.
+        first_user: Id of the first.
+        shared: Where tastes come from that people of an age or a country share, if other people share them, too.
+    """
+    shared = rng if shared is None else shared
     country = rng.choice(len(words.countries), size=number, p=[row["share"] for row in words.countries.values()])
     shares = np.array([row["languages"] for row in words.countries.values()])
     languages_up_to = np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1)
@@ -62,10 +78,10 @@ def make_people(words: Words, number: int, rng: np.random.Generator) -> People:
     days = int((END - FIRST_DAY).astype(np.int64)) // DAY
     is_old = rng.random(number) < 0.5
     joined_day = np.where(is_old, -rng.integers(1, 900, size=number), rng.integers(0, days - 30, size=number))
-    interest = _interests(words, country, age, rng)
+    interest = _interests(words, country, age, rng, shared)
     frame = pd.DataFrame(
         {
-            "user_id": np.arange(FIRST_USER, FIRST_USER + number),
+            "user_id": np.arange(first_user, first_user + number),
             "country": pd.Series(list(words.countries), dtype="str").take(country).array,
             "language": pd.Series(words.languages, dtype="str").take(language).array,
             "age_band": pd.Series(words.age_bands, dtype="str").take(age).array,
@@ -74,15 +90,17 @@ def make_people(words: Words, number: int, rng: np.random.Generator) -> People:
         }
     )
     frame.loc[rng.random(number) < 0.08, "age_band"] = None
-    return People(frame, interest, _likings(words, country, age, rng), _tongues(words, language))
+    return People(frame, interest, _likings(words, country, age, rng, shared), _tongues(words, language))
 
 
-def _interests(words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _interests(
+    words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator, shared: np.random.Generator
+) -> np.ndarray:
     """Return likings of categories, `[2, people, categories]`: by age and country, by temper, and four favourites."""
     number, kinds = len(age), len(words.categories)
     by_age = -0.10 * np.minimum((age[:, None] - np.array([category.age for category in words.categories])) ** 2, 9)
-    by_country = 0.4 * rng.standard_normal((len(words.countries), kinds))[country]
-    directions = rng.standard_normal((TASTE, kinds)) / np.sqrt(TASTE)
+    by_country = 0.4 * shared.standard_normal((len(words.countries), kinds))[country]
+    directions = shared.standard_normal((TASTE, kinds)) / np.sqrt(TASTE)
     temper = rng.standard_normal((number, TASTE))
     general = by_age + by_country + 0.7 * temper @ directions
     weights = np.array([1.9, 1.7, 1.5, 1.3])
@@ -96,11 +114,13 @@ def _interests(words: Words, country: np.ndarray, age: np.ndarray, rng: np.rando
     return interest
 
 
-def _likings(words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _likings(
+    words: Words, country: np.ndarray, age: np.ndarray, rng: np.random.Generator, shared: np.random.Generator
+) -> np.ndarray:
     """Return likings of traits, `[2, people, traits]`, in the order of `Products.traits`."""
     number, styles = len(age), len(words.styles)
-    typical = 0.5 * rng.standard_normal((len(words.age_bands), styles))[age]
-    typical += 0.3 * rng.standard_normal((len(words.countries), styles))[country]
+    typical = 0.5 * shared.standard_normal((len(words.age_bands), styles))[age]
+    typical += 0.3 * shared.standard_normal((len(words.countries), styles))[country]
     style = 1.1 * rng.standard_normal((number, styles))
     budget = (0.8 * rng.standard_normal((number, 1)) + 0.2 * (age[:, None] - 2)).clip(-2, 2)
     character = 0.55 * rng.standard_normal((number, CHARACTER))

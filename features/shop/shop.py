@@ -82,7 +82,7 @@ def generate_shop(seed: int = 0, users: int = 3_000, items: int = 2_000, interac
     Raises:
         DataError: The numbers do not make a shop.
     """
-    _check_size(users, items, interactions)
+    check_size(users, items, interactions)
     words = load_words()
     for_products, for_people, for_visits, for_choices, for_rest = np.random.default_rng(seed).spawn(5)
     products = make_products(words, items, for_products)
@@ -94,7 +94,7 @@ def generate_shop(seed: int = 0, users: int = 3_000, items: int = 2_000, interac
     counts = np.bincount(visits.item_rows, minlength=items)
     catalog = products.frame.assign(num_reviews=for_rest.binomial(counts, 0.35))
     return Shop(
-        interactions=_interactions(visits, item_ids),
+        interactions=interactions_of(visits, item_ids),
         items=catalog.sort_values("item_id", ignore_index=True),
         users=people.frame,
         best_possible=_best_possible(world, visits, best, 1),
@@ -109,7 +109,12 @@ def write_shop(shop: Shop, folder: Path) -> None:
             getattr(shop, name).to_parquet(file, index=False)
 
 
-def _check_size(users: int, items: int, interactions: int) -> None:
+def check_size(users: int, items: int, interactions: int) -> None:
+    """Check that numbers make a shop.
+
+    Raises:
+        DataError: They do not.
+    """
     if users < 1 or items < 50:
         raise DataError(f"a shop has at least 1 user and 50 items, found {users} and {items}; ask for more")
     if not LEAST_EVENTS * users <= interactions <= users * (items // 8):
@@ -119,7 +124,8 @@ def _check_size(users: int, items: int, interactions: int) -> None:
         )
 
 
-def _interactions(visits: Sequences, item_ids: pd.Series) -> pd.DataFrame:
+def interactions_of(visits: Sequences, item_ids: pd.Series) -> pd.DataFrame:
+    """Return visits as a table, in the order of the times."""
     frame = pd.DataFrame(
         {
             "user_id": visits.user_ids[visits.event_users],

@@ -11,10 +11,12 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,16 @@ from features.values.distinct import many
 EMPTY_WORDS = ["NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>", "\\N"]
 EMPTY_CELLS = ["", *EMPTY_WORDS]
 TEXT = pa.large_string()
+BLOCK_ROWS = 1 << 20
+"""Rows of a block of Parquet files."""
+BLOCK_BYTES = 1 << 25
+"""Bytes of a block of CSV files, about; no record is divided."""
 _MOST_BYTES = 2**31 - 1
+_HEAD_BYTES = 1 << 20
+_DIAGNOSED_BYTES = 1 << 30
+NEWLINE = b"\n"
 _BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 # A first line that tells Excel the separator; its end stays, so that lines keep their numbers.
 _EXCEL_SEPARATOR = re.compile(rb'\A"?sep=.?"?(\r?\n)', re.IGNORECASE)
 # 12e4 is no number: it is as likely to be a code. 1.2e4 and 1e+20 are what programs write.
@@ -103,6 +113,57 @@ def read_table(
     return RawTable(frame, tuple(notes))
 
 
+def read_blocks(
+    path: Path,
+    columns: Collection[str],
+    notes: list[str],
+    is_code: Callable[[str], bool] = lambda name: False,
+    is_text: Callable[[str], bool] = lambda name: False,
+) -> Iterator[pd.DataFrame]:
+    """Yield a table block by block, for one that may be larger than memory.
+
+    A block is what `read_table` returns of its rows, but that each block decides the types of CSV columns by itself;
+    whoever joins blocks compares them. The index is the row in the table, so that errors name the same places.
+
+    Args:
+        path: A CSV or Parquet file, or a folder or a pattern of such files.
+        columns: The columns that are wanted; those that the table has not are left out.
+        notes: Gets a line for each column and block in which words became empty cells.
+        is_code: See `read_table`.
+        is_text: See `read_table`.
+
+    Raises:
+        DataError: As of `read_table`.
+    """
+    parts = table_parts(path)
+    start = 0
+    blocks = _parquet_blocks if parts[0].is_parquet else _csv_blocks
+    for table in blocks(path, parts, columns, notes, is_code, is_text):
+        _refuse_long_cells(path, table, start)
+        frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        yield frame.set_axis(pd.RangeIndex(start, start + len(frame)), axis=0)
+        start += len(frame)
+    if not start:
+        raise DataError(f"{path}: no rows below the column names; expected at least one")
+
+
+def approximate_rows(path: Path) -> int:
+    """Return how many rows a table has: exactly of Parquet, of CSV by the length of its first lines."""
+    total = 0.0
+    for part in table_parts(path):
+        if part.is_parquet:
+            total += _parquet_file(part.path).metadata.num_rows
+            continue
+        with part.path.open("rb") as file:
+            is_packed = file.read(2) == _GZIP
+        with _opened(part.path) as content, _unpacked(part.path):
+            head = content.read(_HEAD_BYTES)
+        rows = head.count(b"\n")
+        # Text is some five times its size when packed.
+        total += rows * part.path.stat().st_size * (5 if is_packed else 1) / max(len(head), 1)
+    return int(total)
+
+
 def place(path: Path, row: int) -> str:
     """Return where a person finds the row at 0-based position `row`: `line 7` of a CSV file, `row 6` of Parquet."""
     return places(path, [row])[0]
@@ -131,8 +192,9 @@ def _places_in(part: Part, rows: Collection[int]) -> list[str]:
     if part.is_parquet:
         return [f"row {row + 1:,}" for row in rows]
     last, wanted = max(rows, default=-1), set(rows)
-    records = islice(_records(_content(part.path)), last + 2)
-    lines = {index - 1: line for index, (line, _) in enumerate(records) if index - 1 in wanted}
+    with _text_lines(part.path) as (text, separator):
+        records = islice(_records(text, separator), last + 2)
+        lines = {index - 1: line for index, (line, _) in enumerate(records) if index - 1 in wanted}
     assert len(lines) == len(wanted), f"a row beyond the end of {part.path}"
     return [f"line {lines[row]:,}" for row in rows]
 
@@ -140,10 +202,23 @@ def _places_in(part: Part, rows: Collection[int]) -> list[str]:
 def _num_rows(part: Part) -> int:
     if part.is_parquet:
         return int(pq.read_metadata(part.path).num_rows)
-    return max(sum(1 for _ in _records(_content(part.path))) - 1, 0)
+    with _text_lines(part.path) as (text, separator):
+        return max(sum(1 for _ in _records(text, separator)) - 1, 0)
 
 
-def _refuse_long_cells(path: Path, table: pa.Table) -> None:
+@contextmanager
+def _text_lines(path: Path) -> Iterator[tuple[Iterator[str], str]]:
+    """Yield the lines of a CSV file, whatever its size, and its separator; bytes that are not UTF-8 are replaced."""
+    with _opened(path) as file, _unpacked(path), io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
+        begun = list(islice(text, 1))
+        if begun and _EXCEL_SEPARATOR.match(begun[0].encode()):
+            begun = ["\n"]
+        while begun and not begun[-1].strip("\r\n") and (line := text.readline()):
+            begun.append(line)
+        yield chain(begun, text), _separator(begun[-1].rstrip("\r\n") if begun else "")
+
+
+def _refuse_long_cells(path: Path, table: pa.Table, start: int = 0) -> None:
     for name in table.column_names:
         column = table[name]
         if not pa.types.is_large_string(column.type) or (pc.max(pc.binary_length(column)).as_py() or 0) <= (
@@ -153,7 +228,7 @@ def _refuse_long_cells(path: Path, table: pa.Table) -> None:
         lengths = pc.fill_null(pc.utf8_length(column), 0).to_numpy()
         too_long = np.flatnonzero(lengths > MAX_CELL_CHARACTERS)
         if len(too_long):
-            raise _too_long(path, name, place(path, int(too_long[0])), int(lengths[too_long[0]]))
+            raise _too_long(path, name, place(path, start + int(too_long[0])), int(lengths[too_long[0]]))
 
 
 def _too_long(path: Path, name: str, where: str, length: int) -> DataError:
@@ -172,16 +247,52 @@ def _read_parquet(path: Path, parts: Sequence[Part]) -> tuple[pa.Table, list[str
     return pa.table({name: _plain(joined[name]) for name in joined.column_names}), []
 
 
+def _parquet_blocks(path: Path, parts: Sequence[Part], columns: Collection[str], *_: object) -> Iterator[pa.Table]:
+    """Yield the wanted columns of Parquet files, each block in plain types."""
+    first = _columns_of(parts[0], _parquet_file(parts[0].path).schema_arrow.empty_table())
+    for part in parts:
+        file = _parquet_file(part.path)
+        found = _columns_of(part, file.schema_arrow.empty_table())
+        _refuse_other_names(parts[0].path, first.column_names, part.path, found.column_names)
+        _refuse_other_types(parts[0].path, first, part.path, found)
+        wanted = [name for name in file.schema_arrow.names if name in columns]
+        batches = file.iter_batches(BLOCK_ROWS, columns=wanted)
+        while (batch := _next_of(path, batches)) is not None:
+            table = _columns_of(part, pa.Table.from_batches([batch]))
+            yield pa.table({name: _plain(table[name]) for name in found.column_names if name in columns})
+
+
+def _next_of(path: Path, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    with _readable(path):
+        return next(batches, None)
+
+
 def _parquet(part: Part) -> pa.Table:
     """Return the columns of one file; those without any value in it keep the type null, so that any other fits."""
-    path = part.path
-    try:
-        file = pq.ParquetFile(path)
-        _check_names(path, file.schema_arrow.names)
+    file = _parquet_file(part.path)
+    with _readable(part.path):
         table = file.read()
+    return _columns_of(part, table)
+
+
+def _parquet_file(path: Path) -> pq.ParquetFile:
+    with _readable(path):
+        file = pq.ParquetFile(path)
+    _check_names(path, file.schema_arrow.names)
+    return file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         reason = _one_line(error)
         raise DataError(f"{path}: not a Parquet file, or cut off ({reason}); write it again, or name it .csv") from None
+
+
+def _columns_of(part: Part, table: pa.Table) -> pa.Table:
+    """Return the columns of a file, or of a block of it, and those that the names of its folders say."""
     kept = [name for name in table.column_names if not name.startswith("__index_level_")]
     columns = {name: table[name] if pa.types.is_null(table[name].type) else _plain(table[name]) for name in kept}
     for name, value in part.values.items():
@@ -236,18 +347,22 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class _TextFile:
-    """A CSV file whose cells are text."""
+    """A CSV file, or a block of one, whose cells are text."""
 
     part: Part
     separator: str
     cells: dict[str, pa.ChunkedArray]
     body: bytes
 
+    @property
+    def num_rows(self) -> int:
+        """The number of records below the header."""
+        return len(next(iter(self.cells.values())))
+
     def columns(self) -> dict[str, pa.ChunkedArray]:
         """Return the columns, those that the names of its folders say included."""
-        num_rows = len(next(iter(self.cells.values())))
         said = {
-            name: pa.chunked_array([pa.repeat(pa.scalar(value, TEXT), num_rows)])
+            name: pa.chunked_array([pa.repeat(pa.scalar(value, TEXT), self.num_rows)])
             for name, value in self.part.values.items()
         }
         return said | self.cells
@@ -270,6 +385,88 @@ def _read_csv(
     return pa.table(typed), _notes_on_empty(path, files)
 
 
+def _csv_blocks(
+    path: Path,
+    parts: Sequence[Part],
+    columns: Collection[str],
+    notes: list[str],
+    is_code: Callable[[str], bool],
+    is_text: Callable[[str], bool],
+) -> Iterator[pa.Table]:
+    """Yield the wanted columns of CSV files, each block in the types that its cells have."""
+    first: list[str] | None = None
+    for part in parts:
+        if not part.path.stat().st_size and len(parts) > 1:
+            continue
+        names: list[str] = []
+        separator, start = ",", 0
+        for data in _pieces(part.path):
+            body = data
+            if not names:
+                names, separator, body = _header(part.path, _clean(part.path, data))
+                first = first or names
+                _refuse_other_names(parts[0].path, first, part.path, names)
+            if not body.strip():
+                continue
+            block = _text_block(part, names, separator, body, start)
+            notes.extend(_notes_on_empty(path, [block], start))
+            cells = block.columns()
+            start += block.num_rows
+            yield pa.table(
+                {
+                    name: cells[name] if is_text(name) else _typed(cells[name], separator, is_code=is_code(name))
+                    for name in cells
+                    if name in columns
+                }
+            )
+        if not names:
+            raise DataError(f"{part.path}: the file holds only blank lines; write the table again")
+
+
+def _text_block(part: Part, names: list[str], separator: str, body: bytes, start: int) -> _TextFile:
+    """Return the cells of a block of a CSV file as text; `start` is its first row."""
+    is_closed = body.count(b'"') % 2 == 0
+    try:
+        if is_closed:
+            return _TextFile(part, separator, _filled_cells(body, names, separator), body)
+        error: Exception = ValueError("a quote is never closed")
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as found:
+        error = found
+    if part.path.stat().st_size < _DIAGNOSED_BYTES:
+        _diagnose(part.path, _content(part.path), separator, names)
+    raise DataError(
+        f"{part.path}: not a CSV file that can be read, in the {many(body.count(NEWLINE), 'line')} from row "
+        f"{start + 1:,} on ({_one_line(error)}); write it again"
+    )
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield the content of a CSV file in pieces that end where a record does."""
+    rest = b""
+    with _opened(path) as file, _unpacked(path):
+        while data := file.read(BLOCK_BYTES):
+            rest += data if NEWLINE in data else data.replace(b"\r", NEWLINE)
+            end = _end_of_records(rest)
+            if not end and len(rest) >= _MOST_BYTES - BLOCK_BYTES:
+                break
+            if end:
+                yield rest[:end]
+                rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def _end_of_records(data: bytes) -> int:
+    """Return where the last record that is whole ends: after a line break with all quotes before it closed."""
+    end = data.rfind(NEWLINE)
+    is_open = data.count(b'"', 0, max(end, 0)) % 2
+    while end >= 0 and is_open:
+        before = data.rfind(NEWLINE, 0, end)
+        is_open = (is_open + data.count(b'"', max(before, 0), end)) % 2
+        end = before
+    return end + 1
+
+
 def _csv(part: Part, *, is_one: bool) -> _TextFile:
     """Return the cells of one file as text; among several, one may have no rows."""
     path = part.path
@@ -284,13 +481,17 @@ def _csv(part: Part, *, is_one: bool) -> _TextFile:
     if body.count(b'"') % 2:
         _diagnose(path, data, separator, names)
     try:
-        cells = _cells(body, names, separator, EMPTY_CELLS)
+        return _TextFile(part, separator, _filled_cells(body, names, separator), body)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         _diagnose(path, data, separator, names)
         raise DataError(f"{path}: not a CSV file that can be read ({_one_line(error)}); write it again") from None
+
+
+def _filled_cells(body: bytes, names: list[str], separator: str) -> dict[str, pa.ChunkedArray]:
+    cells = _cells(body, names, separator, EMPTY_CELLS)
     if b'""' in body:
         cells = {name: pc.if_else(pc.equal(column, ""), None, column) for name, column in cells.items()}
-    return _TextFile(part, separator, cells, body)
+    return cells
 
 
 def _cells(
@@ -312,13 +513,21 @@ def _cells(
     return {name: table[name] for name in table.column_names}
 
 
-def _notes_on_empty(path: Path, files: Sequence[_TextFile]) -> list[str]:
-    """Return a note for each column in which words became empty cells, with the place of the first."""
+def _notes_on_empty(path: Path, files: Sequence[_TextFile], start: int = 0) -> list[str]:
+    """Return a note for each column in which words became empty cells, with the place of the first.
+
+    Args:
+        path: The table.
+        files: Its files, or a block of one of them.
+        start: The row of its file that the block begins with.
+    """
     counts: Counter[str] = Counter()
     firsts: dict[str, str] = {}
     for file in files:
         found = _words_for_empty(file)
-        where = _places_in(file.part, [row for _, row, _ in found.values()])
+        rows = [row for _, row, _ in found.values()]
+        # To find lines, the file is read from its beginning.
+        where = [f"row {start + row + 1:,}" for row in rows] if start else _places_in(file.part, rows)
         for (name, (count, _, word)), line in zip(found.items(), where, strict=True):
             counts[name] += count
             firsts.setdefault(name, f"{word} ({line if len(files) == 1 else f'{file.part.path.name}, {line}'})")
@@ -345,12 +554,31 @@ def _words_for_empty(file: _TextFile) -> dict[str, tuple[int, int, str]]:
 
 
 def _content(path: Path) -> bytes:
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path}: a damaged gzip file ({_one_line(error)}); write it again") from None
+    with _opened(path) as file, _unpacked(path):
+        return _clean(path, file.read())
+
+
+def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """Open a CSV file, which may be packed, whatever its name says."""
+    with path.open("rb") as file:
+        is_packed = file.read(len(_GZIP)) == _GZIP
+    return gzip.GzipFile(path) if is_packed else path.open("rb")
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: a damaged gzip file ({_one_line(error)}); write it again") from None
+
+
+def _clean(path: Path, data: bytes) -> bytes:
+    """Return the beginning of a text file without marks that are none of its cells.
+
+    Raises:
+        DataError: It is no text in UTF-8.
+    """
     if data[:4] == b"PAR1":
         raise DataError(f"{path}: a Parquet file by its content; name it .parquet")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -472,12 +700,9 @@ def _reader(lines: Iterable[str], separator: str, *, strict: bool = False) -> An
     return csv.reader(lines, delimiter=separator, strict=strict)
 
 
-def _records(data: bytes, separator: str | None = None, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+def _records(lines: Iterable[str], separator: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each record that is not blank, the header first."""
-    text = data.decode("utf-8", errors="strict" if strict else "replace")
-    header = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
-    source = io.StringIO(text, newline="")
-    reader = _reader(source, separator or _separator(header), strict=strict)
+    reader = _reader(lines, separator, strict=strict)
     line = 1
     try:
         for cells in reader:
@@ -495,7 +720,8 @@ def _diagnose(path: Path, data: bytes, separator: str, names: list[str]) -> None
         DataError: Names the line, if one is found.
     """
     try:
-        for line, cells in _records(data, separator, strict=True):
+        text = io.StringIO(data.decode("utf-8"), newline="")
+        for line, cells in _records(text, separator, strict=True):
             if len(cells) != len(names):
                 raise DataError(
                     f"{path}: line {line:,} has {len(cells)} values, the header {len(names)}; "

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import CellError, DataError, Problems
@@ -190,21 +190,21 @@ def read_tables(config: FeaturesConfig, folder: Path, readings: Mapping[str, Rea
     notes: list[str] = []
     problems = Problems()
     earlier = readings or {}
-    events: _Sheet | None = _Sheet.without_rows(config.columns)
+    events: Sheet | None = Sheet.without_rows(config.columns)
     items = users = None
     if config.interactions:
         with problems:
             events = None
             keys = {config.columns.user_id, config.columns.item_id}
-            events = _Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"), keys=keys)
+            events = Sheet.read(folder, config.interactions, notes, earlier=earlier.get("interactions"), keys=keys)
     if config.items:
         with problems:
             keys = {config.columns.items_item_id or config.columns.item_id}
-            items = _Sheet.read(folder, config.items, notes, config.item, earlier.get("items"), keys=keys)
+            items = Sheet.read(folder, config.items, notes, config.item, earlier.get("items"), keys=keys)
     if config.users:
         with problems:
             keys = {config.columns.users_user_id or config.columns.user_id}
-            users = _Sheet.read(folder, config.users, notes, config.user, earlier.get("users"), keys=keys)
+            users = Sheet.read(folder, config.users, notes, config.user, earlier.get("users"), keys=keys)
     tables = _join(config, notes, problems, events, items, users)
     problems.raise_all()
     assert tables is not None, "nothing is wrong"
@@ -215,9 +215,9 @@ def _join(
     config: FeaturesConfig,
     notes: list[str],
     problems: Problems,
-    events: _Sheet | None,
-    items: _Sheet | None,
-    users: _Sheet | None,
+    events: Sheet | None,
+    items: Sheet | None,
+    users: Sheet | None,
 ) -> Tables | None:
     """Return the tables brought together, None where something is wrong, which `problems` then holds."""
     names = config.columns
@@ -230,8 +230,8 @@ def _join(
         items = items and items.with_ids(item_key, "items_item_id", config)
     with problems:
         users = users and users.with_ids(user_key, "users_user_id", config)
-    user_ids: _Ids | None = None
-    item_ids: _Ids | None = None
+    user_ids: IdColumn | None = None
+    item_ids: IdColumn | None = None
     frame = catalog = people = None
     with problems:
         user_ids = events.ids(names.user_id, "user_id") if events else None
@@ -245,7 +245,7 @@ def _join(
             user_ids, people = _keyed(user_ids, users, users.ids(user_key, "users_user_id"), "user_id")
     if events is not None:
         with problems:
-            frame = _columns(events, config)
+            frame = event_columns(events, config)
     if problems.found or events is None or frame is None or user_ids is None or item_ids is None:
         return None
     ids = {"user_id": user_ids.series(), "item_id": item_ids.series()}
@@ -253,12 +253,12 @@ def _join(
     known = None if catalog is None else Catalog(catalog)
     interactions = None
     with problems:
-        interactions = _ordered(_filter(events, config, frame, known), notes)
+        interactions = ordered_events(filtered_events(events, config, frame, known), notes)
     if interactions is None:
         return None
     with problems:
         if users is not None and people is not None:
-            _refuse_strangers(users, Users(people), interactions)
+            refuse_strangers(users, Users(people), interactions.frame["user_id"].drop_duplicates())
     sheets = {"interactions": events, "items": items, "users": users}
     decided = {name: dict(sheet.readings) for name, sheet in sheets.items() if sheet is not None}
     return Tables(
@@ -270,10 +270,10 @@ def _join(
     )
 
 
-def _keyed(ids: _Ids | None, other: _Sheet, known: _Ids, target: str) -> tuple[_Ids | None, pd.DataFrame]:
+def _keyed(ids: IdColumn | None, other: Sheet, known: IdColumn, target: str) -> tuple[IdColumn | None, pd.DataFrame]:
     """Return the interactions' ids and the other table by its own, both in one type."""
     if ids is not None:
-        ids, known = _alike(ids, known)
+        ids, known = alike(ids, known)
     return ids, other.keyed(known, target)
 
 
@@ -284,7 +284,7 @@ def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Sheet:
+class Sheet:
     """A frame with the file it came from, so that errors can name the place.
 
     Attributes:
@@ -292,12 +292,14 @@ class _Sheet:
         frame: The rows; its index is the row in the file.
         notes: Where to say what was repaired.
         readings: What was decided of its columns.
+        is_part: Whether these are some of the rows, so that others may have what none of them has.
     """
 
     path: Path
     frame: pd.DataFrame
     notes: list[str] = field(repr=False)
     readings: dict[str, Reading] = field(default_factory=dict)
+    is_part: bool = False
 
     @classmethod
     def read(
@@ -308,7 +310,7 @@ class _Sheet:
         features: Mapping[str, FeatureSettings] | None = None,
         earlier: Readings | None = None,
         keys: Collection[str] = (),
-    ) -> _Sheet:
+    ) -> Sheet:
         """Read a file, and the columns that are features as their kinds; `keys` are the columns of ids."""
         settings, known = features or {}, earlier or {}
         spelt = {column for column, one in settings.items() if one.definition.is_sparse}.union(keys)
@@ -349,17 +351,17 @@ class _Sheet:
         return self.error(name, error.found, error.remedy, error.row)
 
     @classmethod
-    def without_rows(cls, names: ColumnSettings) -> _Sheet:
+    def without_rows(cls, names: ColumnSettings) -> Sheet:
         """Return interactions of which there are none."""
         nothing = pd.Series([], dtype=pd.ArrowDtype(pa.large_string()))
         return cls(Path(), pd.DataFrame({names.user_id: nothing, names.item_id: nothing}), [])
 
-    def with_ids(self, name: str, setting: str, config: FeaturesConfig) -> _Sheet:
+    def with_ids(self, name: str, setting: str, config: FeaturesConfig) -> Sheet:
         """Return the rows that have an id; the settings say whether others are a mistake."""
         has_id = has_ids(self.column(name, setting))
         if has_id.all() or config.missing_ids == "error":
             return self
-        if not has_id.any():
+        if not has_id.any() and not self.is_part:
             raise self.error(name, "no row has an id", "name another column under [features.columns]")
         self.notes.append(f"{self.path.name}: {many(int((~has_id).sum()), 'row')} without an id in {name!r} left out")
         return replace(self, frame=self.frame[has_id])
@@ -370,6 +372,7 @@ class _Sheet:
         return DataError(f"{self.path}: column {column!r}{where}: {found}; {remedy}")
 
     def column(self, name: str, setting: str) -> pd.Series:
+        """Return a column; the error where there is none names the setting."""
         if name in self.frame:
             return self.frame[name]
         there = list(self.frame.columns)
@@ -380,7 +383,14 @@ class _Sheet:
             f'set `{setting} = "{nearest}"` under [features.columns]'
         )
 
-    def ids(self, name: str, setting: str) -> _Ids:
+    def ids(self, name: str, setting: str, *, as_text: bool = False) -> IdColumn:
+        """Return a column of ids, each present and short enough.
+
+        Args:
+            name: The column.
+            setting: The setting that names it.
+            as_text: Whether ids stay text, even if all of them are whole numbers.
+        """
         column = column_cells(self.column(name, setting))
         if pa.types.is_floating(column.type):
             column = self._whole_ids(name, column)
@@ -389,12 +399,13 @@ class _Sheet:
                 raise self.error(name, "ids beyond 64-bit signed integers", "save them as text")
             column = column.cast(pa.int64())
         elif pa.types.is_large_string(column.type):
-            column = self._trimmed_ids(name, column)
+            column = self._trimmed_ids(name, column, as_text=as_text)
         else:
             raise self.error(name, f"expected ids as whole numbers or text, found {column.type}", "save them as one")
         self._refuse_empty(name, column)
+        column = column.cast(pa.string()) if as_text else column
         self._refuse_long(name, column)
-        return _Ids(self, name, column)
+        return IdColumn(self, name, column)
 
     def _whole_ids(self, name: str, column: pa.Array) -> pa.Array:
         self._refuse_empty(name, pc.if_else(pc.is_nan(column), None, column))
@@ -406,12 +417,14 @@ class _Sheet:
         self.notes.append(f"{self.path.name}: ids in {name!r} written as fractions (such as {values[0]}) read as whole")
         return pa.array(values.astype(np.int64))
 
-    def _trimmed_ids(self, name: str, column: pa.Array) -> pa.Array:
+    def _trimmed_ids(self, name: str, column: pa.Array, *, as_text: bool) -> pa.Array:
         trimmed = pc.utf8_trim_whitespace(column)
         changed = pc.sum(pc.not_equal(trimmed, column)).as_py() or 0
         trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed).cast(pa.string())
         if changed:
             self.notes.append(f"{self.path.name}: blanks around {many(changed, 'id')} in {name!r} removed")
+        if as_text:
+            return trimmed
         whole = pc.match_substring_regex(trimmed, _WHOLE_ID)
         if trimmed.null_count == len(trimmed) or not pc.all(whole).as_py():
             return (_as_numbers(trimmed) or trimmed) if changed else trimmed
@@ -443,7 +456,7 @@ class _Sheet:
             expected = f"expected ids of at most {MAX_ID_CHARACTERS} characters, found one of {lengths[row]:,}"
             raise self.error(name, f"{expected} ({many(int(long.sum()), 'such row')})", "give it a shorter id", row)
 
-    def keyed(self, ids: _Ids, target: str) -> pd.DataFrame:
+    def keyed(self, ids: IdColumn, target: str) -> pd.DataFrame:
         """Return the frame with the ids as its first column `target`, each once."""
         others = self.frame.drop(columns=[ids.name]).reset_index(drop=True)
         if target in others:
@@ -457,7 +470,7 @@ class _Sheet:
             values, others = values[~repeated], others[~repeated]
         return pd.concat([values.rename(target), others], axis=1).reset_index(drop=True)
 
-    def _refuse_different(self, ids: _Ids, values: pd.Series, others: pd.DataFrame) -> None:
+    def _refuse_different(self, ids: IdColumn, values: pd.Series, others: pd.DataFrame) -> None:
         repeated = values.duplicated(keep=False)
         rows = others[repeated].astype(object).map(repr).assign(__id=values[repeated].astype(object))
         second = rows.index[rows["__id"].duplicated() & ~rows.duplicated()]
@@ -508,7 +521,7 @@ class _Sheet:
         return micros
 
     def _refuse_impossible(self, micros: pd.Series, column: pd.Series, name: str) -> None:
-        if micros.isna().all():
+        if micros.isna().all() and not self.is_part:
             raise self.error(name, "no times at all", "leave out `timestamp` under [features.columns]")
         values = micros.fillna(0).to_numpy(np.int64)
         for wrong, said in (
@@ -523,36 +536,44 @@ class _Sheet:
 
 
 @dataclass(frozen=True)
-class _Ids:
+class IdColumn:
     """One column of ids, int64 or string, without missing values."""
 
-    sheet: _Sheet
+    sheet: Sheet
     name: str
     array: pa.Array
 
     @property
     def is_text(self) -> bool:
+        """Whether the ids are text, and not numbers."""
         return bool(pa.types.is_string(self.array.type))
 
+    def in_type(self, *, is_text: bool) -> IdColumn:
+        """Return the ids as text or as numbers, which all of them have to be."""
+        if is_text == self.is_text:
+            return self
+        return IdColumn(self.sheet, self.name, self.array.cast(pa.string() if is_text else pa.int64()))
+
     def series(self) -> pd.Series:
+        """Return the ids as a column of a table."""
         return pd.Series(self.array, dtype=TEXT_ID if self.is_text else INT_ID)
 
 
-def _alike(left: _Ids, right: _Ids) -> tuple[_Ids, _Ids]:
+def alike(left: IdColumn, right: IdColumn, *, as_text: bool = False) -> tuple[IdColumn, IdColumn]:
     """Bring two columns that name the same things to one type: whole numbers if both can be, else text."""
     if left.is_text == right.is_text:
         return left, right
     text, numbers = (left, right) if left.is_text else (right, left)
-    converted = _as_numbers(text.array)
+    converted = None if as_text else _as_numbers(text.array)
     if converted is not None:
-        text = _Ids(text.sheet, text.name, converted)
+        text = IdColumn(text.sheet, text.name, converted)
     else:
         _refuse_ambiguous(text, numbers)
-        numbers = _Ids(numbers.sheet, numbers.name, numbers.array.cast(pa.string()))
+        numbers = IdColumn(numbers.sheet, numbers.name, numbers.array.cast(pa.string()))
     return (text, numbers) if left.is_text else (numbers, text)
 
 
-def _refuse_ambiguous(text: _Ids, numbers: _Ids) -> None:
+def _refuse_ambiguous(text: IdColumn, numbers: IdColumn) -> None:
     """Refuse `007` in one table and 7 in the other: they may or may not be the same id."""
     padded = pc.and_(pc.match_substring_regex(text.array, "^0[0-9]+$"), pc.less(pc.utf8_length(text.array), 19))
     candidates = text.array.filter(padded)
@@ -572,7 +593,7 @@ def _as_numbers(text: pa.Array) -> pa.Array | None:
     return numbers if numbers.cast(pa.string()).equals(text) else None
 
 
-def _columns(events: _Sheet, config: FeaturesConfig) -> pd.DataFrame:
+def event_columns(events: Sheet, config: FeaturesConfig) -> pd.DataFrame:
     """Return the columns of the interactions other than ids, under our own names; the index is the row in the file."""
     names, problems = config.columns, Problems()
     columns = {}
@@ -592,7 +613,9 @@ def _columns(events: _Sheet, config: FeaturesConfig) -> pd.DataFrame:
     return pd.DataFrame(columns, index=events.frame.index)
 
 
-def _filter(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, catalog: Catalog | None) -> pd.DataFrame:
+def filtered_events(
+    events: Sheet, config: FeaturesConfig, frame: pd.DataFrame, catalog: Catalog | None
+) -> pd.DataFrame:
     """Return the interactions that count, and note how many do not."""
     if config.min_rating is not None:
         frame = _keep(
@@ -610,11 +633,11 @@ def _filter(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, catalog
     return frame
 
 
-def _keep(frame: pd.DataFrame, kept: pd.Series | np.ndarray, what: str, events: _Sheet) -> pd.DataFrame:
+def _keep(frame: pd.DataFrame, kept: pd.Series | np.ndarray, what: str, events: Sheet) -> pd.DataFrame:
     kept = np.asarray(kept, dtype=bool)
     if kept.all():
         return frame
-    if not kept.any():
+    if not kept.any() and not events.is_part:
         raise DataError(
             f"{events.path}: no interactions left after leaving out those {what}; check the settings of [features]"
         )
@@ -622,7 +645,7 @@ def _keep(frame: pd.DataFrame, kept: pd.Series | np.ndarray, what: str, events: 
     return frame[kept]
 
 
-def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, known: np.ndarray) -> DataError:
+def _unknown_items(events: Sheet, config: FeaturesConfig, frame: pd.DataFrame, known: np.ndarray) -> DataError:
     strange = frame["item_id"][~known]
     examples = ", ".join(repr(item_id) for item_id in strange.unique()[:3])
     counts = f"{many(len(strange), 'interaction')} with {many(strange.nunique(), 'item')}"
@@ -631,9 +654,8 @@ def _unknown_items(events: _Sheet, config: FeaturesConfig, frame: pd.DataFrame, 
     return events.error(config.columns.item_id, found, remedy, first(events.frame.index == strange.index[0]))
 
 
-def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) -> None:
+def refuse_strangers(users: Sheet, people: Users, seen: pd.Series) -> None:
     """Refuse a users table without any user of the interactions: most likely it has another kind of id."""
-    seen = interactions.frame["user_id"].drop_duplicates()
     if len(seen) and (people.rows_of(seen) < 0).all():
         raise DataError(
             f"{users.path}: none of the users of the interactions is in it (expected ids such as {seen.iloc[0]!r}, "
@@ -641,28 +663,61 @@ def _refuse_strangers(users: _Sheet, people: Users, interactions: Interactions) 
         )
 
 
-def _ordered(frame: pd.DataFrame, notes: list[str]) -> Interactions:
-    """Sort by user and order, fill times from neighbours, merge repeats."""
+def ordered_events(frame: pd.DataFrame, notes: list[str], *, is_sorted: bool = False) -> Interactions:
+    """Sort by user and order, fill times from neighbours, merge repeats.
+
+    Args:
+        frame: The events.
+        notes: Where to say what was filled and merged.
+        is_sorted: Whether these are all events of some users of many, sorted already.
+
+    Raises:
+        DataError: These are not all users, and some have no time at all.
+    """
     order = [name for name in ("position", "timestamp") if name in frame][:1]
-    users = _codes(frame["user_id"])
-    keys = [frame[name].to_numpy(np.int64) for name in order]
-    rows = np.lexsort([*keys, users])
-    frame, users = frame.take(rows), users[rows]
+    if is_sorted:
+        users = _run_numbers(frame["user_id"])
+    else:
+        users = _codes(frame["user_id"])
+        keys = [frame[name].to_numpy(np.int64) for name in order]
+        rows = np.lexsort([*keys, users])
+        frame, users = frame.take(rows), users[rows]
     if "timestamp" in frame:
         frame["timestamp"] = frame["timestamp"] // 10**6  # sorted by the finer time, kept in seconds
         if frame["timestamp"].isna().any():
-            frame = _fill_times(frame, users, notes)
-    same = {"user": users, "item": _codes(frame["item_id"])}
-    if key := [name for name in ("timestamp", "position") if name in frame][:1]:
-        same["order"] = frame[key[0]].to_numpy(np.int64)
-    repeated = pd.DataFrame(same).duplicated().to_numpy()
+            frame = _fill_times(frame, users, notes, is_part=is_sorted)
+    key = [frame[name].to_numpy(np.int64) for name in ("timestamp", "position") if name in frame][:1]
+    repeated = _repeated(users, frame["item_id"], key)
     if repeated.any():
         notes.append(f"{many(int(repeated.sum()), 'duplicate interaction')} merged")
         frame = frame[~repeated]
     return Interactions(frame.reset_index(drop=True), is_ordered=bool(order))
 
 
-def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str]) -> pd.DataFrame:
+def _run_numbers(ids: pd.Series) -> Int[np.ndarray, " rows"]:
+    """Return how many other ids stand before each one, where the same ids stand together."""
+    cells = column_cells(ids)
+    found: np.ndarray = np.cumsum(np.append(False, np.asarray(pc.not_equal(cells[1:], cells[:-1])).astype(bool)))
+    return found
+
+
+def _repeated(
+    users: Int[np.ndarray, " rows"], items: pd.Series, key: list[Int[np.ndarray, " rows"]]
+) -> Bool[np.ndarray, " rows"]:
+    """Return which events are of the user, the item and the moment of an earlier one; all of a user stand together."""
+    is_alone = np.diff(users) != 0
+    if key and (np.diff(key[0])[~is_alone] >= 0).all():
+        is_alone |= np.diff(key[0]) != 0  # in order, so that those of a moment stand together, too
+    together = np.flatnonzero(~np.append(True, is_alone) | ~np.append(is_alone, True))
+    same = {"user": users[together], "item": _codes(items.iloc[together])}
+    if key:
+        same["order"] = key[0][together]
+    repeated = np.zeros(len(users), dtype=bool)
+    repeated[together] = pd.DataFrame(same).duplicated().to_numpy()
+    return repeated
+
+
+def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str], *, is_part: bool) -> pd.DataFrame:
     """Give events that have a position but no time that of the event before, else after, of the same user.
 
     Users without any time keep their events too (their order is known); they get the median time of all events.
@@ -673,6 +728,12 @@ def _fill_times(frame: pd.DataFrame, users: np.ndarray, notes: list[str]) -> pd.
     lost = int(filled.isna().sum())
     if missing > lost:
         notes.append(f"{many(missing - lost, 'missing time')} taken from the neighbouring interaction")
+    if lost and is_part:
+        user = frame["user_id"][filled.isna()].iloc[0]
+        raise DataError(
+            f"{many(lost, 'interaction')} of users without any time, such as of {user!r}; give them one (only in "
+            "tables that are read at once they get the median of all times), or leave them out"
+        )
     if lost:
         middle = int(np.median(filled.dropna().to_numpy(np.int64)))
         filled = filled.fillna(middle)

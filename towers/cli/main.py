@@ -1,8 +1,8 @@
 """The command `towers`: which commands there are, where each of them lives, and how a failure ends.
 
 A command's package is imported when the command is called, so that `towers --help` answers in a tenth of a second. Exit
-status: 0 done; 2 something the user can mend, in one line on stderr; 3 a condition of an audit or a promotion failed, or
-drift was found; 130 interrupted; 143 terminated; 1 a bug of ours.
+status: 0 done; 2 something the user can mend, in one line on stderr; 3 a condition of an audit or a promotion failed,
+or drift was found; 130 interrupted; 143 terminated; 1 a bug of ours.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Entry:
 COMMANDS = {
     "demo": Entry("towers.cli.demo:demo", "Show the whole of it on a generated shop, command by command."),
     "init": Entry("training.commands:init", "Look at the tables and write run.toml."),
+    "prepare": Entry(
+        "training.commands:prepare", "Sort interactions on disk that are larger than memory.", computes=True
+    ),
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),

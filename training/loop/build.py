@@ -6,7 +6,7 @@ towers of the model, and the negatives of a batch, directly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -115,8 +115,8 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
     """
     settings = config.training
     reads_history = config.towers.reads_history
-    known_rows = np.unique(data.train.item_rows)
-    train = replace(data.train, item_rows=np.searchsorted(known_rows, data.train.item_rows))
+    known_rows = np.flatnonzero(data.train.item_counts(len(data.catalog)))
+    train = data.train.with_item_rows(lambda block: np.searchsorted(known_rows, block.item_rows))
     item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
     torch.manual_seed(settings.seed)
     with device:

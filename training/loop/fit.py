@@ -114,6 +114,8 @@ def fit(
                 f"[towers] {name} needs the time of every interaction, found none; name the column under "
                 f"[features.columns] timestamp, or leave {name} out"
             )
+    if split.train.folder is not None:
+        _refuse_whole_data(config)
     began = time.monotonic()
     featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
@@ -135,6 +137,19 @@ def fit(
         trainer.resume()
     model = trainer.fit()
     return TrainedModel(model, data, trainer.progress, time.monotonic() - began)
+
+
+def _refuse_whole_data(config: RunConfig) -> None:
+    """Refuse settings that need all interactions in memory, where they are on disk."""
+    for name, is_set in (
+        ("[towers] trend", bool(config.towers.trend)),
+        ('[training] item_init = "spectral"', config.training.item_init == "spectral"),
+    ):
+        if is_set:
+            raise DataError(
+                f"{name} needs all interactions in memory, and they are read from disk; leave it out, or set prepare = "
+                '"never" under [features], if the memory suffices'
+            )
 
 
 def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: TrainedModel) -> TrainedModel:

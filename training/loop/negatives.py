@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.sequences.batches import SequenceBatch, TrainingBatches
+from features.sequences.sequences import Sequences
 from training.config import TrainingConfig
 
 FULL_SOFTMAX_ITEMS = 30_000
@@ -546,23 +547,29 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
         batches: The batches of the training data.
         num_items: Items in the catalogue.
     """
-    sequences = batches.sequences
+    counts = np.zeros(num_items)
+    for block in batches.sequences.blocks():
+        counts += _target_counts(batches, block, num_items)
+    return torch.from_numpy(counts / max(counts.sum(), 1)).double()
+
+
+def _target_counts(batches: TrainingBatches, sequences: Sequences, num_items: int) -> Float[np.ndarray, "items"]:
+    """Return how often each item is expected to be a target of some users in an epoch."""
     is_target = batches.seen_items.possible_targets(sequences)
     if batches.is_shuffled:
-        times_asked = np.repeat(_times_shuffled(batches), sequences.lengths)[is_target]
+        times_asked = np.repeat(_times_shuffled(batches, sequences.lengths), sequences.lengths)[is_target]
     else:
         lengths = np.repeat(sequences.lengths, sequences.lengths)
         from_end = np.repeat(sequences.offsets[1:], sequences.lengths) - np.arange(sequences.num_events)
         is_target &= (from_end <= batches.history) | (lengths == batches.history + 1)
         users = sequences.event_users[is_target]
         times_asked = _times_drawn(users) if batches.is_future else np.ones(len(users))
-    counts = np.bincount(sequences.item_rows[is_target], times_asked, minlength=num_items)
-    return torch.from_numpy(counts / max(counts.sum(), 1)).double()
+    counts: np.ndarray = np.bincount(sequences.item_rows[is_target], times_asked, minlength=num_items)
+    return counts
 
 
-def _times_shuffled(batches: TrainingBatches) -> Float[np.ndarray, "users"]:
+def _times_shuffled(batches: TrainingBatches, lengths: Int[np.ndarray, "users"]) -> Float[np.ndarray, "users"]:
     """Return how often each item of a user is expected to be a target when they are shuffled, if none repeats."""
-    lengths = batches.sequences.lengths
     read = np.minimum(lengths, batches.history + 1)
     first = np.maximum((read * batches.history_fraction).astype(np.int64), lengths > read)
     times: np.ndarray = (read - first) / np.maximum(lengths, 1)

@@ -149,6 +149,7 @@ def _fingerprint(config: RunConfig) -> str:
     content = config.model_dump(mode="json", exclude={"promotion"})
     for name in ("track", "experiment", "checkpoint_seconds"):
         del content["training"][name]
+    del content["features"]["prepare_memory_gb"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

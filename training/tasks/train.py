@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from features.featurizer import profile
 from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
 from features.sequences.split import Split
-from features.tables.tables import Tables, data_digests, read_tables
+from features.sequences.timeline import Timeline
+from features.tables.tables import Tables, data_digests
 from towers.bundle.bundle import write_bundle
 from towers.bundle.manifest import verify
 from towers.bundle.signature import signing_key
@@ -33,6 +35,7 @@ from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
+from training.prepared.prepare import training_tables
 from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
 from training.runs.progress import describe, report_epochs, report_steps, start_tracking
@@ -51,6 +54,8 @@ REFITTED = (
 
 BUDGET = Budget(seconds=120, memory_bytes=3 * GIB)
 """For the baselines of the report after training; `towers evaluate` gives them more."""
+MOST_EVENTS = 10**7
+"""Most interactions that baselines are fitted on, if all of them are on disk; of more, those of a sample of users."""
 MOST_CELLS = 10**9
 """Most scores that the report computes for each recommender; of more validation questions a sample is asked."""
 
@@ -76,7 +81,7 @@ def train_and_bundle(
     config = read_run_config(settings, tuple(overrides))
     check_choices(config)
     where = choose_device(device)
-    tables = read_tables(config.features, settings.parent)
+    tables = training_tables(config.features, settings)
     sequences = tables.interactions.sequences(tables.catalog)
     if not sequences.num_events:
         return _ship_unlearned(config, settings, tables, output)
@@ -175,6 +180,7 @@ def _report(
     config: RunConfig, tables: Tables, split: Split, learned: TrainedModel, command: Sequence[str]
 ) -> EvaluationReport:
     """Compare the model and the baselines on validation questions, of very many on a sample."""
+    split, sampled = _in_memory(split)
     if config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
         baselines, notes = fit_baselines(split, texts=texts, budget=BUDGET, say=partial(click.echo, err=True))
@@ -184,6 +190,7 @@ def _report(
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
     if len(questions) < len(split.validation):
         notes = [f"A random sample of the {len(split.validation):,} validation questions, to save time.", *notes]
+    notes = [*sampled, *notes]
 
     def answers(recommender: ScoringModel) -> Evaluation:
         return evaluate(
@@ -219,6 +226,19 @@ def _record(tracker: Tracker, config: RunConfig, tables: Tables, bundle: Path, l
     tags = {"bundle": bundle.name, "weights": verify(bundle).version}
     name = registered_name(config.training.experiment)
     tracker.log_bundle(bundle, examples, name, learned.progress.best_step, tags)
+
+
+def _in_memory(split: Split) -> tuple[Split, list[str]]:
+    """Return a split whose training data is in memory, of a sample of users if it is on disk, and a note on that."""
+    train = split.train
+    if train.folder is None:
+        return split, []
+    users = np.arange(len(train))
+    if train.num_events > MOST_EVENTS:
+        users = np.flatnonzero(np.random.default_rng(0).random(len(train)) < MOST_EVENTS / train.num_events)
+    some = replace(train.take(users), folder=None)
+    note = f"Baselines are fitted on the interactions of {len(some):,} of {len(train):,} users, a random sample."
+    return replace(split, train=some, timeline=Timeline.of(some)), [note] if len(some) < len(train) else []
 
 
 def _write(

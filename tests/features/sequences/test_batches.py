@@ -1,14 +1,19 @@
 """Batches: every target once per epoch, the same batch whenever it is asked for again."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.sequences import batches as batches_module
+from features.sequences import sequences as sequences_module
 from features.sequences.batches import SequenceBatch, TrainingBatches
 from features.sequences.ragged import offsets_of
 from features.sequences.seen_items import EXCLUDE, SeenItems
-from features.sequences.sequences import Sequences
+from features.sequences.sequences import Sequences, SequencesOf
 
 rows = st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=10)
 
@@ -137,3 +142,32 @@ def test_epochs_deal_users_in_different_orders() -> None:
     histories = [[user] for user in range(10)]
     orders = [[u for batch in batches_of(histories).epoch(e) for u in batch.users.tolist()] for e in (0, 1)]
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_very_many_events_are_dealt_part_by_part_from_disk_as_from_memory(monkeypatch, tmp_path, is_ordered):
+    monkeypatch.setattr(batches_module, "POOL_EVENTS", 40)
+    monkeypatch.setattr(batches_module, "POOL_PARTS", 4)
+    monkeypatch.setattr(sequences_module, "BLOCK_EVENTS", 30)
+    lengths = np.random.default_rng(0).integers(0, 7, 120)
+    offsets = offsets_of(lengths)
+    rows = np.random.default_rng(1).integers(0, 50, offsets[-1])
+    in_memory = Sequences(np.arange(120), offsets, rows, np.arange(len(rows)), is_ordered)
+    spooled = SequencesOf(replace(in_memory, folder=tmp_path / "prepared"))
+    spooled.append(in_memory)
+    kinds = [
+        TrainingBatches(one, history=5, batch_size=16, seen_items=EXCLUDE, seed=3)
+        for one in (in_memory, spooled.whole())
+    ]
+    for epoch in (0, 1):
+        batches, others = ([*map(users_of, kind.epoch(epoch))] for kind in kinds)
+        assert batches == others
+        assert len(batches) == kinds[0].num_batches(epoch)
+        assert [*map(users_of, kinds[1].epoch(epoch, 7))] == batches[7:]
+        dealt = [user for batch in batches for user, *_ in batch]
+        assert sorted(dealt) == np.flatnonzero(lengths).tolist(), "every user once"
+        # What is dealt together comes from four parts of ten events at most.
+        pool = {int(offsets[user]) // 10 for user in dealt[:10]}
+        assert len(pool) <= 5
+        assert dealt != sorted(dealt)
+    assert [*map(users_of, kinds[0].epoch(0))] != [*map(users_of, kinds[0].epoch(1))]

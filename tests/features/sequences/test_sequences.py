@@ -1,11 +1,17 @@
-"""Jagged sequences against plain Python lists."""
+"""Jagged sequences against plain Python lists, and in blocks and on disk against those that are at once in memory."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.sequences import sequences as sequences_module
 from features.sequences.ragged import offsets_of, ragged_arange
-from features.sequences.sequences import Queries, Sequences
+from features.sequences.sequences import Queries, Sequences, SequencesOf
+from features.sequences.split import leave_one_out
 
 histories = st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=6)
 
@@ -65,3 +71,52 @@ def test_questions_are_taken_with_their_answers() -> None:
     assert rows_of(taken.history) == [[], [2, 3]]
     assert taken.times is not None
     assert taken.times.tolist() == [2, 1]
+
+
+def many(folder: Path | None = None, *, is_ordered: bool = True) -> Sequences:
+    """Some users' events, on disk if there is a folder."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 9, 40)
+    offsets = offsets_of(lengths)
+    item_rows, times = rng.integers(0, 25, offsets[-1]), rng.integers(1_600_000_000, 1_600_000_050, offsets[-1])
+    times = times[np.lexsort((times, np.repeat(np.arange(40), lengths)))]
+    sequences = Sequences(np.arange(40), offsets, item_rows, times, is_ordered)
+    if folder is None:
+        return sequences
+    on_disk = SequencesOf(replace(sequences, folder=folder))
+    on_disk.append(sequences)
+    return on_disk.whole()
+
+
+def assert_same(one: Sequences, other: Sequences) -> None:
+    assert one.user_ids.tolist() == other.user_ids.tolist()
+    assert one.offsets.tolist() == other.offsets.tolist()
+    assert one.item_rows.tolist() == other.item_rows.tolist()
+    assert one.times.tolist() == other.times.tolist()
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_what_is_made_in_blocks_and_on_disk_is_what_is_made_at_once(monkeypatch, tmp_path, is_ordered):
+    whole = many(is_ordered=is_ordered)
+    expected = [leave_one_out(whole, 25, test=test, seed=3) for test in (True, False)]
+    counts, mixed = whole.item_counts(25), whole.shuffled(np.random.default_rng(5))
+    doubled = whole.with_item_rows(lambda block: block.item_rows * 2)
+    monkeypatch.setattr(sequences_module, "BLOCK_EVENTS", 10)
+    for found in (whole, many(tmp_path / "prepared", is_ordered=is_ordered)):
+        blocks = list(found.blocks())
+        assert len(blocks) > 5
+        assert sum(len(block) for block in blocks) == 40
+        assert max(block.num_events for block in blocks) <= 10
+        assert found.item_counts(25).tolist() == counts.tolist()
+        assert_same(found.shuffled(np.random.default_rng(5)), mixed)
+        assert_same(found.with_item_rows(lambda block: block.item_rows * 2), doubled)
+        for one, test in zip(expected, (True, False), strict=True):
+            split = leave_one_out(found, 25, test=test, seed=3)
+            assert_same(split.train, one.train)
+            assert split.candidates.tolist() == one.candidates.tolist()
+            for queries, those in ((split.validation, one.validation), *([(split.test, one.test)] if test else [])):
+                assert_same(queries.history, those.history)
+                assert queries.target_offsets.tolist() == those.target_offsets.tolist()
+                assert queries.target_rows.tolist() == those.target_rows.tolist()
+                assert queries.times.tolist() == those.times.tolist()
+    assert not list(tmp_path.iterdir()), "files on disk have no name and go with their arrays"
