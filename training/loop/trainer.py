@@ -406,6 +406,7 @@ class Trainer:
         """Go back to where the checkpoint was written."""
         assert self.checkpoint is not None
         self._divide()
+        table_states = self._table_states()
         checkpoint = self.processes.load(self.checkpoint)
         best = checkpoint.counters["best"]
         self.progress = Progress(**{**checkpoint.counters, "best": -math.inf if best is None else best})
@@ -414,7 +415,7 @@ class Trainer:
         self.average.restore(checkpoint.part("average"))
         self.best_weights = {name: value.to(self.device) for name, value in checkpoint.part("best").items()}
         self._restore_optimizer(checkpoint.part("adamw"))
-        overwrite(self._table_states(), checkpoint.part("tables"))
+        overwrite(table_states, checkpoint.part("tables"))
         self.negatives.restore(checkpoint.part("negatives"))
         random = checkpoint.part("random")
         torch.set_rng_state(random["torch"])
