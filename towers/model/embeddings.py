@@ -81,7 +81,6 @@ class FeatureEmbeddings(nn.Module):
         sizes = features.lengths.view(len(self.names), -1).T
         return sums.view(-1, len(self.names), self.width) * sizes.clamp(min=1).rsqrt()[..., None]
 
-
     def _sums(self, features: JaggedFeatures) -> Float[Tensor, "entities tables_times_width"]:
         if self.look_up_elsewhere is not None:
             return self.look_up_elsewhere(self.collection, features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -32,7 +33,7 @@ def share_of(targets: Targets, rank: int, size: int) -> Share:
     """
     cuts = first_users(targets.batch.offsets, size)
     starts = torch.searchsorted(targets.users, torch.tensor(cuts)).tolist()
-    sizes = [end - begin for begin, end in zip(starts[:-1], starts[1:], strict=True)]
+    sizes = [end - begin for begin, end in pairwise(starts)]
     first, last = cuts[rank : rank + 2] if cuts[rank] < cuts[rank + 1] else (0, 1)
     positives = slice(starts[rank], starts[rank + 1])
     return Share(

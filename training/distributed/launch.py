@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from features.errors import DataError
+from training.config import Sharding
+from training.loop.processes import OneProcess, Processes
 
 LONGEST_WAIT = timedelta(minutes=30)
 """How long a process waits for the others in one exchange before it gives up."""
@@ -19,6 +21,11 @@ LONGEST_WAIT = timedelta(minutes=30)
 def is_launched() -> bool:
     """Return whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes the bundle."""
+    return os.environ.get("RANK", "0") == "0" or not is_launched()
 
 
 def was_restarted() -> bool:
@@ -43,6 +50,27 @@ def own_device(device: torch.device) -> torch.device:
     own = torch.device("cuda", place)
     torch.cuda.set_device(own)
     return own
+
+
+@contextmanager
+def processes_of(device: torch.device, sharding: Sharding) -> Iterator[tuple[Processes, torch.device]]:
+    """Yield the processes of this training, and the device of this one: alone, or among those that torchrun started.
+
+    Args:
+        device: To train on.
+        sharding: How several processes divide the embedding tables.
+
+    Raises:
+        DataError: Another process has ended, or there are fewer GPUs than processes.
+    """
+    if not is_launched():
+        yield OneProcess(), device
+        return
+    own = own_device(device)
+    with process_group(own):
+        from training.distributed.ranks import Ranks
+
+        yield Ranks(own, sharding), own
 
 
 @contextmanager

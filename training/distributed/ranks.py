@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_single_autograd
 from torch.nn import functional
 
+from features.errors import DataError
 from features.sequences.sequences import Queries
 from towers.model.two_tower import TwoTower
+from training.config import Sharding
 from training.distributed.batch_division import divide_evenly, share_of
 from training.distributed.sharded_checkpoint import load_parts, save_parts
-from training.distributed.sharded_tables import Sharding, layout_of, local_part, shard_tables, whole_weights
+from training.distributed.sharded_tables import layout_of, local_part, shard_tables, whole_weights
 from training.loop.build import dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.negatives import Targets
@@ -119,11 +121,11 @@ class Ranks:
         return {name: part for name, part in parts.items() if part is not None}
 
     def whole(self, model: TwoTower, empty: Callable[[], TwoTower]) -> TwoTower:
-        """Return, to rank 0, `empty` on the host with the weights of all ranks."""
+        """Return, to rank 0, `empty` with the weights of all ranks."""
         weights = whole_weights(model.state_dict(), self.rank)
         if not self.is_first:
             return model
-        filled = empty()
+        filled = empty().to(self.device)
         filled.load_state_dict(weights)
         return filled
 
@@ -135,28 +137,19 @@ class Ranks:
         """Read this rank's parts, whoever wrote them."""
         return load_parts(path, self._layouts)
 
-    def check_same(self, what: Mapping[str, str]) -> None:
-        """Check that all ranks have the same settings and tables.
-
-        Args:
-            what: Digests, by what they are of.
-
-        Raises:
-            DataError: Another rank has others.
-        """
-        from features.errors import DataError
-
+    def check_same(self, digests: Mapping[str, str]) -> None:
+        """Compare the digests of all ranks with those of rank 0."""
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, dict(what))
+        dist.all_gather_object(found, dict(digests))
         for rank, other in enumerate(found):
-            if different := [name for name in what if other.get(name) != found[0].get(name)]:
+            if different := [name for name in found[0] if other.get(name) != found[0][name]]:
                 raise DataError(
-                    f"process {rank} of {self.size} has other {different[0]} than process 0; give all processes the "
-                    "same command, settings, tables and version of towers"
+                    f"process {rank} of {self.size} does not train the same as process 0: {different[0]} differs; give "
+                    "all the same command, settings and tables"
                 )
 
     def from_first(self, text: str) -> str:
-        """Return the text that rank 0 says."""
+        """Return the text of rank 0."""
         said: list[Any] = [text]
         dist.broadcast_object_list(said, 0)
         return str(said[0])

@@ -42,7 +42,9 @@ def save_parts(checkpoint: Checkpoint, path: Path, layouts: Layouts) -> None:
     except dcp.CheckpointException as error:
         shutil.rmtree(folder[0], ignore_errors=True)
         causes = ", ".join(f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items())
-        raise DataError(f"{path.parent}: the checkpoint cannot be written ({causes}); the one before it stays") from None
+        raise DataError(
+            f"{path.parent}: the checkpoint cannot be written ({causes}); the one before it stays"
+        ) from None
     if not is_first:
         return
     name = Path(folder[0]).name
@@ -62,12 +64,10 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
     counters = Checkpoint.load_counters(path)
     if (folder := counters.pop(PARTS, None)) is None:  # a training in one process wrote it
         whole = Checkpoint.load(path).tensors
-        parts = {
-            name: tensor[_places(shard)]
-            for name, tensor in whole.items()
-            for shard in _own_shards(name, layouts)
-        }
-        return Checkpoint({name: one for name, one in whole.items() if not _is_divided(name, layouts)} | parts, counters)
+        parts = {name: tensor[_places(shard)] for name, tensor in whole.items() for shard in _own_shards(name, layouts)}
+        return Checkpoint(
+            {name: one for name, one in whole.items() if not _is_divided(name, layouts)} | parts, counters
+        )
     with reading(path):
         reader = dcp.HuggingFaceStorageReader(str(path.parent / folder))
         saved = reader.read_metadata().state_dict_metadata
@@ -106,15 +106,13 @@ def _places(shard: Any) -> tuple[slice, ...]:
 
 
 def _sharded(name: str, part: Tensor, layouts: Layouts) -> Tensor:
-    """Return a part as torch's `ShardedTensor`, which knows its place in the whole; a tensor that is not divided as is."""
+    """Return a part as torch's `ShardedTensor`, which knows its place in the whole; what is not divided as it is."""
     from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
     shards = [Shard(part, shard) for shard in _own_shards(name, layouts)]
     if not shards:
         return part
-    divided: Tensor = ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, layouts[_name_in_layouts(name)]
-    )
+    divided: Tensor = ShardedTensor._init_from_local_shards_and_global_metadata(shards, layouts[_name_in_layouts(name)])
     return divided
 
 

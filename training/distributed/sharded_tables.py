@@ -1,7 +1,7 @@
 """Embedding tables divided among processes by torchrec: `DistributedModelParallel` with its planner.
 
-A process asks for the rows of the items and users that it encodes; torchrec fetches them from where they are, and brings
-gradients there, where the fused row-wise Adagrad applies them. Of these divisions:
+A process asks for the rows of the items and users that it encodes; torchrec fetches them from where they are, and
+brings gradients there, where the fused row-wise Adagrad applies them. Of these divisions:
 
 - `table-wise`: each table is in one process; `row-wise`: each process has a part of the rows of every table. Both
   train as one process does.
@@ -16,8 +16,9 @@ and on a GPU the state of their optimiser cannot be saved.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,8 +31,8 @@ from features.sequences.batches import JaggedFeatures
 from towers.model.embeddings import FeatureEmbeddings, keyed
 from towers.model.two_tower import TwoTower
 from towers.warnings_filter import quiet_imports
+from training.config import Sharding
 
-Sharding = Literal["auto", "table-wise", "row-wise", "column-wise"]
 EXACT = ("table_wise", "row_wise")
 """torchrec's names of the divisions with which training is that of one process."""
 
@@ -134,15 +135,14 @@ def _columns(tables: list[FeatureEmbeddings], size: int) -> int:
     width = tables[0].width if tables else 4 * size
     if width % (4 * size):
         raise DataError(
-            f"[training] table_sharding: vectors of {width} numbers cannot be divided among {size} processes, because a "
-            f'part is a multiple of 4; set "row-wise", or [towers] embedding_dim to a multiple of {4 * size}'
+            f"[training] table_sharding: vectors of {width} numbers cannot be divided among {size} processes, because "
+            f'a part is a multiple of 4; set "row-wise", or [towers] embedding_dim to a multiple of {4 * size}'
         )
     return width // size
 
 
 def _local_size(size: int) -> int:
-    import os
-
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", size))
 
 

@@ -1,8 +1,8 @@
 """The processes of a training: what each computes of a batch, and how the results are put together.
 
 `Trainer` is written for any number of processes; `OneProcess` is the ordinary case, and several are in
-`training.distributed`. Every process deals the same batches and draws the same negatives, those of the whole batch, from
-the same seeds: labels, masks and corrections need no exchange. What takes time is divided: the items that a step
+`training.distributed`. Every process deals the same batches and draws the same negatives, those of the whole batch,
+from the same seeds: labels, masks and corrections need no exchange. What takes time is divided: the items that a step
 encodes, and the users whose histories it reads.
 """
 
@@ -57,6 +57,16 @@ class Processes(Protocol):
     def is_first(self) -> bool:
         """Whether this process writes what one of them has to write: log, record, bundle."""
 
+    def check_same(self, digests: Mapping[str, str]) -> None:
+        """Check that all processes train the same; `DataError` where one does not.
+
+        Args:
+            digests: Of settings and tables, by what they are of.
+        """
+
+    def from_first(self, text: str) -> str:
+        """Return what the first process says."""
+
     def begin_step(self, seed: int, step: int) -> None:
         """Set torch's random state for a step, where it cannot simply go on."""
 
@@ -91,7 +101,7 @@ class Processes(Protocol):
         """Divide the embedding tables among the processes, and return the optimisers of those that this one keeps."""
 
     def whole(self, model: TwoTower, empty: Callable[[], TwoTower]) -> TwoTower:
-        """Return the model with all its weights, or another that has them, to the first process; the others call too."""
+        """Return the model with all its weights, or `empty` filled with them, to the first process; all call it."""
 
     def save(self, checkpoint: Checkpoint, path: Path) -> None:
         """Write a checkpoint of what each process keeps."""
@@ -104,6 +114,13 @@ class OneProcess:
     """A training in one process: it does everything."""
 
     is_first = True
+
+    def check_same(self, digests: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def from_first(self, text: str) -> str:
+        """Return the text."""
+        return text
 
     def begin_step(self, seed: int, step: int) -> None:
         """Let the random state go on."""
@@ -166,9 +183,8 @@ def part_of(features: EntityFeatures, part: slice) -> EntityFeatures:
     return features if part == WHOLE else features.take(features.rows[part])
 
 
-def encode_items(
-    model: TwoTower, features: EntityFeatures, processes: Processes
-) -> Float[Tensor, "items width"]:
+def encode_items(model: TwoTower, features: EntityFeatures, processes: Processes) -> Float[Tensor, "items width"]:
     """Return the unit vectors of items, each encoded in one of the processes."""
     sizes = processes.sizes(len(features))
-    return processes.gather(model.item_vectors(part_of(features, processes.own(sizes))), sizes)
+    own = part_of(features, processes.own(sizes)).to(model.log_scale.device)
+    return processes.gather(model.item_vectors(own), sizes)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from features.sequences.batches import EntityFeatures, SequenceBatch
+from features.sequences.batches import SequenceBatch
 from towers.model.two_tower import TwoTower
 from towers.process import ENDING, Stopped, handled
 from training.loop.build import TrainingParts, dense_parameters
@@ -306,8 +306,9 @@ class Trainer:
     def loss(self, batch: SequenceBatch) -> Tensor:
         """Return the loss of one batch: state t predicts event t (see `SequenceBatch`) wherever that is a target.
 
-        Of several processes each returns its own, whose mean is the loss of the batch. The batch and the draw of negatives are on the host: tensors whose sizes depend on them are made there, so that
-        the host need not wait for a GPU.
+        Of several processes each returns its own, whose mean is the loss of the batch. The batch and the draw of
+        negatives are on the host: tensors whose sizes depend on them are made there, so that the host need not wait for
+        a GPU.
         """
         targets = Targets.of(batch)
         negatives = self.negatives.draw(targets, self.generator)
