@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from features.errors import DataError
+from training.distributed.sharded_tables import places_of
 from training.loop.checkpoint import PARTS, Checkpoint, reading
 
 Layouts = Mapping[str, Any]
@@ -64,7 +65,9 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
     counters = Checkpoint.load_counters(path)
     if (folder := counters.pop(PARTS, None)) is None:  # a training in one process wrote it
         whole = Checkpoint.load(path).tensors
-        parts = {name: tensor[_places(shard)] for name, tensor in whole.items() for shard in _own_shards(name, layouts)}
+        parts = {
+            name: tensor[places_of(shard)] for name, tensor in whole.items() for shard in _own_shards(name, layouts)
+        }
         return Checkpoint(
             {name: one for name, one in whole.items() if not _is_divided(name, layouts)} | parts, counters
         )
@@ -97,12 +100,6 @@ def _own_shards(name: str, layouts: Layouts) -> list[Any]:
     layout = layouts.get(_name_in_layouts(name))
     shards = [] if layout is None else layout.shards_metadata
     return [shard for shard in shards if shard.placement.rank() == dist.get_rank()]
-
-
-def _places(shard: Any) -> tuple[slice, ...]:
-    """Return where a part is in the whole."""
-    pairs = zip(shard.shard_offsets, shard.shard_sizes, strict=True)
-    return tuple(slice(begin, begin + size) for begin, size in pairs)
 
 
 def _sharded(name: str, part: Tensor, layouts: Layouts) -> Tensor:

@@ -35,6 +35,8 @@ from training.config import Sharding
 
 EXACT = ("table_wise", "row_wise")
 """torchrec's names of the divisions with which training is that of one process."""
+RESERVED = 0.15
+"""Share of memory that the planner leaves to everything but tables."""
 
 
 def shard_tables(model: TwoTower, sharding: Sharding, device: torch.device) -> list[Any]:
@@ -52,10 +54,10 @@ def shard_tables(model: TwoTower, sharding: Sharding, device: torch.device) -> l
     for part, weights in zip(tables, whole, strict=True):
         for name, weight in part.collection.state_dict().items():
             for shard in _shards(weight):
-                places = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-                shard.tensor.copy_(weights[name][tuple(slice(begin, begin + size) for begin, size in places)])
+                shard.tensor.copy_(weights[name][places_of(shard.metadata)])
         part.look_up_elsewhere = _look_up
-    return [part.collection.fused_optimizer for part in tables]
+    collections: list[Any] = [part.collection for part in tables]
+    return [collection.fused_optimizer for collection in collections]
 
 
 def _look_up(collection: Any, features: JaggedFeatures) -> Float[Tensor, "entities tables_times_width"]:
@@ -86,7 +88,14 @@ def local_part(tensor: Tensor) -> Tensor | None:
 
 def layout_of(tensor: Tensor) -> Any:
     """Return which process has which part of a divided tensor (torch's metadata); None if each has it all."""
-    return None if _shards(tensor) is None else tensor.metadata()  # type: ignore[operator]
+    divided: Any = tensor
+    return None if _shards(tensor) is None else divided.metadata()
+
+
+def places_of(shard: Any) -> tuple[slice, ...]:
+    """Return where a part, of which torch's metadata is given, is in the whole."""
+    pairs = zip(shard.shard_offsets, shard.shard_sizes, strict=True)
+    return tuple(slice(begin, begin + size) for begin, size in pairs)
 
 
 def _shards(tensor: Tensor) -> Any:
@@ -100,6 +109,7 @@ def _wrap(model: TwoTower, tables: list[FeatureEmbeddings], sharding: Sharding, 
     from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import ParameterConstraints
     from torchrec.distributed.types import ShardingEnv, ShardingType
 
@@ -114,13 +124,15 @@ def _wrap(model: TwoTower, tables: list[FeatureEmbeddings], sharding: Sharding, 
     constraint = ParameterConstraints(sharding_types=kinds, compute_kernels=["fused"])
     if sharding == "column-wise":
         constraint.min_partition = _columns(tables, size)
-    constraints = {config.name: constraint for part in tables for config in part.collection.embedding_bag_configs()}
+    collections: list[Any] = [part.collection for part in tables]
+    constraints = {config.name: constraint for one in collections for config in one.embedding_bag_configs()}
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     sharders: list[Any] = [Sharder()]
     topology = Topology(world_size=size, local_world_size=_local_size(size), compute_device=device.type)
-    plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(
-        model, sharders, dist.group.WORLD
+    planner = EmbeddingShardingPlanner(
+        topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(RESERVED)
     )
+    plan = planner.collective_plan(model, sharders, dist.group.WORLD)
     DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -177,5 +189,4 @@ def _fetch(weight: Tensor, shard: Any, whole: Tensor | None, rank: int) -> None:
     if rank != owner:
         part = torch.empty(shard.shard_sizes)
         dist.recv(part, owner)
-    places = zip(shard.shard_offsets, shard.shard_sizes, strict=True)
-    whole[tuple(slice(begin, begin + size) for begin, size in places)] = part
+    whole[places_of(shard)] = part
