@@ -20,9 +20,9 @@ from towers.api.tables import Inputs, Table, plain, stored
 from towers.config import TowersConfig
 from towers.process import keeping_memory
 from training.config import TrainingConfig
+from training.distributed.launch import is_launched
 from training.presets import PRESETS, Preset, preset_settings
 from training.tasks.init import propose, write_proposal
-from training.distributed.launch import is_launched
 from training.tasks.train import train_and_bundle
 
 Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]

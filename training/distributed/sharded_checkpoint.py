@@ -68,9 +68,8 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
         parts = {
             name: tensor[places_of(shard)] for name, tensor in whole.items() for shard in _own_shards(name, layouts)
         }
-        return Checkpoint(
-            {name: one for name, one in whole.items() if not _is_divided(name, layouts)} | parts, counters
-        )
+        undivided = {name: tensor for name, tensor in whole.items() if not _is_divided(name, layouts)}
+        return Checkpoint(undivided | parts, counters)
     with reading(path):
         reader = dcp.HuggingFaceStorageReader(str(path.parent / folder))
         saved = reader.read_metadata().state_dict_metadata
