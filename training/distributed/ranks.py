@@ -134,7 +134,7 @@ class Ranks:
         save_parts(checkpoint, path, self._layouts)
 
     def load(self, path: Path) -> Checkpoint:
-        """Read this rank's parts, whoever wrote them."""
+        """Read this rank's parts of what any number of processes wrote."""
         return load_parts(path, self._layouts)
 
     def check_same(self, digests: Mapping[str, str]) -> None:

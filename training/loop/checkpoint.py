@@ -22,9 +22,9 @@ from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorage
 from features.errors import DataError
 from features.files import atomic_file
 
-FORMAT = 2
+FORMAT = 3
 PARTS = "parts"
-"""Counter of a checkpoint of several processes: the folder of its tensors, beside the file."""
+"""Counter of a checkpoint of several processes: the name of the folder of its tensors, which is where the file is."""
 
 
 @dataclass

@@ -435,10 +435,10 @@ class Trainer:
 
     def _table_states(self) -> dict[str, Tensor]:
         states = {
-            f"{place}.{table}.{key}": value
+            f"{place}.{table.removeprefix('embedding_bags.')}": value  # a prefix of tables that are divided
             for place, fused in enumerate(self.table_optimizers)
             for table, state in fused.state_dict()["state"].items()
-            for key, value in state.items()
+            for value in state.values()  # row-wise Adagrad has one
         }
         return self.processes.local(states)
 
