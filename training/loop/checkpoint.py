@@ -7,6 +7,7 @@ not a bundle and is never served.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,5 +99,7 @@ def _read_parts(folder: Path) -> dict[str, Tensor]:
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in saved.items()}
-    load({**tensors}, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # as it should
+        load({**tensors}, storage_reader=reader, no_dist=True)
     return tensors
