@@ -87,6 +87,8 @@ def reading(path: Path) -> Iterator[None]:
     """Let what goes wrong in reading a checkpoint be a `DataError` that says what to do."""
     try:
         yield
+    except DataError:  # which is a ValueError, and says it better
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint to resume from; train without --resume") from None
     except (CheckpointException, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
