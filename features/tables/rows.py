@@ -49,9 +49,11 @@ def typed_rows(
     return pd.DataFrame({name: pd.Series(cells, dtype=like[name].dtype) for name, cells in columns.items()})
 
 
-def cell_schemas(like: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def cell_schemas(like: pd.DataFrame, spellings: Mapping[str, Spelling] = NO_SPELLINGS) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of a cell of each column, as `typed_rows` takes it; null is what is missing."""
-    return {str(name): {"anyOf": [_schema(_kind(like[name])), {"type": "null"}]} for name in like.columns}
+    return {
+        str(name): {"anyOf": [_schema(_kind(like[name]), name in spellings), {"type": "null"}]} for name in like.columns
+    }
 
 
 def fitting_rows(
@@ -179,8 +181,19 @@ def _spoken(kind: pa.DataType) -> str:
     return f"a list, each {_spoken(kind.value_type)}" if _is_list(kind) else str(kind)
 
 
-def _schema(kind: pa.DataType) -> dict[str, Any]:
-    """Return the JSON schema of what `_cell` and pyarrow take."""
+def _schema(kind: pa.DataType, is_spelt: bool) -> dict[str, Any]:
+    """Return the JSON schema of what `_retyped`, `_cell` and pyarrow take."""
+    if _is_list(kind):
+        one = _schema(kind.value_type, is_spelt)
+        size = {"maxItems": MAX_CELL_VALUES}
+        if pa.types.is_fixed_size_list(kind):
+            size = {"minItems": kind.list_size, "maxItems": kind.list_size}
+        many = {"type": "array", "items": {"anyOf": [one, {"type": "null"}]}, **size}
+        return {"anyOf": [many, one]} if is_spelt else many
+    if is_spelt and not _is_moment(kind):
+        return {
+            "anyOf": [{"type": "string", "maxLength": MAX_CELL_CHARACTERS}, {"type": "number"}, {"type": "boolean"}]
+        }
     if pa.types.is_boolean(kind):
         return {"type": "boolean"}
     if _is_whole(kind):
@@ -193,12 +206,6 @@ def _schema(kind: pa.DataType) -> dict[str, Any]:
         return {"type": "string", "maxLength": MAX_CELL_CHARACTERS}
     if _is_moment(kind):
         return {"type": "string", "format": "date", "pattern": _SOME_DATE}
-    if _is_list(kind):
-        inner = {"anyOf": [_schema(kind.value_type), {"type": "null"}]}
-        size = {"maxItems": MAX_CELL_VALUES}
-        if pa.types.is_fixed_size_list(kind):
-            size = {"minItems": kind.list_size, "maxItems": kind.list_size}
-        return {"type": "array", "items": inner, **size}
     return {}
 
 

@@ -371,7 +371,7 @@ def fuzz(given: argparse.Namespace, folder: Path) -> int:
         say("\n")
         memory.stop()
         left = {worker.pid for worker in server.workers}
-        said_by_schemathesis = _schemathesis(server, keys, seconds / 5) if given.schemathesis else None
+        said_by_schemathesis = _schemathesis(server, keys, seconds / 5, found.path) if given.schemathesis else None
         status = server.stop()
     for said in traces_in(server.log.read_text(encoding="utf-8", errors="replace")):
         found.fail("no stack trace", f"in the log: {said[-700:]}")
@@ -439,8 +439,11 @@ def _print_table(found: Found, swaps: Swaps, seconds: float) -> None:
         print(f"{kind:8}" + "".join(f"{found.counts[kind, status]:9,}" for status in statuses))
 
 
-def _schemathesis(server: Server, keys: dict[str, str], seconds: float) -> tuple[bool, str]:
-    """Let schemathesis ask the service, and return whether it found nothing, and what it said in the end."""
+def _schemathesis(server: Server, keys: dict[str, str], seconds: float, failures: Path) -> tuple[bool, str]:
+    """Let schemathesis ask the service, and return whether it found nothing, and what it said in the end.
+
+    All that it said is written beside the failures.
+    """
     address = f"http://127.0.0.1:{server.port}"
     # Its own Python, because the command is beside it only where the environment is active.
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--checks", _CHECKS]
@@ -449,7 +452,9 @@ def _schemathesis(server: Server, keys: dict[str, str], seconds: float) -> tuple
     command += ["--max-response-time", str(SECONDS), "--suppress-health-check", "all", "--warnings", "off"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=server.folder)
     if done.returncode:
-        print(done.stdout[-6000:], done.stderr[-1000:])
+        kept = failures.with_suffix(".schemathesis.log")
+        kept.write_text(done.stdout + done.stderr, encoding="utf-8")
+        print(f"what schemathesis said: {kept}")
     lines = [line.strip(" =") for line in done.stdout.splitlines() if line.strip(" =")]
     return done.returncode == 0, f"status {done.returncode}: {lines[-1] if lines else done.stderr[-200:]}"
 

@@ -172,7 +172,7 @@ def _with_example(parameter: Schema, recommender: Recommender) -> Schema:
 
 def _write_schemas(recommender: Recommender) -> Schema:
     """Return the schemas of write requests: ids as in the tables, and the columns of an item."""
-    cells = cell_schemas(recommender.snapshot.catalog.frame)
+    cells = cell_schemas(recommender.snapshot.catalog.frame, recommender.bundle.spellings)
     return {
         "UserId": _id(recommender.state.users.is_integer),
         "ItemId": _id(recommender.state.items.is_integer),
