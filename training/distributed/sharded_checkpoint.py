@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from features.errors import DataError
 from training.distributed.sharded_tables import places_of
@@ -39,8 +42,8 @@ def save_parts(checkpoint: Checkpoint, path: Path, layouts: Layouts) -> None:
     assert folder[0] is not None, "the first process has made it"
     tensors = {name: _sharded(name, tensor.detach(), layouts) for name, tensor in checkpoint.tensors.items()}
     try:
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(folder[0], save_distributed=True))
-    except dcp.CheckpointException as error:
+        save(tensors, storage_writer=HuggingFaceStorageWriter(folder[0], save_distributed=True))
+    except CheckpointException as error:
         shutil.rmtree(folder[0], ignore_errors=True)
         causes = ", ".join(f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items())
         raise DataError(
@@ -71,8 +74,8 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
         undivided = {name: tensor for name, tensor in whole.items() if not _is_divided(name, layouts)}
         return Checkpoint(undivided | parts, counters)
     with reading(path):
-        reader = dcp.HuggingFaceStorageReader(str(path.parent / folder))
-        saved = reader.read_metadata().state_dict_metadata
+        reader = HuggingFaceStorageReader(str(path.parent / folder))
+        saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
         own: dict[str, Tensor] = {}
         for name, one in saved.items():
             if not _is_divided(name, layouts):
@@ -81,7 +84,7 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
                 _check_size(path, name, one.size, layouts)
                 device = shard.placement.device()
                 own[name] = torch.empty(shard.shard_sizes, dtype=one.properties.dtype, device=device)
-        dcp.load({name: _sharded(name, one, layouts) for name, one in own.items()}, storage_reader=reader)
+        load({name: _sharded(name, one, layouts) for name, one in own.items()}, storage_reader=reader)
     return Checkpoint(own, counters)
 
 

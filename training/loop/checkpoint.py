@@ -18,7 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, load
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from features.errors import DataError
 from features.files import atomic_file
@@ -99,7 +101,7 @@ def reading(path: Path) -> Iterator[None]:
 def _read_parts(folder: Path) -> dict[str, Tensor]:
     """Read whole tensors of which several processes wrote a part each."""
     reader = HuggingFaceStorageReader(str(folder))
-    saved = reader.read_metadata().state_dict_metadata
+    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in saved.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # as it should
