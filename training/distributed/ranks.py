@@ -44,6 +44,7 @@ class Ranks:
         self.sharding: Sharding = sharding
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self._group: Any = dist.group.WORLD
         self._layouts: dict[str, Any] = {}
 
     @property
@@ -68,7 +69,7 @@ class Ranks:
         """Return the vectors of all ranks. A vector's gradient is the sum of those that all ranks have for it."""
         own = vectors[: sizes[self.rank]]
         padded = functional.pad(own, (0, 0, 0, max(sizes) - len(own)))
-        parts = all_gather_single_autograd(padded, 0, dist.group.WORLD).split(max(sizes))
+        parts = all_gather_single_autograd(padded, 0, self._group).split(max(sizes))
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def share(self, targets: Targets) -> Share:
@@ -85,7 +86,8 @@ class Ranks:
         mean, *parts = flat.split([1, *(gradient.numel() for gradient in gradients)])
         for parameter, part in zip(taught, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-        return mean[0]
+        found: Tensor = mean[0]
+        return found
 
     def agree(self, *numbers: int) -> tuple[int, ...]:
         """Return the highest numbers, exchanged on the host."""

@@ -106,7 +106,8 @@ def _own_shards(name: str, layouts: Layouts) -> list[Any]:
 
 def _sharded(name: str, part: Tensor, layouts: Layouts) -> Tensor:
     """Return a part as torch's `ShardedTensor`, which knows its place in the whole; what is not divided as it is."""
-    from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+    from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+    from torch.distributed._shard.sharded_tensor.shard import Shard
 
     shards = [Shard(part, shard) for shard in _own_shards(name, layouts)]
     if not shards:

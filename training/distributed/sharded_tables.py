@@ -99,7 +99,7 @@ def places_of(shard: Any) -> tuple[slice, ...]:
 
 
 def _shards(tensor: Tensor) -> Any:
-    from torch.distributed._shard.sharded_tensor import ShardedTensor
+    from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
     return tensor.local_shards() if isinstance(tensor, ShardedTensor) else None
 
@@ -177,16 +177,16 @@ def whole_weights(weights: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]
 def _fetch(weight: Tensor, shard: Any, whole: Tensor | None, rank: int) -> None:
     """Bring a part of a tensor to its place in the whole, which the first process has."""
     owner = shard.placement.rank()
-    if rank == owner:
-        part = local_part(weight)
-        assert part is not None, "its owner has it"
-        part = part.detach().cpu().contiguous()
-        if whole is None and part.numel():
-            dist.send(part, 0)
-            return
-    if whole is None or 0 in shard.shard_sizes:
+    if 0 in shard.shard_sizes:
         return
-    if rank != owner:
+    if rank == owner:
+        own = local_part(weight)
+        assert own is not None, "its owner has it"
+        part = own.detach().cpu().contiguous()
+        if whole is None:
+            dist.send(part, 0)
+    elif whole is not None:
         part = torch.empty(shard.shard_sizes)
         dist.recv(part, owner)
-    whole[places_of(shard)] = part
+    if whole is not None:
+        whole[places_of(shard)] = part
