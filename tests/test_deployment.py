@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from serving.config import ENVIRONMENT_PREFIX, ServingConfig, read_settings
 from serving.http.routes import ROUTES
@@ -459,3 +462,49 @@ def test_old_nights_are_removed_but_not_those_in_use(tmp_path):
     assert [folder.exists() for folder in old] == [False, True, False]
     assert (tmp_path / "runs" / "run-1").exists()
     assert (tmp_path / "runs" / "production").resolve().exists()
+
+
+# Training in several processes
+
+TRAINING = documents(DEPLOY / "kubernetes" / "training.yaml")
+SLURM = DEPLOY / "slurm" / "train.sbatch"
+
+
+def torchrun(words: list[str]) -> argparse.Namespace:
+    """Return what torchrun makes of its command line."""
+    return get_args_parser().parse_args(words)
+
+
+def test_kubernetes_accepts_the_training_and_its_pods_meet_at_the_first_one(resources):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for resource in TRAINING:
+        kubernetes_validate.validate(resource, "1.32", strict=True)
+    service, job = TRAINING
+    template = job["spec"]["template"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert template["spec"]["subdomain"] == service["metadata"]["name"]
+    [container] = template["spec"]["containers"]
+    asked = torchrun(container["args"])
+    [port] = service["spec"]["ports"]
+    assert asked.rdzv_endpoint == f"{job['metadata']['name']}-0.{service['metadata']['name']}:{port['port']}"
+    assert int(asked.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert (
+        container["securityContext"]
+        == resources["Deployment"]["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    )
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in template["spec"]["volumes"][:1]]
+    assert claims == [resources["PersistentVolumeClaim"]["metadata"]["name"]]
+
+
+def test_a_cluster_trains_by_a_command_that_exists(monkeypatch):
+    text = SLURM.read_text(encoding="utf-8")
+    checked = subprocess.run(["bash", "-n", str(SLURM)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    [line] = re.findall(r"srun .*? torchrun (.*)", text.replace("\\\n", ""))
+    of_slurm = shlex.split(re.sub(r"\$\{?\w+\}?", "1", line))
+    for words in (of_slurm, TRAINING[1]["spec"]["template"]["spec"]["containers"][0]["args"]):
+        asked = torchrun(words)
+        assert (asked.module, asked.training_script, asked.rdzv_backend) == (True, "towers", "c10d")
+        assert asked.max_restarts > 0
+        command, *flags = asked.training_script_args
+        load(COMMANDS[command]).make_context(command, [str(flag) for flag in flags])

@@ -35,6 +35,11 @@ def quiet_imports() -> None:
             logger.addFilter(_Dropped(beginning))
     for message in ("Sparse invariant checks are implicitly disabled", "Sparse CSR tensor support is in beta state"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
+    for message in (
+        r"`?torch\.distributed\..* is deprecated",
+        "Please use DTensor instead",
+    ):  # torchrec and checkpoints
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     # MLflow sends usage statistics by default; set the variable to false to allow it.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

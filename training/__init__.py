@@ -3,7 +3,8 @@
 - `config`: `TrainingConfig` and `RunConfig`; `presets`: sizes of the model.
 - `loop`: from batches to weights; `evaluation`: metrics, reports and baselines; `audit`: where a recommender fails, by
   slice; `rerankers`: training of re-rankers.
-- `tuning`: search for better settings; `prepared`: interactions that are larger than memory, sorted on disk.
+- `distributed`: training in several processes; `prepared`: interactions that are larger than memory, sorted on disk;
+  `tuning`: search for better settings.
 - `runs`: run folders, MLflow, model cards, progress.
 - `tasks`: one file for each command; `commands`: the commands' flags.
 

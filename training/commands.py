@@ -1,4 +1,4 @@
-"""Flags of the commands `towers init`, `prepare`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
+"""Flags of the commands `init`, `prepare`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,11 @@ def init(
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.  [default: runs/run-N]"
 )
-@click.option("--resume", is_flag=True, help="Resume the newest unfinished run with these settings.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume the newest unfinished run with these settings. Under torchrun, begin one if there is none.",
+)
 @_device
 @_preset
 @_overrides
@@ -129,12 +133,16 @@ def train(
     Ctrl-C or SIGTERM stops after the current step; the same command with --resume continues exactly from there. A
     running service is not affected: runs/latest points to the newest bundle, and `towers deploy` makes a service use a
     bundle.
+
+    Several processes train together with torchrun: `torchrun --nproc-per-node 4 -m towers train run.toml`.
     """
+    from training.distributed.launch import is_first
     from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
     bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
-    click.echo(f"\n{next_steps(bundle)}")
+    if is_first():
+        click.echo(f"\n{next_steps(bundle)}")
 
 
 @click.command()

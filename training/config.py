@@ -14,6 +14,9 @@ from features.errors import DataError
 from features.settings import StrictTable, parse_settings, read_toml
 from towers.config import TowersConfig
 
+Sharding = Literal["auto", "table-wise", "row-wise", "column-wise"]
+"""Ways to divide embedding tables among processes."""
+
 
 class TrainingConfig(StrictTable):
     """`[training]`: data, loss, optimisation and tracking of a training run."""
@@ -98,6 +101,9 @@ class TrainingConfig(StrictTable):
     refit: bool = False
     """After early stopping, train again on all data, validation included, for the best number of steps. No data is
     then left for `towers train-ranker`."""
+    table_sharding: Sharding = "auto"
+    """How several processes (`torchrun`) divide the embedding tables: by whole tables (`table-wise`), rows or columns.
+    `auto`: torchrec's planner chooses between tables and rows, with which training is that of one process."""
     track: bool = True
     """Record the run in MLflow (`sqlite:///mlflow.db`, or the server that MLFLOW_TRACKING_URI names)."""
     experiment: str = "two-towers"

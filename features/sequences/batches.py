@@ -93,6 +93,11 @@ class EntityFeatures:
         """Return the number of entities."""
         return len(self.dense)
 
+    @property
+    def rows(self) -> Int[Tensor, "entities"]:
+        """The row of each entity."""
+        return torch.arange(len(self), device=self.dense.device)
+
     def take(self, rows: Int[Tensor, "chosen"]) -> EntityFeatures:
         """Return the entities at `rows`, in that order."""
         sparse, tokens = (None if one is None else one.take(rows) for one in (self.sparse, self.tokens))

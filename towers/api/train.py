@@ -20,6 +20,7 @@ from towers.api.tables import Inputs, Table, plain, stored
 from towers.config import TowersConfig
 from towers.process import keeping_memory
 from training.config import TrainingConfig
+from training.distributed.launch import is_launched
 from training.presets import PRESETS, Preset, preset_settings
 from training.tasks.init import propose, write_proposal
 from training.tasks.train import train_and_bundle
@@ -100,6 +101,8 @@ def train(
         raise DataError(f"{interactions}: holds settings; type: towers.train(settings={str(interactions)!r})")
     if preset is not None and preset not in PRESETS:
         raise DataError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
+    if is_launched():
+        raise DataError("towers.train: trains in one process; of several, run `torchrun -m towers train run.toml`")
     tables = {"interactions": interactions, "items": items, "users": users}
     search = {"documents": documents, "queries": queries, "pairs": pairs}
     with stored({**tables, **search}) as inputs, _printing(progress), keeping_memory():

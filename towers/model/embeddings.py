@@ -7,8 +7,8 @@ weights, so that a service does not import torchrec, which takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,9 @@ class FeatureEmbeddings(nn.Module):
         )
         self.names = list(tables)
         self.width = width
+        self.look_up_elsewhere: Callable[[Any, JaggedFeatures], Tensor] | None = None
+        """Looks up tables that are divided among processes (see `training.distributed.sharded_tables`), given the
+        collection and the features, and returns the sums of the bags, those of each entity side by side."""
         self._initialize([name in corrections for name in tables])
 
     def _initialize(self, is_correction: Sequence[bool]) -> None:
@@ -74,10 +77,16 @@ class FeatureEmbeddings(nn.Module):
 
     def forward(self, features: JaggedFeatures) -> Float[Tensor, "entities features width"]:
         """Return the pooled vector of each feature of each entity; the features are those of the tables, in order."""
-        is_plain = isinstance(self.collection, EmbeddingBags)
-        sums: Tensor = self.collection(features) if is_plain else self.collection(_keyed(features)).values()
+        sums = self._sums(features)
         sizes = features.lengths.view(len(self.names), -1).T
         return sums.view(-1, len(self.names), self.width) * sizes.clamp(min=1).rsqrt()[..., None]
+
+    def _sums(self, features: JaggedFeatures) -> Float[Tensor, "entities tables_times_width"]:
+        if self.look_up_elsewhere is not None:
+            return self.look_up_elsewhere(self.collection, features)
+        is_plain = isinstance(self.collection, EmbeddingBags)
+        sums: Tensor = self.collection(features) if is_plain else self.collection(keyed(features)).values()
+        return sums
 
 
 class EmbeddingBags(nn.Module):
@@ -135,7 +144,8 @@ def _fused_tables(tables: Mapping[str, int], width: int, learning_rate: float) -
     )
 
 
-def _keyed(features: JaggedFeatures) -> KeyedJaggedTensor:
+def keyed(features: JaggedFeatures) -> KeyedJaggedTensor:
+    """Return the features as torchrec takes them."""
     from torchrec import KeyedJaggedTensor
 
     return KeyedJaggedTensor(keys=list(features.keys), values=features.values, lengths=features.lengths)

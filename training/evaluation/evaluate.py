@@ -115,6 +115,7 @@ def evaluate(
     seed: int = 0,
     with_coverage: bool = True,
     progress: bool = False,
+    first_question: int = 0,
 ) -> Evaluation:
     """Rank all candidates for every query, and compute the metrics.
 
@@ -129,6 +130,8 @@ def evaluate(
         with_coverage: Whether to find out what is recommended, for the coverage and the exposure; it takes most of the
             time.
         progress: Whether to show a bar.
+        first_question: Place of the first of these questions among all, where others are answered elsewhere; ties are
+            then broken as if all were answered here.
 
     Raises:
         ValueError: A score is NaN or +inf.
@@ -146,7 +149,7 @@ def evaluate(
         for start in range(0, len(queries), size):
             part = queries.take(np.arange(start, min(start + size, len(queries))))
             scores = _masked_scores(recommender, part, candidates, seen_items)
-            lots = _Lots(seed, start, len(candidates))
+            lots = _Lots(seed, first_question + start, len(candidates))
             first, end = queries.target_offsets[[start, start + len(part)]]
             ranks[first:end] = _ranks(scores, part, lots)
             if with_coverage:

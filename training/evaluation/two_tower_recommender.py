@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from features.featurizer.featurizer import Featurizer
 from features.sequences.batches import EntityFeatures
@@ -28,6 +29,7 @@ class TwoTowerRecommender:
             does not read recent popularity.
         end_of_training: Whether recent popularity is as it was after the last of these events, as in an index made
             then, whenever a question is asked.
+        item_vectors: Those of the catalogue, where they are known. None: they are made.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TwoTowerRecommender:
         timeline: Timeline | None = None,
         *,
         end_of_training: bool = False,
+        item_vectors: Float[Tensor, "items width"] | None = None,
     ) -> None:
         self.name = "two towers (end of training)" if end_of_training else "two towers"
         self.model = model
@@ -54,7 +57,7 @@ class TwoTowerRecommender:
             levels = model.trend.levels.cpu().numpy()
             self._trend = ItemTrend(timeline, len(item_features), model.trend.half_lives, levels)
         with torch.no_grad():  # not inference_mode: fbgemm's fused kernel on a CPU exists for autograd only
-            self.item_vectors = model.item_vectors(item_features)
+            self.item_vectors = model.item_vectors(item_features) if item_vectors is None else item_vectors
 
     def scores(self, queries: Queries) -> Float[np.ndarray, "questions items"]:
         """Return the dot product of each query's user vector and each item vector."""

@@ -1,7 +1,7 @@
 """The parts of a training run before its first step: model, optimisers, batches, negatives.
 
-`build` makes the parts and `Trainer` runs the steps. Training runs in one process, on one device: `Trainer` calls both
-towers of the model, and the negatives of a batch, directly.
+`build` makes the parts and `Trainer` runs the steps. It calls both towers of the model, and the negatives of a batch,
+directly. Several processes make the same parts and then divide the tables (`training.distributed`).
 """
 
 from __future__ import annotations

@@ -7,18 +7,27 @@ not a bundle and is never served.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from features.errors import DataError
 from features.files import atomic_file
 
-FORMAT = 2
+FORMAT = 3
+PARTS = "parts"
+"""Counter of a checkpoint of several processes: the name of the folder of its tensors, which is where the file is."""
 
 
 @dataclass
@@ -42,22 +51,28 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or what several processes wrote (`training.distributed.sharded_checkpoint`).
 
         Raises:
             DataError: There is no checkpoint, or one that cannot be read.
         """
-        try:
+        counters = cls.load_counters(path)
+        folder = counters.pop(PARTS, None)
+        with reading(path):
+            if folder is not None:
+                return cls(_read_parts(path.parent / folder), counters)
             with safe_open(path, framework="pt") as file:
-                counters = json.loads(file.metadata()["counters"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except FileNotFoundError:
-            raise DataError(f"{path}: no checkpoint to resume from; train without --resume") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: the checkpoint cannot be read ({error}); train without --resume") from None
+        return cls(tensors, counters)
+
+    @classmethod
+    def load_counters(cls, path: Path) -> dict[str, Any]:
+        """Read the counters of a checkpoint alone; errors as of `load`."""
+        with reading(path), safe_open(path, framework="pt") as file:
+            counters: dict[str, Any] = json.loads(file.metadata()["counters"])
         if counters.pop("format", None) != FORMAT:
             raise DataError(f"{path}: a checkpoint of another version of towers; train without --resume")
-        return cls(tensors, counters)
+        return counters
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose name begins with `prefix` and a dot, by the rest of the name."""
@@ -67,3 +82,28 @@ class Checkpoint:
     def add(self, prefix: str, tensors: dict[str, Tensor]) -> None:
         """Put tensors under `prefix`."""
         self.tensors.update({f"{prefix}.{name}": tensor for name, tensor in tensors.items()})
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Let what goes wrong in reading a checkpoint be a `DataError` that says what to do."""
+    try:
+        yield
+    except DataError:  # which is a ValueError, and says it better
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no checkpoint to resume from; train without --resume") from None
+    except (CheckpointException, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise DataError(f"{path}: the checkpoint cannot be read ({reason}); train without --resume") from None
+
+
+def _read_parts(folder: Path) -> dict[str, Tensor]:
+    """Read whole tensors of which several processes wrote a part each."""
+    reader = HuggingFaceStorageReader(str(folder))
+    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in saved.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # as it should
+        load({**tensors}, storage_reader=reader, no_dist=True)
+    return tensors

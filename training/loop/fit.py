@@ -25,6 +25,7 @@ from training.evaluation.report import PRIMARY_METRIC
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop.build import TrainingData, build
 from training.loop.losses import check_loss
+from training.loop.processes import OneProcess, Processes, encode_items
 from training.loop.trainer import Progress, Trainer
 
 MOST_VALIDATION_QUESTIONS = 10_000
@@ -38,7 +39,7 @@ class TrainedModel:
     """A trained model and what it was trained on.
 
     Attributes:
-        model: With the best weights, in evaluation mode.
+        model: With the best weights, in evaluation mode; of several processes the first alone can use it.
         data: Its training data.
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
@@ -92,6 +93,7 @@ def fit(
     resume: bool = False,
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
+    processes: Processes | None = None,
 ) -> TrainedModel:
     """Train on the split's training data until its validation N@10 has stopped rising.
 
@@ -104,6 +106,7 @@ def fit(
         resume: Whether to continue from that file.
         on_step: Called with the step and the mean loss of the epoch so far.
         on_epoch: Called with the progress and the metrics of the epoch.
+        processes: Those that train together. None: this one alone.
 
     Raises:
         DataError: The settings need timestamps that the tables do not have.
@@ -117,14 +120,24 @@ def fit(
     if split.train.folder is not None:
         _refuse_whole_data(config)
     began = time.monotonic()
+    together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 
     def validate(model: TwoTower) -> float:
         history, timeline = config.features.max_history, split.timeline
-        towers = TwoTowerRecommender(model, featurizer, data.item_features, tables.users, history, timeline)
-        return judge(towers, questions, split, cutoffs=(10,)).means[PRIMARY_METRIC]
+        with torch.no_grad():  # not inference_mode: fbgemm's fused kernel on a CPU exists for autograd only
+            vectors = encode_items(model, data.item_features, together)
+        towers = TwoTowerRecommender(
+            model, featurizer, data.item_features, tables.users, history, timeline, item_vectors=vectors
+        )
+
+        def answer(part: Queries, first: int) -> np.ndarray:
+            judged = judge(towers, part, split, cutoffs=(10,), first_question=first)
+            return judged.per_question[PRIMARY_METRIC]
+
+        return together.mean(questions, answer)
 
     trainer = Trainer(
         build(config, data, device),
@@ -132,10 +145,14 @@ def fit(
         validate=validate,
         on_step=on_step,
         on_epoch=on_epoch,
+        quiet=not together.is_first,
+        processes=together,
     )
     if resume:
         trainer.resume()
-    model = trainer.fit()
+    model = together.whole(
+        trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
+    )
     return TrainedModel(model, data, trainer.progress, time.monotonic() - began)
 
 
@@ -179,8 +196,10 @@ def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featu
     )
 
 
-def judge(towers: TwoTowerRecommender, questions: Queries, split: Split, *, cutoffs: tuple[int, ...]) -> Evaluation:
-    """Return the evaluation of the towers on queries of the split."""
+def judge(
+    towers: TwoTowerRecommender, questions: Queries, split: Split, *, cutoffs: tuple[int, ...], first_question: int = 0
+) -> Evaluation:
+    """Return the evaluation of the towers on queries of the split; for `first_question` see `evaluate`."""
     return evaluate(
         towers,
         questions,
@@ -188,6 +207,7 @@ def judge(towers: TwoTowerRecommender, questions: Queries, split: Split, *, cuto
         seen_items=split.seen_items,
         cutoffs=cutoffs,
         with_coverage=False,
+        first_question=first_question,
     )
 
 

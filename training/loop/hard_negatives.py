@@ -14,6 +14,8 @@ from torch import Tensor
 from features.sequences.batches import EntityFeatures, SequenceBatch
 from towers.model.two_tower import TwoTower
 from training.loop.gradient_caching import user_states
+from training.loop.negatives import Targets
+from training.loop.processes import OneProcess, Processes, encode_items
 
 BLOCK_CELLS = 4_000_000
 """Scores held at once."""
@@ -29,6 +31,7 @@ def mine_hard_negatives(
     per_user: int,
     skip: int = 0,
     below: float | None = None,
+    processes: Processes | None = None,
 ) -> Int[Tensor, "users per_user"]:
     """Return the hard negatives of each user, highest score first; -1 fills rows that are not full.
 
@@ -48,14 +51,17 @@ def mine_hard_negatives(
         per_user: How many items are wanted for each.
         skip: How many of the nearest are passed over.
         below: With `s` the positive's score, items above `s - (1 - below) |s|` are not mined. None: no limit.
+        processes: Those that mine together, each for a part of the users of every batch. None: this one alone.
     """
+    processes = processes or OneProcess()
     model.eval()
-    vectors = model.item_vectors(item_features)
+    vectors = encode_items(model, item_features, processes)
     table = torch.full((len(user_features), per_user), -1, dtype=torch.int32)
-    for batch in batches:
+    for whole_batch in batches:
+        batch = processes.share(Targets.of(whole_batch)).batch
         states = user_states(model.user_tower, batch, user_features, vectors)[batch.offsets[1:] - 1]
         table[batch.users] = _nearest(states, vectors, batch, per_user, skip, below).int().cpu()
-    return table
+    return processes.highest(table)
 
 
 def _nearest(

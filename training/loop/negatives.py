@@ -55,6 +55,10 @@ class Targets:
         answers = batch.item_rows if batch.answer_rows is None else batch.answer_rows
         return cls(batch, places, answers[places], users[places])
 
+    def only(self, part: slice) -> Targets:
+        """Return some predictions that follow one another, of the same batch."""
+        return replace(self, places=self.places[part], rows=self.rows[part], users=self.users[part])
+
     @cached_property
     def known(self) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
         """Pairs of a user (position in the batch) and an item of their training data, each once, sorted by user."""
@@ -89,6 +93,14 @@ class MaskedPairs:
         first_pair = (lengths.cumsum(0) - lengths)[targets.users]
         pairs = torch.arange(len(positives)) + (first_pair - starts[:-1])[positives]
         return cls(positives, columns[pairs], starts)
+
+    def only(self, part: slice) -> MaskedPairs:
+        """Return the cells of some positives that follow one another."""
+        first, last, _ = part.indices(len(self.starts) - 1)
+        begin, end = self.starts[[first, last]].tolist()
+        return MaskedPairs(
+            self.positives[begin:end] - first, self.negatives[begin:end], self.starts[first : last + 1] - begin
+        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,14 @@ class Negatives:
     def fresh(self) -> Int[Tensor, "fresh"]:
         """The rows whose vectors have to be made."""
         return self.rows if self.remembered is None else self.rows[: len(self.rows) - len(self.remembered)]
+
+    def only(self, part: slice) -> Negatives:
+        """Return the same negatives for some positives that follow one another; without a trend, which comes later."""
+        assert self.trend is None, "the trend is looked up for the positives that it is for"
+        if part == slice(None):
+            return self
+        factors = None if self.factors is None else self.factors[part]
+        return replace(self, forbidden=self.forbidden.only(part), factors=factors)
 
     def to(self, device: torch.device) -> Negatives:
         """Return the same negatives with all that the loss computes with on `device`."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from features.sequences.batches import EntityFeatures, SequenceBatch
+from features.sequences.batches import SequenceBatch
 from towers.model.two_tower import TwoTower
 from towers.process import ENDING, Stopped, handled
 from training.loop.build import TrainingParts, dense_parameters
@@ -30,8 +30,9 @@ from training.loop.gradient_caching import user_states
 from training.loop.hard_negatives import mine_hard_negatives
 from training.loop.losses import matryoshka_loss
 from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
+from training.loop.processes import OneProcess, Processes, part_of
 from training.loop.spectral_init import initialise_embeddings
-from training.loop.weight_averaging import WeightAverage
+from training.loop.weight_averaging import WeightAverage, overwrite
 
 GRADIENT_NORM = 1.0
 LR_DECAY = 0.3
@@ -82,6 +83,7 @@ class Trainer:
         on_epoch: Called with the progress and the metrics, after each epoch, and before the first unless items are
             initialised randomly.
         quiet: No progress bar.
+        processes: Those that train together. None: this one alone.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Trainer:
         on_step: Callable[[int, float], None] | None = None,
         on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
         quiet: bool = False,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes: Processes = processes or OneProcess()
         self.settings = parts.settings
         self.data = parts.data
         self.device = parts.device
@@ -120,8 +124,10 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.settings.seed)
         self.progress = Progress(decay_steps=list(decay_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=self.device)
-        self.average = WeightAverage(self.model)
+        self.average = WeightAverage(self._weights)
         self.best_weights: dict[str, Tensor] = {}
+        own_items = self.processes.own(self.processes.sizes(len(self.item_features)))
+        self._own_catalog = part_of(self.item_features, own_items)
         self._saved_at = time.monotonic()
 
     def fit(self) -> TwoTower:
@@ -135,9 +141,10 @@ class Trainer:
         with _stop_requests() as stop:
             while not self.progress.finished:
                 self._epoch(stop)
-                if stop:  # while the epoch was being judged, after which its checkpoint was written
-                    raise Stopped(stop[0])
-        self.model.load_state_dict(self.best_weights or self.average.tensors)
+                (number,) = self.processes.agree(*(stop or [0])[:1])
+                if number:  # while the epoch was being judged, after which its checkpoint was written
+                    raise Stopped(number)
+        overwrite(self._weights(), self.best_weights or self.average.tensors)
         return self.model.eval()
 
     def _initialise(self) -> None:
@@ -147,14 +154,18 @@ class Trainer:
         """
         if self.settings.item_init == "spectral":
             initialise_embeddings(self.model, self.train, self.item_features, self.settings)
-            self.average = WeightAverage(self.model)
-        elif self.reads_history:
+        self._divide()
+        if self.settings.item_init == "random" and self.reads_history:
             return
         if self.validate is not None:
             quality = self._validate()
             if self.on_epoch is not None:
                 self.on_epoch(self.progress, {"validation_ndcg_at_10": quality})
         self.progress.finished = self._out_of_steps()
+
+    def _divide(self) -> None:
+        self.table_optimizers = self.processes.divide(self.model, self.table_optimizers)
+        self.average = WeightAverage(self._weights)
 
     def _epoch(self, stop: list[int]) -> None:
         progress = self.progress
@@ -213,6 +224,7 @@ class Trainer:
             per_user=settings.hard_negatives,
             skip=settings.hard_negatives_skip,
             below=settings.hard_negatives_score_ratio,
+            processes=self.processes,
         )
 
     def _end_epoch(self) -> None:
@@ -268,38 +280,44 @@ class Trainer:
 
     def _between_steps(self, stop: list[int]) -> None:
         is_due = bool(stop) or time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
-        if self.checkpoint is not None and is_due:
+        number, must_save = self.processes.agree(stop[0] if stop else 0, is_due)
+        if self.checkpoint is not None and must_save:
             self.save()
-        if stop:
-            raise Stopped(stop[0])
+        if number:
+            raise Stopped(number)
 
     def step(self, batch: SequenceBatch) -> Tensor:
         """Train on one batch and return its loss, without waiting for a GPU to finish it."""
         self._set_learning_rates()
+        self.processes.begin_step(self.settings.seed, self.progress.step)
         for fused in self.table_optimizers:
             fused.step()  # only passes the learning rate on; the backward pass updates the tables
         loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(dense_parameters(self.model), GRADIENT_NORM)
+        parameters = dense_parameters(self.model)
+        loss = self.processes.reduce(loss.detach(), parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         self.optimizer.step()
         self.progress.step += 1
         self.average.add(self.progress.step)
-        return loss.detach()
+        return loss
 
     def loss(self, batch: SequenceBatch) -> Tensor:
         """Return the loss of one batch: state t predicts event t (see `SequenceBatch`) wherever that is a target.
 
-        The batch and the draw of negatives are on the host: tensors whose sizes depend on them are made there, so that
-        the host need not wait for a GPU.
+        Of several processes each returns its own, whose mean is the loss of the batch. The batch and the draw of
+        negatives are on the host: tensors whose sizes depend on them are made there, so that the host need not wait for
+        a GPU.
         """
         targets = Targets.of(batch)
         negatives = self.negatives.draw(targets, self.generator)
+        share = self.processes.share(targets)
         rows, place = self._items_to_encode(batch, negatives)
-        item_vectors = self.model.item_vectors(self._features_of(rows))
+        item_vectors = self._item_vectors(rows)
         states = user_states(
             self.model.user_tower,
-            batch,
+            share.batch,
             self.user_features,
             item_vectors,
             place,
@@ -311,17 +329,19 @@ class Trainer:
             negative_vectors = torch.cat([negative_vectors, self.negatives.memory.recall(negatives)])
             if self.progress.step >= self.settings.warmup_steps:
                 self.negatives.memory.remember(targets.rows, positive_vectors)
-        user_vectors = states[to_device(targets.places, self.device)]
+        user_vectors, positive_vectors = states[to_device(share.places, self.device)], positive_vectors[share.positives]
+        negatives = negatives.only(share.positives)
         if self.trend is not None and self.model.trend is not None:
-            numbers, own = self.trend.of(targets, negatives)
+            numbers, own = self.trend.of(targets.only(share.positives), negatives)
             negatives = replace(negatives, trend=numbers)
             user_vectors = torch.cat([user_vectors, self.model.trend(user_vectors)], dim=1)
             positive_vectors = torch.cat([positive_vectors, own], dim=1)
         loss = self._loss_of(user_vectors, positive_vectors, negative_vectors, negatives)
         if self.settings.symmetric_loss:
-            others = reversed_negatives(targets, self.train.num_events)
-            loss = (loss + self._loss_of(positive_vectors, user_vectors, user_vectors, others)) / 2
-        return loss
+            others = reversed_negatives(targets, self.train.num_events).only(share.positives)
+            all_users = self.processes.gather(user_vectors, share.sizes)
+            loss = (loss + self._loss_of(positive_vectors, user_vectors, all_users, others)) / 2
+        return loss * share.weight
 
     def _loss_of(self, user_vectors: Tensor, answers: Tensor, others: Tensor, negatives: Negatives) -> Tensor:
         return matryoshka_loss(
@@ -343,10 +363,19 @@ class Trainer:
         place[others] = torch.arange(len(others)) + len(negatives.fresh)
         return torch.cat([negatives.fresh, others]), place
 
-    def _features_of(self, rows: Tensor) -> EntityFeatures:
-        if isinstance(self.negatives, AllItems):
-            return self.item_features
-        return self.item_features.take(to_device(rows, self.device))
+    def _item_vectors(self, rows: Tensor) -> Tensor:
+        """Return the vectors of the items at `rows`, each encoded in one of the processes."""
+        sizes = self.processes.sizes(len(rows))
+        features = (
+            self._own_catalog
+            if isinstance(self.negatives, AllItems)
+            else self.item_features.take(to_device(rows[self.processes.own(sizes)], self.device))
+        )
+        return self.processes.gather(self.model.item_vectors(features), sizes)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights of the model that this process keeps."""
+        return self.processes.local(self.model.state_dict())
 
     def _set_learning_rates(self) -> None:
         step = self.progress.step
@@ -364,29 +393,30 @@ class Trainer:
         self.progress.loss = self.loss_sum.item()
         checkpoint = Checkpoint(counters=vars(self.progress).copy())
         checkpoint.counters["best"] = None if math.isinf(self.progress.best) else self.progress.best
-        checkpoint.add("model", self.model.state_dict())
+        checkpoint.add("model", self._weights())
         checkpoint.add("average", self.average.tensors)
         checkpoint.add("best", self.best_weights)
         checkpoint.add("adamw", self._optimizer_tensors())
         checkpoint.add("tables", self._table_states())
         checkpoint.add("negatives", self.negatives.state())
         checkpoint.add("random", {"torch": torch.get_rng_state(), "negatives": self.generator.get_state()})
-        checkpoint.save(self.checkpoint)
+        self.processes.save(checkpoint, self.checkpoint)
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
         """Go back to where the checkpoint was written."""
         assert self.checkpoint is not None
-        checkpoint = Checkpoint.load(self.checkpoint)
+        self._divide()
+        table_states = self._table_states()
+        checkpoint = self.processes.load(self.checkpoint)
         best = checkpoint.counters["best"]
         self.progress = Progress(**{**checkpoint.counters, "best": -math.inf if best is None else best})
         self.loss_sum.fill_(self.progress.loss)
-        self.model.load_state_dict(checkpoint.part("model"))
+        overwrite(self._weights(), checkpoint.part("model"))
         self.average.restore(checkpoint.part("average"))
         self.best_weights = {name: value.to(self.device) for name, value in checkpoint.part("best").items()}
         self._restore_optimizer(checkpoint.part("adamw"))
-        for name, state in self._table_states().items():
-            state.copy_(checkpoint.part("tables")[name])
+        overwrite(table_states, checkpoint.part("tables"))
         self.negatives.restore(checkpoint.part("negatives"))
         random = checkpoint.part("random")
         torch.set_rng_state(random["torch"])
@@ -404,12 +434,13 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
 
     def _table_states(self) -> dict[str, Tensor]:
-        return {
-            f"{place}.{table}.{key}": value
+        states = {
+            f"{place}.{table.removeprefix('embedding_bags.')}": value  # a prefix of tables that are divided
             for place, fused in enumerate(self.table_optimizers)
             for table, state in fused.state_dict()["state"].items()
-            for key, value in state.items()
+            for value in state.values()  # row-wise Adagrad has one
         }
+        return self.processes.local(states)
 
 
 def _prefetched(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 RECENCY = 8
 """Weight of late steps: the mean age of the averaged weights is a tenth of the run."""
@@ -21,12 +21,12 @@ class WeightAverage:
     so that a short run is not held back by its beginning and a long one is well smoothed; there is no length to choose.
 
     Args:
-        model: Whose weights are averaged.
+        weights: Returns the weights that are averaged, by name; they may be overwritten.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    def __init__(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._weights = weights
+        self.tensors = {name: value.clone() for name, value in weights().items()}
 
     def add(self, step: int) -> None:
         """Add the weights after `step`, from 1 on; most steps are left out, the first is not."""
@@ -34,20 +34,26 @@ class WeightAverage:
             return
         share = (RECENCY + 1) / ((step - 1) // EVERY + 1 + RECENCY)
         with torch.no_grad():
-            for name, value in self._model.state_dict().items():
+            for name, value in self._weights().items():
                 self.tensors[name].lerp_(value, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the model the average for a while."""
-        own = {name: value.clone() for name, value in self._model.state_dict().items()}
-        self._model.load_state_dict(self.tensors)
+        own = {name: value.clone() for name, value in self._weights().items()}
+        overwrite(self._weights(), self.tensors)
         try:
             yield
         finally:
-            self._model.load_state_dict(own)
+            overwrite(self._weights(), own)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to an average of before."""
-        for name, value in tensors.items():
-            self.tensors[name].copy_(value)
+        overwrite(self.tensors, tensors)
+
+
+@torch.no_grad()
+def overwrite(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Give tensors the values of others of the same names."""
+    for name, tensor in old.items():
+        tensor.copy_(new[name])

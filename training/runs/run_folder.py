@@ -73,7 +73,7 @@ class Run:
         run = cls(folder)
         shutil.rmtree(run.workspace, ignore_errors=True)
         run.workspace.mkdir(parents=True)
-        (run.workspace / "settings.json").write_text(_fingerprint(config), encoding="utf-8")
+        (run.workspace / "settings.json").write_text(fingerprint(config), encoding="utf-8")
         (run.workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
         return run
 
@@ -86,8 +86,24 @@ class Run:
         Raises:
             DataError: There is none, or it began with other tables.
         """
+        if (run := cls.find_unfinished(config, stem, output, digests)) is not None:
+            return run
+        where = output or RUNS / f"{stem}-*"
+        raise DataError(
+            f"{where}: no unfinished run with these settings and a checkpoint; train without --resume to begin one"
+        )
+
+    @classmethod
+    def find_unfinished(
+        cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING
+    ) -> Run | None:
+        """Return what `unfinished` does; None if there is none.
+
+        Raises:
+            DataError: It began with other tables.
+        """
         folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
-        mine = _fingerprint(config)
+        mine = fingerprint(config)
         for folder in folders:
             settings = folder / "settings.json"
             if not (folder / "checkpoint.safetensors").is_file() or not settings.is_file():
@@ -95,10 +111,7 @@ class Run:
             if settings.read_text(encoding="utf-8") == mine:
                 _refuse_other_tables(folder, config, digests)
                 return cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
-        where = output or RUNS / f"{stem}-*"
-        raise DataError(
-            f"{where}: no unfinished run with these settings and a checkpoint; train without --resume to begin one"
-        )
+        return None
 
     def abandon(self) -> None:
         """Remove what was kept for resuming."""
@@ -144,10 +157,10 @@ def _free_name(stem: str) -> Path:
     return RUNS / f"{stem}-{number}"
 
 
-def _fingerprint(config: RunConfig) -> str:
+def fingerprint(config: RunConfig) -> str:
     """Return a digest of the settings that decide the weights."""
     content = config.model_dump(mode="json", exclude={"promotion"})
-    for name in ("track", "experiment", "checkpoint_seconds"):
+    for name in ("track", "experiment", "checkpoint_seconds", "table_sharding"):
         del content["training"][name]
     del content["features"]["prepare_memory_gb"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

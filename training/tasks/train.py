@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from features.columns import item_texts
+from features.errors import DataError
 from features.featurizer import profile
 from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
@@ -27,6 +28,7 @@ from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from towers.tracking.logged_model import Examples, card_of, registered_name
 from training.config import RunConfig, read_run_config
+from training.distributed.launch import is_launched, processes_of, was_restarted
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.baseline import GIB
 from training.evaluation.baselines.bm25 import fit_query_baselines
@@ -35,12 +37,13 @@ from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
+from training.loop.processes import Processes
 from training.prepared.prepare import training_tables
 from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
 from training.runs.progress import describe, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
-from training.runs.run_folder import Run
+from training.runs.run_folder import Run, fingerprint
 from training.tasks.protocols import early_stopping_split, holds_out_users
 
 SELECTED = (
@@ -65,6 +68,8 @@ def train_and_bundle(
 ) -> Path:
     """Train on the tables of run.toml and return the folder of the bundle.
 
+    Of several processes (`torchrun`) the first writes the bundle, and the others return before it is there.
+
     Args:
         settings: Path of run.toml.
         overrides: `table.key=value` each.
@@ -80,15 +85,36 @@ def train_and_bundle(
     signing_key()  # an unusable key is an error now rather than after the training
     config = read_run_config(settings, tuple(overrides))
     check_choices(config)
-    where = choose_device(device)
+    with processes_of(choose_device(device), config.training.table_sharding) as (processes, where):
+        return _train(config, settings, overrides, output, resume, where, processes)
+
+
+def _train(
+    config: RunConfig,
+    settings: Path,
+    overrides: Sequence[str],
+    output: Path | None,
+    resume: bool,
+    where: torch.device,
+    processes: Processes,
+) -> Path:
     tables = training_tables(config.features, settings)
     sequences = tables.interactions.sequences(tables.catalog)
     if not sequences.num_events:
+        _refuse_several("there is nothing to train on")
         return _ship_unlearned(config, settings, tables, output)
     split = early_stopping_split(config, sequences, len(tables.catalog))
     digests = data_digests(config.features, settings.parent)
-    find = Run.unfinished if resume else Run.begin
-    run = find(config, settings.stem, output, digests)
+    processes.check_same({"run.toml": fingerprint(config), **digests})
+    if config.training.refit:
+        _refuse_several("[training] refit trains in one process")
+    if not processes.is_first:
+        folder, resume = json.loads(processes.from_first(""))
+        run = Run(Path(folder))
+        fit(config, tables, split, device=where, checkpoint=run.checkpoint, resume=resume, processes=processes)
+        return run.folder
+    run, resume = _begin(config, settings.stem, output, digests, resume=resume)
+    processes.from_first(json.dumps([str(run.folder), resume]))
     describe(tables, sequences)
     with (
         _resumable(run),
@@ -105,6 +131,7 @@ def train_and_bundle(
             resume=resume,
             on_step=report_steps(tracker),
             on_epoch=report_epochs(tracker),
+            processes=processes,
         )
         report = _report(config, tables, split, learned, ("towers", "train", str(settings), *as_flags(overrides)))
         click.echo(f"\n{report.to_text()}\n")
@@ -120,6 +147,24 @@ def train_and_bundle(
     if tracker.how_to_look is not None:
         click.echo(f"recorded in MLflow; to show it: {tracker.how_to_look}")
     return run.folder
+
+
+def _begin(
+    config: RunConfig, stem: str, output: Path | None, digests: dict[str, str], *, resume: bool
+) -> tuple[Run, bool]:
+    """Return the run, and whether it goes on from a checkpoint.
+
+    Under torchrun it does so if there is one: a worker's or a whole job's command stays the same when it is repeated.
+    """
+    if not is_launched():
+        return (Run.unfinished if resume else Run.begin)(config, stem, output, digests), resume
+    run = Run.find_unfinished(config, stem, output, digests) if resume or was_restarted() else None
+    return run or Run.begin(config, stem, output, digests), run is not None
+
+
+def _refuse_several(reason: str) -> None:
+    if is_launched():
+        raise DataError(f"{reason}; run `towers train` without torchrun")
 
 
 def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:

@@ -19,7 +19,7 @@ def put(model: nn.Module, value: float) -> None:
 
 def test_the_average_is_the_papers(model: nn.Module) -> None:
     put(model, 7.0)
-    average, expected = WeightAverage(model), 7.0
+    average, expected = WeightAverage(model.state_dict), 7.0
     values = torch.randn(40 * EVERY, generator=torch.Generator().manual_seed(0))
     for step, value in enumerate(values.tolist(), start=1):
         put(model, value)
@@ -33,14 +33,14 @@ def test_the_average_is_the_papers(model: nn.Module) -> None:
 
 def test_the_first_weights_take_the_place_of_the_random_ones(model: nn.Module) -> None:
     put(model, 1e6)
-    average = WeightAverage(model)
+    average = WeightAverage(model.state_dict)
     put(model, 3.0)
     average.add(1)  # its share is (8 + 1) / (1 + 8) = 1
     assert average.tensors["weight"].item() == 3.0
 
 
 def test_the_mean_weight_is_a_tenth_of_the_run_old(model: nn.Module) -> None:
-    average = WeightAverage(model)
+    average = WeightAverage(model.state_dict)
     for step in range(1, 2000 * EVERY + 1):
         put(model, float(step))
         average.add(step)
@@ -50,7 +50,7 @@ def test_the_mean_weight_is_a_tenth_of_the_run_old(model: nn.Module) -> None:
 
 def test_the_model_gets_its_own_weights_back_whatever_happens(model: nn.Module) -> None:
     put(model, 1.0)
-    average = WeightAverage(model)
+    average = WeightAverage(model.state_dict)
     put(model, 5.0)
     with average.in_place():
         assert model.weight.item() == 1.0
@@ -62,11 +62,11 @@ def test_the_model_gets_its_own_weights_back_whatever_happens(model: nn.Module) 
 
 
 def test_a_restored_average_goes_on_as_if_nothing_had_happened(model: nn.Module) -> None:
-    first = WeightAverage(model)
+    first = WeightAverage(model.state_dict)
     for step in range(1, 101):
         put(model, step**0.5)
         first.add(step)
-    second = WeightAverage(nn.Linear(1, 1, bias=False))
+    second = WeightAverage(nn.Linear(1, 1, bias=False).state_dict)
     second._model.load_state_dict(model.state_dict())
     second.restore({name: value.clone() for name, value in first.tensors.items()})
     for average in (first, second):
