@@ -151,31 +151,7 @@ def _answer(service: Service, recommender: Recommender, query: PageQuery, cards:
     Raises:
         Problem: A parameter is invalid, or there is no such item.
     """
-    # Without the counters of the API's own handler: a look at the page is no request of a client.
-    handler = RecommendHandler(service.recommend.contract)
-    contract, max_k = handler.contract, service.settings.max_k
-    content: Mapping[str, Any]
-    match query.kind:
-        case "search":
-            given = query.api(contract.text_query, max_k)
-            call, content = ApiCall.get("search", query=given), handler.search(recommender, given)
-        case "similar":
-            given = query.api(contract.query, max_k)
-            wanted = handler.parse(contract.query, recommender, given)
-            call = ApiCall.get("items", query.item_id, "similar", query=given)
-            content = handler.similar(recommender, query.item_id, wanted)
-        case "user":
-            given = query.api(contract.query_for_user, max_k)
-            wanted = handler.parse(contract.query_for_user, recommender, given)
-            call = ApiCall.get("recommendations", query.user_id, query=given)
-            content = handler.for_user(recommender, query.user_id, wanted)
-        case _:
-            given = query.api(contract.query_for_user, max_k)
-            body = body_of(given, _columns.of(recommender))
-            body["history"] = [
-                recommender.state.items.to_json(recommender.state.items.parse(one)) for one in query.history
-            ]
-            call, content = ApiCall("/recommendations", {}, body), handler.for_body(recommender, body)
+    call, content = _called(service, recommender, query)
     return Answer(
         call,
         cards.of_response(content["items"]),
@@ -183,6 +159,35 @@ def _answer(service: Service, recommender: Recommender, query: PageQuery, cards:
         content.get("reranked"),
         tuple(str(item_id) for item_id in content.get("unknown_items", ())),
     )
+
+
+def _called(service: Service, recommender: Recommender, query: PageQuery) -> tuple[ApiCall, Mapping[str, Any]]:
+    """Return the request of the API for a query, and the content of its response.
+
+    Raises:
+        Problem: As `_answer` does.
+    """
+    # Without the counters of the API's own handler: a look at the page is no request of a client.
+    handler = RecommendHandler(service.recommend.contract)
+    contract, max_k = handler.contract, service.settings.max_k
+    match query.kind:
+        case "search":
+            given = query.api(contract.text_query, max_k)
+            return ApiCall.get("search", query=given), handler.search(recommender, given)
+        case "similar":
+            given = query.api(contract.query, max_k)
+            wanted = handler.parse(contract.query, recommender, given)
+            call = ApiCall.get("items", query.item_id, "similar", query=given)
+            return call, handler.similar(recommender, query.item_id, wanted)
+        case "user":
+            given = query.api(contract.query_for_user, max_k)
+            wanted = handler.parse(contract.query_for_user, recommender, given)
+            call = ApiCall.get("recommendations", query.user_id, query=given)
+            return call, handler.for_user(recommender, query.user_id, wanted)
+    body = body_of(query.api(contract.query_for_user, max_k), _columns.of(recommender))
+    items = recommender.state.items
+    body["history"] = [items.to_json(items.parse(item_id)) for item_id in query.history]
+    return ApiCall("/recommendations", {}, body), handler.for_body(recommender, body)
 
 
 def _history(recommender: Recommender, query: PageQuery, cards: Cards) -> list[Card] | None:

@@ -131,9 +131,8 @@ def test_the_page_leaves_the_counters_of_the_api_alone(recommender):
 
 
 def test_a_query_becomes_a_body():
-    columns = SimpleNamespace(
-        conditions={"brand": ("brand", "any"), "price_min": ("price", "min"), "price_max": ("price", "max")}
-    )
+    conditions = {"brand": ("brand", "any"), "price_min": ("price", "min"), "price_max": ("price", "max")}
+    columns = CatalogColumns(None, (), (), (), conditions)
     given = {
         "k": ["5"],
         "brand": ["Acme", "Bolt"],
