@@ -173,7 +173,7 @@ def is_name(name: str) -> bool:
 def test_every_setting_in_a_code_span_exists(page):
     known = known_settings()
     for span in page.code_spans:
-        if re.fullmatch(r"(features|towers|training)(\.[A-Za-z_]+)+", span):
+        if re.fullmatch(r"(features|towers|training|promotion)(\.[A-Za-z_]+)+", span):
             assert is_setting(span.replace("NAME", "name")) or is_name(span), span
         elif found := re.fullmatch(r"([a-z_.]{4,}) = (true|false|\[.*\]|\".*\"|[\d.]+)", span):
             assert found[1].rpartition(".")[2] in known, span

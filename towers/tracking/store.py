@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 LOCAL_PAGES = "http://127.0.0.1:5000"
-"""Where `mlflow ui` shows a local store, unless it is told another port."""
+"""Where `mlflow ui` shows a local store, unless it gets another port."""
 
 _SQLITE = "sqlite:///"
 _TRAINED_MODELS = {"mlflow.experimentKind": "custom_model_development"}

@@ -36,8 +36,8 @@ def run_name(config: RunConfig, folder: Path, name: str) -> str:
         folder: What the paths in them are relative to.
         name: What the run is, such as the folder of its bundle.
     """
-    told = [preset_of(config), data_name(config.features, folder), f"{datetime.now(UTC):%Y-%m-%d %H:%M}"]
-    return f"{name} ({', '.join(part for part in told if part)})"
+    parts = [preset_of(config), data_name(config.features, folder), f"{datetime.now(UTC):%Y-%m-%d %H:%M}"]
+    return f"{name} ({', '.join(part for part in parts if part)})"
 
 
 def preset_of(config: RunConfig) -> str | None:
