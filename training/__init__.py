@@ -3,6 +3,7 @@
 - `config`: `TrainingConfig` and `RunConfig`; `presets`: sizes of the model.
 - `loop`: from batches to weights; `evaluation`: metrics, reports and baselines; `audit`: where a recommender fails, by
   slice; `rerankers`: training of re-rankers.
+- `details`: what a report shows beyond the metrics.
 - `runs`: run folders, MLflow, model cards, progress.
 - `tasks`: one file for each command; `commands`: the commands' flags.
 

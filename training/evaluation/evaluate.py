@@ -157,6 +157,44 @@ def evaluate(
     return Evaluation(recommender.name, ranks, queries.target_offsets, values, shares, num_candidates, users, exposure)
 
 
+def top_items(
+    recommender: ScoringModel,
+    queries: Queries,
+    candidates: Bool[np.ndarray, "items"],
+    *,
+    seen_items: SeenItems,
+    k: int,
+    seed: int = 0,
+) -> tuple[Int[np.ndarray, "questions k"], Float32[np.ndarray, "questions k"]]:
+    """Return the first k items for each query, as they are ranked by `evaluate`, and their scores.
+
+    Args:
+        recommender: Gives the scores.
+        queries: The questions.
+        candidates: Which items are ranked.
+        seen_items: Which items of a question's history are excluded from its ranking.
+        k: Most items.
+        seed: For breaking ties.
+
+    Returns:
+        Catalogue rows, best first, -1 where nothing is left to recommend; and scores, -inf there.
+
+    Raises:
+        ValueError: A score is NaN or +inf.
+    """
+    length = min(k, int(candidates.sum()))
+    size = max(1, min(512, MAX_CELLS // len(candidates)))
+    rows = np.full((len(queries), length), -1, dtype=np.int64)
+    found = np.full((len(queries), length), -np.inf, dtype=np.float32)
+    for start in range(0, len(queries), size):
+        part = queries.take(np.arange(start, min(start + size, len(queries))))
+        scores = _masked_scores(recommender, part, candidates, seen_items)
+        block = slice(start, start + len(part))
+        rows[block] = _top(scores, length, _Lots(seed, start, len(candidates)))
+        found[block] = np.where(rows[block] >= 0, np.take_along_axis(scores, rows[block], axis=1), -np.inf)
+    return rows, found
+
+
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:
     """Return the judgement on warm and cold users and on warm and cold items apart; those that are empty are left out.
 

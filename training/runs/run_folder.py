@@ -147,7 +147,7 @@ def _free_name(stem: str) -> Path:
 def _fingerprint(config: RunConfig) -> str:
     """Return a digest of the settings that decide the weights."""
     content = config.model_dump(mode="json")
-    for name in ("track", "experiment", "checkpoint_seconds"):
+    for name in ("track", "experiment", "checkpoint_seconds", "report_people"):
         del content["training"][name]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from features.errors import DataError
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
-from features.tables.tables import Tables, read_tables
+from features.tables.tables import Tables, data_digests, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
+from training.details.collect import DetailsCollector
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
@@ -127,25 +128,30 @@ def evaluate_settings(
     given = [
         TableRecommender(name, read_frame(file), tables.catalog.item_ids) for name, file in (*compare, *upper_bound)
     ]
+    bounds = [name for name, _ in upper_bound]
     describe(tables, sequences)
     ranks = None if output is None else RanksWriter()
     runs: dict[int, list[Evaluation]] = {}
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
     notes: dict[int, list[str]] = {}
     others: _Others | None = None
+    title = f"Evaluation of {command[2]}" if len(command) > 2 else "Evaluation"
+    digests = data_digests(config.features, folder)
+    collector = DetailsCollector(config, folder, tables, sequences, digests, title)
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         split = split_by(protocol, sequences, len(tables.catalog), seeded)
         trained_on = f"{split.train.num_events:,} training interactions{_cut(split, part)}"
         click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
-        ours = [
-            _answers(towers, split, part)
-            for towers in _trained(seeded, tables, split, where, f"{protocol} seed {seed}")
-        ]
+        towers = _trained(seeded, tables, split, where, f"{protocol} seed {seed}", collector)
+        ours = [_answers(one, split, part) for one in towers]
         if others is None or is_drawn(protocol, sequences):
             others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
         runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
         parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
+        collector.add_evaluation(
+            towers[0], runs[seed], _questions(split, part), split, num_ours=len(ours), bounds=bounds
+        )
         if ranks is not None:
             ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
     report = EvaluationReport.of(
@@ -153,12 +159,13 @@ def evaluate_settings(
         part,
         runs,
         slices=parts if protocol in ("time", "cold-items") else None,
-        bounds=[name for name, _ in upper_bound],
+        bounds=bounds,
         notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
         advise=lambda rivals: advise(
             rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
         ),
     )
+    report = replace(report, details=collector.details(command))
     if output is not None and ranks is not None:
         output.mkdir(parents=True, exist_ok=True)
         report.write(output)
@@ -166,7 +173,9 @@ def evaluate_settings(
     return report
 
 
-def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str) -> list[ScoringModel]:
+def _trained(
+    config: RunConfig, tables: Tables, split: Split, device: torch.device, name: str, collector: DetailsCollector
+) -> list[ScoringModel]:
     """Return the trained model; if it reads recent popularity, first as it is known at each question.
 
     Under the time protocol a second one has it as it was at the end of the training data, as in an index made then.
@@ -180,6 +189,7 @@ def _trained(config: RunConfig, tables: Tables, split: Split, device: torch.devi
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
+    collector.add_training(config.training.seed, learned.progress, learned.seconds, device.type)
     history = config.features.max_history
     towers: list[ScoringModel] = [learned.recommender(history, split.timeline)]
     if config.towers.trend and split.name == "time":

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from towers.bundle.bundle import write_bundle
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig, read_run_config
+from training.details.collect import DetailsCollector
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.baseline import GIB
 from training.evaluation.baselines.bm25 import fit_query_baselines
@@ -79,6 +81,9 @@ def train_and_bundle(
     find = Run.unfinished if resume else Run.begin
     run = find(config, settings.stem, output, digests)
     describe(tables, sequences)
+    command = ("towers", "train", str(settings), *as_flags(overrides))
+    title = f"Training of {run.folder.name}"
+    collector = DetailsCollector(config, settings.parent, tables, sequences, digests, title)
     with _resumable(run), start_tracking(config, run.folder.name, digests, run.tracked_as) as tracker:
         run.tracked_as = tracker.run_id
         learned = fit(
@@ -91,7 +96,8 @@ def train_and_bundle(
             on_step=lambda step, loss: tracker.log_metrics({"train/loss": loss}, step),
             on_epoch=report_epochs(tracker),
         )
-        report = _report(config, tables, split, learned, ("towers", "train", str(settings), *as_flags(overrides)))
+        collector.add_training(config.training.seed, learned.progress, learned.seconds, where.type)
+        report = _report(config, tables, split, learned, command, collector)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -162,7 +168,12 @@ def next_steps(bundle: Path) -> str:
 
 
 def _report(
-    config: RunConfig, tables: Tables, split: Split, learned: TrainedModel, command: Sequence[str]
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    learned: TrainedModel,
+    command: Sequence[str],
+    collector: DetailsCollector,
 ) -> EvaluationReport:
     """Compare the model and the baselines on validation questions, of very many on a sample."""
     if config.towers.reads_history:
@@ -186,13 +197,15 @@ def _report(
         )
 
     runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
-    return EvaluationReport.of(
+    collector.add_evaluation(recommenders[0], runs[config.training.seed], questions, split)
+    report = EvaluationReport.of(
         split.name,
         "validation",
         runs,
         notes=[*notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
+    return replace(report, details=collector.details(command))
 
 
 def _write(
