@@ -150,6 +150,7 @@ class Audit:
             advice=self.advice().splitlines(),
             worst=worst,
             facets=[(facet, list(slices)) for facet, slices in groupby(shown, key=lambda one: one["facet"])],
+            most_slices=MOST_SLICES,
             num_left_out=len(cells) - 1 - len(shown),
             gates=self.gates,
             min_support=self.min_support,
@@ -178,9 +179,9 @@ class Audit:
         return " · ".join(f"R@{k} {whole[f'recall_at_{k}']:.4f} {bounds[k]}" for k in reversed(CUTOFFS))
 
     def _meanings(self, mark: str) -> list[str]:
-        by_chance = f"{len(self.worst) / 20:.0f} of {len(self.worst)}"
+        chance = f"{len(self.worst) / 20:.0f} of {len(self.worst)}"
         return [
-            f"gap: R@50 of all queries minus that of the slice; {mark}: outside its 95 % interval ({by_chance} by chance).",
+            f"gap: R@50 of all queries minus that of the slice; {mark}: outside its 95 % interval; {chance} by chance.",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
             f"Rare values, with fewer than {self.min_support} queries, are merged as (other).",
         ]

@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
+from features.redaction import redacted
 from features.sequences.sequences import Queries, Sequences
 from features.sequences.split import Split
 from features.tables.tables import Tables
@@ -125,10 +127,11 @@ class DetailsCollector:
         ended = datetime.now(UTC)
         commit = commit_of(self.folder)
         run = [
-            Fact("Date", f"{ended:%Y-%m-%d %H:%M} UTC, after {(ended - self.began).total_seconds():,.0f} seconds"),
-            Fact("Command", shlex.join(command)),
+            Fact("Command", redacted(shlex.join(command))),
             *self._trained,
             *([Fact("Commit of the settings' folder", commit)] if commit else []),
             *versions(),
         ]
-        return replace(self._details, run=tuple(run), curves=tuple(self._curves))
+        took = f"{ended:%Y-%m-%d %H:%M} UTC, after {(ended - self.began).total_seconds():,.0f} seconds"
+        made = " · ".join([took, f"two-towers {version('two-towers')}", *([f"commit {commit}"] if commit else [])])
+        return replace(self._details, made=made, run=tuple(run), curves=tuple(self._curves))

@@ -64,7 +64,7 @@ def data_facts(sequences: Sequences, num_items: int, compared: Compared) -> tupl
     ]
     known = None if sequences.times is None else sequences.times[sequences.times != UNKNOWN_TIME]
     if known is not None and len(known):
-        facts.insert(1, Fact("Time", f"{_date(known.min())} to {_date(known.max())}"))
+        facts.insert(1, Fact("Time", f"{_date(int(known.min()))} to {_date(int(known.max()))}"))
     return tuple(facts)
 
 
@@ -124,4 +124,4 @@ def _spread(numbers: np.ndarray) -> str:
 
 
 def _date(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%d}"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"

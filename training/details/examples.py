@@ -154,7 +154,11 @@ class Examples:
         names = sorted(
             (name for name in cells.index if name != "user_id"), key=lambda name: name not in self.config.user
         )
-        facts = [Fact(cut(str(name)), cut(str(cells[name]))) for name in names if not is_missing(cells[name])]
+        facts = [
+            Fact(cut(str(name)), cut(str(cells[name]).removesuffix(" 00:00:00")))
+            for name in names
+            if not is_missing(cells[name])
+        ]
         return tuple(facts[:SHOWN_ATTRIBUTES])
 
 

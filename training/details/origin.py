@@ -73,4 +73,6 @@ def _written(value: Any) -> str:
     if isinstance(value, BaseModel):
         parts = [f"{one.name} = {one.value}" for one in _changed(value)]
         return cut(f"{{ {', '.join(parts)} }}")
+    if value is None:
+        return "none"
     return cut(redacted(json.dumps(value, ensure_ascii=False, default=str)))

@@ -208,7 +208,8 @@ class ReportDetails:
 
     Attributes:
         title: What was evaluated.
-        run: Where it comes from: date, versions, seeds, duration.
+        made: When, and by what.
+        run: Where it comes from: command, trainings, commit, versions.
         settings: Settings that differ from their defaults.
         other_name: Name of the strongest baseline, for comparison; None without baselines.
         curves: One for each training.
@@ -227,6 +228,7 @@ class ReportDetails:
     """
 
     title: str
+    made: str = ""
     run: tuple[Fact, ...] = ()
     settings: tuple[ChangedSetting, ...] = ()
     other_name: str | None = None

@@ -5,7 +5,7 @@ The templates are in `training/templates`; here is where the marks of their char
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class Mark:
         low: Place of the lower bound.
         high: Place of the upper bound.
         text: The estimate in numbers.
-        tone: How it is coloured: `ours`, `bound`, `ahead`, `level`, `behind` or `other`.
+        tone: How it is coloured: `ours`, `plain`, `bound`, `ahead`, `level`, `behind` or `other`.
     """
 
     name: str
@@ -134,7 +134,7 @@ def report_tables(content: PageContent) -> str:
 def quality_chart(rows: Sequence[ReportRow]) -> IntervalChart:
     """Return N@10 of every recommender, with its interval."""
     named = [(row.name, row.metrics[PRIMARY_METRIC], _tone(row)) for row in rows]
-    return _interval_chart(f"{label_of(PRIMARY_METRIC)} with 95 % intervals", named, [0.0])
+    return _interval_chart(f"{label_of(PRIMARY_METRIC)} with 95 % intervals", named)
 
 
 def lead_chart(rows: Sequence[ReportRow]) -> IntervalChart | None:
@@ -143,13 +143,13 @@ def lead_chart(rows: Sequence[ReportRow]) -> IntervalChart | None:
     if not named:
         return None
     label = f"Lead in {label_of(PRIMARY_METRIC)} with paired 95 % intervals"
-    return _interval_chart(label, named, [0.0], signed=True)
+    return _interval_chart(label, named, form="+.4f")
 
 
 def score_chart(scores: Sequence[ScoreRange]) -> IntervalChart:
     """Return the share of right recommendations by score, with its interval."""
-    named = [(f"{one.low:.3f} to {one.high:.3f}", one.right, "ours") for one in scores]
-    return _interval_chart("Share of right recommendations, by score", named, [0.0], percent=True)
+    named = [(f"{one.low:.3f} to {one.high:.3f}", _in_percent(one.right), "plain") for one in scores]
+    return _interval_chart("Percent of the recommendations that are right, by score", named, form=".2f")
 
 
 def curve_charts(curves: Sequence[LearningCurve]) -> list[CurveChart]:
@@ -226,27 +226,35 @@ def _tiles(content: PageContent) -> list[tuple[str, str, str]]:
 
 def _interval_chart(
     label: str,
-    named: Iterable[tuple[str, Estimate, str]],
-    also: Sequence[float],
-    *,
-    signed: bool = False,
-    percent: bool = False,
+    rows: Sequence[tuple[str, Estimate, str]],
+    form: str = ".4f",
 ) -> IntervalChart:
-    rows = list(named)
+    """Return a chart of estimates with their names and tones, on an axis that has zero.
+
+    Args:
+        label: What is shown.
+        rows: The estimates.
+        form: How a mean is written; with a sign, zero is marked.
+    """
     ends = [end for _, one, _ in rows for end in (one.mean, one.low, one.high) if end is not None]
-    scale = Scale.over([*ends, *also])
+    scale = Scale.over([*ends, 0.0])
     marks = tuple(
         Mark(
             name,
             scale.at(one.mean),
             scale.at(one.mean if one.low is None else one.low),
             scale.at(one.mean if one.high is None else one.high),
-            f"{one.mean:.2%}" if percent else f"{one.mean:+.4f}" if signed else f"{one.mean:.4f}",
+            format(one.mean, form),
             tone,
         )
         for name, one, tone in rows
     )
-    return IntervalChart(label, scale, marks, scale.at(0.0) if signed else None)
+    return IntervalChart(label, scale, marks, scale.at(0.0) if form.startswith("+") else None)
+
+
+def _in_percent(estimate: Estimate) -> Estimate:
+    low, high = (None if end is None else 100 * end for end in (estimate.low, estimate.high))
+    return Estimate(100 * estimate.mean, low, high)
 
 
 def _tone(row: ReportRow) -> str:

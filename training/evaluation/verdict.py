@@ -80,7 +80,8 @@ def _behind(ours: ReportRow, others: Sequence[ReportRow]) -> str:
 def _level(ours: ReportRow, others: Sequence[ReportRow]) -> str:
     also = f", nor from {listed([row.name for row in others[1:]])}" if others[1:] else ""
     lead = _lead_of(others[0])
-    return f"In {label_of(PRIMARY_METRIC)}, {ours.name} is not distinguishable from {others[0].name} ({lead.mean:+.4f}, 95 % interval {span(lead)}){also}."
+    found = f"In {label_of(PRIMARY_METRIC)}, {ours.name} is not distinguishable from {others[0].name}"
+    return f"{found} ({lead.mean:+.4f}, 95 % interval {span(lead)}){also}."
 
 
 def _distance(other: ReportRow) -> str:
