@@ -325,7 +325,7 @@ def train_ranker(bundle: Path, **chosen: Any) -> None:
     """Train a re-ranker for a bundle, evaluate it, and add it to the bundle.
 
     DIR is a bundle, such as runs/latest. Gain and latency are measured on the data that was held out when the bundle
-    was trained; unless the 95 % interval of the gain is above zero, nothing is written. Run `towers index` afterwards,
+    was trained; unless the 99 % interval of the gain is above zero, nothing is written. Run `towers index` afterwards,
     so that the service, `towers recommend` and `towers search` use it.
     """
     from training.tasks.train_ranker import RankerChoice, train_bundle_ranker

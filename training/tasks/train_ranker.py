@@ -49,6 +49,9 @@ from training.rerankers.text import (
 from training.runs.progress import start_tracking
 from training.tasks.protocols import early_stopping_split, holds_out_users
 
+GATE_LEVEL = 0.99
+"""Confidence of the interval of the gain that has to lie above zero for a ranker to be written. At 95 %, one of forty
+that learned from noise would be written, so that of twenty attempts two in five would end with one."""
 BUDGET_MS = 20.0
 """Default of `rerank_budget_ms` in serving.toml."""
 
@@ -159,12 +162,12 @@ class TrainedRanker:
     features: Sequence[str] = ()
     text: TextSettings | None = None
 
-    def gain(self, dataset: RankingDataset) -> Interval:
+    def gain(self, dataset: RankingDataset, level: float = 0.95) -> Interval:
         """Return what it adds to N@10 of the retriever's order, with the paired interval over queries and trainings."""
         gains = self.after - dataset.before()
         fold = np.zeros(len(gains), dtype=np.int64) if self.fold is None else self.fold
         parts = [np.flatnonzero(fold == one) for one in np.unique(fold)]
-        return Resampled.of([Answered([gains[part]], part) for part in parts]).interval(0)
+        return Resampled.of([Answered([gains[part]], part) for part in parts]).interval(0, level=level)
 
 
 TrainRanker = Callable[[ModelBundle, HeldOut, RankerChoice, int], TrainedRanker]
@@ -191,10 +194,10 @@ def train_bundle_ranker(path: Path, choice: RankerChoice) -> None:
     judgement = None if made.dataset is None else _evaluated(made, made.dataset)
     if judgement is not None and made.dataset is not None:
         _print_evaluation(judgement, made.dataset, num_candidates)
-        if judgement.gain_low <= 0 and choice.weight is None:
+        if made.gain(made.dataset, GATE_LEVEL).low <= 0 and choice.weight is None:
             click.echo(
-                "not written: the interval of the gain is not above zero, so it may be no better than the retriever's "
-                "order; more held-out queries make the interval narrower"
+                f"not written: the {GATE_LEVEL:.0%} interval of the gain is not above zero, so it may be no better "
+                "than the retriever's order; more held-out queries make the interval narrower"
             )
             return
     folder = write_ranker(
