@@ -70,7 +70,9 @@ class Sample:
         rng = np.random.default_rng(seed)
         drawn = rng.permutation(len(questions))[:MOST_QUESTIONS]
         asked = questions.take(drawn)
-        item_rows, scores = top_items(recommender, asked, split.candidates, seen_items=split.seen_items, k=LISTED)
+        item_rows, scores = top_items(
+            recommender, asked, split.candidates, seen_items=split.seen_items, k=LISTED, places=drawn
+        )
         begins, ends = questions.target_offsets[drawn], questions.target_offsets[drawn + 1]
         ranks = [evaluation.ranks[begin:end] for begin, end in zip(begins, ends, strict=True)]
         targets = pd.Series(asked.target_rows).groupby(np.repeat(np.arange(len(asked)), ends - begins)).agg(set)

@@ -165,7 +165,8 @@ def evaluate_settings(
             rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
         ),
     )
-    report = replace(report, details=collector.details(command))
+    asked = [*command, "--protocol", protocol, "--split", part, "--seeds", str(seeds)]
+    report = replace(report, details=collector.details(asked))
     if output is not None and ranks is not None:
         output.mkdir(parents=True, exist_ok=True)
         report.write(output)
