@@ -108,6 +108,9 @@ class TrainingConfig(StrictTable):
     """Record the run in MLflow (`sqlite:///mlflow.db`, or the server that MLFLOW_TRACKING_URI names)."""
     experiment: str = "two-towers"
     """Name of the MLflow experiment."""
+    report_people: int = Field(20, ge=0, le=100)
+    """Number of users that `report.html` shows as examples, with history, recommendations and what they chose next; of
+    near misses and failures at most ten each. 0: the report contains no personal data."""
     checkpoint_seconds: float = Field(60, ge=0)
     """Minimum time between two checkpoints, in seconds. A stopped run is resumed from the newest."""
 

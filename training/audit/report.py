@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from features.files import atomic_file
 from features.tables.tables import data_digests, read_tables
 from training.audit.ranks import About, Ranks
 from training.audit.slices import CUTOFFS, WHOLE, slice_metrics
+from training.audit.thresholds import Checked
 from training.evaluation.pages import render
 from training.evaluation.text_table import aligned
 
@@ -28,6 +30,9 @@ LEAST = 30
 """Minimum queries of a slice that is listed by itself and can fail a condition."""
 POOR, GOOD = 0.85, 0.95
 """Recall@50 of the rule of thumb: below the first, improve the encoder or data; above the second, re-rank."""
+
+MOST_WORST, MOST_SLICES = 25, 5_000
+"""Slices on the page: among the worst, and in all; the table has every one."""
 
 _WIDEST_NAME = 40
 
@@ -43,6 +48,7 @@ class Audit:
         min_support: Minimum queries of a slice that is listed by itself.
         slices: One row each, the whole first; see `slicing.slice_metrics` for the columns.
         notes: What a reader should know, a sentence each.
+        gates: The conditions of `--fail-if`, as they were checked.
     """
 
     about: About
@@ -51,6 +57,7 @@ class Audit:
     min_support: int
     slices: pd.DataFrame
     notes: tuple[str, ...] = ()
+    gates: tuple[Checked, ...] = ()
 
     @classmethod
     def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> Audit:
@@ -127,22 +134,28 @@ class Audit:
             head = ["the worst", "questions", "R@50", "95 %", "gap ", "R@10", "shown / there"]
             rows = [[f"{row.facet}={row.value}", *_numbers(row), _lift(row)] for row in worst]
             lines += ["", *aligned([head, *rows], _WIDEST_NAME)]
-        return "\n".join([*lines, "", *self._meanings(), *self.notes])
+        return "\n".join([*lines, "", *self._meanings("*"), *self.notes])
 
     def to_html(self) -> str:
-        """Return a self-contained HTML page with every slice."""
-        worst = self.worst.head(25).itertuples(index=False)
-        facets = self.slices.iloc[1:].groupby("facet", sort=False)
+        """Return a self-contained HTML page with every slice, of more than `MOST_SLICES` the first of them."""
+        cells = [self._cells(place, row) for place, row in enumerate(self.slices.itertuples(index=False))]
+        worst = [cells[place] for place in self.worst.index[:MOST_WORST]]
+        shown = cells[1 : MOST_SLICES + 1]
         return render(
             "audit.html",
-            title=self.headline,
-            summary=[self._whole_line(), *self.advice().splitlines()],
-            worst=[self._cells(row, f"{row.facet}={row.value}") for row in worst],
-            facets=[
-                (facet, [self._cells(row, str(row.value)) for row in slices.itertuples(index=False)])
-                for facet, slices in facets
-            ],
-            notes=[*self._meanings(), *self.notes],
+            title=f"Audit of {self.recommender}",
+            headline=self.headline,
+            standing=_standing(float(self.whole["recall_at_50"])),
+            whole=self._whole_line(),
+            advice=self.advice().splitlines(),
+            worst=worst,
+            facets=[(facet, list(slices)) for facet, slices in groupby(shown, key=lambda one: one["facet"])],
+            most_slices=MOST_SLICES,
+            num_left_out=len(cells) - 1 - len(shown),
+            gates=self.gates,
+            min_support=self.min_support,
+            meanings=self._meanings("bold"),
+            notes=self.notes,
         )
 
     def advice(self) -> str:
@@ -165,30 +178,43 @@ class Audit:
         bounds = {k: _interval(whole[f"recall_at_{k}_low"], whole[f"recall_at_{k}_high"]) for k in CUTOFFS}
         return " · ".join(f"R@{k} {whole[f'recall_at_{k}']:.4f} {bounds[k]}" for k in reversed(CUTOFFS))
 
-    def _meanings(self) -> list[str]:
-        by_chance = f"{len(self.worst) / 20:.0f} of {len(self.worst)}"
+    def _meanings(self, mark: str) -> list[str]:
+        chance = f"{len(self.worst) / 20:.0f} of {len(self.worst)}"
         return [
-            f"gap: R@50 of all queries minus that of the slice; * outside its 95 % interval ({by_chance} by chance).",
+            f"gap: R@50 of all queries minus that of the slice; {mark}: outside its 95 % interval; {chance} by chance.",
             "shown / there: share of the lists of 50 over share of the catalogue; 1 is even.",
             f"Rare values, with fewer than {self.min_support} queries, are merged as (other).",
         ]
 
-    def _cells(self, row: Any, name: str) -> dict[str, Any]:
-        """Return what the page shows of a slice, by name."""
+    def _cells(self, place: int, row: Any) -> dict[str, Any]:
+        """Return what the page shows of a slice, by name: texts, and the numbers to sort by."""
         questions, recall, interval, gap, recall_at_10 = _numbers(row)
         shares = (row.answer_share, row.catalogue_share, row.exposure_at_50)
         return {
-            "name": name,
+            "place": place,
+            "facet": row.facet,
+            "value": str(row.value),
             "has_few": row.questions < self.min_support,
-            "questions": questions,
-            "recall": recall,
+            "tone": "" if not row.stands_apart else "behind" if row.gap_at_50 > 0 else "ahead",
             "share": f"{0.0 if pd.isna(row.recall_at_50) else row.recall_at_50:.0%}",
-            "interval": interval,
-            "gap": gap.rstrip("* "),
-            "stands_apart": row.stands_apart,
-            "recall_at_10": recall_at_10,
-            "shares": ["–" if pd.isna(share) else f"{share:.1%}" for share in shares],
+            "cells": [
+                (questions, row.questions),
+                (recall, row.recall_at_50),
+                (interval, row.recall_at_50_low),
+                (gap.rstrip("* "), row.gap_at_50),
+                (recall_at_10, row.recall_at_10),
+                *(("–" if pd.isna(share) else f"{share:.1%}", share) for share in shares),
+                (
+                    _lift(row) or "–",
+                    row.exposure_at_50 / row.catalogue_share if row.catalogue_share > 0 else float("nan"),
+                ),
+            ],
         }
+
+
+def _standing(recall: float) -> str:
+    """Return on which side of the rule of thumb a recall is, in the words of a verdict."""
+    return "behind" if recall < POOR else "ahead" if recall > GOOD else "level"
 
 
 def _numbers(row: Any) -> list[str]:

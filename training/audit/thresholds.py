@@ -30,6 +30,24 @@ _SHORT = {"gap": "gap@50", "recall": "recall@50", "exposure": "exposure@50"}
 
 
 @dataclass(frozen=True)
+class Checked:
+    """A condition, and the slices for which it holds, so that it fails.
+
+    Attributes:
+        text: As it was given.
+        failures: One row per failing slice, with the number in the column `found`.
+    """
+
+    text: str
+    failures: pd.DataFrame
+
+    @property
+    def passes(self) -> bool:
+        """Whether there is no such slice."""
+        return not len(self.failures)
+
+
+@dataclass(frozen=True)
 class Threshold:
     """One line of what must not be.
 
@@ -66,6 +84,10 @@ class Threshold:
         if found["facet"] is None and not measure.startswith("recall"):
             raise DataError(f"--fail-if {text!r}: the whole has no {measure}; say of which slices, as in {EXAMPLE!r}")
         return cls(text, found["facet"], found["value"], measure, found["operator"], float(found["bound"]))
+
+    def check(self, slices: pd.DataFrame, min_support: int) -> Checked:
+        """Return whether slices pass; arguments and errors as of `failures`."""
+        return Checked(self.text, self.failures(slices, min_support))
 
     def failures(self, slices: pd.DataFrame, min_support: int) -> pd.DataFrame:
         """Return the slices that are as they must not be, with the number in the column `found`.

@@ -149,7 +149,8 @@ def evaluate(
         for start in range(0, len(queries), size):
             part = queries.take(np.arange(start, min(start + size, len(queries))))
             scores = _masked_scores(recommender, part, candidates, seen_items)
-            lots = _Lots(seed, first_question + start, len(candidates))
+            places = first_question + np.arange(start, start + len(part))
+            lots = _Lots(seed, places, len(candidates))
             first, end = queries.target_offsets[[start, start + len(part)]]
             ranks[first:end] = _ranks(scores, part, lots)
             if with_coverage:
@@ -164,6 +165,48 @@ def evaluate(
     users = queries.history.user_ids
     offsets = queries.target_offsets
     return Evaluation(recommender.name, ranks, offsets, values, shares, num_candidates, users, exposure, lists)
+
+
+def top_items(
+    recommender: ScoringModel,
+    queries: Queries,
+    candidates: Bool[np.ndarray, "items"],
+    *,
+    seen_items: SeenItems,
+    k: int,
+    seed: int = 0,
+    places: Int[np.ndarray, "questions"] | None = None,
+) -> tuple[Int[np.ndarray, "questions k"], Float32[np.ndarray, "questions k"]]:
+    """Return the first k items for each query, as they are ranked by `evaluate`, and their scores.
+
+    Args:
+        recommender: Gives the scores.
+        queries: The questions.
+        candidates: Which items are ranked.
+        seen_items: Which items of a question's history are excluded from its ranking.
+        k: Most items.
+        seed: For breaking ties, as of `evaluate`.
+        places: Where the queries are among those that were evaluated, so that ties are broken alike. None: they are
+            all of them.
+
+    Returns:
+        Catalogue rows, best first, -1 where nothing is left to recommend; and scores, -inf there.
+
+    Raises:
+        ValueError: A score is NaN or +inf.
+    """
+    length = min(k, int(candidates.sum()))
+    places = np.arange(len(queries)) if places is None else places
+    size = max(1, min(512, MAX_CELLS // len(candidates)))
+    rows = np.full((len(queries), length), -1, dtype=np.int64)
+    found = np.full((len(queries), length), -np.inf, dtype=np.float32)
+    for start in range(0, len(queries), size):
+        part = queries.take(np.arange(start, min(start + size, len(queries))))
+        scores = _masked_scores(recommender, part, candidates, seen_items)
+        block = slice(start, start + len(part))
+        rows[block] = _top(scores, length, _Lots(seed, places[block], len(candidates)))
+        found[block] = np.where(rows[block] >= 0, np.take_along_axis(scores, rows[block], axis=1), -np.inf)
+    return rows, found
 
 
 def slices(evaluation: Evaluation, queries: Queries, warm_items: Bool[np.ndarray, "items"]) -> dict[str, Evaluation]:
@@ -250,14 +293,14 @@ def _numbers(name: str, table: pd.DataFrame, column: str) -> Float[np.ndarray, "
 class _Lots:
     """One random number per item for each question, for breaking ties; the same however the questions are divided."""
 
-    def __init__(self, seed: int, first_question: int, num_items: int) -> None:
+    def __init__(self, seed: int, questions: Int[np.ndarray, "block"], num_items: int) -> None:
         self._seed = seed
-        self._first_question = first_question
+        self._questions = questions
         self._num_items = num_items
 
     def of(self, question: int) -> Float[np.ndarray, "items"]:
         """Return the numbers of the question at a place of the block."""
-        return np.random.default_rng([self._seed, self._first_question + question]).random(self._num_items)
+        return np.random.default_rng([self._seed, int(self._questions[question])]).random(self._num_items)
 
 
 def _masked_scores(

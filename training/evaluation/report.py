@@ -7,8 +7,9 @@ over seeds; with one seed the spread between trainings is not in it, and the rep
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from textwrap import wrap
@@ -21,92 +22,34 @@ from features.errors import DataError
 from features.files import atomic_file
 from training.evaluation.advice import Advice
 from training.evaluation.comparison import Comparison
+from training.evaluation.details import ReportDetails
 from training.evaluation.evaluate import Evaluation
-from training.evaluation.intervals import Interval
 from training.evaluation.metrics import METRICS
-from training.evaluation.pages import render
+from training.evaluation.report_page import PageContent, report_page, report_tables
+from training.evaluation.report_rows import (
+    COVERAGE_LABEL,
+    COVERAGE_MEANING,
+    SHARE_METRIC,
+    Estimate,
+    ReportRow,
+    SliceRow,
+    read_row,
+)
+from training.evaluation.report_rows import PRIMARY_METRIC as PRIMARY_METRIC
+from training.evaluation.report_rows import label_of as label_of
 from training.evaluation.text_table import aligned
+from training.evaluation.verdict import Verdict, listed
 
-PRIMARY_METRIC = "ndcg_at_10"
-SHARE_METRIC = "recall_at_10"
-"""Metric by which a model is compared with an upper bound."""
 COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at_100", "coverage_at_10")
 """Columns of the tables; the JSON report has all metrics."""
 COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
 """Columns for protocol `users`, with the metrics usual in the literature."""
-COVERAGE_LABEL, COVERAGE_MEANING = "cov", "share of the items recommended to any user"
+ONLY_ON_PAGES = ("recall_at_100", "recall_at_20")
+"""Columns that a terminal has no room for beside the leads."""
 FORMAT = 2
 WIDTH = 120
 """Columns of a terminal."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with its uncertainty.
-
-    Attributes:
-        mean: The number.
-        low: Lower bound of its 95 % interval over the questions and the seeds; None where there is none.
-        high: Upper bound.
-    """
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, interval: Interval) -> Estimate:
-        """Return an interval as an estimate."""
-        return cls(interval.mean, interval.low, interval.high)
-
-    @property
-    def margin(self) -> float | None:
-        """The number after ±: half the width of the interval."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole interval is above zero."""
-        return self.low is not None and self.low > 0
-
-    @property
-    def is_below_zero(self) -> bool:
-        """Whether the whole interval is below zero."""
-        return self.high is not None and self.high < 0
-
-
-@dataclass(frozen=True)
-class SliceRow:
-    """Metrics of a recommender on a part of the targets.
-
-    Attributes:
-        num_questions: Questions with such an answer, on average over the seeds.
-        metrics: By metric.
-    """
-
-    num_questions: int
-    metrics: dict[str, Estimate]
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """Metrics of one recommender.
-
-    Attributes:
-        name: The recommender's.
-        metrics: By metric, `recall_at_10` and so on.
-        slices: By slice, `cold users` and so on; empty where none were asked for.
-        lead: How far the first row's NDCG@10 is above this one's, on the same questions; None for the first row.
-        is_bound: Whether the row is an upper bound, which is left out of the comparison.
-        ahead_in: Metrics in which it is ahead of all other rows, the whole interval of each lead above zero.
-    """
-
-    name: str
-    metrics: dict[str, Estimate]
-    slices: dict[str, SliceRow]
-    lead: Estimate | None = None
-    is_bound: bool = False
-    ahead_in: tuple[str, ...] = ()
+_SEEDS = re.compile(r"^seed [\d, ]+: ")
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,6 +65,7 @@ class EvaluationReport:
         rows: A row for each recommender, the evaluated one first; a row has `name` and, by metric, `metrics`.
         notes: What a reader should know, a sentence each.
         advice: What to try where the first recommender is not ahead, the likeliest first.
+        details: What the page shows beyond the metrics; not in the JSON. None: the page has the metrics only.
     """
 
     protocol: str
@@ -132,6 +76,7 @@ class EvaluationReport:
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
     advice: tuple[Advice, ...] = ()
+    details: ReportDetails | None = field(default=None, compare=False)
 
     @classmethod
     def of(
@@ -191,7 +136,7 @@ class EvaluationReport:
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        return f"<p><b>{escape(self.headline)}</b></p>\n{self._rendered('report_table.html')}"
+        return f"<p><b>{escape(self.headline)}</b></p>\n{report_tables(self._content())}"
 
     @property
     def unbeaten(self) -> tuple[ReportRow, ...]:
@@ -205,9 +150,21 @@ class EvaluationReport:
         ahead = [row.name for row in self.unbeaten if row.lead is not None and row.lead.is_below_zero]
         level = [row.name for row in self.unbeaten if row.name not in ahead]
         ours = self.rows[0].name
-        parts = [f"{_listed(ahead)} {_are(ahead)} ahead of {ours}"] if ahead else []
-        parts += [f"{_listed(level)} {_are(level)} not distinguishable from {'it' if ahead else ours}"] if level else []
+        parts = [f"{listed(ahead)} {_are(ahead)} ahead of {ours}"] if ahead else []
+        parts += [f"{listed(level)} {_are(level)} not distinguishable from {'it' if ahead else ours}"] if level else []
         return f"Not ahead of every baseline: in {label_of(PRIMARY_METRIC)} {', and '.join(parts)}." if parts else ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the first recommender is better than the baselines, and what follows, in two sentences."""
+        return Verdict.of(self.rows, self.part)
+
+    @property
+    def notes_by_kind(self) -> tuple[list[str], list[str]]:
+        """The notes on the evaluation, and those on a row, which begin with its name: how a baseline was fitted."""
+        names = {row.name for row in self.rows}
+        of_rows = [note for note in self.notes if _SEEDS.sub("", note).partition(": ")[0] in names]
+        return [note for note in self.notes if note not in of_rows], of_rows
 
     @property
     def headline(self) -> str:
@@ -231,7 +188,9 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain lists and dictionaries; `from_dict` is the inverse."""
-        return {"format": FORMAT, "primary_metric": PRIMARY_METRIC, **asdict(self)}
+        values = asdict(replace(self, details=None))
+        del values["details"]
+        return {"format": FORMAT, "primary_metric": PRIMARY_METRIC, **values}
 
     @classmethod
     def from_dict(cls, values: Any) -> EvaluationReport:
@@ -249,7 +208,7 @@ class EvaluationReport:
                 num_questions=tuple(values["num_questions"]),
                 num_candidates=int(values["num_candidates"]),
                 seeds=tuple(values["seeds"]),
-                rows=tuple(_read_row(row) for row in values["rows"]),
+                rows=tuple(read_row(row) for row in values["rows"]),
                 notes=tuple(values["notes"]),
                 advice=tuple(Advice(**one) for one in values["advice"]),
             )
@@ -285,15 +244,22 @@ class EvaluationReport:
 
     def to_text(self) -> str:
         """Return the table for a terminal, at most 120 columns wide."""
-        shown = self._shown()
-        body = [[row.name, *(_cell(row, name) for name in shown)] for row in self.rows]
-        table = aligned([["", *(f"{label_of(name)} " for name in shown)], *body])
-        lines = [*wrap(self.warning, WIDTH), self.headline, "", *table]
+        shown = [name for name in self._shown() if name not in ONLY_ON_PAGES]
+        has_leads = any(row.standing for row in self.rows)
+        head = ["", *(f"{label_of(name)} " for name in shown), *(["lead in N@10 "] if has_leads else [])]
+        body = [
+            [row.name, *(_cell(row, name) for name in shown), *([_lead_cell(row)] if has_leads else [])]
+            for row in self.rows
+        ]
+        lines = [*wrap(self.warning, WIDTH), self.headline, "", *aligned([head, *body])]
         legend = ["* ahead of all others, clear of zero"] if any(row.ahead_in for row in self.rows) else []
-        lines += ["", f"± {self._margin_meaning()}", *legend, *self._lead_lines()]
+        legend += ["lead: of the first row over this one, on the same questions; ≈ not distinguishable"] * has_leads
+        lines += ["", f"± {self._margin_meaning()}", *legend, *self._limit_lines()]
         if any(row.slices for row in self.rows):
             lines += ["", "N@10 apart, with the number of questions", "", *aligned(self._slice_table())]
-        lines += ["", *self.notes] if self.notes else []
+        notes, of_rows = self.notes_by_kind
+        notes += ["The hyperparameters of the baselines are in report.html and report.json."] * bool(of_rows)
+        lines += ["", *(line for note in notes for line in wrap(note, WIDTH))] if notes else []
         lines += ["", "To try next, the likeliest to help first:"] if self.advice else []
         for one in self.advice:
             lines += [*wrap(f"- {one.reason}", WIDTH, subsequent_indent="  "), f"    {one.command}"]
@@ -306,24 +272,24 @@ class EvaluationReport:
         ).T
 
     def to_html(self) -> str:
-        """Return a self-contained HTML page with the table."""
-        return self._rendered("report.html")
+        """Return a self-contained HTML page: verdict, metrics as a picture and a table, and `details`."""
+        return report_page(self._content())
 
-    def _rendered(self, template: str) -> str:
-        shown = self._shown()
+    def _content(self) -> PageContent:
+        notes, of_rows = self.notes_by_kind
         slice_head, *slice_rows = self._slice_table()
-        return render(
-            template,
-            title=self.headline,
-            warning=self.warning,
-            advice=self.advice,
-            metrics=shown,
-            labels={name: label_of(name) for name in shown},
+        return PageContent(
+            headline=self.headline,
+            verdict=self.verdict,
             rows=self.rows,
-            spread=_spread,
-            slice_head=slice_head,
-            slice_rows=slice_rows,
-            lines=[f"± {self._margin_meaning()}. {_legend()}.", *self._lead_lines(), *self.notes],
+            metrics=self._shown(),
+            legend=f"± {self._margin_meaning()}. {_legend()}.",
+            slices=[slice_head, *slice_rows] if slice_rows else [],
+            limits=self._limit_lines(),
+            notes=notes,
+            notes_on_rows=of_rows,
+            advice=self.advice,
+            details=self.details,
         )
 
     def _shown(self) -> list[str]:
@@ -335,16 +301,14 @@ class EvaluationReport:
             return f"half the 95 % interval over the questions and {len(self.seeds)} seeds"
         return "half the 95 % interval over the questions; what another seed changes is not in it"
 
-    def _lead_lines(self) -> list[str]:
+    def _limit_lines(self) -> list[str]:
         ours = self.rows[0]
-        lines = []
-        for row in self.rows:
-            if row.is_bound:
-                share = ours.metrics[SHARE_METRIC].mean / max(row.metrics[SHARE_METRIC].mean, 1e-12)
-                lines.append(f"{ours.name} reaches {share:.0%} of the {label_of(SHARE_METRIC)} of {row.name}")
-            elif row.lead is not None:
-                lines.append(_lead_line(ours.name, row.name, row.lead))
-        return lines
+        shares = [
+            (row.name, ours.metrics[SHARE_METRIC].mean / max(row.metrics[SHARE_METRIC].mean, 1e-12))
+            for row in self.rows
+            if row.is_bound
+        ]
+        return [f"{ours.name} reaches {share:.0%} of the {label_of(SHARE_METRIC)} of {name}" for name, share in shares]
 
     def _slice_table(self) -> list[list[str]]:
         names = list(dict.fromkeys(name for row in self.rows for name in row.slices))
@@ -353,12 +317,6 @@ class EvaluationReport:
         }
         head = ["", *(f"{name} ({counts[name]:,})" for name in names)]
         return [head, *([row.name, *(_slice_cell(row, name) for name in names)] for row in self.rows if row.slices)]
-
-
-def label_of(metric: str) -> str:
-    """Return the short name of a metric at a cutoff: `R@10` of `recall_at_10`."""
-    name, _, cutoff = metric.rpartition("_at_")
-    return f"{COVERAGE_LABEL if name == 'coverage' else METRICS[name].label}@{cutoff}"
 
 
 def _legend() -> str:
@@ -392,27 +350,12 @@ def _slice_rows(
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _lead_line(ours: str, other: str, lead: Estimate) -> str:
-    where = f"in {label_of(PRIMARY_METRIC)}, {_spread(lead)}"
-    if not lead.is_above_zero and not lead.is_below_zero:
-        return f"{ours} and {other} are not distinguishable: {lead.mean:+.4f} {where}"
-    return f"{ours} is {'ahead of' if lead.is_above_zero else 'behind'} {other} by {abs(lead.mean):.4f} {where}"
-
-
 def _plain(estimate: Estimate) -> str:
     return f"{estimate.mean:.4f}" + ("" if estimate.margin is None else f" ±{estimate.margin:.4f}")
-
-
-def _spread(estimate: Estimate) -> str:
-    return "" if estimate.low is None or estimate.high is None else f"[{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 def _cell(row: ReportRow, name: str) -> str:
@@ -421,23 +364,11 @@ def _cell(row: ReportRow, name: str) -> str:
     return _plain(row.metrics[name]) + ("*" if name in row.ahead_in else " ")
 
 
+def _lead_cell(row: ReportRow) -> str:
+    if row.standing is None or row.lead is None:
+        return "–  "
+    return f"{row.lead.mean:+.4f} ±{row.lead.margin or 0:.4f} {'≈' if row.standing == 'level' else ' '}"
+
+
 def _slice_cell(row: ReportRow, name: str) -> str:
     return _plain(row.slices[name].metrics[PRIMARY_METRIC]) if name in row.slices else "–"
-
-
-def _read_row(values: Mapping[str, Any]) -> ReportRow:
-    return ReportRow(
-        name=str(values["name"]),
-        metrics=_read_estimates(values["metrics"]),
-        slices={
-            name: SliceRow(int(part["num_questions"]), _read_estimates(part["metrics"]))
-            for name, part in values["slices"].items()
-        },
-        lead=None if values["lead"] is None else Estimate(**values["lead"]),
-        is_bound=bool(values["is_bound"]),
-        ahead_in=tuple(values["ahead_in"]),
-    )
-
-
-def _read_estimates(values: Mapping[str, Any]) -> dict[str, Estimate]:
-    return {name: Estimate(**estimate) for name, estimate in values.items()}

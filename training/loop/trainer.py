@@ -56,6 +56,7 @@ class Progress:
         waited: Epochs since then, or since the learning rates were last lowered.
         decay_steps: The steps from which on the learning rates were lowered.
         finished: Whether the run is over.
+        epochs: What was measured after each epoch, with its number and the step; epoch 0 is before the first.
     """
 
     epoch: int = 0
@@ -68,6 +69,7 @@ class Progress:
     waited: int = 0
     decay_steps: list[int] = field(default_factory=list)
     finished: bool = False
+    epochs: list[dict[str, float]] = field(default_factory=list)
 
 
 class Trainer:
@@ -159,8 +161,7 @@ class Trainer:
             return
         if self.validate is not None:
             quality = self._validate()
-            if self.on_epoch is not None:
-                self.on_epoch(self.progress, {"validation_ndcg_at_10": quality})
+            self._report_epoch({"validation_ndcg_at_10": quality})
         self.progress.finished = self._out_of_steps()
 
     def _divide(self) -> None:
@@ -241,12 +242,16 @@ class Trainer:
         progress.epoch += 1
         is_last = progress.epoch >= self.settings.epochs and self.steps is None
         progress.finished = is_last or self._out_of_steps() or self._is_exhausted()
-        if self.on_epoch is not None:
-            self.on_epoch(progress, measured)
+        self._report_epoch(measured)
         progress.batch, progress.loss, progress.seconds = 0, 0.0, 0.0
         self.loss_sum.zero_()
         if self.checkpoint is not None:
             self.save()
+
+    def _report_epoch(self, measured: dict[str, float]) -> None:
+        self.progress.epochs.append({"epoch": self.progress.epoch, "step": self.progress.step, **measured})
+        if self.on_epoch is not None:
+            self.on_epoch(self.progress, measured)
 
     def _events_learned(self) -> float:
         """Return the approximate number of events in the finished batches of the epoch."""

@@ -160,7 +160,7 @@ def _free_name(stem: str) -> Path:
 def fingerprint(config: RunConfig) -> str:
     """Return a digest of the settings that decide the weights."""
     content = config.model_dump(mode="json", exclude={"promotion"})
-    for name in ("track", "experiment", "checkpoint_seconds", "table_sharding"):
+    for name in ("track", "experiment", "checkpoint_seconds", "table_sharding", "report_people"):
         del content["training"][name]
     del content["features"]["prepare_memory_gb"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from training.audit.ranks import Ranks
 from training.audit.report import PAGE, TABLE, Audit
-from training.audit.thresholds import Threshold
+from training.audit.slices import WHOLE
+from training.audit.thresholds import Checked, Threshold
 from training.runs.progress import start_tracking
 
 
@@ -28,12 +30,15 @@ def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None
     """
     parsed = [Threshold.parse(gate) for gate in gates]
     audit = Audit.of(Ranks.read(evaluation), recommender, min_support)
+    checked = [gate.check(audit.slices, min_support) for gate in parsed]
+    audit = replace(audit, gates=tuple(checked))
     audit.write(evaluation)
     click.echo(audit.to_text(show))
     click.echo(f"\n{evaluation / PAGE} and {TABLE} written")
     _record(audit, evaluation)
-    passed = [_passes(gate, audit) for gate in parsed]  # a list, so that all of them are reported
-    return all(passed)
+    for gate in checked:
+        _report(gate)
+    return all(gate.passes for gate in checked)
 
 
 def _record(audit: Audit, evaluation: Path) -> None:
@@ -47,13 +52,10 @@ def _record(audit: Audit, evaluation: Path) -> None:
             tracker.log_artifact(evaluation / name, "audit")
 
 
-def _passes(gate: Threshold, audit: Audit) -> bool:
-    """Tell how a gate went, and return whether it holds."""
-    failures = gate.failures(audit.slices, audit.min_support)
-    if not len(failures):
+def _report(gate: Checked) -> None:
+    """Print how a gate went."""
+    if gate.passes:
         click.echo(f"gate holds: {gate.text}", err=True)
-        return True
-    for row in failures.itertuples(index=False):
-        where = "" if gate.facet is None else f" in {row.facet}={row.value}"
+    for row in gate.failures.itertuples(index=False):
+        where = "" if row.facet == WHOLE else f" in {row.facet}={row.value}"
         click.echo(f"gate fails: {gate.text}: {row.found:.4f}{where} ({row.questions:,} questions)", err=True)
-    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from features.tables.table_files import read_frame
 from features.tables.tables import Tables, data_digests, read_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
+from training.details.collect import DetailsCollector
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
@@ -130,6 +131,7 @@ def evaluate_settings(
     given = [
         TableRecommender(name, read_frame(file), tables.catalog.item_ids) for name, file in (*compare, *upper_bound)
     ]
+    bounds = [name for name, _ in upper_bound]
     describe(tables, sequences)
     ranks = None if output is None else RanksWriter()
     runs: dict[int, list[Evaluation]] = {}
@@ -138,6 +140,8 @@ def evaluate_settings(
     others: _Others | None = None
     digests = data_digests(config.features, folder)
     tags = {**digests, "protocol": protocol, "part": part}
+    title = f"Evaluation of {command[2]}" if len(command) > 2 else "Evaluation"
+    collector = DetailsCollector(config, folder, tables, sequences, digests, title)
     with start_tracking(config, f"evaluate {protocol}", tags, folder=folder) as tracker:
         tracker.log_data(lambda: data_sets(config.features, folder, tables, digests))
         for seed in range(config.training.seed, config.training.seed + seeds):
@@ -146,12 +150,16 @@ def evaluate_settings(
             trained_on = f"{split.train.num_events:,} training interactions{_cut(split, part)}"
             click.echo(f"\n{protocol}, seed {seed}: {trained_on}", err=True)
             with _of_seed(tracker, seeded) if seeds > 1 else nullcontext(tracker) as own:
-                ours = [_answers(towers, split, part) for towers in _trained(seeded, tables, split, where, own)]
+                towers = _trained(seeded, tables, split, where, own, collector)
+                ours = [_answers(one, split, part) for one in towers]
                 own.log_metrics(ours[0].means, step=0)
             if others is None or is_drawn(protocol, sequences):
                 others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
             runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
             parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
+            collector.add_evaluation(
+                towers[0], runs[seed], _questions(split, part), split, num_ours=len(ours), bounds=bounds
+            )
             if ranks is not None:
                 ranks.add(seed, split, _questions(split, part), runs[seed], tables.catalog)
         report = EvaluationReport.of(
@@ -159,12 +167,14 @@ def evaluate_settings(
             part,
             runs,
             slices=parts if protocol in ("time", "cold-items") else None,
-            bounds=[name for name, _ in upper_bound],
+            bounds=bounds,
             notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
             advise=lambda rivals: advise(
                 rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
             ),
         )
+        asked = [*command, "--protocol", protocol, "--split", part, "--seeds", str(seeds)]
+        report = replace(report, details=collector.details(asked))
         if output is not None and ranks is not None:
             output.mkdir(parents=True, exist_ok=True)
             report.write(output)
@@ -187,7 +197,12 @@ def _record(tracker: Tracker, report: EvaluationReport) -> None:
 
 
 def _trained(
-    config: RunConfig, tables: Tables, split: Split, device: torch.device, tracker: Tracker
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    device: torch.device,
+    tracker: Tracker,
+    collector: DetailsCollector,
 ) -> list[ScoringModel]:
     """Return the trained model; if it reads recent popularity, first as it is known at each question.
 
@@ -201,6 +216,7 @@ def _trained(
         on_step=report_steps(tracker),
         on_epoch=report_epochs(tracker),
     )
+    collector.add_training(config.training.seed, learned.progress, learned.seconds, device.type)
     history = config.features.max_history
     towers: list[ScoringModel] = [learned.recommender(history, split.timeline)]
     if config.towers.trend and split.name == "time":

@@ -28,6 +28,7 @@ from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
 from towers.tracking.logged_model import Examples, card_of, registered_name
 from training.config import RunConfig, read_run_config
+from training.details.collect import DetailsCollector
 from training.distributed.launch import is_launched, processes_of, was_restarted
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.baseline import GIB
@@ -116,6 +117,9 @@ def _train(
     run, resume = _begin(config, settings.stem, output, digests, resume=resume)
     processes.from_first(json.dumps([str(run.folder), resume]))
     describe(tables, sequences)
+    command = ("towers", "train", str(settings), *as_flags(overrides))
+    title = f"Training of {run.folder.name}"
+    collector = DetailsCollector(config, settings.parent, tables, sequences, digests, title)
     with (
         _resumable(run),
         start_tracking(config, run.folder.name, digests, run.tracked_as, folder=settings.parent) as tracker,
@@ -133,7 +137,8 @@ def _train(
             on_epoch=report_epochs(tracker),
             processes=processes,
         )
-        report = _report(config, tables, split, learned, ("towers", "train", str(settings), *as_flags(overrides)))
+        collector.add_training(config.training.seed, learned.progress, learned.seconds, where.type)
+        report = _report(config, tables, split, learned, command, collector)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -222,7 +227,12 @@ def next_steps(bundle: Path) -> str:
 
 
 def _report(
-    config: RunConfig, tables: Tables, split: Split, learned: TrainedModel, command: Sequence[str]
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    learned: TrainedModel,
+    command: Sequence[str],
+    collector: DetailsCollector,
 ) -> EvaluationReport:
     """Compare the model and the baselines on validation questions, of very many on a sample."""
     split, sampled = _in_memory(split)
@@ -248,13 +258,15 @@ def _report(
         )
 
     runs = {config.training.seed: [answers(recommender) for recommender in recommenders]}
-    return EvaluationReport.of(
+    collector.add_evaluation(recommenders[0], runs[config.training.seed], questions, split)
+    report = EvaluationReport.of(
         split.name,
         "validation",
         runs,
         notes=[*notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
+    return replace(report, details=collector.details(command))
 
 
 def _record(tracker: Tracker, config: RunConfig, tables: Tables, bundle: Path, learned: TrainedModel) -> None:

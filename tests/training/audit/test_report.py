@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from features.tables.tables import Tables, read_tables
 from features.values.text import words as words_in
 from tests.running import write_small_shop
 from towers.cli.main import main
+from training.audit import report as audit_report
 from training.audit.ranks import About, Ranks, RanksWriter
 from training.audit.report import Audit
 from training.audit.thresholds import Threshold
@@ -98,6 +100,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def audit(shop: Path) -> Audit:
     return Audit.of(Ranks.read(shop / "leave-one-out"), min_support=LEAST)
+
+
+def links(page: str) -> tuple[list[str], list[str]]:
+    """The places within a page that it links to, and those that there are."""
+    return re.findall(r'href="#([^"]+)"', page), re.findall(r' id="([^"]+)"', page)
 
 
 def words(text: Any) -> int:
@@ -251,6 +258,33 @@ def check_by_group_by(
             assert rows["catalogue_share"].isna().all()
 
 
+def test_the_page_shows_the_conditions_and_links_to_the_slices_that_fail(audit: Audit):
+    texts = ("slice:language gap > -2", "recall@50 < 0.01", "recall@50 < 2")
+    gates = tuple(Threshold.parse(text).check(audit.slices, LEAST) for text in texts)
+    page = replace(audit, gates=gates).to_html()
+    wanted, there = links(page)
+    assert set(wanted) <= set(there)
+    conditions = page.partition('id="conditions"')[2].partition("</table>")[0]
+    assert re.findall(r">(passes|fails)<", conditions) == ["fails", "passes", "fails"]
+    language = audit.slices[(audit.slices["facet"] == "language") & (audit.slices["questions"] >= LEAST)]
+    assert len(language) > 1
+    assert all(f'href="#slice-{place}"' in conditions for place in language.index)
+    assert "slice:language gap &gt; -2" in conditions
+
+
+def test_the_page_escapes_what_tables_say_and_is_bounded(audit: Audit, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(audit_report, "MOST_SLICES", 50)
+    rows = pd.concat([audit.slices.iloc[:1], *[audit.slices.iloc[1:]] * 3], ignore_index=True)
+    rows.loc[1:, "value"] = '<script>"&'
+    page = replace(audit, slices=rows).to_html()
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;&#34;&amp;" in page
+    assert page.count(' id="slice-') == 50
+    assert f"{len(rows) - 51:,} more slices are in slices.parquet." in page
+    wanted, there = links(page)
+    assert set(wanted) <= set(there)
+
+
 @pytest.mark.parametrize(
     ("protocol", "recommender"),
     [
@@ -384,6 +418,10 @@ def test_the_page_and_the_table_have_every_slice(audit: Audit, tmp_path: Path):
         assert row.facet in page.cells
         assert row.value in page.cells
     assert "src=" not in (tmp_path / "audit.html").read_text(encoding="utf-8")
+    wanted, there = links((tmp_path / "audit.html").read_text(encoding="utf-8"))
+    assert set(wanted) <= set(there)
+    assert len(there) == len(set(there))
+    assert len([name for name in there if name.startswith("slice-")]) == len(audit.slices) - 1
     table = pd.read_parquet(tmp_path / "slices.parquet")
     pd.testing.assert_frame_equal(table, audit.slices, check_dtype=False)
 

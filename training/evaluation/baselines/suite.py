@@ -128,19 +128,19 @@ def fit_baselines(
     choices, notes = [], []
     for baseline in BASELINES:
         try:
-            choice, note = _fitted(baseline, data, questions, clock.share())
+            choice, found, note = _fitted(baseline, data, questions, clock.share())
         except LeftOutError as reason:
-            note = f"{baseline.name} is left out: {reason}." if str(reason) else ""
+            found = note = f"{baseline.name} is left out: {reason}." if str(reason) else ""
         else:
             choices.append(choice)
         notes.append(note)
-        say(f"{clock.elapsed():5,.0f} s  {note or baseline.name}")
+        say(f"{clock.elapsed():5,.0f} s  {found or baseline.name}")
     recommenders: list[ScoringModel] = [choice.model for choice in choices]
     if len(recommenders) > 1:
-        mix, note = _mixed(choices, data, questions, clock.share())
+        mix, found, note = _mixed(choices, data, questions, clock.share())
         recommenders.append(mix)
         notes.append(note)
-        say(f"{clock.elapsed():5,.0f} s  {note}")
+        say(f"{clock.elapsed():5,.0f} s  {found}")
     return recommenders, [note for note in notes if note]
 
 
@@ -163,8 +163,8 @@ class _Clock:
 
 def _fitted(
     baseline: Baseline, data: BaselineData, questions: Queries, has_time: Callable[[], bool]
-) -> tuple[Choice[ScoringModel], str]:
-    """Return a baseline with its best hyperparameters, and what the report says of them."""
+) -> tuple[Choice[ScoringModel], str, str]:
+    """Return a baseline with its best hyperparameters, these in a line, and what the report says of them."""
     split = data.split
     fit = baseline.prepare(data)
     can_tune = baseline.finds_cold_items or bool(split.warm_items[questions.target_rows].any())
@@ -184,19 +184,17 @@ def _fitted(
         )
     settings = fixed | choice.settings
     described = ", ".join(f"{_label(name)} {_value(settings[name], grid)}" for name, grid in baseline.grids.items())
+    found = f"{baseline.name}: {described}" if described else ""
     if not grids:
         reason = "" if can_tune else ", not tuned, as training has seen none of the answers"
-        return choice, f"{baseline.name}: {described}{reason}." if described else ""
-    return (
-        choice,
-        f"{baseline.name}: {described}, the best on {len(questions):,} validation questions of {_tried(choice)}",
-    )
+        return choice, found, f"{found}{reason}." if found else ""
+    return choice, found, f"{found}, the best on {len(questions):,} validation questions of {_tried(choice)}"
 
 
 def _mixed(
     choices: Sequence[Choice[ScoringModel]], data: BaselineData, questions: Queries, has_time: Callable[[], bool]
-) -> tuple[Mix, str]:
-    """Return the best mix of two baselines, and what the report says of it."""
+) -> tuple[Mix, str, str]:
+    """Return the best mix of two baselines, in a line what it is, and what the report says of it."""
     most = int(data.memory_bytes / 2 / (4 * data.num_items * len(choices)))
     questions = questions.take(np.arange(len(questions))[:: math.ceil(len(questions) / max(1, most))])
     with _bar(Mix.name) as bar:
@@ -207,9 +205,11 @@ def _mixed(
             ndcg_on(data.split, questions, progress=bar),
             has_time=has_time,
         )
-    return mix, (
-        f"{mix.name}: {mix.parts}, standardised scores, the second counting {mix.share:g} against the first, the best "
-        f"of {num_pairs:,} pairs on {len(questions):,} validation questions, with {_tried(choice)}"
+    found = f"{mix.name}: {mix.parts}, standardised scores, the second counting {mix.share:g} against the first"
+    return (
+        mix,
+        found,
+        f"{found}, the best of {num_pairs:,} pairs on {len(questions):,} validation questions, with {_tried(choice)}",
     )
 
 
