@@ -66,7 +66,7 @@ def test_a_killed_worker_does_not_end_the_training(shop: Path) -> None:
     os.kill(victim.pid, signal.SIGKILL)
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
-    assert "error: another process of this training has ended" in said
+    assert said.count("interactions of 150 users") == 2  # once for each start
     assert said.count("bundle written") == 1
     assert said.count("Next, ") == 1
     assert "Traceback" not in said
