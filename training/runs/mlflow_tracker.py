@@ -140,8 +140,8 @@ class Tracker(AbstractContextManager["Tracker"]):
             try:
                 nested = {} if parent is None else {"mlflow.parentRunId": parent}
                 tracker._try(lambda: tracker._begin(experiment, run_name, params, {**(tags or {}), **nested}, run_id))
-            except BaseException:
-                tracker.close("KILLED")
+            except BaseException as error:
+                tracker.close("KILLED", _reason(error))
                 raise
             if tracker._client is None:
                 tracker._forget_limits()
@@ -225,12 +225,12 @@ class Tracker(AbstractContextManager["Tracker"]):
         if client is None or run_id is None:
             return
         try:
+            if why is not None:
+                self._try(lambda: _explain(client, run_id, why))
             if self._monitor is not None:
                 self._try(self._monitor.finish)
             self._try(self._add_cost)
             self._write()
-            if why is not None:
-                self._try(lambda: _explain(client, run_id, why))
         finally:  # a second Ctrl-C leaves no run that seems to go on
             self._try(lambda: client.set_terminated(run_id, status))
             self._client = None
