@@ -21,7 +21,7 @@ from features.shop.words import load_words, say_product
 TINY = {"users": 40, "items": 200, "interactions": 800}
 DIGESTS = {
     "interactions": "5b02d2397d0ef350",
-    "items": "4c693b18e7de604e",
+    "items": "f7ad8ddeff431638",
     "users": "b650b9d06506c59f",
     "best_possible": "da89bbff70b1687f",
 }
@@ -253,7 +253,9 @@ def test_every_product_can_be_said_in_every_language() -> None:
         for style in range(len(words.styles)):
             for language, code in enumerate(words.languages):
                 for draw in (0.0, 0.999):
-                    title, description = say_product(words, kind, style, language, "Brenno", "Alva", np.full(8, draw))
+                    said = say_product(words, kind, style, language, "Brenno", "Alva", np.full(8, draw))
+                    title, description, colour = said
+                    assert words.colours[colour][language].lower() in title.lower()
                     assert "{" not in title + description
                     assert kind.names[language].lower() in title.lower()
                     assert kind.names[language].lower() in description.lower()
