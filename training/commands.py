@@ -346,7 +346,7 @@ def tune(
         report, folder = found
         click.echo(report.to_text())
         click.echo(f"\n{folder / WINNER}, report.json and report.html written")
-        if not report.is_better:
+        if report.test is not None and not report.is_better:
             click.echo("\nThe gain is not clear of zero on the test data; --seeds 3 or more --trials may show more.")
         click.echo(f"\nNext:\n  towers train {shlex.quote(str(folder / WINNER if report.is_better else settings))}")
 
