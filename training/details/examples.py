@@ -129,7 +129,8 @@ class Examples:
 
     def _example(self, question: int, titles: dict[int, str]) -> Example:
         asked, sample = self.sample.questions, self.sample
-        targets = slice(*asked.target_offsets[question : question + 2])
+        begin, end = asked.target_offsets[question : question + 2].tolist()
+        targets = slice(begin, end)
         history = asked.history.items_of(question)
         placed = sorted(zip(sample.ranks[targets].tolist(), asked.target_rows[targets].tolist(), strict=True))
         recommended = zip(sample.item_rows[question, :SHOWN].tolist(), sample.is_right[question].tolist(), strict=False)

@@ -45,7 +45,7 @@ COLUMNS = ("recall_at_10", "ndcg_at_10", "mrr_at_10", "recall_at_50", "recall_at
 COLUMNS_FOR_USERS = ("recall_at_10", "ndcg_at_10", "recall_at_20", "recall_at_50", "ndcg_at_100", "coverage_at_10")
 """Columns for protocol `users`, with the metrics usual in the literature."""
 ONLY_ON_PAGES = ("recall_at_100", "recall_at_20")
-"""Columns that a terminal has no room for beside the leads."""
+"""Columns that a terminal has no room for next to the leads."""
 FORMAT = 2
 WIDTH = 120
 """Columns of a terminal."""

@@ -53,7 +53,7 @@ class PageContent:
 
 @dataclass(frozen=True)
 class Mark:
-    """An estimate on an axis, with what is written beside it.
+    """An estimate on an axis, with what is written next to it.
 
     Attributes:
         name: Of the row.
