@@ -123,7 +123,7 @@ def read_blocks(
     """Yield a table block by block, for one that may be larger than memory.
 
     A block is what `read_table` returns of its rows, but that each block decides the types of CSV columns by itself;
-    whoever joins blocks compares them. The index is the row in the table, so that errors name the same places.
+    blocks that are joined have to be compared. The index is the row in the table, so that errors name the same places.
 
     Args:
         path: A CSV or Parquet file, or a folder or a pattern of such files.
