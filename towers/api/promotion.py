@@ -1,4 +1,4 @@
-"""`towers promote`: let a bundle replace the one in service if it is better and within limits, and record why.
+"""Promotion: let a bundle replace the one in service if it is better and within limits, and record why.
 
 Quality is compared by `training.tasks.promotion`; latency, size and recall of the index are those of the service.
 """
@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from features.errors import DataError
-from serving.config import ServingConfig, settings_here
+from serving.config import ServingConfig
 from serving.deploy.swap import in_service, swap_bundle
 from serving.jobs.latency import request_milliseconds
 from serving.jobs.open import open_recommender
@@ -24,11 +24,6 @@ from training.audit.comparison_report import PAGE
 from training.config import PromotionConfig, RunConfig, read_run_config
 from training.runs.progress import start_tracking
 from training.tasks.promotion import SELECTED, Check, Quality, judge_quality
-
-REFUSED = 3
-"""Exit status of `towers promote` where a condition does not hold."""
-
-_FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -72,38 +67,6 @@ class Decision:
         """What MLflow keeps of it with a run or a version."""
         champion = "" if self.champion is None else self.champion.name
         return {"promotion": self.word, "promotion.reasons": self.reasons, "promotion.against": champion}
-
-
-@click.command()
-@click.argument("bundle", metavar="DIR", type=_FILE)
-@click.option(
-    "--link",
-    metavar="LINK",
-    type=_FILE,
-    help="The alias or link that the service follows, such as runs/production.  [default: models:/NAME@champion, NAME "
-    "being the experiment of the training]",
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="promotion.key=value",
-    help="Override a setting of [promotion] in the bundle's run.toml; may be repeated.",
-)
-@click.option("--dry-run", is_flag=True, help="Decide and record the decision, but change nothing that is served.")
-@click.option("--config", type=_FILE, help="The service's serving.toml.  [default: ./serving.toml, if there is one]")
-def promote(bundle: Path, link: Path | None, overrides: tuple[str, ...], dry_run: bool, config: Path | None) -> None:
-    """Deploy a bundle if it is better than the one in service, and within limits.
-
-    DIR is the bundle, the challenger. It and the champion, the bundle that LINK points to, rank all items for the
-    questions that the training of DIR held out; the paired 95 % interval of the gain has to be above
-    promotion.min_gain, no slice of promotion.guarded_facets may be worse, and latency, size and recall of the index
-    have to be within their limits. Decision and reasons are recorded in MLflow. If a condition does not hold, nothing
-    that is served changes, and the exit status is 3; `towers rollback --link LINK` undoes a promotion.
-    """
-    decision = promote_bundle(bundle, link, overrides, dry_run=dry_run, settings=settings_here(config))
-    if not decision.is_granted:
-        raise click.exceptions.Exit(REFUSED)
 
 
 def promote_bundle(

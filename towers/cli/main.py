@@ -66,7 +66,7 @@ COMMANDS = {
     "key": Entry("serving.commands:key", "Make, list and remove the keys that a service asks for."),
     "deploy": Entry("serving.commands:deploy", "Deploy a bundle to a running service."),
     "promote": Entry(
-        "towers.api.promotion:promote", "Deploy a bundle if it is better than the one in service.", computes=True
+        "towers.api.commands:promote", "Deploy a bundle if it is better than the one in service.", computes=True
     ),
     "rollback": Entry("serving.commands:rollback", "Let a running service go back to the bundle it served before."),
     "keygen": Entry("towers.cli.commands:keygen", "Make the keys with which bundles are signed, and trusted."),
