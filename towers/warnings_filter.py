@@ -33,7 +33,11 @@ def quiet_imports() -> None:
             logger.setLevel(logging.WARNING)
         elif not any(isinstance(known, _Dropped) for known in logger.filters):
             logger.addFilter(_Dropped(beginning))
-    for message in ("Sparse invariant checks are implicitly disabled", "Sparse CSR tensor support is in beta state"):
+    for message in (
+        "Sparse invariant checks are implicitly disabled",
+        "Sparse CSR tensor support is in beta state",
+        ".*Any type hint is inferred as AnyType",  # MLflow, of a class of its own
+    ):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     for message in (
         r"`?torch\.distributed\..* is deprecated",

@@ -250,6 +250,8 @@ class Tracker(AbstractContextManager["Tracker"]):
     ) -> None:
         assert self.uri is not None
         client = make_client(self.uri)
+        for name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # we say ourselves that the store is away
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         run = _resumed(client, run_id)
         if run is None:
             own = experiment_id(client, experiment, self.uri)
