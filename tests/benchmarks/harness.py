@@ -210,7 +210,7 @@ class Memory:
         Args:
             warm_up: Seconds that do not count.
         """
-        end = time.monotonic() - self._started
+        end = max((samples[-1][0] for samples in self.samples.values()), default=0.0)
         part = max((end - warm_up) / 10, 2 * self.every)
         found = {}
         for pid, samples in self.samples.items():

@@ -129,9 +129,11 @@ def log_bundle(
     client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
+    # A server looks a model up by its id. Without one MLflow does so in this process, but in its default store.
+    source = f"models:/{model.model_id}" if client.tracking_uri.startswith("http") else model.artifact_location
     made = client.create_model_version(
         name,
-        f"models:/{model.model_id}",
+        source,
         run,
         tags=dict(tags),
         description=card_of(bundle)[:MOST_DESCRIPTION],

@@ -156,13 +156,13 @@ def test_swap_and_rollback_take_an_alias_as_they_take_a_link(folder):
     assert served() == "version-1"
 
 
-def test_a_version_is_an_mlflow_model_that_answers_as_the_bundle(folder):
+def test_a_version_is_an_mlflow_model_that_answers_as_the_bundle(folder, monkeypatch):
     done = CliRunner().invoke(deploy, [str(folder / "runs" / "one"), "--link", str(CHAMPION)], catch_exceptions=False)
     assert done.exit_code == 0
     uri = registry.tracking_uri()
     version = registry.make_client(uri).get_model_version_by_alias(CHAMPION.name, CHAMPION.alias)
     assert version.tags["bundle"] == "one"
-    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pyfunc.load_model(str(CHAMPION))
     model = towers.open(folder / "runs" / "one")
     users = pd.DataFrame({"user_id": [1003, 1001]})

@@ -161,7 +161,7 @@ def test_the_server_has_the_training_with_data_model_and_cost(story, capsys):
     registered = [
         one for one in story.client.search_model_versions("name = 'two-towers'") if one.run_id == run.info.run_id
     ]
-    assert [version.model_id for version in registered] == [model.model_id]
+    assert [version.source for version in registered] == [f"models:/{model.model_id}"]
 
 
 @pytest.mark.slow
