@@ -138,8 +138,10 @@ class Profile:
                         found.setdefault(table, {})[feature.name] = Distribution.of_numbers(numbers, before)
         if len(tables.interactions):
             before = known.get(INTERACTIONS, {}).get(ITEM_ID)
-            counts = tables.interactions.frame[ITEM_ID].value_counts()
-            items = dict(zip(counts.index.astype(str), counts.tolist(), strict=True))
+            counts = tables.interactions.sequences(tables.catalog).item_counts(len(tables.catalog))
+            some = np.flatnonzero(counts)
+            some = some[np.argsort(-counts[some], kind="stable")]
+            items = dict(zip(map(str, tables.catalog.item_ids[some].tolist()), counts[some].tolist(), strict=True))
             found[INTERACTIONS] = {ITEM_ID: Distribution.of_values(items, before)}
         return cls(found)
 

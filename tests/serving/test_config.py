@@ -35,7 +35,9 @@ def test_each_setting_is_an_environment_variable():
         "live": "live.db", "watch_seconds": "1.5",
         "rerank": "false", "rerank_candidates": "150", "rerank_budget_ms": "7.5",
         "trusted_keys": "trusted.pub", "encoder_hosts": "api.example.com, http://10.0.0.5:80",
-        "encoder_key_variables": "ONE, TWO",
+        "encoder_key_variables": "ONE, TWO", "picture_origins": "https://pictures.example", "audit": "audit",
+        "index": "qdrant://localhost", "index_key": "secret", "index_timeout_seconds": "0.2", "index_retries": "3",
+        "index_fallback": "none", "index_keep": "4",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
@@ -51,7 +53,9 @@ def test_each_setting_is_an_environment_variable():
         "live": "**********", "watch_seconds": 1.5,
         "rerank": False, "rerank_candidates": 150, "rerank_budget_ms": 7.5,
         "trusted_keys": "trusted.pub", "encoder_hosts": ["api.example.com", "http://10.0.0.5:80"],
-        "encoder_key_variables": ["ONE", "TWO"],
+        "encoder_key_variables": ["ONE", "TWO"], "picture_origins": ["https://pictures.example"], "audit": "audit",
+        "index": "**********", "index_key": "**********", "index_timeout_seconds": 0.2, "index_retries": 3,
+        "index_fallback": "none", "index_keep": 4,
     }  # fmt: skip
 
 

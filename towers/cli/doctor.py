@@ -179,7 +179,7 @@ def _imports() -> dict[str, str]:
         if name not in PROBED:
             extra = "libraries" if wanted.marker is None else str(wanted.marker).split('"')[1]
             found = modules.get(name, [])
-            # Beside the module of its own name a library may bring adapters to others, which nothing asks for.
+            # With the module of its own name a library may bring adapters to others, which nothing asks for.
             programs.setdefault(extra, []).extend([one for one in found if _normal(one) == name] or found)
     return {name: f"import {', '.join(found)}; found = {{}}" for name, found in programs.items() if found}
 

@@ -9,6 +9,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from features.errors import DataError
 from training.config import Sharding
@@ -82,7 +84,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        # torchrun's store outlives a restart, and has the addresses of the processes before.
+        store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
+        own = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=LONGEST_WAIT)
         yield
     except RuntimeError as error:
         if not _is_of_connection(error):

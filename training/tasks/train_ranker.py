@@ -347,8 +347,8 @@ def _record(
     """Record an MLflow run with the settings, the evaluation and the files."""
     params = {"bundle": bundle.version, **asdict(choice)} | ({} if made.text is None else made.text.model_dump())
     name = f"{bundle.path.resolve().name}-ranker"
-    tags, folder = {"bundle": bundle.version}, bundle.tables_folder
-    with start_tracking(config, name, tags, params={"ranker": params}, folder=folder) as tracker:
+    tags = {"bundle": bundle.version}
+    with start_tracking(config, name, tags, params={"ranker": params}, folder=bundle.tables_folder) as tracker:
         if judgement is not None:
             tracker.log_metrics({f"ranker/{key}": value for key, value in judgement.model_dump().items()}, step=0)
         tracker.log_artifacts(folder, "ranker")

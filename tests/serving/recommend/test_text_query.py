@@ -117,8 +117,8 @@ def test_the_page_has_a_box_for_words_where_they_lead_somewhere(client, recommen
     page = client.get("/?q=%3Cb%3Ewooden%20lamp").text
     assert "Search results" in page
     assert "&lt;b&gt;wooden lamp" in page
-    assert page.count("<li>") == 12
-    assert 'name="q"' not in create_app(recommender).test_client().get("/?q=lamp").text
+    assert page.count('<li class="card"') == 12
+    assert 'type="search"' not in create_app(recommender).test_client().get("/?q=lamp").text
 
 
 def test_the_command_line_finds_what_the_service_finds(client, bundle, capsys):

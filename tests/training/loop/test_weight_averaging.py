@@ -66,11 +66,12 @@ def test_a_restored_average_goes_on_as_if_nothing_had_happened(model: nn.Module)
     for step in range(1, 101):
         put(model, step**0.5)
         first.add(step)
-    second = WeightAverage(nn.Linear(1, 1, bias=False).state_dict)
-    second._model.load_state_dict(model.state_dict())
+    other = nn.Linear(1, 1, bias=False)
+    second = WeightAverage(other.state_dict)
+    other.load_state_dict(model.state_dict())
     second.restore({name: value.clone() for name, value in first.tensors.items()})
-    for average in (first, second):
+    for averaged, average in ((model, first), (other, second)):
         with torch.no_grad():
-            average._model.weight.fill_(2.0)
+            averaged.weight.fill_(2.0)
         average.add(101)
     assert first.tensors["weight"].item() == second.tensors["weight"].item()
