@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,16 @@ _overrides = click.option(
     metavar="table.key=value",
     help="Override a setting of run.toml; may be repeated.",
 )
+
+
+def _baseline_minutes(default: float) -> Callable[[Any], Any]:
+    return click.option(
+        "--baseline-minutes",
+        type=click.FloatRange(min=0),
+        default=default,
+        show_default=True,
+        help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
+    )
 
 
 @click.command()
@@ -120,6 +131,7 @@ def init(
 @_device
 @_preset
 @_overrides
+@_baseline_minutes(2)
 def train(
     settings: Path,
     output: Path | None,
@@ -127,6 +139,7 @@ def train(
     device: str,
     preset: Preset | None,
     overrides: tuple[str, ...],
+    baseline_minutes: float,
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
 
@@ -140,7 +153,9 @@ def train(
     from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
-    bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
+    bundle = train_and_bundle(
+        settings, overrides, output=output, resume=resume, device=device, baseline_minutes=baseline_minutes
+    )
     if is_first():
         click.echo(f"\n{next_steps(bundle)}")
 
@@ -215,13 +230,7 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     metavar="NAME=FILE",
     help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
 )
-@click.option(
-    "--baseline-minutes",
-    type=click.FloatRange(min=0),
-    default=15,
-    show_default=True,
-    help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
-)
+@_baseline_minutes(15)
 def evaluate(
     settings: Path,
     protocol: str | None,

@@ -336,6 +336,7 @@ class Model:
         upper_bound: Tables | None = None,
         output: str | os.PathLike[str] | None = None,
         device: Device = "auto",
+        baseline_minutes: float = 15,
     ) -> EvaluationReport:
         """Train with the settings of this model on part of its tables, and compare with baselines on the rest.
 
@@ -350,6 +351,7 @@ class Model:
             upper_bound: The same, for recommendations shown as an upper bound.
             output: Folder for the report and the ranks that `towers audit` reads.
             device: Device to train on.
+            baseline_minutes: Time for choosing the hyperparameters of the baselines; each is fitted once in any case.
 
         Returns:
             The report, which prints as a table and has `to_frame()`.
@@ -371,6 +373,7 @@ class Model:
                 protocol,
                 seeds=seeds,
                 device=device,
+                baseline_minutes=baseline_minutes,
                 part=split,
                 compare=others,
                 upper_bound=bounds,

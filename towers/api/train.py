@@ -23,7 +23,7 @@ from training.config import TrainingConfig
 from training.distributed.launch import is_launched
 from training.presets import PRESETS, Preset, preset_settings
 from training.tasks.init import propose, write_proposal
-from training.tasks.train import train_and_bundle
+from training.tasks.train import BASELINE_MINUTES, train_and_bundle
 
 Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """The path of a run.toml, or settings by name."""
@@ -49,6 +49,7 @@ def train(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     device: Device = "auto",
+    baseline_minutes: float = BASELINE_MINUTES,
     progress: bool = True,
     **values: Any,
 ) -> Model:
@@ -81,6 +82,8 @@ def train(
         output: Folder of the bundle. None: the next free `runs/run-N`.
         resume: Whether to continue the newest unfinished run with these tables and settings.
         device: Device to train on.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines in the report; each is fitted once in
+            any case.
         progress: Whether to print what the commands print.
         **values: Settings by their own names, such as `epochs=3` or `embedding_dim=32`; they replace all others.
 
@@ -116,7 +119,9 @@ def train(
             overrides += as_overrides(settings or {})
         overrides += as_overrides(by_full_name(values))
         folder = Path(output) if output is not None else None
-        bundle = train_and_bundle(run_toml, overrides, output=folder, resume=resume, device=device)
+        bundle = train_and_bundle(
+            run_toml, overrides, output=folder, resume=resume, device=device, baseline_minutes=baseline_minutes
+        )
     return open_model(bundle)
 
 

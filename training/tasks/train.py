@@ -56,8 +56,9 @@ REFITTED = (
     "on all interactions (`refit`), which leaves no questions to measure them on."
 )
 
-BUDGET = Budget(seconds=120, memory_bytes=3 * GIB)
+BASELINE_MINUTES = 2.0
 """For the baselines of the report after training; `towers evaluate` gives them more."""
+BASELINE_BYTES = 3 * GIB
 MOST_EVENTS = 10**7
 """Most interactions that baselines are fitted on, if all of them are on disk; of more, those of a sample of users."""
 MOST_CELLS = 10**9
@@ -65,7 +66,13 @@ MOST_CELLS = 10**9
 
 
 def train_and_bundle(
-    settings: Path, overrides: Sequence[str], *, output: Path | None, resume: bool, device: str
+    settings: Path,
+    overrides: Sequence[str],
+    *,
+    output: Path | None,
+    resume: bool,
+    device: str,
+    baseline_minutes: float = BASELINE_MINUTES,
 ) -> Path:
     """Train on the tables of run.toml and return the folder of the bundle.
 
@@ -77,6 +84,7 @@ def train_and_bundle(
         output: Where the bundle goes; None: the next free `runs/run-N`.
         resume: Whether to go on with the newest unfinished run of these settings.
         device: `auto`, `cpu` or `cuda`.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines in the report.
 
     Raises:
         DataError: Something in the settings or the tables is wrong, there is nothing to resume, or the key that is to
@@ -87,7 +95,8 @@ def train_and_bundle(
     config = read_run_config(settings, tuple(overrides))
     check_choices(config)
     with processes_of(choose_device(device), config.training.table_sharding) as (processes, where):
-        return _train(config, settings, overrides, output, resume, where, processes)
+        budget = Budget(seconds=60 * baseline_minutes, memory_bytes=BASELINE_BYTES)
+        return _train(config, settings, overrides, output, resume, where, processes, budget)
 
 
 def _train(
@@ -98,6 +107,7 @@ def _train(
     resume: bool,
     where: torch.device,
     processes: Processes,
+    budget: Budget,
 ) -> Path:
     tables = training_tables(config.features, settings)
     sequences = tables.interactions.sequences(tables.catalog)
@@ -138,7 +148,7 @@ def _train(
             processes=processes,
         )
         collector.add_training(config.training.seed, learned.progress, learned.seconds, where.type)
-        report = _report(config, tables, split, learned, command, collector)
+        report = _report(config, tables, split, learned, budget, command, collector)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -231,6 +241,7 @@ def _report(
     tables: Tables,
     split: Split,
     learned: TrainedModel,
+    budget: Budget,
     command: Sequence[str],
     collector: DetailsCollector,
 ) -> EvaluationReport:
@@ -238,7 +249,7 @@ def _report(
     split, sampled = _in_memory(split)
     if config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
-        baselines, notes = fit_baselines(split, texts=texts, budget=BUDGET, say=partial(click.echo, err=True))
+        baselines, notes = fit_baselines(split, texts=texts, budget=budget, say=partial(click.echo, err=True))
     else:
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
