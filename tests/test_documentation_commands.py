@@ -169,7 +169,7 @@ def shape(value: object) -> object:
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Path:
-    """The real `towers`, but it starts loaded, makes a tiny shop and trains for one epoch beside baselines of default values."""
+    """The real `towers`, but it starts loaded, makes a tiny shop, trains for one epoch and tunes no baseline."""
     program = tmp_path_factory.mktemp("bin") / "towers"
     program.write_text(
         "#!/bin/bash\n"
