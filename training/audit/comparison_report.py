@@ -203,7 +203,7 @@ def _numbers(one: Difference) -> list[str]:
 def _found_line(pair: Pair, first: str) -> str:
     found = pair.found
     return (
-        f"among the first ten: found by both {found.both:,}, only by {first} {found.only_first:,}, only by {pair.name} "
+        f"Among the first ten: found by both {found.both:,}, only by {first} {found.only_first:,}, only by {pair.name} "
         f"{found.only_second:,}, by neither {found.neither:,}; the lists have {pair.overlap:.0%} in common"
     )
 
