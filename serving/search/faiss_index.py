@@ -346,19 +346,24 @@ class ItemIndex:
         """Return the results of all users from the levels of their orders; see `serving.search.levels`."""
         queries, walk = task.queries, LevelSearch(task, self.vectors)
         users = np.flatnonzero(task.needed)
+        # The levels of whoever has seen more than the deepest of them would be computed in vain.
+        deepest = min(_MOST_FETCHED, len(self) // 2)
+        exhausted = task.excluded.counts[users] >= deepest
+        compared, users = users[exhausted], users[~exhausted]
         depths = self._depths(queries[users], within)
 
         def search(some: np.ndarray, depth: int) -> Probed:
             for part in self._parts(some, depth):
                 yield part, *self._fetch(queries[part], depth)
 
-        missing = walk.go(users, depths, min(_MOST_FETCHED, len(self) // 2), search)
+        missing = walk.go(users, depths, deepest, search)
         if within is not None and self.partitions is not None:
             in_partitions = np.isin(missing, users[depths == NO_LEVEL])
             probe = partial(self._from_partitions, self.partitions, queries, within)
-            first, deepest = np.full(in_partitions.sum(), FIRST_LEVEL), min(_MOST_FETCHED, len(within) // 2)
-            missing = np.append(missing[~in_partitions], walk.go(missing[in_partitions], first, deepest, probe))
-        walk.end(missing, self._exact)
+            first = np.full(in_partitions.sum(), FIRST_LEVEL)
+            found = walk.go(missing[in_partitions], first, min(_MOST_FETCHED, len(within) // 2), probe)
+            missing = np.append(missing[~in_partitions], found)
+        walk.end(np.append(missing, compared), self._exact)
         return walk.answers()
 
     def _depths(self, queries: np.ndarray, within: AllowedItems | None) -> np.ndarray:
