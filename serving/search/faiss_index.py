@@ -347,7 +347,7 @@ class ItemIndex:
         queries, walk = task.queries, LevelSearch(task, self.vectors)
         users = np.flatnonzero(task.needed)
         # The levels of whoever has seen more than the deepest of them would be computed in vain.
-        deepest = min(_MOST_FETCHED, len(self) // 2)
+        deepest = self._deepest
         exhausted = task.excluded.counts[users] >= deepest
         compared, users = users[exhausted], users[~exhausted]
         depths = self._depths(queries[users], within)
@@ -365,6 +365,12 @@ class ItemIndex:
             missing = np.append(missing[~in_partitions], found)
         walk.end(np.append(missing, compared), self._exact)
         return walk.answers()
+
+    @property
+    def _deepest(self) -> int:
+        """The depth up to which levels are searched: one that compares half of the items is slower than all of them."""
+        sensible = max(FIRST_LEVEL, len(self) // (2 * _COMPARED_FOR_EACH))
+        return min(_MOST_FETCHED, len(self) // 2, sensible)
 
     def _depths(self, queries: np.ndarray, within: AllowedItems | None) -> np.ndarray:
         """Return the depth of the first level for each user; `NO_LEVEL` if FAISS is not used."""
