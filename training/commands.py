@@ -36,6 +36,23 @@ _overrides = click.option(
 )
 
 
+_baselines = click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    help="Compare with baselines; without them nothing says whether the model is worth its cost.  [default: compare]",
+)
+
+
+def _baseline_minutes(default: float) -> Any:
+    return click.option(
+        "--baseline-minutes",
+        type=click.FloatRange(min=0),
+        default=default,
+        show_default=True,
+        help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
+    )
+
+
 @click.command()
 @click.option("--interactions", type=click.Path(path_type=Path), help="Table of interactions: CSV or Parquet.")
 @click.option("--items", type=click.Path(path_type=Path), help="Table of items (catalogue).")
@@ -120,6 +137,8 @@ def init(
 @_device
 @_preset
 @_overrides
+@_baselines
+@_baseline_minutes(2)
 def train(
     settings: Path,
     output: Path | None,
@@ -127,6 +146,8 @@ def train(
     device: str,
     preset: Preset | None,
     overrides: tuple[str, ...],
+    baselines: bool,
+    baseline_minutes: float,
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
 
@@ -140,7 +161,15 @@ def train(
     from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
-    bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
+    bundle = train_and_bundle(
+        settings,
+        overrides,
+        output=output,
+        resume=resume,
+        device=device,
+        baselines=baselines,
+        baseline_minutes=baseline_minutes,
+    )
     if is_first():
         click.echo(f"\n{next_steps(bundle)}")
 
@@ -215,13 +244,8 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     metavar="NAME=FILE",
     help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
 )
-@click.option(
-    "--baseline-minutes",
-    type=click.FloatRange(min=0),
-    default=15,
-    show_default=True,
-    help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
-)
+@_baselines
+@_baseline_minutes(15)
 def evaluate(
     settings: Path,
     protocol: str | None,
@@ -233,6 +257,7 @@ def evaluate(
     overrides: tuple[str, ...],
     compare: tuple[str, ...],
     upper_bound: tuple[str, ...],
+    baselines: bool,
     baseline_minutes: float,
 ) -> None:
     """Train on part of the data, evaluate on the held-out rest, and compare with baselines.
@@ -253,6 +278,7 @@ def evaluate(
         compare=compare,
         upper_bound=upper_bound,
         output=output,
+        baselines=baselines,
         baseline_minutes=baseline_minutes,
     )
     click.echo(report.to_text())

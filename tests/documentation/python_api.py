@@ -22,9 +22,9 @@ What `import towers` offers; the [guide](../guides/python.md) has a program for 
 neither torch nor the web server; a name is loaded when it is first used.
 """
 _SECTIONS = {
-    "Functions": ("train", "open"),
+    "Functions": ("train", "open", "audit", "compare"),
     "The model": ("Model",),
-    "Results": ("Recommendations", "EvaluationReport"),
+    "Results": ("Recommendations", "EvaluationReport", "Audit", "ComparisonReport", "DriftReport"),
     "Errors": ("DataError", "BundleError"),
     "Parts of your own": (
         "LOSSES",
@@ -40,6 +40,8 @@ _SECTIONS = {
 }
 _INTERNAL = {
     "Recommendations": {"of"},
+    "Audit": {"of", "headline", "metrics", "advice"},
+    "ComparisonReport": {"of"},
     "EvaluationReport": {"of", "from_dict", "to_dict", "read", "headline", "metrics"},
     "Hits": {"after", "first", "share_of"},
 }
