@@ -36,10 +36,10 @@ _overrides = click.option(
 )
 
 
-_baselines = click.option(
-    "--baselines/--no-baselines",
-    default=True,
-    help="Compare with baselines; without them nothing says whether the model is worth its cost.  [default: compare]",
+_no_baselines = click.option(
+    "--no-baselines",
+    is_flag=True,
+    help="Compare with no baselines; then nothing says whether the model is worth its cost.",
 )
 
 
@@ -137,7 +137,7 @@ def init(
 @_device
 @_preset
 @_overrides
-@_baselines
+@_no_baselines
 @_baseline_minutes(2)
 def train(
     settings: Path,
@@ -146,7 +146,7 @@ def train(
     device: str,
     preset: Preset | None,
     overrides: tuple[str, ...],
-    baselines: bool,
+    no_baselines: bool,
     baseline_minutes: float,
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
@@ -167,7 +167,7 @@ def train(
         output=output,
         resume=resume,
         device=device,
-        baselines=baselines,
+        baselines=not no_baselines,
         baseline_minutes=baseline_minutes,
     )
     if is_first():
@@ -244,7 +244,7 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     metavar="NAME=FILE",
     help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
 )
-@_baselines
+@_no_baselines
 @_baseline_minutes(15)
 def evaluate(
     settings: Path,
@@ -257,7 +257,7 @@ def evaluate(
     overrides: tuple[str, ...],
     compare: tuple[str, ...],
     upper_bound: tuple[str, ...],
-    baselines: bool,
+    no_baselines: bool,
     baseline_minutes: float,
 ) -> None:
     """Train on part of the data, evaluate on the held-out rest, and compare with baselines.
@@ -278,7 +278,7 @@ def evaluate(
         compare=compare,
         upper_bound=upper_bound,
         output=output,
-        baselines=baselines,
+        baselines=not no_baselines,
         baseline_minutes=baseline_minutes,
     )
     click.echo(report.to_text())

@@ -137,7 +137,9 @@ def _signature(name: str, node: ast.FunctionDef) -> str:
     shown = [
         _argument(one, given.defaults[at - required] if at >= required else None) for at, one in enumerate(given.args)
     ]
-    if given.kwonlyargs:
+    if given.vararg:
+        shown.append(f"*{_argument(given.vararg, None)}")
+    elif given.kwonlyargs:
         shown.append("*")
     shown += [_argument(one, default) for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     if given.kwarg:

@@ -8,12 +8,12 @@ from pathlib import Path
 from towers.api.errors import plain_errors
 from training.audit.comparison_report import ComparisonReport
 from training.audit.ranks import Ranks
-from training.audit.report import LEAST, Audit
+from training.audit.report import Audit
 from training.tasks.compare import comparison_of
 
 
 @plain_errors
-def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None, min_support: int = LEAST) -> Audit:
+def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None, min_support: int = 30) -> Audit:
     """Find the slices in which a recommender is worst, as `towers audit` does.
 
     Args:
@@ -32,7 +32,7 @@ def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None,
 
 @plain_errors
 def compare(
-    first: str | os.PathLike[str], *others: str | os.PathLike[str], min_support: int = LEAST
+    first: str | os.PathLike[str], *others: str | os.PathLike[str], min_support: int = 30
 ) -> ComparisonReport:
     """Compare evaluations with the first, or bundles, on the same questions, as `towers compare` does.
 

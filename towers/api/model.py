@@ -422,8 +422,7 @@ class Model:
             DataError: A table cannot be read or lacks a column that the model reads, or an argument is wrong.
 
         Example:
-            >>> model.index(kind="hnsw").empty
-            runs/run-1/index: ...
+            >>> model.index(progress=False).empty
             True
         """
         if kind is not None and kind not in INDEX_KINDS:
