@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ _no_baselines = click.option(
 )
 
 
-def _baseline_minutes(default: float) -> Any:
+def _baseline_minutes(default: float) -> Callable[[Any], Any]:
     return click.option(
         "--baseline-minutes",
         type=click.FloatRange(min=0),

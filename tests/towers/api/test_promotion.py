@@ -22,8 +22,6 @@ from towers.bundle.manifest import verify
 from towers.cli.main import main
 from training.audit.comparison_report import PAGE, TABLE
 from training.config import PromotionConfig, RunConfig
-from training.evaluation.baselines.baseline import GIB
-from training.evaluation.baselines.suite import Budget
 from training.evaluation.report import EvaluationReport
 
 CHAMPION = "models:/two-towers@champion"
@@ -72,8 +70,7 @@ def story(tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", address)
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
         patch.chdir(folder)
-        patch.setattr("training.tasks.train.BUDGET", Budget(seconds=0, memory_bytes=GIB))  # each baseline once
-        assert main(["train", "run.toml", "--output", "runs/third"]) == 0
+        assert main(["train", "run.toml", "--output", "runs/third", "--baseline-minutes", "0"]) == 0
         yield SimpleNamespace(folder=folder, address=address, client=mlflow.MlflowClient(address, address))
 
 
