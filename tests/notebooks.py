@@ -1,7 +1,7 @@
 """Runs the notebooks as a reader would: `python -m tests.notebooks` stores their outputs.
 
-    python -m tests.notebooks 03 05                                # of some of them
-    SHOP=small python -m tests.notebooks --output /tmp/larger      # on a larger shop, beside those that are stored
+python -m tests.notebooks 03 05                                # of some of them
+SHOP=small python -m tests.notebooks --output /tmp/larger      # on a larger shop, beside those that are stored
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None,
 
 
 @plain_errors
-def compare(
-    first: str | os.PathLike[str], *others: str | os.PathLike[str], min_support: int = 30
-) -> ComparisonReport:
+def compare(first: str | os.PathLike[str], *others: str | os.PathLike[str], min_support: int = 30) -> ComparisonReport:
     """Compare evaluations with the first, or bundles, on the same questions, as `towers compare` does.
 
     Args:
