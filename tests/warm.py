@@ -173,7 +173,8 @@ def warm_kernels(program: Path) -> type[Any]:
     class WarmKernelManager(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(argv=command, display_name="warm", language="python")
+            encryption = {"supported_encryption": ["curve"]}  # as in the kernel's own; it warns without
+            return KernelSpec(argv=command, display_name="warm", language="python", metadata=encryption)
 
     return WarmKernelManager
 
