@@ -3,8 +3,9 @@
 A test that runs forty commands as a person would spends most of its time on imports. The command still runs in a
 process of its own, in its own folder, with its own environment and streams; it only starts loaded.
 
-    python -m tests.warm host SOCKET           # loads the libraries, then serves until its standard input closes
-    python -m tests.warm run SOCKET WORDS...   # what a `towers WORDS...` would do, with its exit status
+    python -m tests.warm host SOCKET             # loads the libraries, then serves until its standard input closes
+    python -m tests.warm towers SOCKET WORDS...  # what a `towers WORDS...` would do, with its exit status
+    python -m tests.warm kernel SOCKET FILE      # the Jupyter kernel of a connection file
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ LIBRARIES = (
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
 )
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+SOCKET = "warm.socket"
 SECONDS_TO_LOAD = 120
 STREAMS = 3
 
@@ -41,8 +43,8 @@ def warm_towers(folder: Path) -> Iterator[Path]:
     """Yield a program `towers` that runs loaded commands while the block lasts."""
     from towers.process import prepared_environment
 
-    address, program = folder / "warm.socket", folder / "towers"
-    program.write_text(f'#!/bin/bash\nexec {sys.executable} {__file__} run {address} "$@"\n', encoding="utf-8")
+    address, program = folder / SOCKET, folder / "towers"
+    program.write_text(f'#!/bin/bash\nexec {sys.executable} {__file__} towers {address} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     environment = {**prepared_environment(os.environ), **ONE_THREAD}
     command = [sys.executable, "-m", "tests.warm", "host", str(address)]
@@ -128,23 +130,58 @@ def _run(told: dict[str, Any], streams: list[int]) -> int:
     os.chdir(told["folder"])
     os.environ.clear()
     os.environ.update(told["environment"])
-    sys.argv = ["towers", *told["words"]]
+    sys.argv = [told["program"], *told["words"]]
     by_line = 1 if "PYTHONUNBUFFERED" in os.environ else -1
     sys.stdout = open(1, "w", by_line, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    from towers.cli.main import main
-
     try:
-        return main(told["words"])
+        return PROGRAMS[told["program"]](told["words"])
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     finally:
         sys.stdout.flush()
 
 
-def run(address: str, words: list[str]) -> int:
-    """Have a command run by the host, pass signals on to it, and return its exit status."""
-    told = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+def _towers(words: list[str]) -> int:
+    from towers.cli.main import main
+
+    return main(words)
+
+
+def _kernel(words: list[str]) -> int:
+    from ipykernel.kernelapp import IPKernelApp
+
+    del os.environ["JPY_PARENT_PID"]  # its parent is the host, and it would end without the one named there
+    IPKernelApp.launch_instance(["-f", *words])
+    return 0
+
+
+PROGRAMS = {"towers": _towers, "kernel": _kernel}
+
+
+def warm_kernels(program: Path) -> type[Any]:
+    """Return the class of managers whose kernels start loaded.
+
+    Args:
+        program: What `warm_towers` yields.
+    """
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    command = [sys.executable, __file__, "kernel", str(program.parent / SOCKET), "{connection_file}"]
+
+    class WarmKernelManager(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            encryption = {"supported_encryption": ["curve"]}  # as in the kernel's own; it warns without
+            return KernelSpec(argv=command, display_name="warm", language="python", metadata=encryption)
+
+    return WarmKernelManager
+
+
+def run(program: str, address: str, words: list[str]) -> int:
+    """Have a program run by the host, pass signals on to it, and return its exit status."""
+    told = {"program": program, "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(address)
         socket.send_fds(connection, [json.dumps(told).encode()], list(range(STREAMS)))
@@ -158,4 +195,4 @@ def run(address: str, words: list[str]) -> int:
 
 if __name__ == "__main__":
     task, where, *rest = sys.argv[1:]
-    sys.exit(host(where) if task == "host" else run(where, rest))
+    sys.exit(host(where) if task == "host" else run(task, where, rest))

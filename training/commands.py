@@ -37,6 +37,13 @@ _overrides = click.option(
 )
 
 
+_no_baselines = click.option(
+    "--no-baselines",
+    is_flag=True,
+    help="Compare with no baselines; then nothing says whether the model is worth its cost.",
+)
+
+
 def _baseline_minutes(default: float) -> Callable[[Any], Any]:
     return click.option(
         "--baseline-minutes",
@@ -131,6 +138,7 @@ def init(
 @_device
 @_preset
 @_overrides
+@_no_baselines
 @_baseline_minutes(2)
 def train(
     settings: Path,
@@ -139,6 +147,7 @@ def train(
     device: str,
     preset: Preset | None,
     overrides: tuple[str, ...],
+    no_baselines: bool,
     baseline_minutes: float,
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
@@ -154,7 +163,13 @@ def train(
 
     overrides = (*preset_settings(preset), *overrides)
     bundle = train_and_bundle(
-        settings, overrides, output=output, resume=resume, device=device, baseline_minutes=baseline_minutes
+        settings,
+        overrides,
+        output=output,
+        resume=resume,
+        device=device,
+        baselines=not no_baselines,
+        baseline_minutes=baseline_minutes,
     )
     if is_first():
         click.echo(f"\n{next_steps(bundle)}")
@@ -230,6 +245,7 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     metavar="NAME=FILE",
     help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
 )
+@_no_baselines
 @_baseline_minutes(15)
 def evaluate(
     settings: Path,
@@ -242,6 +258,7 @@ def evaluate(
     overrides: tuple[str, ...],
     compare: tuple[str, ...],
     upper_bound: tuple[str, ...],
+    no_baselines: bool,
     baseline_minutes: float,
 ) -> None:
     """Train on part of the data, evaluate on the held-out rest, and compare with baselines.
@@ -262,6 +279,7 @@ def evaluate(
         compare=compare,
         upper_bound=upper_bound,
         output=output,
+        baselines=not no_baselines,
         baseline_minutes=baseline_minutes,
     )
     click.echo(report.to_text())

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
@@ -54,6 +55,18 @@ class Limits:
     fall: float = 0.1
     index_hours: float = 48.0
 
+    def __post_init__(self) -> None:
+        """Check the limits.
+
+        Raises:
+            DataError: One of them is out of its range.
+        """
+        for name in ("psi", "index_hours"):
+            if not getattr(self, name) > 0:
+                raise DataError(f"{name}: expected a number above 0, found {getattr(self, name)!r}")
+        if not 0 <= self.fall <= 1:
+            raise DataError(f"fall: expected a share from 0 to 1, found {self.fall!r}")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -78,9 +91,9 @@ class Finding:
     is_drift: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DriftReport:
-    """What changed since the training.
+    """What changed since the training; it prints as the verdict and what is beyond the limits.
 
     Attributes:
         bundle: The folder of the model.
@@ -110,6 +123,14 @@ class DriftReport:
         if not names:
             return f"No drift in {len(self.findings)} measures against the training of model {self.version}."
         return f"Drift in {', '.join(names)} against the training of model {self.version} ({self.created})."
+
+    def __repr__(self) -> str:
+        """Return the verdict and the measures that are drift."""
+        return self.to_text()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return every measure, a row each: table, column, measure, training, today, cells, is_drift."""
+        return pd.DataFrame([asdict(one) for one in self.findings], columns=[one.name for one in fields(Finding)])
 
     def to_text(self) -> str:
         """Return the verdict and the measures that are drift."""
@@ -141,7 +162,7 @@ class DriftReport:
         return registry
 
 
-def find_drift(bundle: ModelBundle, tables: dict[str, Path | None], limits: Limits) -> DriftReport:
+def find_drift(bundle: ModelBundle, tables: Mapping[str, Path | None], limits: Limits) -> DriftReport:
     """Compare tables with those that a model was trained on.
 
     Args:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ from features.messages import did_you_mean
 from features.settings import StrictTable
 from towers.api.errors import plain_errors
 from towers.api.model import Device, Model, open_model
+from towers.api.printing import printing
 from towers.api.tables import Inputs, Table, plain, stored
 from towers.config import TowersConfig
 from towers.process import keeping_memory
@@ -23,7 +23,7 @@ from training.config import TrainingConfig
 from training.distributed.launch import is_launched
 from training.presets import PRESETS, Preset, preset_settings
 from training.tasks.init import propose, write_proposal
-from training.tasks.train import BASELINE_MINUTES, train_and_bundle
+from training.tasks.train import train_and_bundle
 
 Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """The path of a run.toml, or settings by name."""
@@ -49,8 +49,9 @@ def train(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     device: Device = "auto",
-    baseline_minutes: float = BASELINE_MINUTES,
     progress: bool = True,
+    baselines: bool = True,
+    baseline_minutes: float = 2,
     **values: Any,
 ) -> Model:
     """Train a model, as `towers init` and `towers train` do, and return it.
@@ -82,9 +83,9 @@ def train(
         output: Folder of the bundle. None: the next free `runs/run-N`.
         resume: Whether to continue the newest unfinished run with these tables and settings.
         device: Device to train on.
-        baseline_minutes: Time for choosing the hyperparameters of the baselines in the report; each is fitted once in
-            any case.
         progress: Whether to print what the commands print.
+        baselines: Whether the report compares with baselines. False for trainings that are compared with each other.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines. 0: each is fitted once.
         **values: Settings by their own names, such as `epochs=3` or `embedding_dim=32`; they replace all others.
 
     Raises:
@@ -108,7 +109,7 @@ def train(
         raise DataError("towers.train: trains in one process; of several, run `torchrun -m towers train run.toml`")
     tables = {"interactions": interactions, "items": items, "users": users}
     search = {"documents": documents, "queries": queries, "pairs": pairs}
-    with stored({**tables, **search}) as inputs, _printing(progress), keeping_memory():
+    with stored({**tables, **search}) as inputs, printing(progress), keeping_memory():
         overrides = preset_settings(preset)
         if isinstance(settings, str | os.PathLike):
             run_toml = Path(settings)
@@ -120,7 +121,13 @@ def train(
         overrides += as_overrides(by_full_name(values))
         folder = Path(output) if output is not None else None
         bundle = train_and_bundle(
-            run_toml, overrides, output=folder, resume=resume, device=device, baseline_minutes=baseline_minutes
+            run_toml,
+            overrides,
+            output=folder,
+            resume=resume,
+            device=device,
+            baselines=baselines,
+            baseline_minutes=baseline_minutes,
         )
     return open_model(bundle)
 
@@ -197,14 +204,3 @@ def as_overrides(values: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]
             ) from None
         given.append(f"{key}={text}")
     return tuple(given)
-
-
-@contextmanager
-def _printing(progress: bool) -> Iterator[None]:
-    """Print what the functions of the commands print, or nothing."""
-    with ExitStack() as stack:
-        if not progress:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 (a device)
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield

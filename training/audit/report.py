@@ -37,9 +37,9 @@ MOST_WORST, MOST_SLICES = 25, 5_000
 _WIDEST_NAME = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
-    """The slices of one recommender's judgement.
+    """The slices of one recommender's judgement; it prints as a table of the worst.
 
     Attributes:
         about: What was judged.
@@ -84,6 +84,10 @@ class Audit:
             slices=slice_metrics(chosen, tables, config, min_support),
             notes=tuple(notes),
         )
+
+    def __repr__(self) -> str:
+        """Return the worst slices for a terminal."""
+        return self.to_text()
 
     @property
     def whole(self) -> pd.Series:

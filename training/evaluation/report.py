@@ -62,7 +62,8 @@ class EvaluationReport:
         num_questions: Number of queries, for each seed.
         num_candidates: Number of items that were ranked for each query.
         seeds: The seeds of the trainings.
-        rows: A row for each recommender, the evaluated one first; a row has `name` and, by metric, `metrics`.
+        rows: A row for each recommender, the evaluated one first; a row has `name`, by metric `metrics`, and `lead`,
+            how far the model's N@10 is above this one's; each has `mean`, and `low` and `high`, its 95 % interval.
         notes: What a reader should know, a sentence each.
         advice: What to try where the first recommender is not ahead, the likeliest first.
         details: What the page shows beyond the metrics; not in the JSON. None: the page has the metrics only.

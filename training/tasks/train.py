@@ -57,8 +57,9 @@ REFITTED = (
 )
 
 BASELINE_MINUTES = 2.0
-"""For the baselines of the report after training; `towers evaluate` gives them more."""
+"""Default time for choosing the hyperparameters of the baselines of the report; `towers evaluate` gives them more."""
 BASELINE_BYTES = 3 * GIB
+"""Most memory for the matrices of one of them."""
 MOST_EVENTS = 10**7
 """Most interactions that baselines are fitted on, if all of them are on disk; of more, those of a sample of users."""
 MOST_CELLS = 10**9
@@ -72,6 +73,7 @@ def train_and_bundle(
     output: Path | None,
     resume: bool,
     device: str,
+    baselines: bool = True,
     baseline_minutes: float = BASELINE_MINUTES,
 ) -> Path:
     """Train on the tables of run.toml and return the folder of the bundle.
@@ -84,7 +86,8 @@ def train_and_bundle(
         output: Where the bundle goes; None: the next free `runs/run-N`.
         resume: Whether to go on with the newest unfinished run of these settings.
         device: `auto`, `cpu` or `cuda`.
-        baseline_minutes: Time for choosing the hyperparameters of the baselines in the report.
+        baselines: Whether the report compares with baselines.
+        baseline_minutes: Time for choosing their hyperparameters.
 
     Raises:
         DataError: Something in the settings or the tables is wrong, there is nothing to resume, or the key that is to
@@ -94,8 +97,8 @@ def train_and_bundle(
     signing_key()  # an unusable key is an error now rather than after the training
     config = read_run_config(settings, tuple(overrides))
     check_choices(config)
+    budget = Budget.of_minutes(baseline_minutes, BASELINE_BYTES) if baselines else None
     with processes_of(choose_device(device), config.training.table_sharding) as (processes, where):
-        budget = Budget(seconds=60 * baseline_minutes, memory_bytes=BASELINE_BYTES)
         return _train(config, settings, overrides, output, resume, where, processes, budget)
 
 
@@ -107,7 +110,7 @@ def _train(
     resume: bool,
     where: torch.device,
     processes: Processes,
-    budget: Budget,
+    budget: Budget | None,
 ) -> Path:
     tables = training_tables(config.features, settings)
     sequences = tables.interactions.sequences(tables.catalog)
@@ -148,7 +151,7 @@ def _train(
             processes=processes,
         )
         collector.add_training(config.training.seed, learned.progress, learned.seconds, where.type)
-        report = _report(config, tables, split, learned, budget, command, collector)
+        report = _report(config, tables, split, learned, command, collector, budget)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -241,16 +244,21 @@ def _report(
     tables: Tables,
     split: Split,
     learned: TrainedModel,
-    budget: Budget,
     command: Sequence[str],
     collector: DetailsCollector,
+    budget: Budget | None,
 ) -> EvaluationReport:
-    """Compare the model and the baselines on validation questions, of very many on a sample."""
+    """Compare the model and the baselines on validation questions, of very many on a sample.
+
+    Without a budget there are no baselines.
+    """
     split, sampled = _in_memory(split)
-    if config.towers.reads_history:
+    baselines: list[ScoringModel] = []
+    notes: list[str] = []
+    if budget is not None and config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
         baselines, notes = fit_baselines(split, texts=texts, budget=budget, say=partial(click.echo, err=True))
-    else:
+    elif budget is not None:
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)

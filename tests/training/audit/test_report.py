@@ -537,7 +537,7 @@ def test_other_recommenders_are_audited_by_name(shop: Path):
     folder = str(shop / "leave-one-out")
     said = CliRunner().invoke(audit_command, [folder, "--recommender", "popularity"], catch_exceptions=False).stdout
     assert said.startswith("popularity · leave-one-out · test · ")
-    with pytest.raises(DataError, match="--recommender EASE: was not evaluated; there are 'two towers', 'popularity'"):
+    with pytest.raises(DataError, match="recommender 'EASE': was not evaluated; there are 'two towers', 'popularity'"):
         Audit.of(Ranks.read(shop / "leave-one-out"), "EASE")
 
 

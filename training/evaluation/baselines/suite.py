@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from features.errors import DataError
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from training.evaluation.baselines import (
@@ -101,6 +102,17 @@ class Budget:
 
     seconds: float = 1_200.0
     memory_bytes: float = 4 * GIB
+
+    @classmethod
+    def of_minutes(cls, minutes: float, memory_bytes: float = memory_bytes) -> Budget:
+        """Return the budget that `--baseline-minutes` and `baseline_minutes=` name.
+
+        Raises:
+            DataError: The minutes are negative.
+        """
+        if not minutes >= 0:
+            raise DataError(f"baseline_minutes: expected a number from 0 on, found {minutes!r}")
+        return cls(60 * minutes, memory_bytes)
 
 
 def fit_baselines(
