@@ -105,7 +105,7 @@ def _encode(trainer: Trainer, item_features: EntityFeatures) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Let the profiler say nothing: it writes to the standard error below Python, and of nothing that concerns users."""
+    """Keep the lines of the profiler from the standard error, to which it writes below Python."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
