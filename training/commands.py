@@ -1,7 +1,8 @@
-"""Flags of the commands `init`, `prepare`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
+"""Flags of the commands `init`, `prepare`, `plan`, `train`, `tune`, `evaluate`, `audit`, `compare`, `train-ranker`."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,47 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     sequences = tables.interactions.sequences(tables.catalog)
     click.echo(f"{where}: {said_of(sequences)}, {len(tables.catalog):,} items")
     click.echo(f"\nNext:\n  towers train {shlex.quote(str(settings))}")
+
+
+@click.command()
+@_settings
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes that torchrun is to start, on one machine or more.",
+)
+@click.option(
+    "--memory",
+    "memory_gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory of all processes together, in GB.  [default: that of this machine]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with sizes in bytes.")
+@_preset
+@_overrides
+def plan(
+    settings: Path,
+    processes: int,
+    memory_gb: float | None,
+    as_json: bool,
+    preset: Preset | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Show what a training on CPUs will take, before anything is trained: memory, disk, time, and what does not fit.
+
+    The tables are read as in training, the model is sized without memory for it, and steps of a real training are timed
+    for at most ten seconds. Nothing is written. Where memory does not suffice, the plan says which setting to change to
+    what. Of interactions that are sorted on disk, `towers prepare` comes first.
+    """
+    from training.tasks.plan import plan_run
+
+    memory = None if memory_gb is None else int(memory_gb * 1e9)
+    found = plan_run(settings, (*preset_settings(preset), *overrides), processes=processes, memory=memory)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.to_text())
 
 
 @click.command()

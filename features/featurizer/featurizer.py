@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,9 @@ class Featurizer:
         Raises:
             DataError: A declared column does not exist.
         """
-        known_items = train.item_counts(len(catalog)) > 0
-        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
+        item_events = train.item_counts(len(catalog))
+        chosen = (item_events > 0) | whole_catalog
+        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[chosen]
         active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
         people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
         schema = replace(schema, item=_spelt(schema.item, catalog.frame), user=_spelt(schema.user, people))
@@ -85,12 +86,27 @@ class Featurizer:
             else []
         )
         texts = pd.concat(written, ignore_index=True) if written else None
-        return cls(
+        events_of = pd.Series(train.lengths, index=pd.Index(train.user_ids, dtype=object))
+        user_events = events_of.reindex(people[USER_ID].tolist()).to_numpy()
+        fit = partial(SideEncoders.fit, pretrained=pretrained, texts=texts, unseen_words=whole_catalog)
+        fitted = cls(
             schema,
-            SideEncoders.fit(schema.item, items, pretrained, "document", texts, unseen_words=whole_catalog),
-            SideEncoders.fit(schema.user, people, pretrained, "query", texts, unseen_words=whole_catalog),
+            fit(schema.item, items, role="document", events=item_events[chosen]),
+            fit(schema.user, people, role="query", events=user_events),
             pretrained,
         )
+        _refuse_nothing_left(fitted)
+        return fitted
+
+    @property
+    def notes(self) -> list[str]:
+        """What the vocabularies leave out, by column, as training found it."""
+        return [
+            f"{side} column {name!r}: {cut.values:,} of {cut.of_values:,} values have fewer than {cut.min_count} "
+            f"interactions, and no embedding of their own; they are {cut.share:.1%} of the interactions"
+            for side, encoders in (("items", self.items), ("users", self.users))
+            for name, cut in encoders.cut.items()
+        ]
 
     def item_features(self, catalog: Catalog) -> EntityFeatures:
         """Return the features of every item of a catalogue, also of items that training did not know."""
@@ -146,6 +162,17 @@ class Featurizer:
             SideEncoders.load(schema.user, vocabularies, "user", pretrained, "query"),
             pretrained,
         )
+
+
+def _refuse_nothing_left(fitted: Featurizer) -> None:
+    """Refuse items whose only feature is an id that is too rare for an embedding of its own."""
+    for name, cut in fitted.items.cut.items():
+        if len(fitted.schema.item) == 1 and fitted.schema.item[0].hashed_rows is None:
+            raise DataError(
+                f"[features] min_count = {cut.min_count} leaves {cut.values:,} items without a vector: they have no "
+                f"feature but {name!r}; add hashed_rows = {min(cut.values, 1000)} to [features.item.{name}], or more "
+                "columns to [features.item]"
+            )
 
 
 def _fit_pretrained(schema: Schema, items: pd.DataFrame, people: pd.DataFrame) -> dict[str, PretrainedText]:

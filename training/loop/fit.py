@@ -94,6 +94,7 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
     processes: Processes | None = None,
+    say: Say | None = None,
 ) -> TrainedModel:
     """Train on the split's training data until its validation N@10 has stopped rising.
 
@@ -107,6 +108,7 @@ def fit(
         on_step: Called with the step and the mean loss of the epoch so far.
         on_epoch: Called with the progress and the metrics of the epoch.
         processes: Those that train together. None: this one alone.
+        say: Called with what the vocabularies leave out, a line each.
 
     Raises:
         DataError: The settings need timestamps that the tables do not have.
@@ -122,6 +124,8 @@ def fit(
     began = time.monotonic()
     together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
+    for note in featurizer.notes if say is not None else ():
+        say(note)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 

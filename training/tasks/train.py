@@ -149,6 +149,7 @@ def _train(
             on_step=report_steps(tracker),
             on_epoch=report_epochs(tracker),
             processes=processes,
+            say=lambda note: click.echo(f"note: {note}", err=True),
         )
         collector.add_training(config.training.seed, learned.progress, learned.seconds, where.type)
         report = _report(config, tables, split, learned, command, collector, budget)
@@ -282,7 +283,7 @@ def _report(
         split.name,
         "validation",
         runs,
-        notes=[*notes, SELECTED, *([REFITTED] if config.training.refit else [])],
+        notes=[*notes, *learned.data.featurizer.notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
     return replace(report, details=collector.details(command))
