@@ -94,7 +94,7 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
     processes: Processes | None = None,
-    say: Say | None = None,
+    say: Say = lambda note: None,
 ) -> TrainedModel:
     """Train on the split's training data until its validation N@10 has stopped rising.
 
@@ -124,7 +124,7 @@ def fit(
     began = time.monotonic()
     together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
-    for note in featurizer.notes if say is not None else ():
+    for note in featurizer.notes:
         say(note)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)

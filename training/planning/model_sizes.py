@@ -215,7 +215,8 @@ def _parts(weight: Tensor, state: Tensor, planned: Any) -> Iterator[TablePart]:
     """Yield what each process keeps of a table; of columns each has a state for all rows."""
     of_row = state.nbytes // len(state)
     if planned is None:
-        yield TablePart(0, *weight.shape, weight.nbytes, state.nbytes)
+        rows, width = weight.shape
+        yield TablePart(0, rows, width, weight.nbytes, state.nbytes)
         return
     for shard in planned.sharding_spec.shards:
         rows, width = shard.shard_sizes

@@ -127,4 +127,4 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     assert found.profiler.kineto_results is not None
     changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in changes), initial=0))
+    return max(accumulate((int(event.nbytes()) for event in changes), initial=0))
