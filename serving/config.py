@@ -74,7 +74,7 @@ class ServingConfig(StrictTable):
     """Maximum number of users in one request."""
     max_history: int = Field(default=10_000, ge=0)
     """Maximum number of items in a posted history, and in a list of items to exclude."""
-    max_slate_slots: int = Field(default=5000, ge=1)
+    max_slate_slots: int = Field(default=4000, ge=1)
     """Maximum number of slate slots that one request may have filled by rules: users times `offset` + `k`. The default
     is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
     max_limited_users: int = Field(default=10, ge=1)
