@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from towers.api.model import open_model as open  # noqa: A004
     from towers.api.parts import LOSSES as LOSSES
     from towers.api.parts import AllowedItems as AllowedItems
-    from towers.api.parts import Audit as Audit
+    from towers.api.parts import AuditReport as AuditReport
     from towers.api.parts import ComparisonReport as ComparisonReport
     from towers.api.parts import DriftReport as DriftReport
     from towers.api.parts import EvaluationReport as EvaluationReport
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 __version__: str
 _PLACES = {
     "AllowedItems": "towers.api.parts",
-    "Audit": "towers.api.parts",
+    "AuditReport": "towers.api.parts",
     "BundleError": "towers.bundle.sealed_file",
     "ComparisonReport": "towers.api.parts",
     "DataError": "features.errors",
@@ -81,7 +81,7 @@ __all__ = [
     "HISTORY_ENCODERS",
     "LOSSES",
     "AllowedItems",
-    "Audit",
+    "AuditReport",
     "BundleError",
     "ComparisonReport",
     "DataError",

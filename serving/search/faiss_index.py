@@ -346,7 +346,7 @@ class ItemIndex:
         """Return the results of all users from the levels of their orders; see `serving.search.levels`."""
         queries, walk = task.queries, LevelSearch(task, self.vectors)
         users = np.flatnonzero(task.needed)
-        # The levels of whoever has seen more than the deepest of them would be computed in vain.
+        # The levels of a user who has seen more than the deepest of them would be computed in vain.
         deepest = self._deepest
         exhausted = task.excluded.counts[users] >= deepest
         compared, users = users[exhausted], users[~exhausted]

@@ -24,7 +24,7 @@ neither torch nor the web server; a name is loaded when it is first used.
 _SECTIONS = {
     "Functions": ("train", "open", "audit", "compare"),
     "The model": ("Model",),
-    "Results": ("Recommendations", "EvaluationReport", "Audit", "ComparisonReport", "DriftReport"),
+    "Results": ("Recommendations", "EvaluationReport", "AuditReport", "ComparisonReport", "DriftReport"),
     "Errors": ("DataError", "BundleError"),
     "Parts of your own": (
         "LOSSES",
@@ -40,7 +40,7 @@ _SECTIONS = {
 }
 _INTERNAL = {
     "Recommendations": {"of"},
-    "Audit": {"of", "headline", "metrics", "advice"},
+    "AuditReport": {"of", "headline", "metrics", "advice"},
     "ComparisonReport": {"of"},
     "EvaluationReport": {"of", "from_dict", "to_dict", "read", "headline", "metrics"},
     "Hits": {"after", "first", "share_of"},

@@ -8,12 +8,12 @@ from pathlib import Path
 from towers.api.errors import plain_errors
 from training.audit.comparison_report import ComparisonReport
 from training.audit.ranks import Ranks
-from training.audit.report import Audit
+from training.audit.report import AuditReport
 from training.tasks.compare import comparison_of
 
 
 @plain_errors
-def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None, min_support: int = 30) -> Audit:
+def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None, min_support: int = 30) -> AuditReport:
     """Find the slices in which a recommender is worst, as `towers audit` does.
 
     Args:
@@ -27,7 +27,7 @@ def audit(evaluation: str | os.PathLike[str], *, recommender: str | None = None,
     Raises:
         DataError: The folder has no ranks, there is no such recommender, or the tables cannot be read any more.
     """
-    return Audit.of(Ranks.read(Path(evaluation)), recommender, min_support)
+    return AuditReport.of(Ranks.read(Path(evaluation)), recommender, min_support)
 
 
 @plain_errors

@@ -7,7 +7,7 @@ from serving.search.results import AllowedItems as AllowedItems
 from serving.search.results import Hits as Hits
 from serving.search.searcher import Searcher as Searcher
 from training.audit.comparison_report import ComparisonReport as ComparisonReport
-from training.audit.report import Audit as Audit
+from training.audit.report import AuditReport as AuditReport
 from training.evaluation.report import EvaluationReport as EvaluationReport
 from training.loop.losses import LOSSES as LOSSES
 from training.loop.losses import Loss as Loss

@@ -38,7 +38,7 @@ _WIDEST_NAME = 40
 
 
 @dataclass(frozen=True, repr=False)
-class Audit:
+class AuditReport:
     """The slices of one recommender's judgement; it prints as a table of the worst.
 
     Attributes:
@@ -60,7 +60,7 @@ class Audit:
     gates: tuple[Checked, ...] = ()
 
     @classmethod
-    def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> Audit:
+    def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> AuditReport:
         """Cut a judgement by the tables that it was made from, as they are today.
 
         Args:

@@ -167,7 +167,6 @@ def test_a_report_of_the_training_comes_with_the_model(model):
         (lambda model: model.evaluate(compare={"others": pd.DataFrame({"user_id": [1]})}), r"^others: "),
         (lambda model: model.evaluate(baseline_minutes=-1), r"^baseline_minutes: expected a number from 0 on"),
         (lambda model: model.index(recall=2), r"^recall: expected a share above 0, at most 1, found 2$"),
-        (lambda model: model.index(kind="flat"), r"^kind: expected one of exact, .*, found 'flat'$"),
         (lambda model: model.index(items="none.csv"), r"none.csv: no such file"),
         (lambda model: model.drift(psi=0), r"^psi: expected a number above 0, found 0$"),
         (lambda model: model.drift(fall=2), r"^fall: expected a share from 0 to 1, found 2$"),
