@@ -290,6 +290,8 @@ class ItemIndex:
         needed = min(k, len(self) - len(excluded))
         fetch = needed + len(excluded) + SLACK
         if not self.is_exact:
+            if len(excluded) >= self._deepest:
+                return None
             # If FAISS's scores are exact, a search with fewer results and the effort of a level returns its best items.
             fetch = FIRST_LEVEL if self.plan.is_rescored else min(fetch, FIRST_LEVEL)
         if not 0 < needed <= fetch <= min(_MOST_FETCHED, len(self) // 2):

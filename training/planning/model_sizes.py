@@ -15,7 +15,7 @@ from towers.model.embeddings import FeatureEmbeddings
 from towers.model.two_tower import TwoTower
 from towers.warnings_filter import quiet_imports
 from training.config import RunConfig, Sharding
-from training.distributed.sharded_tables import planning, table_planner
+from training.distributed.sharded_tables import TABLE_COPIES, planning, table_planner
 from training.loop.build import dense_parameters
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -119,7 +119,7 @@ class ModelSizes:
         Cross-batch and hard negatives come on top of it.
         """
         optimizers = sum(table.optimizer_bytes for table in self.tables) + 2 * self.trained_bytes
-        return 3 * self.bundle_bytes + optimizers
+        return TABLE_COPIES * self.bundle_bytes + optimizers
 
 
 def model_sizes(

@@ -142,7 +142,7 @@ class Plan:
     def _memory(self) -> list[str]:
         one = self.largest
         which = f"process {one.rank}, which needs the most" if self.sizes.processes > 1 else "the process"
-        rows = [*((name, said_bytes(size)) for name, size in one.always.items())]
+        rows = [(name, said_bytes(size)) for name, size in one.always.items()]
         rows.append((f"most besides, at {one.moment}", said_bytes(one.moments[one.moment])))
         rows.append(("together", f"{said_bytes(one.total)} of {said_bytes(self.available)}"))
         lines = aligned([[f"memory of {which}", ""], *map(list, rows)], _WIDEST)

@@ -190,6 +190,17 @@ def test_whoever_has_seen_more_than_the_deepest_level_is_answered_exactly_at_onc
 
 
 @pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("num_excluded", [100, 200])
+def test_exclusions_that_a_user_does_not_like_give_one_order_alone_and_in_a_batch(kind, num_excluded):
+    vectors, queries = SPACES["isotropic"]
+    excluded = [np.argsort(vectors @ query)[:num_excluded] for query in queries[:8]]
+    together = built(kind, "isotropic").search(queries[:8], 60, ragged(excluded))
+    for user, seen in enumerate(excluded):
+        alone = built(kind, "isotropic").search(queries[user : user + 1], 60, ragged([seen])).of(0)
+        np.testing.assert_array_equal(alone[0], together.of(user)[0])
+
+
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.1, 0.29, 0.4, 0.9, 0.9995, 1])
 def test_every_kind_finds_as_many_allowed_items_as_there_are_at_every_selectivity(kind, space, share, by_partitions):

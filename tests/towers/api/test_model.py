@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +329,9 @@ def test_the_command_says_how_many_are_unknown(model, tmp_path):
     pd.DataFrame({"user_id": [1]}).to_csv(tmp_path / "some.csv", index=False)
     words = [str(model.path), "--output", str(tmp_path / "a.parquet"), "--users", str(tmp_path / "some.csv")]
     assert "1 users are unknown" in CliRunner().invoke(recommend_command, words).output
+
+
+def test_a_kind_of_index_that_does_not_exist_is_refused_with_those_that_do(model):
+    index = inspect.unwrap(towers.Model.index)  # without the tests' own check of signatures, which users do not have
+    with pytest.raises(towers.DataError, match=r"^kind: expected one of exact, .*, found 'flat'$"):
+        index(model, kind="flat")
