@@ -20,9 +20,11 @@ from serving.config import ServingConfig, settings_here
 from serving.deploy.mlflow_registry import Alias, fetched
 from serving.http.contract.requests import Contract
 from serving.jobs.build_index import build_index
-from serving.jobs.drift import DriftReport, Limits, find_drift
+from serving.jobs.drift import DriftReport, find_drift
+from serving.jobs.findings import Limits
 from serving.jobs.open import open_recommender
 from serving.jobs.recommend_all import Audience
+from serving.jobs.request_drift import RequestSource
 from serving.recommend.recommender import Recommender
 from serving.recommend.reranking import RerankStage
 from serving.search.index_config import INDEX_KINDS, IndexKind
@@ -455,6 +457,10 @@ class Model:
         psi: float = 0.2,
         fall: float = 0.1,
         index_hours: float = 48,
+        requests: str | os.PathLike[str] | None = None,
+        recent: float = 24,
+        window: float = 24,
+        latency: float = 1000,
     ) -> DriftReport:
         """Compare today's tables with those of the training, as `towers drift` does.
 
@@ -465,6 +471,10 @@ class Model:
             psi: Limit of the population stability index of a column, above 0.
             fall: Limit of the fall of a share of filled cells or known values, 0 to 1.
             index_hours: Limit of the age of the index in hours, above 0.
+            requests: The request log of the service. None: that of the setting `request_log`, if there is one.
+            recent: How many hours of its end are compared with what is before them, above 0.
+            window: For how many hours after an answer an event of a returned item counts as a click, above 0.
+            latency: Limit in milliseconds that 99 % of the logged requests must not exceed, above 0.
 
         Returns:
             The report, which prints its verdict and has `drifted`, `to_frame()` and `write(folder)`.
@@ -476,9 +486,10 @@ class Model:
             >>> model.drift().drifted
             ()
         """
-        limits = Limits(psi, fall, index_hours)
+        limits = Limits(psi, fall, index_hours, latency)
+        source = RequestSource.of(self.settings, None if requests is None else Path(requests), recent, window)
         with as_files({"interactions": interactions, "items": items, "users": users}) as tables:
-            return find_drift(self.bundle, tables, limits)
+            return find_drift(self.bundle, tables, limits, source)
 
     @plain_errors
     def save(self, folder: str | os.PathLike[str]) -> None:
