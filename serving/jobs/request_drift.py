@@ -1,8 +1,9 @@
 """The part of `towers drift` that is about requests: who asks, what the answers are like, and what is chosen of them.
 
-The ids in posted histories are compared with training, which knew all items. The rest has no counterpart there, as those
-who ask are not the users of the tables in equal shares: it is compared with the earlier part of the log, scores only
-with those of the same model, route and kind of request. A fall counts only beyond the noise of samples of this size.
+The ids in posted histories are compared with training, which knew all items. The rest has no counterpart there, as
+those who ask are not the users of the tables in equal shares: it is compared with the earlier part of the log, scores
+only with those of the same model, route and kind of request. A fall counts only beyond the noise of samples of this
+size.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def findings_of_requests(
         DataError: The log, or the log of live writes, cannot be read.
     """
     log = read_requests(source.path)
+    if log.answers.empty:
+        return [], ["request log: no request is logged yet"]
     begin = log.answers["time"].iloc[-1] - source.recent_hours * _HOUR
     is_recent = (log.answers["time"] >= begin).to_numpy()
     notes = log.notes
@@ -144,7 +147,7 @@ def _of_answers(answers: pd.DataFrame, is_recent: Bool[np.ndarray, " answers"], 
     returned = answers["returned"].to_numpy()
     yield from _share("answers", ANSWERED, returned > 0, is_recent, limits)
     yield from _share("answers", FULL, returned >= answers["k"].to_numpy(), is_recent, limits)
-    durations = answers["milliseconds"].to_numpy()[is_recent]
+    durations = answers["milliseconds"][is_recent & answers["is_first"]].to_numpy()
     if len(durations) >= _ENOUGH_FOR_P99:
         p99 = float(np.quantile(durations, 0.99))
         yield Finding(REQUESTS, "duration", LATENCY, limits.latency_ms, p99, len(durations), p99 > limits.latency_ms)
@@ -173,10 +176,11 @@ def _of_clicks(
     until = -np.inf if events.empty else float(events["time"].max()) - window
     shown = log.shown[log.shown["time"] <= until]
     if shown.empty:
-        return [], [
-            f"click-through: no event comes more than {source.window_hours:g} hours (--window) after an answer with a "
-            "known key and id; give today's table (--interactions), or the setting live"
-        ]
+        said = (
+            f"click-through: no event comes more than {source.window_hours:g} hours (--window) after an answer, so "
+            "nothing can be said yet; give today's table (--interactions), or the setting live"
+        )
+        return [], [said]
     is_chosen = chosen(shown, events, window)
     is_recent = (shown["time"] >= shown["time"].iloc[-1] - source.recent_hours * _HOUR).to_numpy()
     group = np.searchsorted(_POSITIONS, shown["position"].to_numpy(), side="left")

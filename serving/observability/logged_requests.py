@@ -18,6 +18,10 @@ from serving.observability.request_log import LoggedAnswer, LoggedRequest
 
 _LINE: TypeAdapter[LoggedRequest] = TypeAdapter(LoggedRequest)
 _MOST_NAMED = 3
+_COLUMNS = (
+    *("time", "route", "model", "k", "offset", "milliseconds", "is_filtered", "is_first"),
+    *("user", "unknown_items", "fallback", "returned", "history", "best"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class LoggedRequests:
 
     Attributes:
         answers: One row per answer, in order of time: `time` (Unix seconds), `route`, `model`, `is_filtered`, `k`,
-            `offset` and `milliseconds` of its request, and `user`, `history` (length; NaN: unknown), `unknown_items`,
-            `fallback`, `returned` and `best` (score; NaN without items) as in `LoggedAnswer`.
+            `offset` and `milliseconds` of its request, `is_first` of the answers of that, and `user`, `history`
+            (length; NaN: unknown), `unknown_items`, `fallback`, `returned` and `best` (score; NaN without items) as in
+            `LoggedAnswer`.
         attributes: One row per attribute that a user was described with: `time`, `column`, `is_known`.
         shown: One row per item that was returned to a user with a hash, in order of time: `time`, `user_hash`,
             `item_id` (as text), `position` (from 1).
@@ -48,10 +53,8 @@ class LoggedRequests:
             return []
         named = "; ".join(self.unreadable[:_MOST_NAMED])
         more = "; ..." if len(self.unreadable) > _MOST_NAMED else ""
-        return [
-            f"request log: {len(self.unreadable):,} of {self.num_lines:,} lines cannot be read and are left out: "
-            f"{named}{more}"
-        ]
+        of_all = f"{len(self.unreadable):,} of {self.num_lines:,} lines"
+        return [f"request log: {of_all} cannot be read and are left out: {named}{more}"]
 
 
 def read_requests(path: Path) -> LoggedRequests:
@@ -79,19 +82,19 @@ def read_requests(path: Path) -> LoggedRequests:
                     unreadable.append(f"{Path(file.name).name}, line {number}")
                     continue
                 moment = request["time"]
-                for answer in request["answers"]:
-                    answers.append(_row(request, answer))
+                for place, answer in enumerate(request["answers"]):
+                    answers.append({**_row(request, answer), "is_first": place == 0})
                     attributes += [(moment, column, not unknown) for column, unknown in answer["attributes"].items()]
                     if (user := answer["user_hash"]) is not None:
                         places = enumerate(answer["items"], request["offset"] + 1)
                         shown += [(moment, user, str(item_id), position) for position, item_id in places]
-    if not answers:
+    if num_lines and not answers:
         raise DataError(
             f"{path}: none of its {num_lines:,} lines can be read; name the file of the setting request_log, or leave "
             "the flag out"
         )
     return LoggedRequests(
-        pd.DataFrame(answers).sort_values("time", kind="stable", ignore_index=True),
+        pd.DataFrame(answers, columns=list(_COLUMNS)).sort_values("time", kind="stable", ignore_index=True),
         pd.DataFrame(attributes, columns=["time", "column", "is_known"]),
         pd.DataFrame(shown, columns=["time", "user_hash", "item_id", "position"]).sort_values("time", kind="stable"),
         num_lines,

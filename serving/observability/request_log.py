@@ -286,14 +286,13 @@ class RotatedFile:
                 return
             if self.path.stat().st_size + num_bytes <= self._max_bytes:
                 return
-            # More than are kept may lie there since the setting was lowered.
-            for number in count(self._num_files):
-                if not self._numbered(number).exists():
-                    break
-                self._numbered(number).unlink()
-            for number in range(self._num_files - 1, 1, -1):
-                if self._numbered(number - 1).exists():
-                    self._numbered(number - 1).replace(self._numbered(number))
+            num_renamed = next(number for number in count() if not self._numbered(number + 1).exists())
+            for number in range(num_renamed, 0, -1):
+                # More than are kept may lie there since the setting was lowered.
+                if number >= self._num_files - 1:
+                    self._numbered(number).unlink()
+                else:
+                    self._numbered(number).replace(self._numbered(number + 1))
             self.path.replace(self._numbered(1))
 
     def _numbered(self, number: int | str) -> Path:
