@@ -24,7 +24,8 @@ def wilson_interval(hits: int, number: int) -> tuple[float, float]:
     share, spread = hits / number, _Z * _Z / number
     middle = share + spread / 2
     half = _Z * math.sqrt(share * (1 - share) / number + spread / (4 * number))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+    # The share is within its interval also where that is rounded: at 0 and at 1.
+    return max(0.0, min(share, (middle - half) / (1 + spread))), min(1.0, max(share, (middle + half) / (1 + spread)))
 
 
 def chosen(shown: pd.DataFrame, events: pd.DataFrame, window_seconds: float) -> Bool[np.ndarray, " shown"]:
@@ -40,10 +41,10 @@ def chosen(shown: pd.DataFrame, events: pd.DataFrame, window_seconds: float) -> 
     """
     keys = ["user_hash", "item_id"]
     # Events have whole seconds: one in the second of the answer is taken to come after it.
-    places = pd.DataFrame({"time": shown["time"].to_numpy(np.int64), "place": np.arange(len(shown))})
-    places[keys] = shown[keys].astype(object).to_numpy()
+    types = {"time": np.int64, **dict.fromkeys(keys, str)}
+    places = shown[["time", *keys]].assign(place=np.arange(len(shown))).astype(types)
     found = pd.merge_asof(
-        events.astype({"time": np.int64, **dict.fromkeys(keys, object)}).sort_values("time", kind="stable"),
+        events.astype(types).sort_values("time", kind="stable"),
         places.sort_values("time", kind="stable"),
         on="time",
         by=keys,

@@ -126,7 +126,7 @@ def findings_of_requests(
 
 def _of_users(log: LoggedRequests, is_recent: Bool[np.ndarray, " answers"], limits: Limits) -> Iterator[Finding]:
     """Yield the share of users by id who are known, that of known items of posted histories, and their lengths."""
-    user, history = log.answers["user"].to_numpy(object), log.answers["history"].to_numpy()
+    user, history = log.answers["user"].to_numpy(object), log.answers["history"].to_numpy(np.float64)
     by_id = np.isin(user.astype(str), ("known", "unknown"))
     yield from _share("users by id", KNOWN, user[by_id] == "known", is_recent[by_id], limits)
     described = (user == "described") & is_recent
@@ -162,7 +162,7 @@ def _of_scores(
     )
     is_like &= answers["model"] == model
     for route, best in answers["best"][is_like].groupby(answers["route"][is_like]):
-        yield from _change(f"best score of {route}", best.to_numpy(), is_recent[best.index], limits)
+        yield from _change(f"best score of {route}", best.to_numpy(np.float64), is_recent[best.index], limits)
 
 
 def _of_clicks(
@@ -213,7 +213,7 @@ def _events(source: RequestSource, tables: Tables, since: float) -> pd.DataFrame
         live.close()
     events = pd.DataFrame(rows, columns=["time", "user_hash", "item_id"])
     assert source.key is not None, "without a key there is no click-through"
-    hashes = {user_id: user_hash(source.key, user_id) for user_id in events["user_hash"].unique()}
+    hashes = {user_id: user_hash(source.key, user_id) for user_id in events["user_hash"].unique().tolist()}
     return events.assign(user_hash=events["user_hash"].map(hashes))
 
 

@@ -161,7 +161,7 @@ def written_log(path: Path, lines: list[LoggedRequest]) -> str:
     return str(path)
 
 
-def line_of(moment: float, model: str, answer: dict, **request) -> LoggedRequest:
+def line_of(moment: float, answer: dict, **request) -> LoggedRequest:
     """A line of the request log for a known user."""
     usual = LoggedAnswer(
         user="known",
@@ -179,7 +179,7 @@ def line_of(moment: float, model: str, answer: dict, **request) -> LoggedRequest
     line = LoggedRequest(
         time=moment,
         route="/recommendations/{user_id}",
-        model=model,
+        model="a model",
         index="an index",
         k=10,
         offset=0,
@@ -192,10 +192,11 @@ def line_of(moment: float, model: str, answer: dict, **request) -> LoggedRequest
 
 
 def compared(here: Path, tmp_path: Path, before: list[dict], today: list[dict], *words: str, **request) -> dict:
-    """The findings about requests by column and measure, where one answer a minute was like `before`, then `today`."""
+    """The findings about requests by column and measure, where ten answers a minute were like `before`, then `today`."""
     model = ModelBundle.open(here / "runs" / "run-1").version
-    lines = [line_of(NOW - 7200 + 60 * place / 10, model, answer) for place, answer in enumerate(before)]
-    lines += [line_of(NOW + 60 * place / 10, model, answer, **request) for place, answer in enumerate(today)]
+    lines = [line_of(NOW - 7200 + 60 * place / 10, answer, model=model) for place, answer in enumerate(before)]
+    request = {"model": model, **request}
+    lines += [line_of(NOW + 60 * place / 10, answer, **request) for place, answer in enumerate(today)]
     log = written_log(tmp_path / "requests.jsonl", lines)
     said = run("--requests", log, "--recent", "1", "--output", str(tmp_path / "out"), *words)
     content = json.loads((tmp_path / "out" / "drift.json").read_text(encoding="utf-8"))
@@ -273,9 +274,8 @@ def test_clicks_by_position_are_counted_within_the_window(here: Path, tmp_path: 
         clicked += [(NOW - 7200 + 6 * place + 3, 0)] if place % 2 == 0 else []
         clicked += [(NOW + 6 * place + 3, 1)] if place % 2 == 0 else []
     clicked += [(NOW - 7200 - 50, 2), (NOW + 100_000, 3)]
-    new = pd.DataFrame(
-        {"user_id": user, "item_id": [items[at] for _, at in clicked], "timestamp": [t for t, _ in clicked]}
-    )
+    times, places = zip(*clicked, strict=True)
+    new = pd.DataFrame({"user_id": user, "item_id": [items[place] for place in places], "timestamp": times})
     today = pd.concat([events, new.astype({"timestamp": events["timestamp"].dtype})])
     words = ("--interactions", written(today, tmp_path / "today.parquet"), "--window", "0.0014")  # 5 seconds
     found = compared(here, tmp_path, [answer] * 100, [answer] * 100, *words)
@@ -308,7 +308,7 @@ def test_a_log_that_cannot_be_used_is_one_line(here: Path, tmp_path: Path):
         run("--requests", str(tmp_path / "none"))
     (tmp_path / "empty").touch()
     assert "no request is logged yet" in run("--requests", str(tmp_path / "empty")).stdout
-    assert "set request_log_key" in run("--requests", written_log(tmp_path / "log", [line_of(NOW, "m", {})])).stdout
+    assert "set request_log_key" in run("--requests", written_log(tmp_path / "log", [line_of(NOW, {})])).stdout
 
 
 @pytest.mark.slow
@@ -365,9 +365,8 @@ def test_the_log_of_two_workers_shows_planted_drift_and_no_other(here: Path, tmp
             )
             found[name] = {place for place in found_in(tmp_path / name[:5]) if place[0] == "requests"}
     assert found["usual.jsonl"] == set()
-    assert {("requests", "users by id", "known"), ("requests", "items of histories", "known")} <= found[
-        "requests.jsonl"
-    ]
+    planted = {("requests", "users by id", "known"), ("requests", "items of histories", "known")}
+    assert planted <= found["requests.jsonl"]
     content = json.loads((tmp_path / "usual" / "drift.json").read_text(encoding="utf-8"))
     clicks = {one["column"]: one["today"] for one in content["findings"] if one["measure"] == "clicks"}
     assert clicks["position 1"] == 0.5
