@@ -192,7 +192,7 @@ def line_of(moment: float, answer: dict, **request) -> LoggedRequest:
 
 
 def compared(here: Path, tmp_path: Path, before: list[dict], today: list[dict], *words: str, **request) -> dict:
-    """The findings about requests by column and measure, where ten answers a minute were like `before`, then `today`."""
+    """The findings about requests by column and measure; ten answers a minute were like `before`, then `today`."""
     model = ModelBundle.open(here / "runs" / "run-1").version
     lines = [line_of(NOW - 7200 + 60 * place / 10, answer, model=model) for place, answer in enumerate(before)]
     request = {"model": model, **request}
@@ -236,8 +236,8 @@ def test_requests_like_before_are_no_drift(here: Path, tmp_path: Path):
     ],
 )
 def test_what_changed_in_half_of_the_requests_is_named(here: Path, tmp_path: Path, changed: dict, place: tuple):
-    described = {"user": "described", "attributes": {"country": 0}}
-    usual = [{}, described] * 60
+    kinds = [{}, {"user": "described", "attributes": {"country": 0}}] * 60
+    usual = [{**one, "scores": (0.4 + at / 600, 0.3, 0.2)} for at, one in enumerate(kinds)]
     found = compared(here, tmp_path, usual, [{**one, **changed} if at % 4 < 2 else one for at, one in enumerate(usual)])
     assert place in drifted_of(found)
     if place[1] == "known":
@@ -266,7 +266,7 @@ def test_noise_of_few_requests_is_no_drift(here: Path, tmp_path: Path):
 def test_clicks_by_position_are_counted_within_the_window(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOWERS_REQUEST_LOG_KEY", KEY)
     events = pd.read_parquet("data/interactions.parquet")
-    user, items = events["user_id"].iloc[0], pd.read_parquet("data/items.parquet")["item_id"].tolist()[:10]
+    user, items = int(events["user_id"].iloc[0]), pd.read_parquet("data/items.parquet")["item_id"].tolist()[:10]
     answer = {"user_hash": user_hash(KEY, user), "items": items}
     clicked = []
     for place in range(100):
@@ -368,6 +368,7 @@ def test_the_log_of_two_workers_shows_planted_drift_and_no_other(here: Path, tmp
     planted = {("requests", "users by id", "known"), ("requests", "items of histories", "known")}
     assert planted <= found["requests.jsonl"]
     content = json.loads((tmp_path / "usual" / "drift.json").read_text(encoding="utf-8"))
+    assert not [note for note in content["notes"] if "click" in note], content["notes"]
     clicks = {one["column"]: one["today"] for one in content["findings"] if one["measure"] == "clicks"}
     assert clicks["position 1"] == 0.5
     assert clicks["position 2"] == 0.0
