@@ -178,7 +178,7 @@ def _of_clicks(
     if shown.empty:
         said = (
             f"click-through: no event comes more than {source.window_hours:g} hours (--window) after an answer, so "
-            "nothing can be said yet; give today's table (--interactions), or the setting live"
+            "nothing can be said yet; give today's table with times (--interactions), or the setting live"
         )
         return [], [said]
     is_chosen = chosen(shown, events, window)

@@ -27,6 +27,7 @@ RUN = """\
 interactions = "data/interactions.parquet"
 items = "data/items.parquet"
 recommend_seen = true
+columns = { timestamp = "timestamp" }
 
 [features.item]
 item_id = { kind = "id" }
