@@ -309,7 +309,7 @@ def run(kind: str, client: FlaskClient, world: World, only: Sequence[str]) -> tu
     """Ask everything of one application; return what failed, and the longest time of what did not."""
     failed, longest = [], 0.0
     for case in cases(ServingConfig(), world):
-        if only and not any(part in case.name for part in only):
+        if not _is_wanted(case.name, only):
             continue
         seconds, status, said = answer(client, case)
         for _ in range(TRIES - 1):
@@ -323,6 +323,10 @@ def run(kind: str, client: FlaskClient, world: World, only: Sequence[str]) -> tu
         if not is_good:
             failed.append(f"{kind}: {case.name}: {seconds:.2f} s, {status}")
     return failed, longest
+
+
+def _is_wanted(name: str, only: Sequence[str]) -> bool:
+    return not only or any(part in name for part in only)
 
 
 def without_memory(client: FlaskClient, world: World) -> list[str]:
@@ -407,7 +411,7 @@ def main() -> None:
             warm = {"history": [1], "at_most": columns, "filter": {"price": {"min": 1}}}
             answer(client, Case("warm", "/recommendations", warm))
             some, most = run(kind, client, world, given.only)
-            failed += some + (without_memory(client, world) if not given.only else [])
+            failed += some + (without_memory(client, world) if _is_wanted("without memory", given.only) else [])
             longest = max(longest, most)
     print(f"longest of what passed: {longest:.3f} s of {BAR:g} s")
     if failed:
