@@ -56,8 +56,8 @@ from serving.search.partitions import Partitions
 from serving.search.tuning import SAMPLE, Chooser, sample_of
 from serving.search.tuning import choose as default_choice
 from serving.snapshot.encoding import attribute_columns, encode_users
-from serving.snapshot.item_map import FILE as MAP
-from serving.snapshot.item_map import ItemMap
+from towers.item_map import FILE as MAP
+from towers.item_map import ItemMap
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
 from serving.snapshot.precomputed import FILE as PRECOMPUTED

@@ -25,7 +25,7 @@ from training.evaluation.comparison import Comparison
 from training.evaluation.details import ReportDetails
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import METRICS
-from training.evaluation.report_page import PageContent, report_page, report_tables
+from training.evaluation.report_page import PageContent, report_page, report_plots, report_tables
 from training.evaluation.report_rows import (
     COVERAGE_LABEL,
     COVERAGE_MEANING,
@@ -236,6 +236,10 @@ class EvaluationReport:
             "report.json": json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             "report.html": self.to_html(),
         }
+
+    def plots(self) -> dict[str, str]:
+        """Return the pictures of the page as SVG files, by name."""
+        return report_plots(self._content())
 
     def write(self, folder: Path) -> None:
         """Write `report.json` and `report.html` into a folder, each complete or not at all."""

@@ -101,7 +101,9 @@ def test_every_text_is_shown_and_escaped(page: str):
         "details.near_misses.history", "details.near_misses.recommended.title", "details.near_misses.held_out.title",
         "details.failures.user_id", "details.failures.attributes.label", "details.failures.attributes.text",
         "details.failures.history", "details.failures.recommended.title", "details.failures.held_out.title",
-        "details.data.label", "details.data.text", "details.tables.name", "details.tables.digest",
+        "details.item_map.column", "details.item_map.user_id", "details.item_map.groups.value",
+        "details.item_map.groups.points.title", "details.item_map.history.title", "details.item_map.recommended.title",
+        "details.item_map.held_out.title", "details.data.label", "details.data.text", "details.tables.name", "details.tables.digest",
         "details.tables.columns.name", "details.tables.columns.role", "details.warnings",
     }  # fmt: skip
 
@@ -109,6 +111,23 @@ def test_every_text_is_shown_and_escaped(page: str):
 def test_the_verdict_comes_before_everything_else(page: str):
     verdict = page.index('<div class="verdict behind">')
     assert all(verdict < page.index(other) for other in ("<table", "<svg", "<nav", "To try next"))
+
+
+def test_every_picture_is_a_file_of_its_own_that_loads_nothing_and_shows_the_same():
+    points = (CurvePoint(0, None, 0.1), CurvePoint(1, 2.0, 0.3), CurvePoint(2, 1.0, 0.2))
+    details = replace(filled(ReportDetails, "details"), curves=(LearningCurve(0, points, 1),))
+    made = report(details)
+    plots, page = made.plots(), made.to_html()
+    names = ("metrics", "leads", "quality_by_epoch", "loss_by_epoch", "scores", "item_map")
+    assert set(plots) == {f"{name}.svg" for name in names}
+    for picture in plots.values():
+        root = ElementTree.fromstring(picture)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search(r"<script|url\(|@import|href", picture)
+        shapes = [SHAPE.findall(text) for text in (picture, page)]
+        assert set(shapes[0]) <= {*shapes[1], *shapes_of_keys(picture)}
+    assert plots["item_map.svg"].count('class="ground') == len(details.item_map.groups)
+    assert set(report(None).plots()) == {"metrics.svg", "leads.svg"}
 
 
 def test_many_notes_are_cut_and_counted():
