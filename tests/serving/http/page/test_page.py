@@ -18,8 +18,8 @@ from serving.http.page.columns import CatalogColumns
 from serving.http.page.overview import overview
 from serving.http.page.query import PageQuery, body_of
 from serving.http.page.snippets import ApiCall
-from towers.item_map import ItemMap
 from tests.serving.doubles import make_recommender, make_tables
+from towers.item_map import ItemMap
 
 DRAWN = "data:image/svg+xml,%3Csvg/%3E"
 PICTURES = [DRAWN, "/own.png", "https://cdn.example.com/a.png", "javascript:alert(1)", "//evil.example/a.png"]
