@@ -197,7 +197,7 @@ def _of_seed(tracker: Tracker, config: RunConfig) -> Tracker:
 def _record(tracker: Tracker, report: EvaluationReport) -> None:
     """Record the report, with its metrics and its first line."""
     tracker.log_metrics(report.metrics(), step=0)
-    tracker.describe(f"{report.warning or report.headline}\n\n```\n{report.to_text()}\n```")
+    tracker.describe(report.to_markdown())
     for name, text in report.texts().items():
         tracker.log_text(text, name)
     log_plots(tracker, report)

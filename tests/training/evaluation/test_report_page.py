@@ -134,6 +134,20 @@ def test_every_picture_is_a_file_of_its_own_that_loads_nothing_and_shows_the_sam
     assert set(report(None).plots()) == {"metrics.svg", "leads.svg"}
 
 
+def test_as_markdown_it_is_a_narrow_table_whose_cells_are_escaped():
+    rows = (row("ours", 0.2), row("a|b", 0.25, Estimate(-0.05, -0.07, -0.03)))
+    text = EvaluationReport("time", "test", (500,), 1_000, (0,), rows, ("a note",)).to_markdown()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table == [
+        "|  | N@10 | R@10 | lead in N@10 |",
+        "| --- | ---: | ---: | ---: |",
+        "| ours | 0.2000 ±0.0100 | 0.2000 ±0.0100 | – |",
+        "| a\\|b | 0.2500 ±0.0100 | 0.2500 ±0.0100 | -0.0500 ±0.0200 |",
+    ]
+    assert text.startswith("Not ahead of every baseline")
+    assert "\n\na note\n\n" in text
+
+
 def test_many_notes_are_cut_and_counted():
     page = report(None, tuple(f"note {number}" for number in range(1_000))).to_html()
     assert page.count("<p>note ") == MOST_NOTES
