@@ -273,7 +273,7 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """Return the most important columns as a Markdown table, with what they mean, for pages that are not wide."""
-        shown = [name for name in (PRIMARY_METRIC, SHARE_METRIC) if name in self.rows[0].metrics]
+        shown = (PRIMARY_METRIC, SHARE_METRIC)
         has_leads = any(row.standing for row in self.rows)
         head = ["", *map(label_of, shown), *(["lead in N@10"] if has_leads else [])]
         body = [

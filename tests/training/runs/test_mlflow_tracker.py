@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 
 from towers.process import Stopped
-from training.runs import mlflow_tracker as tracking
 from training.evaluation.details import CurvePoint, LearningCurve, ReportDetails
 from training.evaluation.report import EvaluationReport
 from training.evaluation.report_rows import Estimate, ReportRow
+from training.runs import mlflow_tracker as tracking
 from training.runs.mlflow_tracker import Tracker, flattened
 from training.runs.progress import log_plots
 
@@ -284,9 +284,10 @@ def test_no_run_is_left_running_by_what_goes_wrong_at_its_start(
 
 
 def test_the_pictures_of_a_report_are_files_of_the_run(start: Callable[..., Tracker], folder: Path):
+    metrics = {"ndcg_at_10": Estimate(0.2, 0.1, 0.3), "recall_at_10": Estimate(0.3, 0.2, 0.4)}
     rows = (
-        ReportRow("two towers", {"ndcg_at_10": Estimate(0.2, 0.1, 0.3)}, {}, None),
-        ReportRow("EASE", {"ndcg_at_10": Estimate(0.1, 0.05, 0.15)}, {}, Estimate(0.1, 0.05, 0.15)),
+        ReportRow("two towers", metrics, {}, None),
+        ReportRow("EASE", metrics, {}, Estimate(0.1, 0.05, 0.15)),
     )
     curve = LearningCurve(0, (CurvePoint(1, 2.0, 0.1), CurvePoint(2, 1.0, 0.2)), 2)
     report = EvaluationReport(
