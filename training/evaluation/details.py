@@ -190,7 +190,7 @@ class ReportMap:
         column: The column that the items are coloured by; empty: none.
         groups: The items that are shown, by colour.
         num_items: How many items there are in all.
-        user_id: Whose items are marked; empty: nobody's.
+        user_id: Whose items are marked; empty: no user's.
         history: The newest items of the user's history.
         recommended: The first of the recommendations.
         held_out: What the user really chose next.
