@@ -66,7 +66,7 @@ def served_orders(held_out: HeldOut, bundles: Sequence[ModelBundle], num_candida
         order, fold = _order(bundle, own, replace(choice or RankerChoice(), eval_queries=most), choice is not None)
         orders.append(order)
         folds.append(fold)
-    return ServedOrders(*orders, next((fold for fold in folds if fold is not None), None))
+    return ServedOrders(orders[0], orders[1], next((fold for fold in folds if fold is not None), None))
 
 
 def _choice_of(bundle: ModelBundle, num_candidates: int | None) -> RankerChoice:
