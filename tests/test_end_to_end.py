@@ -244,7 +244,13 @@ def test_mlflow_has_the_run_with_settings_measures_and_the_bundle(trained):
     assert {"ndcg_at_10", "recall_at_100", "baseline/EASE/ndcg_at_10"} <= run.data.metrics.keys()
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch/loss")] == [1, 2, 3]
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 4
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"report.html", "report.json"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "plots",
+        "report.html",
+        "report.json",
+    }
+    pictures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "plots")}
+    assert {"metrics.svg", "leads.svg", "quality_by_epoch.svg", "loss_by_epoch.svg", "item_map.svg"} <= pictures
     assert run.data.tags["mlflow.note.content"] == (trained / "runs" / "run-1" / "README.md").read_text()[:8000]
     data = {used.dataset.name: used.dataset for used in run.inputs.dataset_inputs}
     assert sorted(data) == ["data interactions", "data items", "data users"]

@@ -18,6 +18,7 @@ The package is the model: two towers, their bundle on disk, re-rankers, the comm
 - `model`: the network; `bundle`: a trained model on disk, sealed and signed.
 - `rerankers`: models that score candidates; `export`: ONNX and sentence-transformers; `tracking`: MLflow.
 - `cli`: the command `towers`; `api`: what `import towers` offers, loaded when it is used.
+- `item_map`: positions of the items in the plane, for the service's page and for reports.
 - `process`: child processes, memory and priority; `warnings_filter`: warnings of libraries that users can do nothing
   about.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import tomli_w
+import tomlkit
 
 from features.config import FeaturesConfig
 from features.errors import DataError
@@ -197,7 +197,7 @@ def as_overrides(values: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]
             given += as_overrides(value, f"{key}.")
             continue
         try:
-            text = tomli_w.dumps({"value": plain(value)}).removeprefix("value = ").strip()
+            text = tomlkit.dumps({"value": plain(value)}).removeprefix("value = ").strip()
         except (TypeError, ValueError):
             raise DataError(
                 f"{key}: expected a number, a text, a boolean or a list, found {value!r}; leave it out for its default"

@@ -30,7 +30,7 @@ from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommen
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
 from training.runs.mlflow_tracker import Tracker
-from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
@@ -197,9 +197,10 @@ def _of_seed(tracker: Tracker, config: RunConfig) -> Tracker:
 def _record(tracker: Tracker, report: EvaluationReport) -> None:
     """Record the report, with its metrics and its first line."""
     tracker.log_metrics(report.metrics(), step=0)
-    tracker.describe(f"{report.warning or report.headline}\n\n```\n{report.to_text()}\n```")
+    tracker.describe(report.to_markdown())
     for name, text in report.texts().items():
         tracker.log_text(text, name)
+    log_plots(tracker, report)
 
 
 def _trained(

@@ -42,7 +42,7 @@ from training.loop.processes import Processes
 from training.prepared.prepare import training_tables
 from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
-from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
 from training.runs.run_folder import Run, fingerprint
 from training.tasks.protocols import early_stopping_split, holds_out_users
@@ -161,6 +161,7 @@ def _train(
         held_out = split.validation.history.user_ids if holds_out_users(split) and not config.training.refit else None
         _write(run.folder, config, settings, digests, tables, learned, report, held_out)
         _record(tracker, config, tables, run.folder, learned)
+        log_plots(tracker, report)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
     if tracker.how_to_look is not None:

@@ -49,8 +49,15 @@ NUM_ITEMS, NUM_USERS = 60, 150
 
 @pytest.fixture(scope="module")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that knows nothing, of a shop where people take what comes next in the catalogue."""
+    """A bundle that knows nothing, of the shop."""
     folder = tmp_path_factory.mktemp("ranking")
+    write_shop(folder)
+    write_untrained(folder / "runs" / "one", folder, SETTINGS)
+    return folder / "runs" / "one"
+
+
+def write_shop(folder: Path) -> None:
+    """Write the tables of a shop where people take what comes next in the catalogue."""
     rng = np.random.default_rng(3)
     colours = rng.choice(["red", "green"], size=NUM_ITEMS)
     pd.DataFrame({"product": range(NUM_ITEMS), "colour": colours}).to_csv(folder / "products.csv", index=False)
@@ -60,8 +67,6 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clicks = pd.DataFrame({"user": users, "product": (starts[users] + places) % NUM_ITEMS})
     clicks["time"] = 1_700_000_000 + rng.integers(0, 10**6, NUM_USERS)[users] + 60 * places
     clicks.to_csv(folder / "clicks.csv", index=False)
-    write_untrained(folder / "runs" / "one", folder, SETTINGS)
-    return folder / "runs" / "one"
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,12 @@ from serving.config import ServingConfig
 from serving.http.app import create_app
 from serving.http.contract.problems import Problem
 from serving.http.contract.requests import UserQuery
-from serving.http.page.cards import text_of
 from serving.http.page.columns import CatalogColumns
 from serving.http.page.overview import overview
 from serving.http.page.query import PageQuery, body_of
 from serving.http.page.snippets import ApiCall
-from serving.snapshot.item_map import ItemMap
 from tests.serving.doubles import make_recommender, make_tables
+from towers.item_map import ItemMap
 
 DRAWN = "data:image/svg+xml,%3Csvg/%3E"
 PICTURES = [DRAWN, "/own.png", "https://cdn.example.com/a.png", "javascript:alert(1)", "//evil.example/a.png"]
@@ -177,21 +176,6 @@ def test_a_call_is_written_so_that_a_shell_and_python_read_it():
     assert json.loads(words[-1]) == body
     compile(ApiCall("/recommendations", {}, body).python("http://here", needs_key=True), "program", "exec")
     assert "'exclude': ['a', 'b c']" in call.python("http://here", needs_key=False)
-
-
-def test_cells_are_short_texts():
-    cells = [None, np.nan, 1.5, 1000.0, True, ["a", "b"], pd.Timestamp("2026-01-02 03:04"), "x" * 100, pd.NA]
-    assert [text_of(cell) for cell in cells] == [
-        "",
-        "",
-        "1.5",
-        "1,000",
-        "True",
-        "a, b",
-        "2026-01-02",
-        "x" * 60 + "...",
-        "",
-    ]
 
 
 def test_the_overview_says_how_old_and_how_good(recommender):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from serving.snapshot.item_map import FILE, ItemMap
+from towers.item_map import FILE, ItemMap
 
 
 def clustered(number, seed=0):
@@ -17,7 +17,7 @@ def clustered(number, seed=0):
 
 @pytest.mark.parametrize("number", [60, 240, 300], ids=["components", "t-SNE", "more than are shown"])
 def test_similar_items_are_near(number, monkeypatch):
-    monkeypatch.setattr("serving.snapshot.item_map.MAX_SHOWN", 240)
+    monkeypatch.setattr("towers.item_map.MAX_SHOWN", 240)
     vectors, which = clustered(number)
     made = ItemMap.of(vectors, np.arange(number)[::-1].copy())
     assert made.shown.tolist() == [*range(min(number, 240))]
