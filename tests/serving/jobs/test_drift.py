@@ -54,7 +54,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run.toml").write_text(RUN, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        CliRunner().invoke(train, ["run.toml"], catch_exceptions=False)
+        CliRunner().invoke(train, ["run.toml", "--no-baselines"], catch_exceptions=False)
         build_index(ModelBundle.open(folder / "runs" / "run-1"), {})
     return folder
 
