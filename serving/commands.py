@@ -220,7 +220,7 @@ def drift(
 
     DIR is a bundle, such as runs/latest. Compared are the columns that the model reads: filled cells, values, words and
     ids that the model knows, and how often values and numbers occur; the items of the interactions; and the age of the
-    index. Of a request log: who asks, what the answers and their scores are like, how long they take, and
+    index. Of a request log: which users ask, what the answers and their scores are like, how long they take, and
     click-through by position. drift.prom is for the textfile collector of Prometheus.
     """
     from serving.jobs.drift import find_drift
