@@ -1,4 +1,4 @@
-"""The part of `towers drift` that is about requests: which users ask, what the answers are like, what is chosen of them.
+"""The part of `towers drift` about requests: which users ask, what the answers are like, what is chosen of them.
 
 The ids in posted histories are compared with training, which knew all items. The rest has no counterpart there, as
 those who ask are not the users of the tables in equal shares: it is compared with the earlier part of the log, scores
