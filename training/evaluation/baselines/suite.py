@@ -63,14 +63,15 @@ BASELINES = (
             "neighbours": Grid((128, 256, 512), 256, lowest=16, highest=4096),
         },
     ),
-    Baseline("EASE", ease.prepare, {"regularisation": REGULARISATION, "half_life": HALF_LIFE}),
+    # The half-life first: its trials need no other weights, so that little time is enough for them.
+    Baseline("EASE", ease.prepare, {"half_life": HALF_LIFE, "regularisation": REGULARISATION}),
     Baseline(
         "CEASE",
         cease.prepare,
         {
+            "half_life": HALF_LIFE,
             "attribute_weight": Grid((1, 3, 10, 30), 10, lowest=0.1, highest=1_000, growth=3),
             "regularisation": REGULARISATION,
-            "half_life": HALF_LIFE,
         },
         finds_cold_items=True,
     ),
