@@ -132,6 +132,8 @@ def init(
 
     if output.exists() and not force:
         raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
+    if documents is not None and validation != "auto":
+        raise DataError("--validation is about a recommender; a search holds out queries")
     named = {"user_id": user_column, "item_id": item_column, "timestamp": time_column}
     proposal = propose(
         output,

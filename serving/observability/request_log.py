@@ -284,7 +284,11 @@ class RotatedFile:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            if self.path.stat().st_size + num_bytes <= self._max_bytes:
+            try:
+                size = self.path.stat().st_size
+            except FileNotFoundError:  # another worker has just renamed it; the next line begins a new one
+                return
+            if size + num_bytes <= self._max_bytes:
                 return
             num_renamed = next(number for number in count() if not self._numbered(number + 1).exists())
             for number in range(num_renamed, 0, -1):

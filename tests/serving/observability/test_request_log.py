@@ -198,6 +198,21 @@ def test_two_processes_lose_and_mix_no_line_while_files_are_renamed(tmp_path):
     assert sorted((one["writer"], one["number"]) for one in found) == [(n, i) for n in "ab" for i in range(3000)]
 
 
+def test_a_file_that_was_renamed_a_moment_ago_is_begun_again(tmp_path, monkeypatch):
+    path = tmp_path / "requests.jsonl"
+    file = RotatedFile(path, 4096, 3)
+    file.append(b"%4000d\n" % 1)
+    rotate = RotatedFile._rotate
+
+    def renamed_meanwhile(self, num_bytes):
+        path.rename(tmp_path / "requests.jsonl.1")
+        rotate(self, num_bytes)
+
+    monkeypatch.setattr(RotatedFile, "_rotate", renamed_meanwhile)
+    file.append(b"%4000d\n" % 2)
+    assert [int(one.read_text()) for one in (tmp_path / "requests.jsonl.1", path)] == [1, 2]
+
+
 def test_a_fixed_number_of_files_is_kept_also_after_the_number_was_lowered(tmp_path):
     path = tmp_path / "requests.jsonl"
     for num_files in (6, 3):

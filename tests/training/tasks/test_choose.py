@@ -100,6 +100,12 @@ def test_the_command_says_what_was_tried_and_which_question_was_asked(folder, mo
     assert tomllib.loads(Path("run.toml").read_text())["training"]["validation"] == "time"
 
 
+def test_a_search_has_one_question_only(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match="--validation is about a recommender; a search holds out queries"):
+        init.main(["--documents", "events.csv", "--force", "--validation", "time"], standalone_mode=False)
+
+
 def test_training_stops_by_the_question_that_is_asked(folder):
     config = read_run_config(folder / "run.toml", ("training.validation=time",))
     tables = read_tables(config.features, folder)
