@@ -172,8 +172,10 @@ class _Choice:
     def _train(self, config: RunConfig, changed: tuple[str, ...], rules: Sequence[Rule] = RULES) -> Trial:
         """Train for an equal share of the time that is left, and say what came of it."""
         left = self.deadline - time.monotonic()
-        num_to_come = sum(self._candidate(rule) is not None for rule in rules) + (not changed)
-        clock = _Clock(left / num_to_come, first_epoch=left / num_to_come if changed else left)
+        is_first = not self.trials
+        share = left / (is_first + sum(self._candidate(rule) is not None for rule in rules))
+        # Without a result of the first training nothing can be compared, so its first epoch may take all the time.
+        clock = _Clock(share, first_epoch=left if is_first else share)
         reason = ""
         click.echo(f"\n{' '.join(as_flags(changed)) or 'as proposed'}", err=True)
         try:
@@ -185,7 +187,8 @@ class _Choice:
         ndcg = None if reason else clock.ndcg
         trial = Trial(changed, ndcg, clock.epochs, clock.spent, ndcg is not None and ndcg > self.best, reason)
         self.trials.append(trial)
-        self.best = max(self.best, ndcg if ndcg is not None else self.best)
+        if ndcg is not None and trial.is_kept:
+            self.best = ndcg
         click.echo(f"  {trial.in_words}", err=True)
         return trial
 
