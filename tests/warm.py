@@ -67,6 +67,7 @@ def host(address: str) -> None:
     quiet_imports()
     for name in (*LIBRARIES, *_own_modules()):
         importlib.import_module(name)
+    _find_packages()
     assert threading.active_count() == 1, "a thread would not survive a fork"
     signal.signal(signal.SIGCHLD, _reap)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -83,6 +84,13 @@ def host(address: str) -> None:
                 _serve(connection, json.loads(content), streams)
             for stream in streams:
                 os.close(stream)
+
+
+def _find_packages() -> None:
+    """Let MLflow look once for the package of each module, as it does for each model that is logged."""
+    from mlflow.utils.requirements_utils import _check_requirement_satisfied
+
+    _check_requirement_satisfied("mlflow")
 
 
 def _own_modules() -> Iterator[str]:
