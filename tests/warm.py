@@ -6,6 +6,8 @@ process of its own, in its own folder, with its own environment and streams; it 
     python -m tests.warm host SOCKET             # loads the libraries, then serves until its standard input closes
     python -m tests.warm towers SOCKET WORDS...  # what a `towers WORDS...` would do, with its exit status
     python -m tests.warm kernel SOCKET FILE      # the Jupyter kernel of a connection file
+
+A command that starts others, as `towers demo` does, has them start loaded, too.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ LIBRARIES = (
 )
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SOCKET = "warm.socket"
+PYTHON = "python"
+"""Beside the socket: a Python that has `-P -m towers` start loaded."""
 SECONDS_TO_LOAD = 120
 STREAMS = 3
 
@@ -44,8 +48,11 @@ def warm_towers(folder: Path) -> Iterator[Path]:
     from towers.process import prepared_environment
 
     address, program = folder / SOCKET, folder / "towers"
-    program.write_text(f'#!/bin/bash\nexec {sys.executable} {__file__} towers {address} "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
+    loaded = f'exec {sys.executable} {__file__} towers {address} "$@"'
+    _write_program(program, loaded)
+    _write_program(
+        folder / PYTHON, f'[ "$1 $2 $3" = "-P -m towers" ] && shift 3 && {loaded}\nexec {sys.executable} "$@"'
+    )
     environment = {**prepared_environment(os.environ), **ONE_THREAD}
     command = [sys.executable, "-m", "tests.warm", "host", str(address)]
     host = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE)
@@ -58,6 +65,11 @@ def warm_towers(folder: Path) -> Iterator[Path]:
         yield program
     finally:
         host.communicate(timeout=60)
+
+
+def _write_program(path: Path, lines: str) -> None:
+    path.write_text(f"#!/bin/bash\n{lines}\n", encoding="utf-8")
+    path.chmod(0o755)
 
 
 def host(address: str) -> None:
@@ -138,7 +150,7 @@ def _run(told: dict[str, Any], streams: list[int]) -> int:
     os.chdir(told["folder"])
     os.environ.clear()
     os.environ.update(told["environment"])
-    sys.argv = [told["program"], *told["words"]]
+    sys.argv, sys.executable = [told["program"], *told["words"]], told["python"]
     by_line = 1 if "PYTHONUNBUFFERED" in os.environ else -1
     sys.stdout = open(1, "w", by_line, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
@@ -189,7 +201,14 @@ def warm_kernels(program: Path) -> type[Any]:
 
 def run(program: str, address: str, words: list[str]) -> int:
     """Have a program run by the host, pass signals on to it, and return its exit status."""
-    told = {"program": program, "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    python = str(Path(address).with_name(PYTHON))
+    told = {
+        "program": program,
+        "words": words,
+        "folder": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "python": python,
+    }
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(address)
         socket.send_fds(connection, [json.dumps(told).encode()], list(range(STREAMS)))

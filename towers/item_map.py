@@ -20,8 +20,8 @@ from features.files import mapped
 FILE = "map.safetensors"
 MAX_SHOWN = 800
 """Maximum number of items that a map shows as its ground: a page has to carry them."""
-MIN_TSNE = 200
-"""Number of items from which t-SNE is used: it compares each item with dozens of neighbours."""
+MIN_TSNE = 500
+"""Number of items from which t-SNE is used: it takes a second, and one sees through fewer items without it."""
 NUM_COLOURS = 8
 """Number of values of a column that have a colour; the others share the last one, `OTHER`."""
 OTHER = "other"
