@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.signatures import check_signatures
+from tests.stores import copy_new_stores
 from tests.warm import warm_towers
 from towers.warnings_filter import quiet_imports
 
@@ -20,6 +21,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # a test's runs go nowhere else
 
 
 check_signatures(["features", "towers", "training", "serving"])
+copy_new_stores()
 
 # The same examples in each run, and no deadline on machines that are busy.
 settings.register_profile(

@@ -74,12 +74,15 @@ def _write_program(path: Path, lines: str) -> None:
 
 def host(address: str) -> None:
     """Load the libraries, then fork for each command that comes, until standard input closes."""
+    from tests.stores import copy_new_stores, make_first_store
     from towers.warnings_filter import quiet_imports
 
     quiet_imports()
     for name in (*LIBRARIES, *_own_modules()):
         importlib.import_module(name)
     _find_packages()
+    copy_new_stores()
+    make_first_store()
     assert threading.active_count() == 1, "a thread would not survive a fork"
     signal.signal(signal.SIGCHLD, _reap)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
