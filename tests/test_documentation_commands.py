@@ -169,7 +169,7 @@ def shape(value: object) -> object:
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Path:
-    """The real `towers`, but it starts loaded, makes a tiny shop, trains for an epoch, or on 100 queries, and tunes less."""
+    """The real `towers`, but it starts loaded, makes a tiny shop, trains for an epoch or on 100 queries, tunes less."""
     program = tmp_path_factory.mktemp("bin") / "towers"
     program.write_text(
         "#!/bin/bash\n"
