@@ -61,7 +61,8 @@ def licence_of(name: str) -> str:
         found = metadata(name)
     except PackageNotFoundError:
         found = metadata(_IN_PLACE_OF[name])
-    named = found.get("License-Expression") or " ".join((found.get("License") or "").split())
+    expression, text = ((found.get_all(field) or [""])[0] for field in ("License-Expression", "License"))
+    named = expression or " ".join(text.split())
     if not named or len(named) > _LONGEST:
         classes = [one for one in found.get_all("Classifier") or [] if one.startswith(_CLASSIFIER)]
         named = "; ".join(one.rpartition(" :: ")[2] for one in classes) or "none named"
