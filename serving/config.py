@@ -51,7 +51,8 @@ class ServingConfig(StrictTable):
     port: int = Field(default=8000, ge=0, le=65_535)
     """Port to listen on. 0: any free port."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Number of worker processes. Each loads the model and the index, and uses about one core."""
+    """Number of worker processes. Each uses about one core and has the model, catalogue and histories in memory of its
+    own; vectors and index are in memory once for all."""
     threads: int = Field(default=4, ge=1, le=256)
     """Number of requests that one worker answers at a time."""
     queue_size: int = Field(default=64, ge=0, le=4096)

@@ -22,8 +22,8 @@ class TrainingConfig(StrictTable):
     """`[training]`: data, loss, optimisation and tracking of a training run."""
 
     seed: int = Field(0, ge=0)
-    """Seed of all random numbers: initial weights, order, negatives, dropout. On a CPU the same seed gives the same
-    weights, bit for bit."""
+    """Seed of all random numbers: initial weights, order, negatives, dropout. On a CPU the same seed and number
+    of threads give the same weights, bit for bit."""
     item_init: Literal["random", "spectral"] = "random"
     """How item embeddings are initialised: randomly, or from an SVD of the interaction and attribute matrix
     (`spectral`). Use `spectral`, with low learning rates, for few users without an order of interactions."""
