@@ -177,6 +177,10 @@ def test_bundles_and_evaluations_are_compared(story, capsys):
     for name, flags in (("a", []), ("b", ["--set", "training.epochs=1"]), ("other", ["--protocol", "time"])):
         quick = ["--baseline-minutes", "0", "--set", "training.track=false", *flags]
         assert main(["evaluate", "run.toml", "--output", name, *quick]) == 0
+    assert main(["evaluate", "run.toml", "--output", "recorded", "--no-baselines", "--set", "training.epochs=1"]) == 0
+    (run,) = runs_named(story, "evaluate leave-one-out")
+    pictures = {Path(file.path).name for file in story.client.list_artifacts(run.info.run_id, "plots")}
+    assert {"metrics.svg", "scores.svg", "item_map.svg"} <= pictures
     capsys.readouterr()
     assert main(["compare", "a", "b", "--output", "of-evaluations"]) == 0
     reports = [EvaluationReport.read(Path(name, "report.json")) for name in ("a", "b")]

@@ -9,6 +9,7 @@ import pytest
 from tests.serving.conftest import write_untrained
 from tests.training.rerankers.test_learned import SETTINGS, write_shop
 from towers.bundle.bundle import ModelBundle
+from towers.cli.main import main
 from towers.rerankers.manifest import FOLDER, read_ranker_manifest, write_ranker
 from training.config import PromotionConfig
 from training.tasks.promotion import Check, judge_quality
@@ -83,3 +84,23 @@ def test_re_rankers_that_cannot_be_evaluated_are_a_reason(
 def test_without_re_rankers_there_is_no_such_condition(bundles: dict[str, ModelBundle]):
     assert check_of(bundles["plain"], bundles["plain"]) is None
     assert check_of(bundles["plain"], bundles["ranked"], rerank=False) is None
+
+
+def test_a_challenger_whose_index_is_older_than_its_re_ranker_is_refused(
+    bundles: dict[str, ModelBundle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    runs = bundles["plain"].path.parent
+    monkeypatch.chdir(runs.parent)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(runs / "plain", runs / "late")
+    assert main(["index", "runs/late"]) == 0
+    shutil.copytree(runs / "ranked" / FOLDER, runs / "late" / FOLDER)
+    promote = ["promote", "runs/late", "--link", "runs/production"]
+    assert main([*promote, "--dry-run"]) == 3
+    assert "FAILS  the index is older than the re-ranker, which would not be used; towers index " in (
+        capsys.readouterr().out
+    )
+    assert main(["index", "runs/late"]) == 0
+    assert main(promote) == 0
+    assert "holds  latency with re-ranking p99 " in capsys.readouterr().out
+    assert (runs / "production").resolve() == runs / "late"
