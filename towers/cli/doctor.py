@@ -1,7 +1,7 @@
 """`towers doctor`: checks the installation and this machine, and shows a command that corrects each error.
 
-Small programs look at the libraries in another process. One that is missing, broken or crashes that process
-spoils neither the others, which go on in a new one, nor the doctor.
+Small programs look at the libraries in another process. One that is missing, broken or crashes that process spoils
+neither the others, which go on in a new one, nor the doctor.
 """
 
 from __future__ import annotations
