@@ -49,7 +49,7 @@ def test_it_offers_every_size_that_there_is():
 
 @pytest.mark.slow
 def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path, warm):
-    process = start_demo(tmp_path, "--size", "tiny", "--seed", "3", "--keep", "shown", program=warm)
+    process = start_demo(tmp_path, "--size", "mini", "--seed", "3", "--keep", "shown", program=warm)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     commands = re.findall(r"^\$ (towers \w+|curl )", said, re.MULTILINE)
@@ -58,7 +58,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path, warm
         *(["curl "] * 6),
         "towers recommend",
     ]
-    assert "$ towers dataset shop --seed 3 --size tiny" in said
+    assert "$ towers dataset shop --seed 3 --size mini" in said
     assert f"$ towers train run.toml --set training.epochs={EPOCHS} --set training.seed=3" in said
     share = re.search(r"The two towers reach (\d+)% of the best possible recall@10", said)
     assert share is not None

@@ -169,12 +169,12 @@ def shape(value: object) -> object:
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Path:
-    """The real `towers`, but it starts loaded, makes a tiny shop, trains for an epoch or on 100 queries, tunes less."""
+    """The real `towers`, but it starts loaded, makes a mini shop, trains for an epoch or on 100 queries, tunes less."""
     program = tmp_path_factory.mktemp("bin") / "towers"
     program.write_text(
         "#!/bin/bash\n"
         'case "$1" in\n'
-        '  dataset) set -- "$@" --size tiny ;;\n'
+        '  dataset) set -- "$@" --size mini ;;\n'
         f'  train | evaluate) set -- "$@" {QUICK} ;;\n'
         '  train-ranker) set -- "$@" --eval-queries 100 ;;\n'
         "esac\n"

@@ -78,7 +78,8 @@ def test_it_is_stored_as_it_was_run(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client.*", "ignore::DeprecationWarning:zmq.*")
 @each
-def test_it_runs_quietly_and_shows_what_is_stored(path, tmp_path, warm):
+def test_it_runs_quietly_and_shows_what_is_stored(path, tmp_path, warm, monkeypatch):
+    monkeypatch.setenv("SHOP", "mini")  # smaller than the one of the outputs that are stored
     options = {} if path == NOTEBOOKS[0] else {"kernel_manager_class": warm_kernels(warm)}  # one loads by itself
     stored, run = read(path), executed(path, tmp_path, **options)
     errors = [output.text for cell in codes(run) for output in cell.outputs if output.get("name") == "stderr"]
