@@ -46,4 +46,4 @@ def marked(text: str) -> Markup:
         >>> marked("`towers index` & more")
         Markup('<code>towers index</code> &amp; more')
     """
-    return Markup(_CODE.sub(r"<code>\1</code>", escape(text)))  # noqa: S704 (escaped)
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped)
