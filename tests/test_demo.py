@@ -9,13 +9,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import psutil
 import pytest
 
+from tests.running import command_of
 from towers.cli.demo import EPOCHS, SIZES, Terminal
 from towers.cli.main import main
 
@@ -26,7 +26,7 @@ def start_demo(folder: Path, *flags: str, program: Path | None = None) -> subpro
     temporary = folder / "tmp"
     temporary.mkdir()
     return subprocess.Popen(
-        [*([sys.executable, "-m", "towers"] if program is None else [str(program)]), "demo", *flags],
+        [*command_of(program), "demo", *flags],
         cwd=folder,
         env={**ENVIRONMENT, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -83,6 +83,7 @@ def host(address: str) -> None:
     _find_packages()
     copy_new_stores()
     make_first_store()
+    sys.executable = str(Path(address).with_name(PYTHON))
     assert threading.active_count() == 1, "a thread would not survive a fork"
     signal.signal(signal.SIGCHLD, _reap)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -153,7 +154,7 @@ def _run(told: dict[str, Any], streams: list[int]) -> int:
     os.chdir(told["folder"])
     os.environ.clear()
     os.environ.update(told["environment"])
-    sys.argv, sys.executable = [told["program"], *told["words"]], told["python"]
+    sys.argv = [told["program"], *told["words"]]
     by_line = 1 if "PYTHONUNBUFFERED" in os.environ else -1
     sys.stdout = open(1, "w", by_line, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
@@ -204,14 +205,7 @@ def warm_kernels(program: Path) -> type[Any]:
 
 def run(program: str, address: str, words: list[str]) -> int:
     """Have a program run by the host, pass signals on to it, and return its exit status."""
-    python = str(Path(address).with_name(PYTHON))
-    told = {
-        "program": program,
-        "words": words,
-        "folder": str(Path.cwd()),
-        "environment": dict(os.environ),
-        "python": python,
-    }
+    told = {"program": program, "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(address)
         socket.send_fds(connection, [json.dumps(told).encode()], list(range(STREAMS)))

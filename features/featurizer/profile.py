@@ -95,7 +95,8 @@ class Distribution:
         freedom (Yurdakul 2018).
         """
         freedom = max(sum(share > 0 for share in self.shares) - 1, 1)
-        return float((1 / max(self.count, 1) + 1 / max(today.count, 1)) * chdtri(freedom, 1 - CERTAINTY))
+        quantile = chdtri(freedom, 1 - CERTAINTY)  # of chi-squared
+        return float((1 / max(self.count, 1) + 1 / max(today.count, 1)) * quantile)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ embedding_dim = 8
 history_encoder = "mean"
 
 [training]
-epochs = 4
+epochs = 8
 checkpoint_seconds = 0
 track = false
 """
