@@ -1,4 +1,4 @@
-"""The items by their number of interactions: the fallback for unknown users.
+"""Popular items: the fallback for unknown users.
 
 Counts may grow while requests are answered: the order of unchanged items is computed once, and changed items are merged
 into it by each request.
@@ -6,27 +6,53 @@ into it by each request.
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
+from features.sequences.sequences import Sequences
 from serving.search.results import ScoredRows
+
+DAY_SECONDS = 86_400
+
+
+def popularity_of(histories: Sequences, num_items: int, days: float = math.inf) -> Float64[np.ndarray, " items"]:
+    """Return the number of recent interactions of each item; its interactions at any time add less than one.
+
+    Args:
+        histories: All interactions.
+        num_items: Size of the catalogue.
+        days: How long before the newest of them an interaction is recent; inf, or no times: always.
+
+    Example:
+        >>> times = np.array([0, 86_400 * 9, 86_400 * 10])
+        >>> one = Sequences(np.array([7]), np.array([0, 3]), np.array([0, 1, 1]), times, is_ordered=True)
+        >>> popularity_of(one, num_items=3, days=2).tolist()
+        [0.3333333333333333, 2.6666666666666665, 0.0]
+    """
+    counts = histories.item_counts(num_items).astype(np.float64)
+    if histories.times is None or math.isinf(days) or not len(histories.times):
+        return counts
+    is_recent = histories.times > histories.times.max() - days * DAY_SECONDS
+    recent = np.bincount(histories.item_rows[is_recent], minlength=num_items)
+    return np.asarray(recent + counts / (counts.max() + 1))
 
 
 class ItemPopularity:
     """The items by their number of interactions; safe to use from several threads."""
 
-    def __init__(self, counts: Int64[np.ndarray, " items"], order: np.ndarray | None = None) -> None:
+    def __init__(self, counts: Float64[np.ndarray, " items"], order: np.ndarray | None = None) -> None:
         """Sort the items of a catalogue.
 
         Args:
-            counts: Number of interactions of each item, by row.
+            counts: Number of interactions of each item, by row; see `popularity_of`.
             order: The rows by count, the highest first, ties in ascending order. None: it is computed.
         """
         self._counts = counts
         self._num_rows = len(counts)
-        self._total = int(counts.sum())
+        self._total = float(counts.sum())
         self._order = np.lexsort((np.arange(len(counts)), -counts)) if order is None else order
         self._unchanged = self._order
         self._changed: dict[int, None] = {}
@@ -38,7 +64,7 @@ class ItemPopularity:
         return ItemPopularity(self._counts.copy(), self._order)
 
     def best(self, depth: int, excluded: np.ndarray, may: Bool[np.ndarray, " items"] | None = None) -> ScoredRows:
-        """Return the rows with the most interactions, and their shares of all interactions.
+        """Return the rows with the most interactions, and their shares of these interactions.
 
         Args:
             depth: Number of rows.
@@ -58,8 +84,12 @@ class ItemPopularity:
         return rows, (counts[rows] / total).astype(np.float32)
 
     def shares(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
-        """Return each row's share of all interactions, 0 to 1."""
+        """Return each row's share of these interactions, 0 to 1."""
         return np.asarray((self._counts[rows] / max(1, self._total)).astype(np.float32))
+
+    def of(self, row: int) -> float:
+        """Return the number of interactions of an item."""
+        return float(self._counts[row])
 
     @property
     def greatest_share(self) -> float:
@@ -76,13 +106,13 @@ class ItemPopularity:
     def remove(self, row: int) -> None:
         """Remove an item's interactions from the total; callers of `best` must exclude it by `may`."""
         with self._lock:
-            self._total -= int(self._counts[row])
+            self._total -= float(self._counts[row])
 
-    def append(self, count: int) -> None:
+    def append(self, count: float) -> None:
         """Add an item with `count` interactions at the end."""
         with self._lock:
             if self._num_rows == len(self._counts):
-                self._counts = np.concatenate([self._counts, np.zeros(max(64, self._num_rows), np.int64)])
+                self._counts = np.concatenate([self._counts, np.zeros(max(64, self._num_rows))])
             self._counts[self._num_rows] = count
             self._total += count
             self._changed[self._num_rows] = None

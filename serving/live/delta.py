@@ -126,7 +126,7 @@ class LivePopularity:
         return self._base.best(depth, excluded, is_live if may is None else may & is_live)
 
     def shares(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
-        """Return each row's share of all interactions."""
+        """Return each row's share of the recent interactions."""
         return self._base.shares(rows)
 
     @property
@@ -430,9 +430,9 @@ class DeltaItems:
         change = self._changes.get(item_id)
         return self._base.items.row(item_id) if change is None else change.row
 
-    def _num_interactions(self, item_id: ExternalId) -> int:
+    def _num_interactions(self, item_id: ExternalId) -> float:
         row = self._base.items.row(item_id)
-        before = 0 if row is None else int(self._snapshot.interactions[row])
+        before = 0.0 if row is None else self._base.popularity.of(row)
         return before + self._counts.get(item_id, 0)
 
 

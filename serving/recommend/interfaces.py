@@ -76,7 +76,7 @@ class PopularItems(Protocol):
         """Return the `depth` most popular rows that are not excluded and that `may` allows, with their shares."""
 
     def shares(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, " rows"]:
-        """Return each row's share of all interactions, 0 to 1."""
+        """Return each row's share of the recent interactions, 0 to 1."""
 
     @property
     def greatest_share(self) -> float:

@@ -98,7 +98,7 @@ class IndexedState(ServingState):
             embeddings=leading_dims(index.vectors, bundle.config.towers.embedding_dim),
             search=index if database is None else _checked(database, snapshot, index),
             user_store=KnownUsers(bundle, snapshot),
-            popularity=ItemPopularity(snapshot.interactions),
+            popularity=ItemPopularity(snapshot.popularity),
         )
 
 

@@ -22,7 +22,7 @@ from towers.bundle.sealed_folder import SealedFolder, read_manifest, said_of
 from towers.bundle.sealed_folder import seal as seal_files
 from towers.bundle.signature import sign, signing_key
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 NAME = "manifest.json"
 FOLDER = "index"
 """Name of the index folder within a bundle."""
@@ -64,7 +64,7 @@ class IndexManifest(StrictTable):
     """The content of an index's `manifest.json`."""
 
     format_version: int
-    """Format of the folder; this version reads 3."""
+    """Format of the folder; this version reads 4."""
     weights_digest: str
     """SHA-256 of the model weights that encoded the vectors."""
     model: str

@@ -8,7 +8,7 @@ and a snapshot opens only together with the bundle that built it.
 index/
   manifest.json                digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
   items.parquet                the catalogue, in the order of rows
-  interactions.parquet         the number of interactions of each item
+  interactions.parquet         the number of interactions of each item, and of recent ones
   vectors.safetensors          `items` by row; `users` as users.parquet (not for models that read request times)
   items.faiss                  the index
   partitions.safetensors       its IVF lists for filtered searches, if it has any
@@ -24,6 +24,7 @@ index/
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -49,6 +50,7 @@ from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.sequences.timeline import Timeline
 from features.tables.tables import Catalog, Interactions, Tables, Users
+from serving.catalog.popularity import popularity_of
 from serving.search.faiss_index import ItemIndex
 from serving.search.index_config import IndexConfig
 from serving.search.partitions import FILE as PARTITIONS
@@ -83,6 +85,7 @@ class Snapshot:
         attributes: The users' attributes that the model reads, one row each; None if it reads none.
         user_vectors: The users' unit vectors, `[users, dim]`; None if they depend on the time of a request.
         interactions: Number of interactions of each item, `[items]`.
+        popularity: The same of recent ones, by `[features] popular_days`: what users of whom nothing is known get.
         manifest: The manifest.
         item_statistics: Item statistics for a learned ranker; None if the bundle contained none when this was built.
         tokens: Token vectors of the items for a late-interaction ranker; likewise.
@@ -97,6 +100,7 @@ class Snapshot:
     attributes: pd.DataFrame | None
     user_vectors: Float32[np.ndarray, "users width"] | None
     interactions: Int64[np.ndarray, " items"]
+    popularity: Float64[np.ndarray, " items"]
     manifest: IndexManifest
     item_statistics: ItemStatistics | None = None
     tokens: TokenVectors | None = None
@@ -153,7 +157,8 @@ class Snapshot:
             trend_until=trend_until,
             live=live,
         )
-        interactions = np.bincount(histories.item_rows, minlength=len(catalog)).astype(np.int64)
+        days = bundle.config.features.popular_days
+        popularity = popularity_of(histories, len(catalog), math.inf if isinstance(days, str) else days)
         ranker = open_ranker(bundle) if has_ranker(bundle.path) else None
         reads = None if ranker is None else RERANKER_KINDS[ranker[0].kind].reads
         return cls(
@@ -162,7 +167,8 @@ class Snapshot:
             histories,
             attributes,
             user_vectors,
-            interactions,
+            histories.item_counts(len(catalog)),
+            popularity,
             manifest,
             item_statistics=_item_statistics(tables, bundle) if reads == "statistics" else None,
             tokens=_tokens(catalog, bundle, *ranker) if ranker and reads == "tokens" else None,
@@ -190,7 +196,8 @@ class Snapshot:
         """Write the folder `index/` into a bundle, replacing an existing one, and return its path."""
         with atomic_folder(bundle_path / FOLDER) as folder:
             _write(folder / "items.parquet", _arrow(self.catalog.frame))
-            _write(folder / "interactions.parquet", pa.table({"interactions": self.interactions}))
+            counts = {"interactions": self.interactions, "popularity": self.popularity}
+            _write(folder / "interactions.parquet", pa.table(counts))
             _write(folder / "users.parquet", self._users_table())
             if self.attributes is not None:
                 _write(folder / "attributes.parquet", _arrow(self.attributes))
@@ -232,7 +239,8 @@ class Snapshot:
         attributes = None
         if "attributes.parquet" in folder:
             attributes = _frame(folder.file("attributes.parquet"), manifest.num_users)
-        interactions = read_parquet(folder.file("interactions.parquet"), manifest.num_items)["interactions"].to_numpy()
+        counts = read_parquet(folder.file("interactions.parquet"), manifest.num_items)
+        interactions, popularity = counts["interactions"].to_numpy(), counts["popularity"].to_numpy()
         item_statistics = (
             ItemStatistics.load(folder.file("item_statistics.safetensors"))
             if "item_statistics.safetensors" in folder
@@ -244,14 +252,14 @@ class Snapshot:
             precomputed = _precomputed(folder.file(PRECOMPUTED), manifest.precomputed, manifest.num_items)
         item_map = ItemMap.load(folder.file(MAP), manifest.num_items) if MAP in folder else None
         read = [len(one) for one in (item_statistics, tokens) if one is not None]
-        counts = {len(catalog), len(index), len(interactions), manifest.num_items, *read}
+        item_counts = {len(catalog), len(index), len(interactions), manifest.num_items, *read}
         user_counts = {
             len(histories),
             manifest.num_users,
             *(len(one) for one in (attributes, vectors.get("users"), precomputed) if one is not None),
         }
-        if len(counts) > 1 or len(user_counts) > 1:
-            raise ValueError(f"numbers of items differ {sorted(counts)}, or of users {sorted(user_counts)}")
+        if len(item_counts) > 1 or len(user_counts) > 1:
+            raise ValueError(f"numbers of items differ {sorted(item_counts)}, or of users {sorted(user_counts)}")
         users = vectors.get("users")
         return cls(
             catalog,
@@ -260,6 +268,7 @@ class Snapshot:
             attributes,
             users,
             interactions,
+            popularity,
             manifest,
             item_statistics,
             tokens,

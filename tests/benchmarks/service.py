@@ -133,7 +133,7 @@ def write_bundles(folder: Path, items: int, users: int) -> None:
             width=WIDTH,
         )
         counts = np.bincount(histories.item_rows, minlength=items).astype(np.int64)
-        snapshot = Snapshot(catalog, chosen.index, histories, None, tastes, counts, seal)
+        snapshot = Snapshot(catalog, chosen.index, histories, None, tastes, counts, counts.astype(np.float64), seal)
         if name == "listed":
             snapshot = snapshot.with_precomputed(precompute_top_k(Recommender(bundle, snapshot), LISTED))
         snapshot.save(bundle.path)

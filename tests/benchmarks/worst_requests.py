@@ -165,7 +165,9 @@ def retriever_of(folder: Path, kind: str, vectors: np.ndarray, tastes: np.ndarra
         width=WIDTH,
     )
     counts = np.bincount(rows, minlength=len(vectors)).astype(np.int64)
-    return Recommender(bundle, Snapshot(catalog, index, histories, attributes, tastes, counts, seal))
+    return Recommender(
+        bundle, Snapshot(catalog, index, histories, attributes, tastes, counts, counts.astype(np.float64), seal)
+    )
 
 
 def write_model(folder: Path, catalog: Catalog, people: Users, histories: Sequences) -> ModelBundle:

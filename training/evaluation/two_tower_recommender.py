@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from features.featurizer.featurizer import Featurizer
@@ -14,6 +14,7 @@ from features.sequences.timeline import Timeline
 from features.sequences.trend import STEPS, ItemTrend
 from features.tables.tables import Users
 from towers.model.two_tower import TwoTower
+from training.evaluation.evaluate import ScoringModel
 
 
 class TwoTowerRecommender:
@@ -30,6 +31,7 @@ class TwoTowerRecommender:
         end_of_training: Whether recent popularity is as it was after the last of these events, as in an index made
             then, whenever a question is asked.
         item_vectors: Those of the catalogue, where they are known. None: they are made.
+        popular: Scores the items for users of whom nothing is known, as in the service. None: the towers do.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TwoTowerRecommender:
         *,
         end_of_training: bool = False,
         item_vectors: Float[Tensor, "items width"] | None = None,
+        popular: ScoringModel | None = None,
     ) -> None:
         self.name = "two towers (end of training)" if end_of_training else "two towers"
         self.model = model
@@ -50,6 +53,7 @@ class TwoTowerRecommender:
         self.users = users
         self.history = history
         self.device = model.log_scale.device
+        self.popular = popular
         self._is_at_end = end_of_training
         self._trend = None
         if model.trend is not None:
@@ -60,7 +64,7 @@ class TwoTowerRecommender:
             self.item_vectors = model.item_vectors(item_features) if item_vectors is None else item_vectors
 
     def scores(self, queries: Queries) -> Float[np.ndarray, "questions items"]:
-        """Return the dot product of each query's user vector and each item vector."""
+        """Return the dot products of each query's user vector with the item vectors; popularity if nothing is known."""
         past = queries.history.last(self.history)
         attributes = None if self.users is None else self.users.attributes_of(past.user_ids)
         users = self.featurizer.user_features(past.user_ids, attributes).to(self.device)
@@ -75,7 +79,17 @@ class TwoTowerRecommender:
             scores: np.ndarray = (vectors @ self.item_vectors.T).float().cpu().numpy()
             if self.model.trend is not None:
                 self._add_trend(scores, self.model.trend(vectors).float().cpu().numpy(), queries.times)
+        unknown = np.flatnonzero(~self.knows(queries))
+        if self.popular is not None and len(unknown):
+            scores[unknown] = self.popular.scores(queries.take(unknown))
         return scores
+
+    def knows(self, queries: Queries) -> Bool[np.ndarray, "questions"]:
+        """Return for which queries there is anything that the model reads: a history or a known attribute."""
+        is_known: np.ndarray = queries.history.lengths > 0
+        if self.users is not None:
+            is_known = is_known | self.featurizer.users.knows(self.users.attributes_of(queries.history.user_ids))
+        return is_known
 
     def _add_trend(
         self,

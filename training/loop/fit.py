@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from towers.model.history import check_history_encoder
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig
 from training.evaluation.evaluate import Evaluation, evaluate
+from training.evaluation.popular_items import choose_popular_days, popular_items
 from training.evaluation.report import PRIMARY_METRIC
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop.build import TrainingData, build
@@ -43,12 +45,15 @@ class TrainedModel:
         data: Its training data.
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
+        popular_days: Over how many days popular items are counted for users of whom nothing is known. None: it is a
+            search, whose users are queries.
     """
 
     model: TwoTower
     data: TrainingData
     progress: Progress
     seconds: float
+    popular_days: float | Literal["all"] | None = "all"
 
     def recommender(
         self, history: int, timeline: Timeline | None = None, *, end_of_training: bool = False
@@ -57,19 +62,24 @@ class TrainedModel:
 
         Args:
             history: Maximum length of a history.
-            timeline: The events that recent popularity is counted from (see `TwoTowerRecommender`). None: those of the
-                training data.
-            end_of_training: Whether recent popularity is as it was after the last of them.
+            timeline: The events that recent popularity and popular items are counted from: of a question, those before
+                it. None: those of the training data.
+            end_of_training: Whether both are as they were at the end of the training data, as in an index made then.
         """
-        data, timeline = self.data, timeline or Timeline.of(self.data.train)
+        data = self.data
+        popular = None
+        if self.popular_days is not None:
+            known = None if end_of_training else timeline
+            popular = popular_items(data.train, len(data.item_features), self.popular_days, known)
         return TwoTowerRecommender(
             self.model,
             data.featurizer,
             data.item_features,
             data.users,
             history,
-            timeline,
+            timeline or Timeline.of(data.train),
             end_of_training=end_of_training,
+            popular=popular,
         )
 
 
@@ -128,13 +138,24 @@ def fit(
         say(note)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
+    popular_days = _popular_days(config, split)
+    popular = None
+    if popular_days is not None:
+        popular = popular_items(split.train, len(tables.catalog), popular_days, split.timeline)
 
     def validate(model: TwoTower) -> float:
         history, timeline = config.features.max_history, split.timeline
         with torch.no_grad():  # not inference_mode: fbgemm's fused kernel on a CPU exists for autograd only
             vectors = encode_items(model, data.item_features, together)
         towers = TwoTowerRecommender(
-            model, featurizer, data.item_features, tables.users, history, timeline, item_vectors=vectors
+            model,
+            featurizer,
+            data.item_features,
+            tables.users,
+            history,
+            timeline,
+            item_vectors=vectors,
+            popular=popular,
         )
 
         def answer(part: Queries, first: int) -> np.ndarray:
@@ -157,7 +178,15 @@ def fit(
     model = together.whole(
         trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
     )
-    return TrainedModel(model, data, trainer.progress, time.monotonic() - began)
+    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, popular_days)
+
+
+def _popular_days(config: RunConfig, split: Split) -> float | Literal["all"] | None:
+    """Return the window of popular items that the settings name, or the one that is best on validation questions."""
+    if not config.towers.reads_history:
+        return None
+    days = config.features.popular_days
+    return choose_popular_days(split) if days == "auto" else days
 
 
 def _refuse_whole_data(config: RunConfig) -> None:
@@ -185,7 +214,8 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
         decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )
     model = trainer.fit()
-    return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began)
+    seconds = first.seconds + time.monotonic() - began
+    return TrainedModel(model, data, trainer.progress, seconds, first.popular_days)
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:

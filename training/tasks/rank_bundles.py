@@ -16,6 +16,7 @@ from towers.bundle.bundle import ModelBundle
 from training.audit.ranks import About, Ranks, RanksWriter
 from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import cutoffs_of, evaluate
+from training.evaluation.popular_items import popular_items
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.tasks.held_out import HeldOut
 
@@ -81,13 +82,17 @@ def _ranks(
         questions: Of the split.
         about: What is evaluated.
     """
+    features, popular = bundle.config.features, None
+    if bundle.config.towers.reads_history:
+        popular = popular_items(split.train, len(own.catalog), features.popular_days, split.timeline)
     towers = TwoTowerRecommender(
         bundle.model,
         bundle.featurizer,
         bundle.featurizer.item_features(own.catalog),
         own.users,
-        bundle.config.features.max_history,
+        features.max_history,
         split.timeline,
+        popular=popular,
     )
     click.echo(f"evaluating {bundle.path} on {len(questions):,} held-out questions", err=True)
     evaluation = evaluate(

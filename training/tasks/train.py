@@ -332,7 +332,7 @@ def _write(
     primary = report.rows[0].metrics[PRIMARY_METRIC].mean
     write_bundle(
         folder,
-        settings=config.model_dump(mode="json"),
+        settings=_with_choices(config, learned).model_dump(mode="json"),
         tables_folder=settings.parent,
         data_digests=digests,
         featurizer=learned.data.featurizer,
@@ -347,6 +347,12 @@ def _write(
         primary_metric={PRIMARY_METRIC: primary},
         validation_users=validation_users,
     )
+
+
+def _with_choices(config: RunConfig, learned: TrainedModel) -> RunConfig:
+    """Return the settings with what training chose in the place of `auto`."""
+    features = config.features.model_copy(update={"popular_days": learned.popular_days or "all"})
+    return config.model_copy(update={"features": features})
 
 
 def _profile(featurizer: Featurizer, tables: Tables) -> dict[str, str]:

@@ -245,7 +245,7 @@ class ItemBody(TypedDict):
     """The item's id in the catalogue."""
     score: float
     """Higher is better. Cosine similarity of user and item, -1 to 1, to which a model with `towers.trend` adds recent
-    popularity, so that it may be greater; with a fallback, the item's share of all interactions."""
+    popularity, so that it may be greater; with a fallback, the item's share of the recent interactions."""
     rank: int
     """Position from 1, continued from page to page."""
     title: NotRequired[str]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import faiss
 import numpy as np
 import pandas as pd
 import pytest
 
+from features.tables.tables import Interactions
 from serving.recommend.recommender import Recommender
 from serving.search.index_config import IndexConfig
 from serving.snapshot.manifest import FORMAT_VERSION, IndexManifest
@@ -34,6 +36,22 @@ def answers(bundle, snapshot):
 
 def test_a_reopened_snapshot_answers_as_before(bundle, shop, saved):
     assert answers(bundle, Snapshot.open(bundle)) == answers(bundle, Snapshot.build(bundle, shop))
+
+
+def test_users_of_whom_nothing_is_known_get_what_is_popular_of_late(tmp_path):
+    tables = make_tables(
+        {1: ["old", "old too"], 2: ["old", "old too", "new"], 3: ["old", "new"]}, ["old", "old too", "new"]
+    )
+    days = pd.DataFrame({"timestamp": [1, 2, 1, 2, 9, 1, 10]}) * 86_400
+    tables = replace(tables, interactions=Interactions(tables.interactions.frame.join(days), is_ordered=True))
+    got = {}
+    for popular_days in ("all", 3.0):
+        bundle = FakeBundle(tmp_path / str(popular_days), make_features(popular_days=popular_days))
+        Snapshot.build(bundle, tables).save(bundle.path)
+        answer = Recommender(bundle, Snapshot.open(bundle)).recommend("nobody", 3)
+        got[popular_days] = [item.item_id for item in answer.items]
+        assert answer.fallback == "popular"
+    assert got == {"all": ["old", "old too", "new"], 3.0: ["new", "old", "old too"]}
 
 
 def test_ids_keep_their_type_and_titles_their_words(bundle, tmp_path):
@@ -161,12 +179,12 @@ def with_a_user_less(folder):
 BROKEN = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: no such file"),
     "manifest cut off": (
-        lambda folder: (folder / "manifest.json").write_text('{"format_version": 3, '),
+        lambda folder: (folder / "manifest.json").write_text('{"format_version": 4, '),
         "manifest.json: cannot be read",
     ),
     "manifest is no table": (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json: "),
     "a setting is missing": (
-        lambda folder: (folder / "manifest.json").write_text('{"format_version": 3}'),
+        lambda folder: (folder / "manifest.json").write_text('{"format_version": 4}'),
         "manifest.json: weights_digest: field required",
     ),
     "newer format": (
