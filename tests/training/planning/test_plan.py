@@ -129,7 +129,7 @@ def test_the_parts_of_a_table_are_the_table(sharding: str, settings: Path, data:
         assert sharding in ("auto", other.sharding)
         copies = 2 if sharding == "column-wise" else 1
         assert other.optimizer_bytes == copies * one.optimizer_bytes
-    assert sum(divided.tables_of(rank)[0] for rank in range(2)) == whole.table_bytes
+    assert sum(divided.tables_of(rank).weights for rank in range(2)) == whole.table_bytes
 
 
 def test_a_table_that_fits_no_process_is_divided_by_rows(settings: Path, data: TrainingData) -> None:
