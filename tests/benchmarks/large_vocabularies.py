@@ -1,4 +1,4 @@
-"""What a smaller table of ids costs in quality: frequency cut-off, and rows that ids share by one or two hash functions.
+"""What smaller embedding tables cost in quality: 16 bits, frequency cut-off, ids that share rows by hash functions.
 
     python tests/benchmarks/large_vocabularies.py run.toml [--seeds 3] [--protocol leave-one-out] [--set table.key=value ...]
 
@@ -67,6 +67,7 @@ def variants(config: RunConfig, num_rows: int) -> Iterator[tuple[str, RunConfig]
         num_rows: Rows of the table of ids with them.
     """
     yield "whole vocabulary", config
+    yield "float16", with_settings(config, {"towers.embedding_dtype": "float16"}, "large_vocabularies.py")
     for count in CUT_OFFS:
         yield f"min_count {count}", _with(config, min_count=count)
     tenth = num_rows // 10

@@ -67,9 +67,7 @@ class FeatureTower(nn.Module):
         self._text_names = [] if texts is None else list(sizes.texts)
         own = {name: rows for name, rows in sizes.tables.items() if name not in self._text_names}
         self.embeddings = (
-            FeatureEmbeddings(
-                own, width, learning_rate=learning_rate, corrections=sizes.corrections, dtype=dtype
-            )
+            FeatureEmbeddings(own, width, learning_rate=learning_rate, corrections=sizes.corrections, dtype=dtype)
             if own
             else None
         )
