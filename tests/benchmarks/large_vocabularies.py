@@ -1,6 +1,7 @@
 """What smaller embedding tables cost in quality: 16 bits, frequency cut-off, ids that share rows by hash functions.
 
-    python tests/benchmarks/large_vocabularies.py run.toml [--seeds 3] [--protocol leave-one-out] [--set table.key=value ...]
+    python tests/benchmarks/large_vocabularies.py run.toml [--seeds 3] [--protocol leave-one-out] [--only NAME ...]
+        [--set table.key=value ...]
 
 `hashed, 1/4, 2 hashes`: no id has an embedding of its own; each is the sum of two of a quarter as many as there are ids
 in training. Judged on validation, as ablations.py, whose `lead` is that of the whole vocabulary. Items need columns

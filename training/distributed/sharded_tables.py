@@ -40,8 +40,7 @@ EXACT = ("table_wise", "row_wise")
 RESERVED = 0.15
 """Share of memory that the planner leaves to everything but tables."""
 TABLE_COPIES = {torch.float32: 3, torch.float16: 4}
-"""How many times its bytes training keeps of a table, by type: as it is, its running average, which has 32 bits, and the
-best average so far."""
+"""How many times its bytes training keeps of a table, by type: itself, its running average in 32 bits, the best one."""
 
 
 def shard_tables(model: TwoTower, sharding: Sharding, device: torch.device) -> list[Any]:

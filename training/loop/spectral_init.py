@@ -93,8 +93,8 @@ def initialise_embeddings(
 ) -> None:
     """Initialise the embedding tables so that item vectors are those of the decomposition of the training data.
 
-    The match is exact up to the type of the tables: the row of an id is the difference to the sum of the other features. History and candidate items
-    use the same embeddings.
+    The match is as exact as the type of the tables: the row of an id is the difference to the sum of the other
+    features. History and candidate items use the same embeddings.
 
     Args:
         model: Towers as they were made.
