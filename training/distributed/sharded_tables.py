@@ -175,7 +175,7 @@ def table_planner(
         world_size=size,
         local_world_size=local_size,
         compute_device=device.type,
-        ddr_cap=None if memory is None else memory // max(TABLE_COPIES[part.dtype] for part in tables),
+        ddr_cap=None if memory is None else memory // max((TABLE_COPIES[part.dtype] for part in tables), default=1),
     )
     planner = EmbeddingShardingPlanner(
         topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(RESERVED)
