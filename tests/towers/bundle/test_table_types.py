@@ -1,4 +1,4 @@
-"""Bundles with embedding tables of 16 bits: half the bytes, and vectors that are those of the same weights in 32 bits."""
+"""Bundles with embedding tables of 16 bits: half the bytes, and the vectors of the same weights in 32 bits."""
 
 from __future__ import annotations
 
