@@ -32,6 +32,7 @@ from tests.benchmarks import (
     evenness,
     fuzz,
     kills,
+    large_vocabularies,
     leads,
     quantisation,
     ranker,
@@ -375,6 +376,30 @@ def test_an_ablation_leaves_out_one_feature_at_a_time_and_then_all_but_the_id() 
         "without item.brand": (["item_id", "title"], ["country"]),
         "without the users' attributes": (["item_id", "title", "brand"], []),
         "ids alone": (["item_id"], []),
+    }
+
+
+def test_smaller_tables_of_ids_are_those_that_their_names_say() -> None:
+    features = {"interactions": "none.csv", "items": "none.csv", "item": {"item_id": {"kind": "id"}}}
+    config = RunConfig.model_validate({"features": features})
+    found = {
+        name: (one.towers.embedding_dtype, ids.min_count, ids.hashed_rows, ids.hashes)
+        for name, one in large_vocabularies.variants(config, 1001)
+        for ids in [one.features.item["item_id"]]
+    }
+    every = large_vocabularies.EVERY_ID_IS_RARE
+    assert found == {
+        "whole vocabulary": ("float32", None, None, None),
+        "float16": ("float16", None, None, None),
+        "min_count 2": ("float32", 2, None, None),
+        "min_count 5": ("float32", 5, None, None),
+        "min_count 5, hashed, 1/10": ("float32", 5, 100, None),
+        "hashed, 1/2, 1 hash": ("float32", every, 500, 1),
+        "hashed, 1/2, 2 hashes": ("float32", every, 500, 2),
+        "hashed, 1/4, 1 hash": ("float32", every, 250, 1),
+        "hashed, 1/4, 2 hashes": ("float32", every, 250, 2),
+        "hashed, 1/10, 1 hash": ("float32", every, 100, 1),
+        "hashed, 1/10, 2 hashes": ("float32", every, 100, 2),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,9 @@ class TowersConfig(StrictTable):
 
     embedding_dim: int = Field(64, ge=4, le=4096)
     """Dimensions of user and item vectors. More can raise quality; memory and search time grow in proportion."""
+    embedding_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in embedding tables, in training, in the bundle and in the service. `float16` halves their
+    bytes, which counts for millions of ids; rows are looked up and summed in `float32`."""
     matryoshka_dims: list[int] = Field(default_factory=list)
     """Shorter dimensions at which the first components of a vector are trained as a vector of their own (Matryoshka),
     ascending, such as `[16, 32]`. Set it for an index that searches short vectors first, in less memory, and re-scores

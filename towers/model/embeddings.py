@@ -36,6 +36,8 @@ class FeatureEmbeddings(nn.Module):
         width: Numbers in a row.
         learning_rate: Of the fused row-wise Adagrad. None: the tables are not trained.
         corrections: The features whose tables begin with zeros.
+        dtype: Type of the weights, `torch.float32` or `torch.float16`; bags are summed in float32. In training on a CPU
+            an updated row is rounded to the nearest, on a GPU stochastically; the state of Adagrad is float32.
     """
 
     def __init__(
@@ -45,15 +47,17 @@ class FeatureEmbeddings(nn.Module):
         *,
         learning_rate: float | None = None,
         corrections: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.collection: EmbeddingBags | FusedEmbeddingBagCollection = (
-            EmbeddingBags(list(tables.values()), width)
+            EmbeddingBags(list(tables.values()), width, dtype)
             if learning_rate is None
-            else _fused_tables(tables, width, learning_rate)
+            else _fused_tables(tables, width, learning_rate, dtype)
         )
         self.names = list(tables)
         self.width = width
+        self.dtype = dtype
         self.look_up_elsewhere: Callable[[Any, JaggedFeatures], Tensor] | None = None
         """Looks up tables that are divided among processes (see `training.distributed.sharded_tables`), given the
         collection and the features, and returns the sums of the bags, those of each entity side by side."""
@@ -95,33 +99,47 @@ class EmbeddingBags(nn.Module):
     Args:
         rows: Rows of each table.
         width: Numbers in a row.
+        dtype: Type of the weights.
     """
 
-    def __init__(self, rows: Sequence[int], width: int) -> None:
+    def __init__(self, rows: Sequence[int], width: int, dtype: torch.dtype) -> None:
         super().__init__()
         # torchrec's names, so that the weights of a training fit.
         self.embedding_bags = nn.ModuleDict(
             {
                 f"table_{place}": nn.EmbeddingBag(
-                    size, width, mode="sum", include_last_offset=True, _weight=torch.empty(size, width)
+                    size, width, mode="sum", include_last_offset=True, _weight=torch.empty(size, width, dtype=dtype)
                 )
                 for place, size in enumerate(rows)
             }
         )
 
     def forward(self, features: JaggedFeatures) -> Float[Tensor, "entities tables_times_width"]:
-        """Return the sums of the rows of each bag, those of the tables side by side."""
+        """Return the float32 sums of the rows of each bag, those of the tables side by side."""
         lengths = features.lengths.view(len(self.embedding_bags), -1).long()
         offsets = functional.pad(lengths.cumsum(dim=1), (1, 0))
         values = features.values.split(offsets[:, -1].tolist())
         return torch.cat(
-            [bag(*given) for bag, *given in zip(self.embedding_bags.values(), values, offsets, strict=True)], dim=1
+            [_sums(bag, *given) for bag, *given in zip(self.embedding_bags.values(), values, offsets, strict=True)],
+            dim=1,
         )
 
 
-def _fused_tables(tables: Mapping[str, int], width: int, learning_rate: float) -> FusedEmbeddingBagCollection:
+def _sums(bag: nn.Module, rows: Tensor, offsets: Tensor) -> Tensor:
+    """Return the sums of bags in float32, as the fused kernel does; torch's own would round those of float16 tables."""
+    weight = bag.weight
+    assert isinstance(weight, Tensor)
+    if weight.dtype != torch.float32:
+        rows, weight = torch.arange(len(rows), device=rows.device), weight[rows].float()
+    return functional.embedding_bag(rows, weight, offsets, mode="sum", include_last_offset=True)
+
+
+def _fused_tables(
+    tables: Mapping[str, int], width: int, learning_rate: float, dtype: torch.dtype
+) -> FusedEmbeddingBagCollection:
     """Return torchrec's tables with a row-wise Adagrad in their backward pass."""
-    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType, dtype_to_data_type
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
@@ -132,16 +150,20 @@ def _fused_tables(tables: Mapping[str, int], width: int, learning_rate: float) -
             num_embeddings=num_rows,
             feature_names=[feature],
             pooling=PoolingType.SUM,
+            data_type=dtype_to_data_type(dtype),
         )
         for place, (feature, num_rows) in enumerate(tables.items())
     ]
-    return FusedEmbeddingBagCollection(
+    collection = FusedEmbeddingBagCollection(
         tables=configs,
         optimizer_type=RowWiseAdagrad,
-        optimizer_kwargs={"lr": learning_rate},
+        optimizer_kwargs={"lr": learning_rate, "weights_precision": SparseType.from_dtype(dtype)},
         is_weighted=False,
         device=torch.get_default_device(),
     )
+    # Tables that are whole ignore `data_type`; the kernel of divided ones takes it and must not get the other as well.
+    del collection.optimizer_kwargs()["weights_precision"]
+    return collection
 
 
 def keyed(features: JaggedFeatures) -> KeyedJaggedTensor:

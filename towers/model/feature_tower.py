@@ -40,6 +40,7 @@ class FeatureTower(nn.Module):
         width: Numbers in the result.
         id_dropout: Share of the ids that are hidden in training.
         learning_rate: Of the embedding tables; None: not trained.
+        dtype: Type of the embedding tables.
         encoders: Models of texts that are trained, by name; the towers share them, and neither owns them.
         texts: The table in which all texts are looked up, of both towers; it belongs to neither. None: each text has a
             table of its own.
@@ -53,6 +54,7 @@ class FeatureTower(nn.Module):
         *,
         id_dropout: float = 0.0,
         learning_rate: float | None = None,
+        dtype: torch.dtype = torch.float32,
         encoders: Mapping[str, nn.Module] | None = None,
         texts: FeatureEmbeddings | None = None,
     ) -> None:
@@ -65,7 +67,9 @@ class FeatureTower(nn.Module):
         self._text_names = [] if texts is None else list(sizes.texts)
         own = {name: rows for name, rows in sizes.tables.items() if name not in self._text_names}
         self.embeddings = (
-            FeatureEmbeddings(own, width, learning_rate=learning_rate, corrections=sizes.corrections) if own else None
+            FeatureEmbeddings(own, width, learning_rate=learning_rate, corrections=sizes.corrections, dtype=dtype)
+            if own
+            else None
         )
         self.dense_sizes = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None

@@ -28,6 +28,8 @@ from towers.model.trend_head import TrendHead
 
 INITIAL_TEMPERATURE = 0.05
 LOWEST_TEMPERATURE = 0.01
+TABLE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+"""Types of embedding tables, by `[towers] embedding_dtype`."""
 
 
 class UserTower(nn.Module):
@@ -69,6 +71,7 @@ class UserTower(nn.Module):
                 width,
                 id_dropout=config.id_dropout,
                 learning_rate=learning_rate,
+                dtype=TABLE_DTYPES[config.embedding_dtype],
                 encoders=encoders,
                 texts=texts,
             )
@@ -158,6 +161,7 @@ class TwoTower(nn.Module):
             config.embedding_dim,
             id_dropout=config.id_dropout,
             learning_rate=learning_rate,
+            dtype=TABLE_DTYPES[config.embedding_dtype],
             encoders=encoders,
             texts=self.texts,
         )
@@ -223,7 +227,11 @@ def _shared_texts(config: TowersConfig, featurizer: Featurizer, rate: float | No
     assert len(rows) == 1, "shared texts are hashed into as many buckets, whatever their column"
     is_correction = all(set(size.texts) <= set(size.corrections) for size in sizes)
     return FeatureEmbeddings(
-        {TEXT: rows.pop()}, config.embedding_dim, learning_rate=rate, corrections=[TEXT] if is_correction else []
+        {TEXT: rows.pop()},
+        config.embedding_dim,
+        learning_rate=rate,
+        corrections=[TEXT] if is_correction else [],
+        dtype=TABLE_DTYPES[config.embedding_dtype],
     )
 
 

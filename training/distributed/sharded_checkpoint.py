@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def _sharded(name: str, part: Tensor, layouts: Layouts) -> Tensor:
     shards = [Shard(part, shard) for shard in _own_shards(name, layouts)]
     if not shards:
         return part
-    divided: Tensor = ShardedTensor._init_from_local_shards_and_global_metadata(shards, layouts[_name_in_layouts(name)])
+    layout = layouts[_name_in_layouts(name)]
+    layout = replace(layout, tensor_properties=replace(layout.tensor_properties, dtype=part.dtype))  # of an average
+    divided: Tensor = ShardedTensor._init_from_local_shards_and_global_metadata(shards, layout)
     return divided
 
 

@@ -39,8 +39,8 @@ EXACT = ("table_wise", "row_wise")
 """torchrec's names of the divisions with which training is that of one process."""
 RESERVED = 0.15
 """Share of memory that the planner leaves to everything but tables."""
-TABLE_COPIES = 3
-"""How often training keeps a table: as it is, its running average, and the best average so far."""
+TABLE_COPIES = {torch.float32: 3, torch.float16: 4}
+"""How many times its bytes training keeps of a table, by type: itself, its running average in 32 bits, the best one."""
 
 
 def shard_tables(model: TwoTower, sharding: Sharding, device: torch.device) -> list[Any]:
@@ -145,7 +145,7 @@ def table_planner(
         size: Number of processes.
         local_size: Number of those that share a machine.
         device: Device of the tables.
-        memory: Bytes of each process, of which a table may take a part, because training keeps it
+        memory: Bytes of each process, of which a table may take a part, because training keeps its bytes
             `TABLE_COPIES` times. None: torchrec's own figure.
 
     Raises:
@@ -175,7 +175,7 @@ def table_planner(
         world_size=size,
         local_world_size=local_size,
         compute_device=device.type,
-        ddr_cap=None if memory is None else memory // TABLE_COPIES,
+        ddr_cap=None if memory is None else memory // max((TABLE_COPIES[part.dtype] for part in tables), default=1),
     )
     planner = EmbeddingShardingPlanner(
         topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(RESERVED)
@@ -226,7 +226,7 @@ def whole_weights(weights: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]
         if layout is None:
             found[name] = weight.cpu()
             continue
-        whole = torch.empty(layout.size) if rank == 0 else None
+        whole = torch.empty(layout.size, dtype=weight.dtype) if rank == 0 else None
         for shard in layout.shards_metadata:
             _fetch(weight, shard, whole, rank)
         if whole is not None:
@@ -246,7 +246,7 @@ def _fetch(weight: Tensor, shard: Any, whole: Tensor | None, rank: int) -> None:
         if whole is None:
             dist.send(part, 0)
     elif whole is not None:
-        part = torch.empty(shard.shard_sizes)
+        part = torch.empty(shard.shard_sizes, dtype=weight.dtype)
         dist.recv(part, owner)
     if whole is not None:
         whole[places_of(shard)] = part

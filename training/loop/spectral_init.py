@@ -93,8 +93,8 @@ def initialise_embeddings(
 ) -> None:
     """Initialise the embedding tables so that item vectors are those of the decomposition of the training data.
 
-    The match is exact: the row of an id is the difference to the sum of the other features. History and candidate items
-    use the same embeddings.
+    The match is as exact as the type of the tables: the row of an id is the difference to the sum of the other
+    features. History and candidate items use the same embeddings.
 
     Args:
         model: Towers as they were made.
@@ -134,7 +134,7 @@ def initialise_embeddings(
         ids.zero_()
         device = ids.device
         rest = torch.from_numpy(start.items).to(device) - model.eval().item_tower(item_features)
-        ids[own.values] = rest[(own.lengths > 0).to(device)]  # rare ids may have no row
+        ids[own.values] = rest[(own.lengths > 0).to(device)].to(ids.dtype)  # rare ids may have no row
         model.user_tower.read.weight[-1, -1] = 0.0
         model.user_tower.beginning.zero_()
 

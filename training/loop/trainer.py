@@ -262,9 +262,11 @@ class Trainer:
         progress = self.progress
         with self.average.in_place():
             quality = self.validate(self.model.eval())
-        if quality > progress.best:
+            is_better = quality > progress.best
+            if is_better:
+                self.best_weights = {name: value.clone() for name, value in self._weights().items()}
+        if is_better:
             progress.best, progress.best_step, progress.waited = quality, progress.step, 0
-            self.best_weights = {name: value.clone() for name, value in self.average.tensors.items()}
         elif progress.step > self.settings.warmup_steps:
             progress.waited += 1
         return quality

@@ -12,6 +12,8 @@ RECENCY = 8
 """Weight of late steps: the mean age of the averaged weights is a tenth of the run."""
 EVERY = 4
 """Steps from one addition to the next: neighbours differ little, and adding takes time."""
+BLOCK = 1 << 20
+"""Weights of 16 bits that are made 32 bits at a time, to be added."""
 
 
 class WeightAverage:
@@ -19,6 +21,7 @@ class WeightAverage:
 
     After addition `t`: `average += (RECENCY + 1) / (t + RECENCY) * (weights - average)`. The window grows with the run,
     so that a short run is not held back by its beginning and a long one is well smoothed; there is no length to choose.
+    The average of 16-bit weights has 32 bits, because what late steps add is below what 16 bits can tell apart.
 
     Args:
         weights: Returns the weights that are averaged, by name; they may be overwritten.
@@ -26,7 +29,9 @@ class WeightAverage:
 
     def __init__(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         self._weights = weights
-        self.tensors = {name: value.clone() for name, value in weights().items()}
+        self.tensors = {
+            name: value.to(average_dtype(value.dtype), copy=True).contiguous() for name, value in weights().items()
+        }
 
     def add(self, step: int) -> None:
         """Add the weights after `step`, from 1 on; most steps are left out, the first is not."""
@@ -35,7 +40,7 @@ class WeightAverage:
         share = (RECENCY + 1) / ((step - 1) // EVERY + 1 + RECENCY)
         with torch.no_grad():
             for name, value in self._weights().items():
-                self.tensors[name].lerp_(value, share)
+                _add(self.tensors[name], value, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -50,6 +55,19 @@ class WeightAverage:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to an average of before."""
         overwrite(self.tensors, tensors)
+
+
+def average_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which weights of a type are averaged."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _add(average: Tensor, weights: Tensor, share: float) -> None:
+    if average.dtype == weights.dtype:
+        average.lerp_(weights, share)
+        return
+    for own, added in zip(average.view(-1).split(BLOCK), weights.reshape(-1).split(BLOCK), strict=True):
+        own.lerp_(added.to(own.dtype), share)
 
 
 @torch.no_grad()

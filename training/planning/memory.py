@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.distributed.sharded_tables import TABLE_COPIES
-from training.planning.model_sizes import ModelSizes
+from training.planning.model_sizes import DENSE_COPIES, ModelSizes, TableBytes
 from training.planning.trial import Trial
 
 
@@ -45,20 +44,19 @@ def process_memory(sizes: ModelSizes, rank: int, data_bytes: int, trial: Trial |
         trial: What a step takes. It was measured in one process; of several each takes less, by how much is not known.
             None: nothing is known.
     """
-    tables, optimizer = sizes.tables_of(rank)
-    copies = TABLE_COPIES - 1
+    tables = sizes.tables_of(rank)
     always = {
         "libraries, tables and features": data_bytes,
-        "embedding tables": tables,
-        "optimiser of the tables": optimizer,
-        "average and best weights of the tables": copies * tables,
+        "embedding tables": tables.weights,
+        "optimiser of the tables": tables.optimizer,
+        "average and best weights of the tables": tables.copies,
         "other weights, with their optimiser, average and best": (
-            TABLE_COPIES * sizes.dense_bytes + 2 * sizes.trained_bytes
+            DENSE_COPIES * sizes.dense_bytes + 2 * sizes.trained_bytes
         ),
     }
-    own = tables + sizes.dense_bytes
+    own = tables.weights + sizes.dense_bytes
     moments = {
-        "a checkpoint": TABLE_COPIES * own + optimizer + 2 * sizes.trained_bytes,
+        "a checkpoint": tables.all + DENSE_COPIES * sizes.dense_bytes + 2 * sizes.trained_bytes,
         "validation": own + (trial.catalogue_bytes if trial is not None else 0),
     }
     if trial is not None:
@@ -66,8 +64,9 @@ def process_memory(sizes: ModelSizes, rank: int, data_bytes: int, trial: Trial |
         moments["a step"] = trial.step_bytes
         moments["a checkpoint"] += trial.negative_bytes
     if sizes.processes > 1:  # each makes the whole model, its average and a copy before it keeps its part
-        begun = 3 * sizes.table_bytes + sum(table.whole_optimizer_bytes for table in sizes.tables)
-        moments["the start, with whole tables"] = begun - copies * tables
+        whole = TableBytes.of(part for table in sizes.tables for part in table.parts)
+        states = sum(table.whole_optimizer_bytes for table in sizes.tables)
+        moments["the start, with whole tables"] = whole.weights + whole.copies + states - tables.copies
     return ProcessMemory(rank, {name: size for name, size in always.items() if size}, moments)
 
 

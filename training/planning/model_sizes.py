@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ from towers.model.embeddings import FeatureEmbeddings
 from towers.model.two_tower import TwoTower
 from towers.warnings_filter import quiet_imports
 from training.config import RunConfig, Sharding
-from training.distributed.sharded_tables import TABLE_COPIES, planning, table_planner
+from training.distributed.sharded_tables import planning, table_planner
 from training.loop.build import dense_parameters
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+DENSE_COPIES = 3
+"""How often training keeps all other weights: as they are, their running average, and the best average so far."""
 UNDIVIDED = "whole"
 """Sharding of a table in a training with one process."""
 _SIDES = {"item_tower": "items", "user_tower": "users"}
@@ -41,6 +43,11 @@ class TablePart:
     width: int
     weight_bytes: int
     optimizer_bytes: int
+
+    @property
+    def copies_bytes(self) -> int:
+        """Bytes of the running average of the weights, which has 32 bits, and of the best average."""
+        return 4 * self.rows * self.width + self.weight_bytes
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,32 @@ class PlannedTable:
 
 
 @dataclass(frozen=True)
+class TableBytes:
+    """Bytes of parts of tables.
+
+    Attributes:
+        weights: The weights.
+        optimizer: The state of their optimiser.
+        copies: Their running average and the best average so far.
+    """
+
+    weights: int
+    optimizer: int
+    copies: int
+
+    @classmethod
+    def of(cls, parts: Iterable[TablePart]) -> TableBytes:
+        """Return those of some parts together."""
+        sizes = [(part.weight_bytes, part.optimizer_bytes, part.copies_bytes) for part in parts]
+        return cls(*map(sum, zip(*sizes, strict=True))) if sizes else cls(0, 0, 0)
+
+    @property
+    def all(self) -> int:
+        """All of them, which a checkpoint holds."""
+        return self.weights + self.optimizer + self.copies
+
+
+@dataclass(frozen=True)
 class ModelSizes:
     """Bytes of a model and of what trains it.
 
@@ -102,10 +135,9 @@ class ModelSizes:
         """Weights of all tables."""
         return sum(table.weight_bytes for table in self.tables)
 
-    def tables_of(self, rank: int) -> tuple[int, int]:
-        """Return the bytes of the weights of a process's parts of tables, and of their optimiser's state."""
-        parts = [part for table in self.tables for part in table.parts if part.rank == rank]
-        return sum(part.weight_bytes for part in parts), sum(part.optimizer_bytes for part in parts)
+    def tables_of(self, rank: int) -> TableBytes:
+        """Return the bytes that a process needs for its parts of tables."""
+        return TableBytes.of(part for table in self.tables for part in table.parts if part.rank == rank)
 
     @property
     def bundle_bytes(self) -> int:
@@ -118,8 +150,8 @@ class ModelSizes:
 
         Cross-batch and hard negatives come on top of it.
         """
-        optimizers = sum(table.optimizer_bytes for table in self.tables) + 2 * self.trained_bytes
-        return TABLE_COPIES * self.bundle_bytes + optimizers
+        tables = TableBytes.of(part for table in self.tables for part in table.parts)
+        return tables.all + DENSE_COPIES * self.dense_bytes + 2 * self.trained_bytes
 
 
 def model_sizes(

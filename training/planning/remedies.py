@@ -66,6 +66,7 @@ def needs_of(
 def remedies(config: RunConfig, needs: Needs, memory: int, processes: int) -> Iterator[Remedy]:
     """Yield changes of one setting each with which the largest process needs no more than `memory` bytes."""
     for setting, values in (
+        ("towers.embedding_dtype", ["float16"] if config.towers.embedding_dtype == "float32" else []),
         ("towers.embedding_dim", _smaller_dims(config, processes)),
         ("features.min_count", [count for count in MIN_COUNTS if count > config.features.min_count]),
         ("training.batch_size", _halves(config.training.batch_size)),

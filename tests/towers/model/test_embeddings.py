@@ -54,6 +54,37 @@ def test_the_weights_of_a_training_fit_the_tables_that_are_only_looked_up() -> N
     torch.testing.assert_close(served(features), trained(features))
 
 
+@given(bags=FEATURES)
+def test_tables_of_16_bits_are_summed_in_32_as_in_training(bags: tuple[list[list[int]], ...]) -> None:
+    trained = FeatureEmbeddings(ROWS, 4, learning_rate=0.1, dtype=torch.float16)
+    served, whole = FeatureEmbeddings(ROWS, 4, dtype=torch.float16), FeatureEmbeddings(ROWS, 4)
+    served.load_state_dict(trained.state_dict())
+    whole.load_state_dict(trained.state_dict())
+    found = served(jagged(bags))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, whole(jagged(bags)))
+    torch.testing.assert_close(found, trained(jagged(bags)))
+
+
+def test_tables_of_16_bits_have_half_the_bytes_and_are_trained_with_a_state_of_32() -> None:
+    halves, whole = (
+        FeatureEmbeddings(ROWS, 4, learning_rate=0.1, dtype=kind) for kind in (torch.float16, torch.float32)
+    )
+    whole.load_state_dict(halves.state_dict())
+    weights, others = (list(one.state_dict().values()) for one in (halves, whole))
+    assert [2 * weight.nbytes for weight in weights] == [weight.nbytes for weight in others]
+    features = JaggedFeatures(tuple(ROWS), torch.tensor([1, 2, 2, 49]), torch.tensor([2, 0, 1, 0, 0, 1]).int())
+    for one in (halves, whole):
+        one(features).sum().backward()
+    states = [list(one.fused_optimizer.state_dict()["state"].values()) for one in (halves, whole)]
+    for of_table, expected in zip(*states, strict=True):
+        for state, wanted in zip(of_table.values(), expected.values(), strict=True):
+            assert state.dtype == torch.float32
+            assert torch.equal(state, wanted)
+    for weight, other in zip(weights, others, strict=True):
+        torch.testing.assert_close(weight.float(), other, rtol=2**-10, atol=0)  # rounded once
+
+
 @given(bags=FEATURES, places=st.lists(st.integers(0, len(ROWS) - 1), min_size=1, unique=True))
 def test_features_are_selected_as_torchrec_permutes_them(bags: tuple[list[list[int]], ...], places: list[int]) -> None:
     features = jagged(bags)

@@ -31,7 +31,10 @@ TRAININGS: dict[str, tuple[str, Sharding, dict[str, Any], int]] = {
     "both directions": ("sampled", "auto", {"symmetric_loss": True, "targets": "future"}, 14),
     "recent popularity": ("trend, a bit of everything", "auto", {}, 14),
     "spectral": ("all", "auto", {"item_init": "spectral"}, 4),
+    "tables of 16 bits": ("tables of 16 bits", "row-wise", {}, 4),
 }
+RESUMED = ["hard and remembered", "tables of 16 bits"]
+"""Strategies of the trainings with dropout and hard negatives that are interrupted."""
 
 
 class KilledError(Exception):
@@ -97,9 +100,11 @@ def gathered_loss(strategy: str, processes: Processes, *, events: int | None = N
     return [[mean.item()], *(one.grad.flatten().tolist() for one in (items, users, scale) if one.grad is not None)]
 
 
-def training(folder: Path | None, processes: Processes | None, *, dies_after: int | None = None) -> Trainer:
-    """Return a training of 30 steps with dropout, hard and remembered negatives that writes checkpoints."""
-    config = config_of(**STRATEGIES["hard and remembered"])
+def training(
+    strategy: str, folder: Path | None, processes: Processes | None, *, dies_after: int | None = None
+) -> Trainer:
+    """Return a training of 30 steps that writes checkpoints."""
+    config = config_of(**STRATEGIES[strategy])
 
     def die(step: int, loss: float) -> None:
         if dies_after is not None and step > dies_after:
@@ -110,22 +115,58 @@ def training(folder: Path | None, processes: Processes | None, *, dies_after: in
     return Trainer(parts, checkpoint=path, on_step=die, steps=30, quiet=True, processes=processes)
 
 
-def whole_weights(trainer: Trainer) -> dict[str, Tensor]:
+def whole_weights(strategy: str, trainer: Trainer) -> dict[str, Tensor]:
     """Return all weights, in the first process."""
-    config = config_of(**STRATEGIES["hard and remembered"])
+    config = config_of(**STRATEGIES[strategy])
     empty = build(config, data_of(config), CPU).model
     return trainer.processes.whole(trainer.model, lambda: empty).state_dict()
 
 
-def interrupted(folder: Path, processes: Processes) -> Trainer:
+def interrupted(strategy: str, folder: Path, processes: Processes) -> Trainer:
     """Return a training that was lost after its thirteenth step and goes on; `folder` keeps the checkpoint."""
     folder.mkdir(exist_ok=True)
     with suppress(KilledError):
-        training(folder, processes, dies_after=13).fit()
-    resumed = training(folder, processes)
+        training(strategy, folder, processes, dies_after=13).fit()
+    resumed = training(strategy, folder, processes)
     resumed.resume()
     assert resumed.progress.step == 13
     return resumed
+
+
+def resumptions(strategy: str, rank: int, folder: Path) -> dict[str, bool]:
+    """Return, in the first process, whether trainings go on from checkpoints as they should; the folder keeps these."""
+    folder.mkdir(exist_ok=True)
+    undisturbed = training(strategy, None, Ranks(CPU, "row-wise"))
+    undisturbed.fit()
+    resumed = interrupted(strategy, folder / "two", Ranks(CPU, "row-wise"))
+    by_tables = training(strategy, folder / "two", Ranks(CPU, "table-wise"))
+    by_tables.resume()
+    whole, other = whole_weights(strategy, resumed), whole_weights(strategy, by_tables)
+    resumed.checkpoint = None
+    resumed.fit()
+    again, expected = whole_weights(strategy, resumed), whole_weights(strategy, undisturbed)
+    if rank == 0:
+        torch.save(whole, folder / "after-13.pt")
+        interrupted(strategy, folder / "one", OneProcess())
+    dist.barrier()
+    from_one = training(strategy, folder / "one", Ranks(CPU, "row-wise"))
+    from_one.resume()
+    loaded = whole_weights(strategy, from_one)
+    if rank:
+        return {}
+    alone = training(strategy, folder / "one", OneProcess())
+    alone.resume()
+    return {
+        "resumed is exact": _same(again, expected),
+        "other division is exact": _same(whole, other),
+        "from one is exact": _same(whole_weights(strategy, alone), loaded),
+    }
+
+
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def run_all(rank: int, size: int, folder: Path) -> None:
@@ -135,31 +176,7 @@ def run_all(rank: int, size: int, folder: Path) -> None:
     found: dict[str, Any] = {"losses": {name: gathered_loss(name, Ranks(CPU)) for name in LOSSES}}
     found["few users"] = gathered_loss("all", Ranks(CPU), events=1)
     found["trainings"] = {name: losses_of(name, Ranks(CPU, kind)) for name, (_, kind, *_) in TRAININGS.items()}
-    undisturbed = training(None, Ranks(CPU, "row-wise"))
-    undisturbed.fit()
-    resumed = interrupted(folder / "two", Ranks(CPU, "row-wise"))
-    by_tables = training(folder / "two", Ranks(CPU, "table-wise"))
-    by_tables.resume()
-    whole, other = whole_weights(resumed), whole_weights(by_tables)
-    resumed.checkpoint = None
-    resumed.fit()
-    again, expected = whole_weights(resumed), whole_weights(undisturbed)
-    if rank == 0:
-        found["resumed is exact"] = all(torch.equal(again[name], expected[name]) for name in expected)
-        found["other division is exact"] = all(torch.equal(whole[name], other[name]) for name in whole)
-        torch.save(whole, folder / "after-13.pt")
-    by_one = folder / "one"
-    if rank == 0:
-        interrupted(by_one, OneProcess())
-    dist.barrier()
-    from_one = training(by_one, Ranks(CPU, "row-wise"))
-    from_one.resume()
-    loaded = whole_weights(from_one)
-    if rank == 0:
-        alone = training(by_one, OneProcess())
-        alone.resume()
-        theirs = whole_weights(alone)
-        found["from one is exact"] = all(torch.equal(theirs[name], loaded[name]) for name in theirs)
+    found["resumptions"] = {name: resumptions(name, rank, folder / name) for name in RESUMED}
     try:
         Ranks(CPU).check_same({"run.toml": f"of {rank}"})
     except DataError as error:

@@ -53,15 +53,21 @@ def test_the_losses_of_a_training_are_those_of_one_process(name: str, together: 
         np.testing.assert_allclose(found["trainings"][name], expected, rtol=0, atol=1e-5)
 
 
-def test_a_resumed_training_ends_with_the_weights_of_one_that_lost_no_process(together: Together) -> None:
-    assert together[1][0]["resumed is exact"]
+@pytest.mark.parametrize("strategy", scenarios.RESUMED)
+def test_a_resumed_training_ends_with_the_weights_of_one_that_lost_no_process(
+    strategy: str, together: Together
+) -> None:
+    assert together[1][0]["resumptions"][strategy]["resumed is exact"]
 
 
-def test_a_checkpoint_is_read_by_another_number_of_processes_and_with_another_division(together: Together) -> None:
-    folder, (first, _) = together
-    assert first["other division is exact"]
-    assert first["from one is exact"]
-    alone = scenarios.training(folder / "two", None)
+@pytest.mark.parametrize("strategy", scenarios.RESUMED)
+def test_a_checkpoint_is_read_by_another_number_of_processes_and_with_another_division(
+    strategy: str, together: Together
+) -> None:
+    folder, (first, _) = together[0] / strategy, together[1]
+    assert first["resumptions"][strategy]["other division is exact"]
+    assert first["resumptions"][strategy]["from one is exact"]
+    alone = scenarios.training(strategy, folder / "two", None)
     alone.resume()
     assert alone.progress.step == 13
     expected = torch.load(folder / "after-13.pt", weights_only=True)
@@ -72,7 +78,7 @@ def test_a_checkpoint_is_read_by_another_number_of_processes_and_with_another_di
 
 
 def test_only_the_newest_parts_of_a_checkpoint_are_kept(together: Together) -> None:
-    folder = together[0] / "two"
+    folder = together[0] / scenarios.RESUMED[0] / "two"
     named = Checkpoint.load_counters(folder / "checkpoint.safetensors")["parts"]
     assert [path.name for path in folder.glob("parts-*")] == [named]
 

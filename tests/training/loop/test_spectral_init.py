@@ -72,10 +72,10 @@ def test_the_same_seed_begins_at_the_same_place() -> None:
     np.testing.assert_array_equal(start().items, start().items)
 
 
-def trainer_of(features: dict[str, FeatureSettings], **options: Any) -> Trainer:
+def trainer_of(features: dict[str, FeatureSettings], *, dtype: Any = "float32", **options: Any) -> Trainer:
     config = RunConfig(
         features=FeaturesConfig(interactions="none.parquet", max_history=30, item=features),
-        towers=TowersConfig(embedding_dim=32, history_encoder="mean", id_dropout=0.5),
+        towers=TowersConfig(embedding_dim=32, embedding_dtype=dtype, history_encoder="mean", id_dropout=0.5),
         training=TrainingConfig(
             item_init="spectral",
             spectral_regularisation=3.0,
@@ -120,6 +120,15 @@ def test_the_towers_begin_at_the_decomposition_whatever_else_is_known_of_an_item
     if not others:
         places = start(width=32).items[:, :-1]
         np.testing.assert_allclose(items[:, :-1] @ items[:, :-1].T, places @ places.T, atol=1e-4)
+
+
+def test_tables_of_16_bits_begin_there_as_nearly_as_they_can() -> None:
+    vectors = []
+    for dtype in ("float32", "float16"):
+        trainer = trainer_of(WITH_COLOR, dtype=dtype, steps=0)
+        vectors.append(trainer.fit().item_vectors(trainer.data.item_features).detach())
+    assert not torch.equal(*vectors)
+    torch.testing.assert_close(*vectors, rtol=0, atol=2**-11)
 
 
 def test_training_goes_on_from_there_and_is_kept_where_it_is_better() -> None:

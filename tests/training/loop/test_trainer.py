@@ -7,7 +7,7 @@ import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "prefixes, a bit of everything": {
         **SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100, "gradient_cache_chunk": 16, "prefixes": [4, 8]
     },
+    "tables of 16 bits": {**SAMPLED, "hard_negatives": 2, "embedding_dtype": "float16"},
     "trend": {"negatives": "all", "trend": [0.0001, 0.001], "prefixes": [4]},
     "trend, a bit of everything": {
         **SAMPLED, "hard_negatives": 2, "cross_batch_negatives": 100, "gradient_cache_chunk": 16, "trend": [0.0001]
@@ -56,7 +57,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config_of(*, prefixes: list[int] | None = None, trend: list[float] | None = None, **training: Any) -> RunConfig:
+def config_of(
+    *,
+    prefixes: list[int] | None = None,
+    trend: list[float] | None = None,
+    embedding_dtype: Literal["float32", "float16"] = "float32",
+    **training: Any,
+) -> RunConfig:
     settings = {"batch_size": 64, "warmup_steps": 5, "epochs": 3, "checkpoint_seconds": 0.0, **training}
     return RunConfig(
         features=FeaturesConfig(
@@ -68,6 +75,7 @@ def config_of(*, prefixes: list[int] | None = None, trend: list[float] | None = 
         ),
         towers=TowersConfig(
             embedding_dim=16,
+            embedding_dtype=embedding_dtype,
             num_layers=1,
             num_heads=2,
             dropout=0.1,
@@ -198,6 +206,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
         ("classic", 7),
         ("chunks", 7),
         ("prefixes, a bit of everything", 13),
+        ("tables of 16 bits", 13),
     ],
 )
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(

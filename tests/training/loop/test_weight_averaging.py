@@ -61,6 +61,22 @@ def test_the_model_gets_its_own_weights_back_whatever_happens(model: nn.Module) 
     assert average.tensors["weight"].item() == 1.0
 
 
+def test_the_average_of_16_bits_follows_steps_that_16_bits_cannot_tell_apart() -> None:
+    weight = torch.full((3,), 0.2).half()
+    average = WeightAverage(lambda: {"weight": weight})
+    start = average.tensors["weight"].clone()
+    assert start.dtype == torch.float32
+    for step in range(1, 2000 * EVERY, EVERY):
+        average.add(step)  # later shares are below half of what 16 bits can tell apart
+    weight += 2**-13  # the next number in 16 bits
+    average.add(2000 * EVERY + 1)
+    moved = average.tensors["weight"] - start
+    torch.testing.assert_close(moved, torch.full((3,), 2**-13 * (RECENCY + 1) / (2001 + RECENCY)), rtol=1e-2, atol=0)
+    with average.in_place():
+        assert weight.dtype == torch.float16
+        assert torch.equal(weight, average.tensors["weight"].half())
+
+
 def test_a_restored_average_goes_on_as_if_nothing_had_happened(model: nn.Module) -> None:
     first = WeightAverage(model.state_dict)
     for step in range(1, 101):

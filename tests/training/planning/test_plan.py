@@ -106,8 +106,11 @@ def test_bytes_are_those_of_the_tensors_of_a_model_that_is_built(settings: Path,
     assert sizes.dense_bytes + sizes.table_bytes == sum(one.nbytes for one in everything.values())
 
 
-def test_the_checkpoint_has_the_size_that_was_said(settings: Path, data: TrainingData, tmp_path: Path) -> None:
-    config = read_run_config(settings)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_checkpoint_has_the_size_that_was_said(
+    dtype: str, settings: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    config = with_settings(read_run_config(settings), {"towers.embedding_dtype": dtype}, "test")
     path = tmp_path / "checkpoint.safetensors"
     trainer = Trainer(
         build(config, data, torch.device("cpu")), checkpoint=path, validate=lambda _: 0.5, steps=2, quiet=True
@@ -129,7 +132,17 @@ def test_the_parts_of_a_table_are_the_table(sharding: str, settings: Path, data:
         assert sharding in ("auto", other.sharding)
         copies = 2 if sharding == "column-wise" else 1
         assert other.optimizer_bytes == copies * one.optimizer_bytes
-    assert sum(divided.tables_of(rank)[0] for rank in range(2)) == whole.table_bytes
+    assert sum(divided.tables_of(rank).weights for rank in range(2)) == whole.table_bytes
+
+
+def test_tables_of_16_bits_are_half_as_large_but_for_their_average(settings: Path, data: TrainingData) -> None:
+    whole = model_sizes(config := read_run_config(settings), data.featurizer)
+    halves = model_sizes(with_settings(config, {"towers.embedding_dtype": "float16"}, "test"), data.featurizer)
+    assert [2 * table.weight_bytes for table in halves.tables] == [table.weight_bytes for table in whole.tables]
+    assert {table.dtype for table in halves.tables} == {"float16"}
+    assert halves.tables_of(0).optimizer == whole.tables_of(0).optimizer
+    assert halves.tables_of(0).copies * 4 == whole.tables_of(0).copies * 3
+    assert halves.dense_bytes == whole.dense_bytes
 
 
 def test_a_table_that_fits_no_process_is_divided_by_rows(settings: Path, data: TrainingData) -> None:
@@ -177,6 +190,7 @@ def test_a_remedy_is_the_nearest_value_that_fits(settings: Path, data: TrainingD
     row = 7 * 4 * config.towers.embedding_dim  # the table, its average and the best, their copies, and rather less
     for memory, setting, values in (
         ((needs(config) + 1_000_000) // 2, "towers.embedding_dim", [12, 8, 4]),
+        (needs(config) - 10 * row, "towers.embedding_dtype", ["float16"]),
         (needs(config) - 10 * row, "features.min_count", [2, 3, 5, 10, 20, 50]),
     ):
         found = {one.setting: one for one in remedies(config, needs, memory, 1)}[setting]
