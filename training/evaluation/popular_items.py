@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -11,35 +11,29 @@ from features.sequences.sequences import Sequences
 from features.sequences.split import Split
 from features.sequences.timeline import Timeline
 from training.evaluation.baselines.popularity import PopularityBaseline
-from training.evaluation.baselines.recent_popularity import RecentPopularity
-from training.evaluation.baselines.tuning import ndcg_on, sample
+from training.evaluation.baselines.recent_popularity import DAYS, RecentPopularity
+from training.evaluation.baselines.tuning import ndcg_on, sample, search
 from training.evaluation.evaluate import ScoringModel
 
-DAYS = (1.0, 3.0, 7.0, 14.0, 30.0, 90.0, math.inf)
-"""Windows to choose from."""
 LEAST_QUESTIONS = 20
 """If fewer validation questions are without a history, all of them choose the window."""
 
 
-def popular_items(
-    train: Sequences, num_items: int, days: float | Literal["auto", "all"], timeline: Timeline | None = None
-) -> ScoringModel:
+Days = float | Literal["auto", "all"]
+"""A value of `[features] popular_days`; `auto` is as `all`."""
+
+
+def popular_items(train: Sequences, num_items: int, days: Days, timeline: Timeline | None = None) -> ScoringModel:
     """Return the recommender of popular items.
 
     Args:
         train: The training data.
         num_items: Size of the catalogue.
-        days: As `[features] popular_days`; `auto` is as `all`.
+        days: Length of the window.
         timeline: The events that are known: of a question, those before it. None: those of the training data, as in an
             index that is made at its end.
     """
-    counts = train.item_counts(num_items).astype(np.float32)
-    at = None
-    if timeline is None and (timeline := Timeline.of(train)) is not None:
-        at = int(timeline.times.max(initial=0)) + 1
-    if timeline is None or isinstance(days, str):
-        return PopularityBaseline(counts)
-    return RecentPopularity("popular items", timeline, counts, days=days, at=at)
+    return _within(train, num_items, timeline)(days)
 
 
 def choose_popular_days(split: Split) -> float | Literal["all"]:
@@ -47,11 +41,27 @@ def choose_popular_days(split: Split) -> float | Literal["all"]:
 
     They are counted at the end of the training data, as in an index that is made then.
     """
-    if Timeline.of(split.train) is None:
+    if split.train.times is None or split.train.folder is not None:
         return "all"
+    num_items = len(split.candidates)
+    within = _within(split.train, num_items, None)
     unknown = np.flatnonzero(split.validation.history.lengths == 0)
     asked = split.validation if len(unknown) < LEAST_QUESTIONS else split.validation.take(unknown)
-    num_items = len(split.candidates)
     ndcg = ndcg_on(split, sample(asked, num_items))
-    best = max(DAYS[::-1], key=lambda days: ndcg(popular_items(split.train, num_items, days)))
-    return "all" if math.isinf(best) else best
+    best = search(lambda days: within(days), {"days": DAYS}, ndcg)
+    return "all" if ndcg(within("all")) >= best.ndcg else best.settings["days"]
+
+
+def _within(train: Sequences, num_items: int, timeline: Timeline | None) -> Callable[[Days], ScoringModel]:
+    """Return how to recommend what is popular within so many days; for the arguments see `popular_items`."""
+    counts = train.item_counts(num_items).astype(np.float32)
+    at = None
+    if timeline is None and (timeline := Timeline.of(train)) is not None:
+        at = int(timeline.times.max(initial=0)) + 1
+
+    def within(days: Days) -> ScoringModel:
+        if timeline is None or isinstance(days, str):
+            return PopularityBaseline(counts)
+        return RecentPopularity("popular items", timeline, counts, days=days, at=at)
+
+    return within

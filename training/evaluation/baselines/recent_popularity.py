@@ -10,8 +10,10 @@ from jaxtyping import Float32
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.timeline import Timeline
 from training.evaluation.baselines.baseline import BaselineData, LeftOutError
+from training.evaluation.baselines.tuning import Grid
 
 DAY_SECONDS = 86_400
+DAYS = Grid((1, 3, 7, 14, 30, 90), 7, lowest=1 / 24, highest=3_650)
 
 
 class RecentPopularity:

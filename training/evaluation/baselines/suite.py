@@ -32,10 +32,10 @@ from training.evaluation.baselines import (
 )
 from training.evaluation.baselines.baseline import GIB, Baseline, BaselineData, LeftOutError
 from training.evaluation.baselines.mix import Mix, choose_mix
+from training.evaluation.baselines.recent_popularity import DAYS
 from training.evaluation.baselines.tuning import Choice, Grid, ndcg_on, sample, search
 from training.evaluation.evaluate import ScoringModel
 
-DAYS = Grid((1, 3, 7, 14, 30, 90), 7, lowest=1 / 24, highest=3_650)
 HALF_LIFE = Grid(
     (1, 2, 4, 8, 16, 32, math.inf), math.inf, lowest=0.25, highest=math.inf, unit="events", needs_order=True
 )
