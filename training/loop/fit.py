@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,14 @@ class TrainedModel:
         data: Its training data.
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
+        notes: What vocabularies and training leave out, a line each.
     """
 
     model: TwoTower
     data: TrainingData
     progress: Progress
     seconds: float
+    notes: Sequence[str] = ()
 
     def recommender(
         self, history: int, timeline: Timeline | None = None, *, end_of_training: bool = False
@@ -108,7 +110,7 @@ def fit(
         on_step: Called with the step and the mean loss of the epoch so far.
         on_epoch: Called with the progress and the metrics of the epoch.
         processes: Those that train together. None: this one alone.
-        say: Called with what the vocabularies leave out, a line each.
+        say: Called with what vocabularies and training leave out, a line each.
 
     Raises:
         DataError: The settings need timestamps that the tables do not have.
@@ -124,8 +126,6 @@ def fit(
     began = time.monotonic()
     together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
-    for note in featurizer.notes:
-        say(note)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 
@@ -152,12 +152,15 @@ def fit(
         quiet=not together.is_first,
         processes=together,
     )
+    notes = (*featurizer.notes, *trainer.notes)
+    for note in notes:
+        say(note)
     if resume:
         trainer.resume()
     model = together.whole(
         trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
     )
-    return TrainedModel(model, data, trainer.progress, time.monotonic() - began)
+    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, notes)
 
 
 def _refuse_whole_data(config: RunConfig) -> None:
@@ -185,7 +188,8 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
         decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )
     model = trainer.fit()
-    return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began)
+    seconds = first.seconds + time.monotonic() - began
+    return TrainedModel(model, data, trainer.progress, seconds, (*featurizer.notes, *trainer.notes))
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:

@@ -27,7 +27,7 @@ from towers.process import ENDING, Stopped, handled
 from training.loop.build import TrainingParts, dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.gradient_caching import user_states
-from training.loop.hard_negatives import mine_hard_negatives
+from training.loop.hard_negatives import mine_hard_negatives, mining_notes
 from training.loop.losses import matryoshka_loss
 from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
 from training.loop.processes import OneProcess, Processes, part_of
@@ -225,8 +225,16 @@ class Trainer:
             per_user=settings.hard_negatives,
             skip=settings.hard_negatives_skip,
             below=settings.hard_negatives_score_ratio,
+            seed=settings.seed + epoch,
             processes=self.processes,
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What training leaves out to stay within its bounds, a line each."""
+        if self.negatives.hard is None:
+            return []
+        return mining_notes(len(self.user_features), len(self.item_features))
 
     def _end_epoch(self) -> None:
         progress = self.progress

@@ -222,6 +222,7 @@ def _trained(
         device=device,
         on_step=report_steps(tracker),
         on_epoch=report_epochs(tracker),
+        say=lambda note: click.echo(f"note: {note}", err=True),
     )
     collector.add_training(config.training.seed, learned.progress, learned.seconds, device.type)
     history = config.features.max_history

@@ -284,7 +284,7 @@ def _report(
         split.name,
         "validation",
         runs,
-        notes=[*notes, *learned.data.featurizer.notes, SELECTED, *([REFITTED] if config.training.refit else [])],
+        notes=[*notes, *learned.notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
     return replace(report, details=collector.details(command))
