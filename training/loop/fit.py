@@ -28,8 +28,11 @@ from training.loop.losses import check_loss
 from training.loop.processes import OneProcess, Processes, encode_items
 from training.loop.trainer import Progress, Trainer
 
-MOST_VALIDATION_QUESTIONS = 10_000
-"""Maximum number of validation queries after each epoch, a sample."""
+MOST_VALIDATION_QUESTIONS, LEAST_VALIDATION_QUESTIONS = 10_000, 1_000
+"""Maximum number of validation queries after each epoch, a sample; and how many of them are left of a catalogue of more
+than a million items."""
+MOST_VALIDATION_CELLS = MOST_VALIDATION_QUESTIONS * 10**6
+"""Scores of queries and items that a validation computes at most, some two minutes."""
 
 Say = Callable[[str], None]
 
@@ -127,7 +130,7 @@ def fit(
     together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
-    questions = _sample(split.validation, config.training.seed)
+    questions = split.validation.sample(_validation_questions(len(tables.catalog)), config.training.seed)
 
     def validate(model: TwoTower) -> float:
         history, timeline = config.features.max_history, split.timeline
@@ -152,7 +155,7 @@ def fit(
         quiet=not together.is_first,
         processes=together,
     )
-    notes = (*featurizer.notes, *trainer.notes)
+    notes = (*featurizer.notes, *trainer.notes, *_early_stopping_notes(questions, split.validation))
     for note in notes:
         say(note)
     if resume:
@@ -161,6 +164,19 @@ def fit(
         trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
     )
     return TrainedModel(model, data, trainer.progress, time.monotonic() - began, notes)
+
+
+def _validation_questions(num_items: int) -> int:
+    """Return the maximum number of validation queries after each epoch."""
+    most = min(MOST_VALIDATION_QUESTIONS, MOST_VALIDATION_CELLS // max(1, num_items))
+    return max(LEAST_VALIDATION_QUESTIONS, most)
+
+
+def _early_stopping_notes(asked: Queries, everything: Queries) -> list[str]:
+    """Return whether not all validation queries decide early stopping."""
+    if len(asked) == len(everything):
+        return []
+    return [f"{len(asked):,} of the {len(everything):,} validation questions, drawn at random, decide early stopping."]
 
 
 def _refuse_whole_data(config: RunConfig) -> None:
@@ -233,10 +249,3 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _sample(questions: Queries, seed: int) -> Queries:
-    if len(questions) <= MOST_VALIDATION_QUESTIONS:
-        return questions
-    chosen = np.random.default_rng(seed).choice(len(questions), MOST_VALIDATION_QUESTIONS, replace=False)
-    return questions.take(np.sort(chosen))

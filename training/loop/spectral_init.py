@@ -86,12 +86,13 @@ def decompose(
     shrunk = 1 / np.sqrt(singular**2 + regularisation)
     items = right * (singular * shrunk)
     longest = np.linalg.norm(items, axis=1).max()
-    left = right * (shrunk / np.maximum(singular, np.finfo(np.float32).tiny) / longest)
+    items /= longest
+    inverse = shrunk / np.maximum(singular, np.finfo(np.float32).tiny) / longest
     values = {
-        name: _padded((block @ left) * _shares(bags[name], transformer, attributes)[:, None], width)
+        name: _padded((block @ right) * inverse * _shares(bags[name], transformer, attributes)[:, None], width)
         for block, (name, transformer) in zip(described, weighed.items(), strict=True)
     }
-    return SpectralStart(_at_length_one(_padded(items / longest, width)), values)
+    return SpectralStart(_at_length_one(_padded(items, width)), values)
 
 
 def right_singular_vectors(
@@ -111,7 +112,8 @@ def right_singular_vectors(
     width = min(count + OVERSAMPLED, matrix.shape[1])
     found = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32)
     for _ in range(PASSES):
-        found = qr(_gram_times(matrix, found), mode="economic", overwrite_a=True, check_finite=False)[0]
+        orthonormal, _ = qr(_gram_times(matrix, found), mode="economic", overwrite_a=True, check_finite=False)
+        found = np.ascontiguousarray(orthonormal)
     inner = np.zeros((width, width))
     for block in _row_blocks(matrix, width):
         product = block @ found
@@ -125,8 +127,8 @@ def right_singular_vectors(
 def _gram_times(
     matrix: sp.csr_array[np.float32], vectors: Float[np.ndarray, "columns width"]
 ) -> Float[np.ndarray, "columns width"]:
-    """Return `matrix' matrix vectors`."""
-    total = np.zeros_like(vectors)
+    """Return `matrix' matrix vectors`, in the order of columns, which LAPACK works on without a copy."""
+    total = np.zeros(vectors.shape, dtype=np.float32, order="F")
     for block in _row_blocks(matrix, vectors.shape[1]):
         total += block.T @ (block @ vectors)
     return total

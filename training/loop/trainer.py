@@ -32,7 +32,7 @@ from training.loop.losses import matryoshka_loss
 from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
 from training.loop.processes import OneProcess, Processes, part_of
 from training.loop.spectral_init import initialise_embeddings
-from training.loop.weight_averaging import WeightAverage, overwrite
+from training.loop.weight_averaging import WeightAverage, overwrite, steps_between
 
 GRADIENT_NORM = 1.0
 LR_DECAY = 0.3
@@ -126,7 +126,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.settings.seed)
         self.progress = Progress(decay_steps=list(decay_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=self.device)
-        self.average = WeightAverage(self._weights)
+        # Of the whole model, so that it does not depend on the number of processes.
+        self._steps_between = steps_between(sum(weight.numel() for weight in self.model.state_dict().values()))
+        self.average = WeightAverage(self._weights, self._steps_between)
         self.best_weights: dict[str, Tensor] = {}
         own_items = self.processes.own(self.processes.sizes(len(self.item_features)))
         self._own_catalog = part_of(self.item_features, own_items)
@@ -166,7 +168,7 @@ class Trainer:
 
     def _divide(self) -> None:
         self.table_optimizers = self.processes.divide(self.model, self.table_optimizers)
-        self.average = WeightAverage(self._weights)
+        self.average = WeightAverage(self._weights, self._steps_between)
 
     def _epoch(self, stop: list[int]) -> None:
         progress = self.progress
