@@ -305,7 +305,7 @@ class _Lots:
         bits = np.random.PCG64([self._seed, int(self._questions[question])])
         rng = np.random.Generator(bits)
         if len(items) * COST_OF_A_JUMP > self._num_items:
-            return rng.random(self._num_items)[items]
+            return np.asarray(rng.random(self._num_items)[items])
         drawn = np.empty(len(items))
         for place, jump in enumerate(np.diff(items, prepend=-1) - 1):
             bits.advance(int(jump))
