@@ -1,7 +1,7 @@
 """Which items come near which others in histories, counted exactly, block by block of items.
 
-What is in memory at a time is one block of pairs and 8 bytes for each event, however many pairs there are. A caller that
-keeps only the strongest of each item never holds the others.
+What is in memory at a time is one block of pairs and 8 bytes for each event, however many pairs there are. A caller
+that keeps only the strongest of each item never holds the others.
 """
 
 from __future__ import annotations
