@@ -31,6 +31,8 @@ OVERSAMPLED = 10
 """Directions beyond those that are wanted, which make these exact sooner (Halko et al. 2011, section 4.2)."""
 PASSES = 8
 """How often the matrix is multiplied with its transpose: as often as by scikit-learn's `randomized_svd` in general."""
+SMALLEST = 3e-4
+"""Singular values below this share of the largest are the noise of single precision: root of its resolution."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def decompose(
     items = right * (singular * shrunk)
     longest = np.linalg.norm(items, axis=1).max()
     items /= longest
-    inverse = shrunk / np.maximum(singular, np.finfo(np.float32).tiny) / longest
+    is_known = singular > SMALLEST * singular.max()
+    inverse = np.where(is_known, shrunk / np.where(is_known, singular, 1) / longest, 0).astype(np.float32)
     values = {
         name: _padded((block @ right) * inverse * _shares(bags[name], transformer, attributes)[:, None], width)
         for block, (name, transformer) in zip(described, weighed.items(), strict=True)
@@ -102,7 +105,7 @@ def right_singular_vectors(
 
     Subspace iteration on `matrix' matrix`, which is never made: in memory are some `[columns, count]` arrays and one
     block of rows, so that memory does not grow with the number of rows. Errors are those of single precision against
-    the largest eigenvalue: singular values below 0.0003 of the largest are not exact.
+    the largest eigenvalue: singular values below `SMALLEST` of the largest are not exact.
 
     Args:
         matrix: `[rows, columns]`.

@@ -89,6 +89,14 @@ def test_memory_does_not_grow_with_the_users(monkeypatch: pytest.MonkeyPatch) ->
     assert many < few + 100_000, "the users' vectors would be 18,000 x 74 x 4 bytes more"
 
 
+def test_directions_that_are_not_there_give_no_values() -> None:
+    alike = np.repeat(HAD[:3], 20, axis=0)  # of 60 users three differ
+    begun = decompose(sp.csr_array(alike), {"color": sp.csr_array(COLORS)}, 64, **SETTINGS)
+    assert (np.linalg.norm(begun.values["color"], axis=1) < 1).all()
+    items = begun.items[:, :-1]
+    np.testing.assert_allclose(np.linalg.norm(items, axis=1).max(), 1, atol=1e-5)
+
+
 def test_an_item_that_nobody_had_is_where_its_value_begins() -> None:
     had = HAD.copy()
     had[:, 0] = 0
