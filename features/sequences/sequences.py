@@ -269,6 +269,12 @@ class Queries:
             times=None if self.times is None else self.times[questions],
         )
 
+    def sample(self, most: int, seed: int) -> Queries:
+        """Return the queries, or so many of them, drawn at random and in their order."""
+        if len(self) <= most:
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False)))
+
 
 class QueriesOf:
     """Queries of many users, which are put together block by block; where all events are on disk, so are histories.

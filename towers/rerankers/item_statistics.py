@@ -8,14 +8,13 @@ from all there are. Counts are as of a moment: nothing that came later is in the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float32, Int64
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -23,6 +22,7 @@ from safetensors.numpy import save_file
 from features.columns import numbers_of, values_of
 from features.config import FeatureSettings
 from features.schema import Feature
+from features.sequences.cooccurrence import Matrix, neighbour_counts, rows_of, strongest
 from features.sequences.ragged import check_offsets, offsets_of, ragged_arange
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
@@ -50,19 +50,18 @@ class Neighbours:
     weights: Float32[np.ndarray, " neighbours"]
 
     @classmethod
-    def of(cls, counts: sp.csr_array[Any, tuple[int, int]], weights: np.ndarray) -> Neighbours:
+    def of(cls, blocks: Iterable[Matrix]) -> Neighbours:
         """Return the neighbours of the greatest weights.
 
         Args:
-            counts: Co-occurrence counts, `[items, items]`, rows in order.
-            weights: The weight of each that is stored there.
+            blocks: The weight of each item (column) for those of a block (rows), in the order of the catalogue.
         """
-        items = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-        order = np.lexsort((counts.indices, -weights, items))
-        place = np.arange(len(order)) - counts.indptr[items]
-        kept = np.sort(order[place < NEIGHBOURS])
-        lengths = np.bincount(items[kept], minlength=counts.shape[0])
-        return cls(offsets_of(lengths), counts.indices[kept].astype(np.int64), weights[kept].astype(np.float32))
+        kept = [strongest(weights, NEIGHBOURS) for weights in blocks]
+        return cls(
+            offsets_of(np.concatenate([np.diff(part.indptr) for part in kept])),
+            np.concatenate([part.indices for part in kept]).astype(np.int64),
+            np.concatenate([part.data for part in kept]).astype(np.float32),
+        )
 
     def sums(
         self,
@@ -267,38 +266,40 @@ def _are_below(codes: np.ndarray, most: int) -> bool:
 
 def _follows(sequences: Sequences, num_items: int) -> Neighbours:
     """Return what came within `FOLLOWING` places after each item, as a share of the item's events."""
-    counts = _summed(sequences, num_items, [1.0 / apart for apart in range(1, FOLLOWING + 1)])
-    had = np.bincount(sequences.item_rows, minlength=num_items)
-    return Neighbours.of(counts, counts.data / np.repeat(had, np.diff(counts.indptr)))
+    whole = math.lcm(*range(1, FOLLOWING + 1))
+    had = whole * sequences.item_counts(num_items)
+    after = {apart: whole // apart for apart in range(1, FOLLOWING + 1)}
+    return Neighbours.of(_weighed(sequences, num_items, after, lambda counts, rows: counts.data / had[rows]))
 
 
 def _together(sequences: Sequences, num_items: int) -> Neighbours:
     """Return the cosine between items, of how often they occur within `TOGETHER` places of each other."""
-    one_way = _summed(sequences, num_items, [1.0] * TOGETHER)
-    counts = sp.csr_array(one_way + one_way.T)
-    roots = np.sqrt(np.bincount(sequences.item_rows, minlength=num_items))
-    return Neighbours.of(counts, counts.data / (np.repeat(roots, np.diff(counts.indptr)) * roots[counts.indices]))
+    roots = np.sqrt(sequences.item_counts(num_items))
+    around = {way * apart: 1 for apart in range(1, TOGETHER + 1) for way in (1, -1)}
+    return Neighbours.of(
+        _weighed(sequences, num_items, around, lambda counts, rows: counts.data / (roots[rows] * roots[counts.indices]))
+    )
 
 
-def _summed(sequences: Sequences, num_items: int, shares: Sequence[float]) -> sp.csr_array[Any, tuple[int, int]]:
-    """Return how often each item came after each other one, of the same user.
+def _weighed(
+    sequences: Sequences,
+    num_items: int,
+    distances: Mapping[int, int],
+    weights: Callable[[Matrix, Int64[np.ndarray, " counts"]], np.ndarray],
+) -> Iterator[Matrix]:
+    """Yield what `neighbour_counts` counts of other items, weighed.
 
     Args:
         sequences: The interactions.
         num_items: Size of the catalogue.
-        shares: What it counts to come right after it, after one between, and so on.
+        distances: As of `neighbour_counts`.
+        weights: Gets counts, and the item that each is about.
     """
-    users, rows = sequences.event_users, sequences.item_rows
-    shape = num_items, num_items
-    nothing = np.zeros(0, np.int64)
-    counts: sp.csr_array[Any, tuple[int, int]] = sp.csr_array((nothing, (nothing, nothing)), shape=shape)
-    for apart, share in enumerate(shares, start=1):
-        pair = (users[:-apart] == users[apart:]) & (rows[:-apart] != rows[apart:])
-        first, second = rows[:-apart][pair], rows[apart:][pair]
-        more = sp.csr_array((np.full(len(first), share, np.float32), (first, second)), shape=shape)
-        counts = sp.csr_array(counts + more)
-    counts.sort_indices()
-    return counts
+    for first, counts in neighbour_counts(sequences, num_items, distances):
+        counts.data[counts.indices == first + rows_of(counts)] = 0
+        counts.eliminate_zeros()
+        counts.data = weights(counts, first + rows_of(counts))
+        yield counts
 
 
 def _values(feature: Feature, catalog: Catalog) -> Values:

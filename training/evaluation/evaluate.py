@@ -29,6 +29,8 @@ CUTOFFS_FOR_USERS = (10, 20, 50, 100)
 """For protocol `users`, as usual in the literature: Recall@20, Recall@50 and NDCG@100."""
 LISTED = 10
 """How many items of each question's list are kept."""
+COST_OF_A_JUMP = 400
+"""How many random numbers are drawn in the time of a jump to a later one, about."""
 MAX_CELLS = 2**24
 """Most scores in memory at a time, whatever the block (16 million: some 250 MB with the comparisons and the order)."""
 
@@ -298,9 +300,17 @@ class _Lots:
         self._questions = questions
         self._num_items = num_items
 
-    def of(self, question: int) -> Float[np.ndarray, "items"]:
-        """Return the numbers of the question at a place of the block."""
-        return np.random.default_rng([self._seed, int(self._questions[question])]).random(self._num_items)
+    def of(self, question: int, items: Int[np.ndarray, "some"]) -> Float[np.ndarray, "some"]:
+        """Return the numbers of some items, ascending, for the question at a place of the block."""
+        bits = np.random.PCG64([self._seed, int(self._questions[question])])
+        rng = np.random.Generator(bits)
+        if len(items) * COST_OF_A_JUMP > self._num_items:
+            return np.asarray(rng.random(self._num_items)[items])
+        drawn = np.empty(len(items))
+        for place, jump in enumerate(np.diff(items, prepend=-1) - 1):
+            bits.advance(int(jump))
+            drawn[place] = rng.random()
+        return drawn
 
 
 def _masked_scores(
@@ -340,8 +350,9 @@ def _ranks(scores: Float32[np.ndarray, "questions items"], queries: Queries, lot
         ranks[targets] = 1 + np.count_nonzero(others > own[:, None], axis=1)
         equal = others == own[:, None]
         for row in np.flatnonzero((np.count_nonzero(equal, axis=1) > 1) & (own > -np.inf)):
-            lot = lots.of(int(asked[row]))
-            ranks[targets[row]] += np.count_nonzero(lot[equal[row]] > lot[item_rows[row]])
+            level = np.flatnonzero(equal[row])
+            drawn = lots.of(int(asked[row]), level)
+            ranks[targets[row]] += np.count_nonzero(drawn > drawn[np.searchsorted(level, item_rows[row])])
         ranks[targets[own == -np.inf]] = NEVER
     return ranks
 
@@ -367,13 +378,16 @@ def _best(
     """Return the items with the highest values, best first, where equal ones are ordered by lot."""
     order = np.argsort(-values)
     if (np.diff(values[order[: length + 1]]) == 0).any():
-        order = np.lexsort((lots.of(question)[items], values))[::-1]
+        kept = np.flatnonzero(values >= values[order[:length][-1]])
+        kept = kept[np.argsort(items[kept])]
+        items, values = items[kept], values[kept]
+        order = np.lexsort((lots.of(question, items), values))[::-1]
     return items[order[:length]]
 
 
 def _drawn(level: Int[np.ndarray, "level"], count: int, lots: _Lots, question: int) -> Int[np.ndarray, "drawn"]:
     """Return the items with the highest lots, in any order."""
-    drawn = lots.of(question)[level]
+    drawn = lots.of(question, level)
     likely = np.flatnonzero(drawn > 1 - 4 * count / len(level))
     if len(likely) >= count:
         level, drawn = level[likely], drawn[likely]

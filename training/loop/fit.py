@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,8 +30,11 @@ from training.loop.losses import check_loss
 from training.loop.processes import OneProcess, Processes, encode_items
 from training.loop.trainer import Progress, Trainer
 
-MOST_VALIDATION_QUESTIONS = 10_000
-"""Maximum number of validation queries after each epoch, a sample."""
+MOST_VALIDATION_QUESTIONS, LEAST_VALIDATION_QUESTIONS = 10_000, 1_000
+"""Maximum number of validation queries after each epoch, a sample; and how many of them are left of a catalogue of more
+than a million items."""
+MOST_VALIDATION_CELLS = MOST_VALIDATION_QUESTIONS * 10**6
+"""Scores of queries and items that a validation computes at most, some two minutes."""
 
 Say = Callable[[str], None]
 
@@ -45,6 +48,7 @@ class TrainedModel:
         data: Its training data.
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
+        notes: What vocabularies and training leave out, a line each.
         popular_days: Over how many days popular items are counted for users of whom nothing is known. None: it is a
             search, whose users are queries.
     """
@@ -53,6 +57,7 @@ class TrainedModel:
     data: TrainingData
     progress: Progress
     seconds: float
+    notes: Sequence[str] = ()
     popular_days: float | Literal["all"] | None = "all"
 
     def recommender(
@@ -118,7 +123,7 @@ def fit(
         on_step: Called with the step and the mean loss of the epoch so far.
         on_epoch: Called with the progress and the metrics of the epoch.
         processes: Those that train together. None: this one alone.
-        say: Called with what the vocabularies leave out, a line each.
+        say: Called with what vocabularies and training leave out, a line each.
 
     Raises:
         DataError: The settings need timestamps that the tables do not have.
@@ -134,14 +139,12 @@ def fit(
     began = time.monotonic()
     together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
-    for note in featurizer.notes:
-        say(note)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
-    questions = _sample(split.validation, config.training.seed)
     popular_days = _popular_days(config, split)
     popular = None
     if popular_days is not None:
         popular = popular_items(split.train, len(tables.catalog), popular_days, split.timeline)
+    questions = split.validation.sample(_validation_questions(len(tables.catalog)), config.training.seed)
 
     def validate(model: TwoTower) -> float:
         history, timeline = config.features.max_history, split.timeline
@@ -173,12 +176,15 @@ def fit(
         quiet=not together.is_first,
         processes=together,
     )
+    notes = (*featurizer.notes, *trainer.notes, *_early_stopping_notes(questions, split.validation))
+    for note in notes:
+        say(note)
     if resume:
         trainer.resume()
     model = together.whole(
         trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
     )
-    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, popular_days)
+    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, notes, popular_days)
 
 
 def _popular_days(config: RunConfig, split: Split) -> float | Literal["all"] | None:
@@ -187,6 +193,19 @@ def _popular_days(config: RunConfig, split: Split) -> float | Literal["all"] | N
         return None
     days = config.features.popular_days
     return choose_popular_days(split) if days == "auto" else days
+
+
+def _validation_questions(num_items: int) -> int:
+    """Return the maximum number of validation queries after each epoch."""
+    most = min(MOST_VALIDATION_QUESTIONS, MOST_VALIDATION_CELLS // max(1, num_items))
+    return max(LEAST_VALIDATION_QUESTIONS, most)
+
+
+def _early_stopping_notes(asked: Queries, everything: Queries) -> list[str]:
+    """Return whether not all validation queries decide early stopping."""
+    if len(asked) == len(everything):
+        return []
+    return [f"{len(asked):,} of the {len(everything):,} validation questions, drawn at random, decide early stopping."]
 
 
 def _refuse_whole_data(config: RunConfig) -> None:
@@ -215,7 +234,8 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
     )
     model = trainer.fit()
     seconds = first.seconds + time.monotonic() - began
-    return TrainedModel(model, data, trainer.progress, seconds, first.popular_days)
+    notes = (*featurizer.notes, *trainer.notes)
+    return TrainedModel(model, data, trainer.progress, seconds, notes, first.popular_days)
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:
@@ -259,10 +279,3 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _sample(questions: Queries, seed: int) -> Queries:
-    if len(questions) <= MOST_VALIDATION_QUESTIONS:
-        return questions
-    chosen = np.random.default_rng(seed).choice(len(questions), MOST_VALIDATION_QUESTIONS, replace=False)
-    return questions.take(np.sort(chosen))

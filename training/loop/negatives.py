@@ -329,9 +329,9 @@ class HardNegatives:
 
     **When:** the catalogue is large against the sample, so that drawing seldom meets an item that matters. They need
     random negatives as well: hard negatives alone teach the model nothing of the rest of the catalogue and ruin it
-    (Huang et al. 2020, arXiv 2006.11632). **Cost:** the mining (users x items dot products every so many epochs), a
-    table of users x `hard_negatives` rows, in the checkpoint as well, and up to `hard_negatives` columns per user of
-    the batch.
+    (Huang et al. 2020, arXiv 2006.11632). **Cost:** the mining (users x items dot products every so many epochs, up to
+    a limit), a table of users x `hard_negatives` rows, in the checkpoint as well, and up to `hard_negatives` columns
+    per user of the batch.
     **Relations:** what is `hard_negatives` for one user is a negative of all others in the batch, too.
     """
 

@@ -27,12 +27,12 @@ from towers.process import ENDING, Stopped, handled
 from training.loop.build import TrainingParts, dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.gradient_caching import user_states
-from training.loop.hard_negatives import mine_hard_negatives
+from training.loop.hard_negatives import mine_hard_negatives, mining_notes
 from training.loop.losses import matryoshka_loss
 from training.loop.negatives import AllItems, Negatives, Targets, reversed_negatives, to_device
 from training.loop.processes import OneProcess, Processes, part_of
 from training.loop.spectral_init import initialise_embeddings
-from training.loop.weight_averaging import WeightAverage, overwrite
+from training.loop.weight_averaging import WeightAverage, overwrite, steps_between
 
 GRADIENT_NORM = 1.0
 LR_DECAY = 0.3
@@ -126,7 +126,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.settings.seed)
         self.progress = Progress(decay_steps=list(decay_steps))
         self.loss_sum = torch.zeros((), dtype=torch.double, device=self.device)
-        self.average = WeightAverage(self._weights)
+        # Of the whole model, so that it does not depend on the number of processes.
+        self._steps_between = steps_between(sum(weight.numel() for weight in self.model.state_dict().values()))
+        self.average = WeightAverage(self._weights, self._steps_between)
         self.best_weights: dict[str, Tensor] = {}
         own_items = self.processes.own(self.processes.sizes(len(self.item_features)))
         self._own_catalog = part_of(self.item_features, own_items)
@@ -166,7 +168,7 @@ class Trainer:
 
     def _divide(self) -> None:
         self.table_optimizers = self.processes.divide(self.model, self.table_optimizers)
-        self.average = WeightAverage(self._weights)
+        self.average = WeightAverage(self._weights, self._steps_between)
 
     def _epoch(self, stop: list[int]) -> None:
         progress = self.progress
@@ -225,8 +227,16 @@ class Trainer:
             per_user=settings.hard_negatives,
             skip=settings.hard_negatives_skip,
             below=settings.hard_negatives_score_ratio,
+            seed=settings.seed + epoch,
             processes=self.processes,
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What training leaves out to stay within its bounds, a line each."""
+        if self.negatives.hard is None:
+            return []
+        return mining_notes(len(self.user_features), len(self.item_features))
 
     def _end_epoch(self) -> None:
         progress = self.progress

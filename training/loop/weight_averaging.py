@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,6 +15,19 @@ EVERY = 4
 """Steps from one addition to the next: neighbours differ little, and adding takes time."""
 BLOCK = 1 << 20
 """Weights of 16 bits that are made 32 bits at a time, to be added."""
+NUMBERS_A_STEP = 1 << 22
+"""Averaged numbers for each step, about 10 ms of them: an addition goes through all weights, and those of very large
+tables, of which a step changes few rows, are added less often."""
+
+
+def steps_between(num_numbers: int) -> int:
+    """Return the number of steps from one addition of so many numbers to the next.
+
+    Example:
+        >>> steps_between(1_000_000), steps_between(64 * 1_000_000)
+        (4, 16)
+    """
+    return max(EVERY, math.ceil(num_numbers / NUMBERS_A_STEP))
 
 
 class WeightAverage:
@@ -25,19 +39,20 @@ class WeightAverage:
 
     Args:
         weights: Returns the weights that are averaged, by name; they may be overwritten.
+        every: Steps from one addition to the next.
     """
 
-    def __init__(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
-        self._weights = weights
+    def __init__(self, weights: Callable[[], Mapping[str, Tensor]], every: int = EVERY) -> None:
+        self._weights, self._every = weights, every
         self.tensors = {
             name: value.to(average_dtype(value.dtype), copy=True).contiguous() for name, value in weights().items()
         }
 
     def add(self, step: int) -> None:
         """Add the weights after `step`, from 1 on; most steps are left out, the first is not."""
-        if (step - 1) % EVERY:
+        if (step - 1) % self._every:
             return
-        share = (RECENCY + 1) / ((step - 1) // EVERY + 1 + RECENCY)
+        share = (RECENCY + 1) / ((step - 1) // self._every + 1 + RECENCY)
         with torch.no_grad():
             for name, value in self._weights().items():
                 _add(self.tensors[name], value, share)

@@ -25,7 +25,7 @@ from training.details.collect import DetailsCollector
 from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
-from training.evaluation.baselines.tuning import sample
+from training.evaluation.baselines.tuning import sample, sample_notes
 from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommender, cutoffs_of, evaluate, slices
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
@@ -222,6 +222,7 @@ def _trained(
         device=device,
         on_step=report_steps(tracker),
         on_epoch=report_epochs(tracker),
+        say=lambda note: click.echo(f"note: {note}", err=True),
     )
     collector.add_training(config.training.seed, learned.progress, learned.seconds, device.type)
     history = config.features.max_history
@@ -258,21 +259,18 @@ class _Others:
         elif budget is not None:
             baselines, notes = fit_query_baselines(split, tables, config.features)
         evaluations = [_answers(recommender, split, part) for recommender in (*baselines, *given)]
-        return cls(evaluations, [*_sample_note(split, part), *_baskets_note(split, part), *notes])
+        sampled = sample_notes(_questions(split, part), _all_questions(split, part), part)
+        return cls(evaluations, [*sampled, *_baskets_note(split, part), *notes])
 
 
 def _questions(split: Split, part: QuestionSet) -> Queries:
+    return sample(_all_questions(split, part), len(split.candidates), most_cells=MOST_CELLS)
+
+
+def _all_questions(split: Split, part: QuestionSet) -> Queries:
     questions = split.test if part == "test" else split.validation
     assert questions is not None, "every protocol of this command holds out a test part"
-    return sample(questions, len(split.candidates), most_cells=MOST_CELLS)
-
-
-def _sample_note(split: Split, part: QuestionSet) -> list[str]:
-    """Return whether not all questions are evaluated."""
-    questions, everything = _questions(split, part), split.test if part == "test" else split.validation
-    if everything is None or len(questions) == len(everything):
-        return []
-    return [f"Evaluated on a random sample of the {len(everything):,} {part} questions, to save time."]
+    return questions
 
 
 def _baskets_note(split: Split, part: QuestionSet) -> list[str]:

@@ -14,7 +14,7 @@ from features.sequences.split import Split
 from features.tables.tables import Tables
 from towers.bundle.bundle import ModelBundle
 from training.audit.ranks import About, Ranks, RanksWriter
-from training.evaluation.baselines.tuning import sample
+from training.evaluation.baselines.tuning import sample, sample_notes
 from training.evaluation.evaluate import cutoffs_of, evaluate
 from training.evaluation.popular_items import popular_items
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
@@ -39,6 +39,8 @@ def rank_bundles(held_out: HeldOut, bundles: Sequence[ModelBundle]) -> list[Rank
     first = bundles[0]
     split = held_out.questions("compare it on")
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
+    for note in sample_notes(questions, split.validation, "validation"):
+        click.echo(f"note: {note}", err=True)
     about = About.of(held_out.config, first.tables_folder, split.name, "validation")
     return [
         _ranks(bundle, tables_read_by(bundle, first, held_out.tables), held_out, split, questions, about)

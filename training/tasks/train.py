@@ -34,7 +34,7 @@ from training.evaluation.advice import Facts, advise, as_flags
 from training.evaluation.baselines.baseline import GIB
 from training.evaluation.baselines.bm25 import fit_query_baselines
 from training.evaluation.baselines.suite import Budget, fit_baselines
-from training.evaluation.baselines.tuning import sample
+from training.evaluation.baselines.tuning import sample, sample_notes
 from training.evaluation.evaluate import Evaluation, ScoringModel, cutoffs_of, evaluate
 from training.evaluation.report import PRIMARY_METRIC, EvaluationReport
 from training.loop.fit import TrainedModel, check_choices, choose_device, fit, fit_featurizer, refit
@@ -264,9 +264,7 @@ def _report(
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
-    if len(questions) < len(split.validation):
-        notes = [f"A random sample of the {len(split.validation):,} validation questions, to save time.", *notes]
-    notes = [*sampled, *notes]
+    notes = [*sampled, *sample_notes(questions, split.validation, "validation"), *notes]
 
     def answers(recommender: ScoringModel) -> Evaluation:
         return evaluate(
@@ -284,7 +282,7 @@ def _report(
         split.name,
         "validation",
         runs,
-        notes=[*notes, *learned.data.featurizer.notes, SELECTED, *([REFITTED] if config.training.refit else [])],
+        notes=[*notes, *learned.notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
     return replace(report, details=collector.details(command))

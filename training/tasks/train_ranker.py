@@ -256,7 +256,7 @@ def _make_cross_encoder(
     seed = held_out.config.training.seed
     comparisons = None
     if choice.train_queries:
-        questions = _sample(_of_training(held_out), choice.train_queries, seed)
+        questions = _of_training(held_out).sample(choice.train_queries, seed)
         comparisons = partial(
             comparisons_of,
             bundle,
@@ -292,13 +292,7 @@ def _of_training(held_out: HeldOut) -> Queries:
 
 def asked(questions: Queries, choice: RankerChoice, seed: int) -> Queries:
     """Return the held-out queries that a re-ranker is evaluated on, of many a sample."""
-    return _sample(questions, choice.eval_queries or choice.definition.eval_queries, seed)
-
-
-def _sample(questions: Queries, most: int, seed: int) -> Queries:
-    if len(questions) <= most:
-        return questions
-    return questions.take(np.sort(np.random.default_rng(seed).choice(len(questions), most, replace=False)))
+    return questions.sample(choice.eval_queries or choice.definition.eval_queries, seed)
 
 
 def _evaluated(made: TrainedRanker, dataset: RankingDataset) -> Judgement:

@@ -15,6 +15,7 @@ from features.errors import DataError
 from features.sequences.ragged import offsets_of
 from features.sequences.seen_items import EXCLUDE, REPEAT
 from features.sequences.sequences import Queries, Sequences
+from training.evaluation import evaluate as evaluate_module
 from training.evaluation.comparison import Comparison
 from training.evaluation.evaluate import TableRecommender, _Lots, _top, evaluate, slices
 from training.evaluation.metrics import NEVER
@@ -114,6 +115,14 @@ def test_the_lot_that_breaks_ties_for_a_rank_breaks_them_for_the_list_too(scores
     for length in range(1, 7):
         top = _top(recommender.table, length, _Lots(seed, np.arange(1), 6))
         assert top.tolist() == [np.argsort(ranks)[:length].tolist()]
+
+
+@pytest.mark.parametrize("cost", [10**9, 0], ids=["all drawn", "jumped over"])
+def test_the_lots_of_some_items_are_those_among_the_lots_of_all(cost: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluate_module, "COST_OF_A_JUMP", cost)
+    items = np.array([0, 3, 4, 17, 99])
+    expected = np.random.default_rng([7, 5]).random(100)[items]
+    assert _Lots(7, np.array([2, 5]), 100).of(1, items).tolist() == expected.tolist()
 
 
 def test_coverage_can_be_left_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog
 from towers.config import TowersConfig
 from training.config import RunConfig, TrainingConfig
+from training.loop import spectral_init
 from training.loop.build import TrainingData, build
-from training.loop.spectral_init import decompose
+from training.loop.spectral_init import decompose, right_singular_vectors
 from training.loop.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
@@ -58,6 +60,41 @@ def test_of_a_wide_vector_the_numbers_beyond_the_rank_are_zero() -> None:
     items = start(width=100).items
     assert items.shape == (24, 100)
     assert not items[:, 24:-1].any()
+
+
+@pytest.mark.parametrize("block_cells", [30, 1 << 24], ids=["in blocks", "at once"])
+def test_singular_vectors_are_those_of_the_whole_decomposition(
+    monkeypatch: pytest.MonkeyPatch, block_cells: int
+) -> None:
+    monkeypatch.setattr(spectral_init, "BLOCK_CELLS", block_cells)
+    found, values = right_singular_vectors(sp.csr_array(HAD), 6, seed=0)
+    _, singular, right = np.linalg.svd(HAD.astype(np.float64))
+    np.testing.assert_allclose(values, singular[:6], rtol=1e-3)
+    np.testing.assert_allclose(np.abs((found * right[:6].T).sum(axis=0)), 1, atol=0.02)
+    np.testing.assert_allclose(found.T @ found, np.eye(6), atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral_init, "BLOCK_CELLS", 1 << 14)
+
+    def peak(users: int) -> int:
+        had = sp.random_array((users, 300), density=0.01, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+        tracemalloc.start()
+        right_singular_vectors(sp.csr_array(had), 64, seed=0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(2_000), peak(20_000)
+    assert many < few + 100_000, "the users' vectors would be 18,000 x 74 x 4 bytes more"
+
+
+def test_directions_that_are_not_there_give_no_values() -> None:
+    alike = np.repeat(HAD[:3], 20, axis=0)  # of 60 users three differ
+    begun = decompose(sp.csr_array(alike), {"color": sp.csr_array(COLORS)}, 64, **SETTINGS)
+    assert (np.linalg.norm(begun.values["color"], axis=1) < 1).all()
+    items = begun.items[:, :-1]
+    np.testing.assert_allclose(np.linalg.norm(items, axis=1).max(), 1, atol=1e-5)
 
 
 def test_an_item_that_nobody_had_is_where_its_value_begins() -> None:

@@ -28,6 +28,7 @@ from towers.model.two_tower import TwoTower
 from towers.process import Stopped
 from training.config import RunConfig, TrainingConfig
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
+from training.loop import hard_negatives as hard_negatives_module
 from training.loop import negatives as negatives_module
 from training.loop.build import TrainingData, build, loss_precision
 from training.loop.checkpoint import Checkpoint
@@ -322,6 +323,26 @@ def test_users_of_whom_nothing_is_known_have_no_hard_items() -> None:
     is_asked = torch.isin(torch.arange(60), batch.users)
     assert (table[is_asked] >= 0).all()
     assert (table[~is_asked] == -1).all()
+
+
+def test_of_too_many_items_others_are_searched_at_each_mining_and_a_note_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hard_negatives_module, "LEAST_POOL", 9)
+    monkeypatch.setattr(hard_negatives_module, "MOST_PAIRS", 60 * 9)
+    trainer = trainer_of(config_of(**STRATEGIES["hard"]))
+    assert trainer.negatives.hard is not None
+    mined = []
+    for epoch in (1, 3, 1):
+        trainer.progress.epoch = epoch
+        trainer._mine_hard_negatives()
+        mined.append(trainer.negatives.hard.table)
+    pools = [set(table.unique().tolist()) - {-1} for table in mined]
+    assert all(0 < len(pool) <= 9 for pool in pools)
+    assert pools[0] != pools[1]
+    assert torch.equal(mined[0], mined[2]), "the same epoch has the same pool, so that a run can be resumed"
+    assert trainer.notes == hard_negatives_module.mining_notes(60, NUM_ITEMS) != []
+    assert trainer_of(config_of()).notes == []
 
 
 def test_a_memory_is_filled_after_the_warm_up_with_what_was_just_learned_from() -> None:

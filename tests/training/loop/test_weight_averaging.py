@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.loop.weight_averaging import EVERY, RECENCY, WeightAverage
+from training.loop.weight_averaging import EVERY, NUMBERS_A_STEP, RECENCY, WeightAverage, steps_between
 
 
 @pytest.fixture
@@ -29,6 +29,24 @@ def test_the_average_is_the_papers(model: nn.Module) -> None:
             share = (RECENCY + 1) / (t + RECENCY)
             expected = (1 - share) * expected + share * value
     assert average.tensors["weight"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_averaging_goes_through_no_more_numbers_a_step_however_large_the_tables() -> None:
+    assert steps_between(EVERY * NUMBERS_A_STEP) == EVERY, "of others nothing has changed"
+    for numbers in (10**8, 10**9, 10**11):
+        assert numbers / steps_between(numbers) <= NUMBERS_A_STEP
+
+
+def test_of_large_tables_every_so_manieth_step_is_averaged(model: nn.Module) -> None:
+    often, rarely = WeightAverage(model.state_dict), WeightAverage(model.state_dict, 3 * EVERY)
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0)).tolist()
+    for place, value in enumerate(values):
+        put(model, value)
+        often.add(1 + place * EVERY)
+        for between in range(3 * EVERY):
+            put(model, value if between == 0 else 1e6)
+            rarely.add(1 + place * 3 * EVERY + between)
+    assert rarely.tensors["weight"].item() == often.tensors["weight"].item()
 
 
 def test_the_first_weights_take_the_place_of_the_random_ones(model: nn.Module) -> None:

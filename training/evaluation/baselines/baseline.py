@@ -27,11 +27,13 @@ class BaselineData:
         split: Training data and validation questions.
         texts: What is written of each item, `[items]`, as `item_texts` gives it; None: nothing is.
         memory_bytes: Most memory that the matrices of a baseline may take.
+        notes: What baselines leave out of the data to stay within their bounds, a line each, which the report shows.
     """
 
     split: Split
     texts: Sequence[str] | None
     memory_bytes: float
+    notes: list[str] = field(default_factory=list)
 
     @property
     def num_items(self) -> int:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float32
 
+from features.sequences.cooccurrence import neighbour_counts, strongest
 from features.sequences.sequences import Queries, Sequences
 from training.evaluation.baselines.baseline import BaselineData, LeftOutError
 from training.evaluation.baselines.recency import decayed_history
 
 WINDOW = 5
 """Most places between an item and what came after it."""
+LEAST_KEPT = 100
+"""Transitions from an item that are kept at least, where memory does not allow all; as many as item cosine keeps."""
 _BYTES_PER_TRANSITION = 24
 
 
@@ -43,11 +48,56 @@ class SequentialNeighbours:
         cls, train: Sequences, num_items: int, *, half_life: float, row_power: float, column_power: float
     ) -> SequentialNeighbours:
         """Count the transitions and weigh them."""
-        return cls(_weighed(transitions(train, num_items), row_power, column_power), half_life)
+        return cls(Transitions.of(train, num_items).weighed(row_power, column_power), half_life)
 
     def scores(self, queries: Queries) -> Float32[np.ndarray, "questions items"]:
         """Return the summed weights of the history's items for each item."""
         return (decayed_history(queries.history, self._weights.shape[0], self.half_life) @ self._weights).toarray()
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """How often, and how soon, items came after others.
+
+    Attributes:
+        counts: Of the item of a column after that of a row, `[items, items]`.
+        out: The sum of each row, `[items]`, what was not kept included.
+        into: The sum of each column, `[items]`, likewise.
+        num_cut: From how many items not all transitions are kept.
+    """
+
+    counts: sp.csr_array[np.float32]
+    out: Float32[np.ndarray, "items"]
+    into: Float32[np.ndarray, "items"]
+    num_cut: int
+
+    @classmethod
+    def of(cls, train: Sequences, num_items: int, most: int | None = None) -> Transitions:
+        """Count the transitions.
+
+        Args:
+            train: The interactions.
+            num_items: Size of the catalogue.
+            most: How many from each item are kept, the most frequent ones. None: all.
+        """
+        whole = math.lcm(*range(1, WINDOW + 1))
+        after = {distance: whole // distance for distance in range(1, WINDOW + 1)}
+        out, into, num_cut = np.zeros(num_items), np.zeros(num_items), 0
+        parts: list[sp.csr_array[np.float32]] = []
+        for first, counts in neighbour_counts(train, num_items, after):
+            counts.data = counts.data / whole
+            out[first : first + counts.shape[0]] = counts.sum(axis=1)
+            into += counts.sum(axis=0)
+            if most is not None:
+                num_cut += int(np.count_nonzero(np.diff(counts.indptr) > most))
+                counts = strongest(counts, most)
+            parts.append(counts.astype(np.float32))
+        return cls(sp.csr_array(sp.vstack(parts)), out.astype(np.float32), into.astype(np.float32), num_cut)
+
+    def weighed(self, row_power: float, column_power: float) -> sp.csr_array[np.float32]:
+        """Return the counts over powers of the sums of their row and column."""
+        out, into = (np.maximum(sums, np.float32(1e-6)) for sums in (self.out, self.into))
+        return sp.csr_array(sp.diags_array(out**-row_power) @ self.counts @ sp.diags_array(into**-column_power))
 
 
 def prepare(data: BaselineData) -> Callable[..., SequentialNeighbours]:
@@ -55,30 +105,24 @@ def prepare(data: BaselineData) -> Callable[..., SequentialNeighbours]:
     train = data.split.train
     if not train.is_ordered:
         raise LeftOutError("it needs the order of the interactions")
-    data.check_memory(WINDOW * train.num_events * _BYTES_PER_TRANSITION, f"transitions of {train.num_events:,} events")
-    counts = transitions(train, data.num_items)
+    pairs = WINDOW * train.num_events
+    most = None
+    if pairs * _BYTES_PER_TRANSITION > data.memory_bytes:
+        most = max(LEAST_KEPT, int(data.memory_bytes / (_BYTES_PER_TRANSITION * data.num_items)))
+        pairs = min(pairs, most * data.num_items)
+    data.check_memory(pairs * _BYTES_PER_TRANSITION, f"transitions between {data.num_items:,} items")
+    counted = Transitions.of(train, data.num_items, most)
+    if counted.num_cut:
+        data.notes.append(
+            f"sequential neighbours keeps the {most:,} most frequent transitions from an item, to save memory; "
+            f"{counted.num_cut:,} items have more."
+        )
 
     @lru_cache(maxsize=1)
     def weights(row_power: float, column_power: float) -> sp.csr_array[np.float32]:
-        return _weighed(counts, row_power, column_power)
+        return counted.weighed(row_power, column_power)
 
     def fit(half_life: float, row_power: float, column_power: float) -> SequentialNeighbours:
         return SequentialNeighbours(weights(row_power, column_power), half_life)
 
     return fit
-
-
-def transitions(train: Sequences, num_items: int) -> sp.csr_array[np.float32]:
-    """Return how often, and how soon, the item of a column came after that of a row, `[items, items]`."""
-    users, counts = train.event_users, sp.csr_array((num_items, num_items), dtype=np.float32)
-    for distance in range(1, WINDOW + 1):
-        is_same_user = users[distance:] == users[:-distance]
-        pairs = (train.item_rows[:-distance][is_same_user], train.item_rows[distance:][is_same_user])
-        ones = np.full(len(pairs[0]), 1 / distance, dtype=np.float32)
-        counts = counts + sp.csr_array((ones, pairs), shape=counts.shape)
-    return sp.csr_array(counts)
-
-
-def _weighed(counts: sp.csr_array[np.float32], row_power: float, column_power: float) -> sp.csr_array[np.float32]:
-    out, into = (np.maximum(counts.sum(axis=axis), 1e-6).astype(np.float32) for axis in (1, 0))
-    return sp.csr_array(sp.diags_array(out**-row_power) @ counts @ sp.diags_array(into**-column_power))

@@ -146,7 +146,8 @@ def fit_baselines(
             found = note = f"{baseline.name} is left out: {reason}." if str(reason) else ""
         else:
             choices.append(choice)
-        notes.append(note)
+        notes.extend([note, *data.notes])
+        data.notes.clear()
         say(f"{clock.elapsed():5,.0f} s  {found or baseline.name}")
     recommenders: list[ScoringModel] = [choice.model for choice in choices]
     if len(recommenders) > 1:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from features.sequences.sequences import Queries
@@ -147,10 +146,18 @@ class _Search(Generic[Trial]):
 
 def sample(queries: Queries, num_items: int, *, most_cells: int = MOST_CELLS) -> Queries:
     """Return the questions, or a random part where they would take more than so many scores of items."""
-    most = max(LEAST_QUESTIONS, most_cells // num_items)
-    if len(queries) <= most:
-        return queries
-    return queries.take(np.sort(np.random.default_rng(0).choice(len(queries), most, replace=False)))
+    return queries.sample(max(LEAST_QUESTIONS, most_cells // num_items), seed=0)
+
+
+def sample_notes(asked: Queries, everything: Queries, part: str) -> list[str]:
+    """Return whether not all questions of a part are asked."""
+    if len(asked) == len(everything):
+        return []
+    note = (
+        f"{len(asked):,} of the {len(everything):,} {part} questions are asked, drawn at random, to save time; the "
+        "intervals are those of so many."
+    )
+    return [note]
 
 
 def ndcg_on(split: Split, questions: Queries, *, progress: tqdm[Any] | None = None) -> Callable[[ScoringModel], float]:

@@ -24,16 +24,17 @@ from features.sequences.split import cold_items, held_out_users, leave_one_out
 from features.sequences.timeline import Timeline
 from features.tables.table_files import read_frame
 from features.tables.tables import Catalog
+from training.evaluation.baselines import item_cosine, sequential
 from training.evaluation.baselines.baseline import BaselineData
 from training.evaluation.baselines.cease import prepare as prepare_cease
 from training.evaluation.baselines.ease import Ease, ease_weights
 from training.evaluation.baselines.ials import Ials, IalsSettings, implicit_als
-from training.evaluation.baselines.item_cosine import ItemCosine
+from training.evaluation.baselines.item_cosine import ItemCosine, longest_counted
 from training.evaluation.baselines.mix import Mix
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.baselines.recency import decayed_history
 from training.evaluation.baselines.recent_popularity import RecentPopularity
-from training.evaluation.baselines.sequential import WINDOW, SequentialNeighbours
+from training.evaluation.baselines.sequential import WINDOW, SequentialNeighbours, Transitions
 from training.evaluation.baselines.session_knn import SessionNeighbours, recent_users
 from training.evaluation.baselines.text_neighbours import TextNeighbours, text_vectors
 from training.evaluation.evaluate import evaluate
@@ -130,6 +131,59 @@ def test_cosine_agrees_with_its_definition(train: Sequences, histories: Sequence
     assert ItemCosine.fit(train, 7, neighbours=None, half_life=half_life).scores(queries) == pytest.approx(
         expected, abs=1e-5
     )
+
+
+@given(people, st.integers(1, 20))
+def test_cosine_does_not_depend_on_the_size_of_the_blocks(train: Sequences, block_pairs: int):
+    whole = item_cosine.similarities(train, 7, neighbours=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item_cosine, "BLOCK_PAIRS", block_pairs)
+        assert np.array_equal(item_cosine.similarities(train, 7, neighbours=None).toarray(), whole.toarray())
+
+
+@given(people, st.integers(1, 60))
+def test_of_long_histories_so_much_counts_that_the_pairs_are_no_more_than_allowed(train: Sequences, most: int):
+    longest = longest_counted(train.lengths, most)
+    assert longest == 1 or (np.minimum(train.lengths, longest) ** 2).sum() <= most
+    assert longest >= train.lengths.max() or (np.minimum(train.lengths, longest + 1) ** 2).sum() > most
+
+
+def test_a_very_long_history_has_bounded_pairs_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    train = sequences(*[rng.permutation(40)[:3].tolist() for _ in range(20)], rng.permutation(40).tolist())
+    monkeypatch.setattr(item_cosine, "longest_counted", lambda lengths: longest_counted(lengths, 20 * 9 + 100))
+    split = leave_one_out(train, 40, test=False)
+    data = BaselineData(replace(split, train=train), None, 1e9)
+    fitted = item_cosine.prepare(data)(half_life=math.inf)
+    assert data.notes == [
+        "item-item cosine counts the newest 10 interactions of a user, to save time; 1 of 21 users have more."
+    ]
+    same = ItemCosine.fit(train.last(10), 40)
+    assert np.array_equal(fitted.scores(asking([1, 5])), same.scores(asking([1, 5])))
+
+
+def test_transitions_beyond_the_memory_are_the_rarest_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    train = sequences(*[rng.integers(0, 40, 30).tolist() for _ in range(20)])
+    whole = Transitions.of(train, 40)
+    split = replace(leave_one_out(train, 40, test=False), train=train)
+    data = BaselineData(split, None, 24 * 40 * 12)
+    monkeypatch.setattr(sequential, "LEAST_KEPT", 12)
+    fitted = sequential.prepare(data)(half_life=1.0, row_power=0.5, column_power=0.25)
+    (note,) = data.notes
+    assert note == (
+        "sequential neighbours keeps the 12 most frequent transitions from an item, to save memory; 40 items have more."
+    )
+    cut = Transitions.of(train, 40, 12)
+    assert np.array_equal(cut.out, whole.out)
+    assert np.array_equal(cut.into, whole.into)
+    for row in range(40):
+        full, kept = whole.counts[[row]].toarray()[0], cut.counts[[row]].toarray()[0]
+        assert np.array_equal(kept[kept > 0], full[kept > 0])
+        assert np.sort(kept[kept > 0]).tolist() == np.sort(full)[-12:].tolist()
+    # The newest item is the only one with a weight that counts here.
+    expected = cut.weighed(0.5, 0.25)[[3]].toarray()
+    assert fitted.scores(asking([3])) == pytest.approx(expected)
 
 
 def test_cosine_keeps_only_the_nearest_neighbours_of_the_recommended_item():

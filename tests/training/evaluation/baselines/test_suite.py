@@ -20,7 +20,7 @@ from training.evaluation.baselines.baseline import Baseline, BaselineData
 from training.evaluation.baselines.ease import Ease
 from training.evaluation.baselines.recency import decayed_history
 from training.evaluation.baselines.suite import Budget, fit_baselines
-from training.evaluation.baselines.tuning import Grid, sample
+from training.evaluation.baselines.tuning import Grid, sample, sample_notes
 from training.evaluation.evaluate import ScoringModel, evaluate
 
 
@@ -138,6 +138,23 @@ def test_settings_are_chosen_by_a_sample_where_there_are_many_questions(
     chosen(monkeypatch, "EASE")
     fit_baselines(leave_one_out(planted, num_items=45))
     assert asked == {20}
+
+
+def test_what_a_baseline_leaves_out_to_stay_within_its_bounds_is_in_the_notes_once(
+    planted: Sequences, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.evaluation.baselines.item_cosine.longest_counted", lambda lengths: 5)
+    chosen(monkeypatch, "item-item cosine", "popularity")
+    _, notes = fit_baselines(leave_one_out(planted, num_items=45), budget=Budget(seconds=0))
+    assert [note for note in notes if "counts the newest 5 interactions of a user, to save time" in note] == [notes[1]]
+
+
+def test_a_sample_of_the_questions_is_counted_in_a_note(planted: Sequences):
+    everything = leave_one_out(planted, num_items=45).validation
+    assert sample_notes(everything, everything, "test") == []
+    assert sample_notes(everything.sample(20, seed=0), everything, "test") == [
+        "20 of the 200 test questions are asked, drawn at random, to save time; the intervals are those of so many."
+    ]
 
 
 def test_the_half_life_needs_an_order(monkeypatch: pytest.MonkeyPatch):
