@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
+from serving.search.brute_force import BruteForce
 from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
 from serving.search.index_config import (
     DESCRIPTIONS,
@@ -30,7 +31,9 @@ from serving.search.index_config import (
     efforts,
     standard,
 )
+from serving.search.levels import SearchTask
 from serving.search.results import AllowedItems, Hits
+from serving.search.vectors import ItemVectors, blocks_of, stored_array
 
 # Number of users to measure recall with: a third each for tuning, checking and the final measurement.
 SAMPLE = 1500
@@ -124,7 +127,8 @@ class Tuning:
             f"{self.num_users:,} users who were not used in the choice."
         )
         lines.append(f"- recall below {self.wanted:g}. Searches are one at a time in one thread.")
-        lines.append(f"Each index also needs the vectors themselves, {self.index.vectors.nbytes / 1e6:,.1f} MB.")
+        num_bytes = stored_array(self.index.vectors).nbytes
+        lines.append(f"Each index also needs the vectors themselves, {num_bytes / 1e6:,.1f} MB.")
         return "\n".join(lines)
 
     def _place(self, one: Measured) -> tuple[bool, bool, float]:
@@ -148,11 +152,11 @@ class Chosen:
     num_users: int
 
 
-Chooser = Callable[[np.ndarray, np.ndarray], Chosen]
+Chooser = Callable[[ItemVectors, np.ndarray], Chosen]
 
 
 def choose(
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     queries: Float32[np.ndarray, "users width"],
     *,
     kind: IndexKind | None = None,
@@ -188,7 +192,7 @@ def choose(
 
 
 def tune(
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     queries: Float32[np.ndarray, "users width"],
     wanted: float,
     kind: IndexKind | None = None,
@@ -217,7 +221,7 @@ def tune(
     plans = [plan.model_copy(update={"tail": tail}) for plan in plans]
     is_divided = any(not plan.is_exact for plan in plans)
     partitions = kmeans(vectors, default_nlist(len(vectors))) if is_divided else None
-    trial = _Trial.of(vectors, queries, wanted, tail)
+    trial = _Trial.of(vectors, queries, wanted)
     tried: list[Measured] = []
     best: tuple[Measured, ItemIndex] | None = None
     for place, plan in enumerate(plans):
@@ -240,11 +244,11 @@ def recall_of(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> 
     return index.search(queries, k).share_of(index.scan(queries, k))
 
 
-def sample_of(vectors: Float32[np.ndarray, "users width"]) -> Float32[np.ndarray, "sample width"]:
+def sample_of(vectors: ItemVectors) -> Float32[np.ndarray, "sample width"]:
     """Return a sample of the users' vectors, without zero vectors, which belong to users with no known features."""
-    known = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)
-    sample: np.ndarray = vectors[np.random.default_rng(_SEED).permutation(known)[:SAMPLE]]
-    return sample
+    lengths = [np.linalg.norm(vectors[block], axis=1) for block in blocks_of(len(vectors))]
+    known = np.flatnonzero(np.concatenate([np.zeros(0), *lengths]) > 0)
+    return vectors[np.random.default_rng(_SEED).permutation(known)[:SAMPLE]]
 
 
 def thirds(sample: Float32[np.ndarray, "users width"]) -> list[Float32[np.ndarray, "third width"]]:
@@ -291,12 +295,13 @@ class _Trial:
     judging: np.ndarray
 
     @classmethod
-    def of(cls, vectors: np.ndarray, queries: np.ndarray, wanted: float, tail: int) -> _Trial:
+    def of(cls, vectors: ItemVectors, queries: np.ndarray, wanted: float) -> _Trial:
         sample = sample_of(queries)
         assert len(sample), "an index is tuned by the vectors of users"
-        exact, k = ItemIndex.build(vectors, IndexConfig(tail=tail)), min(TUNED_CUTOFF, len(vectors))
+        exact, k = BruteForce(vectors), min(TUNED_CUTOFF, len(vectors))
         tuning, checking, judging = thirds(sample)
-        return cls(wanted, k, tuning, exact.scan(tuning, k), checking, exact.scan(checking, k), judging)
+        truths = [SearchTask.of(part, k, None, None, len(vectors)).compared(exact) for part in (tuning, checking)]
+        return cls(wanted, k, tuning, truths[0], checking, truths[1], judging)
 
     def judge(self, index: ItemIndex, build_seconds: float) -> tuple[Measured, ItemIndex]:
         """Return the index with the least effort that reaches the recall, else the greatest, and its measurements."""

@@ -143,7 +143,7 @@ class Model:
         """The recommender over the bundle and its index, for what this class does not offer."""
         recommender = open_recommender(self.bundle, self.settings)
         rerank, make_searcher = self._parts
-        searcher = None if make_searcher is None else make_searcher(recommender.snapshot.index.vectors)
+        searcher = None if make_searcher is None else make_searcher(recommender.snapshot.index.vectors[:])
         return recommender.with_parts(rerank, searcher)
 
     @plain_errors

@@ -14,6 +14,7 @@ from features.errors import DataError
 from serving.search import faiss_index as index_module
 from serving.search import partitions as partitions_module
 from serving.search.faiss_index import ItemIndex, check_unit_length, kmeans
+from serving.search.inverted_lists import FILE as LISTS
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, IndexConfig, standard
 from serving.search.results import AllowedItems
 from tests.serving.vectors import by_hand, clustered_vectors, ragged, some_allowed, unit_vectors
@@ -25,6 +26,14 @@ SPACES = {
 }
 # What a kind finds with the parameters that suit the number of items, before anything is tuned.
 FLOORS = {"clustered": 0.98, "isotropic": 0.85}
+
+
+def loaded_from(folder, vectors, index, partitions=None):
+    """The index that was saved in a folder, as a snapshot opens it."""
+    lists = folder / LISTS
+    return ItemIndex.load(
+        folder / "items.faiss", vectors, index.plan, partitions, lists if lists.exists() else None
+    )
 
 
 WAYS = (*INDEX_KINDS, "hnsw, shortened", "ivf-pq, shortened")
@@ -266,7 +275,7 @@ def test_the_same_vectors_give_the_same_index(kind, tmp_path):
 def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_partitions):
     (vectors, queries), index = SPACES["clustered"], built(kind)
     index.save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan, index.partitions)
+    loaded = loaded_from(tmp_path, vectors, index, index.partitions)
     assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, kind == "exact", index.num_bytes)
     for allowed in (None, some_allowed(ITEMS, 0.1), some_allowed(ITEMS, 0.6)):
         for asked in (queries, queries[:1]):
@@ -364,9 +373,11 @@ def test_processes_share_the_memory_of_a_loaded_index(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_SMALL", 0)
     vectors = SPACES["clustered"][0]
     built("ivf-pq").save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, built("ivf-pq").plan)
+    loaded = loaded_from(tmp_path, vectors, built("ivf-pq"))
     with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
-        assert str(tmp_path / "items.faiss") in maps.read()
+        mapped = maps.read()
+    assert str(tmp_path / "items.faiss") in mapped
+    assert str(tmp_path / LISTS) in mapped
     assert len(loaded) == ITEMS
 
 
