@@ -33,7 +33,7 @@ from serving.observability.timings import timed
 from serving.search.brute_force import BruteForce
 from serving.search.index_config import FIRST_LEVEL, IndexConfig, IndexKind, default_nlist, standard
 from serving.search.inverted_lists import FILE as LISTS
-from serving.search.inverted_lists import fast_scan_of, num_list_bytes, save_lists, with_lists, without_lists
+from serving.search.inverted_lists import add_to_lists, fast_scan_of, num_list_bytes, save_lists, with_lists, without_lists
 from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, highest
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
@@ -655,8 +655,11 @@ def _built(vectors: ItemVectors, plan: IndexConfig, partitions: Partitions | Non
             # With several threads the graph would not be deterministic.
             faiss.omp_set_num_threads(1)
         index.train(_sample(vectors, _TRAINING_ITEMS))
-        for block in blocks_of(len(vectors)):
-            index.add(vectors[block])
+        if plan.nlist and partitions is not None:
+            add_to_lists(index, vectors, partitions.of_item)
+        else:
+            for block in blocks_of(len(vectors)):
+                index.add(vectors[block])
     finally:
         faiss.omp_set_num_threads(num_threads)
     return index

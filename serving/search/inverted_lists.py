@@ -14,10 +14,11 @@ from typing import Any
 
 import faiss as published
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64, UInt8
 
 from features.files import mapped, save_arrays, scratch_array
 from features.sequences.ragged import offsets_of
+from serving.search.vectors import ItemVectors, blocks_of
 
 faiss: Any = published  # its type hints are incomplete
 
@@ -31,6 +32,46 @@ def fast_scan_of(index: Any) -> Any | None:
     inverted = faiss.try_extract_index_ivf(index)
     inverted = None if inverted is None else faiss.downcast_index(inverted)
     return inverted if isinstance(inverted, faiss.IndexIVFFastScan) else None
+
+
+def add_to_lists(index: Any, vectors: ItemVectors, list_of_item: Int32[np.ndarray, " items"]) -> None:
+    """Fill a trained IVF index whose lists are known; finding them again would take most of the time of a build.
+
+    Args:
+        index: Any IVF index of FAISS, without items.
+        vectors: The items' vectors.
+        list_of_item: The list of each item.
+    """
+    inverted, is_fast_scan = faiss.extract_index_ivf(index), fast_scan_of(index) is not None
+    codes = np.empty((len(vectors) if is_fast_scan else 0, inverted.code_size), dtype=np.uint8)
+    for block in blocks_of(len(vectors)):
+        some = np.ascontiguousarray(vectors[block])
+        rows, places = np.arange(block.start, block.stop), list_of_item[block].astype(np.int64)
+        data, lists = faiss.swig_ptr(some), faiss.swig_ptr(places)
+        if is_fast_scan:
+            inverted.encode_vectors(len(some), data, lists, faiss.swig_ptr(codes[block]))
+        else:
+            inverted.add_core(len(some), data, faiss.swig_ptr(rows), lists)
+    if is_fast_scan:
+        _fill(fast_scan_of(index), codes, list_of_item)
+
+
+def _fill(
+    inverted: Any, codes: UInt8[np.ndarray, "items bytes"], list_of_item: Int32[np.ndarray, " items"]
+) -> None:
+    """Put all codes into the lists of a fast-scan IVF index, in whole blocks."""
+    packer = inverted.get_CodePacker()
+    order = np.argsort(list_of_item, kind="stable")
+    starts = offsets_of(np.bincount(list_of_item, minlength=inverted.nlist))
+    for place in np.flatnonzero(np.diff(starts)).tolist():
+        rows = order[starts[place] : starts[place + 1]]
+        flat = np.zeros((-(-len(rows) // packer.nvec), packer.nvec * packer.code_size), dtype=np.uint8)
+        flat.reshape(-1, packer.code_size)[: len(rows)] = codes[rows]
+        packed = np.zeros((len(flat), packer.block_size), dtype=np.uint8)
+        for some, block in zip(flat, packed, strict=True):
+            packer.pack_all(faiss.swig_ptr(some), faiss.swig_ptr(block))
+        inverted.invlists.add_entries(place, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(packed))
+    inverted.ntotal = len(codes)
 
 
 def num_list_bytes(inverted: Any) -> int:
