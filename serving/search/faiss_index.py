@@ -33,7 +33,14 @@ from serving.observability.timings import timed
 from serving.search.brute_force import BruteForce
 from serving.search.index_config import FIRST_LEVEL, IndexConfig, IndexKind, default_nlist, standard
 from serving.search.inverted_lists import FILE as LISTS
-from serving.search.inverted_lists import add_to_lists, fast_scan_of, num_list_bytes, save_lists, with_lists, without_lists
+from serving.search.inverted_lists import (
+    add_to_lists,
+    fast_scan_of,
+    num_list_bytes,
+    save_lists,
+    with_lists,
+    without_lists,
+)
 from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, highest
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
@@ -192,7 +199,9 @@ class ItemIndex:
             with nullcontext() if inverted is None else without_lists(inverted):
                 faiss.write_index(self._index, str(path))
         except RuntimeError as error:
-            raise OSError(errno.EIO, f"FAISS cannot write it ({' '.join(str(error).split())[:200]})", str(path)) from None
+            raise OSError(
+                errno.EIO, f"FAISS cannot write it ({' '.join(str(error).split())[:200]})", str(path)
+            ) from None
 
     def to(self, device: Device) -> ItemIndex:
         """Return this index on a device; `auto`: a GPU if FAISS finds one and supports this kind there.

@@ -1,8 +1,8 @@
 """The inverted lists of a fast-scan IVF index in a file that processes map and share.
 
-FAISS maps the lists of its other IVF indexes, but reads those of fast-scan (blocks of 32 codes, for SIMD registers) into
-each process. Here they are a file of their own: of each list its blocks, then its rows. FAISS's
-`OnDiskInvertedLists` finds both by offsets, which are computed from the sizes of the lists and never read from the file.
+FAISS maps the lists of its other IVF indexes, but reads those of fast-scan (blocks of 32 codes, for SIMD registers)
+into each process. Here they are a file of their own: of each list its blocks, then its rows. FAISS's
+`OnDiskInvertedLists` finds both by offsets, which are computed from the sizes of the lists, never read from the file.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def add_to_lists(index: Any, vectors: ItemVectors, list_of_item: Int32[np.ndarra
         _fill(fast_scan_of(index), codes, list_of_item)
 
 
-def _fill(
-    inverted: Any, codes: UInt8[np.ndarray, "items bytes"], list_of_item: Int32[np.ndarray, " items"]
-) -> None:
+def _fill(inverted: Any, codes: UInt8[np.ndarray, "items bytes"], list_of_item: Int32[np.ndarray, " items"]) -> None:
     """Put all codes into the lists of a fast-scan IVF index, in whole blocks."""
     packer = inverted.get_CodePacker()
     order = np.argsort(list_of_item, kind="stable")
@@ -150,7 +148,8 @@ def _capacities(inverted: Any, sizes: Int64[np.ndarray, " lists"]) -> Int64[np.n
 
 def _starts(inverted: Any, sizes: Int64[np.ndarray, " lists"]) -> Int64[np.ndarray, " lists_plus_1"]:
     """Return where each list begins in the file's array."""
-    return offsets_of(_capacities(inverted, sizes) * inverted.code_size + sizes * _ROW_BYTES)
+    starts: np.ndarray = offsets_of(_capacities(inverted, sizes) * inverted.code_size + sizes * _ROW_BYTES)
+    return starts
 
 
 def _start_of(path: Path) -> int:

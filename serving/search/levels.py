@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float32, Int64
 
 from features.sequences.ragged import Ragged
 from serving.search.brute_force import BruteForce
-from serving.search.vectors import ItemVectors
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, Hits, ScoredRows, rank, take
+from serving.search.vectors import ItemVectors
 
 Probed = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Search results in batches: positions of users, `[users]`; scores in single precision and rows, `[users, found]`.

@@ -60,7 +60,8 @@ class Partitions:
         """
         found, _ = mapped(path, "F32", "I32")
         centres, of_item = found["centres"], found["of_item"]
-        if centres.ndim != 2 or of_item.ndim != 1 or (centres.dtype, of_item.dtype) != (np.float32, np.int32):
+        types_fit = centres.dtype == np.float32 and of_item.dtype == np.int32
+        if centres.ndim != 2 or of_item.ndim != 1 or not types_fit:
             raise ValueError(f"partitions of shapes {centres.shape} and {of_item.shape}")
         if len(of_item) and not 0 <= of_item.min() <= of_item.max() < len(centres):
             raise ValueError(f"an item in partition {of_item.max()} of {len(centres)}")

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float16, Float32
 from torch import Tensor
 
-
 BLOCK = 1 << 16
 """Number of vectors that are read at a time where all of them are."""
 

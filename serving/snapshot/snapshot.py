@@ -9,7 +9,8 @@ index/
   manifest.json                digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
   items.parquet                the catalogue, in the order of rows
   interactions.parquet         the number of interactions of each item
-  vectors.safetensors          `items` by row, perhaps in float16; `users` as users.parquet (not for models that read request times)
+  vectors.safetensors          `items` by row, float32 or float16; `users` as users.parquet (not for models that read
+                               request times)
   items.faiss                  the index
   lists.safetensors            its inverted lists, if FAISS itself cannot map them
   partitions.safetensors       its IVF lists for filtered searches, if it has any
@@ -230,7 +231,9 @@ class Snapshot:
         catalog = Catalog(_frame(folder.file("items.parquet"), manifest.num_items))
         partitions = Partitions.load(folder.file(PARTITIONS)) if PARTITIONS in folder else None
         lists = folder.file(LISTS) if LISTS in folder else None
-        index = ItemIndex.load(folder.file("items.faiss"), stored_as(vectors["items"]), manifest.plan, partitions, lists)
+        index = ItemIndex.load(
+            folder.file("items.faiss"), stored_as(vectors["items"]), manifest.plan, partitions, lists
+        )
         histories = _histories(read_parquet(folder.file("users.parquet"), manifest.num_users), catalog)
         attributes = None
         if "attributes.parquet" in folder:

@@ -32,8 +32,8 @@ from tqdm import tqdm
 from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
 from serving.search.index_config import IndexKind, default_nlist
 from serving.search.results import AllowedItems, Hits
-from serving.search.vectors import blocks_of
 from serving.search.tuning import Measured, Tuning, sample_of, thirds, tune
+from serving.search.vectors import blocks_of
 from towers.bundle.bundle import ModelBundle
 
 K = 100

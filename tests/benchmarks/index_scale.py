@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -39,7 +38,7 @@ from serving.search.levels import SearchTask
 from serving.search.partitions import FILE as PARTITIONS
 from serving.search.partitions import Partitions
 from serving.search.results import Hits
-from serving.search.tuning import Tuning, tune
+from serving.search.tuning import tune
 from serving.search.vectors import blocks_of, stored_array, stored_as
 from tests.benchmarks.index import K, made, of_bundle
 
@@ -57,7 +56,9 @@ def make_vectors(folder: Path, given: argparse.Namespace) -> dict[str, float]:
     if given.bundle:
         vectors, queries = of_bundle(given.bundle, items, users, seed=given.seed)
     else:
-        vectors, queries = made(items, users, given.width, given.seed, scratch_array(folder, (items, given.width), np.float32))
+        vectors, queries = made(
+            items, users, given.width, given.seed, scratch_array(folder, (items, given.width), np.float32)
+        )
     save_arrays(folder / "made.safetensors", {"items": vectors, "users": queries})
     return {}
 
@@ -279,7 +280,10 @@ def main() -> None:
     measured: dict[int, dict[str, float]] = {}
     for items in sorted(given.items):
         if len(measured) >= 2:
-            show(f"{items:,} items, predicted from {' and '.join(f'{size:,}' for size in sorted(measured)[-2:])}", predicted(measured, items))
+            show(
+                f"{items:,} items, predicted from {' and '.join(f'{size:,}' for size in sorted(measured)[-2:])}",
+                predicted(measured, items),
+            )
         measured[items] = run(items, given)
         show(f"{items:,} items, measured", measured[items])
     if len(measured) >= 2:

@@ -14,8 +14,8 @@ from features.errors import DataError
 from serving.search import faiss_index as index_module
 from serving.search import partitions as partitions_module
 from serving.search.faiss_index import ItemIndex, check_unit_length, kmeans
-from serving.search.inverted_lists import FILE as LISTS
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, IndexConfig, standard
+from serving.search.inverted_lists import FILE as LISTS
 from serving.search.results import AllowedItems
 from tests.serving.vectors import by_hand, clustered_vectors, ragged, some_allowed, unit_vectors
 
@@ -31,9 +31,7 @@ FLOORS = {"clustered": 0.98, "isotropic": 0.85}
 def loaded_from(folder, vectors, index, partitions=None):
     """The index that was saved in a folder, as a snapshot opens it."""
     lists = folder / LISTS
-    return ItemIndex.load(
-        folder / "items.faiss", vectors, index.plan, partitions, lists if lists.exists() else None
-    )
+    return ItemIndex.load(folder / "items.faiss", vectors, index.plan, partitions, lists if lists.exists() else None)
 
 
 WAYS = (*INDEX_KINDS, "hnsw, shortened", "ivf-pq, shortened")
