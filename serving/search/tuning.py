@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -199,6 +200,7 @@ def tune(
     *,
     prefixes: Sequence[int] = (),
     tail: int = 0,
+    plans: Sequence[IndexConfig] = (),
     trying: Trying = lambda done, total, what: None,
 ) -> Tuning:
     """Return the fastest index over `vectors` whose recall@100 is at least `wanted`.
@@ -210,17 +212,18 @@ def tune(
         kind: Only this kind. None: every kind that the catalogue is large enough for.
         prefixes: As for `choose`.
         tail: As for `choose`.
+        plans: Build parameters to try instead of those that suit the catalogue. Empty: those.
         trying: Called before each index with the number tried so far, the number of all, and the next kind.
 
     Raises:
         DataError: The kind needs more items, or prefixes.
     """
-    plans = (
-        [IndexConfig()] if kind is None and wanted >= 1 else candidates(len(vectors), vectors.shape[1], kind, prefixes)
-    )
+    if not plans:
+        suitable = partial(candidates, len(vectors), vectors.shape[1], kind, prefixes)
+        plans = [IndexConfig()] if kind is None and wanted >= 1 else suitable()
     plans = [plan.model_copy(update={"tail": tail}) for plan in plans]
-    is_divided = any(not plan.is_exact for plan in plans)
-    partitions = kmeans(vectors, default_nlist(len(vectors))) if is_divided else None
+    nlist = max((plan.nlist for plan in plans), default=0) or default_nlist(len(vectors))
+    partitions = None if all(plan.is_exact for plan in plans) else kmeans(vectors, nlist)
     trial = _Trial.of(vectors, queries, wanted)
     tried: list[Measured] = []
     best: tuple[Measured, ItemIndex] | None = None
