@@ -11,14 +11,13 @@ the same batch (`serving.search.levels`).
 
 from __future__ import annotations
 
-import errno
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import faiss as published
@@ -48,7 +47,8 @@ from serving.search.vectors import HalfVectors, ItemVectors, blocks_of, leading_
 
 faiss: Any = published  # its type hints are incomplete
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "cuda-shards"]
+"""Where an index searches: with `cuda` a copy of it on each GPU, with `cuda-shards` a part of it on each."""
 
 # Maximum deviation of a vector's length from 1.
 _UNIT_TOLERANCE = 1e-3
@@ -76,6 +76,7 @@ _TRAINING_ITEMS = 1 << 18
 _SMALL = 1 << 20
 _LEAST_LIMIT = 1 << 26
 _LARGEST_TABLE = 32
+_GPUS: tuple[Device, ...] = ("cuda", "cuda-shards")
 _ON_GPU: tuple[IndexKind, ...] = ("exact", "matryoshka", "ivf", "ivf-sq8")
 
 
@@ -83,10 +84,10 @@ def check_device(device: Device) -> None:
     """Check that an index can search on a device.
 
     Raises:
-        DataError: The device is `cuda`, and FAISS finds no GPU.
+        DataError: The device is `cuda` or `cuda-shards`, and FAISS finds no GPU.
     """
-    if device == "cuda" and faiss.get_num_gpus() == 0:
-        raise DataError('device = "cuda": FAISS finds no GPU; use "cpu" or "auto", or run `towers doctor`')
+    if device in _GPUS and faiss.get_num_gpus() == 0:
+        raise DataError(f'device = "{device}": FAISS finds no GPU; use "cpu" or "auto", or run `towers doctor`')
 
 
 class ItemIndex:
@@ -107,15 +108,14 @@ class ItemIndex:
         partitions: Partitions | None = None,
         *,
         on_gpu: bool = False,
+        exact: BruteForce | None = None,
     ) -> None:
         self.vectors = vectors
         self.plan = plan
         self.partitions = partitions
         self._index = index
-        self._exact = BruteForce(vectors, "cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+        self._exact = exact or BruteForce(vectors)
         self._on_gpu = on_gpu
-        # FAISS's GPU indexes are not thread-safe, not even for reading.
-        self._gpu_lock: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
         self._efforts: dict[int, Any] = {}
 
     @classmethod
@@ -195,41 +195,47 @@ class ItemIndex:
         inverted = fast_scan_of(self._index)
         if inverted is not None:
             save_lists(inverted, path.with_name(LISTS))
-        try:
-            with nullcontext() if inverted is None else without_lists(inverted):
-                faiss.write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise OSError(
-                errno.EIO, f"FAISS cannot write it ({' '.join(str(error).split())[:200]})", str(path)
-            ) from None
+        # By Python's own writer, whose error names the reason, such as a full disk.
+        with path.open("wb") as file, nullcontext() if inverted is None else without_lists(inverted):
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
 
     def to(self, device: Device) -> ItemIndex:
-        """Return this index on a device; `auto`: a GPU if FAISS finds one and supports this kind there.
+        """Return this index on a device; `auto`: a copy on each GPU if FAISS finds any and supports this kind there.
+
+        Of an index that is divided among GPUs, the vectors for filtered searches stay in the memory of the CPU.
 
         Raises:
-            DataError: The device is `cuda`, and FAISS finds no GPU or does not support this kind there.
+            DataError: The device names GPUs, and FAISS finds none or does not support this kind there.
         """
         check_device(device)
         # Without a GPU, FAISS's own function for this silently returns an empty index.
         num_gpus = 0 if device == "cpu" else faiss.get_num_gpus()
-        if device == "cuda" and self.kind not in _ON_GPU:
+        if device in _GPUS and self.kind not in _ON_GPU:
             raise DataError(
-                f"device cuda: an index of kind {self.kind} can only search on a CPU; use the device cpu, or rebuild "
-                f"the index with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
+                f"device {device}: an index of kind {self.kind} can only search on a CPU; use the device cpu, or "
+                f"rebuild the index with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
             )
         if num_gpus == 0 or self.kind not in _ON_GPU:
             return self
-        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-        return ItemIndex(self.vectors, moved, self.plan, self.partitions, on_gpu=True)
+        if device == "cuda-shards":
+            options = faiss.GpuMultipleClonerOptions()
+            options.shard = True
+            moved, exact = [faiss.index_cpu_to_all_gpus(self._index, options)], self._exact
+        else:
+            # Not FAISS's own replicas: they take no parameters of a search, such as nprobe.
+            resources = [faiss.StandardGpuResources() for _ in range(num_gpus)]
+            moved = [faiss.index_cpu_to_gpu(one, gpu, self._index) for gpu, one in enumerate(resources)]
+            exact = BruteForce(self.vectors, "cuda" if torch.cuda.is_available() else "cpu")
+        return ItemIndex(self.vectors, _GpuPool(moved), self.plan, self.partitions, on_gpu=True, exact=exact)
 
     def with_effort(self, plan: IndexConfig) -> ItemIndex:
         """Return this index with the search parameters of another plan with the same build parameters."""
         assert plan.structure == self.plan.structure, f"{plan} differs in build parameters from {self.plan}"
-        return ItemIndex(self.vectors, self._index, plan, self.partitions, on_gpu=self._on_gpu)
+        return ItemIndex(self.vectors, self._index, plan, self.partitions, on_gpu=self._on_gpu, exact=self._exact)
 
     def without_partitions(self) -> ItemIndex:
         """Return this index with brute force for filtered searches."""
-        return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
+        return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu, exact=self._exact)
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -446,15 +452,14 @@ class ItemIndex:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
         prefixes = _prefixes(queries, self.plan)
         size = self._num_together
-        with self._gpu_lock:
-            if len(queries) <= size:
-                scores, rows = self._index.search(prefixes, fetch, **effort)
-            else:
-                found = [
-                    self._index.search(prefixes[start : start + size], fetch, **effort)
-                    for start in range(0, len(queries), size)
-                ]
-                scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if len(queries) <= size:
+            scores, rows = self._index.search(prefixes, fetch, **effort)
+        else:
+            found = [
+                self._index.search(prefixes[start : start + size], fetch, **effort)
+                for start in range(0, len(queries), size)
+            ]
+            scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
         if self.plan.is_rescored:
             scores = inner_products(queries, self.vectors, rows)
             scores[rows < 0] = -np.inf
@@ -474,6 +479,24 @@ class ItemIndex:
         for user in deadline.watched(users):
             rows, scores, _ = partitions.candidates(self.vectors, queries[user], depth, within)
             yield np.array([user]), scores[None], rows[None]
+
+
+class _GpuPool:
+    """Indexes on GPUs, each searched by one thread at a time: they are not thread-safe, not even for reading."""
+
+    def __init__(self, indexes: Sequence[Any]) -> None:
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for index in indexes:
+            self._free.put(index)
+
+    def search(self, queries: np.ndarray, fetch: int, **effort: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Search one that is free; waits until one is."""
+        index = self._free.get()
+        try:
+            scores, rows = index.search(queries, fetch, **effort)
+        finally:
+            self._free.put(index)
+        return scores, rows
 
 
 def _ready(vectors: ItemVectors) -> ItemVectors:

@@ -25,7 +25,7 @@ class ItemVectors(Protocol):
     def __len__(self) -> int:
         """Return the number of items."""
 
-    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray, /) -> Float32[np.ndarray, "rows dim"]:
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray, /) -> Float32[np.ndarray, "*rows dim"]:
         """Return the vectors of some rows."""
 
 
@@ -48,7 +48,7 @@ class HalfVectors:
         """Return the number of vectors."""
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows width"]:
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Float32[np.ndarray, "*rows width"]:
         """Return the vectors of rows."""
         # PyTorch converts twenty times faster than numpy.
         return np.asarray(torch.from_numpy(self.stored[rows]).float().numpy())

@@ -5,10 +5,10 @@
     python tests/benchmarks/index_scale.py --only serve --items 10000000 --folder /var/tmp/scale
 
 The vectors are those of `index.py`: made to look like those of trained towers, or a bundle's own, their number grown.
-They are encoded in blocks as `towers index --half-precision` does, kind `ivf-pq` is tuned for a recall on some users, and
-others judge it against an exact search over the vectors before they
-were rounded to half precision. Each step is a process of its own: `vectors`, `truth`, `build`, and `serve`, which opens
-the index as a service does, memory-mapped, and searches for one user at a time, with one thread and with two.
+They are encoded in blocks as `towers index --half-precision` does; kind `ivf-pq` is tuned for a recall with some users,
+and others judge it against an exact search over the vectors before they were rounded to half precision. Each step is a
+process of its own: `vectors`, `truth`, `build`, and `serve`, which opens the index as a service does, memory-mapped,
+and searches for one user at a time, with one thread and with two.
 
 With three sizes or more, the last one is predicted from the two before it, before it is measured.
 """
