@@ -178,7 +178,10 @@ def scratch_array(folder: Path, shape: tuple[int, ...], kind: type) -> np.ndarra
         return np.zeros(shape, kind)
     with tempfile.TemporaryFile(dir=folder) as file:
         # Without it a full disk would be found out by a write to memory, which ends the process.
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} for {num_bytes / 1e6:,.0f} MB", str(folder)) from None
         return np.memmap(file, kind, "r+", shape=shape).view(np.ndarray)
 
 

@@ -38,7 +38,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from tqdm import tqdm
 
 from features.columns import item_texts
@@ -443,7 +443,7 @@ def _frame(path: Path, num_rows: int) -> pd.DataFrame:
     return frame
 
 
-def _vectors(path: Path, manifest: IndexManifest) -> dict[str, Float32[np.ndarray, "rows width"]]:
+def _vectors(path: Path, manifest: IndexManifest) -> dict[str, Float[np.ndarray, "rows width"]]:
     vectors, _ = mapped(path, "F32", "F16")
     for name, num_rows in (("items", manifest.num_items), ("users", manifest.num_users)):
         expected = num_rows, manifest.width
