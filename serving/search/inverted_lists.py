@@ -143,7 +143,8 @@ def _sizes(inverted: Any) -> Int64[np.ndarray, " lists"]:
 
 def _capacities(inverted: Any, sizes: Int64[np.ndarray, " lists"]) -> Int64[np.ndarray, " lists"]:
     """Return the number of codes in whole blocks."""
-    return -(-sizes // inverted.bbs) * inverted.bbs
+    capacities: np.ndarray = -(-sizes // inverted.bbs) * inverted.bbs
+    return capacities
 
 
 def _starts(inverted: Any, sizes: Int64[np.ndarray, " lists"]) -> Int64[np.ndarray, " lists_plus_1"]:
