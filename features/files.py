@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ MOST_HEADER_BYTES = 16 << 20
 """Maximum bytes of the header of a safetensors file, with its eight bytes of length."""
 _HEADER_BYTES = 256
 _MOST_DIMENSIONS = 8
-_TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "I8": np.int8}
+_TYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I8": np.int8, "U8": np.uint8}
+_WRITTEN_ROWS = 1 << 16
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, st
 
     Args:
         path: The file.
-        types: Those that arrays in it may have, as the format calls them: F32, I64, I32, I8.
+        types: Those that arrays in it may have, as the format calls them: F32, F16, I64, I32, I8, U8.
 
     Raises:
         ValueError: It is no such file, or an array is of a type that is not expected.
@@ -137,6 +138,51 @@ def mapped(path: Path, *types: str) -> tuple[dict[str, np.ndarray], dict[str, st
     if [one.begin for one in places] != ends[:-1] or start + ends[-1] != num_bytes:
         raise ValueError(f"{path.name}: its arrays are not what the file is made of")
     return {one.name: one.mapped(path, start) for one in places}, about
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to a safetensors file, some rows of each at a time, so that mapped arrays need no memory.
+
+    Raises:
+        OSError: It cannot be written, such as on a full disk.
+    """
+    kinds = {np.dtype(kind): name for name, kind in _TYPES.items()}
+    header, begin = {}, 0
+    for name, array in arrays.items():
+        offsets = [begin, begin + array.nbytes]
+        header[name] = {"dtype": kinds[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        begin += array.nbytes
+    text = json.dumps(header).encode()
+    # The data begin where an array of any type may, and SIMD registers are loaded best.
+    text += b" " * (-(8 + len(text)) % 64)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            for start in range(0, len(array), _WRITTEN_ROWS):
+                file.write(np.ascontiguousarray(array[start : start + _WRITTEN_ROWS]).data)
+
+
+def scratch_array(folder: Path, shape: tuple[int, ...], kind: type) -> np.ndarray:
+    """Return an array of zeros on disk, mapped into memory, which vanishes with the process or its last user.
+
+    Args:
+        folder: Where its file is, which has no name and so is never left behind.
+        shape: Its shape.
+        kind: Its type.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    num_bytes = math.prod(shape) * np.dtype(kind).itemsize
+    if not num_bytes:
+        return np.zeros(shape, kind)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Without it a full disk would be found out by a write to memory, which ends the process.
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} for {num_bytes / 1e6:,.0f} MB", str(folder)) from None
+        return np.memmap(file, kind, "r+", shape=shape).view(np.ndarray)
 
 
 class ArrayFile:

@@ -54,6 +54,11 @@ _tables = {
     help="Number of recommendations per user to precompute, 8 bytes each; 0 for none.  [default: 100; "
     "none if they would take more than 1 GB or, with exact search, more than some minutes]",
 )
+@click.option(
+    "--half-precision",
+    is_flag=True,
+    help="Keep item vectors in float16: half the disk and memory; scores change in the fourth decimal place.",
+)
 @_accept
 def index(
     bundle: Path,
@@ -66,6 +71,7 @@ def index(
     config: Path | None,
     precompute: int | None,
     *,
+    half_precision: bool,
     accept_changed_columns: bool,
 ) -> None:
     """Build the index of a bundle from the current tables: item vectors, histories, popularity, recommendations.
@@ -87,6 +93,7 @@ def index(
         recall,
         live,
         precompute,
+        half_precision=half_precision,
         database=settings.database,
         filter_columns=settings.filter_columns,
         accept_changed_columns=accept_changed_columns,

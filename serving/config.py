@@ -169,8 +169,10 @@ class ServingConfig(StrictTable):
     one before until they have loaded the new index."""
     watch_seconds: float = Field(default=2.0, ge=0, le=86_400)
     """Interval of checks for a new bundle or index, in seconds, which is then loaded without a restart. 0: never."""
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Device for searches in the index. auto: a GPU if there is one and FAISS is built for it."""
+    device: Literal["auto", "cpu", "cuda", "cuda-shards"] = "cpu"
+    """Device for searches in the index. cuda: a copy of the index on each GPU, which share the requests; cuda-shards: a
+    part of it on each, for an index larger than the memory of one. auto: cuda if there is a GPU and FAISS is built for
+    it."""
     trusted_keys: str | None = None
     """File of public keys (`towers keygen`), one or several. A bundle, its index and its ranker are used only if each
     is signed by one of them. None: no signature is required; checksums only detect damage."""

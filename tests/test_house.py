@@ -91,7 +91,7 @@ def test_the_layers_of_the_packages_hold() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
-        ("faiss", "serving/search/faiss_index.py"),
+        ("faiss", ("serving/search/faiss_index.py", "serving/search/inverted_lists.py")),
         ("flask", "serving/"),
         ("mlflow", ("training/", "towers/tracking/", "towers/api/pyfunc.py", "serving/deploy/mlflow_registry.py")),
         ("pickle", "nowhere"),

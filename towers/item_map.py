@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -33,6 +34,16 @@ _NUM_NEIGHBOURS = 3
 _BLOCK = 16_384
 
 
+class VectorsByRow(Protocol):
+    """Vectors that are read some at a time: an array, or something that is indexed like one."""
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> Float32[np.ndarray, "rows dim"]:
+        """Return the vectors of some rows."""
+
+
 @dataclass(frozen=True)
 class ItemMap:
     """Positions of all items.
@@ -50,11 +61,11 @@ class ItemMap:
         return len(self.positions)
 
     @classmethod
-    def of(cls, vectors: Float32[np.ndarray, "items dim"], interactions: Int64[np.ndarray, " items"]) -> ItemMap:
+    def of(cls, vectors: VectorsByRow, interactions: Int64[np.ndarray, " items"]) -> ItemMap:
         """Return the map of a catalogue; the same for the same arguments.
 
         Args:
-            vectors: The items' unit vectors.
+            vectors: The items' unit vectors, `[items, dim]`.
             interactions: Number of interactions of each item.
         """
         shown = np.argsort(-interactions, kind="stable")[:MAX_SHOWN]

@@ -48,6 +48,7 @@ def build_index(
     live: str | None = None,
     precomputed: int | None = None,
     *,
+    half_precision: bool = False,
     database: DatabaseSettings | None = None,
     filter_columns: Sequence[str] | None = None,
     accept_changed_columns: bool = False,
@@ -62,6 +63,7 @@ def build_index(
         recall: Target recall@100, 0 to 1, for which the index is tuned. None: it is not tuned.
         live: Address of the log of live writes to compact into the index. None: no log.
         precomputed: Number of recommendations per user to precompute. None: the default, if that is done quickly.
+        half_precision: Whether the items' vectors are kept in float16, which halves their file.
         database: The vector database to write the index to as well. None: it is only written into the bundle.
         filter_columns: The columns that the database shall filter by. None: all.
         accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
@@ -100,7 +102,14 @@ def build_index(
             trying=partial(_show_trial, trials),
             tuned=tried.append,
         )
-        snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=compacted)
+        snapshot = Snapshot.build(
+            bundle,
+            found,
+            choice,
+            progress=partial(_show, encoded),
+            live=compacted,
+            half_precision=half_precision,
+        )
     for tuning in tried:
         _show_tuning(tuning)
         tuned(tuning)

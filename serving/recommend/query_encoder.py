@@ -22,7 +22,7 @@ from serving.recommend.state import ServingState
 from serving.recommend.users import EncodedProfiles, QueryBatch
 from serving.recommend.vector_cache import UserVectorCache
 from serving.search.micro_batching import MicroBatcher, MicroBatching, is_wanted
-from serving.search.searcher import ItemVectors
+from serving.search.vectors import ItemVectors
 from serving.snapshot.encoding import attribute_columns, encode_users
 from towers.bundle.bundle import ModelBundle
 

@@ -18,7 +18,7 @@ from serving import deadline
 from serving.observability.timings import timed
 from serving.recommend.users import QueryBatch
 from serving.search.results import Hits, ScoredRows, merged
-from serving.search.searcher import ItemVectors
+from serving.search.vectors import ItemVectors
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_folder import SealedFolder

@@ -32,7 +32,7 @@ from serving.observability.timings import timed
 from serving.recommend.interfaces import ItemFilters
 from serving.search.conditions import Filter
 from serving.search.results import AllowedItems, ScoredRows, are_alike, cosines, greatest_cosines, merged
-from serving.search.searcher import ItemVectors
+from serving.search.vectors import ItemVectors
 
 WINDOW = 100
 """Number of most relevant remaining items that are considered for each slot."""

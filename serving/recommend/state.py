@@ -15,8 +15,8 @@ from serving.search.databases.database_search import DatabaseSearch
 from serving.search.databases.open_database import open_database
 from serving.search.databases.settings import DatabaseSettings
 from serving.search.faiss_index import Device, ItemIndex
-from serving.search.searcher import ItemSearch, ItemVectors
-from serving.search.vectors import leading_dims
+from serving.search.searcher import ItemSearch
+from serving.search.vectors import ItemVectors, leading_dims
 from serving.snapshot.collection import seal_of
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from serving import deadline
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, ScoredRows, rank
+from serving.search.vectors import BLOCK, ItemVectors, tensor_of
 
 # Scores held at a time: 64 MB.
 _CELLS = 1 << 24
 _MOST_USERS = 1024
+# Users who are compared together even if their scores need several blocks of items: each block is read for all of them.
+_FEWEST_USERS = 64
 # With more than this share of the items eligible, all are compared and masked: reading in order beats picking.
 _MASKED_SHARE = 0.3
 
@@ -32,10 +35,10 @@ class BruteForce:
         device: Where the products are computed.
     """
 
-    def __init__(self, vectors: Float32[np.ndarray, "items width"], device: str = "cpu") -> None:
+    def __init__(self, vectors: ItemVectors, device: str = "cpu") -> None:
         self.vectors = vectors
         self.device = device
-        self._items = torch.from_numpy(vectors).to(device)
+        self._items = tensor_of(vectors, device)
 
     def best(
         self,
@@ -57,7 +60,7 @@ class BruteForce:
         pool = _Pool.of(self._items, allowed)
         num_items = max(1, len(pool.items))
         size = deadline.PRODUCTS // (num_items * self.vectors.shape[1])
-        for part in deadline.parts(len(users), size, max(1, min(_MOST_USERS, _CELLS // num_items))):
+        for part in deadline.parts(len(users), size, max(_FEWEST_USERS, min(_MOST_USERS, _CELLS // num_items))):
             yield from self._block(queries, users[part], needed, excluded, pool)
 
     def _block(
@@ -125,7 +128,7 @@ class _Pool:
 
     def scores(self, queries: Tensor, users: np.ndarray, part: slice, excluded: ExcludedPairs) -> Tensor:
         """Return the scores of a part of the pool for each user, -inf where an item must not be found."""
-        scores = queries @ self.items[part].T
+        scores = _products(queries, self.items[part])
         if self._masked is not None:
             scores.masked_fill_(self._masked[part], -torch.inf)
         lines, places = self._excluded_places(users, excluded)
@@ -144,3 +147,13 @@ class _Pool:
         lines = np.repeat(np.arange(len(users)), [len(some) for some in rows])
         joined = np.concatenate(rows)
         return lines, joined if self._rows is None else np.searchsorted(self._rows, joined)
+
+
+def _products(queries: Tensor, items: Tensor) -> Tensor:
+    """Return the inner products of all pairs; vectors in half precision are converted some at a time."""
+    if items.dtype == torch.float32:
+        return queries @ items.T
+    scores = torch.empty((len(queries), len(items)), device=items.device)
+    for start in range(0, len(items), BLOCK):
+        scores[:, start : start + BLOCK] = queries @ items[start : start + BLOCK].float().T
+    return scores

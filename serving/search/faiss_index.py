@@ -1,4 +1,4 @@
-"""Searches the catalogue for the items nearest to a user, with FAISS; the only file that imports it.
+"""Searches the catalogue for the items nearest to a user, with FAISS, which only this file and `inverted_lists` import.
 
 Vectors have length 1, so the inner product is the cosine and the score. An `ItemIndex` works with catalogue rows; ids
 belong to `serving.recommend`. It always returns min(k, number of allowed items) results and never FAISS's -1: if FAISS
@@ -11,12 +11,13 @@ the same batch (`serving.search.levels`).
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import faiss as published
@@ -30,13 +31,24 @@ from serving import deadline
 from serving.observability.timings import timed
 from serving.search.brute_force import BruteForce
 from serving.search.index_config import FIRST_LEVEL, IndexConfig, IndexKind, default_nlist, standard
+from serving.search.inverted_lists import FILE as LISTS
+from serving.search.inverted_lists import (
+    add_to_lists,
+    fast_scan_of,
+    num_list_bytes,
+    save_lists,
+    with_lists,
+    without_lists,
+)
 from serving.search.levels import NO_LEVEL, LevelSearch, Probed, SearchTask, highest
 from serving.search.partitions import Partitions
 from serving.search.results import ROUNDING, SLACK, AllowedItems, Hits, ScoredRows, rank, rank_one
+from serving.search.vectors import HalfVectors, ItemVectors, blocks_of, leading_dims
 
 faiss: Any = published  # its type hints are incomplete
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "cuda-shards"]
+"""Where an index searches: with `cuda` a copy of it on each GPU, with `cuda-shards` a part of it on each."""
 
 # Maximum deviation of a vector's length from 1.
 _UNIT_TOLERANCE = 1e-3
@@ -59,9 +71,12 @@ _SEED = 1
 _KMEANS_ROUNDS = 10
 _ITEMS_PER_CENTRE = 64
 _WALK_WHILE_BUILDING = 100
+# Codes are trained on a sample if there are more items; FAISS uses fewer than these of most kinds.
+_TRAINING_ITEMS = 1 << 18
 _SMALL = 1 << 20
 _LEAST_LIMIT = 1 << 26
 _LARGEST_TABLE = 32
+_GPUS: tuple[Device, ...] = ("cuda", "cuda-shards")
 _ON_GPU: tuple[IndexKind, ...] = ("exact", "matryoshka", "ivf", "ivf-sq8")
 
 
@@ -69,49 +84,50 @@ def check_device(device: Device) -> None:
     """Check that an index can search on a device.
 
     Raises:
-        DataError: The device is `cuda`, and FAISS finds no GPU.
+        DataError: The device is `cuda` or `cuda-shards`, and FAISS finds no GPU.
     """
-    if device == "cuda" and faiss.get_num_gpus() == 0:
-        raise DataError('device = "cuda": FAISS finds no GPU; use "cpu" or "auto", or run `towers doctor`')
+    if device in _GPUS and faiss.get_num_gpus() == 0:
+        raise DataError(f'device = "{device}": FAISS finds no GPU; use "cpu" or "auto", or run `towers doctor`')
 
 
 class ItemIndex:
     """A searchable index of the items' vectors; safe to use from several threads.
 
     Attributes:
-        vectors: Unit vectors by catalogue row, `[items, dim]`; of a model that reads recent popularity with its numbers
-            behind them, as many as the `tail` of the plan.
+        vectors: Unit vectors by catalogue row, `[items, dim]`, perhaps mapped from a file and in half precision; of a
+            model that reads recent popularity with its numbers behind them, as many as the `tail` of the plan.
         plan: Build and search parameters.
         partitions: IVF lists for filtered searches. None: filtered searches use brute force.
     """
 
     def __init__(
         self,
-        vectors: Float32[np.ndarray, "items width"],
+        vectors: ItemVectors,
         index: Any,
         plan: IndexConfig,
         partitions: Partitions | None = None,
         *,
         on_gpu: bool = False,
+        exact: BruteForce | None = None,
     ) -> None:
         self.vectors = vectors
         self.plan = plan
         self.partitions = partitions
         self._index = index
-        self._exact = BruteForce(vectors, "cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+        self._exact = exact or BruteForce(vectors)
         self._on_gpu = on_gpu
-        # FAISS's GPU indexes are not thread-safe, not even for reading.
-        self._gpu_lock: AbstractContextManager[Any] = threading.Lock() if on_gpu else nullcontext()
         self._efforts: dict[int, Any] = {}
 
     @classmethod
     def build(
         cls,
-        vectors: Float32[np.ndarray, "items width"],
+        vectors: ItemVectors,
         plan: IndexConfig | IndexKind = "exact",
         partitions: Partitions | None = None,
     ) -> ItemIndex:
         """Return an index over `vectors`, one unit vector per catalogue row; the same vectors give the same index.
+
+        The vectors are read some at a time, so that mapped ones need not fit into memory.
 
         Args:
             vectors: The items' vectors: unit vectors, and behind them the `tail` of the plan.
@@ -123,9 +139,9 @@ class ItemIndex:
                 items that the model knows nothing about, are allowed.)
             DataError: The kind needs more items.
         """
-        vectors = np.require(vectors, np.float32, ["C", "W"])
-        plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
-        check_unit_length(vectors[:, : vectors.shape[1] - plan.tail], or_zero=True)
+        vectors = _ready(vectors)
+        plan = plan if isinstance(plan, IndexConfig) else standard(plan, len(vectors), vectors.shape[1])
+        check_unit_length(leading_dims(vectors, vectors.shape[1] - plan.tail), or_zero=True)
         if partitions is None and not plan.is_exact:
             partitions = kmeans(vectors, plan.nlist or default_nlist(len(vectors)))
         return cls(vectors, _built(vectors, plan, partitions), plan, partitions)
@@ -134,9 +150,10 @@ class ItemIndex:
     def load(
         cls,
         path: Path,
-        vectors: Float32[np.ndarray, "items width"],
+        vectors: ItemVectors,
         plan: IndexConfig | IndexKind = "exact",
         partitions: Partitions | None = None,
+        lists: Path | None = None,
     ) -> ItemIndex:
         """Return the index that `save` wrote to `path`, over the same `vectors`; processes share its memory.
 
@@ -145,53 +162,80 @@ class ItemIndex:
             vectors: The items' vectors.
             plan: The parameters that it was built with.
             partitions: The partitions that it was built with, which are in a separate file.
+            lists: The file of its inverted lists, if `save` wrote one.
 
         Raises:
             ValueError: The file is not an index of FAISS, or has other vectors or another similarity.
         """
         index = _read(path)
-        plan = plan if isinstance(plan, IndexConfig) else standard(plan, *vectors.shape)
+        plan = plan if isinstance(plan, IndexConfig) else standard(plan, len(vectors), vectors.shape[1])
         expected = len(vectors), plan.prefix + plan.tail if plan.prefix else vectors.shape[1]
         if (index.ntotal, index.d) != expected:
             raise ValueError(f"it has {index.ntotal} vectors of dimension {index.d}, the catalogue {expected}")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("it does not rank by inner product")
+        if lists is not None:
+            inverted = fast_scan_of(index)
+            if inverted is None:
+                raise ValueError(f"an index of kind {plan.kind} has no file of lists")
+            with_lists(inverted, lists)
         _check_ids(index, len(vectors))
         if partitions is not None and len(partitions.of_item) != len(vectors):
             raise ValueError(f"its partitions have {len(partitions.of_item)} items, the catalogue {len(vectors)}")
-        return cls(np.require(vectors, np.float32, ["C", "W"]), index, plan, partitions)
+        return cls(_ready(vectors), index, plan, partitions)
 
     def save(self, path: Path) -> None:
-        """Write the index to `path` in FAISS's own format, without its partitions."""
-        faiss.write_index(self._index, str(path))
+        """Write the index to `path` in FAISS's own format, without its partitions.
 
-    def to(self, device: Device) -> ItemIndex:
-        """Return this index on a device; `auto`: a GPU if FAISS finds one and supports this kind there.
+        Inverted lists that FAISS itself would not map are written next to it, see `inverted_lists`.
 
         Raises:
-            DataError: The device is `cuda`, and FAISS finds no GPU or does not support this kind there.
+            OSError: A file cannot be written, such as on a full disk.
+        """
+        inverted = fast_scan_of(self._index)
+        if inverted is not None:
+            save_lists(inverted, path.with_name(LISTS))
+        # By Python's own writer, whose error names the reason, such as a full disk.
+        with path.open("wb") as file, nullcontext() if inverted is None else without_lists(inverted):
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
+
+    def to(self, device: Device) -> ItemIndex:
+        """Return this index on a device; `auto`: a copy on each GPU if FAISS finds any and supports this kind there.
+
+        Of an index that is divided among GPUs, the vectors for filtered searches stay in the memory of the CPU.
+
+        Raises:
+            DataError: The device names GPUs, and FAISS finds none or does not support this kind there.
         """
         check_device(device)
         # Without a GPU, FAISS's own function for this silently returns an empty index.
         num_gpus = 0 if device == "cpu" else faiss.get_num_gpus()
-        if device == "cuda" and self.kind not in _ON_GPU:
+        if device in _GPUS and self.kind not in _ON_GPU:
             raise DataError(
-                f"device cuda: an index of kind {self.kind} can only search on a CPU; use the device cpu, or rebuild "
-                f"the index with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
+                f"device {device}: an index of kind {self.kind} can only search on a CPU; use the device cpu, or "
+                f"rebuild the index with --kind {', '.join(_ON_GPU[:-1])} or {_ON_GPU[-1]}"
             )
         if num_gpus == 0 or self.kind not in _ON_GPU:
             return self
-        moved = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-        return ItemIndex(self.vectors, moved, self.plan, self.partitions, on_gpu=True)
+        if device == "cuda-shards":
+            options = faiss.GpuMultipleClonerOptions()
+            options.shard = True
+            moved, exact = [faiss.index_cpu_to_all_gpus(self._index, options)], self._exact
+        else:
+            # Not FAISS's own replicas: they take no parameters of a search, such as nprobe.
+            resources = [faiss.StandardGpuResources() for _ in range(num_gpus)]
+            moved = [faiss.index_cpu_to_gpu(one, gpu, self._index) for gpu, one in enumerate(resources)]
+            exact = BruteForce(self.vectors, "cuda" if torch.cuda.is_available() else "cpu")
+        return ItemIndex(self.vectors, _GpuPool(moved), self.plan, self.partitions, on_gpu=True, exact=exact)
 
     def with_effort(self, plan: IndexConfig) -> ItemIndex:
         """Return this index with the search parameters of another plan with the same build parameters."""
         assert plan.structure == self.plan.structure, f"{plan} differs in build parameters from {self.plan}"
-        return ItemIndex(self.vectors, self._index, plan, self.partitions, on_gpu=self._on_gpu)
+        return ItemIndex(self.vectors, self._index, plan, self.partitions, on_gpu=self._on_gpu, exact=self._exact)
 
     def without_partitions(self) -> ItemIndex:
         """Return this index with brute force for filtered searches."""
-        return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu)
+        return ItemIndex(self.vectors, self._index, self.plan, on_gpu=self._on_gpu, exact=self._exact)
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -200,7 +244,7 @@ class ItemIndex:
     @property
     def embeddings(self) -> Float32[np.ndarray, "items dim"]:
         """The unit vectors alone, by catalogue row."""
-        return np.ascontiguousarray(self.vectors[:, : self.width - self.plan.tail])
+        return np.ascontiguousarray(self.vectors[:][:, : self.width - self.plan.tail])
 
     @property
     def width(self) -> int:
@@ -219,14 +263,17 @@ class ItemIndex:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the index in bytes, without `vectors`."""
+        """Memory of the index in bytes, without `vectors`; not to be read while it is searched."""
         counted = 0
 
         def count(data: bytes) -> None:
             nonlocal counted
             counted += len(data)
 
-        faiss.write_index(self._index, faiss.PyCallbackIOWriter(count))
+        inverted = fast_scan_of(self._index)
+        with nullcontext() if inverted is None else without_lists(inverted):
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(count))
+        counted += 0 if inverted is None else num_list_bytes(inverted)
         return counted + (0 if self.partitions is None else self.partitions.num_bytes)
 
     def search(
@@ -405,15 +452,14 @@ class ItemIndex:
             effort = self._efforts[wanted] = _effort(self.plan, wanted)
         prefixes = _prefixes(queries, self.plan)
         size = self._num_together
-        with self._gpu_lock:
-            if len(queries) <= size:
-                scores, rows = self._index.search(prefixes, fetch, **effort)
-            else:
-                found = [
-                    self._index.search(prefixes[start : start + size], fetch, **effort)
-                    for start in range(0, len(queries), size)
-                ]
-                scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if len(queries) <= size:
+            scores, rows = self._index.search(prefixes, fetch, **effort)
+        else:
+            found = [
+                self._index.search(prefixes[start : start + size], fetch, **effort)
+                for start in range(0, len(queries), size)
+            ]
+            scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
         if self.plan.is_rescored:
             scores = inner_products(queries, self.vectors, rows)
             scores[rows < 0] = -np.inf
@@ -435,16 +481,42 @@ class ItemIndex:
             yield np.array([user]), scores[None], rows[None]
 
 
-def check_unit_length(vectors: Float32[np.ndarray, "rows width"], *, or_zero: bool = False) -> None:
+class _GpuPool:
+    """Indexes on GPUs, each searched by one thread at a time: they are not thread-safe, not even for reading."""
+
+    def __init__(self, indexes: Sequence[Any]) -> None:
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for index in indexes:
+            self._free.put(index)
+
+    def search(self, queries: np.ndarray, fetch: int, **effort: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Search one that is free; waits until one is."""
+        index = self._free.get()
+        try:
+            scores, rows = index.search(queries, fetch, **effort)
+        finally:
+            self._free.put(index)
+        return scores, rows
+
+
+def _ready(vectors: ItemVectors) -> ItemVectors:
+    """Return vectors as FAISS and PyTorch read them."""
+    return vectors if isinstance(vectors, HalfVectors) else np.require(vectors, np.float32, ["C", "W"])
+
+
+def check_unit_length(vectors: ItemVectors, *, or_zero: bool = False) -> None:
     """Check that every vector has length 1, or with `or_zero` length 0.
 
     Raises:
         ValueError: A vector has another length; names its row.
     """
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    wrong = np.flatnonzero(~((np.abs(lengths - 1) <= _UNIT_TOLERANCE) | (or_zero & (lengths == 0))))
-    if len(wrong):
-        raise ValueError(f"expected vectors of length 1, found length {lengths[wrong[0]]:.4g} at row {wrong[0]}")
+    for block in blocks_of(len(vectors)):
+        some = vectors[block]
+        lengths = np.sqrt(np.einsum("ij,ij->i", some, some))
+        wrong = np.flatnonzero(~((np.abs(lengths - 1) <= _UNIT_TOLERANCE) | (or_zero & (lengths == 0))))
+        if len(wrong):
+            row = block.start + wrong[0]
+            raise ValueError(f"expected vectors of length 1, found length {lengths[wrong[0]]:.4g} at row {row}")
 
 
 def set_num_threads(num_threads: int) -> None:
@@ -466,7 +538,7 @@ def num_threads_set(num_threads: int) -> Iterator[None]:
 
 
 def kmeans(
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     num_partitions: int,
     *,
     rounds: int = _KMEANS_ROUNDS,
@@ -489,18 +561,36 @@ def kmeans(
         max_points_per_centroid=items_per_centre,
         min_points_per_centroid=1,
     )
-    kmeans.train(vectors)
-    _, nearest = kmeans.index.search(vectors, 1)
-    return Partitions(np.ascontiguousarray(kmeans.centroids), nearest[:, 0].astype(np.int32))
+    kmeans.train(_sample(vectors, num_partitions * items_per_centre))
+    nearest = [kmeans.index.search(vectors[block], 1)[1][:, 0].astype(np.int32) for block in blocks_of(len(vectors))]
+    return Partitions(np.ascontiguousarray(kmeans.centroids), np.concatenate([np.zeros(0, np.int32), *nearest]))
+
+
+def _sample(vectors: ItemVectors, most: int) -> Float32[np.ndarray, "sample width"]:
+    """Return the vectors, or the sample of so many of them that FAISS's clustering would take."""
+    if len(vectors) <= most:
+        return vectors[:]
+    rows = np.empty(len(vectors), dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(rows), len(rows), _SEED)
+    rows = rows[:most]
+    sample = np.empty((most, vectors.shape[1]), dtype=np.float32)
+    # Read in order, as they may be on disk.
+    order = np.argsort(rows)
+    sample[order] = vectors[rows[order]]
+    return sample
 
 
 def inner_products(
     queries: Float32[np.ndarray, "users width"],
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     rows: Int[np.ndarray, "users candidates"],
 ) -> Float32[np.ndarray, "users candidates"]:
     """Return the score of each candidate for its user, in single precision; undefined where the row is -1."""
     scores = np.zeros(rows.shape, dtype=np.float32)
+    if isinstance(vectors, HalfVectors):
+        for user, query in enumerate(queries):
+            scores[user] = np.vecdot(vectors[rows[user]], query)
+        return scores
     faiss.fvec_inner_products_by_idx(
         faiss.swig_ptr(scores),
         faiss.swig_ptr(queries),
@@ -567,10 +657,28 @@ def _prefixes(vectors: Float32[np.ndarray, "rows width"], plan: IndexConfig) -> 
     return np.ascontiguousarray(short, dtype=np.float32)
 
 
-def _built(vectors: np.ndarray, plan: IndexConfig, partitions: Partitions | None) -> Any:
+@dataclass(frozen=True)
+class _ShortVectors:
+    """The prefixes of vectors, by row; see `_prefixes`."""
+
+    whole: ItemVectors
+    plan: IndexConfig
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.whole), self.plan.prefix + self.plan.tail
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Float32[np.ndarray, "rows prefix"]:
+        return _prefixes(self.whole[rows], self.plan)
+
+
+def _built(vectors: ItemVectors, plan: IndexConfig, partitions: Partitions | None) -> Any:
     """Return a trained FAISS index of the vectors, or of their prefixes, which get partitions of their own."""
     if plan.prefix:
-        vectors = _prefixes(vectors, plan)
+        vectors = _ShortVectors(vectors, plan)
         partitions = kmeans(vectors, plan.nlist) if plan.nlist else None
     index = _empty(vectors.shape[1], plan, partitions)
     num_threads = faiss.omp_get_max_threads()
@@ -578,8 +686,12 @@ def _built(vectors: np.ndarray, plan: IndexConfig, partitions: Partitions | None
         if plan.kind == "hnsw":
             # With several threads the graph would not be deterministic.
             faiss.omp_set_num_threads(1)
-        index.train(vectors)
-        index.add(vectors)
+        index.train(_sample(vectors, _TRAINING_ITEMS))
+        if plan.nlist and partitions is not None:
+            add_to_lists(index, vectors, partitions.of_item)
+        else:
+            for block in blocks_of(len(vectors)):
+                index.add(vectors[block])
     finally:
         faiss.omp_set_num_threads(num_threads)
     return index

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32, Int64
 from features.sequences.ragged import Ragged
 from serving.search.brute_force import BruteForce
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, Hits, ScoredRows, rank, take
+from serving.search.vectors import ItemVectors
 
 Probed = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Search results in batches: positions of users, `[users]`; scores in single precision and rows, `[users, found]`.
@@ -106,7 +107,7 @@ class LevelSearch:
         vectors: The items' unit vectors.
     """
 
-    def __init__(self, task: SearchTask, vectors: Float32[np.ndarray, "items width"]) -> None:
+    def __init__(self, task: SearchTask, vectors: ItemVectors) -> None:
         self._task = task
         self._vectors = vectors
         self._left = task.needed.copy()

@@ -25,7 +25,8 @@ from serving import deadline
 from serving.observability.timings import timed
 from serving.search.index_config import TUNED_CUTOFF
 from serving.search.results import AllowedItems, Hits
-from serving.search.searcher import ItemSearch, ItemVectors
+from serving.search.searcher import ItemSearch
+from serving.search.vectors import ItemVectors
 
 MicroBatching = Literal["auto", "on", "off"]
 Question = TypeVar("Question")

@@ -15,11 +15,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from features.files import mapped
 from features.sequences.ragged import offsets_of, ragged_arange
 from serving import deadline
 from serving.search.results import SLACK, AllowedItems
+from serving.search.vectors import ItemVectors
 
 FILE = "partitions.safetensors"
 # Number of nearest partitions by which the share of allowed items near a user is estimated.
@@ -56,9 +58,10 @@ class Partitions:
         Raises:
             ValueError: The arrays have wrong shapes or types, or a partition does not exist.
         """
-        found = load_file(path)
+        found, _ = mapped(path, "F32", "I32")
         centres, of_item = found["centres"], found["of_item"]
-        if centres.ndim != 2 or of_item.ndim != 1 or (centres.dtype, of_item.dtype) != (np.float32, np.int32):
+        types_fit = centres.dtype == np.float32 and of_item.dtype == np.int32
+        if centres.ndim != 2 or of_item.ndim != 1 or not types_fit:
             raise ValueError(f"partitions of shapes {centres.shape} and {of_item.shape}")
         if len(of_item) and not 0 <= of_item.min() <= of_item.max() < len(centres):
             raise ValueError(f"an item in partition {of_item.max()} of {len(centres)}")
@@ -71,7 +74,7 @@ class Partitions:
 
     def candidates(
         self,
-        vectors: Float32[np.ndarray, "items width"],
+        vectors: ItemVectors,
         query: Float32[np.ndarray, " width"],
         needed: int,
         allowed: AllowedItems,
@@ -98,7 +101,7 @@ class Partitions:
             stop = int(np.searchsorted(seen, looked_at)) + 1
             chosen = nearest[start:stop]
             some = rows[ragged_arange(starts[chosen], sizes[chosen])]
-            news = best.add(some, np.take(vectors, some, axis=0) @ query)
+            news = best.add(some, vectors[some] @ query)
             so_far = int(seen[min(stop, len(seen)) - 1])
             if start and news <= _NEGLIGIBLE and best.is_full:
                 break

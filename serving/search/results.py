@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from features.sequences.ragged import Ragged, offsets_of
 from serving import deadline
 from serving.search.conditions import Filter
+from serving.search.vectors import ItemVectors
 
 ScoredRows = tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]
 
@@ -185,7 +186,7 @@ class ExcludedPairs:
 
 
 def rank(
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     queries: Float32[np.ndarray, "users width"],
     rows: Int64[np.ndarray, "users candidates"],
 ) -> tuple[Int64[np.ndarray, "users candidates"], Float32[np.ndarray, "users candidates"]]:
@@ -204,7 +205,7 @@ def rank(
     return take(rows, order), take(scores, order)
 
 
-def _scores(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> Float32[np.ndarray, "users candidates"]:
+def _scores(vectors: ItemVectors, queries: np.ndarray, rows: np.ndarray) -> Float32[np.ndarray, "users candidates"]:
     """Return the score of each candidate, some candidates at a time where there are many."""
     step = max(1, _RANKED_NUMBERS // max(1, len(rows) * vectors.shape[1]))
     parts = [rows[:, start : start + step] for start in range(0, max(1, rows.shape[1]), step)]
@@ -260,7 +261,7 @@ def _products(vectors: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def rank_one(
-    vectors: Float32[np.ndarray, "items width"], query: Float32[np.ndarray, " width"], rows: Int64[np.ndarray, " rows"]
+    vectors: ItemVectors, query: Float32[np.ndarray, " width"], rows: Int64[np.ndarray, " rows"]
 ) -> ScoredRows:
     """Return one user's candidates as `rank` does, for a few of them sooner."""
     scores = cosines(vectors[rows], query).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,17 +9,6 @@ from jaxtyping import Bool, Float32
 
 from features.sequences.ragged import Ragged
 from serving.search.results import AllowedItems, Hits
-
-
-class ItemVectors(Protocol):
-    """Unit vectors by row of the catalogue, `[items, dim]`: a numpy array, or something that is indexed like one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Number of items and dimension."""
-
-    def __getitem__(self, rows: Sequence[int] | np.ndarray, /) -> Float32[np.ndarray, "rows dim"]:
-        """Return the vectors of some rows."""
 
 
 class Searcher(Protocol):

@@ -12,12 +12,14 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
+from serving.search.brute_force import BruteForce
 from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
 from serving.search.index_config import (
     DESCRIPTIONS,
@@ -30,7 +32,9 @@ from serving.search.index_config import (
     efforts,
     standard,
 )
+from serving.search.levels import SearchTask
 from serving.search.results import AllowedItems, Hits
+from serving.search.vectors import ItemVectors, blocks_of, stored_array
 
 # Number of users to measure recall with: a third each for tuning, checking and the final measurement.
 SAMPLE = 1500
@@ -124,7 +128,8 @@ class Tuning:
             f"{self.num_users:,} users who were not used in the choice."
         )
         lines.append(f"- recall below {self.wanted:g}. Searches are one at a time in one thread.")
-        lines.append(f"Each index also needs the vectors themselves, {self.index.vectors.nbytes / 1e6:,.1f} MB.")
+        num_bytes = stored_array(self.index.vectors).nbytes
+        lines.append(f"Each index also needs the vectors themselves, {num_bytes / 1e6:,.1f} MB.")
         return "\n".join(lines)
 
     def _place(self, one: Measured) -> tuple[bool, bool, float]:
@@ -148,11 +153,11 @@ class Chosen:
     num_users: int
 
 
-Chooser = Callable[[np.ndarray, np.ndarray], Chosen]
+Chooser = Callable[[ItemVectors, np.ndarray], Chosen]
 
 
 def choose(
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     queries: Float32[np.ndarray, "users width"],
     *,
     kind: IndexKind | None = None,
@@ -188,13 +193,14 @@ def choose(
 
 
 def tune(
-    vectors: Float32[np.ndarray, "items width"],
+    vectors: ItemVectors,
     queries: Float32[np.ndarray, "users width"],
     wanted: float,
     kind: IndexKind | None = None,
     *,
     prefixes: Sequence[int] = (),
     tail: int = 0,
+    plans: Sequence[IndexConfig] = (),
     trying: Trying = lambda done, total, what: None,
 ) -> Tuning:
     """Return the fastest index over `vectors` whose recall@100 is at least `wanted`.
@@ -206,18 +212,19 @@ def tune(
         kind: Only this kind. None: every kind that the catalogue is large enough for.
         prefixes: As for `choose`.
         tail: As for `choose`.
+        plans: Build parameters to try instead of those that suit the catalogue. Empty: those.
         trying: Called before each index with the number tried so far, the number of all, and the next kind.
 
     Raises:
         DataError: The kind needs more items, or prefixes.
     """
-    plans = (
-        [IndexConfig()] if kind is None and wanted >= 1 else candidates(len(vectors), vectors.shape[1], kind, prefixes)
-    )
+    if not plans:
+        suitable = partial(candidates, len(vectors), vectors.shape[1], kind, prefixes)
+        plans = [IndexConfig()] if kind is None and wanted >= 1 else suitable()
     plans = [plan.model_copy(update={"tail": tail}) for plan in plans]
-    is_divided = any(not plan.is_exact for plan in plans)
-    partitions = kmeans(vectors, default_nlist(len(vectors))) if is_divided else None
-    trial = _Trial.of(vectors, queries, wanted, tail)
+    nlist = max((plan.nlist for plan in plans), default=0) or default_nlist(len(vectors))
+    partitions = None if all(plan.is_exact for plan in plans) else kmeans(vectors, nlist)
+    trial = _Trial.of(vectors, queries, wanted)
     tried: list[Measured] = []
     best: tuple[Measured, ItemIndex] | None = None
     for place, plan in enumerate(plans):
@@ -240,11 +247,11 @@ def recall_of(index: ItemIndex, queries: Float32[np.ndarray, "users width"]) -> 
     return index.search(queries, k).share_of(index.scan(queries, k))
 
 
-def sample_of(vectors: Float32[np.ndarray, "users width"]) -> Float32[np.ndarray, "sample width"]:
+def sample_of(vectors: ItemVectors) -> Float32[np.ndarray, "sample width"]:
     """Return a sample of the users' vectors, without zero vectors, which belong to users with no known features."""
-    known = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)
-    sample: np.ndarray = vectors[np.random.default_rng(_SEED).permutation(known)[:SAMPLE]]
-    return sample
+    lengths = [np.linalg.norm(vectors[block], axis=1) for block in blocks_of(len(vectors))]
+    known = np.flatnonzero(np.concatenate([np.zeros(0), *lengths]) > 0)
+    return vectors[np.random.default_rng(_SEED).permutation(known)[:SAMPLE]]
 
 
 def thirds(sample: Float32[np.ndarray, "users width"]) -> list[Float32[np.ndarray, "third width"]]:
@@ -291,12 +298,13 @@ class _Trial:
     judging: np.ndarray
 
     @classmethod
-    def of(cls, vectors: np.ndarray, queries: np.ndarray, wanted: float, tail: int) -> _Trial:
+    def of(cls, vectors: ItemVectors, queries: np.ndarray, wanted: float) -> _Trial:
         sample = sample_of(queries)
         assert len(sample), "an index is tuned by the vectors of users"
-        exact, k = ItemIndex.build(vectors, IndexConfig(tail=tail)), min(TUNED_CUTOFF, len(vectors))
+        exact, k = BruteForce(vectors), min(TUNED_CUTOFF, len(vectors))
         tuning, checking, judging = thirds(sample)
-        return cls(wanted, k, tuning, exact.scan(tuning, k), checking, exact.scan(checking, k), judging)
+        truths = [SearchTask.of(part, k, None, None, len(vectors)).compared(exact) for part in (tuning, checking)]
+        return cls(wanted, k, tuning, truths[0], checking, truths[1], judging)
 
     def judge(self, index: ItemIndex, build_seconds: float) -> tuple[Measured, ItemIndex]:
         """Return the index with the least effort that reaches the recall, else the greatest, and its measurements."""

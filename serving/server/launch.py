@@ -42,7 +42,7 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
         read_keys(Path(settings.api_keys_file))
     if settings.request_log is not None:
         RotatedFile(Path(settings.request_log), settings.request_log_max_bytes, settings.request_log_files).check()
-    if settings.device == "cuda":
+    if settings.device.startswith("cuda"):
         from serving.search.faiss_index import check_device
 
         check_device(settings.device)

@@ -12,7 +12,7 @@ from features.ids import USER_ID
 from features.sequences.sequences import Sequences
 from serving import deadline
 from serving.observability.timings import timed
-from serving.search.searcher import ItemVectors
+from serving.search.vectors import ItemVectors
 from towers.bundle.bundle import ModelBundle
 
 _USERS_AT_ONCE = 4096

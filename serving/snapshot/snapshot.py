@@ -9,8 +9,10 @@ index/
   manifest.json                digests of weights and catalogue, kind, measured recall, size and SHA-256 of each file
   items.parquet                the catalogue, in the order of rows
   interactions.parquet         the number of interactions of each item, and of recent ones
-  vectors.safetensors          `items` by row; `users` as users.parquet (not for models that read request times)
+  vectors.safetensors          `items` by row, float32 or float16; `users` as users.parquet (not for models that read
+                               request times)
   items.faiss                  the index
+  lists.safetensors            its inverted lists, if FAISS itself cannot map them
   partitions.safetensors       its IVF lists for filtered searches, if it has any
   users.parquet                user_id, history (item ids, oldest first) and times, if the tables have them
   attributes.parquet           the users' attributes that the model reads
@@ -37,13 +39,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Float64, Int64
-from safetensors.numpy import save_file
+from jaxtyping import Float, Float32, Float64, Int64
 from tqdm import tqdm
 
 from features.columns import item_texts
 from features.errors import DataError
-from features.files import atomic_folder, mapped
+from features.files import atomic_folder, mapped, save_arrays, scratch_array
 from features.ids import ITEM_ID, USER_ID
 from features.parquet import read_parquet
 from features.sequences.ragged import offsets_of
@@ -51,12 +52,13 @@ from features.sequences.sequences import Sequences
 from features.sequences.timeline import Timeline
 from features.tables.tables import Catalog, Interactions, Tables, Users
 from serving.catalog.popularity import popularity_of
-from serving.search.faiss_index import ItemIndex
-from serving.search.index_config import IndexConfig
+from serving.search.faiss_index import ItemIndex, check_unit_length
+from serving.search.inverted_lists import FILE as LISTS
 from serving.search.partitions import FILE as PARTITIONS
 from serving.search.partitions import Partitions
 from serving.search.tuning import SAMPLE, Chooser, sample_of
 from serving.search.tuning import choose as default_choice
+from serving.search.vectors import BLOCK, ItemVectors, blocks_of, leading_dims, stored_array, stored_as
 from serving.snapshot.encoding import attribute_columns, encode_users
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
@@ -67,7 +69,7 @@ from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading
 from towers.item_map import FILE as MAP
 from towers.item_map import ItemMap
-from towers.model.trend_head import as_fractions, with_numbers
+from towers.model.trend_head import as_fractions, searched_dim, with_numbers
 from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.kinds import RERANKER_KINDS
 from towers.rerankers.manifest import MODEL, RankerManifest, has_ranker, open_ranker
@@ -116,6 +118,8 @@ class Snapshot:
         choose: Chooser | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
         live: LogOffset | None = None,
+        *,
+        half_precision: bool = False,
     ) -> Snapshot:
         """Encode tables and build their index.
 
@@ -125,23 +129,22 @@ class Snapshot:
             choose: Chooses the index over the items' vectors, given vectors of some users. None: brute force.
             progress: Called with the number of users encoded so far and of all users.
             live: The part of a log of live writes that is in the tables. None: none is.
+            half_precision: Whether the items' vectors are kept in float16.
 
         Raises:
             BundleError: The model's vectors do not have length 1, as after a training that diverged.
+            OSError: There is no room on disk for the vectors.
         """
         catalog = tables.catalog
         histories, attributes = _users(tables, bundle)
-        vectors, trend_until = _with_trend(bundle, bundle.encode_items(catalog), histories)
-        tail = vectors.shape[1] - bundle.config.towers.embedding_dim
-        try:
-            index = ItemIndex.build(vectors, IndexConfig(tail=tail))
-        except ValueError as error:
-            raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
+        trend, trend_until = _trend(bundle, histories, len(catalog))
+        vectors = _encoded(bundle, catalog, trend, half_precision)
         user_vectors = (
-            None if bundle.config.reads_time else encode_users(bundle, index.vectors, histories, attributes, progress)
+            None if bundle.config.reads_time else encode_users(bundle, vectors, histories, attributes, progress)
         )
-        queries = _query_sample(bundle, index, histories, attributes, user_vectors)
-        chosen = (choose or partial(default_choice, tail=tail))(index.vectors, queries)
+        queries = _query_sample(bundle, vectors, histories, attributes, user_vectors)
+        tail = vectors.shape[1] - bundle.config.towers.embedding_dim
+        chosen = (choose or partial(default_choice, tail=tail))(vectors, queries)
         manifest = IndexManifest.of(
             bundle,
             catalog_digest=_digest(catalog),
@@ -152,7 +155,7 @@ class Snapshot:
             num_items=len(catalog),
             num_users=len(histories),
             num_interactions=histories.num_events,
-            width=index.width,
+            width=vectors.shape[1],
             newest_event=_newest(tables.interactions),
             trend_until=trend_until,
             live=live,
@@ -176,7 +179,7 @@ class Snapshot:
 
     def query_sample(self, bundle: ModelBundle) -> Float32[np.ndarray, "sample width"]:
         """Return the vectors of some users, or of items if no users are known, to measure a search with."""
-        queries = _query_sample(bundle, self.index, self.histories, self.attributes, self.user_vectors)
+        queries = _query_sample(bundle, self.index.vectors, self.histories, self.attributes, self.user_vectors)
         return queries if len(queries) else sample_of(self.index.vectors)
 
     def with_precomputed(self, precomputed: PrecomputedTopK) -> Snapshot:
@@ -190,7 +193,7 @@ class Snapshot:
         Args:
             dim: Number of leading dimensions of the searched vectors that make an item's unit vector.
         """
-        return replace(self, item_map=ItemMap.of(self.index.vectors[:, :dim], self.interactions))
+        return replace(self, item_map=ItemMap.of(leading_dims(self.index.vectors, dim), self.interactions))
 
     def save(self, bundle_path: Path) -> Path:
         """Write the folder `index/` into a bundle, replacing an existing one, and return its path."""
@@ -202,7 +205,7 @@ class Snapshot:
             if self.attributes is not None:
                 _write(folder / "attributes.parquet", _arrow(self.attributes))
             users = {} if self.user_vectors is None else {"users": self.user_vectors}
-            save_file({"items": self.index.vectors, **users}, folder / "vectors.safetensors")
+            save_arrays(folder / "vectors.safetensors", {"items": stored_array(self.index.vectors), **users})
             self.index.save(folder / "items.faiss")
             if self.index.partitions is not None:
                 self.index.partitions.save(folder / PARTITIONS)
@@ -234,7 +237,10 @@ class Snapshot:
         vectors = _vectors(folder.file("vectors.safetensors"), manifest)
         catalog = Catalog(_frame(folder.file("items.parquet"), manifest.num_items))
         partitions = Partitions.load(folder.file(PARTITIONS)) if PARTITIONS in folder else None
-        index = ItemIndex.load(folder.file("items.faiss"), vectors["items"], manifest.plan, partitions)
+        lists = folder.file(LISTS) if LISTS in folder else None
+        index = ItemIndex.load(
+            folder.file("items.faiss"), stored_as(vectors["items"]), manifest.plan, partitions, lists
+        )
         histories = _histories(read_parquet(folder.file("users.parquet"), manifest.num_users), catalog)
         attributes = None
         if "attributes.parquet" in folder:
@@ -301,21 +307,46 @@ def _users(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame
     return histories, known.reindex(tables.users.rows_of(histories.user_ids)).reset_index(drop=True)
 
 
-def _with_trend(
-    bundle: ModelBundle, vectors: Float32[np.ndarray, "items dim"], histories: Sequences
-) -> tuple[Float32[np.ndarray, "items searched"], float | None]:
-    """Return items' vectors as they are searched, and the moment of their recent popularity; None if none is read."""
+def _encoded(
+    bundle: ModelBundle, catalog: Catalog, trend: Float32[np.ndarray, "items tail"] | None, half_precision: bool
+) -> ItemVectors:
+    """Return the items' vectors as they are searched; those of a large catalogue are on disk, and mapped.
+
+    Raises:
+        BundleError: A vector has not length 1.
+        OSError: There is no room on disk.
+    """
+    kind = np.float16 if half_precision else np.float32
+    towers = bundle.config.towers
+    shape = len(catalog), searched_dim(towers)
+    in_memory = len(catalog) <= BLOCK
+    stored = np.empty(shape, kind) if in_memory else scratch_array(bundle.path, shape, kind)
+    for rows in blocks_of(len(catalog)):
+        some = catalog if in_memory else Catalog(catalog.frame.iloc[rows].reset_index(drop=True))
+        vectors = bundle.encode_items(some)
+        try:
+            check_unit_length(vectors, or_zero=True)
+        except ValueError as error:
+            raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
+        stored[rows] = vectors if trend is None else with_numbers(vectors, trend[rows])
+    return stored_as(stored)
+
+
+def _trend(
+    bundle: ModelBundle, histories: Sequences, num_items: int
+) -> tuple[Float32[np.ndarray, "items tail"] | None, float | None]:
+    """Return the recent popularity of the items as it is searched, and its moment; None if the model reads none."""
     if not bundle.config.towers.trend:
-        return vectors, None
+        return None, None
     timeline = Timeline.of(histories)
     if timeline is None:
         raise DataError(
             "this model reads the recent popularity of items, which needs the time of every interaction; the table of "
             "interactions has none"
         )
-    trend = bundle.trend(timeline, len(vectors))
+    trend = bundle.trend(timeline, num_items)
     numbers = trend.numbers(np.array([trend.end]))[:, 0]
-    return with_numbers(vectors, as_fractions(numbers)), float(trend.end)
+    return as_fractions(numbers), float(trend.end)
 
 
 def _item_statistics(tables: Tables, bundle: ModelBundle) -> ItemStatistics:
@@ -350,7 +381,7 @@ def _with_inactive(active: Sequences, users: Users) -> Sequences:
 
 def _query_sample(
     bundle: ModelBundle,
-    index: ItemIndex,
+    item_vectors: ItemVectors,
     histories: Sequences,
     attributes: pd.DataFrame | None,
     user_vectors: Float32[np.ndarray, "users width"] | None,
@@ -360,7 +391,7 @@ def _query_sample(
         return sample_of(user_vectors)
     users = np.random.default_rng(0).permutation(np.flatnonzero(histories.lengths > 0))[:SAMPLE]
     known = None if attributes is None else attributes.iloc[users].reset_index(drop=True)
-    vectors = encode_users(bundle, index.vectors, histories.take(users), known, now=int(time.time()))
+    vectors = encode_users(bundle, item_vectors, histories.take(users), known, now=int(time.time()))
     return sample_of(vectors)
 
 
@@ -421,12 +452,14 @@ def _frame(path: Path, num_rows: int) -> pd.DataFrame:
     return frame
 
 
-def _vectors(path: Path, manifest: IndexManifest) -> dict[str, Float32[np.ndarray, "rows width"]]:
-    vectors, _ = mapped(path, "F32")
+def _vectors(path: Path, manifest: IndexManifest) -> dict[str, Float[np.ndarray, "rows width"]]:
+    vectors, _ = mapped(path, "F32", "F16")
     for name, num_rows in (("items", manifest.num_items), ("users", manifest.num_users)):
         expected = num_rows, manifest.width
         if name in vectors and vectors[name].shape != expected:
             raise ValueError(f"vectors of {name}: found {vectors[name].shape}, expected {expected}")
+    if "users" in vectors and vectors["users"].dtype != np.float32:
+        raise ValueError(f"vectors of users: found {vectors['users'].dtype}, expected float32")
     return vectors
 
 

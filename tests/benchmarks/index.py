@@ -33,6 +33,7 @@ from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
 from serving.search.index_config import IndexKind, default_nlist
 from serving.search.results import AllowedItems, Hits
 from serving.search.tuning import Measured, Tuning, sample_of, thirds, tune
+from serving.search.vectors import blocks_of
 from towers.bundle.bundle import ModelBundle
 
 K = 100
@@ -48,8 +49,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def made(items: int, users: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors of items and users as trained towers make them; see above."""
+def made(
+    items: int, users: int, width: int, seed: int = 0, catalogue: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors of items and users as trained towers make them, those of items in the given array; see above."""
     rng = np.random.default_rng(seed)
     scale = np.arange(1, width + 1) ** -0.25
     scale /= np.linalg.norm(scale)
@@ -61,7 +64,10 @@ def made(items: int, users: int, width: int, seed: int = 0) -> tuple[np.ndarray,
     sizes = rng.pareto(1.2, size=max(8, items // 40)) + 1
     groups = families[rng.integers(len(families), size=len(sizes))] + 0.75 * drawn(len(sizes))
     chosen = rng.choice(len(sizes), size=items, p=sizes / sizes.sum())
-    catalogue = unit(0.7 * drawn(1) + groups[chosen] + 0.65 * drawn(items))
+    common = 0.7 * drawn(1)
+    catalogue = np.empty((items, width), np.float32) if catalogue is None else catalogue
+    for block in blocks_of(items):
+        catalogue[block] = unit(common + groups[chosen[block]] + 0.65 * drawn(block.stop - block.start))
     tastes = sum(
         catalogue[rng.integers(items, size=users)] * rng.exponential(size=(users, 1)).astype(np.float32)
         for _ in range(3)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from features.files import atomic_file, atomic_folder, create_once, sha256
+from features.files import atomic_file, atomic_folder, create_once, mapped, save_arrays, scratch_array, sha256
 
 
 def test_a_file_appears_when_its_block_ends_well(tmp_path: Path) -> None:
@@ -103,3 +105,27 @@ def test_what_a_writer_keeps_to_itself_becomes_readable_like_any_new_file(tmp_pa
 def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_arrays_are_written_as_the_library_reads_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "half": rng.random((70_000, 3)).astype(np.float16),
+        "bytes": rng.integers(0, 256, 5).astype(np.uint8),
+        "none": np.zeros((0, 4), np.float32),
+        "rows": rng.integers(0, 9, (3, 2)),
+    }
+    save_arrays(tmp_path / "a.safetensors", arrays)
+    library = load_file(tmp_path / "a.safetensors")
+    ours, _ = mapped(tmp_path / "a.safetensors", "F16", "U8", "F32", "I64")
+    for name, array in arrays.items():
+        for found in (library[name], ours[name]):
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found, array)
+
+
+def test_an_array_on_disk_has_no_file_that_could_be_left_behind(tmp_path: Path) -> None:
+    array = scratch_array(tmp_path, (1000, 3), np.float32)
+    array[:] = 1
+    assert array.sum() == 3000
+    assert list(tmp_path.iterdir()) == []

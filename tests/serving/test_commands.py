@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.files import mapped
 from serving.recommend.recommender import Recommender
 from serving.search.index_config import INDEX_KINDS
 from tests.serving.conftest import SETTINGS, write_untrained
@@ -49,6 +50,15 @@ def test_index_says_what_it_made(folder, capsys):
     assert "exact index (recall@100 1.000)" in said
     assert manifest(folder)["num_items"] == 120
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["latest", "model", "timed"]
+
+
+def test_index_in_half_precision_is_half_as_large(folder):
+    file, sizes = folder / "runs/model/index/vectors.safetensors", []
+    for flags in ([], ["--half-precision"]):
+        assert run("index", "runs/latest", *flags) == 0
+        sizes.append(mapped(file, "F32", "F16")[0]["items"].nbytes)
+    assert sizes[0] == 2 * sizes[1]
+    assert run("recommend", "runs/latest", "--output", "all.parquet", "--k", 5) == 0
 
 
 def test_index_reads_the_tables_of_today(folder, pristine, capsys):

@@ -143,7 +143,7 @@ class Model:
         """The recommender over the bundle and its index, for what this class does not offer."""
         recommender = open_recommender(self.bundle, self.settings)
         rerank, make_searcher = self._parts
-        searcher = None if make_searcher is None else make_searcher(recommender.snapshot.index.vectors)
+        searcher = None if make_searcher is None else make_searcher(recommender.snapshot.index.vectors[:])
         return recommender.with_parts(rerank, searcher)
 
     @plain_errors
@@ -401,6 +401,7 @@ class Model:
         kind: IndexKind | None = None,
         recall: float | None = None,
         precompute: int | None = None,
+        half_precision: bool = False,
         progress: bool = True,
     ) -> pd.DataFrame:
         """Build the index again, from today's tables or of another kind, as `towers index` does.
@@ -413,6 +414,7 @@ class Model:
             recall: Target recall@100, above 0 to 1: each kind, or that of `kind`, is tuned on queries of users, and the
                 fastest that reaches it is kept. None: nothing is tuned.
             precompute: Number of recommendations per user to precompute. None: 100, if that is done quickly.
+            half_precision: Whether item vectors are kept in float16: half the disk and memory.
             progress: Whether to print what the command prints.
 
         Returns:
@@ -439,6 +441,7 @@ class Model:
                 kind,
                 recall,
                 precomputed=precompute,
+                half_precision=half_precision,
                 database=self.settings.database,
                 filter_columns=self.settings.filter_columns,
                 tuned=tuned.append,

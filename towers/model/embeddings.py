@@ -37,7 +37,8 @@ class FeatureEmbeddings(nn.Module):
         learning_rate: Of the fused row-wise Adagrad. None: the tables are not trained.
         corrections: The features whose tables begin with zeros.
         dtype: Type of the weights, `torch.float32` or `torch.float16`; bags are summed in float32. In training on a CPU
-            an updated row is rounded to the nearest, on a GPU stochastically (by fbgemm's default); the state of Adagrad is float32.
+            an updated row is rounded to the nearest, on a GPU stochastically (by fbgemm's default, not run); the state
+            of Adagrad is float32.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from features.errors import DataError
 from features.settings import StrictTable
 from serving.search.conditions import Filter
 from serving.search.databases.columns import Cells, ColumnKind
+from serving.search.vectors import ItemVectors
 
 FORMAT_VERSION = 1
 
@@ -68,7 +69,7 @@ class Points:
     """
 
     keys: Int64[np.ndarray, " points"]
-    vectors: Float32[np.ndarray, "points width"]
+    vectors: ItemVectors
     cells: Cells = field(default_factory=dict)
 
     def __len__(self) -> int:

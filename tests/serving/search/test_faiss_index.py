@@ -3,6 +3,8 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -11,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.errors import DataError
+from features.files import mapped, save_arrays
 from serving.search import faiss_index as index_module
 from serving.search import partitions as partitions_module
+from serving.search import vectors as vectors_module
 from serving.search.faiss_index import ItemIndex, check_unit_length, kmeans
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, IndexConfig, standard
+from serving.search.inverted_lists import FILE as LISTS
 from serving.search.results import AllowedItems
+from serving.search.vectors import HalfVectors
 from tests.serving.vectors import by_hand, clustered_vectors, ragged, some_allowed, unit_vectors
 
 ITEMS, USERS = 4000, 60
@@ -27,20 +33,31 @@ SPACES = {
 FLOORS = {"clustered": 0.98, "isotropic": 0.85}
 
 
-WAYS = (*INDEX_KINDS, "hnsw, shortened", "ivf-pq, shortened")
+def loaded_from(folder, vectors, index, partitions=None):
+    """The index that was saved in a folder, as a snapshot opens it."""
+    lists = folder / LISTS
+    return ItemIndex.load(folder / "items.faiss", vectors, index.plan, partitions, lists if lists.exists() else None)
+
+
+WAYS = (*INDEX_KINDS, "hnsw, shortened", "ivf-pq, shortened", "exact, half", "ivf-pq, half")
 
 
 def plan_of(way, num_items=ITEMS, width=16):
     """The standard plan of a kind, or of a kind that compares most of each vector first and all of it after."""
-    kind, _, is_shortened = way.partition(", ")
+    kind, _, how = way.partition(", ")
     most = width * 3 // 4
     plan = standard(kind, num_items, width, prefixes=[most])
-    return plan.model_copy(update={"prefix": most, "oversampling": 8}) if is_shortened else plan
+    return plan.model_copy(update={"prefix": most, "oversampling": 8}) if how == "shortened" else plan
+
+
+def kept(way, vectors):
+    """The vectors as an index of this sort keeps them."""
+    return HalfVectors(vectors.astype(np.float16)) if way.endswith(", half") else vectors
 
 
 @functools.cache
 def built(way, space="clustered"):
-    return ItemIndex.build(SPACES[space][0], plan_of(way))
+    return ItemIndex.build(kept(way, SPACES[space][0]), plan_of(way))
 
 
 @pytest.fixture
@@ -257,17 +274,17 @@ def test_the_same_vectors_give_the_same_index(kind, tmp_path):
     contents = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        ItemIndex.build(vectors, plan_of(kind)).save(tmp_path / name / "items.faiss")
+        ItemIndex.build(kept(kind, vectors), plan_of(kind)).save(tmp_path / name / "items.faiss")
         contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize("kind", WAYS)
 def test_a_saved_index_of_any_kind_answers_as_before(kind, tmp_path, by_partitions):
-    (vectors, queries), index = SPACES["clustered"], built(kind)
+    (_, queries), index = SPACES["clustered"], built(kind)
     index.save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, index.plan, index.partitions)
-    assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, kind == "exact", index.num_bytes)
+    loaded = loaded_from(tmp_path, index.vectors, index, index.partitions)
+    assert (loaded.plan, loaded.is_exact, loaded.num_bytes) == (index.plan, index.kind == "exact", index.num_bytes)
     for allowed in (None, some_allowed(ITEMS, 0.1), some_allowed(ITEMS, 0.6)):
         for asked in (queries, queries[:1]):
             found, again = (one.search(asked, 10, allowed=allowed) for one in (index, loaded))
@@ -289,7 +306,7 @@ def test_an_index_says_what_memory_it_takes_beside_the_vectors(kind, tmp_path):
 @pytest.mark.parametrize("kind", WAYS[1:])
 @pytest.mark.parametrize("width", [5, 17])
 def test_vectors_of_an_odd_width_can_be_indexed(kind, width):
-    index = ItemIndex.build(clustered_vectors(1200, width), plan_of(kind, 1200, width))
+    index = ItemIndex.build(kept(kind, clustered_vectors(1200, width)), plan_of(kind, 1200, width))
     queries = clustered_vectors(20, width, seed=1)
     assert index.search(queries, 10).share_of(index.scan(queries, 10)) >= 0.9
 
@@ -360,13 +377,80 @@ def test_partitions_can_be_shared_by_several_kinds():
         np.testing.assert_array_equal(index.search(queries, 10).rows, built(kind).search(queries, 10).rows)
 
 
+@pytest.mark.parametrize("kind", ["exact", "ivf", "ivf-sq8", "ivf-pq", "sq8"])
+def test_an_index_built_in_blocks_is_the_one_that_faiss_builds_at_once(kind, monkeypatch, tmp_path):
+    vectors = SPACES["clustered"][0]
+    partitions = None if kind in ("exact", "sq8") else kmeans(vectors, 64)
+    plan = plan_of(kind).model_copy(update={"nlist": 64 if partitions else 0})
+    at_once = index_module._empty(16, plan, partitions)
+    at_once.train(vectors)
+    at_once.add(vectors)
+    monkeypatch.setattr(vectors_module, "BLOCK", 700)
+    index = ItemIndex.build(vectors, plan, partitions)
+    for name, one in (("blocks", index), ("at_once", ItemIndex(vectors, at_once, plan, partitions))):
+        (tmp_path / name).mkdir()
+        one.save(tmp_path / name / "items.faiss")
+    for path in (tmp_path / "blocks").iterdir():
+        assert path.read_bytes() == (tmp_path / "at_once" / path.name).read_bytes()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with pytest.raises(OSError, match="No space left on device"):
+        built("exact").save(Path("/dev/full"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-64]), "its arrays are not what the file is made of"),
+        (lambda file: file.write_bytes(b"x" * 99), "a header of"),
+        (lambda file: save_arrays(file, {"lists": np.zeros(9, np.uint8), "sizes": np.ones(3, np.int64)}), "3,"),
+        (lambda file: save_lists_of(file, 3000), "lists of 3000 items, expected 4000"),
+        (lambda file: resized(file, [5000, -1000]), "lists of"),
+        (lambda file: resized(file, [4000, 0]), "bytes, expected"),
+    ],
+)
+def test_a_file_of_lists_that_does_not_fit_is_refused(damage, message, tmp_path):
+    index = built("ivf-pq")
+    index.save(tmp_path / "items.faiss")
+    damage(tmp_path / LISTS)
+    with pytest.raises(ValueError, match=message):
+        loaded_from(tmp_path, index.vectors, index)
+
+
+def test_an_index_without_its_lists_is_refused(tmp_path):
+    index = built("ivf-pq")
+    index.save(tmp_path / "items.faiss")
+    (tmp_path / LISTS).unlink()
+    with pytest.raises(ValueError, match="it lacks row 0"):
+        loaded_from(tmp_path, index.vectors, index)
+
+
+def save_lists_of(path, num_items):
+    """Write the lists of an index of fewer items."""
+    (path.parent / "other").mkdir()
+    plan = built("ivf-pq").plan
+    ItemIndex.build(SPACES["clustered"][0][:num_items], plan).save(path.parent / "other" / "items.faiss")
+    (path.parent / "other" / LISTS).replace(path)
+
+
+def resized(path, first):
+    """Say that the first lists have other sizes."""
+    arrays = {name: array.copy() for name, array in mapped(path, "U8", "I64")[0].items()}
+    arrays["sizes"][:] = 0
+    arrays["sizes"][: len(first)] = first
+    save_arrays(path, arrays)
+
+
 def test_processes_share_the_memory_of_a_loaded_index(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_SMALL", 0)
     vectors = SPACES["clustered"][0]
     built("ivf-pq").save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", vectors, built("ivf-pq").plan)
+    loaded = loaded_from(tmp_path, vectors, built("ivf-pq"))
     with open("/proc/self/maps") as maps:  # noqa: PTH123 (not a file of ours)
-        assert str(tmp_path / "items.faiss") in maps.read()
+        places = maps.read()
+    assert str(tmp_path / "items.faiss") in places
+    assert str(tmp_path / LISTS) in places
     assert len(loaded) == ITEMS
 
 
@@ -478,6 +562,42 @@ def test_on_a_gpu_searches_take_turns_and_never_ask_for_more_than_it_allows(monk
     assert most_at_once == [1]
     assert max(fetched) <= 2048
     assert len(index.search(query, 5000).rows) == 5000
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf", "ivf-sq8"])
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda-shards"])
+def test_several_gpus_answer_as_a_cpu(kind, device, monkeypatch, tmp_path):
+    """GPUs are stood in for by FAISS's indexes for CPUs: copies of the index, or its parts in FAISS's own shards."""
+    (_, queries), index = SPACES["clustered"], built(kind)
+    index.save(tmp_path / "items.faiss")
+    copies, parts = [], []
+
+    def copied(_, gpu, index):
+        copies.append(gpu)
+        return faiss.clone_index(index)
+
+    def divided(index, options):
+        assert options.shard
+        shards = faiss.IndexShards(16, True, kind == "exact")
+        for first in range(0, ITEMS, 1000):
+            part = faiss.read_index(str(tmp_path / "items.faiss"))
+            kept = faiss.IDSelectorRange(first, first + 1000)
+            part.remove_ids(faiss.IDSelectorNot(kept))
+            shards.add_shard(part)
+            parts.append(part)
+        return shards
+
+    monkeypatch.setattr(index_module.faiss, "get_num_gpus", lambda: 4)
+    monkeypatch.setattr(index_module.faiss, "StandardGpuResources", lambda: None, raising=False)
+    monkeypatch.setattr(index_module.faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(index_module.faiss, "index_cpu_to_gpu", copied, raising=False)
+    monkeypatch.setattr(index_module.faiss, "index_cpu_to_all_gpus", divided)
+    moved = index.to(device)
+    assert copies == ([] if device == "cuda-shards" else [0, 1, 2, 3])
+    for allowed in (None, some_allowed(ITEMS, 0.5)):
+        found, expected = (one.search(queries, 20, allowed=allowed) for one in (moved, index))
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def test_threads_that_search_at_once_get_their_own_answers():

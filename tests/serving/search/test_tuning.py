@@ -90,7 +90,7 @@ def test_users_by_whom_the_index_is_judged_had_no_part_in_choosing_it(monkeypatc
 
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 30])
 def test_the_least_effort_is_the_lowest_rung_that_finds_enough(length, monkeypatch):
-    index, trial = ItemIndex.build(ITEMS[:1000]), tuning_module._Trial.of(ITEMS[:1000], USERS, 0.9, tail=0)
+    index, trial = ItemIndex.build(ITEMS[:1000]), tuning_module._Trial.of(ITEMS[:1000], USERS, 0.9)
     ladder = [IndexConfig(kind="ivf", nlist=50, nprobe=rung) for rung in range(length)]
     for lowest in range(length + 1):
         monkeypatch.setattr(type(trial), "_recall", lambda *given, least=lowest: float(given[-1].nprobe >= least))

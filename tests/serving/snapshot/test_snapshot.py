@@ -10,7 +10,9 @@ import pytest
 
 from features.tables.tables import Interactions
 from serving.recommend.recommender import Recommender
+from serving.search import vectors as vectors_module
 from serving.search.index_config import IndexConfig
+from serving.snapshot import snapshot as snapshot_module
 from serving.snapshot.manifest import FORMAT_VERSION, IndexManifest
 from serving.snapshot.snapshot import Snapshot
 from tests.serving.doubles import FakeBundle, country, make_features, make_recommender, make_tables
@@ -120,6 +122,43 @@ def test_a_failed_save_leaves_the_old_index(saved, bundle, shop, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         Snapshot.build(bundle, shop).save(bundle.path)
     monkeypatch.undo()
+    assert len(Snapshot.open(bundle).catalog) == 100
+    assert [path.name for path in bundle.path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("half_precision", [False, True])
+def test_a_snapshot_encoded_in_blocks_is_the_one_encoded_at_once(half_precision, bundle, shop, monkeypatch):
+    at_once = Snapshot.build(bundle, shop, half_precision=half_precision)
+    bundle.path.mkdir(exist_ok=True)
+    for module in (vectors_module, snapshot_module):
+        monkeypatch.setattr(module, "BLOCK", 7)
+    in_blocks = Snapshot.build(bundle, shop, half_precision=half_precision)
+    np.testing.assert_array_equal(in_blocks.index.vectors[:], at_once.index.vectors[:])
+    assert answers(bundle, in_blocks) == answers(bundle, at_once)
+    assert list(bundle.path.iterdir()) == []
+
+
+def test_vectors_in_half_precision_take_half_of_the_disk_and_answer_alike(saved, bundle, shop):
+    whole, before = Snapshot.open(bundle), (saved / "vectors.safetensors").stat().st_size
+    Snapshot.build(bundle, shop, half_precision=True).with_map(16).save(bundle.path)
+    half = Snapshot.open(bundle)
+    num_numbers = whole.index.vectors.shape[0] * whole.index.vectors.shape[1]
+    assert before - (saved / "vectors.safetensors").stat().st_size == 2 * num_numbers
+    np.testing.assert_allclose(half.index.vectors[:], whole.index.vectors[:], atol=5e-4)
+    for found, expected in zip(answers(bundle, half), answers(bundle, whole), strict=True):
+        scores, true = ([item.score for item in one.items] for one in (found, expected))
+        np.testing.assert_allclose(scores, true, atol=1e-3)
+
+
+def test_no_room_for_the_vectors_is_named_and_leaves_the_old_index(saved, bundle, shop, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for module in (vectors_module, snapshot_module):
+        monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device for 0 MB: .*run"):
+        Snapshot.build(bundle, shop)
     assert len(Snapshot.open(bundle).catalog) == 100
     assert [path.name for path in bundle.path.iterdir()] == ["index"]
 
