@@ -190,7 +190,10 @@ class ObjectPath:
 
         store = self._store
         with store_errors(str(self)):
-            found = store.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=recursive))
+            try:
+                found = store.get_file_info(FileSelector(self.key, recursive=recursive))
+            except FileNotFoundError:
+                return []
         return sorted(self._with(info.path, info) for info in found)
 
     def digest(self) -> str:

@@ -45,9 +45,9 @@ class _Remedy(NamedTuple):
 
 
 _ACCESS = (
-    "check that its credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of this machine; "
-    "for gs:// GOOGLE_APPLICATION_CREDENTIALS) may list the bucket and read its objects, or name a public bucket as "
-    "s3://anonymous@BUCKET"
+    "check that the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role; for "
+    "gs:// GOOGLE_APPLICATION_CREDENTIALS) are there and may list the bucket and read its objects; write a public "
+    "bucket as anonymous@BUCKET"
 )
 _REMEDIES = (
     _Remedy(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.errors import DataError
-from features.files import sha256
 from features.locations.object_path import ANONYMOUS, ObjectPath, TablePath
 from features.locations.object_stores import SCHEMES
 from features.redaction import HIDDEN, redacted
@@ -48,8 +47,8 @@ def table_path(folder: Path, name: str | os.PathLike[str]) -> TablePath:
     scheme, rest = found.groups()
     if scheme not in SCHEMES:
         raise DataError(
-            f"{redacted(text)}: {scheme}:// cannot be read; expected {' or '.join(f'{one}://' for one in SCHEMES)} or a "
-            "path of this machine: copy the table to one of these, or mount it"
+            f"{redacted(text)}: {scheme}:// cannot be read; expected {' or '.join(f'{one}://' for one in SCHEMES)} "
+            "or a path of this machine: copy the table to one of these, or mount it"
         )
     user, at, _ = rest.partition("/")[0].rpartition("@")
     key = rest.removeprefix(f"{user}{at}").rstrip("/")
@@ -101,11 +100,6 @@ def files_below(folder: TablePath) -> Sequence[TablePath]:
     if isinstance(folder, ObjectPath):
         return folder.files()
     return [one for one in sorted(folder.rglob("*")) if one.is_file()]
-
-
-def digest_of(path: TablePath) -> str:
-    """Return a SHA-256 that changes with a file or a folder: of content here, of sizes and times in an object store."""
-    return path.digest() if isinstance(path, ObjectPath) else sha256(path)
 
 
 @contextmanager

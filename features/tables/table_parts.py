@@ -20,8 +20,9 @@ from pathlib import PurePath
 from urllib.parse import unquote
 
 from features.errors import DataError
+from features.files import sha256
 from features.locations.object_path import ObjectPath, TablePath
-from features.locations.table_path import digest_of, files_below, fixed_folder, is_pattern, matching
+from features.locations.table_path import files_below, fixed_folder, is_pattern, matching
 from features.messages import did_you_mean
 from features.tables.documents import ENDINGS as DOCUMENT_ENDINGS
 
@@ -102,6 +103,11 @@ def table_digest(path: TablePath) -> str:
     root = _root(path)
     lines = (f"{part.path.relative_to(root).as_posix()} {digest_of(part.path)}\n" for part in table_parts(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_of(path: TablePath) -> str:
+    """Return a SHA-256 that changes with a file or a folder: of content here, of sizes and times in an object store."""
+    return path.digest() if isinstance(path, ObjectPath) else sha256(path)
 
 
 def _in_folder(folder: TablePath) -> Iterable[TablePath]:

@@ -42,7 +42,7 @@ class ArrowTable(Protocol):
 
 
 Table: TypeAlias = pd.DataFrame | ArrowTable | str | os.PathLike[str]
-"""A DataFrame, or the path of a file, a folder of files or a pattern; or such an address of an object store, as text."""
+"""A DataFrame, or the path of a file, a folder of files or a pattern; or an address of an object store, as text."""
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""An object store that speaks S3 over HTTP on this machine: moto's server, with faults in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+App = Callable[[dict[str, Any], Any], Iterable[bytes]]
+Fault = Callable[[App, dict[str, Any], Any], Iterable[bytes]]
+"""Answers a request, with or without the store behind it."""
+
+BUCKET = "shop"
+KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@dataclass
+class ObjectStore:
+    """A running store.
+
+    Attributes:
+        client: Writes objects.
+        environment: What a program that reads the store needs in its environment.
+        requests: Method, path and range of bytes of each request so far.
+        fault: What answers instead of the store. None: the store does.
+    """
+
+    client: Any
+    environment: dict[str, str]
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    fault: Fault | None = None
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object into the bucket."""
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    def put_folder(self, key: str, folder: Path) -> None:
+        """Write all files of a folder, hidden ones, too."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{key}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+class _Silent(WSGIRequestHandler):
+    def log(self, *said: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """Run a store with one empty bucket while the block runs."""
+    moto = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, lambda environ, start: answer(environ, start), True, request_handler=_Silent)
+    address = f"http://127.0.0.1:{server.server_port}"
+    client = boto3.client("s3", "us-east-1", endpoint_url=address, aws_access_key_id=KEY, aws_secret_access_key=SECRET)
+    names = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
+    store = ObjectStore(client, {"AWS_ENDPOINT_URL_S3": address, **names})
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        store.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
+        return moto(environ, start) if store.fault is None else store.fault(moto, environ, start)
+
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        client.create_bucket(Bucket=BUCKET)
+        yield store
+    finally:
+        client.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
