@@ -1,17 +1,24 @@
-"""An object store that speaks S3 over HTTP on this machine: moto's server, with faults in front of it."""
+"""Object stores on this machine: moto's server, which speaks S3, with faults in front of it; and Google's, emulated."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.running import SECONDS, free_port
 
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 Fault = Callable[[App, dict[str, Any], Any], Iterable[bytes]]
@@ -41,11 +48,57 @@ class ObjectStore:
         """Write an object into the bucket."""
         self.client.put_object(Bucket=BUCKET, Key=key, Body=content)
 
-    def put_folder(self, key: str, folder: Path) -> None:
-        """Write all files of a folder, hidden ones, too."""
-        for path in folder.rglob("*"):
-            if path.is_file():
-                self.put(f"{key}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+@dataclass
+class GoogleStore:
+    """An emulated Google Cloud Storage.
+
+    Attributes:
+        address: Where it answers.
+        environment: What a program that reads the store needs in its environment.
+    """
+
+    address: str
+    environment: dict[str, str]
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object into the bucket."""
+        name = quote(key, safe="")
+        address = f"{self.address}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}"
+        urlopen(Request(address, content, {"Content-Type": "application/octet-stream"}), timeout=10).close()
+
+
+def put_folder(store: ObjectStore | GoogleStore, key: str, folder: Path) -> None:
+    """Write all files of a folder, hidden ones, too."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.put(f"{key}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+@contextmanager
+def google_store() -> Iterator[GoogleStore]:
+    """Run a store with one empty bucket while the block runs; in another process, as reading holds Python's lock."""
+    port = free_port()
+    program = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [*program, "--in-memory", "--default-bucket", BUCKET], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            _wait(address)
+            yield GoogleStore(address, {"STORAGE_EMULATOR_HOST": address})
+        finally:
+            process.terminate()
+
+
+def _wait(address: str) -> None:
+    """Return as soon as there is a bucket."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError), urlopen(f"{address}/storage/v1/b/{BUCKET}", timeout=10):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the emulator does not answer")
 
 
 class _Silent(WSGIRequestHandler):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from features.errors import DataError, UnavailableError
-from features.locations.object_stores import file_system, is_of_store, store_errors
+from features.locations.object_stores import LISTING_FOLDERS, file_system, is_of_store, store_errors
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
@@ -174,10 +174,11 @@ class ObjectPath:
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """Yield what matches a pattern below this folder, as `glob.glob` does: `**` is any number of folders.
 
-        All objects below the folder are listed, unless the pattern is about those in it alone.
+        All objects below the folder are listed, unless the pattern is about those in it alone (and it is one of S3).
         """
         wanted = pattern.split("/")
-        for one in self._below(recursive=len(wanted) > 1 or "**" in wanted):
+        is_deep = len(wanted) > 1 or "**" in wanted or self.scheme not in LISTING_FOLDERS
+        for one in self._below(recursive=is_deep):
             if _matches(one.relative_to(self).parts, wanted):
                 yield one
 
@@ -186,7 +187,7 @@ class ObjectPath:
         return [one for one in self._below(recursive=True) if one.is_file()]
 
     def _below(self, *, recursive: bool) -> list[ObjectPath]:
-        from pyarrow.fs import FileSelector
+        from pyarrow.fs import FileInfo, FileSelector, FileType
 
         store = self._store
         with store_errors(str(self)):
@@ -194,7 +195,11 @@ class ObjectPath:
                 found = store.get_file_info(FileSelector(self.key, recursive=recursive))
             except FileNotFoundError:
                 return []
-        return sorted(self._with(info.path, info) for info in found)
+        paths = {info.path: self._with(info.path, info) for info in found}
+        # Not every store lists folders that are there only as a part of names.
+        folders = {one.key for path in paths.values() for one in path.parents if one.is_relative_to(self)}
+        implied = {key: self._with(key, FileInfo(key, FileType.Directory)) for key in folders - paths.keys()}
+        return sorted([*paths.values(), *implied.values()])
 
     def digest(self) -> str:
         """Return a SHA-256 of size and time of an object; of a folder that of the names, sizes and times in it."""

@@ -30,6 +30,8 @@ RETRY_SECONDS = 30
 """How long a failing request to Google Cloud Storage is tried again."""
 SCHEMES = ("s3", "gs")
 """How the addresses of objects begin."""
+LISTING_FOLDERS = ("s3",)
+"""Stores of which a listing of one folder names the folders in it; of others all objects below have to be listed."""
 
 _ENVIRONMENT = ("AWS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
 _MOST_SAID = 300

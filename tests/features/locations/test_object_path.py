@@ -19,7 +19,7 @@ from features.locations.table_path import table_path
 from features.tables import table_files
 from features.tables.table_files import approximate_rows, place, read_blocks, read_table
 from features.tables.table_parts import table_digest, table_exists, table_parts
-from tests.object_store import BUCKET, SECRET, object_store
+from tests.object_store import BUCKET, SECRET, google_store, object_store, put_folder
 
 ROWS = pd.DataFrame(
     {"user_id": [1, 2, 3, 1, 2, 3], "item_id": list("abcabc"), "price": ["1.5", "NA", "", "2", "3", "4"]}
@@ -63,7 +63,7 @@ def folder(tmp_path_factory, running) -> Path:
     (folder / "docs" / "deep").mkdir(parents=True)
     (folder / "docs" / "tea.md").write_bytes(b"\xef\xbb\xbf# Tea\r\nBoil water.\r\n")
     (folder / "docs" / "deep" / "oil.txt").write_text("Press olives.", encoding="utf-8")
-    running.put_folder("all", folder)
+    put_folder(running, "all", folder)
     return folder
 
 
@@ -94,6 +94,27 @@ def test_a_table_is_read_as_one_of_this_machine(store, folder, name):
     assert [part.values for part in table_parts(there)] == [part.values for part in table_parts(here)]
     assert approximate_rows(there) == approximate_rows(here)
     assert place(there, 1) == place(here, 1)
+
+
+def test_a_table_of_google_is_read_as_one_of_this_machine(folder, monkeypatch):
+    with google_store() as store:
+        put_folder(store, "all", folder)
+        for variable, value in store.environment.items():
+            monkeypatch.setenv(variable, value)
+        for name in TABLES:
+            path = table_path(folder, f"gs://anonymous@{BUCKET}/all/{name}")
+            pd.testing.assert_frame_equal(read_table(path).frame, read_table(table_path(folder, name)).frame)
+            assert table_exists(path)
+        path = table_path(folder, f"gs://anonymous@{BUCKET}/all/csv")
+        before = table_digest(path)
+        store.put("all/csv/country=de/part-0.csv", ROWS[:2].to_csv(index=False).encode())
+        assert table_digest(path) != before
+        with pytest.raises(DataError, match=r"all/none\.csv: no such object"):
+            read_table(path.parent / "none.csv")
+    monkeypatch.setattr(object_stores, "RETRY_SECONDS", 1)
+    object_stores._file_system.cache_clear()
+    with pytest.raises(UnavailableError, match="does not answer"):
+        read_table(path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
