@@ -65,6 +65,7 @@ class GoogleStore:
         """Write an object into the bucket."""
         name = quote(key, safe="")
         address = f"{self.address}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}"
+        content = content or b"\n"  # the emulator takes no empty object
         urlopen(Request(address, content, {"Content-Type": "application/octet-stream"}), timeout=10).close()
 
 

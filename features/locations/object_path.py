@@ -216,7 +216,8 @@ class ObjectPath:
             DataError: There is no such object, it may not be read, or it changed since it was listed or opened.
             UnavailableError: The store cannot be reached.
         """
-        with self.open_at_random() as file, io.BufferedReader(_Stream(self, file), _BUFFER_BYTES) as stream:
+        with self.open_at_random() as file:
+            stream: io.BufferedReader = io.BufferedReader(_Stream(self, file), _BUFFER_BYTES)
             yield stream
 
     @contextmanager
