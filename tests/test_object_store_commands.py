@@ -13,7 +13,7 @@ from towers.cli.main import main
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
-    write_small_shop(folder, users=40, items=60, interactions=800)
+    write_small_shop(folder, users=60, items=80, interactions=500)
     with object_store() as store:
         put_folder(store, "tables", folder)
         yield store

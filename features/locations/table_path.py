@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,7 +64,7 @@ def table_path(folder: Path, name: str | os.PathLike[str]) -> TablePath:
     return ObjectPath(scheme, key, is_anonymous=bool(at))
 
 
-class TableFile(click.ParamType):
+class TableFile(click.ParamType):  # type: ignore[type-arg]  # not generic in every release that we take
     """Type of an argument that names a table: a path, or an address of an object store."""
 
     name = "path"
@@ -93,6 +93,11 @@ def matching(pattern: TablePath) -> Sequence[TablePath]:
         return [Path(one) for one in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 (absolute ones, too)
     root = fixed_folder(pattern)
     return list(root.glob(str(pattern.relative_to(root)))) if isinstance(root, ObjectPath) else []
+
+
+def name_in(folder: TablePath, path: TablePath) -> PurePath:
+    """Return the name that a file below a folder has in it."""
+    return path.relative_to(folder) if isinstance(path, ObjectPath) else path.relative_to(str(folder))
 
 
 def files_below(folder: TablePath) -> Sequence[TablePath]:

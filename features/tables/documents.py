@@ -17,7 +17,7 @@ from markdown_it.token import Token
 
 from features.errors import DataError
 from features.locations.object_path import TablePath
-from features.locations.table_path import files_below
+from features.locations.table_path import files_below, name_in
 from features.values.text import word_starts
 
 ENDINGS = (".md", ".markdown", ".txt")
@@ -36,11 +36,11 @@ def read_documents(folder: TablePath) -> pd.DataFrame:
     Raises:
         DataError: There is no document, or one is not UTF-8.
     """
-    files = [path for path in files_below(folder) if _is_document(path.relative_to(folder))]
+    files = [path for path in files_below(folder) if _is_document(name_in(folder, path))]
     rows = [
         (f"{name}#{number}", title, text, name)
         for path in files
-        for name in [path.relative_to(folder).as_posix()]
+        for name in [name_in(folder, path).as_posix()]
         for number, (title, text) in enumerate(passages(_content(path), path.stem), start=1)
     ]
     if not rows:

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from features.errors import DataError
 from features.files import sha256
 from features.locations.object_path import ObjectPath, TablePath
-from features.locations.table_path import files_below, fixed_folder, is_pattern, matching
+from features.locations.table_path import files_below, fixed_folder, is_pattern, matching, name_in
 from features.messages import did_you_mean
 from features.tables.documents import ENDINGS as DOCUMENT_ENDINGS
 
@@ -59,7 +59,7 @@ def table_parts(path: TablePath) -> list[Part]:
         DataError: There is no such file, none of a kind that can be read, or files of several kinds.
     """
     if path.is_dir():
-        found = [Part(one, _values(one.relative_to(path))) for one in _in_folder(path)]
+        found = [Part(one, _values(name_in(path, one))) for one in _in_folder(path)]
         return _of_one_kind(path, found)
     if is_pattern(path):
         return _of_one_kind(path, _matching(path))
@@ -101,7 +101,7 @@ def table_digest(path: TablePath) -> str:
     if path.is_file() or is_documents(path):
         return digest_of(path)
     root = _root(path)
-    lines = (f"{part.path.relative_to(root).as_posix()} {digest_of(part.path)}\n" for part in table_parts(path))
+    lines = (f"{name_in(root, part.path).as_posix()} {digest_of(part.path)}\n" for part in table_parts(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -118,7 +118,7 @@ def _visible(folder: TablePath) -> Iterable[TablePath]:
     return (
         one
         for one in files_below(folder)
-        if not any(name.startswith(("_", ".")) for name in one.relative_to(folder).parts)
+        if not any(name.startswith(("_", ".")) for name in name_in(folder, one).parts)
     )
 
 
@@ -128,7 +128,7 @@ def _matching(pattern: TablePath) -> list[Part]:
     for one in matching(pattern):
         if not one.name.startswith("_"):
             files |= dict.fromkeys(_in_folder(one) if one.is_dir() else [one])
-    return [Part(one, _values(one.relative_to(root))) for one in files]
+    return [Part(one, _values(name_in(root, one))) for one in files]
 
 
 def _root(path: TablePath) -> TablePath:
