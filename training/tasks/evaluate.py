@@ -16,6 +16,7 @@ import torch
 from features.columns import item_texts
 from features.errors import DataError
 from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
