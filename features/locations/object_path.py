@@ -69,9 +69,6 @@ class ObjectPath:
     def __hash__(self) -> int:
         return hash(str(self))
 
-    def __truediv__(self, name: str) -> ObjectPath:
-        return self._with(f"{self.key}/{name}")
-
     def _with(self, key: str, listed: FileInfo | None = None) -> ObjectPath:
         return ObjectPath(self.scheme, key, is_anonymous=self.is_anonymous, listed=listed)
 

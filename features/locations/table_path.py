@@ -61,7 +61,7 @@ def table_path(folder: Path, name: str | os.PathLike[str]) -> TablePath:
         )
     if not _BUCKET.fullmatch(bucket) or "//" in key:
         raise DataError(f"{text}: expected {scheme}://BUCKET/NAME, with no empty part; correct the address")
-    return ObjectPath(scheme, key, is_anonymous=bool(at))
+    return ObjectPath(scheme, key, is_anonymous=user == ANONYMOUS)
 
 
 class TableFile(click.ParamType):  # type: ignore[type-arg]  # not generic in every release that we take
