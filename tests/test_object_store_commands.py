@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from features.config import FeaturesConfig
+from features.tables.tables import data_digests, read_tables
 from tests.object_store import BUCKET, SECRET, object_store, put_folder
 from tests.running import quicker, write_small_shop
 from towers.bundle.bundle import ModelBundle
 from towers.cli.main import main
+from training.runs.provenance import data_sets
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,14 @@ def test_from_init_to_an_index(store, here, capsys):
     assert ModelBundle.open(here / "runs" / "run-1").config.features.items == f"{tables}/items.parquet"
     written = [path for path in here.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert not written, "keys are nowhere written down"
+
+
+def test_the_record_of_a_run_names_the_object(store, here):
+    address = f"s3://{BUCKET}/tables/interactions.parquet"
+    config = FeaturesConfig(interactions=address)
+    (found,) = data_sets(config, here, read_tables(config, here), data_digests(config, here))
+    assert (found.dataset.source_type, found.dataset.source) == ("s3", f'{{"uri": "{address}"}}')
+    assert found.dataset.name == "tables interactions"
 
 
 @pytest.mark.parametrize(
