@@ -41,6 +41,7 @@ def contents_fetched(store) -> list[str]:
     return [path for method, path, _ in store.requests if method == "GET" and path.endswith(".parquet")]
 
 
+@pytest.mark.slow
 def test_from_init_to_an_index(store, here, capsys):
     tables = f"s3://{BUCKET}/tables"
     words = ["--interactions", f"{tables}/inter*.parquet", "--items", f"{tables}/items.parquet"]
