@@ -9,6 +9,7 @@
 - `datasets`: public data sets; `shop`: a generated shop with known truth.
 - `settings`: strict tables of settings; `errors`: `DataError`; `messages`: lists and names in messages; `redaction`:
   passwords out of messages.
+- `locations`: where tables lie, here or in an object store.
 - `ids`: columns of ids; `files`: atomic writes, links, digests; `parquet`: Parquet files of bounded size.
 - `commands`: `towers dataset`.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from features.feature_kinds import FEATURE_KINDS, FeatureKind
+from features.locations.table_path import table_path
 from features.messages import did_you_mean, shown
 from features.settings import RecommendSeen, StrictTable
 
@@ -180,9 +182,10 @@ class FeaturesConfig(StrictTable):
     """`[features]`: tables and features."""
 
     interactions: str | None = None
-    """Path of the interactions: a CSV or Parquet file, a folder of such files, or a pattern such as `orders-*.csv`;
-    relative to the folder of run.toml. Of a search: pairs of query and relevant document. None: there are no
-    interactions, so nothing is trained, and items are found by their untrained text vectors."""
+    """Path of the interactions: a CSV or Parquet file, a folder of such files, or a pattern such as `orders-*.csv`,
+    relative to the folder of run.toml; or an address of an object store that names the same, such as
+    `s3://bucket/orders/`. Of a search: pairs of query and relevant document. None: there are no interactions, so
+    nothing is trained, and items are found by their untrained text vectors."""
     items: str | None = None
     """Path of the items table (catalogue), likewise, or a folder of documents (`.md`, `.txt`). None: the items are
     those of the interactions, with their id as only feature."""
@@ -234,6 +237,13 @@ class FeaturesConfig(StrictTable):
                     f"[features.encoders.{settings.encoder}]; write it, with a model"
                 )
         return self
+
+    @field_validator("interactions", "items", "users")
+    @classmethod
+    def _can_be_read(cls, name: str | None) -> str | None:
+        if name is not None:
+            table_path(Path(), name)
+        return name
 
     @model_validator(mode="after")
     def _has_a_table(self) -> FeaturesConfig:

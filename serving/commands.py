@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 import click
 
+from features.locations.object_path import TablePath
+from features.locations.table_path import TABLE_FILE
 from features.messages import ACCEPT
 from features.redaction import has_password
 from serving.config import PRODUCTION, ServingConfig, settings_here
@@ -35,9 +37,9 @@ _tables = {
 
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
-@click.option("--interactions", metavar="FILE", type=_file, help=_tables["interactions"])
-@click.option("--items", metavar="FILE", type=_file, help=_tables["items"])
-@click.option("--users", metavar="FILE", type=_file, help=_tables["users"])
+@click.option("--interactions", metavar="FILE", type=TABLE_FILE, help=_tables["interactions"])
+@click.option("--items", metavar="FILE", type=TABLE_FILE, help=_tables["items"])
+@click.option("--users", metavar="FILE", type=TABLE_FILE, help=_tables["users"])
 @click.option(
     "--recall",
     metavar="SHARE",
@@ -62,9 +64,9 @@ _tables = {
 @_accept
 def index(
     bundle: Path,
-    interactions: Path | None,
-    items: Path | None,
-    users: Path | None,
+    interactions: TablePath | None,
+    items: TablePath | None,
+    users: TablePath | None,
     recall: float | None,
     kind: IndexKind | None,
     live: str | None,
@@ -104,7 +106,7 @@ def index(
 @click.argument("bundle", metavar="DIR", type=_file)
 @click.option("--output", metavar="FILE", type=_file, required=True, help="Parquet file to write.")
 @click.option("--k", default=100, show_default=True, type=click.IntRange(min=1), help="Number of items per user.")
-@click.option("--users", metavar="FILE", type=_file, help="Table with the user_id to recommend for. Default: all.")
+@click.option("--users", metavar="FILE", type=TABLE_FILE, help="Table with the user_id to recommend for. Default: all.")
 @click.option(
     "--where",
     "conditions",
@@ -119,7 +121,7 @@ def recommend(
     bundle: Path,
     output: Path,
     k: int,
-    users: Path | None,
+    users: TablePath | None,
     conditions: tuple[str, ...],
     config: Path | None,
     **flags: bool,
@@ -152,9 +154,11 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
 
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
-@click.option("--interactions", metavar="FILE", type=_file, help="Today's interactions.  [default: as in training]")
-@click.option("--items", metavar="FILE", type=_file, help="Today's items.  [default: as in training]")
-@click.option("--users", metavar="FILE", type=_file, help="Today's users.  [default: as in training]")
+@click.option(
+    "--interactions", metavar="FILE", type=TABLE_FILE, help="Today's interactions.  [default: as in training]"
+)
+@click.option("--items", metavar="FILE", type=TABLE_FILE, help="Today's items.  [default: as in training]")
+@click.option("--users", metavar="FILE", type=TABLE_FILE, help="Today's users.  [default: as in training]")
 @click.option(
     "--psi",
     type=click.FloatRange(min=0, min_open=True),
@@ -210,9 +214,9 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
 @_config
 def drift(
     bundle: Path,
-    interactions: Path | None,
-    items: Path | None,
-    users: Path | None,
+    interactions: TablePath | None,
+    items: TablePath | None,
+    users: TablePath | None,
     psi: float,
     fall: float,
     index_hours: float,

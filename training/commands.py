@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import click
 
+from features.locations.object_path import TablePath
+from features.locations.table_path import TABLE_FILE
 from towers.rerankers.kinds import RERANKER_KINDS
 from training.presets import PRESETS, Preset, preset_settings
 
@@ -56,18 +58,16 @@ def _baseline_minutes(default: float) -> Callable[[Any], Any]:
 
 
 @click.command()
-@click.option("--interactions", type=click.Path(path_type=Path), help="Table of interactions: CSV or Parquet.")
-@click.option("--items", type=click.Path(path_type=Path), help="Table of items (catalogue).")
-@click.option("--users", type=click.Path(path_type=Path), help="Table of user attributes.")
+@click.option("--interactions", type=TABLE_FILE, help="Table of interactions: CSV or Parquet.")
+@click.option("--items", type=TABLE_FILE, help="Table of items (catalogue).")
+@click.option("--users", type=TABLE_FILE, help="Table of user attributes.")
 @click.option(
     "--documents",
-    type=click.Path(path_type=Path),
+    type=TABLE_FILE,
     help="Documents of a search corpus: a table, or a folder of .md and .txt files.",
 )
-@click.option("--queries", type=click.Path(path_type=Path), help="Queries of a search, for training.")
-@click.option(
-    "--pairs", type=click.Path(path_type=Path), help="Relevant (query, document) pairs of a search, for training."
-)
+@click.option("--queries", type=TABLE_FILE, help="Queries of a search, for training.")
+@click.option("--pairs", type=TABLE_FILE, help="Relevant (query, document) pairs of a search, for training.")
 @click.option("--user-column", metavar="NAME", help="User-id column of the interactions, if it is not detected.")
 @click.option("--item-column", metavar="NAME", help="Item-id column of the interactions.")
 @click.option("--time-column", metavar="NAME", help="Timestamp column of the interactions.")
@@ -98,12 +98,12 @@ def _baseline_minutes(default: float) -> Callable[[Any], Any]:
 )
 @_device
 def init(
-    interactions: Path | None,
-    items: Path | None,
-    users: Path | None,
-    documents: Path | None,
-    queries: Path | None,
-    pairs: Path | None,
+    interactions: TablePath | None,
+    items: TablePath | None,
+    users: TablePath | None,
+    documents: TablePath | None,
+    queries: TablePath | None,
+    pairs: TablePath | None,
     user_column: str | None,
     item_column: str | None,
     time_column: str | None,
@@ -116,8 +116,9 @@ def init(
 ) -> None:
     """Inspect the tables and write run.toml, with a comment for each setting.
 
-    A table is a CSV or Parquet file, a folder of such files, or a quoted pattern ('orders-*.csv'). The command shows
-    how each column will be used, reads the tables as training does, and reports all errors at once.
+    A table is a CSV or Parquet file, a folder of such files, or a quoted pattern ('orders-*.csv'), here or in an object
+    store (s3://BUCKET/NAME, gs://BUCKET/NAME). The command shows how each column will be used, reads the tables as
+    training does, and reports all errors at once.
 
     A recommender needs --interactions; --items and --users are optional. A search needs --documents; --queries and
     --pairs are optional training data.

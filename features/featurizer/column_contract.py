@@ -25,6 +25,8 @@ from features.featurizer.featurizer import Featurizer
 from features.featurizer.sparse import ValueEncoder
 from features.featurizer.vocabulary import UNKNOWN
 from features.ids import ITEM_ID, USER_ID
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.messages import ACCEPT, cut, nearest
 from features.schema import Feature
 from features.spelling import Spelling
@@ -137,7 +139,7 @@ class ColumnContract:
         for side, frame in _frames(tables).items():
             if side not in self.columns:
                 continue
-            path = folder / str(getattr(config, side) or config.interactions)
+            path = table_path(folder, str(getattr(config, side) or config.interactions))
             self._refuse_missing(side, path, frame, config.title if side == "items" else None)
             notes.extend(self._dropped(side, path, frame))
             for feature in _read(featurizer, side):
@@ -164,7 +166,7 @@ class ColumnContract:
             if side in self.columns
         }
 
-    def _refuse_missing(self, side: str, path: Path, frame: pd.DataFrame, title: str | None) -> None:
+    def _refuse_missing(self, side: str, path: TablePath, frame: pd.DataFrame, title: str | None) -> None:
         there = [str(name) for name in frame.columns if name not in _OWN_IDS]
         shown = title if title in self.names[side] else None
         for name in (*self.columns[side], *([shown] if shown is not None else [])):
@@ -177,7 +179,7 @@ class ColumnContract:
                     f"{path}: no column {name!r}, which the model {use}; it has {has}; {rename}, or train on this table"
                 )
 
-    def _dropped(self, side: str, path: Path, frame: pd.DataFrame) -> list[str]:
+    def _dropped(self, side: str, path: TablePath, frame: pd.DataFrame) -> list[str]:
         gone = [name for name in self.names[side] if name not in frame.columns]
         if not gone:
             return []

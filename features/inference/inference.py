@@ -45,6 +45,7 @@ from features.inference.roles import (
     time_format_of,
     unique_columns,
 )
+from features.locations.object_path import TablePath
 from features.tables.tables import has_ids
 from features.values.distinct import column_cells, many
 from features.values.lists import ListFormat, looks_like_lists
@@ -209,9 +210,9 @@ class Files:
         users: The file of the users' attributes, if any.
     """
 
-    interactions: Path | None
-    items: Path | None = None
-    users: Path | None = None
+    interactions: TablePath | None
+    items: TablePath | None = None
+    users: TablePath | None = None
 
 
 def infer_features(
@@ -795,7 +796,7 @@ def _unknown_items_line(inference: Inference) -> _Line:
     return _Line('unknown_items = "error"', 'every interaction\'s item is in the catalogue; or "drop"')
 
 
-def _path_line(key: str, path: Path, folder: Path, comment: str) -> _Line:
+def _path_line(key: str, path: TablePath, folder: Path, comment: str) -> _Line:
     path, folder = path.resolve(), folder.resolve()
     shown = path.relative_to(folder) if path.is_relative_to(folder) else path
     return _Line(f"{key} = {_quoted(shown.as_posix())}", comment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
+from pathlib import PurePath
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +16,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from features.errors import DataError
+from features.locations.object_path import TablePath
+from features.locations.table_path import files_below, name_in
 from features.values.text import word_starts
 
 ENDINGS = (".md", ".markdown", ".txt")
@@ -25,7 +27,7 @@ PASSAGE_WORDS = 200
 _LITERAL = ("fence", "code_block", "html_block")
 
 
-def read_documents(folder: Path) -> pd.DataFrame:
+def read_documents(folder: TablePath) -> pd.DataFrame:
     """Return the passages of a folder's documents, subfolders included, in the order of their names.
 
     Columns: `document_id` (the file's name in the folder, `#`, and the number of the passage), `title` (the file's
@@ -34,15 +36,15 @@ def read_documents(folder: Path) -> pd.DataFrame:
     Raises:
         DataError: There is no document, or one is not UTF-8.
     """
-    files = sorted(path for path in folder.rglob("*") if _is_document(path.relative_to(folder)) and path.is_file())
+    files = [path for path in files_below(folder) if _is_document(name_in(folder, path))]
     rows = [
         (f"{name}#{number}", title, text, name)
         for path in files
-        for name in [path.relative_to(folder).as_posix()]
+        for name in [name_in(folder, path).as_posix()]
         for number, (title, text) in enumerate(passages(_content(path), path.stem), start=1)
     ]
     if not rows:
-        inside = ", ".join(sorted(child.name for child in folder.iterdir())[:3]) or "nothing"
+        inside = ", ".join(sorted(child.name for child in folder.glob("*"))[:3]) or "nothing"
         raise DataError(
             f"{folder}: a folder, expected a CSV or Parquet file, or documents ({', '.join(ENDINGS)}) in it; name a "
             f"file in it (it holds {inside})"
@@ -71,13 +73,13 @@ def passages(content: str, name: str) -> list[tuple[str, str]]:
     ]
 
 
-def _is_document(path: Path) -> bool:
+def _is_document(path: PurePath) -> bool:
     return path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.parts)
 
 
-def _content(path: Path) -> str:
+def _content(path: TablePath) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except OSError as error:

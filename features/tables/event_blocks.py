@@ -23,6 +23,8 @@ from jaxtyping import Int
 from features.config import FeaturesConfig, FeatureSettings
 from features.errors import DataError, Problems
 from features.ids import ITEM_ID, USER_ID
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.tables.table_files import read_blocks
 from features.tables.tables import (
     Catalog,
@@ -65,7 +67,7 @@ class EventBlocks:
     def __init__(self, config: FeaturesConfig, folder: Path, earlier: Mapping[str, Readings] | None = None) -> None:
         assert config.interactions is not None, "there is something to read"
         names, problems = config.columns, Problems()
-        self.path = folder / config.interactions
+        self.path = table_path(folder, config.interactions)
         self._config, self._folder, self._earlier = config, folder, earlier or {}
         self._notes: list[str] = []
         self._items = self._users = None
@@ -179,7 +181,7 @@ class _Reading:
     """
 
     config: FeaturesConfig
-    path: Path
+    path: TablePath
     earlier: Readings
     items: IdColumn | None
     users: IdColumn | None

@@ -14,10 +14,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from features.errors import DataError
+from features.locations.object_path import TablePath
+from features.locations.object_stores import is_of_store
+from features.locations.table_path import arrow_source
 from features.tables.documents import read_documents
 from features.tables.table_parts import Part, is_documents, table_parts
 from features.values.cells import MAX_CELL_CHARACTERS
@@ -43,6 +46,7 @@ BLOCK_BYTES = 1 << 25
 _MOST_BYTES = 2**31 - 1
 _HEAD_BYTES = 1 << 20
 _DIAGNOSED_BYTES = 1 << 30
+_CONNECTIONS = 16
 NEWLINE = b"\n"
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -71,13 +75,13 @@ class RawTable:
     notes: tuple[str, ...] = ()
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: TablePath) -> pd.DataFrame:
     """Return the rows that `read_table` returns."""
     return read_table(path).frame
 
 
 def read_table(
-    path: Path,
+    path: TablePath,
     is_code: Callable[[str], bool] = lambda name: False,
     is_text: Callable[[str], bool] = lambda name: False,
 ) -> RawTable:
@@ -114,7 +118,7 @@ def read_table(
 
 
 def read_blocks(
-    path: Path,
+    path: TablePath,
     columns: Collection[str],
     notes: list[str],
     is_code: Callable[[str], bool] = lambda name: False,
@@ -147,29 +151,28 @@ def read_blocks(
         raise DataError(f"{path}: no rows below the column names; expected at least one")
 
 
-def approximate_rows(path: Path) -> int:
+def approximate_rows(path: TablePath) -> int:
     """Return how many rows a table has: exactly of Parquet, of CSV by the length of its first lines."""
-    total = 0.0
-    for part in table_parts(path):
-        if part.is_parquet:
-            total += _parquet_file(part.path).metadata.num_rows
-            continue
-        with part.path.open("rb") as file:
-            is_packed = file.read(2) == _GZIP
-        with _opened(part.path) as content, _unpacked(part.path):
-            head = content.read(_HEAD_BYTES)
-        rows = head.count(b"\n")
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return int(sum(pool.map(_approximate_rows, table_parts(path))))
+
+
+def _approximate_rows(part: Part) -> float:
+    if part.is_parquet:
+        return _num_rows(part)
+    with _opened(part.path) as content, _unpacked(part.path):
+        head = content.read(_HEAD_BYTES)
         # Text is some five times its size when packed.
-        total += rows * part.path.stat().st_size * (5 if is_packed else 1) / max(len(head), 1)
-    return int(total)
+        expansion = 5 if isinstance(content, gzip.GzipFile) else 1
+    return head.count(b"\n") * part.path.stat().st_size * expansion / max(len(head), 1)
 
 
-def place(path: Path, row: int) -> str:
+def place(path: TablePath, row: int) -> str:
     """Return where a person finds the row at 0-based position `row`: `line 7` of a CSV file, `row 6` of Parquet."""
     return places(path, [row])[0]
 
 
-def places(path: Path, rows: Collection[int]) -> list[str]:
+def places(path: TablePath, rows: Collection[int]) -> list[str]:
     """Return the place of each of several rows, reading each file once; of a table of several files, with its name."""
     if is_documents(path):
         return [f"passage {row + 1:,}" for row in rows]
@@ -201,13 +204,14 @@ def _places_in(part: Part, rows: Collection[int]) -> list[str]:
 
 def _num_rows(part: Part) -> int:
     if part.is_parquet:
-        return int(pq.read_metadata(part.path).num_rows)
+        with _parquet_file(part.path) as file:
+            return int(file.metadata.num_rows)
     with _text_lines(part.path) as (text, separator):
         return max(sum(1 for _ in _records(text, separator)) - 1, 0)
 
 
 @contextmanager
-def _text_lines(path: Path) -> Iterator[tuple[Iterator[str], str]]:
+def _text_lines(path: TablePath) -> Iterator[tuple[Iterator[str], str]]:
     """Yield the lines of a CSV file, whatever its size, and its separator; bytes that are not UTF-8 are replaced."""
     with _opened(path) as file, _unpacked(path), io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
         begun = list(islice(text, 1))
@@ -218,7 +222,7 @@ def _text_lines(path: Path) -> Iterator[tuple[Iterator[str], str]]:
         yield chain(begun, text), _separator(begun[-1].rstrip("\r\n") if begun else "")
 
 
-def _refuse_long_cells(path: Path, table: pa.Table, start: int = 0) -> None:
+def _refuse_long_cells(path: TablePath, table: pa.Table, start: int = 0) -> None:
     for name in table.column_names:
         column = table[name]
         if not pa.types.is_large_string(column.type) or (pc.max(pc.binary_length(column)).as_py() or 0) <= (
@@ -231,14 +235,14 @@ def _refuse_long_cells(path: Path, table: pa.Table, start: int = 0) -> None:
             raise _too_long(path, name, place(path, start + int(too_long[0])), int(lengths[too_long[0]]))
 
 
-def _too_long(path: Path, name: str, where: str, length: int) -> DataError:
+def _too_long(path: TablePath, name: str, where: str, length: int) -> DataError:
     return DataError(
         f"{path}: column {name!r}, {where}: expected at most {MAX_CELL_CHARACTERS:,} characters in a cell, found "
         f"{length:,}; shorten it, or leave the column out of the file"
     )
 
 
-def _read_parquet(path: Path, parts: Sequence[Part]) -> tuple[pa.Table, list[str]]:
+def _read_parquet(path: TablePath, parts: Sequence[Part]) -> tuple[pa.Table, list[str]]:
     tables = [_parquet(part) for part in parts]
     for part, table in zip(parts, tables, strict=True):
         _refuse_other_names(parts[0].path, tables[0].column_names, part.path, table.column_names)
@@ -247,46 +251,51 @@ def _read_parquet(path: Path, parts: Sequence[Part]) -> tuple[pa.Table, list[str
     return pa.table({name: _plain(joined[name]) for name in joined.column_names}), []
 
 
-def _parquet_blocks(path: Path, parts: Sequence[Part], columns: Collection[str], *_: object) -> Iterator[pa.Table]:
+def _parquet_blocks(path: TablePath, parts: Sequence[Part], columns: Collection[str], *_: object) -> Iterator[pa.Table]:
     """Yield the wanted columns of Parquet files, each block in plain types."""
-    first = _columns_of(parts[0], _parquet_file(parts[0].path).schema_arrow.empty_table())
+    first: pa.Table | None = None
     for part in parts:
-        file = _parquet_file(part.path)
-        found = _columns_of(part, file.schema_arrow.empty_table())
-        _refuse_other_names(parts[0].path, first.column_names, part.path, found.column_names)
-        _refuse_other_types(parts[0].path, first, part.path, found)
-        wanted = [name for name in file.schema_arrow.names if name in columns]
-        batches = file.iter_batches(BLOCK_ROWS, columns=wanted)
-        while (batch := _next_of(path, batches)) is not None:
-            table = _columns_of(part, pa.Table.from_batches([batch]))
-            yield pa.table({name: _plain(table[name]) for name in found.column_names if name in columns})
+        with _parquet_file(part.path) as file:
+            found = _columns_of(part, file.schema_arrow.empty_table())
+            first = found if first is None else first
+            _refuse_other_names(parts[0].path, first.column_names, part.path, found.column_names)
+            _refuse_other_types(parts[0].path, first, part.path, found)
+            wanted = [name for name in file.schema_arrow.names if name in columns]
+            batches = file.iter_batches(BLOCK_ROWS, columns=wanted)
+            while (batch := _next_of(path, batches)) is not None:
+                table = _columns_of(part, pa.Table.from_batches([batch]))
+                yield pa.table({name: _plain(table[name]) for name in found.column_names if name in columns})
 
 
-def _next_of(path: Path, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+def _next_of(path: TablePath, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
     with _readable(path):
         return next(batches, None)
 
 
 def _parquet(part: Part) -> pa.Table:
     """Return the columns of one file; those without any value in it keep the type null, so that any other fits."""
-    file = _parquet_file(part.path)
-    with _readable(part.path):
+    with _parquet_file(part.path) as file, _readable(part.path):
         table = file.read()
     return _columns_of(part, table)
 
 
-def _parquet_file(path: Path) -> pq.ParquetFile:
-    with _readable(path):
-        file = pq.ParquetFile(path)
-    _check_names(path, file.schema_arrow.names)
-    return file
+@contextmanager
+def _parquet_file(path: TablePath) -> Iterator[pq.ParquetFile]:
+    with arrow_source(path) as source:
+        with _readable(path):
+            file = pq.ParquetFile(source)
+        with file:
+            _check_names(path, file.schema_arrow.names)
+            yield file
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: TablePath) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
+        if is_of_store(error):
+            raise
         reason = _one_line(error)
         raise DataError(f"{path}: not a Parquet file, or cut off ({reason}); write it again, or name it .csv") from None
 
@@ -300,7 +309,7 @@ def _columns_of(part: Part, table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _refuse_other_names(first: Path, expected: Sequence[str], path: Path, found: Sequence[str]) -> None:
+def _refuse_other_names(first: TablePath, expected: Sequence[str], path: TablePath, found: Sequence[str]) -> None:
     """Refuse a file of a table without the columns of the first, or with more than those."""
     if set(expected) == set(found):
         return
@@ -310,7 +319,7 @@ def _refuse_other_names(first: Path, expected: Sequence[str], path: Path, found:
     raise DataError(f"{path}: {said} {other}; files of one table need the same columns: write them alike, or name one")
 
 
-def _refuse_other_types(first: Path, expected: pa.Table, path: Path, found: pa.Table) -> None:
+def _refuse_other_types(first: TablePath, expected: pa.Table, path: TablePath, found: pa.Table) -> None:
     for name in expected.column_names:
         kinds = pa.schema([(name, expected[name].type)]), pa.schema([(name, found[name].type)])
         try:
@@ -369,7 +378,7 @@ class _TextFile:
 
 
 def _read_csv(
-    path: Path, parts: Sequence[Part], is_code: Callable[[str], bool], is_text: Callable[[str], bool]
+    path: TablePath, parts: Sequence[Part], is_code: Callable[[str], bool], is_text: Callable[[str], bool]
 ) -> tuple[pa.Table, list[str]]:
     files = [_csv(part, is_one=len(parts) == 1) for part in parts if part.path.stat().st_size]
     if not files:
@@ -386,7 +395,7 @@ def _read_csv(
 
 
 def _csv_blocks(
-    path: Path,
+    path: TablePath,
     parts: Sequence[Part],
     columns: Collection[str],
     notes: list[str],
@@ -440,7 +449,7 @@ def _text_block(part: Part, names: list[str], separator: str, body: bytes, start
     )
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _pieces(path: TablePath) -> Iterator[bytes]:
     """Yield the content of a CSV file in pieces that end where a record does."""
     rest = b""
     with _opened(path) as file, _unpacked(path):
@@ -513,7 +522,7 @@ def _cells(
     return {name: table[name] for name in table.column_names}
 
 
-def _notes_on_empty(path: Path, files: Sequence[_TextFile], start: int = 0) -> list[str]:
+def _notes_on_empty(path: TablePath, files: Sequence[_TextFile], start: int = 0) -> list[str]:
     """Return a note for each column in which words became empty cells, with the place of the first.
 
     Args:
@@ -553,27 +562,27 @@ def _words_for_empty(file: _TextFile) -> dict[str, tuple[int, int, str]]:
     return found
 
 
-def _content(path: Path) -> bytes:
+def _content(path: TablePath) -> bytes:
     with _opened(path) as file, _unpacked(path):
         return _clean(path, file.read())
 
 
-def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
+@contextmanager
+def _opened(path: TablePath) -> Iterator[io.BufferedReader | gzip.GzipFile]:
     """Open a CSV file, which may be packed, whatever its name says."""
     with path.open("rb") as file:
-        is_packed = file.read(len(_GZIP)) == _GZIP
-    return gzip.GzipFile(path) if is_packed else path.open("rb")
+        yield gzip.GzipFile(fileobj=file) if file.peek(len(_GZIP))[: len(_GZIP)] == _GZIP else file
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[None]:
+def _unpacked(path: TablePath) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: a damaged gzip file ({_one_line(error)}); write it again") from None
 
 
-def _clean(path: Path, data: bytes) -> bytes:
+def _clean(path: TablePath, data: bytes) -> bytes:
     """Return the beginning of a text file without marks that are none of its cells.
 
     Raises:
@@ -589,7 +598,7 @@ def _clean(path: Path, data: bytes) -> bytes:
     return data if b"\n" in data else data.replace(b"\r", b"\n")
 
 
-def _header(path: Path, data: bytes) -> tuple[list[str], str, bytes]:
+def _header(path: TablePath, data: bytes) -> tuple[list[str], str, bytes]:
     """Return the column names, the separator and everything after the first line that is not blank."""
     body = data.lstrip(b"\r\n")
     line, _, body = body.partition(b"\n")
@@ -605,7 +614,7 @@ def _header(path: Path, data: bytes) -> tuple[list[str], str, bytes]:
     return names, separator, body
 
 
-def _refuse_data(path: Path, names: list[str], body: bytes, separator: str) -> None:
+def _refuse_data(path: TablePath, names: list[str], body: bytes, separator: str) -> None:
     """Refuse a first line that is like the next one: a table without a line of column names."""
     line = body.lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8", errors="replace").rstrip("\r")
     below: list[str] = next(_reader([line], separator), [])
@@ -625,7 +634,7 @@ def _separator(header: str) -> str:
     return max(",;\t|", key=outside.count)
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def _check_names(path: TablePath, names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"{path}: the column name {twice[0]!r} occurs twice; rename or remove one of them")
@@ -713,7 +722,7 @@ def _records(lines: Iterable[str], separator: str, *, strict: bool = False) -> I
         raise csv.Error(line) from None
 
 
-def _diagnose(path: Path, data: bytes, separator: str, names: list[str]) -> None:
+def _diagnose(path: TablePath, data: bytes, separator: str, names: list[str]) -> None:
     """Read a CSV file slowly to find the first line that is wrong.
 
     Raises:
@@ -742,7 +751,7 @@ def _diagnose(path: Path, data: bytes, separator: str, names: list[str]) -> None
 _SPOKEN = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
-def _wrong_encoding(path: Path, data: bytes) -> DataError:
+def _wrong_encoding(path: TablePath, data: bytes) -> DataError:
     """Return the error that names the first byte that is not UTF-8."""
     try:
         data.decode("utf-8")

@@ -13,15 +13,16 @@ it.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 from urllib.parse import unquote
 
 from features.errors import DataError
 from features.files import sha256
+from features.locations.object_path import ObjectPath, TablePath
+from features.locations.table_path import files_below, fixed_folder, is_pattern, matching, name_in
 from features.messages import did_you_mean
 from features.tables.documents import ENDINGS as DOCUMENT_ENDINGS
 
@@ -42,7 +43,7 @@ class Part:
         values: What the names of its folders say of all its rows, by column; None for a missing value.
     """
 
-    path: Path
+    path: TablePath
     values: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -51,26 +52,28 @@ class Part:
         return self.path.name.lower().endswith(PARQUET_ENDINGS)
 
 
-def table_parts(path: Path) -> list[Part]:
+def table_parts(path: TablePath) -> list[Part]:
     """Return the files of a table, in the order of their names.
 
     Raises:
         DataError: There is no such file, none of a kind that can be read, or files of several kinds.
     """
     if path.is_dir():
-        found = [Part(one, _values(one.relative_to(path))) for one in _in_folder(path)]
+        found = [Part(one, _values(name_in(path, one))) for one in _in_folder(path)]
         return _of_one_kind(path, found)
     if is_pattern(path):
         return _of_one_kind(path, _matching(path))
     if not path.exists():
         near = did_you_mean(path.name, sorted(other.name for other in path.parent.glob("[!.]*")))
+        if isinstance(path, ObjectPath):
+            raise DataError(f"{path}: no such object; check the address{near}")
         raise DataError(f"{path}: no such file; check the path, which is relative to the folder of run.toml{near}")
     if not path.name.lower().endswith(PARQUET_ENDINGS + CSV_ENDINGS):
         raise DataError(f"{path}: {_EXPECTED}; save the table as one")
     return [Part(path)]
 
 
-def is_documents(path: Path) -> bool:
+def is_documents(path: TablePath) -> bool:
     """Return whether a path is a folder of documents rather than one of the parts of a table.
 
     Raises:
@@ -88,60 +91,57 @@ def is_documents(path: Path) -> bool:
     return parts is None
 
 
-def is_pattern(path: Path) -> bool:
-    """Return whether a path stands for the files that match it."""
-    return glob.has_magic(str(path)) and not path.exists()
-
-
-def table_exists(path: Path) -> bool:
+def table_exists(path: TablePath) -> bool:
     """Return whether there is a file, a folder or, for a pattern, something that matches."""
     return bool(_matching(path)) if is_pattern(path) else path.exists()
 
 
-def table_digest(path: Path) -> str:
-    """Return the SHA-256 of a table: of the bytes of a file; of several, that of their names and digests."""
+def table_digest(path: TablePath) -> str:
+    """Return a SHA-256 of a table: of a file, or of the names and digests of several; see `digest_of`."""
     if path.is_file() or is_documents(path):
-        return sha256(path)
+        return digest_of(path)
     root = _root(path)
-    lines = (f"{part.path.relative_to(root).as_posix()} {sha256(part.path)}\n" for part in table_parts(path))
+    lines = (f"{name_in(root, part.path).as_posix()} {digest_of(part.path)}\n" for part in table_parts(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _in_folder(folder: Path) -> Iterable[Path]:
+def digest_of(path: TablePath) -> str:
+    """Return a SHA-256 that changes with a file or a folder: of content here, of sizes and times in an object store."""
+    return path.digest() if isinstance(path, ObjectPath) else sha256(path)
+
+
+def _in_folder(folder: TablePath) -> Iterable[TablePath]:
     return (one for one in _visible(folder) if one.name.lower().endswith(PARQUET_ENDINGS + _PART_ENDINGS))
 
 
-def _visible(folder: Path) -> Iterable[Path]:
+def _visible(folder: TablePath) -> Iterable[TablePath]:
     return (
         one
-        for one in sorted(folder.rglob("*"))
-        if one.is_file() and not any(name.startswith(("_", ".")) for name in one.relative_to(folder).parts)
+        for one in files_below(folder)
+        if not any(name.startswith(("_", ".")) for name in name_in(folder, one).parts)
     )
 
 
-def _matching(pattern: Path) -> list[Part]:
+def _matching(pattern: TablePath) -> list[Part]:
     root = _root(pattern)
-    files: dict[Path, None] = {}
-    for one in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207 (absolute ones, too)
+    files: dict[TablePath, None] = {}
+    for one in matching(pattern):
         if not one.name.startswith("_"):
             files |= dict.fromkeys(_in_folder(one) if one.is_dir() else [one])
-    return [Part(one, _values(one.relative_to(root))) for one in files]
+    return [Part(one, _values(name_in(root, one))) for one in files]
 
 
-def _root(path: Path) -> Path:
+def _root(path: TablePath) -> TablePath:
     """Return the folder above everything that a pattern matches; of a folder, itself."""
-    if path.is_dir():
-        return path
-    fixed = [part for part in path.parents if not glob.has_magic(str(part))]
-    return fixed[0]
+    return path if path.is_dir() else fixed_folder(path)
 
 
-def _values(relative: Path) -> dict[str, str | None]:
+def _values(relative: PurePath) -> dict[str, str | None]:
     pairs = [name.partition("=") for name in relative.parts[:-1] if "=" in name.strip("=")]
     return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, _, value in pairs}
 
 
-def _of_one_kind(path: Path, parts: list[Part]) -> list[Part]:
+def _of_one_kind(path: TablePath, parts: list[Part]) -> list[Part]:
     if not parts:
         raise DataError(f"{path}: no CSV or Parquet file there; name a file, a folder of such files, or a pattern")
     strange = next((part for part in parts if not part.path.name.lower().endswith(PARQUET_ENDINGS + CSV_ENDINGS)), None)

@@ -24,6 +24,8 @@ from jaxtyping import Bool, Int
 from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 from features.errors import CellError, DataError, Problems
 from features.ids import MAX_ID_CHARACTERS
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.table_files import place, read_table
@@ -278,9 +280,9 @@ def _keyed(ids: IdColumn | None, other: Sheet, known: IdColumn, target: str) -> 
 
 
 def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each table that a configuration names, by its key there."""
+    """Return a SHA-256 of each table (`table_digest`) that a configuration names, by its key there."""
     paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
-    return {name: table_digest(folder / path) for name, path in paths.items() if path is not None}
+    return {name: table_digest(table_path(folder, path)) for name, path in paths.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ class Sheet:
         is_part: Whether these are some of the rows, so that others may have what none of them has.
     """
 
-    path: Path
+    path: TablePath
     frame: pd.DataFrame
     notes: list[str] = field(repr=False)
     readings: dict[str, Reading] = field(default_factory=dict)
@@ -314,13 +316,14 @@ class Sheet:
         """Read a file, and the columns that are features as their kinds; `keys` are the columns of ids."""
         settings, known = features or {}, earlier or {}
         spelt = {column for column, one in settings.items() if one.definition.is_sparse}.union(keys)
+        path = table_path(folder, name)
         raw = read_table(
-            folder / name,
+            path,
             lambda column: column in spelt,
             lambda column: isinstance(known.get(column), TextFormat),
         )
         notes.extend(raw.notes)
-        sheet = cls(folder / name, raw.frame, notes, dict(known))
+        sheet = cls(path, raw.frame, notes, dict(known))
         problems = Problems()
         columns = {}
         for column, one in settings.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +12,8 @@ from tqdm import tqdm
 
 from features.config import FeaturesConfig
 from features.errors import DataError
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.sequences.seen_items import SeenItems
 from features.tables.table_parts import table_exists
 from serving.jobs.database_index import collection_written
@@ -42,7 +43,7 @@ _MAX_COMPARED = 100_000_000_000
 
 def build_index(
     bundle: ModelBundle,
-    tables: Mapping[str, Path | None],
+    tables: Mapping[str, TablePath | None],
     kind: IndexKind | None = None,
     recall: float | None = None,
     live: str | None = None,
@@ -192,11 +193,11 @@ def _show_trial(bar: tqdm[Any], done: int, total: int, what: str) -> None:
     bar.refresh()
 
 
-def _features(bundle: ModelBundle, tables: Mapping[str, Path | None]) -> FeaturesConfig:
+def _features(bundle: ModelBundle, tables: Mapping[str, TablePath | None]) -> FeaturesConfig:
     given = {key: str(path.absolute()) for key, path in tables.items() if path is not None}
     features = bundle.config.features.model_copy(update=given)
     table = "items" if features.interactions is None else "interactions"
-    path = bundle.tables_folder / getattr(features, table)
+    path = table_path(bundle.tables_folder, getattr(features, table))
     if not table_exists(path) and table not in given:
         raise DataError(
             f"{path}: no such file, though the model was trained on it; give the current table: "

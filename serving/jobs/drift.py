@@ -23,6 +23,7 @@ from features.featurizer.profile import INTERACTIONS, NAME, Profile
 from features.featurizer.sparse import ValueEncoder
 from features.files import atomic_file
 from features.ids import ITEM_ID
+from features.locations.object_path import TablePath
 from features.tables.tables import Tables, read_tables
 from serving.jobs.findings import ANSWERED, CLICKS, FILLED, FULL, HOURS, KNOWN, LATENCY, PSI, Finding, Limits, said_of
 from serving.jobs.request_drift import RequestSource, findings_of_requests
@@ -127,7 +128,7 @@ class DriftReport:
 
 
 def find_drift(
-    bundle: ModelBundle, tables: Mapping[str, Path | None], limits: Limits, requests: RequestSource | None = None
+    bundle: ModelBundle, tables: Mapping[str, TablePath | None], limits: Limits, requests: RequestSource | None = None
 ) -> DriftReport:
     """Compare tables with those that a model was trained on, and the end of a log of requests with its beginning.
 

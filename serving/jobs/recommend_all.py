@@ -21,6 +21,7 @@ from tqdm import tqdm
 from features.errors import DataError
 from features.files import atomic_file
 from features.ids import ITEM_ID, USER_ID
+from features.locations.object_path import TablePath
 from features.tables.tables import read_frame
 from serving.config import ServingConfig
 from serving.jobs.open import open_recommender, parse_conditions
@@ -49,7 +50,7 @@ class Audience:
         return cls(recommender.snapshot.histories.user_ids, np.arange(len(recommender.state.users)))
 
     @classmethod
-    def read(cls, path: Path, recommender: Recommender) -> Audience:
+    def read(cls, path: TablePath, recommender: Recommender) -> Audience:
         """Return the users of a table, without repeats, in its order.
 
         Raises:
@@ -201,7 +202,7 @@ def recommend_all(
     bundle: Path,
     output: Path,
     k: int,
-    users: Path | None,
+    users: TablePath | None,
     conditions: Sequence[str] = (),
     *,
     with_fallback: bool,

@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from features.errors import CombinedDataError, DataError
 from features.files import sha256
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from training.runs.run_folder import RUNS
 
 INPUTS = RUNS / "inputs"
@@ -40,7 +42,7 @@ class ArrowTable(Protocol):
 
 
 Table: TypeAlias = pd.DataFrame | ArrowTable | str | os.PathLike[str]
-"""A DataFrame, or the path of a file, a folder of files or a pattern."""
+"""A DataFrame, or the path of a file, a folder of files or a pattern; or an address of an object store, as text."""
 
 
 @contextmanager
@@ -79,7 +81,7 @@ class Inputs:
         names: What errors call the tables that were no files, by path.
     """
 
-    def __init__(self, folder: Path, paths: dict[str, Path]) -> None:
+    def __init__(self, folder: Path, paths: dict[str, TablePath]) -> None:
         self.folder = folder
         self.paths = paths
         self.names: dict[str, str] = {}
@@ -91,7 +93,7 @@ class Inputs:
             DataError: It cannot be stored.
         """
         if isinstance(table, str | os.PathLike):
-            self.paths[name] = Path(table).absolute()
+            self.paths[name] = table_path(Path(), table).absolute()
         else:
             self.paths[name] = self.folder / f"{name}.parquet"
             pq.write_table(to_arrow(name, table), self.paths[name])
@@ -117,10 +119,10 @@ class Inputs:
 
 
 @contextmanager
-def as_file(name: str, table: Table) -> Iterator[Path]:
+def as_file(name: str, table: Table) -> Iterator[TablePath]:
     """Yield the path of a table that is needed for a moment; a DataFrame is written to a temporary file."""
     if isinstance(table, str | os.PathLike):
-        yield Path(table)
+        yield table_path(Path(), table)
         return
     with tempfile.TemporaryDirectory(prefix="towers-") as folder:
         path = Path(folder) / "table.parquet"
@@ -132,7 +134,7 @@ def as_file(name: str, table: Table) -> Iterator[Path]:
 
 
 @contextmanager
-def as_files(tables: Mapping[str, Table | None]) -> Iterator[dict[str, Path]]:
+def as_files(tables: Mapping[str, Table | None]) -> Iterator[dict[str, TablePath]]:
     """Yield the paths of those tables that are given, by name; see `as_file`."""
     with ExitStack() as files:
         yield {name: files.enter_context(as_file(name, table)) for name, table in tables.items() if table is not None}

@@ -22,6 +22,7 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.files import atomic_folder
 from features.ids import ITEM_ID
+from features.locations.table_path import table_path
 from features.sequences.sequences import Sequences
 from features.tables.event_blocks import EventBlocks
 from features.tables.table_files import approximate_rows
@@ -122,7 +123,7 @@ def _is_prepared(config: FeaturesConfig, folder: Path) -> bool:
     if config.prepare == "always":
         return True
     try:
-        return approximate_rows(folder / config.interactions) >= PREPARED_FROM
+        return approximate_rows(table_path(folder, config.interactions)) >= PREPARED_FROM
     except DataError:
         return False  # which `read_tables` reports, with all else that is wrong
 

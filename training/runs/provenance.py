@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from features.config import FeaturesConfig
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.tables.tables import Tables
 from training.config import RunConfig
 from training.presets import PRESETS, preset_settings
@@ -49,7 +51,7 @@ def preset_of(config: RunConfig) -> str | None:
 def data_name(config: FeaturesConfig, folder: Path) -> str:
     """Return what the data is called: the folder in which the first table lies."""
     table = config.interactions or config.items or ""
-    return (folder / table).resolve().parent.name
+    return table_path(folder, table).resolve().parent.name
 
 
 def code_tags(folder: Path) -> dict[str, str]:
@@ -85,8 +87,8 @@ def data_sets(config: FeaturesConfig, folder: Path, tables: Tables, digests: Map
             Dataset(
                 name=f"{data_name(config, folder)} {table}",
                 digest=digests[table][:MOST_DIGEST],
-                source_type="local",
-                source=json.dumps({"uri": str((folder / str(paths[table])).resolve())}),
+                source_type=_source_type(table_path(folder, str(paths[table]))),
+                source=json.dumps({"uri": str(table_path(folder, str(paths[table])).resolve())}),
                 schema=json.dumps({"mlflow_colspec": [*_columns(frame)]}),
                 profile=json.dumps(_profile(frame)),
             ),
@@ -95,6 +97,11 @@ def data_sets(config: FeaturesConfig, folder: Path, tables: Tables, digests: Map
         for table, frame in frames.items()
         if frame is not None and table in digests
     ]
+
+
+def _source_type(path: TablePath) -> str:
+    """Return what MLflow calls a place: `local`, `s3` or `gs`."""
+    return "local" if isinstance(path, Path) else path.scheme
 
 
 def _columns(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

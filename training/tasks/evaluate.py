@@ -15,6 +15,8 @@ import torch
 
 from features.columns import item_texts
 from features.errors import DataError
+from features.locations.object_path import TablePath
+from features.locations.table_path import table_path
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
@@ -34,7 +36,7 @@ from training.runs.progress import describe, log_plots, report_epochs, report_st
 from training.runs.provenance import data_sets
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
-NamedFile = tuple[str, Path]
+NamedFile = tuple[str, TablePath]
 """What recommendations of another system are called in the report, and their table."""
 BASELINE_MINUTES = 15.0
 """Default time for choosing the hyperparameters of the baselines, for each split."""
@@ -324,4 +326,4 @@ def _named_file(text: str) -> NamedFile:
     name, equals, file = text.partition("=")
     if not (name and equals and file):
         raise DataError(f"expected NAME=FILE, found {text!r}; for example 'last week=candidates.parquet'")
-    return name, Path(file)
+    return name, table_path(Path(), file)

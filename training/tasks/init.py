@@ -23,6 +23,7 @@ from features.inference.inference import (
     render_run_toml,
     render_table,
 )
+from features.locations.object_path import TablePath
 from features.settings import parse_settings
 from features.tables.table_files import RawTable, read_table
 from features.tables.tables import read_tables
@@ -97,12 +98,12 @@ class Proposal:
 def propose(
     output: Path,
     *,
-    interactions: Path | None,
-    items: Path | None,
-    users: Path | None,
-    documents: Path | None,
-    queries: Path | None,
-    pairs: Path | None,
+    interactions: TablePath | None,
+    items: TablePath | None,
+    users: TablePath | None,
+    documents: TablePath | None,
+    queries: TablePath | None,
+    pairs: TablePath | None,
     named: Mapping[str, str] | None = None,
     time_format: str | None = None,
 ) -> Proposal:

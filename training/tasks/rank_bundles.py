@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from features.errors import DataError
+from features.locations.table_path import table_path
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from features.tables.tables import Tables
@@ -58,7 +59,7 @@ def tables_read_by(bundle: ModelBundle, first: ModelBundle, tables: Tables) -> T
         return tables
     theirs = first.config.features
     places = {
-        name: None if path is None else str((first.tables_folder / path).resolve())
+        name: None if path is None else str(table_path(first.tables_folder, path).resolve())
         for name, path in (("interactions", theirs.interactions), ("items", theirs.items), ("users", theirs.users))
     }
     rows = {name: getattr(theirs, name) for name in ("columns", "min_rating", "unknown_items", "missing_ids")}
