@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -40,6 +40,7 @@ _OBJECT_STORE_BYTES = 160 << 20
 _LONGEST_FOLDER = 40
 _QUEUED_PER_ACTOR = 2
 _RESTARTS = 3
+_TRIES = 4
 
 
 class Work(Protocol[Task_contra, Result_co]):
@@ -66,24 +67,23 @@ class RayEngine(Generic[Task, Result]):
     def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield the result of each task, in the order in which they are done.
 
-        What a machine did not finish that went away is done again elsewhere.
+        What a machine did not finish that went away is done again elsewhere. A program that has connected to Ray itself
+        keeps its connection.
 
         Raises:
             DataError: Ray is not installed, or cannot be started.
             UnavailableError: The cluster does not answer, or its actors are lost again and again.
             Exception: As the work raises it.
         """
-        with needing("--engine ray"), _variables(QUIET | ({} if self.address else _THIS_MACHINE_ALONE)):
-            import ray
-        with self._connected(ray):
+        ray = _imported(self.address)
+        with nullcontext() if ray.is_initialized() else connected(self.address, self.num_actors):
             yield from self._done(ray, work, tasks)
 
     def _done(self, ray: Any, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        num_actors = max(1, min(self.num_actors or cores, len(tasks)))
+        num_actors = self.num_actors or int(ray.cluster_resources().get("CPU", 1))
         again = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
         kind = ray.remote(num_cpus=1, num_gpus=self.num_gpus, **again)(_Actor)
-        actors = [kind.remote(work) for _ in range(num_actors)]
+        actors = [kind.remote(work) for _ in range(max(1, min(num_actors, len(tasks))))]
         waiting = list(reversed(tasks))
         running: dict[Any, Any] = {}
         for actor in actors * _QUEUED_PER_ACTOR:
@@ -99,73 +99,97 @@ class RayEngine(Generic[Task, Result]):
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError as error:
-                    raise UnavailableError(
-                        f"Ray lost its workers: {_first_line(error)}; run the command again"
-                    ) from None
+                    said = f"Ray lost its workers: {_first_line(error)}; run the command again"
+                    raise UnavailableError(said) from None
                 yield result
 
-    @contextmanager
-    def _connected(self, ray: Any) -> Iterator[None]:
-        """Start Ray, or join a cluster, for the block."""
-        if ray.is_initialized():  # by a program that uses Ray itself
-            yield
-            return
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        with ExitStack() as stack:
-            options: dict[str, Any] = {
-                "log_to_driver": False,
-                "logging_level": logging.ERROR,
-                "configure_logging": False,
-            }
-            if self.address is None:
-                stack.enter_context(_variables(QUIET | _THIS_MACHINE_ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}))
-                options |= {
-                    "address": "local",
-                    "num_cpus": self.num_actors or available_cores(),
-                    "include_dashboard": False,
-                    "object_store_memory": _OBJECT_STORE_BYTES,
-                    "_temp_dir": stack.enter_context(_folder()),
-                }
-            else:
-                stack.enter_context(_variables(QUIET))
-                options |= {"address": self.address}
-            stack.callback(ray.shutdown)
-            try:
-                ray.init(**options)
-            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-                raise self._no_ray(error) from None
-            finally:
-                for number, handler in handlers.items():  # Ray puts its own in their place
-                    signal.signal(number, handler)
-            yield
 
-    def _no_ray(self, error: Exception) -> Exception:
-        if self.address is None:
-            return DataError(f"Ray cannot be started: {_first_line(error)}")
-        return UnavailableError(
-            f"--address {self.address}: no Ray cluster can be used there ({_first_line(error)}); run the command on a "
-            "machine of the cluster, which `ray start` makes it, with the same versions of Python and Ray"
-        )
+@contextmanager
+def connected(address: str | None, num_cores: int | None = None) -> Iterator[None]:
+    """Start Ray, or join a cluster, for the block.
+
+    Args:
+        address: As for `RayEngine`.
+        num_cores: Number of cores where Ray is started. None: those that this process may use.
+
+    Raises:
+        DataError: Ray is not installed, or cannot be started.
+        UnavailableError: The cluster does not answer.
+    """
+    ray = _imported(address)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with ExitStack() as stack:
+        stack.enter_context(_variables(address))
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            options |= {
+                "address": "local",
+                "num_cpus": num_cores or available_cores(),
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": stack.enter_context(_folder()),
+            }
+        else:
+            options |= {"address": address}
+        stack.callback(ray.shutdown)
+        try:
+            _initialise(ray, options)
+        except Exception as error:  # Ray raises bare ones, too
+            raise _not_connected(address, error) from None
+        finally:
+            for number, handler in handlers.items():  # Ray puts its own in their place
+                signal.signal(number, handler)
+        yield
+
+
+def _initialise(ray: Any, options: dict[str, Any]) -> None:
+    """Call `ray.init`, again where a busy machine does not start Ray's processes within the 30 s that it waits."""
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(**options)
+        except Exception as error:
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
+        else:
+            return
+
+
+def _imported(address: str | None) -> Any:
+    """Return the module `ray`, which reads some of the variables when it is imported."""
+    with needing("--engine ray"), _variables(address):
+        import ray
+    return ray
+
+
+def _not_connected(address: str | None, error: Exception) -> Exception:
+    if address is None:
+        return DataError(f"Ray cannot be started here: {_first_line(error)}")
+    return UnavailableError(
+        f"--address {address}: no Ray cluster can be used there ({_first_line(error)}); run the command on a machine "
+        "of the cluster, which `ray start` makes it, with the same versions of Python and Ray"
+    )
 
 
 class _Actor:
-    """Opens the work when it is made, and does its tasks."""
+    """Opens the work, and does its tasks."""
 
     def __init__(self, work: Work[Any, Any]) -> None:
-        self._stack = ExitStack()
-        self._stack.enter_context(keeping_memory())
         self._work = work
         self._function: Callable[[Any], Any] | None = None
+        self._stack = ExitStack()
+        self._stack.enter_context(keeping_memory())
 
     def do(self, task: Any) -> Any:
-        if self._function is None:  # here rather than above, so that an error arrives as it is
+        if self._function is None:  # here, so that what opening raises arrives as it is
             self._function = self._work.open()
         return self._function(task)
 
 
 @contextmanager
-def _variables(wanted: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the block, except those that are set."""
+def _variables(address: str | None) -> Iterator[None]:
+    """Set the variables for Ray for the block, except those that are set."""
+    wanted = {**QUIET} if address else QUIET | _THIS_MACHINE_ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     new = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(new)
     try:
@@ -177,7 +201,7 @@ def _variables(wanted: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """Yield a folder for Ray's files, removed at the end; its sockets need a short path."""
+    """Yield a folder for Ray's files, removed at the end; the paths of its sockets must be short."""
     given = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="towers-ray-", dir=given if len(given) <= _LONGEST_FOLDER else "/tmp")  # noqa: S108
     try:
