@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from features.errors import DataError, UnavailableError, needing
-from towers.process import available_cores, keeping_memory
+from towers.process import Stopped, available_cores, keeping_memory
 from towers.warnings_filter import NO_STATISTICS
 
 Task_contra = TypeVar("Task_contra", contravariant=True)
@@ -41,6 +42,7 @@ _LONGEST_FOLDER = 40
 _QUEUED_PER_ACTOR = 2
 _RESTARTS = 3
 _TRIES = 4
+_SECONDS_TO_CONNECT = 10
 
 
 class Work(Protocol[Task_contra, Result_co]):
@@ -133,9 +135,12 @@ def connected(address: str | None, num_cores: int | None = None) -> Iterator[Non
             options |= {"address": address}
         stack.callback(ray.shutdown)
         try:
+            _check_listens(address)
             _initialise(ray, options)
         except Exception as error:  # Ray raises bare ones, too
             raise _not_connected(address, error) from None
+        except SystemExit:  # Ray's own answer to SIGTERM
+            raise Stopped(signal.SIGTERM) from None
         finally:
             for number, handler in handlers.items():  # Ray puts its own in their place
                 signal.signal(number, handler)
@@ -157,9 +162,24 @@ def _initialise(ray: Any, options: dict[str, Any]) -> None:
 
 def _imported(address: str | None) -> Any:
     """Return the module `ray`, which reads some of the variables when it is imported."""
-    with needing("--engine ray"), _variables(address):
+    with needing("offline jobs on Ray"), _variables(address):
         import ray
     return ray
+
+
+def _check_listens(address: str | None) -> None:
+    """Check that something listens at an address: Ray itself would try for minutes.
+
+    Raises:
+        OSError: Nothing does.
+        ValueError: It is not of the form `HOST:PORT`.
+    """
+    if address in (None, "auto"):
+        return
+    host, colon, port = str(address).rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("expected HOST:PORT, such as 10.0.0.1:6379, or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
 
 
 def _not_connected(address: str | None, error: Exception) -> Exception:
