@@ -160,12 +160,9 @@ def recommend(
     DIR is a bundle, such as runs/latest. The recommendations are those of the service with the same settings, except
     that re-ranking has no time budget.
 
-    \b
-    One file:             towers recommend runs/latest --output candidates.parquet
-    Resumable, in parts:  towers recommend runs/latest --output-folder candidates
-    All cores:            towers recommend runs/latest --output-folder candidates --engine ray
-    A cluster:            towers recommend runs/latest --output-folder candidates --engine ray --address auto
-    """  # noqa: D301 (click wants the character itself)
+    --output writes one file, once it is complete. --output-folder writes a folder of parts: an interrupted run is
+    continued by the same command, and --engine ray computes the parts on all cores, or with --address on a cluster.
+    """
     from serving.jobs.recommend_all import Wanted, recommend_all
 
     if (output is None) == (output_folder is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from features.errors import DataError, UnavailableError
@@ -24,6 +26,8 @@ from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from training.tasks.train_ranker import RankerChoice, train_bundle_ranker
 
+SOON_AFTER = 1_700_200_000.0
+"""A time within a day after the last interaction of the shop."""
 WANTED = Wanted(7, conditions=("price_max=40",), exclude=("p0", "p3"), with_fallback=True)
 
 
@@ -50,6 +54,11 @@ def content(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder)
 
 
+def at(patch: pytest.MonkeyPatch, now: float) -> None:
+    """Let jobs that begin do so at a time."""
+    patch.setattr("serving.jobs.offline.recommend_parts.time.time", lambda: now)
+
+
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(found, expected)
     assert len(found)
@@ -69,15 +78,14 @@ def test_the_parts_are_what_is_in_one_file(two_models, audience, tmp_path, capsy
 
 def test_another_run_makes_what_is_missing_and_as_of_the_first(bundle, audience, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "parts"
+    at(monkeypatch, SOON_AFTER)
     recommend_into_parts(bundle, folder, WANTED, audience, users_per_part=8)
     before, times = content(folder), {part: part.stat().st_mtime_ns for part in folder.glob("part-*")}
     (folder / "part-00002.parquet").unlink()
     (folder / "part-00005.parquet").write_bytes(b"half of it")
     (folder / ".part-00002.parquet.1.partial").write_bytes(b"half of it")
     (folder / SUCCESS).unlink()
-    months = 100 * 86_400
-    now = time.time
-    monkeypatch.setattr("serving.jobs.offline.recommend_parts.time.time", lambda: now() + months)
+    at(monkeypatch, SOON_AFTER + 100 * 86_400)
     recommend_into_parts(bundle, folder, WANTED, audience, users_per_part=8)
     assert "7 of 9 parts are there already" in capsys.readouterr().out
     assert_same(content(folder), before)
@@ -104,7 +112,7 @@ def test_a_job_that_is_killed_is_continued(bundle, tmp_path):
     started = json.loads((folder / MANIFEST).read_text())["started"]
     recommend_into_parts(bundle, folder, WANTED, users_per_part=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.jobs.offline.recommend_parts.time.time", lambda: started)
+        at(patch, started)
         recommend_into_parts(bundle, tmp_path / "whole", WANTED, users_per_part=1)
     assert_same(content(folder), content(tmp_path / "whole"))
 
@@ -144,8 +152,6 @@ def test_a_folder_that_holds_something_else_or_is_in_use_is_refused(two_models, 
     (tmp_path / "parts" / MANIFEST).write_text("[")
     refused(tmp_path / "parts", "cannot be read; give another folder, or delete this one")
     with (tmp_path / "parts" / ".lock").open("w") as lock:
-        import fcntl
-
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused(tmp_path / "parts", "another run is writing there")
 
@@ -181,7 +187,7 @@ def ray():
 
 
 def test_ray_writes_the_same(ray, bundle, audience, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.jobs.offline.recommend_parts.time.time", lambda: 1_700_200_000.0)
+    at(monkeypatch, SOON_AFTER)
     recommend_into_parts(bundle, tmp_path / "single", WANTED, audience, users_per_part=8)
     recommend_into_parts(bundle, tmp_path / "ray", WANTED, audience, users_per_part=8, engine=RayEngine(num_actors=2))
     assert_same(content(tmp_path / "ray"), content(tmp_path / "single"))
@@ -205,8 +211,6 @@ def test_ray_is_for_this_machine_alone_and_says_nothing_to_its_makers(ray):
     from ray._common.usage.usage_lib import usage_stats_enabled
 
     assert ray.util.get_node_ip_address() == "127.0.0.1"
-    import psutil
-
     of_ray = [one for one in psutil.Process().children(recursive=True) if "ray" in " ".join(one.cmdline())]
     places = [found.laddr.ip for one in of_ray for found in one.net_connections() if found.status == "LISTEN"]
     assert places
