@@ -42,6 +42,8 @@ _LONGEST_FOLDER = 40
 _QUEUED_PER_ACTOR = 2
 _RESTARTS = 3
 _TRIES = 4
+# What Ray says where its processes are not there in time.
+_TOO_SLOW = ("timed out during startup", "Failed to start GCS")
 _SECONDS_TO_CONNECT = 10
 
 
@@ -154,7 +156,7 @@ def _initialise(ray: Any, options: dict[str, Any]) -> None:
             ray.init(**options)
         except Exception as error:
             ray.shutdown()
-            if not left or "timed out during startup" not in str(error):
+            if not left or not any(said in str(error) for said in _TOO_SLOW):
                 raise
         else:
             return

@@ -131,12 +131,12 @@ def recommend_into_parts(
         DataError: The folder is of another job, a table cannot be read, a condition is invalid, or Ray is missing.
         UnavailableError: The Ray cluster does not answer.
     """
-    settings = _for_workers(settings or ServingConfig())
+    settings = settings or ServingConfig()
     recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
     wanted.where(recommender)
     wanted.announce_unknown(recommender)
     audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
-    num_parts = -(-len(audience) // users_per_part)
+    num_parts = max(1, -(-len(audience) // users_per_part))
     options = {**_content(recommender, settings, wanted, audience), "users_per_part": users_per_part}
     began = time.perf_counter()
     with PartsFolder.opened(folder, num_parts, options, time.time()) as parts:
@@ -144,7 +144,7 @@ def recommend_into_parts(
             recommender.bundle.path.resolve(),
             recommender.model,
             recommender.snapshot.manifest.identity,
-            settings,
+            _for_workers(settings),
             wanted,
             parts.started,
         )
