@@ -61,7 +61,7 @@ def top_scores(
         return torch.topk(scores_of(queries, items, closed, barred), count, dim=1)
     scores = queries.new_empty((num_queries, num_groups * _GROUP))
     scores[:, num_items:] = -torch.inf
-    by_group = scores.unflatten(1, (-1, _GROUP))
+    by_group = scores.view(num_queries, num_groups, _GROUP)
     maxima = queries.new_empty((num_queries, num_groups))
     cells = _TILE_CELLS_ON_GPU if items.is_cuda else _TILE_CELLS
     step = max(1, cells // max(1, num_queries) // _GROUP) * _GROUP
