@@ -35,7 +35,12 @@ QUIET = {
 }
 """Variables for Ray on any machine; a user may set others."""
 # Without this Ray takes the address by which other machines reach this one, and listens there.
-_THIS_MACHINE_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# The token is one for the whole process, because Ray reads it once.
+_THIS_MACHINE_ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 # Tasks and results are small: Ray's least, and twice that.
 _OBJECT_STORE_BYTES = 160 << 20
 _LONGEST_FOLDER = 40
@@ -211,7 +216,7 @@ class _Actor:
 @contextmanager
 def _variables(address: str | None) -> Iterator[None]:
     """Set the variables for Ray for the block, except those that are set."""
-    wanted = {**QUIET} if address else QUIET | _THIS_MACHINE_ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    wanted = QUIET if address else QUIET | _THIS_MACHINE_ALONE
     new = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(new)
     try:
