@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,10 +154,11 @@ def recommend_into_parts(
         tasks = [_task(parts, audience, number, users_per_part) for number in missing]
         num_users = sum(len(task.user_ids) for task in tasks)
         with tqdm(total=num_users, unit=" users", desc="Recommending", disable=None, leave=False) as bar:
+            done: Iterable[int] = ()
             if engine is None:
                 done = map(work.with_recommender(recommender), tasks)
-            else:
-                done = engine.run(work, tasks) if tasks else iter(())
+            elif tasks:
+                done = engine.run(work, tasks)
             for count in done:
                 bar.update(count)
         num_rows = parts.finish()
