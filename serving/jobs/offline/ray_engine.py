@@ -1,7 +1,7 @@
 """Work on several cores or machines, by Ray: actors that open something large once, and then do task after task.
 
 Without an address Ray is started here for the job and ended with it: it listens on this machine alone, asks for a
-token that only its own processes know, shows no dashboard, sends no usage statistics, and keeps its files in a folder
+token that Ray keeps in the user's home folder, shows no dashboard, sends no usage statistics, and keeps its files in a folder
 of its own among the temporary files.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -35,12 +34,7 @@ QUIET = {
 }
 """Variables for Ray on any machine; a user may set others."""
 # Without this Ray takes the address by which other machines reach this one, and listens there.
-# The token is one for the whole process, because Ray reads it once.
-_THIS_MACHINE_ALONE = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-}
+_THIS_MACHINE_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 # Tasks and results are small: Ray's least, and twice that.
 _OBJECT_STORE_BYTES = 160 << 20
 _LONGEST_FOLDER = 40
