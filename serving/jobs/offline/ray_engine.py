@@ -1,8 +1,8 @@
 """Work on several cores or machines, by Ray: actors that open something large once, and then do task after task.
 
 Without an address Ray is started here for the job and ended with it: it listens on this machine alone, asks for a
-token that Ray keeps in the user's home folder, shows no dashboard, sends no usage statistics, and keeps its files in a folder
-of its own among the temporary files.
+token that Ray keeps in the user's home folder, shows no dashboard, sends no usage statistics, and keeps its files in a
+folder of its own among the temporary files.
 """
 
 from __future__ import annotations
