@@ -104,7 +104,13 @@ def index(
 
 @click.command()
 @click.argument("bundle", metavar="DIR", type=_file)
-@click.option("--output", metavar="FILE", type=_file, required=True, help="Parquet file to write.")
+@click.option("--output", metavar="FILE", type=_file, help="Parquet file to write.")
+@click.option(
+    "--output-folder",
+    metavar="FOLDER",
+    type=_file,
+    help="Folder to write instead, a Parquet file for each part of the users; a run that was interrupted is continued.",
+)
 @click.option("--k", default=100, show_default=True, type=click.IntRange(min=1), help="Number of items per user.")
 @click.option("--users", metavar="FILE", type=TABLE_FILE, help="Table with the user_id to recommend for. Default: all.")
 @click.option(
@@ -114,26 +120,84 @@ def index(
     multiple=True,
     help="Condition on the items, such as brand=Acme or price_max=50, as in a query to the service; may be repeated.",
 )
+@click.option("--exclude", metavar="ID", multiple=True, help="Item that nobody gets; may be repeated.")
 @click.option("--with-fallback", is_flag=True, help="Add a column with the fallback used, empty if there was none.")
+@click.option(
+    "--part-users",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="With --output-folder: number of users of one part.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["process", "ray"]),
+    default="process",
+    show_default=True,
+    help="With --output-folder: what computes the parts, this process or actors of Ray on several cores or machines.",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="With --engine ray: the Ray cluster; auto: the one of this machine.  [default: Ray is started here]",
+)
+@click.option(
+    "--actors",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="With --engine ray: number of actors, each with one core and the index.  [default: one for each core]",
+)
 @_accept
 @_config
 def recommend(
     bundle: Path,
-    output: Path,
-    k: int,
+    output: Path | None,
+    output_folder: Path | None,
     users: TablePath | None,
-    conditions: tuple[str, ...],
+    part_users: int,
+    engine: str,
+    address: str | None,
+    actors: int | None,
     config: Path | None,
-    **flags: bool,
+    *,
+    accept_changed_columns: bool,
+    **wanted: Any,
 ) -> None:
-    """Write recommendations for all users to a file: columns user_id, item_id, score, rank.
+    """Write recommendations for all users: columns user_id, item_id, score, rank.
 
     DIR is a bundle, such as runs/latest. The recommendations are those of the service with the same settings, except
     that re-ranking has no time budget.
-    """
-    from serving.jobs.recommend_all import recommend_all
 
-    recommend_all(bundle, output, k, users, conditions, settings=settings_here(config), **flags)
+    --output writes one file, once it is complete. --output-folder writes a folder of parts: an interrupted run is
+    continued by the same command, and --engine ray computes the parts on all cores, or with --address on a cluster.
+    """
+    from serving.jobs.recommend_all import Wanted, recommend_all
+
+    if (output is None) == (output_folder is None):
+        raise click.UsageError("give either --output FILE or --output-folder FOLDER")
+    if engine == "process" and (address or actors):
+        raise click.UsageError("--address and --actors need --engine ray")
+    if engine == "ray" and output_folder is None:
+        raise click.UsageError("--engine ray writes parts; give --output-folder FOLDER instead of --output")
+    settings, what = settings_here(config), Wanted(**wanted)
+    if output is not None:
+        recommend_all(bundle, output, what, users, settings=settings, accept_changed_columns=accept_changed_columns)
+        return
+    from serving.jobs.offline.ray_engine import RayEngine
+    from serving.jobs.offline.recommend_parts import recommend_into_parts
+
+    assert output_folder is not None
+    recommend_into_parts(
+        bundle,
+        output_folder,
+        what,
+        users,
+        settings=settings,
+        accept_changed_columns=accept_changed_columns,
+        users_per_part=part_users,
+        engine=RayEngine(address, actors, 1 if settings.device == "cuda" else 0) if engine == "ray" else None,
+    )
 
 
 @click.command()

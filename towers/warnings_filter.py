@@ -19,8 +19,12 @@ NO_NEED_TO_SAY = {
 }
 """Loggers whose messages up to INFO, or that begin with these words, are dropped."""
 
-NO_STATISTICS = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}
-"""Variables without which MLflow and the Hugging Face hub's client send usage statistics; a user may set others."""
+NO_STATISTICS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Variables without which MLflow, the hub's client of Hugging Face and Ray send statistics; a user may set others."""
 
 
 def quiet_imports() -> None:

@@ -22,7 +22,9 @@ from features.errors import DataError
 from features.files import atomic_file
 from features.ids import ITEM_ID, USER_ID
 from features.locations.object_path import TablePath
+from features.messages import shown
 from features.tables.tables import read_frame
+from serving.catalog.ids import ExternalId
 from serving.config import ServingConfig
 from serving.jobs.open import open_recommender, parse_conditions
 from serving.jobs.precompute import blocks
@@ -94,9 +96,45 @@ class Audience:
         """Number of unknown users."""
         return int((self.user_rows < 0).sum())
 
+    def announce_unknown(self) -> None:
+        """Print how many users are unknown."""
+        if self.num_unknown:
+            click.echo(f"{self.num_unknown:,} users are unknown and got popular items")
+
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.user_ids)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is recommended to each user, as the command line has it.
+
+    Attributes:
+        k: Number of items per user.
+        conditions: Conditions on the items, such as `brand=Acme` and `price_max=50`.
+        exclude: Ids of items that nobody gets, as text.
+        with_fallback: Whether to add a column with the fallback that was used.
+    """
+
+    k: int
+    conditions: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    with_fallback: bool = False
+
+    def where(self, recommender: Recommender) -> Filter:
+        """Return the conditions as a filter.
+
+        Raises:
+            DataError: A condition is invalid.
+        """
+        return parse_conditions(self.conditions, recommender)
+
+    def announce_unknown(self, recommender: Recommender) -> None:
+        """Print which of the excluded items are not in the catalogue."""
+        unknown = recommender.state.items.rows(self.exclude)[1]
+        if unknown:
+            click.echo(f"note: --exclude: not in the catalogue: {', '.join(map(shown, unknown[:10]))}", err=True)
 
 
 def write_candidates(
@@ -106,6 +144,7 @@ def write_candidates(
     path: Path,
     *,
     where: Filter = (),
+    exclude: Sequence[ExternalId] = (),
     with_fallback: bool = False,
     progress: Callable[[int], object] = lambda num_users: None,
 ) -> int:
@@ -117,13 +156,15 @@ def write_candidates(
         k: Number of items per user.
         path: The file; replaced if it exists.
         where: Conditions on the items.
+        exclude: Ids of items that nobody gets; unknown ones are ignored.
         with_fallback: Whether to add the column `fallback`: the fallback that was used, else null.
         progress: Called after each block with the number of users in it.
     """
     num_rows = 0
     schema = _schema(recommender, with_fallback)
+    request = RecommendRequest(k, where=where, exclude=exclude)
     with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for num_users, table in candidate_tables(recommender, audience, RecommendRequest(k, where=where), schema):
+        for num_users, table in candidate_tables(recommender, audience, request, schema):
             writer.write_table(table)
             num_rows += len(table)
             progress(num_users)
@@ -201,23 +242,19 @@ def _id_type(is_integer: bool) -> pa.DataType:
 def recommend_all(
     bundle: Path,
     output: Path,
-    k: int,
-    users: TablePath | None,
-    conditions: Sequence[str] = (),
+    wanted: Wanted,
+    users: TablePath | None = None,
     *,
-    with_fallback: bool,
     settings: ServingConfig | None = None,
     accept_changed_columns: bool = False,
 ) -> None:
-    """Write k recommendations for each known user, or each user in a table, and print the number of rows.
+    """Write recommendations for each known user, or each user in a table, to a file, and print the number of rows.
 
     Args:
         bundle: The folder of the bundle.
         output: The file to write.
-        k: Number of items per user.
+        wanted: What is recommended.
         users: A table with the users. None: all known users.
-        conditions: Conditions on the items, such as `brand=Acme` and `price_max=50`.
-        with_fallback: Whether to add a column with the fallback that was used.
         settings: The settings of the service. None: the defaults.
         accept_changed_columns: Used if the index is built first; see `build_index`.
 
@@ -227,17 +264,25 @@ def recommend_all(
     """
     if output.is_dir():
         raise DataError(
-            f"{output} is a folder; give a file to write as --output, such as {output / 'candidates.parquet'}"
+            f"{output} is a folder; give a file to write as --output, such as {output / 'candidates.parquet'}, or an "
+            "empty folder as --output-folder"
         )
     recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
-    where = parse_conditions(conditions, recommender)
+    where = wanted.where(recommender)
+    wanted.announce_unknown(recommender)
     audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
     started = time.perf_counter()
     with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
         num_rows = write_candidates(
-            recommender, audience, k, output, where=where, with_fallback=with_fallback, progress=bar.update
+            recommender,
+            audience,
+            wanted.k,
+            output,
+            where=where,
+            exclude=wanted.exclude,
+            with_fallback=wanted.with_fallback,
+            progress=bar.update,
         )
     seconds = time.perf_counter() - started
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
-    if audience.num_unknown:
-        click.echo(f"{audience.num_unknown:,} users are unknown and got popular items")
+    audience.announce_unknown()

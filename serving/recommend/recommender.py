@@ -145,6 +145,13 @@ class Recommender:
         other.state = state
         return other
 
+    def with_clock(self, clock: Callable[[], float]) -> Recommender:
+        """Return this recommender with another source of the time of a request, in Unix seconds."""
+        other = copy.copy(self)
+        other._encoder = QueryEncoder(self.bundle, self.seen_items, clock)
+        other._clock = clock
+        return other
+
     def with_parts(self, rerank: RerankStage | None = None, searcher: Searcher | None = None) -> Recommender:
         """Return this recommender with another re-ranking stage, or another searcher over the same vectors.
 

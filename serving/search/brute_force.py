@@ -16,13 +16,14 @@ from torch import Tensor
 
 from serving import deadline
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, ScoredRows, rank
-from serving.search.vectors import BLOCK, ItemVectors, tensor_of
+from serving.search.top_scores import Barred, scores_of, top_scores
+from serving.search.vectors import ItemVectors, tensor_of
 
 # Scores held at a time: 64 MB.
 _CELLS = 1 << 24
 _MOST_USERS = 1024
-# Users who are compared together even if their scores need several blocks of items: each block is read for all of them.
-_FEWEST_USERS = 64
+# Users whose scores are computed together where the catalogue is large: fewer would make the product slower.
+_FEWEST_USERS = 128
 # With more than this share of the items eligible, all are compared and masked: reading in order beats picking.
 _MASKED_SHARE = 0.3
 
@@ -60,7 +61,7 @@ class BruteForce:
         pool = _Pool.of(self._items, allowed)
         num_items = max(1, len(pool.items))
         size = deadline.PRODUCTS // (num_items * self.vectors.shape[1])
-        for part in deadline.parts(len(users), size, max(_FEWEST_USERS, min(_MOST_USERS, _CELLS // num_items))):
+        for part in deadline.parts(len(users), size, min(_MOST_USERS, max(_FEWEST_USERS, _CELLS // num_items))):
             yield from self._block(queries, users[part], needed, excluded, pool)
 
     def _block(
@@ -88,9 +89,8 @@ class BruteForce:
         step = max(1, _CELLS // max(1, len(users)))
         scores = torch.zeros((len(users), 0), device=self.device)
         places = torch.zeros((len(users), 0), dtype=torch.int64, device=self.device)
-        for start in deadline.watched(range(0, len(pool.items), step)):
-            found = pool.scores(vectors, users, slice(start, start + step), excluded)
-            some, at = found.topk(min(fetch, found.shape[1]), dim=1)
+        for start in range(0, len(pool.items), step):
+            some, at = pool.top(vectors, users, slice(start, min(start + step, len(pool.items))), excluded, fetch)
             scores, order = torch.cat([scores, some], dim=1).topk(min(fetch, scores.shape[1] + some.shape[1]), dim=1)
             places = torch.cat([places, at + start], dim=1).gather(1, order)
         return scores.cpu().numpy(), places.cpu().numpy()
@@ -98,7 +98,7 @@ class BruteForce:
     def _with_ties(self, query: np.ndarray, user: int, most: int, excluded: ExcludedPairs, pool: _Pool) -> ScoredRows:
         """Return a user's best items where more items tie than were fetched, such as copies of an item."""
         users = np.array([user])
-        scores = pool.scores(torch.from_numpy(query).to(self.device), users, slice(None), excluded)[0].cpu().numpy()
+        scores = pool.scores(torch.from_numpy(query).to(self.device), users, excluded)[0].cpu().numpy()
         threshold = np.partition(scores, -most)[-most] - ROUNDING
         rows = pool.rows_at(np.flatnonzero(scores >= threshold))
         ranked_rows, ranked_scores = rank(self.vectors, query, rows[None])
@@ -126,34 +126,26 @@ class _Pool:
         """Return the catalogue rows of places in the pool."""
         return places if self._rows is None else self._rows[places]
 
-    def scores(self, queries: Tensor, users: np.ndarray, part: slice, excluded: ExcludedPairs) -> Tensor:
-        """Return the scores of a part of the pool for each user, -inf where an item must not be found."""
-        scores = _products(queries, self.items[part])
-        if self._masked is not None:
-            scores.masked_fill_(self._masked[part], -torch.inf)
-        lines, places = self._excluded_places(users, excluded)
-        if len(places):
-            first = part.start or 0
-            here = (places >= first) & (places < first + scores.shape[1])
-            index = torch.from_numpy(lines[here]), torch.from_numpy(places[here] - first)
-            scores[index[0].to(scores.device), index[1].to(scores.device)] = -torch.inf
-        return scores
+    def scores(self, queries: Tensor, users: np.ndarray, excluded: ExcludedPairs) -> Tensor:
+        """Return the score of each item of the pool for each user, -inf where an item must not be found."""
+        barred = self._barred(users, slice(0, len(self.items)), excluded)
+        return scores_of(queries, self.items, self._masked, barred)
 
-    def _excluded_places(self, users: np.ndarray, excluded: ExcludedPairs) -> tuple[np.ndarray, np.ndarray]:
-        """Return the exclusions of the users as row and column indices of the scores."""
+    def top(
+        self, queries: Tensor, users: np.ndarray, part: slice, excluded: ExcludedPairs, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the `count` highest scores of each user in a part of the pool, and their places in the part."""
+        closed = None if self._masked is None else self._masked[part]
+        most = min(count, part.stop - part.start)
+        return top_scores(queries, self.items[part], most, closed, self._barred(users, part, excluded))
+
+    def _barred(self, users: np.ndarray, part: slice, excluded: ExcludedPairs) -> Barred | None:
+        """Return the exclusions of the users in a part of the pool; None if there are none at all."""
         if not len(excluded.pairs):
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            return None
         rows = [excluded.rows_of(user) for user in users.tolist()]
         lines = np.repeat(np.arange(len(users)), [len(some) for some in rows])
-        joined = np.concatenate(rows)
-        return lines, joined if self._rows is None else np.searchsorted(self._rows, joined)
-
-
-def _products(queries: Tensor, items: Tensor) -> Tensor:
-    """Return the inner products of all pairs; vectors in half precision are converted some at a time."""
-    if items.dtype == torch.float32:
-        return queries @ items.T
-    scores = torch.empty((len(queries), len(items)), device=items.device)
-    for start in range(0, len(items), BLOCK):
-        scores[:, start : start + BLOCK] = queries @ items[start : start + BLOCK].float().T
-    return scores
+        places = np.concatenate(rows) if self._rows is None else np.searchsorted(self._rows, np.concatenate(rows))
+        here = (places >= part.start) & (places < part.stop)
+        lines, places = lines[here], places[here] - part.start
+        return torch.from_numpy(lines).to(self.items.device), torch.from_numpy(places).to(self.items.device)

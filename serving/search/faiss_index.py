@@ -50,6 +50,8 @@ faiss: Any = published  # its type hints are incomplete
 Device = Literal["auto", "cpu", "cuda", "cuda-shards"]
 """Where an index searches: with `cuda` a copy of it on each GPU, with `cuda-shards` a part of it on each."""
 
+# From so many users on, the matrix products of brute force are faster than FAISS is.
+_MANY_USERS = 16
 # Maximum deviation of a vector's length from 1.
 _UNIT_TOLERANCE = 1e-3
 # FAISS's GPU indexes return at most 2,048 results, and on a CPU a full scan is then faster than its heap.
@@ -307,7 +309,7 @@ class ItemIndex:
             task: The search.
             within: The items of which each user has one order, a superset of the allowed ones. None: all.
         """
-        if self._compares_all(task.allowed if self.is_exact else within):
+        if self._compares_all(len(task), task.allowed if self.is_exact else within):
             return task.compared(self._exact)
         if not self.is_exact:
             return Hits.join(self._by_levels(task, within))
@@ -356,11 +358,11 @@ class ItemIndex:
             return None
         return ranked_rows[:needed], ranked_scores[:needed]
 
-    def _compares_all(self, allowed: AllowedItems | None) -> bool:
+    def _compares_all(self, num_users: int, allowed: AllowedItems | None) -> bool:
         """Return whether brute force over the allowed items is fastest."""
-        if allowed is None:
-            return False
-        return len(allowed) * self.vectors.shape[1] <= _SCANNED_NUMBERS or self.is_exact
+        if self.is_exact:
+            return num_users >= _MANY_USERS or allowed is not None
+        return allowed is not None and len(allowed) * self.vectors.shape[1] <= _SCANNED_NUMBERS
 
     def _settled(self, task: SearchTask) -> Iterator[tuple[int, ScoredRows]]:
         """Yield the positions and results of users if FAISS's first candidates are sufficient for them."""

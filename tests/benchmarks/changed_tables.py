@@ -22,7 +22,7 @@ import pandas as pd
 from features.errors import DataError
 from features.tables.tables import Catalog
 from serving.jobs.build_index import build_index
-from serving.jobs.recommend_all import recommend_all
+from serving.jobs.recommend_all import Wanted, recommend_all
 from tests.serving.conftest import write_untrained
 from towers.bundle.bundle import ModelBundle
 
@@ -290,7 +290,7 @@ class Shop:
         with contextlib.redirect_stdout(said):
             snapshot = build_index(self.bundle, files)
             output = self.bundle.path.parent / "candidates.parquet"
-            recommend_all(self.bundle.path, output, 5, None, with_fallback=True)
+            recommend_all(self.bundle.path, output, Wanted(5, with_fallback=True))
         assert len(pd.read_parquet(output)) == 5 * snapshot.manifest.num_users
         notes = [line.removeprefix("note: ") for line in said.getvalue().splitlines() if line.startswith("note: ")]
         return dict(zip(snapshot.catalog.item_ids.tolist(), np.asarray(snapshot.index.vectors), strict=True)), notes

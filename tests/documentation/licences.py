@@ -17,6 +17,7 @@ _LONGEST = 160
 """Characters; where the metadata have the text of a licence in the place of its name, the classifiers name it."""
 _CLASSIFIER = "License :: "
 _SAME = {
+    "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD",

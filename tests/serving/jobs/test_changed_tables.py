@@ -9,7 +9,7 @@ import pytest
 
 from features.errors import DataError
 from serving.jobs.build_index import build_index
-from serving.jobs.recommend_all import recommend_all
+from serving.jobs.recommend_all import Wanted, recommend_all
 from tests.benchmarks.changed_tables import CHANGES, COLOURS, NUM_USERS, Shop, documented, make_tables
 
 
@@ -47,9 +47,9 @@ def test_a_collapse_leaves_the_index_and_can_be_accepted(shop, tmp_path, capsys)
             build_index(shop.bundle, {}, precomputed=0)
         assert (shop.bundle.path / "index" / "manifest.json").read_bytes() == sealed
         with pytest.raises(DataError, match=wanted):
-            recommend_all(bundle, output, 3, None, with_fallback=False)
+            recommend_all(bundle, output, Wanted(3))
         assert not output.exists()
-        recommend_all(bundle, output, 3, None, with_fallback=False, accept_changed_columns=True)
+        recommend_all(bundle, output, Wanted(3), accept_changed_columns=True)
     finally:
         make_tables().write(shop.bundle.tables_folder)
     assert capsys.readouterr().out.count("0% of the values are known to the model, 100% in training") == 2

@@ -10,7 +10,7 @@ import pytest
 
 from serving.jobs.open import open_recommender
 from serving.jobs.precompute import BLOCK
-from serving.jobs.recommend_all import recommend_all
+from serving.jobs.recommend_all import Wanted, recommend_all
 from serving.live.follower import LiveRecommender
 from serving.live.open_log import open_log
 from serving.recommend.recommender import Recommender
@@ -59,7 +59,7 @@ def test_a_file_of_users_of_whom_nobody_or_no_more_is_known_gets_what_is_popular
     strangers = BLOCK + 5 if known else 5  # a last block without anybody known
     users = [*range(1001, 1001 + known), *range(5000, 5000 + strangers)]
     pd.DataFrame({"user": users}).to_csv(tmp_path / "users.csv", index=False)
-    recommend_all(bundles[name], tmp_path / "out.parquet", 2, tmp_path / "users.csv", with_fallback=True)
+    recommend_all(bundles[name], tmp_path / "out.parquet", Wanted(2, with_fallback=True), tmp_path / "users.csv")
     found = pd.read_parquet(tmp_path / "out.parquet")
     assert found["user_id"].tolist() == np.repeat(users, 2).tolist()
     assert found["fallback"].notna().sum() == 2 * strangers

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.search import brute_force as exact_module
+from serving.search import top_scores as top_module
 from serving.search.brute_force import BruteForce
 from serving.search.results import AllowedItems, ExcludedPairs
+from serving.search.top_scores import scores_of, top_scores
 from tests.serving.vectors import by_hand, ragged, some_allowed, unit_vectors
 
 DEVICES = [
@@ -64,13 +66,40 @@ def test_nothing_allowed_finds_nothing():
 
 def test_memory_does_not_grow_with_users_and_items(monkeypatch):
     shapes = []
-    scores = exact_module._Pool.scores
 
-    def recording(pool, asked, users, part, excluded):
-        shapes.append(tuple(scores(pool, asked, users, part, excluded).shape))
-        return scores(pool, asked, users, part, excluded)
+    def recording(queries, items, *rest):
+        shapes.append((len(queries), len(items)))
+        return top_scores(queries, items, *rest)
 
-    monkeypatch.setattr(exact_module._Pool, "scores", recording)
+    monkeypatch.setattr(exact_module, "top_scores", recording)
     monkeypatch.setattr(exact_module, "_CELLS", 10_000)
     answers(unit_vectors(30_000, width=4), unit_vectors(50, width=4, seed=1), 10)
     assert max(users * items for users, items in shapes) <= 10_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_items=st.integers(1, 700),
+    count=st.integers(1, 30),
+    num_queries=st.integers(0, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_highest_scores_are_those_of_all_scores_whatever_tiles_and_groups(num_items, count, num_queries, seed):
+    rng = np.random.default_rng(seed)
+    # Of few different numbers, so that there are ties.
+    queries, items = (
+        torch.from_numpy(rng.integers(-2, 3, size=(rows, 3)).astype(np.float32)) for rows in (num_queries, num_items)
+    )
+    count = min(count, num_items)
+    closed = torch.from_numpy(rng.random(num_items) < 0.3) if seed % 2 else None
+    barred = None
+    if num_queries and seed % 3:
+        barred = tuple(torch.from_numpy(rng.integers(0, most, size=40)) for most in (num_queries, num_items))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(top_module, "_GROUP", 4)
+        patch.setattr(top_module, "_TILE_CELLS", 50)
+        highest, places = top_scores(queries, items, count, closed, barred)
+    every = scores_of(queries, items, closed, barred)
+    assert highest.tolist() == every.sort(dim=1, descending=True).values[:, :count].tolist()
+    assert every.gather(1, places).tolist() == highest.tolist()
+    assert all(len(set(row)) == count for row in places.tolist())

@@ -1,0 +1,204 @@
+"""Recommendations of all users into a folder of parts: resumable, in one process or on several machines."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from serving.config import ServingConfig
+from serving.jobs.offline.parts import PartsFolder
+from serving.jobs.offline.ray_engine import RayEngine
+from serving.jobs.open import open_recommender
+from serving.jobs.recommend_all import Audience, Wanted, write_candidates
+from serving.recommend.recommender import Recommender
+from towers.bundle.sealed_file import BundleError
+from towers.rerankers.manifest import open_ranker
+
+USERS_PER_PART = 8192
+"""Default number of users of one part: what is lost when a job is killed, for each process that works on it."""
+
+
+class PartTask(NamedTuple):
+    """One part.
+
+    Attributes:
+        number: Its number.
+        path: The file to write.
+        user_ids: Its users, `[users]`, int64 or object (str).
+        user_rows: Their rows in the recommender, -1 for unknown users.
+    """
+
+    number: int
+    path: Path
+    user_ids: np.ndarray
+    user_rows: Int64[np.ndarray, " users"]
+
+
+@dataclass(frozen=True)
+class RecommendWork:
+    """Writes parts: what each process has to know.
+
+    Attributes:
+        bundle: The folder of the bundle, without links.
+        model: The version that it must have.
+        index: The version that its index must have.
+        settings: The settings of the service.
+        wanted: What is recommended.
+        now: The time for which it is recommended, in Unix seconds.
+    """
+
+    bundle: Path
+    model: str
+    index: str
+    settings: ServingConfig
+    wanted: Wanted
+    now: float
+
+    def open(self) -> Callable[[PartTask], int]:
+        """Open the bundle, and return the function that writes a part and returns its number of users.
+
+        Raises:
+            BundleError: The bundle or its index are others than those that the job was started with.
+        """
+        recommender = open_recommender(self.bundle, self.settings)
+        found = recommender.model, recommender.snapshot.manifest.identity
+        if found != (self.model, self.index):
+            raise BundleError(
+                f"{self.bundle} on {socket.gethostname()}: found model {found[0]} with index {found[1]}, expected "
+                f"{self.model} with {self.index}; all machines need the same folder"
+            )
+        return self.with_recommender(recommender)
+
+    def with_recommender(self, recommender: Recommender) -> Callable[[PartTask], int]:
+        """Return the function that writes a part with a recommender that is open already."""
+        recommender, wanted = recommender.with_clock(lambda: self.now), self.wanted
+        where = wanted.where(recommender)
+
+        def write(task: PartTask) -> int:
+            audience = Audience(task.user_ids, task.user_rows)
+            write_candidates(
+                recommender,
+                audience,
+                wanted.k,
+                task.path,
+                where=where,
+                exclude=wanted.exclude,
+                with_fallback=wanted.with_fallback,
+            )
+            return len(audience)
+
+        return write
+
+
+def recommend_into_parts(
+    bundle: Path,
+    folder: Path,
+    wanted: Wanted,
+    users: TablePath | None = None,
+    *,
+    settings: ServingConfig | None = None,
+    accept_changed_columns: bool = False,
+    users_per_part: int = USERS_PER_PART,
+    engine: RayEngine[PartTask, int] | None = None,
+) -> None:
+    """Write recommendations for each known user, or each user in a table, as parts, and print a summary.
+
+    A folder that a killed run left is continued: only the missing parts are made, and the result is the same as without
+    the interruption.
+
+    Args:
+        bundle: The folder of the bundle.
+        folder: The folder to write.
+        wanted: What is recommended.
+        users: A table with the users. None: all known users.
+        settings: The settings of the service. None: the defaults.
+        accept_changed_columns: Used if the index is built first; see `build_index`.
+        users_per_part: Number of users of one part.
+        engine: Writes the parts. None: this process does.
+
+    Raises:
+        BundleError: The bundle or the index cannot be used.
+        DataError: The folder is of another job, a table cannot be read, a condition is invalid, or Ray is missing.
+        UnavailableError: The Ray cluster does not answer.
+    """
+    settings = settings or ServingConfig()
+    recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
+    wanted.where(recommender)
+    wanted.announce_unknown(recommender)
+    audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
+    num_parts = max(1, -(-len(audience) // users_per_part))
+    options = {**_content(recommender, settings, wanted, audience), "users_per_part": users_per_part}
+    began = time.perf_counter()
+    with PartsFolder.opened(folder, num_parts, options, time.time()) as parts:
+        work = RecommendWork(
+            recommender.bundle.path.resolve(),
+            recommender.model,
+            recommender.snapshot.manifest.identity,
+            _for_workers(settings),
+            wanted,
+            parts.started,
+        )
+        missing = parts.missing()
+        if len(missing) < num_parts:
+            click.echo(f"{folder}: {num_parts - len(missing):,} of {num_parts:,} parts are there already")
+        tasks = [_task(parts, audience, number, users_per_part) for number in missing]
+        num_users = sum(len(task.user_ids) for task in tasks)
+        with tqdm(total=num_users, unit=" users", desc="Recommending", disable=None, leave=False) as bar:
+            done: Iterable[int] = ()
+            if engine is None:
+                done = map(work.with_recommender(recommender), tasks)
+            elif tasks:
+                done = engine.run(work, tasks)
+            for count in done:
+                bar.update(count)
+        num_rows = parts.finish()
+    seconds = time.perf_counter() - began
+    rate = f", {num_users / seconds:,.0f} users/s" if num_users else ""
+    click.echo(
+        f"{folder}: {num_rows:,} recommendations for {len(audience):,} users in {num_parts:,} parts, "
+        f"{seconds:.1f} s{rate}"
+    )
+    audience.announce_unknown()
+
+
+def _task(parts: PartsFolder, audience: Audience, number: int, users_per_part: int) -> PartTask:
+    mine = slice(number * users_per_part, (number + 1) * users_per_part)
+    return PartTask(number, parts.part(number).absolute(), audience.user_ids[mine], audience.user_rows[mine])
+
+
+def _for_workers(settings: ServingConfig) -> ServingConfig:
+    """Return the settings without secrets, which this job does not need, and with paths that any folder can read."""
+    keys = None if settings.trusted_keys is None else str(Path(settings.trusted_keys).absolute())
+    secrets = {"live": None, "index": None, "index_key": None, "request_log_key": None}
+    return settings.model_copy(update={**secrets, "trusted_keys": keys})
+
+
+def _content(recommender: Recommender, settings: ServingConfig, wanted: Wanted, audience: Audience) -> dict[str, Any]:
+    """Return all that the content of the parts depends on, by the name that a message shows."""
+    reranker = None if recommender.rerank is None else open_ranker(recommender.bundle)[0].digest
+    return {
+        "model": recommender.model,
+        "index": recommender.snapshot.manifest.identity,
+        "re-ranker": reranker,
+        "rerank_candidates": None if recommender.rerank is None else recommender.rerank.num_candidates,
+        "recommend_seen": settings.recommend_seen,
+        "users": _digest(audience.user_ids.tolist()),
+        **asdict(wanted),
+    }
+
+
+def _digest(ids: Sequence[int | str]) -> str:
+    digest = hashlib.sha256()
+    for one in ids:
+        digest.update(f"{one!r}\n".encode())
+    return digest.hexdigest()[:16]
