@@ -108,6 +108,8 @@ def _share(folder: Path) -> None:
     os.umask(hidden)
     folder.chmod(0o777 & ~hidden)
     for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue  # what it points to belongs to somebody else
         path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
 
 

@@ -22,11 +22,16 @@ import pandas as pd
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import EXCLUDE
+from features.sequences.sequences import Sequences
+from features.tables.tables import SECONDS_PER_DAY
 from serving.config import ServingConfig
 from serving.http.app import create_app
 from tests.benchmarks import (
     ablations,
     agreement,
+    continued,
     duplicates,
     encoding,
     evenness,
@@ -573,3 +578,39 @@ def test_a_soak_says_what_each_ten_seconds_were_like_and_draws_it(tmp_path: Path
 
 def test_answers_agree_by_every_way_in() -> None:
     assert agreement.compare(100, seed=7) == (100, [])
+
+
+def test_a_day_is_asked_about_what_comes_after_all_that_is_known() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, 40)
+    users = np.repeat(np.arange(40), lengths)
+    times = np.concatenate([np.sort(rng.integers(0, 8 * SECONDS_PER_DAY, length)) for length in lengths])
+    items = rng.integers(0, 15, lengths.sum())
+    sequences = Sequences(np.arange(40), offsets_of(lengths), items, times, is_ordered=True)
+    days = list(continued.days_of(sequences, 3, EXCLUDE))
+    last_day = int(times.max()) // SECONDS_PER_DAY
+    assert [day.end // SECONDS_PER_DAY for day in days] == [last_day - 3, last_day - 2, last_day - 1, last_day]
+    for day in days:
+        assert day.known.num_events == (times < day.end).sum()
+        assert day.known.times is not None
+        assert day.known.times.max() < day.end
+        assert (day.questions.times == day.end).all()
+        wanted = {}
+        for user in range(40):
+            seen, later = (items[(users == user) & part] for part in (times < day.end, times >= day.end))
+            is_next_day = times[(users == user) & (times >= day.end)] < day.end + SECONDS_PER_DAY
+            if found := set(later[is_next_day].tolist()) - set(seen.tolist()):
+                wanted[user] = (seen.tolist(), found)
+        asked = day.questions
+        assert asked.history.user_ids.tolist() == list(wanted)
+        for place, (seen, found) in enumerate(wanted.values()):
+            assert asked.history.items_of(place).tolist() == seen
+            assert set(asked.target_rows[slice(*asked.target_offsets[place : place + 2])].tolist()) == found
+
+
+def test_the_line_on_days_adds_up() -> None:
+    days = [continued.Measured((0.1, 0.2), (1.0, 10.0)), continued.Measured((0.2, 0.1), (2.0, 20.0))]
+    said = continued.line(days, 1)
+    assert "N@10 continued 0.1500, from nothing 0.1500: +0.0000" in said
+    assert "ratio 1.000" in said
+    assert "processor seconds 3 and 30, ratio 0.100 (2 days in all, 1 seed)" in said

@@ -108,7 +108,29 @@ def init(
 
 
 @click.command()
-@_settings
+@click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml", required=False)
+@click.option(
+    "--continue",
+    "continued",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="RUN",
+    help="Continue the training of this bundle with new interactions, instead of training on run.toml from nothing.",
+)
+@click.option(
+    "--interactions",
+    type=click.Path(path_type=Path),
+    help="With --continue: new interactions, added to those of RUN.  [default: the table of RUN, as it is now]",
+)
+@click.option(
+    "--items",
+    type=click.Path(path_type=Path),
+    help="With --continue: the whole catalogue of today.  [default: the table of RUN, as it is now]",
+)
+@click.option(
+    "--users",
+    type=click.Path(path_type=Path),
+    help="With --continue: the whole table of users of today.  [default: the table of RUN, as it is now]",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.  [default: runs/run-N]"
 )
@@ -121,7 +143,11 @@ def init(
 @_preset
 @_overrides
 def train(
-    settings: Path,
+    settings: Path | None,
+    continued: Path | None,
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
     output: Path | None,
     resume: bool,
     device: str,
@@ -135,12 +161,33 @@ def train(
     bundle.
 
     Several processes train together with torchrun: `torchrun --nproc-per-node 4 -m towers train run.toml`.
+
+    `towers train --continue runs/latest --interactions today.parquet` trains a few epochs on what is new, with a sample
+    of the old, and writes another bundle: new users, items and categories join, and RUN stays as it is. Its settings
+    are those of RUN; [continuation] has the epochs and the share of the old.
     """
+    from features.errors import DataError
     from training.distributed.launch import is_first
     from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
-    bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
+    given = {"interactions": interactions, "items": items, "users": users}
+    tables = {name: path for name, path in given.items() if path is not None}
+    if continued is not None:
+        from training.tasks.continue_training import continue_and_bundle
+
+        if settings is not None:
+            raise DataError(
+                f"{settings}: not with --continue, whose settings are those of {continued}; leave it out, and change "
+                "single settings with --set"
+            )
+        bundle = continue_and_bundle(continued, overrides, tables=tables, output=output, resume=resume, device=device)
+    elif settings is None:
+        raise DataError("run.toml: missing; name the settings, or the run to go on with: --continue runs/latest")
+    elif tables:
+        raise DataError(f"--{min(tables)}: only with --continue; without it run.toml names the tables")
+    else:
+        bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
     if is_first():
         click.echo(f"\n{next_steps(bundle)}")
 

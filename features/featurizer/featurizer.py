@@ -72,12 +72,12 @@ class Featurizer:
         Raises:
             DataError: A declared column does not exist.
         """
-        known_items = train.item_counts(len(catalog)) > 0
-        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
-        active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
-        people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
-        schema = replace(schema, item=_spelt(schema.item, catalog.frame), user=_spelt(schema.user, people))
-        people = people[people[USER_ID].isin(active[USER_ID].tolist())]
+        items, people = _trained_on(schema, catalog, users, train, whole_catalog=whole_catalog)
+        schema = replace(
+            schema,
+            item=_spelt(schema.item, catalog.frame),
+            user=_spelt(schema.user, people if users is None else users.frame),
+        )
         pretrained = _fit_pretrained(schema, items, people)
         written = (
             [items[feature.name] for feature in schema.item if feature.definition.content == "texts"]
@@ -91,6 +91,25 @@ class Featurizer:
             SideEncoders.fit(schema.user, people, pretrained, "query", texts, unseen_words=whole_catalog),
             pretrained,
         )
+
+    def grown(
+        self, catalog: Catalog, users: Users | None, train: Sequences, *, whole_catalog: bool = False
+    ) -> Featurizer:
+        """Return the featurizer with new ids and categories behind those it knows, which keep their rows.
+
+        What else was fitted (word weights, quantiles, projections) stays: the weights of the model belong to it.
+
+        Args:
+            catalog: Where the items are.
+            users: Where the users' attributes are; None: nowhere.
+            train: The training data, whose items and users are looked at, as by `fit`.
+            whole_catalog: As for `fit`.
+
+        Raises:
+            DataError: A declared column does not exist.
+        """
+        items, people = _trained_on(self.schema, catalog, users, train, whole_catalog=whole_catalog)
+        return Featurizer(self.schema, self.items.grown(items), self.users.grown(people), self.pretrained)
 
     def item_features(self, catalog: Catalog) -> EntityFeatures:
         """Return the features of every item of a catalogue, also of items that training did not know."""
@@ -146,6 +165,17 @@ class Featurizer:
             SideEncoders.load(schema.user, vocabularies, "user", pretrained, "query"),
             pretrained,
         )
+
+
+def _trained_on(
+    schema: Schema, catalog: Catalog, users: Users | None, train: Sequences, *, whole_catalog: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of the items and of the users that have interactions in the training data."""
+    known_items = train.item_counts(len(catalog)) > 0
+    items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
+    active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
+    people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
+    return items, people[people[USER_ID].isin(active[USER_ID].tolist())]
 
 
 def _fit_pretrained(schema: Schema, items: pd.DataFrame, people: pd.DataFrame) -> dict[str, PretrainedText]:

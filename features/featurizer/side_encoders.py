@@ -123,6 +123,14 @@ class SideEncoders:
             ),
         )
 
+    def grown(self, frame: pd.DataFrame) -> SideEncoders:
+        """Return encoders whose vocabularies also hold the values in the rows of `frame`; all else stays as fitted."""
+        sparse = {
+            name: encoder.grown(frame[name]) if isinstance(encoder, ValueEncoder) else encoder
+            for name, encoder in self.sparse.items()
+        }
+        return SideEncoders(sparse, self.dense)
+
     def save(self, features: Sequence[Feature], folder: Path, side: str) -> None:
         """Write one Parquet file per feature into `folder`, two of a fixed text that is corrected.
 

@@ -49,6 +49,10 @@ class ValueEncoder:
         """Return the encoder of the values in `column`."""
         return cls(Vocabulary.fit(values_of(feature, column)[1]), feature)
 
+    def grown(self, column: pd.Series) -> ValueEncoder:
+        """Return the encoder that knows the values in `column` as well; known values keep their rows."""
+        return ValueEncoder(self.vocabulary.grown(values_of(self.feature, column)[1]), self.feature)
+
     @property
     def num_rows(self) -> int:
         """How many rows the embedding table needs, the unknown one included."""

@@ -30,7 +30,8 @@ CSV_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 # In a folder, .txt is a document.
 _PART_ENDINGS = tuple(ending for ending in CSV_ENDINGS if not ending.startswith(".txt"))
 _EXPECTED = "expected a file ending in .csv, .tsv, .csv.gz or .parquet"
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark write in the name of a folder for a missing value."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _root(path: Path) -> Path:
 
 def _values(relative: Path) -> dict[str, str | None]:
     pairs = [name.partition("=") for name in relative.parts[:-1] if "=" in name.strip("=")]
-    return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, _, value in pairs}
+    return {unquote(name): None if value == NO_VALUE else unquote(value) for name, _, value in pairs}
 
 
 def _of_one_kind(path: Path, parts: list[Part]) -> list[Part]:

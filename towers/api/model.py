@@ -377,6 +377,54 @@ class Model:
                 output=None if output is None else Path(output),
             )
 
+    def update(
+        self,
+        interactions: Table | None = None,
+        *,
+        items: Table | None = None,
+        users: Table | None = None,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        device: Device = "auto",
+        progress: bool = True,
+        **values: Any,
+    ) -> Model:
+        """Continue the training with new interactions, as `towers train --continue` does, and return the new model.
+
+        This model and its bundle stay as they are. The new interactions are trained on with a sample of the old ones,
+        for a few epochs: new users, items and categories join, and known ones are not forgotten.
+
+        Args:
+            interactions: New interactions, with the columns of those of the training; those that were there already are
+                merged. None: the table of the training, as it is now.
+            items: The whole catalogue as it is now. None: the table of the training, as it is now.
+            users: Attributes of all users as they are now, likewise.
+            output: Folder of the new bundle. None: the next free `runs/run-N`.
+            resume: Whether to continue the newest unfinished call of this kind.
+            device: Device to train on.
+            progress: Whether to print what the command prints.
+            **values: Settings by their own names, such as `epochs=3` or `replay=8`: those of `[continuation]`, and of
+                `[training]` where `[continuation]` has none of that name.
+
+        Raises:
+            DataError: The tables are wrong, a setting would change what the weights mean, or this model keeps nothing
+                to continue from.
+        """
+        from towers.api.train import update
+
+        path = update(
+            self.bundle,
+            interactions,
+            items=items,
+            users=users,
+            output=output,
+            resume=resume,
+            device=device,
+            progress=progress,
+            values=values,
+        )
+        return Model(ModelBundle.open(path, trust=self.settings.trust), self.settings)
+
     @plain_errors
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Copy the bundle, with its index and its ranker if it has them, to a folder.

@@ -22,10 +22,8 @@ import pyarrow.parquet as pq
 
 from features.errors import CombinedDataError, DataError
 from features.files import sha256
-from training.runs.run_folder import RUNS
+from training.runs.run_folder import INPUTS
 
-INPUTS = RUNS / "inputs"
-"""Where tables that are no files are kept, with the run.toml that was made for them."""
 _DIGITS = 12
 _FLAG = re.compile(r"--((?:user|item|time)-(?:column|format)) ")
 """A flag of `towers init` that is an argument of `towers.train`."""

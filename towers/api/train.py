@@ -17,11 +17,13 @@ from features.settings import StrictTable
 from towers.api.errors import plain_errors
 from towers.api.model import Device, Model, open_model
 from towers.api.tables import Inputs, Table, plain, stored
+from towers.bundle.bundle import ModelBundle
 from towers.config import TowersConfig
 from towers.process import keeping_memory
-from training.config import TrainingConfig
+from training.config import ContinuationConfig, TrainingConfig
 from training.distributed.launch import is_launched
 from training.presets import PRESETS, Preset, preset_settings
+from training.tasks.continue_training import continue_and_bundle
 from training.tasks.init import propose, write_proposal
 from training.tasks.train import train_and_bundle
 
@@ -29,6 +31,7 @@ Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """The path of a run.toml, or settings by name."""
 
 _TABLES: dict[str, type[StrictTable]] = {"features": FeaturesConfig, "towers": TowersConfig, "training": TrainingConfig}
+_TABLES_OF_UPDATES: dict[str, type[StrictTable]] = {**_TABLES, "continuation": ContinuationConfig}
 
 
 @plain_errors
@@ -151,8 +154,36 @@ def _tables_as_overrides(inputs: Inputs, tables: Mapping[str, Table | None]) -> 
     return as_overrides(paths)
 
 
-def by_full_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that are given by their own names by their full names.
+@plain_errors
+def update(
+    bundle: ModelBundle,
+    interactions: Table | None,
+    *,
+    items: Table | None,
+    users: Table | None,
+    output: str | os.PathLike[str] | None,
+    resume: bool,
+    device: Device,
+    progress: bool,
+    values: Mapping[str, Any],
+) -> Path:
+    """Continue the training of a bundle, as `Model.update` says, and return the folder of the new bundle."""
+    with stored({"interactions": interactions, "items": items, "users": users}) as inputs, _printing(progress):
+        if inputs.names:
+            inputs.keep()
+        with keeping_memory():
+            return continue_and_bundle(
+                bundle.path,
+                as_overrides(by_full_name(values, _TABLES_OF_UPDATES)),
+                tables=inputs.paths,
+                output=None if output is None else Path(output),
+                resume=resume,
+                device=device,
+            )
+
+
+def by_full_name(values: Mapping[str, Any], tables: Mapping[str, type[StrictTable]] = _TABLES) -> dict[str, Any]:
+    """Return settings that are given by their own names by their full names; a name in several tables is the last's.
 
     Example:
         >>> by_full_name({"epochs": 3, "embedding_dim": 32})
@@ -161,7 +192,7 @@ def by_full_name(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: There is no such setting.
     """
-    places = {name: f"{table}.{name}" for table, kind in _TABLES.items() for name in kind.model_fields}
+    places = {name: f"{table}.{name}" for table, kind in tables.items() for name in kind.model_fields}
     unknown = next((name for name in values if name not in places), None)
     if unknown is not None:
         raise DataError(f"{unknown}: no such setting of run.toml{did_you_mean(unknown, list(places))}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
@@ -43,12 +44,20 @@ class TrainedModel:
         data: Its training data.
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
+        table_states: What the optimisers of the embedding tables have summed up (`Trainer.table_states`), for a
+            training that continues this one. None: several processes trained, each with a part of it.
     """
 
     model: TwoTower
     data: TrainingData
     progress: Progress
     seconds: float
+    table_states: dict[str, Tensor] | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.log_scale.device
 
     def recommender(
         self, history: int, timeline: Timeline | None = None, *, end_of_training: bool = False
@@ -153,7 +162,8 @@ def fit(
     model = together.whole(
         trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
     )
-    return TrainedModel(model, data, trainer.progress, time.monotonic() - began)
+    states = trainer.table_states() if isinstance(together, OneProcess) else None
+    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, states)
 
 
 def _refuse_whole_data(config: RunConfig) -> None:
@@ -176,12 +186,13 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
     growth = sequences.num_events / first.data.train.num_events
     trainer = Trainer(
-        build(config, data, first.model.log_scale.device),
+        build(config, data, first.device),
         steps=round(first.progress.best_step * growth),
         decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )
     model = trainer.fit()
-    return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began)
+    seconds = first.seconds + time.monotonic() - began
+    return TrainedModel(model, data, trainer.progress, seconds, trainer.table_states())
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:

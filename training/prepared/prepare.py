@@ -52,7 +52,7 @@ def training_tables(config: FeaturesConfig, settings: Path) -> Tables:
         DataError: As of `read_tables`.
         BundleError: What was prepared is damaged.
     """
-    if _is_prepared(config, settings.parent):
+    if are_prepared(config, settings.parent):
         return prepared_tables(config, settings.parent, prepared_folder(settings))
     return read_tables(config, settings.parent)
 
@@ -90,7 +90,8 @@ def prepared_tables(config: FeaturesConfig, folder: Path, output: Path, *, again
     return replace(blocks.tables(interactions), notes=found.notes, readings=found.readings)
 
 
-def _is_prepared(config: FeaturesConfig, folder: Path) -> bool:
+def are_prepared(config: FeaturesConfig, folder: Path) -> bool:
+    """Return whether the interactions are read from disk; arguments as of `data_digests`."""
     if config.interactions is None or config.prepare == "never":
         return False
     if config.prepare == "always":

@@ -1,0 +1,247 @@
+"""`towers train --continue`: another bundle that knows what is new, and an old one that nobody touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from features.errors import DataError
+from features.files import sha256
+from features.shop import generate_shop
+from tests.running import start
+from tests.serving.conftest import SETTINGS, write_shop, write_untrained
+from towers.api.model import open_model
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.manifest import verify
+from towers.process import Stopped
+from training.commands import train
+from training.tasks import continue_training
+from training.tasks.continue_training import continue_and_bundle
+
+NEW_USERS, NEW_ITEMS = 8, 5
+RUN = """\
+[features]
+interactions = "data/interactions.parquet"
+items = "data/items.parquet"
+max_history = 20
+[features.columns]
+timestamp = "timestamp"
+[features.item]
+item_id.kind = "id"
+title.kind = "text"
+category.kind = "category"
+[features.user]
+user_id.kind = "id"
+
+[towers]
+embedding_dim = 8
+num_layers = 1
+num_heads = 2
+
+[training]
+epochs = 1
+checkpoint_seconds = 0
+track = false
+"""
+TODAY = Path("data/today.parquet")
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(train, words, catch_exceptions=True)
+
+
+def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Interactions until today, those of today, with users and items that were not there before, and the catalogue."""
+    shop = generate_shop(0, 150, 100, 2_000)
+    events = shop.interactions
+    is_today = np.arange(len(events)) >= 0.9 * len(events)
+    users, items = (events[is_today][name].unique() for name in ("user_id", "item_id"))
+    is_new = events["user_id"].isin(users[:NEW_USERS]) | events["item_id"].isin(items[:NEW_ITEMS])
+    return events[~is_today & ~is_new], events[is_today], shop.items
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tables, a run.toml and `runs/run-1`; not to be changed."""
+    folder = tmp_path_factory.mktemp("continued")
+    (folder / "data").mkdir()
+    for frame, name in zip(tables(), ("interactions", "today", "items"), strict=True):
+        frame.to_parquet(folder / "data" / f"{name}.parquet", index=False)
+    (folder / "run.toml").write_text(RUN, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        result = run("run.toml")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def continued(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The same with `runs/run-2`, which continues it, and what was printed; not to be changed."""
+    folder = tmp_path_factory.mktemp("continued-once")
+    copy(trained, folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        result = run("--continue", "runs/latest", "--interactions", str(TODAY))
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+def copy(trained: Path, folder: Path) -> None:
+    """Copy the folder; the copied bundle still reads the tables of the first one."""
+    shutil.copytree(trained, folder, symlinks=True, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    copy(trained, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def digests(bundle: Path) -> dict[str, str]:
+    return {str(path.relative_to(bundle)): sha256(path) for path in sorted(bundle.rglob("*")) if path.is_file()}
+
+
+def test_new_users_and_items_join_and_the_old_run_stays(trained, continued, monkeypatch):
+    folder, result = continued
+    monkeypatch.chdir(folder)
+    assert digests(folder / "runs" / "run-1") == digests(trained / "runs" / "run-1")
+    assert (folder / "runs" / "latest").resolve() == folder / "runs" / "run-2"
+    first, second = (ModelBundle.open(folder / "runs" / name) for name in ("run-1", "run-2"))
+    old, today, _ = tables()
+    for column, side in (("user_id", "users"), ("item_id", "items")):
+        known, knows = (getattr(one.featurizer, side).sparse[column].vocabulary.values for one in (first, second))
+        assert knows[: len(known)].equals(known)
+        assert set(known) <= set(map(str, old[column])) | set(old[column])
+        assert len(knows) > len(known)
+    assert second.manifest.digests["continued_weights"] == first.weights_digest
+    assert f"continued from run-1, version {first.version}" in (folder / "runs/run-2/README.md").read_text()
+    assert re.search(r"Continued from run-1, whose model has\s+N@10\s+0\.\d{4}\s+on\s+the\s+same", result.output)
+    assert f"{NEW_USERS} new users" in result.stderr
+
+
+def test_a_new_user_gets_recommendations_and_a_new_item_is_one(continued, monkeypatch):
+    folder, _ = continued
+    monkeypatch.chdir(folder)
+    model = open_model("runs/run-2")
+    old, today, _ = tables()
+    [user] = [one for one in today["user_id"].unique() if one not in set(old["user_id"])][:1]
+    assert model.recommend([user], k=5)["rank"].tolist() == [1, 2, 3, 4, 5]
+    history = model.history(user, k=100)["item_id"].tolist()
+    assert sorted(set(history)) == sorted(set(today["item_id"][today["user_id"] == user]))
+    new_items = set(today["item_id"]) - set(old["item_id"])
+    listed = model.recommend(old["user_id"].unique().tolist(), k=50)["item_id"]
+    assert new_items & set(listed)
+
+
+def test_continuing_without_anything_new_keeps_every_weight(continued, tmp_path, monkeypatch):
+    folder, _ = continued
+    copy(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = run("--continue", "runs/run-2", "--set", "continuation.epochs=0")
+    assert result.exit_code == 0, result.output
+    assert "0 new interactions to train on, 0 new users; the weights stay as they are" in result.stderr
+    second, third = (ModelBundle.open(Path(f"runs/run-{number}")) for number in (2, 3))
+    assert third.version == second.version
+    assert third.config.features == second.config.features
+    catalog = second.read_tables().catalog
+    assert np.array_equal(second.encode_items(catalog), third.encode_items(catalog))
+
+
+def test_python_and_repeated_rows_give_the_same_model(continued, here):
+    version = verify(continued[0] / "runs" / "run-2").version
+    old, today, _ = tables()
+    repeated = pd.concat([old.tail(300), today, today.head(20)])
+    newer = open_model("runs/run-1").update(repeated, progress=False)
+    assert newer.path == Path("runs/run-2")
+    assert newer.version == version
+    repeated.to_parquet("data/repeated.parquet", index=False)
+    result = run("--continue", "runs/run-1", "--interactions", "data/repeated.parquet")
+    assert "note: 320 duplicate interactions merged" in result.stderr
+    assert verify(Path("runs/latest")).version == version
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--set", "towers.embedding_dim=16"), r"towers\.embedding_dim: cannot change in a training that goes on"),
+        (("--preset", "large"), r"towers\.\w+: cannot change in a training that goes on"),
+        (("--set", "features.max_history=5"), r"features\.max_history: cannot change"),
+        (("--set", "training.validation=users"), r"training\.validation: cannot change"),
+        (("--set", "features.prepare=always"), r"--continue reads all interactions into memory"),
+        (("--output", "runs/run-1"), r"runs/run-1: the run that is continued, which stays as it is"),
+        (("run.toml",), r"run\.toml: not with --continue, whose settings are those of runs/latest"),
+        (("--interactions", "data/nothing.parquet"), r"nothing\.parquet: no such file"),
+        (("--resume",), r"no unfinished run with these settings"),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_line(here, words: tuple[str, ...], message: str):
+    result = run("--continue", "runs/latest", *words)
+    assert isinstance(result.exception, DataError), result.output
+    with pytest.raises(DataError, match=message):
+        raise result.exception
+    assert sorted(path.name for path in (here / "runs").iterdir() if path.name != "inputs") == ["latest", "run-1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), r"run\.toml: missing; name the settings, or the run to go on with: --continue runs/latest"),
+        (("run.toml", "--items", "data/items.parquet"), r"--items: only with --continue"),
+    ],
+)
+def test_flags_of_one_way_are_refused_in_the_other(here, words: tuple[str, ...], message: str):
+    with pytest.raises(DataError, match=message):
+        raise run(*words).exception
+
+
+def test_a_bundle_that_kept_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shop(tmp_path / "data")
+    write_untrained(tmp_path / "runs" / "untrained", tmp_path / "data", SETTINGS)
+    with pytest.raises(DataError, match="keeps nothing to continue from"):
+        raise run("--continue", "runs/untrained").exception
+
+
+def test_a_stopped_one_resumes_to_the_same_weights(continued, here, monkeypatch, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler)))
+
+    def stop_at_third(tracker: object):
+        return lambda step, loss: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+
+    given = {"tables": {"interactions": TODAY}, "output": None, "device": "cpu"}
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(continue_training, "report_steps", stop_at_third)
+        continue_and_bundle(Path("runs/latest"), (), resume=False, **given)
+    assert not Path("runs/run-2").exists()
+    assert Path("runs/latest").resolve().name == "run-1"
+    path = continue_and_bundle(Path("runs/latest"), (), resume=True, **given)
+    assert verify(path).version == verify(continued[0] / "runs" / "run-2").version
+    assert not list(Path("runs").glob(".*"))
+
+
+def test_a_killed_one_leaves_the_old_run_and_resumes(continued, here, warm):
+    words = ("train", "--continue", "runs/latest", "--interactions", str(TODAY))
+    before = digests(here / "runs" / "run-1")
+    process = start(here, *words, program=warm)
+    checkpoint, deadline = here / "runs" / ".run-2.training" / "checkpoint.safetensors", time.monotonic() + 240
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert digests(here / "runs" / "run-1") == before
+    if not (here / "runs" / "run-2").exists():
+        assert run(*words[1:], "--resume").exit_code == 0
+    assert verify(here / "runs" / "run-2").version == verify(continued[0] / "runs" / "run-2").version

@@ -1,0 +1,237 @@
+"""`towers train --continue`: a trained model goes on with the interactions that came since, as another bundle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+
+from features.errors import DataError
+from features.sequences.sequences import Sequences
+from features.sequences.split import Split
+from features.tables.linked_table import linked_table
+from features.tables.tables import Tables, data_digests
+from features.values.distinct import many
+from towers.bundle.bundle import ModelBundle
+from towers.bundle.signature import signing_key
+from towers.bundle.trust import Trust
+from training.config import RunConfig, read_run_config
+from training.details.collect import DetailsCollector
+from training.distributed.launch import is_launched
+from training.evaluation.advice import as_flags
+from training.evaluation.baselines.tuning import sample
+from training.evaluation.comparison import Comparison
+from training.evaluation.evaluate import cutoffs_of, evaluate
+from training.evaluation.report import PRIMARY_METRIC, EvaluationReport, label_of
+from training.evaluation.two_tower_recommender import TwoTowerRecommender
+from training.loop.continuation import Origin, continue_fit
+from training.loop.fit import TrainedModel, check_choices, choose_device
+from training.prepared.prepare import are_prepared
+from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.provenance import data_sets
+from training.runs.run_folder import INPUTS, Run
+from training.tasks.protocols import early_stopping_split, holds_out_users
+from training.tasks.train import MOST_CELLS, SELECTED, record, resumable, write_trained
+
+TABLES = ("interactions", "items", "users")
+NO_BASELINES = "A continued training fits no baselines; `towers evaluate` does."
+_MAY_DIFFER = {"interactions", "items", "users", "prepare", "prepare_memory_gb"}
+"""Settings under `[features]` that do not decide what the weights mean."""
+_DECIDE_WHAT_IS_HELD_OUT = ("validation", "refit")
+
+
+def continue_and_bundle(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    tables: Mapping[str, Path],
+    output: Path | None,
+    resume: bool,
+    device: str,
+) -> Path:
+    """Continue the training of a bundle, and return the folder of the new bundle; the old one is not changed.
+
+    Args:
+        path: The bundle.
+        overrides: `table.key=value` each, of `[training]`, `[continuation]` and `[promotion]`.
+        tables: By name. `interactions` are added to those of the bundle; `items` and `users` take the place of those
+            of the bundle. One that is not given is read again, as it is now.
+        output: Where the new bundle goes; None: the next free `runs/run-N`.
+        resume: Whether to go on with the newest unfinished run of these settings, tables and bundle.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        BundleError: The bundle cannot be used.
+        DataError: It keeps nothing to continue from, a setting would change its model, or something in the tables is
+            wrong.
+        Stopped: A signal ended the training; it can be resumed from the checkpoint that was written.
+    """
+    signing_key()  # an unusable key is an error now rather than after the training
+    if is_launched():
+        raise DataError("--continue trains in one process; run `towers train` without torchrun")
+    bundle = ModelBundle.open(path.resolve(), trust=Trust.from_environment())
+    config = _settings(bundle, tuple(overrides), tables)
+    check_choices(config)
+    origin = _origin(bundle, config)
+    if output is not None and output.resolve() == bundle.path:
+        raise DataError(f"{output}: the run that is continued, which stays as it is; name another folder")
+    if are_prepared(config.features, bundle.tables_folder):
+        raise DataError(
+            "--continue reads all interactions into memory, and so many are prepared on disk; set --set "
+            'features.prepare="never" if the memory suffices, or train from nothing'
+        )
+    found = bundle.read_tables(config.features)
+    sequences = found.interactions.sequences(found.catalog)
+    held_out = bundle.validation_users(sequences.user_ids)
+    split = early_stopping_split(config, sequences, len(found.catalog), validation_users=held_out)
+    digests = data_digests(config.features, bundle.tables_folder)
+    stem = re.sub(r"-\d+$", "", bundle.path.name)
+    run = (Run.unfinished if resume else Run.begin)(config, stem, output, digests, bundle.weights_digest)
+    describe(found, sequences)
+    click.echo(_news(config, origin, split.train), err=True)
+    flags = [word for name in TABLES if name in tables for word in (f"--{name}", str(tables[name]))]
+    command = ("towers", "train", "--continue", str(path), *flags, *as_flags(overrides))
+    collector = DetailsCollector(
+        config, bundle.tables_folder, found, sequences, digests, f"Continued training of {run.folder.name}"
+    )
+    tags = {**digests, "continued_weights": bundle.weights_digest}
+    with (
+        resumable(run),
+        start_tracking(config, run.folder.name, tags, run.tracked_as, folder=bundle.tables_folder) as tracker,
+    ):
+        run.tracked_as = tracker.run_id
+        tracker.log_data(lambda: data_sets(config.features, bundle.tables_folder, found, digests))
+        learned = continue_fit(
+            config,
+            found,
+            split.train,
+            origin,
+            device=choose_device(device),
+            checkpoint=run.checkpoint,
+            resume=resume,
+            on_step=report_steps(tracker),
+            on_epoch=report_epochs(tracker),
+        )
+        collector.add_training(config.training.seed, learned.progress, learned.seconds, learned.device.type)
+        report = _report(config, found, split, learned, origin, bundle, collector)
+        report = replace(report, details=collector.details(command))
+        click.echo(f"\n{report.to_text()}\n")
+        tracker.log_metrics(report.metrics(), step=learned.progress.step)
+        users = split.validation.history.user_ids if holds_out_users(split) else None
+        write_trained(
+            run.folder,
+            config,
+            bundle.tables_folder,
+            tags,
+            found,
+            learned,
+            report,
+            validation_users=users,
+            origin=f"{bundle.path.name}, version {bundle.version}",
+        )
+        record(tracker, config, found, run.folder, learned)
+    run.finish()
+    click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of continued training")
+    if tracker.how_to_look is not None:
+        click.echo(f"recorded in MLflow; to show it: {tracker.how_to_look}")
+    return run.folder
+
+
+def _settings(bundle: ModelBundle, overrides: tuple[str, ...], tables: Mapping[str, Path]) -> RunConfig:
+    """Return the settings of a bundle with overrides that do not change its model, and with other tables."""
+    settings = bundle.folder.file("run.toml")
+    before, config = read_run_config(settings), read_run_config(settings, overrides)
+    then, now = before.model_dump(), config.model_dump()
+    fixed = [("features", key) for key in then["features"] if key not in _MAY_DIFFER]
+    fixed += [("towers", key) for key in then["towers"]] + [("training", key) for key in _DECIDE_WHAT_IS_HELD_OUT]
+    changed = next((f"{table}.{key}" for table, key in fixed if then[table][key] != now[table][key]), None)
+    if changed is not None:
+        raise DataError(
+            f"{changed}: cannot change in a training that goes on, because the weights of {bundle.path} belong to it; "
+            "leave it out, or train from nothing"
+        )
+    paths = {name: str(path.absolute()) for name, path in tables.items()}
+    if "interactions" in paths and config.features.interactions is not None:
+        old, new = bundle.tables_folder / config.features.interactions, Path(paths["interactions"])
+        paths["interactions"] = str(linked_table([old, new], INPUTS.absolute()))
+    return config.model_copy(update={"features": config.features.model_copy(update=paths)})
+
+
+def _origin(bundle: ModelBundle, config: RunConfig) -> Origin:
+    if config.features.interactions is None:
+        raise DataError(
+            f"{bundle.path}: trained without interactions, so there is nothing to continue; train with some"
+        )
+    if config.training.refit:
+        raise DataError(
+            f"{bundle.path}: trained with `refit`, so on every interaction, and nothing would be left to measure the "
+            "continued model on; train from nothing, or continue a run without refit"
+        )
+    continuation = bundle.continuation()
+    if continuation is None:
+        raise DataError(
+            f"{bundle.path}: keeps nothing to continue from (it was trained in several processes, or by an earlier "
+            "version); train from nothing in one process"
+        )
+    return Origin(bundle.model, bundle.featurizer, continuation)
+
+
+def _news(config: RunConfig, origin: Origin, train: Sequences) -> str:
+    """Return how much of the training data is new."""
+    is_new, own = origin.continuation.trained.are_new(train), config.continuation
+    num_old = np.bincount(train.event_users[~is_new], minlength=len(train))
+    num_users = int(((train.lengths > 0) & (num_old == 0)).sum())
+    said = f"{many(int(is_new.sum()), 'new interaction')} to train on, {many(num_users, 'new user')}"
+    if not is_new.any():
+        return f"note: {said}; the weights stay as they are"
+    return f"{said}; {many(own.epochs, 'epoch')}, with about {own.replay:g} old interactions for each new one"
+
+
+def _report(
+    config: RunConfig,
+    tables: Tables,
+    split: Split,
+    learned: TrainedModel,
+    origin: Origin,
+    bundle: ModelBundle,
+    collector: DetailsCollector,
+) -> EvaluationReport:
+    """Evaluate the model on validation questions, and note by how much it is better than before."""
+    history = config.features.max_history
+    before = TwoTowerRecommender(
+        origin.model,
+        origin.featurizer,
+        origin.featurizer.item_features(tables.catalog),
+        tables.users,
+        history,
+        split.timeline,
+    )
+    recommenders = [learned.recommender(history, split.timeline), before]
+    questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
+    evaluations = [
+        evaluate(
+            one,
+            questions,
+            split.candidates,
+            seen_items=split.seen_items,
+            cutoffs=cutoffs_of(split.name),
+            progress=True,
+        )
+        for one in recommenders
+    ]
+    collector.add_evaluation(recommenders[0], evaluations[:1], questions, split)
+    lead = Comparison.of([evaluations]).lead(0, 1, PRIMARY_METRIC)
+    note = (
+        f"Continued from {bundle.path.name}, whose model has {label_of(PRIMARY_METRIC)} "
+        f"{evaluations[1].means[PRIMARY_METRIC]:.4f} on the same questions: {lead.mean:+.4f} by continuing, 95 % "
+        f"interval {lead.low:+.4f} to {lead.high:+.4f}."
+    )
+    if lead.high < 0:
+        note += " It got worse on what it knew: raise [continuation] replay, or train from nothing."
+    return EvaluationReport.of(
+        split.name, "validation", {config.training.seed: evaluations[:1]}, notes=[note, NO_BASELINES, SELECTED]
+    )
