@@ -1,6 +1,6 @@
 """Which interactions a model was trained on, so that a later training can tell the new ones.
 
-They are not listed. Of each user it is kept up to where the history was trained on: what came later is new. That is 24
+They are not listed. Of each user, the file says how far the history was trained on: what came later is new. That is 24
 bytes a user, without ids, and still holds if old interactions are later left out of the table.
 """
 
@@ -36,7 +36,9 @@ class TrainedEvents:
     @classmethod
     def of(cls, train: Sequences) -> TrainedEvents:
         """Return up to where the histories of the training data go; users without events are left out."""
-        users, times, counts = [], [], []
+        users: list[np.ndarray] = []
+        times: list[np.ndarray] = []
+        counts: list[np.ndarray] = []
         for block in train.blocks():
             active = np.flatnonzero(block.lengths)
             reached = _times_reached(block)
@@ -52,7 +54,7 @@ class TrainedEvents:
     def are_new(self, sequences: Sequences) -> Bool[np.ndarray, "events"]:
         """Return which events came after those that were trained on.
 
-        An event that became known late and is older than what was trained on of its user is not told from these.
+        An event that became known late and is older than what was trained on of its user counts as one of these.
         """
         found = [np.zeros(0, dtype=bool)]
         for block in sequences.blocks():

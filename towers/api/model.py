@@ -377,6 +377,7 @@ class Model:
                 output=None if output is None else Path(output),
             )
 
+    @plain_errors
     def update(
         self,
         interactions: Table | None = None,

@@ -154,7 +154,6 @@ def _tables_as_overrides(inputs: Inputs, tables: Mapping[str, Table | None]) -> 
     return as_overrides(paths)
 
 
-@plain_errors
 def update(
     bundle: ModelBundle,
     interactions: Table | None,

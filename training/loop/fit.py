@@ -45,7 +45,8 @@ class TrainedModel:
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
         table_states: What the optimisers of the embedding tables have summed up (`Trainer.table_states`), for a
-            training that continues this one. None: several processes trained, each with a part of it.
+            training that continues this one. None after `refit`, which leaves nothing to measure that one on, and of
+            several processes, each of which has a part.
     """
 
     model: TwoTower
@@ -191,8 +192,7 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
         decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )
     model = trainer.fit()
-    seconds = first.seconds + time.monotonic() - began
-    return TrainedModel(model, data, trainer.progress, seconds, trainer.table_states())
+    return TrainedModel(model, data, trainer.progress, first.seconds + time.monotonic() - began, None)
 
 
 def fit_featurizer(config: RunConfig, tables: Tables, train: Sequences) -> Featurizer:

@@ -57,7 +57,7 @@ def test_about_as_many_old_events_are_replayed_as_wanted(sequences, is_new) -> N
     batches = batches_of(sequences, Replay.of(is_new, 3.0), REPEAT, history=20)
     old = [
         sum(not is_new[time] for batch in batches.epoch(epoch) for time in batch.times[batch.is_target].tolist())
-        for epoch in range(60)
+        for epoch in range(30)
     ]
     assert np.mean(old) == pytest.approx(3 * is_new.sum(), rel=0.1)
     assert len(set(old)) > 1, "each epoch draws anew"
@@ -70,11 +70,11 @@ def test_about_as_many_old_events_are_replayed_as_wanted(sequences, is_new) -> N
 def test_the_expected_share_of_each_item_is_that_of_many_epochs(sequences, is_new) -> None:
     batches = batches_of(sequences, Replay.of(is_new, 3.0), EXCLUDE)
     counts = np.zeros(NUM_ITEMS)
-    for epoch in range(300):
+    for epoch in range(60):
         for batch in batches.epoch(epoch):
             counts += np.bincount(batch.item_rows[batch.is_target].numpy(), minlength=NUM_ITEMS)
     expected = target_shares(batches, NUM_ITEMS).numpy()
-    np.testing.assert_allclose(counts / counts.sum(), expected, atol=0.004)
+    np.testing.assert_allclose(counts / counts.sum(), expected, atol=0.01)
 
 
 def test_without_an_order_all_items_of_a_user_with_new_ones_are_predicted(sequences, is_new) -> None:
