@@ -108,7 +108,7 @@ def init(
 
 
 @click.command()
-@click.argument("settings", type=click.Path(path_type=Path), metavar="run.toml", required=False)
+@click.argument("settings", type=click.Path(path_type=Path), metavar="[run.toml]", required=False)
 @click.option(
     "--continue",
     "continued",

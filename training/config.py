@@ -143,7 +143,7 @@ class ContinuationConfig(StrictTable):
     """Passes over the new interactions. Raise it if the model follows them too slowly. 0: nothing is trained; new users
     and items are only taken in."""
     replay: float = Field(4.0, ge=0)
-    """Old interactions for each new one that are trained on again in each pass, drawn again each time. Raise it if the model gets
+    """Old interactions that are trained on again for each new one, other ones in each pass. Raise it if the model gets
     worse on what it knew; training takes longer. 0: new interactions only, and the model forgets."""
     learning_rate_factor: float = Field(0.3, gt=0, le=1)
     """Factor of the learning rates of `[training]`. Lower it if the model gets worse on what it knew."""
