@@ -74,15 +74,16 @@ def continue_and_bundle(
     if is_launched():
         raise DataError("--continue trains in one process; run `towers train` without torchrun")
     bundle = ModelBundle.open(path.resolve(), trust=Trust.from_environment())
-    config = _settings(bundle, tuple(overrides), tables)
+    config = _settings(bundle, tuple(overrides))
     check_choices(config)
     origin = _origin(bundle, config)
     if output is not None and output.resolve() == bundle.path:
         raise DataError(f"{output}: the run that is continued, which stays as it is; name another folder")
+    config = _with_tables(config, bundle.tables_folder, tables)
     if are_prepared(config.features, bundle.tables_folder):
         raise DataError(
-            "--continue reads all interactions into memory, and so many are prepared on disk; set --set "
-            'features.prepare="never" if the memory suffices, or train from nothing'
+            "--continue reads all interactions into memory, and so many are prepared on disk; add --set "
+            "features.prepare=never if the memory suffices, or train from nothing"
         )
     found = bundle.read_tables(config.features)
     sequences = found.interactions.sequences(found.catalog)
@@ -141,8 +142,8 @@ def continue_and_bundle(
     return run.folder
 
 
-def _settings(bundle: ModelBundle, overrides: tuple[str, ...], tables: Mapping[str, Path]) -> RunConfig:
-    """Return the settings of a bundle with overrides that do not change its model, and with other tables."""
+def _settings(bundle: ModelBundle, overrides: tuple[str, ...]) -> RunConfig:
+    """Return the settings of a bundle with overrides that do not change its model."""
     settings = bundle.folder.file("run.toml")
     before, config = read_run_config(settings), read_run_config(settings, overrides)
     then, now = before.model_dump(), config.model_dump()
@@ -154,9 +155,15 @@ def _settings(bundle: ModelBundle, overrides: tuple[str, ...], tables: Mapping[s
             f"{changed}: cannot change in a training that goes on, because the weights of {bundle.path} belong to it; "
             "leave it out, or train from nothing"
         )
+    return config
+
+
+def _with_tables(config: RunConfig, folder: Path, tables: Mapping[str, Path]) -> RunConfig:
+    """Return the settings with other tables, and with interactions that are added to those of the settings."""
     paths = {name: str(path.absolute()) for name, path in tables.items()}
-    if "interactions" in paths and config.features.interactions is not None:
-        old, new = bundle.tables_folder / config.features.interactions, Path(paths["interactions"])
+    if "interactions" in paths:
+        assert config.features.interactions is not None, "without any there is nothing to continue"
+        old, new = folder / config.features.interactions, Path(paths["interactions"])
         paths["interactions"] = str(linked_table([old, new], INPUTS.absolute()))
     return config.model_copy(update={"features": config.features.model_copy(update=paths)})
 

@@ -63,7 +63,7 @@ def run(*words: str) -> Result:
 
 def tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Interactions until today, those of today, with users and items that were not there before, and the catalogue."""
-    shop = generate_shop(0, 150, 100, 2_000)
+    shop = generate_shop(0, 150, 100, 1_500)
     events = shop.interactions
     is_today = np.arange(len(events)) >= 0.9 * len(events)
     users, items = (events[is_today][name].unique() for name in ("user_id", "item_id"))
