@@ -57,7 +57,9 @@ def tables_of(config: RunConfig) -> Tables:
     items = pd.DataFrame({"item_id": np.arange(NUM_ITEMS), "name": [f"thing {n}" for n in range(NUM_ITEMS)]})
     teams = ["red", "blue", "red"] * 20 + ["green"] * (NUM_USERS - NUM_OLD_USERS)
     users = Users(pd.DataFrame({"user_id": np.arange(NUM_USERS), "team": teams}))
-    return Tables(Interactions(pd.DataFrame(), is_ordered=True), Catalog(items), users if config.features.user else None, ())
+    return Tables(
+        Interactions(pd.DataFrame(), is_ordered=True), Catalog(items), users if config.features.user else None, ()
+    )
 
 
 def settings(epochs: int = 4, *, ids_only: bool = False, **training: Any) -> RunConfig:
@@ -142,7 +144,10 @@ def accuracy(learned: TrainedModel, histories: list[list[int]], expected: list[i
 
 def test_what_is_new_is_learned_and_what_is_old_is_not_forgotten(origin: Origin) -> None:
     learned = continued(settings(epochs=20), after(), origin)
-    assert accuracy(learned, [walk(26, 4) + [*range(30, last)] for last in (30, 31, 32, 33)], [30, 31, 32, 33], "green") == 1.0
+    assert (
+        accuracy(learned, [[*walk(26, 4), *range(30, last)] for last in (30, 31, 32, 33)], [30, 31, 32, 33], "green")
+        == 1.0
+    )
     old = [walk(first, 5) for first in range(20)]
     assert accuracy(learned, old, [walk(first, 6)[-1] for first in range(20)], "red") >= 0.9
     weights, were = weights_of(learned.model), weights_of(origin.model)
@@ -161,7 +166,11 @@ def test_where_an_id_is_all_there_is_a_new_one_begins_with_the_mean() -> None:
 
 def test_rows_grow_as_in_a_loop_over_them() -> None:
     rng = torch.Generator().manual_seed(0)
-    earlier = {"table": torch.randn(5, 3, generator=rng), "sums": torch.rand(5, generator=rng), "one": torch.tensor(2.0)}
+    earlier = {
+        "table": torch.randn(5, 3, generator=rng),
+        "sums": torch.rand(5, generator=rng),
+        "one": torch.tensor(2.0),
+    }
     grown = {"table": torch.randn(8, 3, generator=rng), "sums": torch.rand(7, generator=rng), "one": torch.tensor(1.0)}
     expected = {
         "table": torch.stack([earlier["table"][row] if row < 5 else torch.zeros(3) for row in range(8)]),
@@ -172,7 +181,9 @@ def test_rows_grow_as_in_a_loop_over_them() -> None:
     assert same(grown, expected)
 
 
-def test_a_resumed_continuation_ends_with_the_weights_of_one_that_was_not_stopped(origin: Origin, tmp_path: Path) -> None:
+def test_a_resumed_continuation_ends_with_the_weights_of_one_that_was_not_stopped(
+    origin: Origin, tmp_path: Path
+) -> None:
     config, path = settings(epochs=3), tmp_path / "checkpoint"
     whole = continued(config, after(), origin)
 
