@@ -49,6 +49,16 @@ class FeatureSettings(StrictTable):
     trainable_residual: bool = False
     """With `frozen_dim`: add trained word embeddings, initialised to zero, to the frozen vector. Set it for a search
     with few training pairs: the frozen vector decides until training has found something better."""
+    min_count: int | None = Field(None, ge=1)
+    """For `id`, `category` and `categories`: minimum number of training interactions of a value with an embedding of
+    its own; rarer values are treated as new ones. Raise it for very many ids, where the table is too large or rare ids
+    are learned badly. None: that of `features.min_count`."""
+    hashed_rows: int | None = Field(None, ge=1)
+    """For `id`, `category` and `categories`: embeddings that rare and new values share, chosen by a hash of the value.
+    None: they have none, and are represented by the other columns alone."""
+    hashes: int | None = Field(None, ge=1, le=8)
+    """With `hashed_rows`: number of hash functions; a value is the sum of as many shared embeddings, so that fewer
+    values have the same vector. None: 2."""
 
     decimal: Literal[".", ","] | None = None
     """For `number` in text cells such as `19,99 €`: the decimal separator. None: inferred from all cells of the
@@ -64,6 +74,8 @@ class FeatureSettings(StrictTable):
             if getattr(self, name) is not None and name not in self.definition.settings:
                 kinds = " or ".join(f'"{kind.name}"' for kind in FEATURE_KINDS.values() if name in kind.settings)
                 raise ValueError(f"{name} is for kind = {kinds}, found kind = {self.kind!r}; leave it out")
+        if self.hashes is not None and self.hashed_rows is None:
+            raise ValueError("hashes needs hashed_rows, which is not set; set hashed_rows, or remove it")
         if self.trainable_residual and self.frozen_dim is None:
             raise ValueError("trainable_residual needs frozen_dim, which is not set; set frozen_dim, or remove it")
         return self
@@ -196,6 +208,9 @@ class FeaturesConfig(StrictTable):
     """Features of the request: `time` (hour, weekday, season of the request)."""
     max_history: int = Field(200, ge=1, le=10_000)
     """Maximum length of a history, in interactions; older ones are ignored. Training and serving cost grow with it."""
+    min_count: int = Field(1, ge=1)
+    """Minimum number of training interactions of an id or a category with an embedding of its own, for all columns that
+    set no `min_count`. 1: every value that occurs in training has one."""
     encoders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], EncoderSettings] = Field(
         default_factory=dict
     )

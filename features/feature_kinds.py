@@ -118,11 +118,13 @@ _VALUE_SCHEMA = {"type": ["string", "number", "boolean"], "maxLength": MAX_CELL_
 _LIST_SCHEMA = {"type": "array", "maxItems": MAX_CELL_VALUES}
 _VALUE: dict[str, Any] = {"request_schemas": (_VALUE_SCHEMA,), "parse": _value, "expected": "text or a number"}
 
+_VOCABULARY = ("min_count", "hashed_rows", "hashes")
+
 FEATURE_KINDS: dict[str, FeatureKind] = {
     kind.name: kind
     for kind in (
-        FeatureKind("id", "values", "vocabulary", is_id=True, **_VALUE),
-        FeatureKind("category", "values", "vocabulary", **_VALUE),
+        FeatureKind("id", "values", "vocabulary", is_id=True, settings=_VOCABULARY, **_VALUE),
+        FeatureKind("category", "values", "vocabulary", settings=_VOCABULARY, **_VALUE),
         FeatureKind(
             "categories",
             "values",
@@ -131,6 +133,7 @@ FEATURE_KINDS: dict[str, FeatureKind] = {
             parse=_values,
             expected="texts",
             read=read_categories,
+            settings=_VOCABULARY,
             has_several=True,
         ),
         FeatureKind(

@@ -7,7 +7,7 @@ the training data; the towers make one embedding table or one projection of each
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from features.config import EncoderSettings, FeaturesConfig, FeatureSettings
@@ -29,6 +29,9 @@ class Feature:
         trainable_residual: Of a text with `frozen_dim`: whether it also has an embedding table, which is added.
         decimal: Of numbers that are text: the decimal separator. None: decided by the column.
         time_format: Of times: how they are written. None: decided by the column.
+        min_count: Of values: training interactions from which on a value has a row of its own. None: 1.
+        hashed_rows: Of values: rows that all others share, by their hashes. None: they have none.
+        hashes: Of values: how many of these rows each takes. None: `HASHES`.
         spelling: Of values and texts: how they are spelt, as training decided. None: decided by the column.
     """
 
@@ -41,6 +44,9 @@ class Feature:
     decimal: Literal[".", ","] | None = None
     time_format: str | None = None
     spelling: Spelling | None = None
+    min_count: int | None = None
+    hashed_rows: int | None = None
+    hashes: int | None = None
 
     @property
     def definition(self) -> FeatureKind:
@@ -84,13 +90,17 @@ class Schema:
     @classmethod
     def from_config(cls, config: FeaturesConfig) -> Schema:
         """Return the schema of `[features]`; without item features, items have their id as only feature."""
-        item = _features(config.item) or (Feature(ITEM_ID, "id"),)
-        context = _features({str(name): setting for name, setting in config.context.items()})
-        user = _features(config.user)
+        item = _features(config.item or {ITEM_ID: FeatureSettings(kind="id")}, config.min_count)
+        context = _features({str(name): setting for name, setting in config.context.items()}, config.min_count)
+        user = _features(config.user, config.min_count)
         used = {feature.encoder for feature in (*item, *user)}
         encoders = {name: settings for name, settings in config.encoders.items() if name in used}
         return cls(item=item, user=user, context=context, encoders=encoders)
 
 
-def _features(settings: Mapping[str, FeatureSettings]) -> tuple[Feature, ...]:
-    return tuple(Feature(name, **dict(setting)) for name, setting in settings.items())
+def _features(settings: Mapping[str, FeatureSettings], min_count: int) -> tuple[Feature, ...]:
+    features = tuple(Feature(name, **dict(setting)) for name, setting in settings.items())
+    return tuple(
+        replace(one, min_count=min_count) if one.definition.content == "values" and one.min_count is None else one
+        for one in features
+    )

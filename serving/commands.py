@@ -169,6 +169,36 @@ def search(bundle: Path, words: str, k: int, conditions: tuple[str, ...], config
     show_default=True,
     help="Limit of the age of the index.",
 )
+@click.option(
+    "--requests",
+    metavar="FILE",
+    type=_file,
+    help="Request log of the service; FILE.1, FILE.2 ... are read, too.  [default: the setting request_log]",
+)
+@click.option(
+    "--recent",
+    metavar="HOURS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=24,
+    show_default=True,
+    help="How much of the end of the request log is compared with what is before it.",
+)
+@click.option(
+    "--window",
+    metavar="HOURS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=24,
+    show_default=True,
+    help="How long after an answer an event of a returned item counts as a click.",
+)
+@click.option(
+    "--latency",
+    metavar="MS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1000,
+    show_default=True,
+    help="Limit of the duration that 99 % of the logged requests do not exceed.",
+)
 @click.option("--output", metavar="FOLDER", type=_file, help="Folder for drift.html, drift.json and drift.prom.")
 @_config
 def drift(
@@ -179,6 +209,10 @@ def drift(
     psi: float,
     fall: float,
     index_hours: float,
+    requests: Path | None,
+    recent: float,
+    window: float,
+    latency: float,
     output: Path | None,
     config: Path | None,
 ) -> None:
@@ -186,14 +220,19 @@ def drift(
 
     DIR is a bundle, such as runs/latest. Compared are the columns that the model reads: filled cells, values, words and
     ids that the model knows, and how often values and numbers occur; the items of the interactions; and the age of the
-    index. drift.prom is for the textfile collector of Prometheus.
+    index. Of a request log: which users ask, what the answers and their scores are like, how long they take, and
+    click-through by position. drift.prom is for the textfile collector of Prometheus.
     """
-    from serving.jobs.drift import Limits, find_drift
+    from serving.jobs.drift import find_drift
+    from serving.jobs.findings import Limits
+    from serving.jobs.request_drift import RequestSource
     from towers.bundle.bundle import ModelBundle
 
-    opened = ModelBundle.open(bundle, trust=settings_here(config).trust)
+    settings = settings_here(config)
+    opened = ModelBundle.open(bundle, trust=settings.trust)
     tables = {"interactions": interactions, "items": items, "users": users}
-    report = find_drift(opened, tables, Limits(psi, fall, index_hours))
+    source = RequestSource.of(settings, requests, recent, window)
+    report = find_drift(opened, tables, Limits(psi, fall, index_hours, latency), source)
     if output is not None:
         report.write(output)
     click.echo(report.to_text())

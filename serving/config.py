@@ -18,6 +18,7 @@ from features.messages import shown
 from features.settings import RecommendSeen, StrictTable, parse_settings, read_toml
 from serving import deadline
 from serving.observability.logs import Format
+from serving.observability.request_log import KEY_CHARACTERS
 from serving.search.databases.settings import DatabaseSettings, Fallback
 from serving.search.micro_batching import MicroBatching
 from towers.bundle.trust import Trust
@@ -50,7 +51,8 @@ class ServingConfig(StrictTable):
     port: int = Field(default=8000, ge=0, le=65_535)
     """Port to listen on. 0: any free port."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Number of worker processes. Each loads the model and the index, and uses about one core."""
+    """Number of worker processes. Each uses about one core and has the model, catalogue and histories in memory of its
+    own; vectors and index are in memory once for all."""
     threads: int = Field(default=4, ge=1, le=256)
     """Number of requests that one worker answers at a time."""
     queue_size: int = Field(default=64, ge=0, le=4096)
@@ -74,7 +76,7 @@ class ServingConfig(StrictTable):
     """Maximum number of users in one request."""
     max_history: int = Field(default=10_000, ge=0)
     """Maximum number of items in a posted history, and in a list of items to exclude."""
-    max_slate_slots: int = Field(default=5000, ge=1)
+    max_slate_slots: int = Field(default=4000, ge=1)
     """Maximum number of slate slots that one request may have filled by rules: users times `offset` + `k`. The default
     is such that the worst request takes less than `timeout_seconds` on 100,000 items."""
     max_limited_users: int = Field(default=10, ge=1)
@@ -118,6 +120,18 @@ class ServingConfig(StrictTable):
     """Which requests are logged. problems: those with status 500 and above, or slower than `slow_seconds`."""
     slow_seconds: float = Field(default=1.0, gt=0)
     """Duration in seconds from which a request counts as slow."""
+    request_log: str | None = None
+    """File to which a sample of the answered requests is logged, a line of JSON each, for `towers drift`: kind of user,
+    items with their positions, scores, duration. None: no request is logged there."""
+    request_log_share: float = Field(default=0.01, gt=0, le=1)
+    """Share of the requests that are logged to `request_log`, 0 to 1."""
+    request_log_key: SecretStr | None = Field(default=None, min_length=KEY_CHARACTERS)
+    """Secret of at least 16 characters. With it `request_log` has a keyed hash of the ids of users, with which
+    `towers drift` finds what they chose. None: the ids are left out, and there is no click-through."""
+    request_log_max_bytes: int = Field(default=20 * 2**20, ge=4096)
+    """Size in bytes from which a new file of `request_log` is begun; the one before becomes `FILE.1`."""
+    request_log_files: int = Field(default=5, ge=2, le=1000)
+    """Number of files of `request_log` that are kept; the oldest is deleted."""
     recommend_seen: RecommendSeen | None = None
     """Which items of a user's history may be recommended again. None: as the model was trained."""
     filter_columns: Annotated[list[str] | None, BeforeValidator(_split)] = None

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.signatures import check_signatures
+from tests.signatures import check_signatures, count_calls_again
+from tests.stores import copy_new_stores
 from tests.warm import warm_towers
 from towers.warnings_filter import quiet_imports
 
@@ -20,6 +21,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # a test's runs go nowhere else
 
 
 check_signatures(["features", "towers", "training", "serving"])
+copy_new_stores()
 
 # The same examples in each run, and no deadline on machines that are busy.
 settings.register_profile(
@@ -42,6 +44,11 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A program `towers` whose commands start loaded."""
     with warm_towers(tmp_path_factory.mktemp("warm")) as program:
         yield program
+
+
+def pytest_runtest_setup() -> None:
+    """Let each test check the first calls that it makes."""
+    count_calls_again()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,7 +40,7 @@ def start(folder: Path, *words: str, program: Path | None = None, **settings: st
     `program` is another `towers` than `python -m towers`: one that starts loaded, as of `tests.warm`.
     """
     return subprocess.Popen(
-        [*_command(program), *words],
+        [*command_of(program), *words],
         cwd=folder,
         env=environment(PYTHONUNBUFFERED="1", **settings),
         stdout=subprocess.PIPE,
@@ -52,7 +52,7 @@ def start(folder: Path, *words: str, program: Path | None = None, **settings: st
 def towers(folder: Path, *words: str, program: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run `towers` with these words to its end; `program` as for `start`."""
     return subprocess.run(
-        [*_command(program), *words],
+        [*command_of(program), *words],
         cwd=folder,
         env=environment(**settings),
         capture_output=True,
@@ -62,7 +62,7 @@ def towers(folder: Path, *words: str, program: Path | None = None, **settings: s
     )
 
 
-def _command(program: Path | None) -> list[str]:
+def command_of(program: Path | None) -> list[str]:
     return [sys.executable, "-m", "towers"] if program is None else [str(program)]
 
 

@@ -1,8 +1,9 @@
-"""Signatures of our packages are checked at each call while tests run, shapes of arrays included.
+"""Signatures of our packages are checked while tests run, shapes of arrays included.
 
 jaxtyping's import hook decorates every function and every dataclass. What it decorates with costs tens of microseconds
 a call, as much as many a function here, and is needed only where an annotation tells a shape: those of one signature
-must fit together. All other signatures are checked by beartype alone, which costs hardly anything.
+must fit together. These are checked at the first `FIRST` calls of a function in a test and at every `EVERY`th after
+them. All other signatures are checked at each call by beartype alone, which costs hardly anything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import partial
+from functools import partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any, get_args, get_type_hints
 
@@ -21,6 +22,8 @@ from beartype.roar import BeartypeDecorHintPep3119Exception
 _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 """An int may stand for a float, as in mypy."""
 _with_shapes = jaxtyping.jaxtyped
+FIRST, EVERY = 20, 50
+_turn = 0
 
 
 def check_signatures(packages: list[str]) -> None:
@@ -56,7 +59,28 @@ def checked(typechecker: Callable[[Any], Any], thing: Any) -> Any:
             return _beartype(thing)
         except BeartypeDecorHintPep3119Exception:
             pass  # of parameters and result jaxtyping has each checked that can be
-    return _with_shapes(thing, typechecker=typechecker)
+    return _at_first_calls(_with_shapes(thing, typechecker=typechecker), thing)
+
+
+def count_calls_again() -> None:
+    """Let the next calls of each function be its first ones again: a test begins."""
+    global _turn
+    _turn += 1
+
+
+def _at_first_calls(checked: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is checked at its first calls in a test, and at some of those after them."""
+    turn, calls = -1, 0
+
+    @wraps(plain)
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal turn, calls
+        if turn != _turn:
+            turn, calls = _turn, 0
+        calls += 1
+        return (checked if calls <= FIRST or calls % EVERY == 0 else plain)(*arguments, **named)
+
+    return call
 
 
 def _hints_of(function: FunctionType) -> dict[str, Any]:

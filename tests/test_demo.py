@@ -1,4 +1,7 @@
-"""`towers demo`, run as a person runs it, and stopped in the middle as a person would."""
+"""`towers demo`, run as a person runs it, and stopped in the middle as a person would.
+
+The one that runs to its end starts loaded, with the commands that it starts; those that are stopped start cold.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,24 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import psutil
 import pytest
 
+from tests.running import command_of
 from towers.cli.demo import EPOCHS, SIZES, Terminal
 from towers.cli.main import main
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("TOWERS_", "MLFLOW_"))}
 
 
-def start_demo(folder: Path, *flags: str) -> subprocess.Popen[str]:
+def start_demo(folder: Path, *flags: str, program: Path | None = None) -> subprocess.Popen[str]:
     temporary = folder / "tmp"
     temporary.mkdir()
     return subprocess.Popen(
-        [sys.executable, "-m", "towers", "demo", *flags],
+        [*command_of(program), "demo", *flags],
         cwd=folder,
         env={**ENVIRONMENT, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -45,8 +48,8 @@ def test_it_offers_every_size_that_there_is():
 
 
 @pytest.mark.slow
-def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
-    process = start_demo(tmp_path, "--size", "tiny", "--seed", "3", "--keep", "shown")
+def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path, warm):
+    process = start_demo(tmp_path, "--size", "mini", "--seed", "3", "--keep", "shown", program=warm)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     commands = re.findall(r"^\$ (towers \w+|curl )", said, re.MULTILINE)
@@ -55,7 +58,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
         *(["curl "] * 6),
         "towers recommend",
     ]
-    assert "$ towers dataset shop --seed 3 --size tiny" in said
+    assert "$ towers dataset shop --seed 3 --size mini" in said
     assert f"$ towers train run.toml --set training.epochs={EPOCHS} --set training.seed=3" in said
     share = re.search(r"The two towers reach (\d+)% of the best possible recall@10", said)
     assert share is not None
@@ -80,7 +83,7 @@ def test_it_shows_each_command_runs_it_and_leaves_nothing_running(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_stops_what_it_started_and_removes_its_folder(tmp_path, how, status):
-    process = start_demo(tmp_path, "--size", "small")
+    process = start_demo(tmp_path, "--size", "tiny")
     assert process.stdout is not None
     for line in process.stdout:
         if "training interactions" in line:

@@ -31,7 +31,7 @@ from tests.documentation.pages import DOCS, PYTHON_GUIDE, Page, pages
 
 TUTORIAL = DOCS / "tutorial.md"
 NOTES = ("tea", "coffee", "bread", "soup", "rice", "pasta", "beans", "cake")
-QUICK = "--set training.epochs=1"
+QUICK = "--set training.epochs=1 --baseline-minutes 0"
 SECONDS_TO_FINISH = 900
 """How long a command may take on a machine that is busy."""
 SECONDS_TO_RELOAD = 60
@@ -169,13 +169,14 @@ def shape(value: object) -> object:
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Path:
-    """The real `towers`, but it starts loaded, makes a tiny shop and trains for one epoch."""
+    """The real `towers`, but it starts loaded, makes a mini shop, trains for an epoch or on 100 queries, tunes less."""
     program = tmp_path_factory.mktemp("bin") / "towers"
     program.write_text(
         "#!/bin/bash\n"
         'case "$1" in\n'
-        '  dataset) set -- "$@" --size tiny ;;\n'
+        '  dataset) set -- "$@" --size mini ;;\n'
         f'  train | evaluate) set -- "$@" {QUICK} ;;\n'
+        '  train-ranker) set -- "$@" --eval-queries 100 ;;\n'
         "esac\n"
         f'exec {shlex.quote(str(warm))} "$@"\n'
     )

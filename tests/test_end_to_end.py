@@ -29,6 +29,8 @@ from training.evaluation.report import EvaluationReport
 
 WEIGHTS = "model.safetensors"
 EVERY_STEP = ("--set", "training.checkpoint_seconds=0")
+UNTUNED = ("--baseline-minutes", "0")
+"""For trainings whose report nobody reads."""
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +155,15 @@ def test_whoever_posts_what_the_tables_say_of_a_user_gets_that_users_answer(answ
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, beside, warm):
-    assert towers(beside, "train", "run.toml", "--set", "training.track=false", program=warm).returncode == 0
+    assert towers(beside, "train", "run.toml", *UNTUNED, "--set", "training.track=false", program=warm).returncode == 0
     assert weights_of(beside) == weights_of(trained)
     ended = towers(
-        beside, "train", "run.toml", "--set", "training.track=false", "--set", "training.seed=1", program=warm
+        beside,
+        "train",
+        "run.toml",
+        *UNTUNED,
+        *("--set", "training.track=false", "--set", "training.seed=1"),
+        program=warm,
     )
     assert ended.returncode == 0
     assert weights_of(beside) != weights_of(trained)
@@ -189,7 +196,7 @@ def test_a_training_that_is_killed_and_resumed_ends_in_the_very_same_weights(tra
     assert not (beside / "runs" / "run-1").exists()
     assert not (beside / "runs" / "latest").exists()
 
-    ended = towers(beside, "train", "run.toml", "--resume", *EVERY_STEP, program=warm)
+    ended = towers(beside, "train", "run.toml", "--resume", *UNTUNED, *EVERY_STEP, program=warm)
     assert ended.returncode == 0, ended.stderr
     assert not re.search(r"^ +1 +[0-9.]+ ", ended.stderr, re.MULTILINE), "it began again"
     assert weights_of(beside) == weights_of(trained)
@@ -210,7 +217,7 @@ def test_sigterm_saves_says_so_in_one_line_and_resumes_exactly(trained, beside, 
     ]
     assert [run.info.status for run in recorded(beside)] == ["KILLED"]
 
-    ended = towers(beside, "train", "run.toml", "--resume", program=warm)
+    ended = towers(beside, "train", "run.toml", "--resume", *UNTUNED, program=warm)
     assert ended.returncode == 0, ended.stderr
     assert weights_of(beside) == weights_of(trained)
     assert [run.info.status for run in recorded(beside)] == ["FINISHED"]
@@ -237,7 +244,13 @@ def test_mlflow_has_the_run_with_settings_measures_and_the_bundle(trained):
     assert {"ndcg_at_10", "recall_at_100", "baseline/EASE/ndcg_at_10"} <= run.data.metrics.keys()
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch/loss")] == [1, 2, 3]
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 4
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"report.html", "report.json"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "plots",
+        "report.html",
+        "report.json",
+    }
+    pictures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "plots")}
+    assert {"metrics.svg", "leads.svg", "quality_by_epoch.svg", "loss_by_epoch.svg", "item_map.svg"} <= pictures
     assert run.data.tags["mlflow.note.content"] == (trained / "runs" / "run-1" / "README.md").read_text()[:8000]
     data = {used.dataset.name: used.dataset for used in run.inputs.dataset_inputs}
     assert sorted(data) == ["data interactions", "data items", "data users"]
@@ -262,7 +275,8 @@ def test_the_bundle_is_a_registered_model_of_the_run(trained):
 
 
 def test_training_goes_on_with_one_warning_when_the_tracking_server_is_away(trained, beside, warm):
-    ended = towers(beside, "train", "run.toml", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", program=warm)
+    away = f"http://127.0.0.1:{free_port()}"
+    ended = towers(beside, "train", "run.toml", *UNTUNED, MLFLOW_TRACKING_URI=away, program=warm)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("MLflow") == 1
     assert weights_of(beside) == weights_of(trained)

@@ -1,53 +1,87 @@
-"""The notebooks run from the first cell to the last, and are kept without outputs."""
+"""Each notebook asks one question, is stored with the outputs of a run, and runs from the first cell to the last."""
 
 from __future__ import annotations
 
+import ast
 import re
-from pathlib import Path
+import sys
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
-from tests.running import environment
+import towers
+from tests.notebooks import FOLDER, NOTEBOOKS, executed, read
+from tests.warm import warm_kernels
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SAID = {
-    "01-from-tables-to-recommendations": ("two towers reaches", "(77): popular items", "recommended"),
-    "02-search-duplicates-clusters-audit": ("pairs above 0.8 in", "slices by", "image/png"),
-}
-"""What a reader of each must find."""
-PROGRESS = re.compile(
-    r"|note: .*|[\d,]+ interactions of .*|leave-one-out, seed 0: .*|epoch +loss .*| +\d+ [ .\d*,]+|"
-    r".*: (100|\d\d?)%\|.*| *[\d,]+ s  .*|evaluating .*|choosing .*"
-)
-"""A line that training prints about its progress."""
+MOST_BYTES = 200_000
+MOST_LINES = 32
+"""Of a cell."""
+LIBRARIES = {"matplotlib", "numpy", "pandas"}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+def codes(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_kept_without_outputs(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    for cell in notebook.cells:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+def kinds(cell):
+    """The kinds of a cell's outputs, each once: text that comes in two pieces is text."""
+    return {kind for output in cell.outputs for kind in (output.get("data") or {"stream": 0})}
+
+
+def test_they_are_numbered_and_each_is_linked_from_the_documentation():
+    assert [path.stem.partition("-")[0] for path in NOTEBOOKS] == [f"0{number}" for number in range(1, 8)]
+    guide = (FOLDER.parent / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
+    assert [path.name for path in NOTEBOOKS] == re.findall(r"`notebooks/(\S+\.ipynb)`", guide)
+
+
+@each
+def test_it_begins_with_its_number_and_one_question(path):
+    first = read(path).cells[0].source
+    assert first.startswith(f"# {int(path.stem[:2])}. ")
+    assert [text.endswith("?") for text in re.findall(r"\*\*(.+?)\*\*", first)] == [True]
+
+
+@each
+def test_its_links_lead_somewhere(path):
+    text = "".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\((\.\./docs/[^)#]+)", text)
+    assert links, "it names its chapters"
+    assert [link for link in links if not (FOLDER / link).is_file()] == []
+
+
+@each
+def test_it_uses_what_a_program_may_use(path):
+    notebook = read(path)
+    assert max(len(cell.source.splitlines()) for cell in codes(notebook)) <= MOST_LINES
+    tree = ast.parse("\n".join(cell.source for cell in codes(notebook)))
+    nodes = list(ast.walk(tree))
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    others = {name for name in named if name.partition(".")[0] not in LIBRARIES | sys.stdlib_module_names}
+    assert others <= {"towers", "features.shop"}
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    assert {name for name in used if name.startswith("towers.") and name.split(".")[1] not in towers.__all__} == set()
+    assert not [name for name in used if "._" in name and "__" not in name]
+
+
+@each
+def test_it_is_stored_as_it_was_run(path):
+    cells = codes(read(path))
+    assert path.stat().st_size <= MOST_BYTES
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "in order, from a fresh start"
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client.*", "ignore::DeprecationWarning:zmq.*")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_quietly_from_the_first_cell_to_the_last(path, tmp_path):
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env=environment(TMPDIR=str(tmp_path)))
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    errors = "".join(output.text for output in outputs if output.get("name") == "stderr")
-    assert [line for line in errors.splitlines() if not PROGRESS.fullmatch(line)] == []
-    said = "".join(output.get("text", "") + str(output.get("data", "")) for output in outputs)
-    for words in SAID[path.stem]:
-        assert words in said
-    assert not list(tmp_path.glob("two-towers-*")), "it removes what it made"
+@each
+def test_it_runs_quietly_and_shows_what_is_stored(path, tmp_path, warm, monkeypatch):
+    monkeypatch.setenv("SHOP", "mini")  # smaller than the one of the outputs that are stored
+    options = {} if path == NOTEBOOKS[0] else {"kernel_manager_class": warm_kernels(warm)}  # one loads by itself
+    stored, run = read(path), executed(path, tmp_path, **options)
+    errors = [output.text for cell in codes(run) for output in cell.outputs if output.get("name") == "stderr"]
+    assert errors == []
+    assert [kinds(cell) for cell in codes(run)] == [kinds(cell) for cell in codes(stored)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial, partialmethod
+
 import pytest
 
 import towers
@@ -17,6 +19,9 @@ def test_the_blocks_of_the_page_run_and_are_short(tmp_path, monkeypatch, capfd):
     write_small_shop(tmp_path / "data" / "shop", 150, 100, 1_500)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    # Nobody reads the reports: the baselines need not be tuned.
+    monkeypatch.setattr(towers, "train", partial(towers.train, baseline_minutes=0))
+    monkeypatch.setattr(towers.Model, "evaluate", partialmethod(towers.Model.evaluate, baseline_minutes=0))
     namespace = {}
     try:
         for block in Page(PYTHON_GUIDE).blocks:

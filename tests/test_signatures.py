@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
 from features.files import sha256
-from features.sequences.ragged import Ragged
+from features.sequences.ragged import Ragged, offsets_of
 from features.sequences.sequences import Sequences
 from features.shop.choices import moments_of
 from serving.config import ServingConfig
 from serving.search.brute_force import BruteForce
 from serving.server.server import address_of
+from tests.signatures import EVERY, FIRST
 
 ROWS = np.arange(3)
 VISITS = Sequences(ROWS[:1], ROWS[[0, 2]], ROWS[:2], times=None, is_ordered=True)
@@ -31,3 +34,16 @@ VISITS = Sequences(ROWS[:1], ROWS[[0, 2]], ROWS[:2], times=None, is_ordered=True
 def test_what_does_not_fit_a_signature_is_refused(call, words):
     with pytest.raises(TypeError, match=f"(?s){words}"):
         call()
+
+
+def test_many_calls_are_checked_now_and_then():
+    for _ in range(FIRST):
+        offsets_of(ROWS)
+    refused = []
+    for call in range(EVERY):
+        with suppress(ValueError):  # what numpy says where nothing is checked
+            try:
+                offsets_of(ROWS[None])
+            except TypeError:
+                refused.append(call)
+    assert len(refused) == 1

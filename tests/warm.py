@@ -3,8 +3,11 @@
 A test that runs forty commands as a person would spends most of its time on imports. The command still runs in a
 process of its own, in its own folder, with its own environment and streams; it only starts loaded.
 
-    python -m tests.warm host SOCKET           # loads the libraries, then serves until its standard input closes
-    python -m tests.warm run SOCKET WORDS...   # what a `towers WORDS...` would do, with its exit status
+    python -m tests.warm host SOCKET             # loads the libraries, then serves until its standard input closes
+    python -m tests.warm towers SOCKET WORDS...  # what a `towers WORDS...` would do, with its exit status
+    python -m tests.warm kernel SOCKET FILE      # the Jupyter kernel of a connection file
+
+A command that starts others, as `towers demo` does, has them start loaded, too.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ LIBRARIES = (
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
 )
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+SOCKET = "warm.socket"
+PYTHON = "python"
+"""Beside the socket: a Python that has `-P -m towers` start loaded."""
 SECONDS_TO_LOAD = 120
 STREAMS = 3
 
@@ -41,9 +47,12 @@ def warm_towers(folder: Path) -> Iterator[Path]:
     """Yield a program `towers` that runs loaded commands while the block lasts."""
     from towers.process import prepared_environment
 
-    address, program = folder / "warm.socket", folder / "towers"
-    program.write_text(f'#!/bin/bash\nexec {sys.executable} {__file__} run {address} "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
+    address, program = folder / SOCKET, folder / "towers"
+    loaded = f'exec {sys.executable} {__file__} towers {address} "$@"'
+    _write_program(program, loaded)
+    _write_program(
+        folder / PYTHON, f'[ "$1 $2 $3" = "-P -m towers" ] && shift 3 && {loaded}\nexec {sys.executable} "$@"'
+    )
     environment = {**prepared_environment(os.environ), **ONE_THREAD}
     command = [sys.executable, "-m", "tests.warm", "host", str(address)]
     host = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE)
@@ -58,13 +67,23 @@ def warm_towers(folder: Path) -> Iterator[Path]:
         host.communicate(timeout=60)
 
 
+def _write_program(path: Path, lines: str) -> None:
+    path.write_text(f"#!/bin/bash\n{lines}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
 def host(address: str) -> None:
     """Load the libraries, then fork for each command that comes, until standard input closes."""
+    from tests.stores import copy_new_stores, make_first_store
     from towers.warnings_filter import quiet_imports
 
     quiet_imports()
     for name in (*LIBRARIES, *_own_modules()):
         importlib.import_module(name)
+    _find_packages()
+    copy_new_stores()
+    make_first_store()
+    sys.executable = str(Path(address).with_name(PYTHON))
     assert threading.active_count() == 1, "a thread would not survive a fork"
     signal.signal(signal.SIGCHLD, _reap)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -81,6 +100,13 @@ def host(address: str) -> None:
                 _serve(connection, json.loads(content), streams)
             for stream in streams:
                 os.close(stream)
+
+
+def _find_packages() -> None:
+    """Let MLflow look once for the package of each module, as it does for each model that is logged."""
+    from mlflow.utils.requirements_utils import _check_requirement_satisfied
+
+    _check_requirement_satisfied("mlflow")
 
 
 def _own_modules() -> Iterator[str]:
@@ -128,23 +154,58 @@ def _run(told: dict[str, Any], streams: list[int]) -> int:
     os.chdir(told["folder"])
     os.environ.clear()
     os.environ.update(told["environment"])
-    sys.argv = ["towers", *told["words"]]
+    sys.argv = [told["program"], *told["words"]]
     by_line = 1 if "PYTHONUNBUFFERED" in os.environ else -1
     sys.stdout = open(1, "w", by_line, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    from towers.cli.main import main
-
     try:
-        return main(told["words"])
+        return PROGRAMS[told["program"]](told["words"])
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     finally:
         sys.stdout.flush()
 
 
-def run(address: str, words: list[str]) -> int:
-    """Have a command run by the host, pass signals on to it, and return its exit status."""
-    told = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+def _towers(words: list[str]) -> int:
+    from towers.cli.main import main
+
+    return main(words)
+
+
+def _kernel(words: list[str]) -> int:
+    from ipykernel.kernelapp import IPKernelApp
+
+    del os.environ["JPY_PARENT_PID"]  # its parent is the host, and it would end without the one named there
+    IPKernelApp.launch_instance(["-f", *words])
+    return 0
+
+
+PROGRAMS = {"towers": _towers, "kernel": _kernel}
+
+
+def warm_kernels(program: Path) -> type[Any]:
+    """Return the class of managers whose kernels start loaded.
+
+    Args:
+        program: What `warm_towers` yields.
+    """
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    command = [sys.executable, __file__, "kernel", str(program.parent / SOCKET), "{connection_file}"]
+
+    class WarmKernelManager(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            encryption = {"supported_encryption": ["curve"]}  # as in the kernel's own; it warns without
+            return KernelSpec(argv=command, display_name="warm", language="python", metadata=encryption)
+
+    return WarmKernelManager
+
+
+def run(program: str, address: str, words: list[str]) -> int:
+    """Have a program run by the host, pass signals on to it, and return its exit status."""
+    told = {"program": program, "words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(address)
         socket.send_fds(connection, [json.dumps(told).encode()], list(range(STREAMS)))
@@ -158,4 +219,4 @@ def run(address: str, words: list[str]) -> int:
 
 if __name__ == "__main__":
     task, where, *rest = sys.argv[1:]
-    sys.exit(host(where) if task == "host" else run(where, rest))
+    sys.exit(host(where) if task == "host" else run(task, where, rest))

@@ -5,7 +5,8 @@ In Python:
     import towers
 
     model = towers.train(interactions, items=items)   # DataFrames or paths
-    model.evaluate()                                  # against baselines
+    model.evaluate(output="report")                   # against baselines
+    towers.audit("report")                            # where it fails
     model.recommend([10001, 10002], k=10)             # a DataFrame, with pictures in a notebook
     model.similar("P000024"); model.search("red lamp")
     model.save("models/first"); towers.open("models/first")
@@ -17,6 +18,7 @@ The package is the model: two towers, their bundle on disk, re-rankers, the comm
 - `model`: the network; `bundle`: a trained model on disk, sealed and signed.
 - `rerankers`: models that score candidates; `export`: ONNX and sentence-transformers; `tracking`: MLflow.
 - `cli`: the command `towers`; `api`: what `import towers` offers, loaded when it is used.
+- `item_map`: positions of the items in the plane, for the service's page and for reports.
 - `process`: child processes, memory and priority; `warnings_filter`: warnings of libraries that users can do nothing
   about.
 
@@ -30,10 +32,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from features.errors import DataError as DataError
+    from towers.api.evaluations import audit as audit
+    from towers.api.evaluations import compare as compare
     from towers.api.model import Model as Model
     from towers.api.model import open_model as open  # noqa: A004
     from towers.api.parts import LOSSES as LOSSES
     from towers.api.parts import AllowedItems as AllowedItems
+    from towers.api.parts import AuditReport as AuditReport
+    from towers.api.parts import ComparisonReport as ComparisonReport
+    from towers.api.parts import DriftReport as DriftReport
     from towers.api.parts import EvaluationReport as EvaluationReport
     from towers.api.parts import Hits as Hits
     from towers.api.parts import Loss as Loss
@@ -49,8 +56,11 @@ if TYPE_CHECKING:
 __version__: str
 _PLACES = {
     "AllowedItems": "towers.api.parts",
+    "AuditReport": "towers.api.parts",
     "BundleError": "towers.bundle.sealed_file",
+    "ComparisonReport": "towers.api.parts",
     "DataError": "features.errors",
+    "DriftReport": "towers.api.parts",
     "EvaluationReport": "towers.api.parts",
     "HISTORY_ENCODERS": "towers.model.history",
     "HistoryEncoder": "towers.model.history",
@@ -62,6 +72,8 @@ _PLACES = {
     "Reranker": "towers.rerankers.reranker",
     "Searcher": "towers.api.parts",
     "Shortlist": "towers.rerankers.reranker",
+    "audit": "towers.api.evaluations",
+    "compare": "towers.api.evaluations",
     "open": "towers.api.model:open_model",
     "train": "towers.api.train",
 }
@@ -70,8 +82,11 @@ __all__ = [
     "HISTORY_ENCODERS",
     "LOSSES",
     "AllowedItems",
+    "AuditReport",
     "BundleError",
+    "ComparisonReport",
     "DataError",
+    "DriftReport",
     "EvaluationReport",
     "HistoryEncoder",
     "Hits",
@@ -81,6 +96,8 @@ __all__ = [
     "Reranker",
     "Searcher",
     "Shortlist",
+    "audit",
+    "compare",
     "open",
     "train",
 ]

@@ -19,6 +19,9 @@ NO_NEED_TO_SAY = {
 }
 """Loggers whose messages up to INFO, or that begin with these words, are dropped."""
 
+NO_STATISTICS = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""Variables without which MLflow and the Hugging Face hub's client send usage statistics; a user may set others."""
+
 
 def quiet_imports() -> None:
     """Prepare this process for quiet imports of torch, torchrec, FAISS and MLflow. May be called again."""
@@ -44,8 +47,8 @@ def quiet_imports() -> None:
         "Please use DTensor instead",
     ):  # torchrec and checkpoints
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
-    # MLflow sends usage statistics by default; set the variable to false to allow it.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in NO_STATISTICS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # towers prints one that opens on the run
 

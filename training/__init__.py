@@ -4,7 +4,8 @@
 - `loop`: from batches to weights; `evaluation`: metrics, reports and baselines; `audit`: where a recommender fails, by
   slice; `rerankers`: training of re-rankers.
 - `distributed`: training in several processes; `prepared`: interactions that are larger than memory, sorted on disk;
-  `tuning`: search for better settings; `details`: what a report shows beyond the metrics.
+  `tuning`: search for better settings; `details`: what a report shows beyond the metrics; `planning`: what a training
+  will take.
 - `runs`: run folders, MLflow, model cards, progress.
 - `tasks`: one file for each command; `commands`: the commands' flags.
 

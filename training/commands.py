@@ -1,8 +1,10 @@
-"""Flags of the commands `init`, `prepare`, `train`, `tune`, `evaluate`, `audit`, `compare` and `train-ranker`."""
+"""Flags of the commands `init`, `prepare`, `plan`, `train`, `tune`, `evaluate`, `audit`, `compare`, `train-ranker`."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,23 @@ _overrides = click.option(
 )
 
 
+_no_baselines = click.option(
+    "--no-baselines",
+    is_flag=True,
+    help="Compare with no baselines; then nothing says whether the model is worth its cost.",
+)
+
+
+def _baseline_minutes(default: float) -> Callable[[Any], Any]:
+    return click.option(
+        "--baseline-minutes",
+        type=click.FloatRange(min=0),
+        default=default,
+        show_default=True,
+        help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
+    )
+
+
 @click.command()
 @click.option("--interactions", type=click.Path(path_type=Path), help="Table of interactions: CSV or Parquet.")
 @click.option("--items", type=click.Path(path_type=Path), help="Table of items (catalogue).")
@@ -63,6 +82,21 @@ _overrides = click.option(
     help="Settings file to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@click.option(
+    "--validation",
+    type=click.Choice(("auto", "leave-one-out", "time", "users")),
+    default="auto",
+    show_default=True,
+    help="The question that the model is to answer well: which item comes next (leave-one-out), what users will have "
+    "in the coming weeks (time), or what else users like who are new (users). auto: leave-one-out if the order is "
+    "known, else users.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Spend these minutes on short trainings with other settings, and keep what is better on validation data.",
+)
+@_device
 def init(
     interactions: Path | None,
     items: Path | None,
@@ -76,6 +110,9 @@ def init(
     time_format: str | None,
     output: Path,
     force: bool,
+    validation: str,
+    minutes: float | None,
+    device: str,
 ) -> None:
     """Inspect the tables and write run.toml, with a comment for each setting.
 
@@ -84,12 +121,19 @@ def init(
 
     A recommender needs --interactions; --items and --users are optional. A search needs --documents; --queries and
     --pairs are optional training data.
+
+    With --minutes the settings are chosen by measurement: each change that helps on some data (such as recent
+    popularity in the score, or predicting any later item) is trained with for an equal share of the time, and kept if
+    the validation N@10 is higher. The test data of `towers evaluate` is not read. Ctrl-C ends it; run.toml has what was
+    kept until then.
     """
     from features.errors import DataError
     from training.tasks.init import propose, said_of, write_proposal
 
     if output.exists() and not force:
         raise DataError(f"{output}: exists; name another --output, or use --force to write over it")
+    if documents is not None and validation != "auto":
+        raise DataError("--validation is about a recommender; a search holds out queries")
     named = {"user_id": user_column, "item_id": item_column, "timestamp": time_column}
     proposal = propose(
         output,
@@ -102,9 +146,13 @@ def init(
         named={setting: column for setting, column in named.items() if column is not None},
         time_format=time_format,
     )
-    write_proposal(proposal, output)
-    said = said_of(proposal.inference)
-    click.echo(f"{output}: written for {said}\n\nNext:\n  towers train {shlex.quote(str(output))}")
+    write_proposal(proposal, output, validation)
+    click.echo(f"{output}: written for {said_of(proposal.inference)}")
+    if minutes is not None:
+        from training.tasks.choose import choose, trials_in_words
+
+        click.echo(f"\n{trials_in_words(choose(output, minutes=minutes, device=device))}")
+    click.echo(f"\nNext:\n  towers train {shlex.quote(str(output))}")
 
 
 @click.command()
@@ -142,6 +190,8 @@ def init(
 @_device
 @_preset
 @_overrides
+@_no_baselines
+@_baseline_minutes(2)
 def train(
     settings: Path | None,
     continued: Path | None,
@@ -153,6 +203,8 @@ def train(
     device: str,
     preset: Preset | None,
     overrides: tuple[str, ...],
+    no_baselines: bool,
+    baseline_minutes: float,
 ) -> None:
     """Train on the tables of run.toml and write a bundle that can be served.
 
@@ -187,7 +239,15 @@ def train(
     elif tables:
         raise DataError(f"--{min(tables)}: only with --continue; without it run.toml names the tables")
     else:
-        bundle = train_and_bundle(settings, overrides, output=output, resume=resume, device=device)
+        bundle = train_and_bundle(
+            settings,
+            overrides,
+            output=output,
+            resume=resume,
+            device=device,
+            baselines=not no_baselines,
+            baseline_minutes=baseline_minutes,
+        )
     if is_first():
         click.echo(f"\n{next_steps(bundle)}")
 
@@ -218,6 +278,47 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     sequences = tables.interactions.sequences(tables.catalog)
     click.echo(f"{where}: {said_of(sequences)}, {len(tables.catalog):,} items")
     click.echo(f"\nNext:\n  towers train {shlex.quote(str(settings))}")
+
+
+@click.command()
+@_settings
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes that torchrun is to start, on one machine or more.",
+)
+@click.option(
+    "--memory",
+    "memory_gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory of all processes together, in GB.  [default: that of this machine]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with sizes in bytes.")
+@_preset
+@_overrides
+def plan(
+    settings: Path,
+    processes: int,
+    memory_gb: float | None,
+    as_json: bool,
+    preset: Preset | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Show what a training on CPUs will take, before anything is trained: memory, disk, time, and what does not fit.
+
+    The tables are read as in training, the model is sized without memory for it, and steps of a real training are timed
+    for at most ten seconds. Nothing is written. Where memory does not suffice, the plan says which setting to change to
+    what. Of interactions that are sorted on disk, `towers prepare` comes first.
+    """
+    from training.tasks.plan import plan_run
+
+    memory = None if memory_gb is None else int(memory_gb * 1e9)
+    found = plan_run(settings, (*preset_settings(preset), *overrides), processes=processes, memory=memory)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.to_text())
 
 
 @click.command()
@@ -262,13 +363,8 @@ def prepare(settings: Path, output: Path | None, force: bool, overrides: tuple[s
     metavar="NAME=FILE",
     help="Like --compare, for recommendations shown as an upper bound, such as an oracle's.",
 )
-@click.option(
-    "--baseline-minutes",
-    type=click.FloatRange(min=0),
-    default=15,
-    show_default=True,
-    help="Time for choosing the hyperparameters of the baselines; each is fitted once in any case.",
-)
+@_no_baselines
+@_baseline_minutes(15)
 def evaluate(
     settings: Path,
     protocol: str | None,
@@ -280,6 +376,7 @@ def evaluate(
     overrides: tuple[str, ...],
     compare: tuple[str, ...],
     upper_bound: tuple[str, ...],
+    no_baselines: bool,
     baseline_minutes: float,
 ) -> None:
     """Train on part of the data, evaluate on the held-out rest, and compare with baselines.
@@ -300,6 +397,7 @@ def evaluate(
         compare=compare,
         upper_bound=upper_bound,
         output=output,
+        baselines=not no_baselines,
         baseline_minutes=baseline_minutes,
     )
     click.echo(report.to_text())

@@ -22,8 +22,8 @@ class TrainingConfig(StrictTable):
     """`[training]`: data, loss, optimisation and tracking of a training run."""
 
     seed: int = Field(0, ge=0)
-    """Seed of all random numbers: initial weights, order, negatives, dropout. On a CPU the same seed gives the same
-    weights, bit for bit."""
+    """Seed of all random numbers: initial weights, order, negatives, dropout. On a CPU the same seed and number
+    of threads give the same weights, bit for bit."""
     item_init: Literal["random", "spectral"] = "random"
     """How item embeddings are initialised: randomly, or from an SVD of the interaction and attribute matrix
     (`spectral`). Use `spectral`, with low learning rates, for few users without an order of interactions."""
@@ -95,9 +95,10 @@ class TrainingConfig(StrictTable):
     """Weight decay of AdamW, for matrices; embedding tables have none."""
     warmup_steps: int = Field(100, ge=0)
     """Steps over which the learning rates rise linearly to their peak."""
-    validation: Literal["auto", "leave-one-out", "users"] = "auto"
-    """Validation data of early stopping: each user's last item (`leave-one-out`), or part of the items of held-out
-    `users`. `auto`: leave-one-out for data with an order, else users."""
+    validation: Literal["auto", "leave-one-out", "time", "users"] = "auto"
+    """Validation data of early stopping: each user's last item (`leave-one-out`), all new items of the newest tenth of
+    the interactions (`time`), or part of the items of held-out `users`. `auto`: leave-one-out for data with an order,
+    else users."""
     refit: bool = False
     """After early stopping, train again on all data, validation included, for the best number of steps. No data is
     then left for `towers train-ranker`."""
@@ -278,7 +279,7 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any], source: str) -
     values = config.model_dump(mode="json")
     for key, value in settings.items():
         *tables, name = key.split(".")
-        _table_in(values, tables, f"{source}: {key}")[name] = value
+        table_in(values, tables, f"{source}: {key}")[name] = value
     return parse_settings(RunConfig, values, source)
 
 
@@ -293,20 +294,33 @@ def _with_places(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"features": config.features.model_copy(update={"encoders": encoders})})
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def setting_of(override: str) -> tuple[str, Any]:
+    """Return the key, `table.key`, and the value of an override; a value that is not TOML is a text.
+
+    Raises:
+        DataError: It is not written as `table.key=value`.
+    """
     key, equals, text = override.partition("=")
-    *tables, name = key.strip().split(".")
-    if not equals or not tables:
+    if not equals or "." not in key:
         raise DataError(f"--set {override}: expected table.key=value, for example training.seed=1")
-    table = _table_in(values, tables, f"--set {override}")
     try:
-        table[name] = tomllib.loads(f"value = {text.strip()}")["value"]
+        return key.strip(), tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        table[name] = text.strip()
+        return key.strip(), text.strip()
 
 
-def _table_in(values: dict[str, Any], tables: list[str], source: str) -> dict[str, Any]:
-    """Return the table at the end of a path of tables; those that are missing are made."""
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, value = setting_of(override)
+    *tables, name = key.split(".")
+    table_in(values, tables, f"--set {override}")[name] = value
+
+
+def table_in(values: dict[str, Any], tables: list[str], source: str) -> dict[str, Any]:
+    """Return the table at the end of a path of tables; those that are missing are made.
+
+    Raises:
+        DataError: What the path names is a value.
+    """
     table = values
     for part in tables:
         inner = table.setdefault(part, {})

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The nightly run: evaluates the settings, checks the evaluation, trains on all data, and deploys the new bundle.
+# The nightly run: evaluates the settings, checks the evaluation, trains, and deploys the new bundle.
 #
 #     nightly.sh [CONDITION ...]
 #

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 
 from features.columns import spelling_of, texts_of
 from features.encoders.encoder import PretrainedText, save_encoders
@@ -72,32 +73,46 @@ class Featurizer:
         Raises:
             DataError: A declared column does not exist.
         """
-        items, people = _trained_on(schema, catalog, users, train, whole_catalog=whole_catalog)
+        items, people = _trained_rows(schema, catalog, users, train, whole_catalog=whole_catalog)
         schema = replace(
             schema,
             item=_spelt(schema.item, catalog.frame),
-            user=_spelt(schema.user, people if users is None else users.frame),
+            user=_spelt(schema.user, people.frame if users is None else users.frame),
         )
-        pretrained = _fit_pretrained(schema, items, people)
+        pretrained = _fit_pretrained(schema, items.frame, people.frame)
         written = (
-            [items[feature.name] for feature in schema.item if feature.definition.content == "texts"]
+            [items.frame[feature.name] for feature in schema.item if feature.definition.content == "texts"]
             if shared_texts
             else []
         )
         texts = pd.concat(written, ignore_index=True) if written else None
-        return cls(
+        fit = partial(SideEncoders.fit, pretrained=pretrained, texts=texts, unseen_words=whole_catalog)
+        fitted = cls(
             schema,
-            SideEncoders.fit(schema.item, items, pretrained, "document", texts, unseen_words=whole_catalog),
-            SideEncoders.fit(schema.user, people, pretrained, "query", texts, unseen_words=whole_catalog),
+            fit(schema.item, items.frame, role="document", events=items.events),
+            fit(schema.user, people.frame, role="query", events=people.events),
             pretrained,
         )
+        _refuse_nothing_left(fitted)
+        return fitted
+
+    @property
+    def notes(self) -> list[str]:
+        """What the vocabularies leave out, by column, as training found it."""
+        return [
+            f"{side} column {name!r}: {cut.values:,} of {cut.of_values:,} values have fewer than {cut.min_count} "
+            f"interactions, and no embedding of their own; they are {cut.share:.1%} of the interactions"
+            for side, encoders in (("items", self.items), ("users", self.users))
+            for name, cut in encoders.cut.items()
+        ]
 
     def grown(
         self, catalog: Catalog, users: Users | None, train: Sequences, *, whole_catalog: bool = False
     ) -> Featurizer:
         """Return the featurizer with new ids and categories behind those it knows, which keep their rows.
 
-        What else was fitted (word weights, quantiles, projections) stays: the weights of the model belong to it.
+        With `min_count`, a value joins once it has that many interactions, old and new. What else was fitted (word
+        weights, quantiles, projections) stays: the weights of the model belong to it.
 
         Args:
             catalog: Where the items are.
@@ -106,10 +121,17 @@ class Featurizer:
             whole_catalog: As for `fit`.
 
         Raises:
-            DataError: A declared column does not exist.
+            DataError: A declared column does not exist, or a new item would have no feature at all.
         """
-        items, people = _trained_on(self.schema, catalog, users, train, whole_catalog=whole_catalog)
-        return Featurizer(self.schema, self.items.grown(items), self.users.grown(people), self.pretrained)
+        items, people = _trained_rows(self.schema, catalog, users, train, whole_catalog=whole_catalog)
+        grown = Featurizer(
+            self.schema,
+            self.items.grown(items.frame, items.events),
+            self.users.grown(people.frame, people.events),
+            self.pretrained,
+        )
+        _refuse_nothing_left(grown)
+        return grown
 
     def item_features(self, catalog: Catalog) -> EntityFeatures:
         """Return the features of every item of a catalogue, also of items that training did not know."""
@@ -167,15 +189,40 @@ class Featurizer:
         )
 
 
-def _trained_on(
+@dataclass(frozen=True)
+class _TrainedRows:
+    """The rows of a table that are trained on, and how many training interactions each of them has."""
+
+    frame: pd.DataFrame
+    events: Int[np.ndarray, "rows"]
+
+
+def _trained_rows(
     schema: Schema, catalog: Catalog, users: Users | None, train: Sequences, *, whole_catalog: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of the items and of the users that have interactions in the training data."""
-    known_items = train.item_counts(len(catalog)) > 0
-    items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[known_items | whole_catalog]
+) -> tuple[_TrainedRows, _TrainedRows]:
+    """Return the items and the users that have training interactions; of a whole catalogue the other items as well."""
+    item_events = train.item_counts(len(catalog))
+    chosen = (item_events > 0) | whole_catalog
+    items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[chosen]
     active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
     people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
-    return items, people[people[USER_ID].isin(active[USER_ID].tolist())]
+    people = people[people[USER_ID].isin(active[USER_ID].tolist())]
+    user_events = pd.Series(train.lengths, index=pd.Index(train.user_ids, dtype=object))
+    return (
+        _TrainedRows(items, item_events[chosen]),
+        _TrainedRows(people, user_events.reindex(people[USER_ID].tolist()).to_numpy()),
+    )
+
+
+def _refuse_nothing_left(fitted: Featurizer) -> None:
+    """Refuse items whose only feature is an id that is too rare for an embedding of its own."""
+    for name, cut in fitted.items.cut.items():
+        if len(fitted.schema.item) == 1 and fitted.schema.item[0].hashed_rows is None:
+            raise DataError(
+                f"[features] min_count = {cut.min_count} leaves {cut.values:,} items without a vector: they have no "
+                f"feature but {name!r}; add hashed_rows = {min(cut.values, 1000)} to [features.item.{name}], or more "
+                "columns to [features.item]"
+            )
 
 
 def _fit_pretrained(schema: Schema, items: pd.DataFrame, people: pd.DataFrame) -> dict[str, PretrainedText]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from features.columns import numbers_of, values_of
 from features.featurizer.featurizer import Featurizer
@@ -95,7 +95,8 @@ class Distribution:
         freedom (Yurdakul 2018).
         """
         freedom = max(sum(share > 0 for share in self.shares) - 1, 1)
-        return float((1 / max(self.count, 1) + 1 / max(today.count, 1)) * chi2.ppf(CERTAINTY, freedom))
+        quantile = chdtri(freedom, 1 - CERTAINTY)  # of chi-squared
+        return float((1 / max(self.count, 1) + 1 / max(today.count, 1)) * quantile)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from features.encoders.encoder import PretrainedText
 from features.encoders.model import Role
 from features.featurizer.dense import DENSE_ENCODERS, DenseEncoder
-from features.featurizer.sparse import SPARSE_ENCODERS, Bags, HashedTextEncoder, SparseEncoder, ValueEncoder
+from features.featurizer.sparse import SPARSE_ENCODERS, Bags, CutOff, HashedTextEncoder, SparseEncoder, ValueEncoder
 from features.featurizer.text import FixedTextEncoder, PretrainedColumn, TrainedText, is_fixed, pretrained_column
 from features.ids import ITEM_ID, USER_ID
 from features.schema import Feature
@@ -59,6 +59,7 @@ class SideEncoders:
         role: Role = "document",
         texts: pd.Series | None = None,
         *,
+        events: Int[np.ndarray, "rows"],
         unseen_words: bool = False,
     ) -> SideEncoders:
         """Return encoders fitted on the rows of `frame`.
@@ -69,6 +70,7 @@ class SideEncoders:
             pretrained: The pretrained models that the features name.
             role: What the texts of this side are to these.
             texts: What the encoders of texts are fitted on. None: on the texts of the rows.
+            events: Training interactions of each row.
             unseen_words: Whether words that none of these has count in fixed texts.
 
         Raises:
@@ -80,7 +82,7 @@ class SideEncoders:
         }
         return cls(
             {
-                one.name: SPARSE_ENCODERS[one.definition.encoder].fit(one, columns[one.name])
+                one.name: SPARSE_ENCODERS[one.definition.encoder].fit(one, columns[one.name], events)
                 for one in features
                 if one.is_sparse
             },
@@ -123,10 +125,13 @@ class SideEncoders:
             ),
         )
 
-    def grown(self, frame: pd.DataFrame) -> SideEncoders:
-        """Return encoders whose vocabularies also hold the values in the rows of `frame`; all else stays as fitted."""
+    def grown(self, frame: pd.DataFrame, events: Int[np.ndarray, "rows"]) -> SideEncoders:
+        """Return encoders whose vocabularies also hold the values in the rows of `frame`; all else stays as fitted.
+
+        `events` are the training interactions of each row.
+        """
         sparse = {
-            name: encoder.grown(frame[name]) if isinstance(encoder, ValueEncoder) else encoder
+            name: encoder.grown(frame[name], events) if isinstance(encoder, ValueEncoder) else encoder
             for name, encoder in self.sparse.items()
         }
         return SideEncoders(sparse, self.dense)
@@ -160,6 +165,15 @@ class SideEncoders:
                 assert encoder.feature.encoder is not None, "the schema says what reads a text"
                 yield TrainedText(name, encoder.feature.encoder, begin, encoder.width)
             begin += encoder.width
+
+    @property
+    def cut(self) -> dict[str, CutOff]:
+        """The columns with values that are too rare for a row of their own, as training found them."""
+        return {
+            name: encoder.cut
+            for name, encoder in self.sparse.items()
+            if isinstance(encoder, ValueEncoder) and encoder.cut is not None and encoder.cut.values
+        }
 
     def knows(self, frame: pd.DataFrame) -> Bool[np.ndarray, "entities"]:
         """Return which rows of `frame` have a cell with a known value; columns that are no features are ignored."""

@@ -37,17 +37,18 @@ class Vocabulary:
 
         Values of equal frequency keep the order in which they first occur; nulls are unknown.
         """
-        return cls(_by_frequency(values))
+        counts = pd.Series(values, dtype="object").value_counts(dropna=True, sort=False)
+        counts = counts.sort_values(ascending=False, kind="stable")
+        return cls(pd.Index(counts.index.tolist(), dtype=object))
 
-    def grown(self, values: Iterable[object]) -> Vocabulary:
-        """Return the vocabulary with those of `values` that it lacks behind its own, which keep their rows.
+    def grown(self, other: Vocabulary) -> Vocabulary:
+        """Return the vocabulary with those values of another that it lacks behind its own, which keep their rows.
 
         Example:
-            >>> Vocabulary.fit(["red", "blue"]).grown(["green", "red", "white", "white"]).values.tolist()
+            >>> Vocabulary.fit(["red", "blue"]).grown(Vocabulary.fit(["green", "red", "white", "white"])).values.tolist()
             ['red', 'blue', 'white', 'green']
         """
-        found = _by_frequency(values)
-        return Vocabulary(self.values.append(found[self.values.get_indexer(found) < 0]))
+        return Vocabulary(self.values.append(other.values[self.values.get_indexer(other.values) < 0]))
 
     def __len__(self) -> int:
         """Return the number of rows, the unknown one included."""
@@ -65,10 +66,3 @@ class Vocabulary:
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote."""
         return cls(pd.Index(read_parquet(path).to_pandas()["value"].to_numpy(), dtype=object))
-
-
-def _by_frequency(values: Iterable[object]) -> pd.Index:
-    """Return the distinct values, the most frequent first, without nulls."""
-    counts = pd.Series(values, dtype="object").value_counts(dropna=True, sort=False)
-    counts = counts.sort_values(ascending=False, kind="stable")
-    return pd.Index(counts.index.tolist(), dtype=object)

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.stats import spearmanr
 
 from features.config import FeatureSettings
 from features.errors import CellError, DataError, Problems
@@ -660,7 +659,7 @@ def _leak(name: str, column: pd.Series, counts: np.ndarray, who: Literal["item",
     values = column[known].to_numpy(np.float64)
     if known.sum() < 50 or len(np.unique(values)) < FEW or len(np.unique(counts[known])) < 3:
         return None
-    agreement = float(spearmanr(values, counts[known]).statistic)
+    agreement = float(pd.Series(values).rank().corr(pd.Series(counts[known]).rank()))  # of ranks: Spearman's
     if abs(agreement) <= 0.8:
         return None
     return f"looks like a LEAK: it goes with the number of interactions (rank correlation {agreement:.2f})"

@@ -32,6 +32,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    "mini": Size(150, 400, 4_000),
     "tiny": Size(300, 400, 12_000),
     "small": Size(3_000, 2_000, 150_000),
     "medium": Size(20_000, 10_000, 1_500_000),

@@ -1,22 +1,47 @@
-"""Single cells: which are empty, and how large one that arrives in a request may be."""
+"""Single cells: which are empty, how one is shown, and how large one that arrives in a request may be."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from features.errors import DataError
+from features.messages import cut
 
 MAX_CELL_CHARACTERS = 65_536
 """The longest text of one cell, in characters. A cell that holds a list counts the texts in it together."""
 MAX_CELL_VALUES = 16_384
 """The most values of one cell that holds a list."""
+MAX_SHOWN_CHARACTERS = 60
+"""The longest text of a cell that is shown to people, in characters."""
+_SAMPLE = 1000
 
 
 def is_missing(value: object) -> bool:
     """Return whether a cell is empty."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def text_of(cell: Any) -> str:
+    """Return a cell as a short text; empty if it is."""
+    if isinstance(cell, list | tuple | np.ndarray):
+        return cut(", ".join(text_of(one) for one in cell), MAX_SHOWN_CHARACTERS)
+    if cell is None or pd.isna(cell):
+        return ""
+    if isinstance(cell, pd.Timestamp):
+        return f"{cell:%Y-%m-%d}"
+    if isinstance(cell, float):
+        return f"{cell:,.2f}".rstrip("0").rstrip(".") if abs(cell) < 1e15 else f"{cell:g}"
+    return cut(str(cell), MAX_SHOWN_CHARACTERS)
+
+
+def are_short(cells: pd.Series) -> bool:
+    """Return whether the cells of a column, most of those of its first thousand rows, are short enough to be shown."""
+    texts = cells.head(_SAMPLE).dropna().astype(str)
+    return bool(len(texts) and texts.str.len().median() <= MAX_SHOWN_CHARACTERS)
 
 
 def size_of(cell: object) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from serving.http.service import Service
 from serving.live.log import EventLog
 from serving.live.open_log import open_log
 from serving.observability.metrics import Metrics
+from serving.observability.request_log import RequestLog, RotatedFile
 from serving.recommend.recommender import Recommender
 from serving.recommend.reranking import RerankStage
 from serving.recommend.response import Fallback
@@ -72,7 +73,8 @@ def create_app(
     app.register_blueprint(pages)
     metrics = Metrics(sorted({route.path for route in ROUTES}), get_args(Fallback), shared)
     on_fallback, on_rerank = (partial(metrics.count, f"towers_{name}_total") for name in ("fallbacks", "rerank"))
-    recommend = RecommendHandler(Contract.of(settings), on_fallback, on_rerank)
+    request_log = _request_log(settings, metrics)
+    recommend = RecommendHandler(Contract.of(settings), on_fallback, on_rerank, request_log)
     live = settings.live
     log = None if live is None else open_log(live.get_secret_value(), create=shared is None)
     private_copies = None if copies is None else PrivateCopies(copies)
@@ -80,11 +82,19 @@ def create_app(
     provider = _provider(source, settings, partial(_note_versions, metrics), log, private_copies, LastServed(shared))
     limiter = ConcurrencyLimiter(settings.threads, settings.queue_size, metrics.gauge("towers_requests_in_progress"))
     documents = Documents(ROUTES, recommend.contract, takes_writes=log is not None)
-    service = Service(settings, provider, recommend, metrics, limiter, documents.of)
+    service = Service(settings, provider, recommend, metrics, limiter, documents.of, request_log)
     app.extensions["towers"] = service
     page = ProxyFix(app.wsgi_app, x_for=0, x_proto=0, x_prefix=min(1, settings.trusted_proxies))
     app.wsgi_app = RequestMiddleware(service, Router(ROUTES), guards, page)  # type: ignore[method-assign]
     return app
+
+
+def _request_log(settings: ServingConfig, metrics: Metrics) -> RequestLog | None:
+    if settings.request_log is None:
+        return None
+    file = RotatedFile(Path(settings.request_log), settings.request_log_max_bytes, settings.request_log_files)
+    key = None if settings.request_log_key is None else settings.request_log_key.get_secret_value()
+    return RequestLog(file, settings.request_log_share, key, partial(metrics.count, "towers_request_log_lines_total"))
 
 
 def _note_versions(metrics: Metrics, recommender: Recommender) -> None:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import tomli_w
+import tomlkit
 from pydantic import Field
 
 from features.errors import DataError
@@ -91,6 +91,6 @@ def _write(path: Path, keys: list[Key]) -> None:
     """Replace the file atomically, readable by its owner only."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(file, "wb") as written:
-        tomli_w.dump({"keys": [key.model_dump() for key in keys]}, written)
+    with os.fdopen(file, "w", encoding="utf-8") as written:
+        tomlkit.dump({"keys": [key.model_dump() for key in keys]}, written)
     draft.replace(path)

@@ -1,8 +1,8 @@
 """The steps that every request goes through, whatever its endpoint.
 
 In this order: request id, route, body, deadline, concurrency limit, query length, API key, rate limit, the handler;
-then the headers of every response, and the metrics and the log line. Any error on the way becomes a problem response.
-Preflights of browsers (CORS) are answered before the API key is asked for.
+then the headers of every response, and the metrics, the log line and, of a sample, the line of the request log. Any
+error on the way becomes a problem response. Preflights of browsers (CORS) are answered before the API key is asked for.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class RequestMiddleware:
         self._settings = service.settings
         self._metrics = service.metrics
         self._limiter = service.limiter
+        self._request_log = service.request_log
         self._bodies = Bodies(self._settings.max_body_bytes, self._settings.body_seconds)
         self._cors = Cors(self._settings.cors_origins)
         self._ids = RequestIds()
@@ -71,6 +72,8 @@ class RequestMiddleware:
         current.ended_by = None
         current.request_id = request_id = self._ids.of(environ.get("HTTP_X_REQUEST_ID"))
         stages.begin()
+        if self._request_log is not None:
+            self._request_log.begin()
         request = ApiRequest(environ, *self._router.match(environ["REQUEST_METHOD"], _path(environ)))
         status = "500"
 
@@ -163,6 +166,10 @@ class RequestMiddleware:
         self._metrics.answered(route, status, seconds, spent)
         if current.ended_by is not None:
             self._metrics.count("towers_rejected_total", current.ended_by)
+        if self._request_log is not None and self._request_log.is_sampled:
+            recommender: Recommender | None = getattr(request, "recommender", None)
+            if recommender is not None:
+                self._request_log.end(route, status, seconds, recommender.model, recommender.index_version)
         if self._is_logged(status, seconds):
             fields = {
                 "method": environ["REQUEST_METHOD"],

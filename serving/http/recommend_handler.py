@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from features.errors import DataError
 from features.ids import MAX_ID_CHARACTERS
 from serving.catalog.ids import ExternalId
@@ -22,6 +24,7 @@ from serving.http.contract.schemas import (
     SimilarItems,
     UserRecommendations,
 )
+from serving.observability.request_log import MOST_ITEMS, LoggedAnswer, RequestedItems, RequestLog
 from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest, UserProfile
 from serving.recommend.response import Reason, Recommendation, RecommendResponse
@@ -38,6 +41,7 @@ class RecommendHandler:
         contract: Request schemas and limits.
         on_fallback: Called with the name of the fallback of each response that has one.
         on_rerank: Called with the outcome of each re-ranking: `done` or `timeout`.
+        request_log: Logs a sample of the answers. None: nothing is logged.
 
     Attributes:
         contract: Request schemas and limits.
@@ -48,10 +52,12 @@ class RecommendHandler:
         contract: Contract,
         on_fallback: Callable[[str], None] = lambda fallback: None,
         on_rerank: Callable[[str], None] = lambda outcome: None,
+        request_log: RequestLog | None = None,
     ) -> None:
         self.contract = contract
         self._on_fallback = on_fallback
         self._on_rerank = on_rerank
+        self._request_log = request_log
         self._cached: dict[str, RecommendRequest] = {}
 
     def cached(self, query_string: str) -> RecommendRequest | None:
@@ -81,7 +87,7 @@ class RecommendHandler:
         """
         _refuse_long("user_id", user_id)
         answer = recommender.recommend(user_id, wanted)
-        return {**self._known(recommender, user_id, answer), "model": recommender.model}
+        return {**self._recommendations(recommender, user_id, wanted, answer), "model": recommender.model}
 
     def for_body(self, recommender: Recommender, content: Any) -> UserRecommendations | BatchRecommendations:
         """Return recommendations for a user given by a profile, or for several users.
@@ -95,13 +101,11 @@ class RecommendHandler:
             if isinstance(body, BatchRecommendRequest):
                 users = body.ids_and_profiles()
                 answers = zip(users, recommender.recommend_many(users, wanted), strict=True)
-                each = [self._recommendations(recommender, user, answer) for user, answer in watched(answers)]
+                each = [self._recommendations(recommender, user, wanted, answer) for user, answer in watched(answers)]
                 return BatchRecommendations(answers=each, model=recommender.model)
             profile = body.profile()
-            return {
-                **self._recommendations(recommender, profile, recommender.recommend(profile, wanted)),
-                "model": recommender.model,
-            }
+            answer = recommender.recommend(profile, wanted)
+            return {**self._recommendations(recommender, profile, wanted, answer), "model": recommender.model}
         except DataError as error:
             raise wrong(error) from None
 
@@ -115,6 +119,7 @@ class RecommendHandler:
         answer = recommender.similar(item_id, wanted)
         if answer is None:
             raise Problem(404, f"no item {item_id!r} in the catalogue")
+        self._note(recommender, wanted, answer)
         item = recommender.state.items.to_json(recommender.state.items.parse(item_id))
         return SimilarItems(
             item_id=item, items=self._items(recommender, answer), fallback=None, model=recommender.model
@@ -131,6 +136,7 @@ class RecommendHandler:
             answer = recommender.search(query.q, wanted)
         except DataError as error:
             raise wrong(error) from None
+        self._note(recommender, wanted, answer)
         items = self._items(recommender, answer)
         content = SearchResponse(q=query.q, items=items, fallback=answer.fallback, model=recommender.model)
         if answer.reranked is not None:
@@ -162,18 +168,19 @@ class RecommendHandler:
         return query, self.contract.wanted(query, recommender.state.filters, conditions)
 
     def _recommendations(
-        self, recommender: Recommender, user: ExternalId | UserProfile, answer: RecommendResponse
+        self,
+        recommender: Recommender,
+        user: ExternalId | UserProfile,
+        wanted: RecommendRequest,
+        answer: RecommendResponse,
     ) -> RecommendationsBody:
+        self._note(recommender, wanted, answer, user)
         if not isinstance(user, UserProfile):
-            return self._known(recommender, user, answer)
+            user_id = recommender.state.users.to_json(recommender.state.users.parse(user))
+            return self._recommended(recommender, user_id, answer)
         unknown = [recommender.state.items.to_json(item_id) for item_id in answer.unknown_items]
         values = {column: list(given) for column, given in answer.unknown_values.items()}
         return {**self._recommended(recommender, None, answer), "unknown_items": unknown, "unknown_values": values}
-
-    def _known(self, recommender: Recommender, user_id: ExternalId, answer: RecommendResponse) -> RecommendationsBody:
-        return self._recommended(
-            recommender, recommender.state.users.to_json(recommender.state.users.parse(user_id)), answer
-        )
 
     def _recommended(
         self, recommender: Recommender, user_id: ExternalId | None, answer: RecommendResponse
@@ -182,6 +189,34 @@ class RecommendHandler:
         if answer.reranked is not None:
             content["reranked"] = answer.reranked
         return content
+
+    def _note(
+        self,
+        recommender: Recommender,
+        wanted: RecommendRequest,
+        answer: RecommendResponse,
+        user: ExternalId | UserProfile | None = None,
+    ) -> None:
+        """Add an answer to the request log, if this request is in its sample."""
+        log = self._request_log
+        if log is None or not log.is_sampled:
+            return
+        logged = _logged(recommender, answer)
+        if isinstance(user, UserProfile):
+            unknown = set(answer.unknown_items)
+            logged["user"], logged["history"] = "described", len(user.history)
+            logged["unknown_items"] = sum(item_id in unknown for item_id in user.history)
+            given = (column for column, value in user.attributes.items() if value is not None)
+            logged["attributes"] = {column: len(answer.unknown_values.get(column, ())) for column in given}
+        elif user is not None:
+            users = recommender.state.users
+            row = users.row(user)
+            logged["user"], logged["user_hash"] = "unknown", log.user_hash(users.parse(user))
+            if row is not None:
+                histories = recommender.state.user_store.histories(np.array([row]))
+                logged["user"], logged["history"] = "known", len(histories.items_of(0))
+        filters = list(dict.fromkeys(condition.column for condition in wanted.where))
+        log.note(RequestedItems(k=wanted.k, offset=wanted.offset, filters=filters), logged)
 
     def _items(self, recommender: Recommender, answer: RecommendResponse) -> list[ItemBody]:
         """Return the items of a response; reports its fallback and the outcome of re-ranking to the metrics."""
@@ -201,6 +236,24 @@ def _refuse_long(where: str, external_id: str) -> None:
     if len(external_id) > MAX_ID_CHARACTERS:
         detail = f"expected at most {MAX_ID_CHARACTERS} characters, found {len(external_id):,}"
         raise Problem.invalid(Mistake(field=where, detail=detail))
+
+
+def _logged(recommender: Recommender, answer: RecommendResponse) -> LoggedAnswer:
+    """Return an answer as the request log has it, without its user."""
+    to_json = recommender.state.items.to_json
+    scores = sorted((item.score for item in answer.items), reverse=True)
+    return LoggedAnswer(
+        user=None,
+        user_hash=None,
+        history=None,
+        unknown_items=0,
+        attributes={},
+        fallback=answer.fallback,
+        reranked=answer.reranked,
+        returned=len(scores),
+        scores=(scores[0], scores[len(scores) // 2], scores[-1]) if scores else None,
+        items=[to_json(item.item_id) for item in answer.items[:MOST_ITEMS]],
+    )
 
 
 def _item(item: Recommendation) -> ItemBody:

@@ -20,6 +20,7 @@ from serving.http.limits import ConcurrencyLimiter
 from serving.http.recommend_handler import RecommendHandler
 from serving.http.router import Reply, Route
 from serving.observability.metrics import Metrics
+from serving.observability.request_log import RequestLog
 from serving.observability.timings import timed
 from serving.recommend.recommender import Recommender
 
@@ -37,6 +38,7 @@ class Service:
         metrics: Counters and histograms.
         limiter: Limits the requests in progress.
         document: Returns the OpenAPI document, as JSON, for a recommender.
+        request_log: Logs a sample of the requests. None: it is off.
     """
 
     settings: ServingConfig
@@ -45,6 +47,7 @@ class Service:
     metrics: Metrics
     limiter: ConcurrencyLimiter
     document: Callable[[Recommender], bytes]
+    request_log: RequestLog | None = None
 
 
 class ApiRequest:

@@ -5,5 +5,5 @@
 - `recommend_all`: `towers recommend`; `search_text`: `towers search`.
 - `latency`: times single recommendations.
 - `duplicates`, `clusters`: find near-duplicates and clusters of items; `similarity_reports`: their commands.
-- `drift`: `towers drift`.
+- `drift`: `towers drift`; `request_drift`, `click_through`: its part about requests; `findings`: what it reports.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ _MAX_COMPARED = 100_000_000_000
 
 def build_index(
     bundle: ModelBundle,
-    tables: dict[str, Path | None],
+    tables: Mapping[str, Path | None],
     kind: IndexKind | None = None,
     recall: float | None = None,
     live: str | None = None,
@@ -51,6 +51,7 @@ def build_index(
     database: DatabaseSettings | None = None,
     filter_columns: Sequence[str] | None = None,
     accept_changed_columns: bool = False,
+    tuned: Callable[[Tuning], None] = lambda tuning: None,
 ) -> Snapshot:
     """Build the index of a bundle and print a summary.
 
@@ -64,6 +65,7 @@ def build_index(
         database: The vector database to write the index to as well. None: it is only written into the bundle.
         filter_columns: The columns that the database shall filter by. None: all.
         accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
+        tuned: Called with the result of the tuning, if there is one.
 
     Raises:
         DataError: A table cannot be read, lacks a column that the model reads, or a column changed too much; there are
@@ -87,7 +89,7 @@ def build_index(
     tried: list[Tuning] = []
     with (
         tqdm(unit=" users", desc="Encoding", disable=None, leave=False) as encoded,
-        tqdm(unit=" kinds", desc="Tuning", disable=True if recall is None else None, leave=False) as tuned,
+        tqdm(unit=" kinds", desc="Tuning", disable=True if recall is None else None, leave=False) as trials,
     ):
         choice = partial(
             choose,
@@ -95,12 +97,13 @@ def build_index(
             recall=recall,
             prefixes=bundle.config.towers.matryoshka_dims,
             tail=searched_dim(bundle.config.towers) - bundle.config.towers.embedding_dim,
-            trying=partial(_show_trial, tuned),
+            trying=partial(_show_trial, trials),
             tuned=tried.append,
         )
         snapshot = Snapshot.build(bundle, found, choice, progress=partial(_show, encoded), live=compacted)
     for tuning in tried:
         _show_tuning(tuning)
+        tuned(tuning)
     snapshot = _with_precomputed(bundle, snapshot, precomputed).with_map(bundle.config.towers.embedding_dim)
     if database is None:
         folder = snapshot.save(bundle.path)
@@ -180,7 +183,7 @@ def _show_trial(bar: tqdm[Any], done: int, total: int, what: str) -> None:
     bar.refresh()
 
 
-def _features(bundle: ModelBundle, tables: dict[str, Path | None]) -> FeaturesConfig:
+def _features(bundle: ModelBundle, tables: Mapping[str, Path | None]) -> FeaturesConfig:
     given = {key: str(path.absolute()) for key, path in tables.items() if path is not None}
     features = bundle.config.features.model_copy(update=given)
     table = "items" if features.interactions is None else "interactions"

@@ -1,4 +1,4 @@
-"""`towers drift`: today's tables against those of the training, and the age of the index.
+"""`towers drift`: today's tables against those of the training, the age of the index, and the log of requests.
 
 Evidently offers such tests and pages for any table. Here the columns must be read as the model reads them (spellings,
 words, known ids), which the bundle has from the training already, so that two formulas of SciPy are all that is left.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
@@ -23,64 +24,41 @@ from features.featurizer.sparse import ValueEncoder
 from features.files import atomic_file
 from features.ids import ITEM_ID
 from features.tables.tables import Tables, read_tables
+from serving.jobs.findings import ANSWERED, CLICKS, FILLED, FULL, HOURS, KNOWN, LATENCY, PSI, Finding, Limits, said_of
+from serving.jobs.request_drift import RequestSource, findings_of_requests
 from serving.snapshot.manifest import FOLDER, IndexManifest
 from serving.snapshot.manifest import NAME as MANIFEST
 from towers.bundle.bundle import ModelBundle
 
-FILLED, KNOWN, PSI = "filled", "known", "psi"
 _INDEX = "index"
 METRICS = {
     "towers_drift_findings": "Measures beyond their limits.",
     "towers_drift_psi": "Population stability index of today's values against the training.",
     "towers_drift_known_share": "Share of today's values that the model knows.",
     "towers_drift_filled_share": "Share of the cells that are filled today.",
+    "towers_drift_answered_share": "Share of the requests that got any item.",
+    "towers_drift_full_share": "Share of the requests that got as many items as they asked for.",
+    "towers_drift_click_through_share": "Share of the shown items that were chosen, by position.",
+    "towers_drift_p99_milliseconds": "Duration that 99 % of the logged requests do not exceed.",
     "towers_drift_index_age_seconds": "Age of the index; 0 if there is none.",
     "towers_drift_checked_timestamp_seconds": "When the tables were compared.",
 }
 """The figures in `drift.prom`, by name."""
+_BY_COLUMN = {
+    PSI: "towers_drift_psi",
+    KNOWN: "towers_drift_known_share",
+    FILLED: "towers_drift_filled_share",
+    ANSWERED: "towers_drift_answered_share",
+    FULL: "towers_drift_full_share",
+    CLICKS: "towers_drift_click_through_share",
+    LATENCY: "towers_drift_p99_milliseconds",
+}
+"""The figure of each measure that several columns have."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What counts as drift.
-
-    Attributes:
-        psi: Population stability index, unless it is within the noise of samples of this size.
-        fall: Fall of the share of cells that are filled, or of values that are known, 0 to 1.
-        index_hours: Age of the index.
-    """
-
-    psi: float = 0.2
-    fall: float = 0.1
-    index_hours: float = 48.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One measure of one column, in training and today.
-
-    Attributes:
-        table: `items`, `users`, `interactions` or `index`.
-        column: The column; "age in hours" of the index.
-        measure: `filled`, `known` (shares), `psi`, or `hours`.
-        training: Its value in training; of `psi` the limit that it is compared with.
-        today: Its value today.
-        cells: Cells, values or numbers of today that it is about.
-        is_drift: Whether it is beyond the limit.
-    """
-
-    table: str
-    column: str
-    measure: str
-    training: float
-    today: float
-    cells: int
-    is_drift: bool
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DriftReport:
-    """What changed since the training.
+    """What changed since the training; it prints as the verdict and what is beyond the limits.
 
     Attributes:
         bundle: The folder of the model.
@@ -111,6 +89,14 @@ class DriftReport:
             return f"No drift in {len(self.findings)} measures against the training of model {self.version}."
         return f"Drift in {', '.join(names)} against the training of model {self.version} ({self.created})."
 
+    def __repr__(self) -> str:
+        """Return the verdict and the measures that are drift."""
+        return self.to_text()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return every measure, a row each: table, column, measure, training, today, cells, is_drift."""
+        return pd.DataFrame([asdict(one) for one in self.findings], columns=[one.name for one in fields(Finding)])
+
     def to_text(self) -> str:
         """Return the verdict and the measures that are drift."""
         lines = [said_of(one) for one in self.drifted]
@@ -128,12 +114,11 @@ class DriftReport:
 
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()
-        by_column = {PSI: "towers_drift_psi", KNOWN: "towers_drift_known_share", FILLED: "towers_drift_filled_share"}
-        labels = dict.fromkeys(by_column.values(), ("table", "column"))
+        labels = dict.fromkeys(_BY_COLUMN.values(), ("table", "column"))
         gauges = {name: Gauge(name, what, labels.get(name, ()), registry=registry) for name, what in METRICS.items()}
         for one in self.findings:
-            if one.measure in by_column:
-                gauges[by_column[one.measure]].labels(one.table, one.column).set(one.today)
+            if one.measure in _BY_COLUMN:
+                gauges[_BY_COLUMN[one.measure]].labels(one.table, one.column).set(one.today)
             else:
                 gauges["towers_drift_index_age_seconds"].set(one.today * 3600)
         gauges["towers_drift_findings"].set(len(self.drifted))
@@ -141,16 +126,20 @@ class DriftReport:
         return registry
 
 
-def find_drift(bundle: ModelBundle, tables: dict[str, Path | None], limits: Limits) -> DriftReport:
-    """Compare tables with those that a model was trained on.
+def find_drift(
+    bundle: ModelBundle, tables: Mapping[str, Path | None], limits: Limits, requests: RequestSource | None = None
+) -> DriftReport:
+    """Compare tables with those that a model was trained on, and the end of a log of requests with its beginning.
 
     Args:
         bundle: The model.
         tables: Files to read instead of those that training read, by their key in `[features]`; None keeps a file.
         limits: What counts as drift.
+        requests: The log of requests. None: only the tables and the index are compared.
 
     Raises:
-        DataError: A table cannot be read or lacks a column that the model reads, or the bundle has no profile.
+        DataError: A table or the log cannot be read, a table lacks a column that the model reads, or the bundle has no
+            profile.
     """
     if NAME not in bundle.folder:
         raise DataError(f"{bundle.path}: no {NAME}; it was trained by an older version of towers; train again")
@@ -161,11 +150,13 @@ def find_drift(bundle: ModelBundle, tables: dict[str, Path | None], limits: Limi
     found = read_tables(config, bundle.tables_folder, bundle.contract.readings_to_keep)
     # A missing column is an error; what else the contract says is among the findings.
     bundle.contract.check(bundle.featurizer, found, config, bundle.tables_folder, accept=True)
+    of_requests, notes = ([], []) if requests is None else findings_of_requests(requests, bundle, found, limits)
     findings = [
         *_of_columns(bundle, found, limits),
         *_of_distributions(then, Profile.of(bundle.featurizer, found, then), limits),
         *_of_events(bundle, found, limits),
         *_of_index(bundle, limits),
+        *of_requests,
     ]
     return DriftReport(
         bundle=str(bundle.path),
@@ -173,25 +164,8 @@ def find_drift(bundle: ModelBundle, tables: dict[str, Path | None], limits: Limi
         created=bundle.manifest.created,
         checked=datetime.now(UTC).isoformat(timespec="seconds"),
         findings=tuple(sorted(findings, key=lambda one: not one.is_drift)),
-        notes=tuple(found.notes),
+        notes=(*found.notes, *notes),
     )
-
-
-def said_of(one: Finding) -> str:
-    """Return a measure in words.
-
-    Example:
-        >>> said_of(Finding("items", "brand", "known", 1.0, 0.61, 200, True))
-        'items.brand: 61% known, 100% in training'
-    """
-    name = f"{one.table}.{one.column}"
-    match one.measure:
-        case "filled" | "known":
-            return f"{name}: {one.today:.0%} {one.measure}, {one.training:.0%} in training"
-        case "psi":
-            return f"{name}: the values changed, PSI {one.today:.3f}, limit {one.training:.3f}"
-        case _:
-            return f"{name}: {one.today:.1f}, limit {one.training:g}"
 
 
 def _of_columns(bundle: ModelBundle, tables: Tables, limits: Limits) -> Iterator[Finding]:
@@ -229,7 +203,7 @@ def _of_index(bundle: ModelBundle, limits: Limits) -> Iterator[Finding]:
         return
     created = IndexManifest.read(bundle.path / FOLDER, bundle, bundle.trust.keys).created
     hours = (time.time() - datetime.fromisoformat(created).timestamp()) / 3600
-    yield Finding(_INDEX, "age in hours", "hours", limits.index_hours, hours, 0, hours > limits.index_hours)
+    yield Finding(_INDEX, "age in hours", HOURS, limits.index_hours, hours, 0, hours > limits.index_hours)
 
 
 def _environment() -> Environment:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -147,14 +148,16 @@ def records_of(rows: Iterable[Sequence[Any]]) -> list[Record]:
 
 
 def readable(records: Iterable[Record]) -> list[Record]:
-    """Return the valid records; the others are skipped, and an error is logged for each."""
-    found = []
-    for record in records:
-        reason = _fault(record)
+    """Return the valid records; the others are skipped, and an error is logged for each, or for each run of them."""
+    found: list[Record] = []
+    for reason, run in groupby(records, key=_fault):
+        alike = list(run)
         if reason is None:
-            found.append(record)
-        else:
-            _log.error("record %s of the log of live writes is invalid and skipped: %s", record.position, reason)
+            found += alike
+            continue
+        first, last = alike[0].position, alike[-1].position
+        which = f"record {first}" if first == last else f"records {first} to {last}"
+        _log.error("%s of the log of live writes: invalid and skipped: %s", which, reason)
     return found
 
 
@@ -172,6 +175,11 @@ def _record(position: int, received: object, kind: Any, content: Any) -> Record:
         reason = "its body is not a JSON object"
     if reason is None:
         return Record(position, float(received), kind, body)  # type: ignore[arg-type]
+    return unreadable(position, reason)
+
+
+def unreadable(position: int, reason: str) -> Record:
+    """Return what stands for a record that cannot be read; `readable` logs the reason and skips it."""
     return Record(position, 0.0, "unreadable", {"reason": reason})
 
 

@@ -17,6 +17,8 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ from serving.live.log import (
     not_before,
     records_of,
     rows_of,
+    unreadable,
 )
 
 Result = TypeVar("Result")
@@ -101,9 +104,8 @@ class SqliteLog:
         return self._do(append, "written to")
 
     def read_after(self, position: int) -> list[Record]:
-        """Return the records after a position."""
-        query = "SELECT position, received, kind, body FROM log WHERE position > ? ORDER BY position LIMIT ?"
-        return records_of(self._do(lambda opened: opened.read(query, (position, MOST_AT_ONCE))))
+        """Return the records after a position; those on a damaged page of the file are of the kind "unreadable"."""
+        return self._do(lambda opened: _records_after(opened, position))
 
     def change_token(self) -> object:
         """Return the number of the opening and SQLite's own count of changes, which is in shared memory."""
@@ -177,6 +179,8 @@ class _Opened:
         self.writer = _connect(path, _SECONDS_TO_WAIT)
         # Separate from the writer's: `PRAGMA data_version` counts only the changes of other connections.
         self._reader = _connect(path, _SECONDS_TO_READ)
+        # A damaged text must not raise an error, which would keep all others of the query from being read.
+        self._reader.text_factory = partial(str, encoding="utf-8", errors="replace")
         self.writing, self._reading = threading.Lock(), threading.Lock()
         found = self.read("SELECT (SELECT log_id FROM about), (SELECT max(position) FROM log)")[0]
         if not isinstance(found[0], str):
@@ -214,6 +218,8 @@ def _connect(path: Path, seconds: float) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         # FULL: a write is on disk before it is acknowledged; with WAL alone a power failure could lose the newest.
         connection.execute("PRAGMA synchronous = FULL")
+        # Damaged pages are noticed when they are read, before what is on them is believed.
+        connection.execute("PRAGMA cell_size_check = ON")
     except BaseException:
         connection.close()
         raise
@@ -232,6 +238,36 @@ def _make_log(path: Path) -> None:
             connection.execute(statement)
         connection.execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (uuid.uuid4().hex,))
         connection.execute("COMMIT")
+
+
+def _records_after(opened: _Opened, position: int) -> list[Record]:
+    """Return at most `MOST_AT_ONCE` records after a position, past damaged pages."""
+    query = "SELECT position, received, kind, body FROM log WHERE position > ? ORDER BY position LIMIT ?"
+    try:
+        rows = opened.read(query, (position, MOST_AT_ONCE))
+        positions = [position, *(row[0] for row in rows)]
+        if all(before < after for before, after in pairwise(positions)):
+            return records_of(rows)
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+    # One page or more is damaged: without it, the others are still found by the positions that they contain.
+    [(end,)] = opened.read("SELECT max(position) FROM log")
+    window = range(position + 1, min(position + MOST_AT_ONCE, end or 0) + 1)
+    return [_record_at(opened, one) for one in window]
+
+
+def _record_at(opened: _Opened, position: int) -> Record:
+    query = "SELECT position, received, kind, body FROM log WHERE position = ?"
+    try:
+        rows = opened.read(query, (position,))
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        rows = []
+    if rows:
+        return records_of(rows)[0]
+    return unreadable(position, "its page of the file is damaged")
 
 
 def _append(writer: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], clock: RisingClock) -> AppendResult:
@@ -263,6 +299,10 @@ def _check_kept(path: Path, log_id: str, position: int) -> None:
         ).fetchone()
     if found != (log_id, 1 if position else None):
         raise sqlite3.DatabaseError("the file was replaced during the write")
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def _is_passing(error: Exception) -> bool:

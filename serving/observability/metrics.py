@@ -35,6 +35,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from serving.observability.request_log import OUTCOMES
 from serving.observability.timings import STAGES, Stage
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -115,6 +116,13 @@ def families(routes: Sequence[str], fallbacks: Sequence[str]) -> list[Family]:
             "Re-rankings, by outcome; after a timeout the response has the order of retrieval.",
             ("outcome",),
             tuple(product(RERANK_OUTCOMES)),
+        ),
+        Family(
+            "counter",
+            "towers_request_log_lines_total",
+            "Lines of the request log, by outcome: written, or lost.",
+            ("outcome",),
+            tuple(product(OUTCOMES)),
         ),
         Family("gauge", "towers_requests_in_progress", "Requests being answered or queued."),
     ]

@@ -31,7 +31,8 @@ class Recommendation(NamedTuple):
 
     Attributes:
         item_id: The item's id in the catalogue.
-        score: Higher is better. Cosine of user and item, -1 to 1; with a fallback, the share of all interactions.
+        score: Higher is better. Cosine of user and item, -1 to 1, to which a model with `towers.trend` adds recent
+            popularity; with a fallback, the share of all interactions.
         rank: Position from 1.
         title: Its title; None if the catalogue has no titles.
         because: The history items that contributed most, the largest contribution first; None if not requested.

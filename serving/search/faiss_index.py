@@ -290,6 +290,8 @@ class ItemIndex:
         needed = min(k, len(self) - len(excluded))
         fetch = needed + len(excluded) + SLACK
         if not self.is_exact:
+            if len(excluded) >= self._deepest:
+                return None
             # If FAISS's scores are exact, a search with fewer results and the effort of a level returns its best items.
             fetch = FIRST_LEVEL if self.plan.is_rescored else min(fetch, FIRST_LEVEL)
         if not 0 < needed <= fetch <= min(_MOST_FETCHED, len(self) // 2):
@@ -346,20 +348,31 @@ class ItemIndex:
         """Return the results of all users from the levels of their orders; see `serving.search.levels`."""
         queries, walk = task.queries, LevelSearch(task, self.vectors)
         users = np.flatnonzero(task.needed)
+        # The levels of a user who has seen more than the deepest of them would be computed in vain.
+        deepest = self._deepest
+        exhausted = task.excluded.counts[users] >= deepest
+        compared, users = users[exhausted], users[~exhausted]
         depths = self._depths(queries[users], within)
 
         def search(some: np.ndarray, depth: int) -> Probed:
             for part in self._parts(some, depth):
                 yield part, *self._fetch(queries[part], depth)
 
-        missing = walk.go(users, depths, min(_MOST_FETCHED, len(self) // 2), search)
+        missing = walk.go(users, depths, deepest, search)
         if within is not None and self.partitions is not None:
             in_partitions = np.isin(missing, users[depths == NO_LEVEL])
             probe = partial(self._from_partitions, self.partitions, queries, within)
-            first, deepest = np.full(in_partitions.sum(), FIRST_LEVEL), min(_MOST_FETCHED, len(within) // 2)
-            missing = np.append(missing[~in_partitions], walk.go(missing[in_partitions], first, deepest, probe))
-        walk.end(missing, self._exact)
+            first = np.full(in_partitions.sum(), FIRST_LEVEL)
+            found = walk.go(missing[in_partitions], first, min(_MOST_FETCHED, len(within) // 2), probe)
+            missing = np.append(missing[~in_partitions], found)
+        walk.end(np.append(missing, compared), self._exact)
         return walk.answers()
+
+    @property
+    def _deepest(self) -> int:
+        """The depth up to which levels are searched: one that compares half of the items is slower than all of them."""
+        sensible = max(FIRST_LEVEL, len(self) // (2 * _COMPARED_FOR_EACH))
+        return min(_MOST_FETCHED, len(self) // 2, sensible)
 
     def _depths(self, queries: np.ndarray, within: AllowedItems | None) -> np.ndarray:
         """Return the depth of the first level for each user; `NO_LEVEL` if FAISS is not used."""

@@ -5,8 +5,9 @@ the order, and pages made of them would repeat or skip items. Here the order dep
 its first level is the result of a search of a fixed depth, best first, without items that tie with the worst of it;
 each further level is what a search of twice the depth finds beyond the levels before it; the last level is all other
 items, found by brute force. The number of levels that are computed depends on how many items are requested and
-excluded; their content does not. An item that only a deeper level finds gets at most the lowest score of the levels
-before it, so that scores fall and orders can be merged.
+excluded; their content does not. (For a user with more exclusions than the deepest level holds, all items are compared
+at once: every level would be computed in vain.) An item that only a deeper level finds gets at most the lowest score
+of the levels before it, so that scores fall and orders can be merged.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float32
 
 from serving.search.faiss_index import ItemIndex, kmeans, num_threads_set
@@ -48,6 +49,9 @@ _SPARED = 0.5
 _FILTERED_SHARE = 0.1
 _FILTERED_USERS = 50
 _SEED = 97
+
+COLUMNS = ["kind", "index", "recall_at_100", "searches_per_second", "megabytes", "build_seconds"]
+"""What `Tuning.to_frame` shows of each index."""
 
 Trying = Callable[[int, int, str], None]
 
@@ -90,6 +94,23 @@ class Tuning:
     index: ItemIndex
     recall: float
     num_users: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return what was measured, a row for each index, the chosen one first, by `COLUMNS`."""
+        return pd.DataFrame(
+            [
+                (
+                    one.plan.kind,
+                    str(one.plan),
+                    one.recall,
+                    one.searches_per_second,
+                    one.num_bytes / 1e6,
+                    one.build_seconds,
+                )
+                for one in sorted(self.tried, key=self._place)
+            ],
+            columns=COLUMNS,
+        )
 
     def table(self) -> str:
         """Return a table for the operator: recall, throughput and memory of each index, the chosen one marked."""

@@ -18,6 +18,7 @@ from serving.config import PRODUCTION, ServingConfig
 from serving.deploy.mlflow_registry import Alias, fetched
 from serving.deploy.prepare import ensure_index
 from serving.live.open_log import open_log
+from serving.observability.request_log import RotatedFile
 from serving.server.server import address_of, become_server, find_port
 from serving.snapshot.manifest import FOLDER
 
@@ -32,12 +33,15 @@ def serve_bundle(bundle: Path, settings: ServingConfig) -> None:
     Raises:
         BundleError: The bundle or the index cannot be used.
         DataError: There is no index and the tables cannot be read, the port is in use, the file of API keys is invalid,
-            the log of live writes cannot be opened, there is no GPU to search on, or the registry does not respond.
+            the log of live writes or the request log cannot be opened, there is no GPU to search on, or the registry
+            does not respond.
     """
     if settings.api_keys_file is not None:
         from serving.http.key_file import read_keys
 
         read_keys(Path(settings.api_keys_file))
+    if settings.request_log is not None:
+        RotatedFile(Path(settings.request_log), settings.request_log_max_bytes, settings.request_log_files).check()
     if settings.device == "cuda":
         from serving.search.faiss_index import check_device
 

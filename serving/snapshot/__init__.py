@@ -1,6 +1,5 @@
 """The folder `index/` of a bundle: all data that a server needs besides the model.
 
 - `snapshot`: `Snapshot`, the tables encoded by the model; `manifest`: its `IndexManifest`; `encoding`: encodes users;
-  `precomputed`: precomputed recommendations of known users; `collection`: its counterpart in a vector database;
-  `item_map`: positions of the items in the plane.
+  `precomputed`: precomputed recommendations of known users; `collection`: its counterpart in a vector database.
 """

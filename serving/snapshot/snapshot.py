@@ -56,8 +56,6 @@ from serving.search.partitions import Partitions
 from serving.search.tuning import SAMPLE, Chooser, sample_of
 from serving.search.tuning import choose as default_choice
 from serving.snapshot.encoding import attribute_columns, encode_users
-from serving.snapshot.item_map import FILE as MAP
-from serving.snapshot.item_map import ItemMap
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
 from serving.snapshot.precomputed import FILE as PRECOMPUTED
@@ -65,6 +63,8 @@ from serving.snapshot.precomputed import PrecomputedTopK
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import SealedFolder, reading
+from towers.item_map import FILE as MAP
+from towers.item_map import ItemMap
 from towers.model.trend_head import as_fractions, with_numbers
 from towers.rerankers.item_statistics import ItemStatistics
 from towers.rerankers.kinds import RERANKER_KINDS

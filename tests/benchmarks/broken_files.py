@@ -39,6 +39,7 @@ import psutil
 import torch
 
 from features.errors import DataError
+from serving.errors import NotReady
 from serving.jobs.build_index import build_index
 from serving.live.open_log import open_log
 from serving.recommend.recommender import Recommender
@@ -264,12 +265,14 @@ def _missing_in(path: Path, item_ids: list[str]) -> list[str]:
     """Return what is wrong where items are not in a log, as whoever opens it next finds it."""
     if not item_ids:
         return []
-    log = open_log(str(path))
     there, position = set(), 0
-    while records := log.read_after(position):
-        there |= {record.body.get("item_id") for record in records}
-        position = records[-1].position
-    log.close()
+    try:
+        with closing(open_log(str(path))) as log:
+            while records := log.read_after(position):
+                there |= {record.body.get("item_id") for record in records}
+                position = records[-1].position
+    except (NotReady, DataError) as error:
+        return [f"{', '.join(item_ids)} acknowledged, and the file cannot be read: {error}"]
     return [f"{item_id} was acknowledged and is not in the file" for item_id in item_ids if item_id not in there]
 
 

@@ -283,7 +283,10 @@ def _problems_of_shape(message: Message, answer: Answer) -> Iterator[tuple[str, 
             is_problem = content["status"] == status and {"type", "title", "detail", "code", "errors"} <= content.keys()
         except (ValueError, KeyError, TypeError, AttributeError):
             is_problem = False
-        if not is_problem or answer.headers.get("content-type") != "application/problem+json":
+        media = answer.headers.get("content-type", "")
+        is_page = media.startswith("text/html") and body.rstrip().endswith(b"</html>")
+        shows_mistakes = message.method == "GET" and message.path.partition("?")[0] == "/"
+        if not (is_problem and media == "application/problem+json") and not (is_page and shows_mistakes):
             yield "errors are problems", f"{status} {answer.headers.get('content-type')} {body[:200]!r}"
     if 200 <= status < 300 and answer.headers.get("content-type") == "application/json" and message.method != "HEAD":
         try:

@@ -205,7 +205,9 @@ class Memory:
         self._sample()
 
     def growth(self, warm_up: float) -> dict[int, float]:
-        """Return by how much each worker grew since the warm-up: the median of the last tenth over that after it.
+        """Return by how much each worker grew since the warm-up: the mean of the last tenth over that after it.
+
+        The mean, because memory follows what is served: with bundles of two sizes in turns a median is that of one.
 
         Args:
             warm_up: Seconds that do not count.
@@ -217,7 +219,7 @@ class Memory:
             first = [rss for at, rss in samples if warm_up <= at <= warm_up + part]
             last = [rss for at, rss in samples if at >= end - part]
             if first and last:
-                found[pid] = float(np.median(last) / np.median(first) - 1)
+                found[pid] = float(np.mean(last) / np.mean(first) - 1)
         return found
 
     def curve(self, points: int = 12) -> list[str]:

@@ -1,6 +1,6 @@
 """A picture of the reports that quality.py wrote: N@10 of each recommender, one panel for each row.
 
-    python tests/benchmarks/plot.py [--folder evaluation] [--output docs/measured.svg]
+    python tests/benchmarks/plot.py [--folder evaluation] [--output docs/measured.svg] [--rows beauty ...]
 
 Whiskers are the 95 % interval over the questions and the seeds; with one seed, over the questions.
 """
@@ -24,8 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("evaluation"))
     parser.add_argument("--output", type=Path, default=Path("docs/measured.svg"))
+    parser.add_argument("--rows", nargs="+", help="Only these rows of quality.py.  [default: all in the folder]")
     given = parser.parse_args()
     paths = sorted(given.folder.glob("*/report/report.json"))
+    if given.rows:
+        paths = [path for path in paths if path.parent.parent.name in given.rows]
     if not paths:
         parser.error(f"{given.folder}: no reports in it; run tests/benchmarks/quality.py first")
     plt.rcParams["svg.hashsalt"] = "two towers"  # the same picture is the same file

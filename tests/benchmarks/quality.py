@@ -1,10 +1,11 @@
 """How good the recommendations are, on public data under the protocols of the literature, the baselines beside.
 
-    python tests/benchmarks/quality.py [ROW ...] [--seeds N] [--folder evaluation]
+    python tests/benchmarks/quality.py [ROW ...] [--as-proposed] [--seeds N] [--folder evaluation]
 
-Each row is `towers init` on the tables as they are and `towers evaluate` with the settings shown; the commands are
-printed, and a report stands in the row's folder. Without a row the list of them is shown. The tables are read from
-the folder that TOWERS_DATA names.
+Each row is `towers init` on the tables as they are and `towers evaluate` with the settings shown, or with
+`--as-proposed` with none: then the settings are those that `init` wrote. The commands are printed, and a report stands
+in the row's folder. Without a row the list of them is shown. The tables are read from the folder that TOWERS_DATA
+names.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -84,6 +85,8 @@ ROWS = {
     "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time", TIME, seeds=3),
     "movietweetings": Row("movietweetings", "leave-one-out", "MovieTweetings, next item", TREND, seeds=3),
     "movietweetings-time": Row("movietweetings", "time", "MovieTweetings, one cut in time", TREND, seeds=3),
+    "ml-latest-small": Row("ml-latest-small", "leave-one-out", "MovieLens latest-small, next item", seeds=3),
+    "ml-latest-small-time": Row("ml-latest-small", "time", "MovieLens latest-small, one cut in time", seeds=3),
     "beauty-cold": Row("amazon-beauty", "cold-items", "Amazon Beauty, products never seen", COLD, seeds=3),
 }
 
@@ -93,13 +96,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW")
     parser.add_argument("--seeds", type=int, help="Instead of the row's own number.")
+    parser.add_argument("--as-proposed", action="store_true", help="with the settings that init proposes, unchanged")
     parser.add_argument("--folder", type=Path, default=Path("evaluation"))
     given = parser.parse_args()
     if not given.rows:
         for name, row in ROWS.items():
             print(f"{name:16s} {row.about}; seeds: {row.seeds}; {' '.join(row.settings) or 'as proposed by init'}")
     for name in given.rows:
-        judge(ROWS[name], given.seeds or ROWS[name].seeds, given.folder / name)
+        row = replace(ROWS[name], settings=(), without=()) if given.as_proposed else ROWS[name]
+        judge(row, given.seeds or row.seeds, given.folder / (f"{name}-as-proposed" if given.as_proposed else name))
 
 
 def judge(row: Row, seeds: int, folder: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+import signal
 from html import escape
 
 import click
 
+from serving.commands import DRIFT_FOUND
 from tests.documentation.pages import in_table
+from towers.api.commands import REFUSED
 from towers.cli import main as cli
+from training.commands import GATE_FAILED
 
 _INTRODUCTION = """\
 # Command line
@@ -18,15 +22,28 @@ Every command of `towers`, with its arguments and options. `towers COMMAND --hel
 
 | exit status | meaning |
 |---|---|
-| 0 | done |
-| 1 | a bug in Two Towers; `TOWERS_TRACEBACK=1` before the command shows where |
-| 2 | something that you can correct, in one line with the remedy |
-| 3 | a condition of `towers audit --fail-if` holds |
-| 130, 143 | interrupted (Ctrl-C), terminated (SIGTERM) |
+{statuses}
+
+`towers demo` ends with the status of the command that failed in it.
 
 | command | what it does |
 |---|---|
 """
+_STATUSES = (
+    (0, "done"),
+    (1, "a bug in Two Towers; `TOWERS_TRACEBACK=1` before the command shows where"),
+    (1, "`towers doctor` found errors"),
+    (1, "`towers serve`: no worker could start"),
+    (2, "something that you can correct, in one line with the remedy"),
+    (GATE_FAILED, "a condition of `towers audit --fail-if` holds"),
+    (DRIFT_FOUND, "`towers drift` found drift"),
+    (REFUSED, "`towers promote` did not promote"),
+    (128 + signal.SIGHUP, "the terminal was closed (SIGHUP)"),
+    (128 + signal.SIGINT, "Ctrl-C (SIGINT)"),
+    (128 + signal.SIGPIPE, "the reader of the output, such as `head`, has gone (SIGPIPE)"),
+    (128 + signal.SIGTERM, "SIGTERM"),
+)
+"""What each exit status means."""
 _KINDS = {
     "integer": "N",
     "integer range": "N",
@@ -42,7 +59,8 @@ _DEFAULT = re.compile(r"\s*(?:\[default: (.*)\]|Default: (.*)\.)$")
 def command_line_page() -> str:
     """Return the page."""
     table = [f"| [`towers {name}`](#towers-{name}) | {entry.help} |" for name, entry in cli.COMMANDS.items()]
-    parts = [_INTRODUCTION + "\n".join(table) + "\n"]
+    statuses = "\n".join(f"| {status} | {meaning} |" for status, meaning in _STATUSES)
+    parts = [_INTRODUCTION.format(statuses=statuses) + "\n".join(table) + "\n"]
     for name, entry in cli.COMMANDS.items():
         parts += _sections(f"towers {name}", cli.load(entry), "##")
     return "\n".join(parts)

@@ -22,9 +22,9 @@ What `import towers` offers; the [guide](../guides/python.md) has a program for 
 neither torch nor the web server; a name is loaded when it is first used.
 """
 _SECTIONS = {
-    "Functions": ("train", "open"),
+    "Functions": ("train", "open", "audit", "compare"),
     "The model": ("Model",),
-    "Results": ("Recommendations", "EvaluationReport"),
+    "Results": ("Recommendations", "EvaluationReport", "AuditReport", "ComparisonReport", "DriftReport"),
     "Errors": ("DataError", "BundleError"),
     "Parts of your own": (
         "LOSSES",
@@ -40,6 +40,8 @@ _SECTIONS = {
 }
 _INTERNAL = {
     "Recommendations": {"of"},
+    "AuditReport": {"of", "headline", "metrics", "advice"},
+    "ComparisonReport": {"of"},
     "EvaluationReport": {"of", "from_dict", "to_dict", "read", "headline", "metrics"},
     "Hits": {"after", "first", "share_of"},
 }
@@ -135,7 +137,9 @@ def _signature(name: str, node: ast.FunctionDef) -> str:
     shown = [
         _argument(one, given.defaults[at - required] if at >= required else None) for at, one in enumerate(given.args)
     ]
-    if given.kwonlyargs:
+    if given.vararg:
+        shown.append(f"*{_argument(given.vararg, None)}")
+    elif given.kwonlyargs:
         shown.append("*")
     shown += [_argument(one, default) for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     if given.kwarg:

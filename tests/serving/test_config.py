@@ -38,6 +38,8 @@ def test_each_setting_is_an_environment_variable():
         "encoder_key_variables": "ONE, TWO", "picture_origins": "https://pictures.example", "audit": "audit",
         "index": "qdrant://localhost", "index_key": "secret", "index_timeout_seconds": "0.2", "index_retries": "3",
         "index_fallback": "none", "index_keep": "4",
+        "request_log": "requests.jsonl", "request_log_share": "0.5", "request_log_key": "a key of sixteen characters",
+        "request_log_max_bytes": "5000", "request_log_files": "3",
     }  # fmt: skip
     assert set(values) == set(ServingConfig.model_fields)
     settings = read_settings(environment={f"TOWERS_{key.upper()}": value for key, value in values.items()})
@@ -56,6 +58,8 @@ def test_each_setting_is_an_environment_variable():
         "encoder_key_variables": ["ONE", "TWO"], "picture_origins": ["https://pictures.example"], "audit": "audit",
         "index": "**********", "index_key": "**********", "index_timeout_seconds": 0.2, "index_retries": 3,
         "index_fallback": "none", "index_keep": 4,
+        "request_log": "requests.jsonl", "request_log_share": 0.5, "request_log_key": "**********",
+        "request_log_max_bytes": 5000, "request_log_files": 3,
     }  # fmt: skip
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def stderr_of(program: str) -> str:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
@@ -42,11 +44,36 @@ def test_real_warnings_pass() -> None:
         assert said.count(f"{name} warns") == 1
 
 
-def test_mlflow_sends_no_statistics_unless_wanted() -> None:
-    show = (
-        "from towers.warnings_filter import quiet_imports; quiet_imports(); "
-        "import os; print(os.environ[{name!r}], end='')"
-    )
-    name = "MLFLOW_DISABLE_TELEMETRY"
-    assert stderr_of(f"import os; os.environ.pop({name!r}, 0); {show.format(name=name)}") == "true"
-    assert stderr_of(f"import os; os.environ[{name!r}] = 'false'; {show.format(name=name)}") == "false"
+@pytest.mark.parametrize(
+    ("name", "is_off"),
+    [
+        (
+            "MLFLOW_DISABLE_TELEMETRY",
+            "from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY as off; print(off.get(), end='')",
+        ),
+        (
+            "HF_HUB_DISABLE_TELEMETRY",
+            "from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY as off; print(off, end='')",
+        ),
+    ],
+)
+def test_libraries_send_no_statistics_unless_wanted(name: str, is_off: str) -> None:
+    """Each library itself says whether it is allowed to."""
+    pytest.importorskip("huggingface_hub")
+    prepare = "from towers.warnings_filter import quiet_imports; quiet_imports()"
+    assert stderr_of(f"import os; os.environ.pop({name!r}, 0)\n{prepare}\n{is_off}") == "True"
+    assert stderr_of(f"import os; os.environ[{name!r}] = 'false'\n{prepare}\n{is_off}") == "False"
+
+
+def test_statistics_are_off_before_mlflow_is_imported() -> None:
+    program = """
+import os
+for name in ("MLFLOW_DISABLE_TELEMETRY", "CI", "PYTEST_CURRENT_TEST"):
+    os.environ.pop(name, None)
+import towers
+towers.DataError
+import mlflow
+from mlflow.telemetry import get_telemetry_client
+print(get_telemetry_client(), end="")
+"""
+    assert stderr_of(program) == "None"

@@ -19,19 +19,26 @@ from features.files import atomic_folder
 from serving.config import ServingConfig, settings_here
 from serving.deploy.mlflow_registry import Alias, fetched
 from serving.http.contract.requests import Contract
+from serving.jobs.build_index import build_index
+from serving.jobs.drift import DriftReport, find_drift
+from serving.jobs.findings import Limits
 from serving.jobs.open import open_recommender
 from serving.jobs.recommend_all import Audience
+from serving.jobs.request_drift import RequestSource
 from serving.recommend.recommender import Recommender
 from serving.recommend.reranking import RerankStage
+from serving.search.index_config import INDEX_KINDS, IndexKind
 from serving.search.searcher import Searcher
+from serving.search.tuning import COLUMNS, Tuning
 from serving.snapshot.manifest import FOLDER
 from towers.api import requests
 from towers.api.answers import Answers
 from towers.api.errors import plain_errors
+from towers.api.printing import printing
 from towers.api.requests import Filter, Ids
 from towers.api.results import Recommendations
 from towers.api.service import Service, served
-from towers.api.tables import Table, as_file, plain
+from towers.api.tables import Table, as_files, plain
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_folder import read_manifest
 from towers.process import keeping_memory
@@ -336,6 +343,9 @@ class Model:
         upper_bound: Tables | None = None,
         output: str | os.PathLike[str] | None = None,
         device: Device = "auto",
+        baselines: bool = True,
+        baseline_minutes: float = 15,
+        progress: bool = True,
     ) -> EvaluationReport:
         """Train with the settings of this model on part of its tables, and compare with baselines on the rest.
 
@@ -348,8 +358,11 @@ class Model:
             seeds: Number of trainings.
             compare: Other recommendations to evaluate, by name: tables of `user_id`, `item_id` and `score` or `rank`.
             upper_bound: The same, for recommendations shown as an upper bound.
-            output: Folder for the report and the ranks that `towers audit` reads.
+            output: Folder for the report and the ranks that `towers.audit` and `towers.compare` read.
             device: Device to train on.
+            baselines: Whether to compare with baselines.
+            baseline_minutes: Time for choosing the hyperparameters of the baselines. 0: each is fitted once.
+            progress: Whether to print what the command prints on the way.
 
         Returns:
             The report, which prints as a table and has `to_frame()`.
@@ -360,10 +373,9 @@ class Model:
         from training.config import read_run_config
         from training.tasks.evaluate import evaluate_settings
 
-        with keeping_memory(), ExitStack() as files:
+        with keeping_memory(), printing(progress), ExitStack() as files:
             others, bounds = (
-                [(name, files.enter_context(as_file(name, table))) for name, table in (tables or {}).items()]
-                for tables in (compare, upper_bound)
+                list(files.enter_context(as_files(tables or {})).items()) for tables in (compare, upper_bound)
             )
             return evaluate_settings(
                 read_run_config(self.bundle.folder.file("run.toml")),
@@ -375,6 +387,8 @@ class Model:
                 compare=others,
                 upper_bound=bounds,
                 output=None if output is None else Path(output),
+                baselines=baselines,
+                baseline_minutes=baseline_minutes,
             )
 
     @plain_errors
@@ -425,6 +439,106 @@ class Model:
             values=values,
         )
         return Model(ModelBundle.open(path, trust=self.settings.trust), self.settings)
+
+    @plain_errors
+    def index(
+        self,
+        *,
+        interactions: Table | None = None,
+        items: Table | None = None,
+        users: Table | None = None,
+        kind: IndexKind | None = None,
+        recall: float | None = None,
+        precompute: int | None = None,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Build the index again, from today's tables or of another kind, as `towers index` does.
+
+        Args:
+            interactions: Today's interactions. None: the table that training read, as it is now.
+            items: Today's catalogue, likewise.
+            users: Today's attributes of users, likewise.
+            kind: The index kind. None: `exact`, or with `recall` the fastest.
+            recall: Target recall@100, above 0 to 1: each kind, or that of `kind`, is tuned on queries of users, and the
+                fastest that reaches it is kept. None: nothing is tuned.
+            precompute: Number of recommendations per user to precompute. None: 100, if that is done quickly.
+            progress: Whether to print what the command prints.
+
+        Returns:
+            What was measured of each index that was tried, the chosen one first: `kind`, `index` (with its parameters),
+            `recall_at_100`, `searches_per_second` (one at a time, in one thread), `megabytes` (without the vectors) and
+            `build_seconds`. No rows without `recall`.
+
+        Raises:
+            DataError: A table cannot be read or lacks a column that the model reads, or an argument is wrong.
+
+        Example:
+            >>> model.index(progress=False).empty
+            True
+        """
+        if kind is not None and kind not in INDEX_KINDS:
+            raise DataError(f"kind: expected one of {', '.join(INDEX_KINDS)}, found {kind!r}")
+        if recall is not None and not 0 < recall <= 1:
+            raise DataError(f"recall: expected a share above 0, at most 1, found {recall!r}")
+        tuned: list[Tuning] = []
+        with printing(progress), as_files({"interactions": interactions, "items": items, "users": users}) as tables:
+            build_index(
+                self.bundle,
+                tables,
+                kind,
+                recall,
+                precomputed=precompute,
+                database=self.settings.database,
+                filter_columns=self.settings.filter_columns,
+                tuned=tuned.append,
+            )
+        for built_before in ("recommender", "_answers"):
+            self.__dict__.pop(built_before, None)
+        return tuned[0].to_frame() if tuned else pd.DataFrame(columns=COLUMNS)
+
+    @plain_errors
+    def drift(
+        self,
+        *,
+        interactions: Table | None = None,
+        items: Table | None = None,
+        users: Table | None = None,
+        psi: float = 0.2,
+        fall: float = 0.1,
+        index_hours: float = 48,
+        requests: str | os.PathLike[str] | None = None,
+        recent: float = 24,
+        window: float = 24,
+        latency: float = 1000,
+    ) -> DriftReport:
+        """Compare today's tables with those of the training, as `towers drift` does.
+
+        Args:
+            interactions: Today's interactions. None: the table that training read, as it is now.
+            items: Today's catalogue, likewise.
+            users: Today's attributes of users, likewise.
+            psi: Limit of the population stability index of a column, above 0.
+            fall: Limit of the fall of a share of filled cells or known values, 0 to 1.
+            index_hours: Limit of the age of the index in hours, above 0.
+            requests: The request log of the service. None: that of the setting `request_log`, if there is one.
+            recent: How many hours of its end are compared with what is before them, above 0.
+            window: For how many hours after an answer an event of a returned item counts as a click, above 0.
+            latency: Limit in milliseconds that 99 % of the logged requests must not exceed, above 0.
+
+        Returns:
+            The report, which prints its verdict and has `drifted`, `to_frame()` and `write(folder)`.
+
+        Raises:
+            DataError: A table cannot be read or lacks a column that the model reads, or a limit is wrong.
+
+        Example:
+            >>> model.drift().drifted
+            ()
+        """
+        limits = Limits(psi, fall, index_hours, latency)
+        source = RequestSource.of(self.settings, None if requests is None else Path(requests), recent, window)
+        with as_files({"interactions": interactions, "items": items, "users": users}) as tables:
+            return find_drift(self.bundle, tables, limits, source)
 
     @plain_errors
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ from serving.deploy.swap import in_service, swap_bundle
 from serving.jobs.latency import request_milliseconds
 from serving.jobs.open import open_recommender
 from towers.bundle.bundle import ModelBundle
+from towers.rerankers.manifest import has_ranker
 from towers.tracking.logged_model import registered_name
 from training.audit.comparison_report import PAGE
 from training.config import PromotionConfig, RunConfig, read_run_config
@@ -95,12 +96,18 @@ def promote_bundle(
     champion = None if place is None else ModelBundle.open(place, trust=settings.trust)
     if champion is not None and champion.weights_digest == challenger.weights_digest:
         raise DataError(f"{path}: in service already, as {link}; give another bundle")
-    quality = None if champion is None else judge_quality(challenger, champion, run.promotion)
+    quality = None
+    if champion is not None:
+        quality = judge_quality(
+            challenger, champion, run.promotion, rerank=settings.rerank, num_candidates=settings.rerank_candidates
+        )
     checks = () if quality is None else quality.checks
     decision = Decision(challenger.path, place, (*checks, *_limits(challenger, run.promotion, settings)))
     click.echo("\n".join(decision.lines))
     if quality is not None:
         click.echo(f"  note: {SELECTED}")
+    if not settings.rerank and any(has_ranker(one.path) for one in (challenger, champion) if one is not None):
+        click.echo("  note: judged without re-rankers, which the service does not use either (its setting rerank)")
     _record(decision, run, quality, challenger)
     if decision.is_granted and not dry_run:
         swap_bundle(challenger.path, link, settings, decision.tags)
@@ -110,9 +117,15 @@ def promote_bundle(
 def _limits(challenger: ModelBundle, limits: PromotionConfig, settings: ServingConfig) -> Iterator[Check]:
     """Yield the conditions on what the challenger costs in service; its index is built first if there is none."""
     recommender = open_recommender(challenger, settings)
+    if settings.rerank and recommender.rerank is None and has_ranker(challenger.path):
+        text = f"the index is older than the re-ranker, which would not be used; towers index {challenger.path}"
+        yield Check("re-ranker and index", False, text, {})
     taken = request_milliseconds(recommender)
     p50, p99 = np.quantile(taken, [0.5, 0.99]).tolist()
-    text = f"latency p99 {p99:.1f} ms (p50 {p50:.1f}) of {len(taken)} requests; at most {limits.max_latency_ms:g} ms"
+    how = " with re-ranking" if recommender.rerank is not None else ""
+    text = (
+        f"latency{how} p99 {p99:.1f} ms (p50 {p50:.1f}) of {len(taken)} requests; at most {limits.max_latency_ms:g} ms"
+    )
     yield Check("latency", p99 <= limits.max_latency_ms, text, {"p50_ms": p50, "p99_ms": p99})
     size = sum(file.stat().st_size for file in challenger.path.rglob("*") if file.is_file()) / 1e6
     text = f"size with index {size:,.1f} MB; at most {limits.max_size_mb:,g} MB"

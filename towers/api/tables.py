@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -127,6 +127,13 @@ def as_file(name: str, table: Table) -> Iterator[Path]:
             yield path
         except DataError as error:
             raise _renamed(error, {str(path): name}) from None
+
+
+@contextmanager
+def as_files(tables: Mapping[str, Table | None]) -> Iterator[dict[str, Path]]:
+    """Yield the paths of those tables that are given, by name; see `as_file`."""
+    with ExitStack() as files:
+        yield {name: files.enter_context(as_file(name, table)) for name, table in tables.items() if table is not None}
 
 
 def to_arrow(name: str, table: object) -> pa.Table:

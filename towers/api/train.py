@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import tomli_w
+import tomlkit
 
 from features.config import FeaturesConfig
 from features.errors import DataError
@@ -16,6 +15,7 @@ from features.messages import did_you_mean
 from features.settings import StrictTable
 from towers.api.errors import plain_errors
 from towers.api.model import Device, Model, open_model
+from towers.api.printing import printing
 from towers.api.tables import Inputs, Table, plain, stored
 from towers.bundle.bundle import ModelBundle
 from towers.config import TowersConfig
@@ -53,6 +53,8 @@ def train(
     resume: bool = False,
     device: Device = "auto",
     progress: bool = True,
+    baselines: bool = True,
+    baseline_minutes: float = 2,
     **values: Any,
 ) -> Model:
     """Train a model, as `towers init` and `towers train` do, and return it.
@@ -85,6 +87,8 @@ def train(
         resume: Whether to continue the newest unfinished run with these tables and settings.
         device: Device to train on.
         progress: Whether to print what the commands print.
+        baselines: Whether the report compares with baselines. False for trainings that are compared with each other.
+        baseline_minutes: Time for choosing the hyperparameters of the baselines. 0: each is fitted once.
         **values: Settings by their own names, such as `epochs=3` or `embedding_dim=32`; they replace all others.
 
     Raises:
@@ -108,7 +112,7 @@ def train(
         raise DataError("towers.train: trains in one process; of several, run `torchrun -m towers train run.toml`")
     tables = {"interactions": interactions, "items": items, "users": users}
     search = {"documents": documents, "queries": queries, "pairs": pairs}
-    with stored({**tables, **search}) as inputs, _printing(progress), keeping_memory():
+    with stored({**tables, **search}) as inputs, printing(progress), keeping_memory():
         overrides = preset_settings(preset)
         if isinstance(settings, str | os.PathLike):
             run_toml = Path(settings)
@@ -119,7 +123,15 @@ def train(
             overrides += as_overrides(settings or {})
         overrides += as_overrides(by_full_name(values))
         folder = Path(output) if output is not None else None
-        bundle = train_and_bundle(run_toml, overrides, output=folder, resume=resume, device=device)
+        bundle = train_and_bundle(
+            run_toml,
+            overrides,
+            output=folder,
+            resume=resume,
+            device=device,
+            baselines=baselines,
+            baseline_minutes=baseline_minutes,
+        )
     return open_model(bundle)
 
 
@@ -167,7 +179,7 @@ def update(
     values: Mapping[str, Any],
 ) -> Path:
     """Continue the training of a bundle, as `Model.update` says, and return the folder of the new bundle."""
-    with stored({"interactions": interactions, "items": items, "users": users}) as inputs, _printing(progress):
+    with stored({"interactions": interactions, "items": items, "users": users}) as inputs, printing(progress):
         if inputs.names:
             inputs.keep()
         with keeping_memory():
@@ -215,21 +227,10 @@ def as_overrides(values: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]
             given += as_overrides(value, f"{key}.")
             continue
         try:
-            text = tomli_w.dumps({"value": plain(value)}).removeprefix("value = ").strip()
+            text = tomlkit.dumps({"value": plain(value)}).removeprefix("value = ").strip()
         except (TypeError, ValueError):
             raise DataError(
                 f"{key}: expected a number, a text, a boolean or a list, found {value!r}; leave it out for its default"
             ) from None
         given.append(f"{key}={text}")
     return tuple(given)
-
-
-@contextmanager
-def _printing(progress: bool) -> Iterator[None]:
-    """Print what the functions of the commands print, or nothing."""
-    with ExitStack() as stack:
-        if not progress:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 (a device)
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tomli_w
+import tomlkit
 import torch
 from jaxtyping import Bool, Float32, Int
 from pydantic import BaseModel, ConfigDict
@@ -357,7 +357,7 @@ def write_bundle(
         continuation: What a training that continues this one needs. None: none can.
     """
     with atomic_folder(path) as folder:
-        (folder / "run.toml").write_text(tomli_w.dumps(_without_nulls(settings)), encoding="utf-8")
+        (folder / "run.toml").write_text(tomlkit.dumps(_without_nulls(settings)), encoding="utf-8")
         featurizer.save(folder)
         contract.save(folder / COLUMNS)
         save_file(

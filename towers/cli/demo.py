@@ -33,7 +33,7 @@ from towers.tracking.store import how_to_open
 if TYPE_CHECKING:
     import pandas as pd
 
-SIZES = ("tiny", "small", "medium", "large")
+SIZES = ("mini", "tiny", "small", "medium", "large")
 TABLES = Path("data/shop")
 BOUND = "best possible"
 EPOCHS = 3

@@ -1,7 +1,7 @@
 """`towers doctor`: checks the installation and this machine, and shows a command that corrects each error.
 
-Each library is looked at by a small program of its own, so that one that is missing, broken or crashes its process
-spoils neither the others nor the doctor.
+Small programs look at the libraries in another process. One that is missing, broken or crashes that process spoils
+neither the others, which go on in a new one, nor the doctor.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import (
@@ -83,6 +83,20 @@ found = {"version": faiss.__version__, "gpus": getattr(faiss, "get_num_gpus", la
 }
 """Small programs that use a library for what we need of it and leave what they saw in `found`."""
 
+_PROBER = """
+import json, os, sys, traceback
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library may print when it is loaded
+for program in json.loads(sys.argv[1]):
+    names, failure = {}, None
+    try:
+        exec(program, names)
+    except BaseException:
+        failure = traceback.format_exc()
+    print(json.dumps({"found": names.get("found", {}), "failure": failure}), file=answers, flush=True)
+"""
+"""The program that runs probes, and writes a line for each."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -128,13 +142,13 @@ def doctor(installation: bool) -> None:
 
 def examine() -> Iterator[Finding]:
     """Yield the findings of all examinations, as they come; none of them raises."""
-    with ThreadPoolExecutor(max_workers=available_cores()) as workers:
-        looking = {name: workers.submit(probe, program) for name, program in PROBES.items()}
-        yield from _examined("python", _python)
-        yield from _examined("packages", _packages)
-        for name, seen in looking.items():
-            yield from _examined(name, partial(_library, name, seen))
-        yield from _examined("GPU", lambda: _gpu(looking["torch"].result(), looking["faiss"].result(), gpus()))
+    yield from _examined("python", _python)
+    yield from _examined("packages", _packages)
+    seen: dict[str, Probe] = {}
+    for name, result in probe(PROBES):
+        seen[name] = result
+        yield from _examined(name, partial(_library, name, result))
+    yield from _examined("GPU", lambda: _gpu(seen["torch"], seen["faiss"], gpus()))
     for name, examination in (
         ("tracking", _tracking),
         ("allocator", _allocator),
@@ -151,11 +165,8 @@ def examine_installation() -> Iterator[Finding]:
 
     A library that only lacks NVIDIA's driver is a note: it will load on the machine that has one.
     """
-    with ThreadPoolExecutor(max_workers=available_cores()) as workers:
-        programs = PROBES | _imports()
-        looking = {name: workers.submit(probe, program) for name, program in programs.items()}
-        yield from (found for found in _examined("packages", _packages) if found.state == "error")
-        failures = {name: failure for name, seen in looking.items() if (failure := seen.result().failure)}
+    yield from (found for found in _examined("packages", _packages) if found.state == "error")
+    failures = {name: seen.failure for name, seen in probe(PROBES | _imports()) if seen.failure}
     waiting = {name: found[0] for name, failure in failures.items() if (found := DRIVER.search(failure))}
     if waiting:
         text = f"{' and '.join(waiting)} cannot be imported without {', '.join(sorted({*waiting.values()}))}"
@@ -221,30 +232,67 @@ def _normal(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def probe(program: str) -> Probe:
-    """Run a probe's program in a Python of its own."""
-    whole = f"import json\n{program}\nprint(json.dumps(found))"
+def probe(programs: Mapping[str, str]) -> Iterator[tuple[str, Probe]]:
+    """Run probes in another Python, and yield the result of each; after a failure the rest runs in a new one.
+
+    Args:
+        programs: Program of each probe, by name.
+    """
+    left = dict(programs)
+    while left:
+        for name, result in _probed_until_failure(dict(left)):
+            del left[name]
+            yield name, result
+
+
+def _probed_until_failure(programs: Mapping[str, str]) -> Iterator[tuple[str, Probe]]:
     try:
-        ended = subprocess.run(
-            own_python("-c", whole), capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        process = subprocess.Popen(
+            own_python("-c", _PROBER, json.dumps([*programs.values()])),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
-    except subprocess.TimeoutExpired:
-        return Probe({}, f"does not load within {PROBE_SECONDS:.0f} seconds")
     except OSError as error:
-        return Probe({}, f"cannot be looked at: {error.strerror}")
-    if ended.returncode < 0:
-        return Probe({}, f"crashes its process (signal {-ended.returncode})")
-    if ended.returncode:
-        return Probe({}, _cause(ended.stderr) or f"ends with status {ended.returncode}")
-    try:
-        return Probe(json.loads(ended.stdout.strip().splitlines()[-1]))
-    except (ValueError, IndexError):
-        return Probe({}, "says nothing when it is loaded")
+        yield from ((name, Probe({}, f"cannot be looked at: {error.strerror}")) for name in programs)
+        return
+    with process:
+        try:
+            for name in programs:
+                result = _next_result(process)
+                yield name, result
+                if result.failure:
+                    return
+        finally:
+            process.kill()
 
 
-def _cause(stderr: str) -> str:
+def _next_result(process: subprocess.Popen[bytes]) -> Probe:
+    """Wait for the next line of a prober."""
+    assert process.stdout is not None
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(PROBE_SECONDS, give_up)
+    timer.start()
+    line = process.stdout.readline()
+    timer.cancel()
+    if line:
+        seen = json.loads(line)
+        return Probe(seen["found"], _cause(seen["failure"]) if seen["failure"] else None)
+    if is_late.is_set():
+        return Probe({}, f"does not load within {PROBE_SECONDS:.0f} seconds")
+    status = process.wait()
+    if status < 0:
+        return Probe({}, f"crashes its process (signal {-status})")
+    return Probe({}, f"ends with status {status}" if status else "says nothing when it is loaded")
+
+
+def _cause(trace: str) -> str:
     """The line of the exception that came first: those after it are its consequences."""
-    lines = stderr.strip().splitlines()
+    lines = trace.strip().splitlines()
     causes = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception|Exit)\b", line)]
     return (causes or lines[-1:] or [""])[0]
 
@@ -322,8 +370,7 @@ def _fault(requirement: Any, installed: set[str]) -> str | None:
     return None if requirement.specifier.contains(found, prereleases=True) else f"{requirement}, found {found}"
 
 
-def _library(name: str, looking: Future[Probe]) -> list[Finding]:
-    seen = looking.result()
+def _library(name: str, seen: Probe) -> list[Finding]:
     if seen.failure:
         needs_gpu = name in ("fbgemm", "torchrec") and _is_installed("fbgemm-gpu") and not gpus()
         return [Finding(name, seen.failure, "error", reinstall("cpu" if needs_gpu else ""))]

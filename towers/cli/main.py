@@ -43,6 +43,7 @@ COMMANDS = {
     "prepare": Entry(
         "training.commands:prepare", "Sort interactions on disk that are larger than memory.", computes=True
     ),
+    "plan": Entry("training.commands:plan", "Show what a training will take: memory, disk, time.", computes=True),
     "train": Entry(
         "training.commands:train", "Train on the tables of run.toml; the result is a bundle.", computes=True
     ),

@@ -70,11 +70,10 @@ class FeatureTower(nn.Module):
         self.dense_sizes = [sizes.dense, *sizes.fixed]
         self.dense = nn.Linear(sizes.dense, width, bias=False) if sizes.dense else None
         is_id_column = {feature.name: feature.definition.is_id for feature in features}
-        is_id = torch.tensor([is_id_column[name] for name in own], dtype=torch.bool)
+        is_id = [is_id_column[name] for name in own]
         self.is_id: Tensor
-        self.register_buffer("is_id", is_id, persistent=False)
-        self.has_other_features = sum(self.dense_sizes) > 0 or len(own) < len(sizes.tables)
-        self.has_other_features |= not bool(is_id.all())
+        self.register_buffer("is_id", torch.tensor(is_id, dtype=torch.bool), persistent=False)
+        self.has_other_features = sum(self.dense_sizes) > 0 or len(own) < len(sizes.tables) or not all(is_id)
 
     def forward(self, features: EntityFeatures) -> Float[Tensor, "entities width"]:
         """Return one vector per entity, of any length."""

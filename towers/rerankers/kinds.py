@@ -50,8 +50,7 @@ RERANKER_KINDS: dict[str, RerankerKind] = {
         ),
         RerankerKind(
             "cross-encoder",
-            "reads the text of the query, or history, together with that of each candidate; the most accurate and the "
-            "slowest",
+            "reads the text of the query, or history, together with that of each candidate; the slowest",
             "towers.rerankers.text:CrossEncoderRanker",
             "texts",
             50,

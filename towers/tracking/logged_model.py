@@ -29,6 +29,10 @@ MOST_DESCRIPTION = 5_000
 CARD = "README.md"
 
 _EXAMPLE_ITEMS = 3
+_REGISTERED = (
+    "Two-tower recommenders, one version for each bundle, with its model card as description. `towers promote` and "
+    "`towers deploy` move an alias, such as `champion`, which a service follows: `towers serve models:/NAME@champion`."
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def log_bundle(
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_REGISTERED)
     # A server looks a model up by its id. Without one MLflow does so in this process, but in its default store.
     source = f"models:/{model.model_id}" if client.tracking_uri.startswith("http") else model.artifact_location
     made = client.create_model_version(

@@ -66,9 +66,9 @@ class Pair:
         return next(one for one in self.metrics if one.metric == PRIMARY_METRIC)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparisonReport:
-    """Several runs on the same questions, each against the first.
+    """Several runs on the same questions, each against the first; it prints as a table.
 
     Attributes:
         names: The runs, the first one first.
@@ -122,6 +122,10 @@ class ComparisonReport:
         )
         people = tuple(_people(pairs, tables, title))
         return cls(tuple(names), headline, compared, people, (means, *notes))
+
+    def __repr__(self) -> str:
+        """Return the comparison for a terminal."""
+        return self.to_text()
 
     def to_text(self) -> str:
         """Return the comparison for a terminal."""
@@ -203,7 +207,7 @@ def _numbers(one: Difference) -> list[str]:
 def _found_line(pair: Pair, first: str) -> str:
     found = pair.found
     return (
-        f"among the first ten: found by both {found.both:,}, only by {first} {found.only_first:,}, only by {pair.name} "
+        f"Among the first ten: found by both {found.both:,}, only by {first} {found.only_first:,}, only by {pair.name} "
         f"{found.only_second:,}, by neither {found.neither:,}; the lists have {pair.overlap:.0%} in common"
     )
 

@@ -169,7 +169,7 @@ class Ranks:
         """
         if recommender not in self.recommenders:
             known = ", ".join(map(repr, self.recommenders))
-            raise DataError(f"--recommender {recommender}: was not evaluated; there are {known}")
+            raise DataError(f"recommender {recommender!r}: was not evaluated; there are {known}")
         parts = [
             frame[frame["recommender"] == recommender].reset_index(drop=True)
             for frame in (self.answers, self.items, self.lists)

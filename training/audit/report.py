@@ -37,9 +37,9 @@ MOST_WORST, MOST_SLICES = 25, 5_000
 _WIDEST_NAME = 40
 
 
-@dataclass(frozen=True)
-class Audit:
-    """The slices of one recommender's judgement.
+@dataclass(frozen=True, repr=False)
+class AuditReport:
+    """The slices of one recommender's judgement; it prints as a table of the worst.
 
     Attributes:
         about: What was judged.
@@ -60,7 +60,7 @@ class Audit:
     gates: tuple[Checked, ...] = ()
 
     @classmethod
-    def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> Audit:
+    def of(cls, ranks: Ranks, recommender: str | None = None, min_support: int = LEAST) -> AuditReport:
         """Cut a judgement by the tables that it was made from, as they are today.
 
         Args:
@@ -84,6 +84,10 @@ class Audit:
             slices=slice_metrics(chosen, tables, config, min_support),
             notes=tuple(notes),
         )
+
+    def __repr__(self) -> str:
+        """Return the worst slices for a terminal."""
+        return self.to_text()
 
     @property
     def whole(self) -> pd.Series:

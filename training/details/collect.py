@@ -25,6 +25,7 @@ from training.details.figures import (
     score_ranges,
     slices_of,
 )
+from training.details.item_map import report_map
 from training.details.origin import changed_settings, commit_of, versions
 from training.evaluation.details import Fact, LearningCurve, ReportDetails
 from training.evaluation.evaluate import Evaluation, ScoringModel
@@ -112,6 +113,7 @@ class DetailsCollector:
             people=examples.people(),
             near_misses=examples.near_misses(),
             failures=examples.failures(),
+            item_map=report_map(recommender, self.tables.catalog, features.title, compared.interactions, examples),
             data=data_facts(self.sequences, len(catalog), compared),
             tables=profiles,
             warnings=data_warnings(self.tables, profiles, compared),

@@ -83,6 +83,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class MarkedItems:
+    """The rows of the items of an example.
+
+    Attributes:
+        user_id: Whose.
+        history: The newest interactions.
+        recommended: The first of the recommendations.
+        held_out: What the user really chose next.
+    """
+
+    user_id: str
+    history: Int[np.ndarray, "past"]
+    recommended: Int[np.ndarray, "places"]
+    held_out: Int[np.ndarray, "targets"]
+
+
+@dataclass(frozen=True)
 class Examples:
     """Makes examples of the questions of a sample.
 
@@ -103,6 +120,18 @@ class Examples:
     def people(self) -> tuple[Example, ...]:
         """Return the first of the questions, whose order is one of chance."""
         return self._examples(np.arange(min(self.most, len(self.sample.questions))))
+
+    def marked(self) -> MarkedItems | None:
+        """Return the items of the first of these people; None if none are shown."""
+        if not self.people():
+            return None
+        asked, shown = self.sample.questions, self.sample.item_rows[0, :SHOWN]
+        return MarkedItems(
+            cut(str(asked.history.user_ids[0])),
+            asked.history.items_of(0)[::-1][:SHOWN_HISTORY],
+            shown[shown >= 0],
+            asked.target_rows[: asked.target_offsets[1]][:SHOWN_HELD_OUT],
+        )
 
     def near_misses(self) -> tuple[Example, ...]:
         """Return questions whose best held-out item is shortly behind the first ten, the nearest first."""

@@ -73,7 +73,7 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
         }
         undivided = {name: tensor for name, tensor in whole.items() if not _is_divided(name, layouts)}
         return Checkpoint(undivided | parts, counters)
-    with reading(path):
+    with reading(path, CheckpointException):
         reader = HuggingFaceStorageReader(str(path.parent / folder))
         saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
         own: dict[str, Tensor] = {}

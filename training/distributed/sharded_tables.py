@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from features.errors import DataError
+from features.parquet import memory_bytes
 from features.sequences.batches import JaggedFeatures
 from towers.model.embeddings import FeatureEmbeddings, keyed
 from towers.model.two_tower import TwoTower
@@ -37,6 +39,8 @@ EXACT = ("table_wise", "row_wise")
 """torchrec's names of the divisions with which training is that of one process."""
 RESERVED = 0.15
 """Share of memory that the planner leaves to everything but tables."""
+TABLE_COPIES = 3
+"""How often training keeps a table: as it is, its running average, and the best average so far."""
 
 
 def shard_tables(model: TwoTower, sharding: Sharding, device: torch.device) -> list[Any]:
@@ -106,33 +110,15 @@ def _shards(tensor: Tensor) -> Any:
 
 def _wrap(model: TwoTower, tables: list[FeatureEmbeddings], sharding: Sharding, device: torch.device) -> None:
     quiet_imports()
-    from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-    from torchrec.distributed.planner.types import ParameterConstraints
-    from torchrec.distributed.types import ShardingEnv, ShardingType
-
-    class Sharder(FusedEmbeddingBagCollectionSharder):
-        """torchrec hides row-wise division from its planner on a CPU, where it works as well."""
-
-        def sharding_types(self, compute_device_type: str) -> list[str]:
-            return [*{*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value}]
+    from torchrec.distributed.types import ShardingEnv
 
     size = dist.get_world_size()
-    kinds = [*EXACT] if sharding == "auto" else [sharding.replace("-", "_")]
-    constraint = ParameterConstraints(sharding_types=kinds, compute_kernels=["fused"])
-    if sharding == "column-wise":
-        constraint.min_partition = _columns(tables, size)
-    collections: list[Any] = [part.collection for part in tables]
-    constraints = {config.name: constraint for one in collections for config in one.embedding_bag_configs()}
-    logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
-    sharders: list[Any] = [Sharder()]
-    topology = Topology(world_size=size, local_world_size=_local_size(size), compute_device=device.type)
-    planner = EmbeddingShardingPlanner(
-        topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(RESERVED)
-    )
-    plan = planner.collective_plan(model, sharders, dist.group.WORLD)
+    local_size = _local_size(size)
+    memory = memory_bytes() // local_size if device.type == "cpu" else None
+    planner, sharders = table_planner(tables, sharding, size, local_size, device, memory)
+    with planning():
+        plan = planner.collective_plan(model, sharders, dist.group.WORLD)
     DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -143,7 +129,81 @@ def _wrap(model: TwoTower, tables: list[FeatureEmbeddings], sharding: Sharding, 
     )
 
 
-def _columns(tables: list[FeatureEmbeddings], size: int) -> int:
+def table_planner(
+    tables: Sequence[FeatureEmbeddings],
+    sharding: Sharding,
+    size: int,
+    local_size: int,
+    device: torch.device,
+    memory: int | None,
+) -> tuple[Any, list[Any]]:
+    """Return torchrec's planner for these tables, and the sharders that its plan is for.
+
+    Args:
+        tables: The tables, of which the planner reads the sizes alone.
+        sharding: `[training] table_sharding`.
+        size: Number of processes.
+        local_size: Number of those that share a machine.
+        device: Device of the tables.
+        memory: Bytes of each process, of which a table may take a part, because training keeps it
+            `TABLE_COPIES` times. None: torchrec's own figure.
+
+    Raises:
+        DataError: The vectors cannot be divided among so many processes (`column-wise`).
+    """
+    quiet_imports()
+    from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+    from torchrec.distributed.planner.types import ParameterConstraints
+    from torchrec.distributed.types import ShardingType
+
+    class Sharder(FusedEmbeddingBagCollectionSharder):
+        """torchrec hides row-wise division from its planner on a CPU, where it works as well."""
+
+        def sharding_types(self, compute_device_type: str) -> list[str]:
+            return [*{*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value}]
+
+    kinds = [*EXACT] if sharding == "auto" else [sharding.replace("-", "_")]
+    constraint = ParameterConstraints(sharding_types=kinds, compute_kernels=["fused"])
+    if sharding == "column-wise":
+        constraint.min_partition = _columns(tables, size)
+    collections: list[Any] = [part.collection for part in tables]
+    constraints = {config.name: constraint for one in collections for config in one.embedding_bag_configs()}
+    logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
+    topology = Topology(
+        world_size=size,
+        local_world_size=local_size,
+        compute_device=device.type,
+        ddr_cap=None if memory is None else memory // TABLE_COPIES,
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(RESERVED)
+    )
+    return planner, [Sharder()]
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """Let torchrec's planner fail in one line.
+
+    Raises:
+        DataError: The tables do not fit into the memory of the processes.
+    """
+    from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
+
+    try:
+        yield
+    except PlannerError as error:
+        if error.error_type not in (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.STRICT_CONSTRAINTS):
+            raise
+        raise DataError(
+            "torchrec's planner finds no way to divide the embedding tables so that each process has the memory for "
+            "its part; `towers plan run.toml --processes N` says what they take, and which setting to change"
+        ) from None
+
+
+def _columns(tables: Sequence[FeatureEmbeddings], size: int) -> int:
     width = tables[0].width if tables else 4 * size
     if width % (4 * size):
         raise DataError(

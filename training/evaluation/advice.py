@@ -91,6 +91,7 @@ class Rule:
         settings: `table.key=value` each, for `--set`; none: the command is `instead`.
         reason: Why, after the names of the baselines.
         instead: Another command than that with the settings.
+        is_tried: Whether a short training shows if it helps: it asks the same questions, and takes no longer.
     """
 
     knowledge: str | None
@@ -98,6 +99,7 @@ class Rule:
     settings: Callable[[Facts], Iterable[str]]
     reason: str
     instead: str = ""
+    is_tried: bool = True
 
 
 def _fixed_words(facts: Facts) -> Iterator[str]:
@@ -190,6 +192,7 @@ RULES: tuple[Rule, ...] = (
         lambda facts: (),
         "knows what is popular at the time; a ranker reads the popularity of the last day, week and month",
         instead="towers train-ranker runs/latest",
+        is_tried=False,
     ),
     Rule(
         None,
@@ -206,12 +209,20 @@ RULES: tuple[Rule, ...] = (
         lambda facts: facts.repeats >= MANY_REPEATS and facts.config.features.recommend_seen is False,
         lambda facts: ("features.recommend_seen=true",),
         "is ahead or level where repeats are left out, and many interactions are repeats; see whether they are wanted",
+        is_tried=False,
+    ),
+    Rule(
+        None,
+        lambda facts: facts.config.towers.time_bias,
+        lambda facts: ("towers.time_bias=false",),
+        "is ahead or level; see whether it does better without the times",
     ),
     Rule(
         None,
         lambda facts: facts.config.training.patience < 4,
         lambda facts: ("training.patience=4",),
         "is ahead or level; training may have stopped before it learned enough",
+        is_tried=False,
     ),
 )
 """The rules, the likeliest to help first."""

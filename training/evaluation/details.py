@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from towers.item_map import HEIGHT, WIDTH
 from training.evaluation.report_rows import Estimate
 
 
@@ -165,6 +166,63 @@ class Example:
 
 
 @dataclass(frozen=True)
+class MapPoint:
+    """An item on a map: from the left and from the top, in the units of `towers.item_map`."""
+
+    x: int
+    y: int
+    title: str
+
+
+@dataclass(frozen=True)
+class MapGroup:
+    """Items of one colour: those with a value of the column that a map is coloured by; empty: without one."""
+
+    value: str
+    points: tuple[MapPoint, ...]
+
+
+@dataclass(frozen=True)
+class ReportMap:
+    """A map of the items, with the first of the examples of people on it.
+
+    Attributes:
+        column: The column that the items are coloured by; empty: none.
+        groups: The items that are shown, by colour.
+        num_items: How many items there are in all.
+        user_id: Whose items are marked; empty: no user's.
+        history: The newest items of the user's history.
+        recommended: The first of the recommendations.
+        held_out: What the user really chose next.
+    """
+
+    column: str
+    groups: tuple[MapGroup, ...]
+    num_items: int
+    user_id: str = ""
+    history: tuple[MapPoint, ...] = ()
+    recommended: tuple[MapPoint, ...] = ()
+    held_out: tuple[MapPoint, ...] = ()
+
+    width = WIDTH
+    height = HEIGHT
+
+    @property
+    def marks(self) -> tuple[tuple[str, str, tuple[MapPoint, ...]], ...]:
+        """What is marked: the shape, what it means, and the items."""
+        return (
+            ("past", "history", self.history),
+            ("found", "recommended", self.recommended),
+            ("next", "really chosen next", self.held_out),
+        )
+
+    @property
+    def num_shown(self) -> int:
+        """Number of items that are shown."""
+        return sum(len(group.points) for group in self.groups)
+
+
+@dataclass(frozen=True)
 class ColumnProfile:
     """A column of a table.
 
@@ -222,6 +280,7 @@ class ReportDetails:
         people: Examples of questions, drawn by chance.
         near_misses: Held-out items shortly behind the recommendations.
         failures: Held-out items far behind them.
+        item_map: The items in the plane; None where the recommender has no vectors of items.
         data: Figures of the data.
         tables: The tables.
         warnings: What is remarkable about the data, a sentence each.
@@ -242,6 +301,7 @@ class ReportDetails:
     people: tuple[Example, ...] = ()
     near_misses: tuple[Example, ...] = ()
     failures: tuple[Example, ...] = ()
+    item_map: ReportMap | None = None
     data: tuple[Fact, ...] = ()
     tables: tuple[TableProfile, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+_CODE = re.compile("`([^`]+)`")
 
 
 def render(template: str, **values: Any) -> str:
@@ -23,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("training"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -31,3 +35,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["marked"] = marked
+    return environment
+
+
+def marked(text: str) -> Markup:
+    """Return a text for a page, with what stands between backticks as code.
+
+    Example:
+        >>> marked("`towers index` & more")
+        Markup('<code>towers index</code> &amp; more')
+    """
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped)

@@ -25,7 +25,7 @@ from training.evaluation.comparison import Comparison
 from training.evaluation.details import ReportDetails
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import METRICS
-from training.evaluation.report_page import PageContent, report_page, report_tables
+from training.evaluation.report_page import PageContent, report_page, report_plots, report_tables
 from training.evaluation.report_rows import (
     COVERAGE_LABEL,
     COVERAGE_MEANING,
@@ -49,6 +49,7 @@ ONLY_ON_PAGES = ("recall_at_100", "recall_at_20")
 FORMAT = 2
 WIDTH = 120
 """Columns of a terminal."""
+_ESCAPED = r"\\\1"
 _SEEDS = re.compile(r"^seed [\d, ]+: ")
 
 
@@ -62,7 +63,8 @@ class EvaluationReport:
         num_questions: Number of queries, for each seed.
         num_candidates: Number of items that were ranked for each query.
         seeds: The seeds of the trainings.
-        rows: A row for each recommender, the evaluated one first; a row has `name` and, by metric, `metrics`.
+        rows: A row for each recommender, the evaluated one first; a row has `name`, by metric `metrics`, and `lead`,
+            how far the model's N@10 is above this one's; each has `mean`, and `low` and `high`, its 95 % interval.
         notes: What a reader should know, a sentence each.
         advice: What to try where the first recommender is not ahead, the likeliest first.
         details: What the page shows beyond the metrics; not in the JSON. None: the page has the metrics only.
@@ -236,6 +238,10 @@ class EvaluationReport:
             "report.html": self.to_html(),
         }
 
+    def plots(self) -> dict[str, str]:
+        """Return the pictures of the page as SVG files, by name."""
+        return report_plots(self._content())
+
     def write(self, folder: Path) -> None:
         """Write `report.json` and `report.html` into a folder, each complete or not at all."""
         for name, text in self.texts().items():
@@ -264,6 +270,32 @@ class EvaluationReport:
         for one in self.advice:
             lines += [*wrap(f"- {one.reason}", WIDTH, subsequent_indent="  "), f"    {one.command}"]
         return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """Return the most important columns as a Markdown table, with what they mean, for pages that are not wide."""
+        shown = (PRIMARY_METRIC, SHARE_METRIC)
+        has_leads = any(row.standing for row in self.rows)
+        head = ["", *map(label_of, shown), *(["lead in N@10"] if has_leads else [])]
+        body = [
+            [row.name, *(_cell(row, name) for name in shown), *([_lead_cell(row)] if has_leads else [])]
+            for row in self.rows
+        ]
+        ruler = f"|{' --- |' + ' ---: |' * (len(head) - 1)}"
+        table = [_markdown_row(head), ruler, *map(_markdown_row, body)]
+        legend = ["\\*: ahead of all others, clear of zero"] if any(row.ahead_in for row in self.rows) else []
+        legend += ["lead: of the first row over this one, on the same questions; ≈: not distinguishable"] * has_leads
+        notes, _ = self.notes_by_kind
+        return "\n\n".join(
+            [
+                *([self.warning] if self.warning else []),
+                self.headline,
+                "\n".join(table),
+                f"±: {self._margin_meaning()}. " + " ".join(f"{line}." for line in legend),
+                *self._limit_lines(),
+                *notes,
+                "All metrics are in report.html and report.json.",
+            ]
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Return the means as a table: a row for each recommender, a column for each metric."""
@@ -368,6 +400,10 @@ def _lead_cell(row: ReportRow) -> str:
     if row.standing is None or row.lead is None:
         return "–  "
     return f"{row.lead.mean:+.4f} ±{row.lead.margin or 0:.4f} {'≈' if row.standing == 'level' else ' '}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(re.sub(r'([|*])', _ESCAPED, cell.strip()) for cell in cells)} |"
 
 
 def _slice_cell(row: ReportRow, name: str) -> str:

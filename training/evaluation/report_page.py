@@ -11,7 +11,7 @@ from typing import Any
 
 from training.evaluation.advice import Advice
 from training.evaluation.charts import Line, Scale, line
-from training.evaluation.details import LearningCurve, ReportDetails, ScoreRange
+from training.evaluation.details import LearningCurve, ReportDetails, ReportMap, ScoreRange
 from training.evaluation.pages import render
 from training.evaluation.report_rows import PRIMARY_METRIC, Estimate, ReportRow, label_of
 from training.evaluation.verdict import Verdict
@@ -94,6 +94,7 @@ class CurveChart:
     """Lines over the epochs.
 
     Attributes:
+        name: What is shown, in a word.
         title: What is shown, with its unit.
         across: The axis of the epochs.
         up: The axis of the values.
@@ -102,6 +103,7 @@ class CurveChart:
         decays: Places of the epochs after which the learning rates were lowered.
     """
 
+    name: str
     title: str
     across: Scale
     up: Scale
@@ -124,6 +126,29 @@ def report_page(content: PageContent) -> str:
         scores=None if details is None or not details.scores else score_chart(details.scores),
         tiles=_tiles(content),
     )
+
+
+def report_plots(content: PageContent) -> dict[str, str]:
+    """Return the pictures of the page as SVG files, by name; those that the page does not have are left out."""
+    details = content.details
+    plots: dict[str, tuple[str, str, Any]] = {}
+    for name, chart in (("metrics", quality_chart(content.rows)), ("leads", lead_chart(content.rows))):
+        if chart is not None:
+            plots[name] = (chart.label, "intervals", chart)
+    if details is not None:
+        plots |= {
+            f"{chart.name}_by_epoch": (f"{chart.title}, by epoch", "curve", chart)
+            for chart in curve_charts(details.curves)
+        }
+        if details.scores:
+            scores = score_chart(details.scores)
+            plots["scores"] = (scores.label, "intervals", scores)
+        if details.item_map is not None:
+            plots["item_map"] = (_map_title(details.item_map), "map", details.item_map)
+    return {
+        f"{name}.svg": render("plot.svg", title=title, kind=kind, chart=chart)
+        for name, (title, kind, chart) in plots.items()
+    }
 
 
 def report_tables(content: PageContent) -> str:
@@ -172,6 +197,7 @@ def curve_charts(curves: Sequence[LearningCurve]) -> list[CurveChart]:
         ]
         charts.append(
             CurveChart(
+                name,
                 title,
                 across,
                 up,
@@ -250,6 +276,12 @@ def _interval_chart(
         for name, one, tone in rows
     )
     return IntervalChart(label, scale, marks, scale.at(0.0) if form.startswith("+") else None)
+
+
+def _map_title(item_map: ReportMap) -> str:
+    colours = f", coloured by {item_map.column}" if item_map.column else ""
+    marked = f"; marked: user {item_map.user_id}" if item_map.user_id else ""
+    return f"Map of {item_map.num_shown:,} of {item_map.num_items:,} items{colours}{marked}"
 
 
 def _in_percent(estimate: Estimate) -> Estimate:

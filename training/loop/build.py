@@ -148,7 +148,7 @@ def build(
     batches = TrainingBatches(
         train,
         history=config.features.max_history,
-        batch_size=min(settings.batch_size, max(MIN_BATCH_SIZE, train.num_events // STEPS_PER_EPOCH)),
+        batch_size=batch_size_of(settings, train.num_events),
         seen_items=SeenItems.of(config.features.recommend_seen),
         seed=settings.seed,
         targets=settings.targets,
@@ -188,6 +188,11 @@ def build(
         loss=LOSSES[settings.loss],
         trend=trend,
     )
+
+
+def batch_size_of(settings: TrainingConfig, num_events: int) -> int:
+    """Return the interactions per step of a training on so many."""
+    return min(settings.batch_size, max(MIN_BATCH_SIZE, num_events // STEPS_PER_EPOCH))
 
 
 def dense_parameters(model: TwoTower) -> list[Tensor]:

@@ -18,9 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from features.errors import DataError
 from features.files import atomic_file
@@ -58,11 +55,10 @@ class Checkpoint:
         """
         counters = cls.load_counters(path)
         folder = counters.pop(PARTS, None)
-        with reading(path):
-            if folder is not None:
-                return cls(_read_parts(path.parent / folder), counters)
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if folder is not None:
+            return cls(_read_parts(path, folder), counters)
+        with reading(path), safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         return cls(tensors, counters)
 
     @classmethod
@@ -85,25 +81,31 @@ class Checkpoint:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Let what goes wrong in reading a checkpoint be a `DataError` that says what to do."""
+def reading(path: Path, *errors: type[BaseException]) -> Iterator[None]:
+    """Let what goes wrong in reading a checkpoint be a `DataError` that says what to do; `errors` too."""
+    unreadable: tuple[type[BaseException], ...] = (*errors, SafetensorError, OSError, KeyError, TypeError, ValueError)
     try:
         yield
     except DataError:  # which is a ValueError, and says it better
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint to resume from; train without --resume") from None
-    except (CheckpointException, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except unreadable as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise DataError(f"{path}: the checkpoint cannot be read ({reason}); train without --resume") from None
 
 
-def _read_parts(folder: Path) -> dict[str, Tensor]:
+def _read_parts(path: Path, folder: str) -> dict[str, Tensor]:
     """Read whole tensors of which several processes wrote a part each."""
-    reader = HuggingFaceStorageReader(str(folder))
-    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in saved.items()}
-    with warnings.catch_warnings():
+    # They take a second to load, which a training in one process is spared.
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with reading(path, CheckpointException), warnings.catch_warnings():
+        reader = HuggingFaceStorageReader(str(path.parent / folder))
+        saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
+        tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in saved.items()}
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # as it should
         load({**tensors}, storage_reader=reader, no_dist=True)
     return tensors

@@ -1,8 +1,8 @@
 """Incremental training: the weights of an earlier training go on with interactions that came since.
 
-New ids and categories get rows behind the old ones, which stay where they are. A new row begins with zeros, so that
-before its first step an item or a user is what it was to the old model: its texts and other columns. Then the new
-interactions are trained on for a few epochs, and old ones are replayed with them (`features.sequences.replay`).
+New ids and categories get rows behind the old ones, which stay where they are. A new row begins as what the value was
+to the old model, so that before its first step an item or a user is what it was: its texts and other columns. Then the
+new interactions are trained on for a few epochs, and old ones are replayed with them (`features.sequences.replay`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import torch
 from torch import Tensor
 
 from features.featurizer.featurizer import Featurizer
+from features.featurizer.side_encoders import SideEncoders
+from features.featurizer.sparse import ValueEncoder
 from features.sequences.replay import Replay
 from features.sequences.sequences import Sequences
 from features.tables.tables import Tables
 from towers.bundle.continuation import Continuation
+from towers.model.feature_tower import FeatureTower
 from towers.model.two_tower import TwoTower
 from training.config import RunConfig
-from training.loop.build import MIN_BATCH_SIZE, STEPS_PER_EPOCH, TrainingData, build
+from training.loop.build import TrainingData, batch_size_of, build
 from training.loop.fit import TrainedModel
 from training.loop.trainer import Progress, Trainer
 
 WARM_UP_SHARE = 0.1
 """Share of the steps over which the learning rates rise, at most: AdamW begins without its moments."""
-_ITEM_TABLES = "item_tower.embeddings."
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,11 @@ def continue_fit(
         trend_levels=None if trend is None else trend.levels.cpu().numpy(),
     )
     trainer = Trainer(parts, checkpoint=checkpoint, on_step=on_step, on_epoch=on_epoch)
-    has_other_features = trainer.model.item_tower.has_other_features
-    overwrite_grown(
-        trainer.model.state_dict(),
-        origin.model.state_dict(),
-        lambda name: not has_other_features and name.startswith(_ITEM_TABLES),
-    )
+    overwrite_grown(trainer.model.state_dict(), origin.model.state_dict())
     overwrite_grown(trainer.table_states(), origin.continuation.table_states)
+    for tower, side in ((trainer.model.item_tower, "items"), (trainer.model.user_tower.attributes, "users")):
+        if tower is not None:
+            begin_new_rows(tower, getattr(featurizer, side), getattr(origin.featurizer, side))
     if resume:
         trainer.resume()
     has_work = config.continuation.epochs and is_new.any()
@@ -106,35 +106,49 @@ def continue_fit(
 
 
 @torch.no_grad()
-def overwrite_grown(
-    tensors: Mapping[str, Tensor],
-    earlier: Mapping[str, Tensor],
-    begins_with_mean: Callable[[str], bool] = lambda name: False,
-) -> None:
-    """Give tensors the values of earlier ones of the same names, which may have fewer rows.
-
-    Args:
-        tensors: The tensors to overwrite.
-        earlier: Those of the earlier training.
-        begins_with_mean: Says of a name whether new rows begin with the mean of the earlier ones and not with zeros: in
-            the table of the only feature, where zeros would be no vector at all.
-    """
+def overwrite_grown(tensors: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> None:
+    """Give tensors the values of earlier ones of the same names, and zeros where these have no row."""
     for name, tensor in tensors.items():
-        before = earlier[name].to(tensor.device)
+        before = earlier[name]
         if tensor.shape == before.shape:
             tensor.copy_(before)
+        else:
+            tensor[: len(before)] = before
+            tensor[len(before) :] = 0
+
+
+@torch.no_grad()
+def begin_new_rows(tower: FeatureTower, grown: SideEncoders, earlier: SideEncoders) -> None:
+    """Give new values the vector that they had to the earlier model.
+
+    That is the pooled vector of the hashed rows that a value had, or nothing. Where an id is all there is of an item,
+    nothing would be no vector at all, and it begins with the mean of the others.
+    """
+    for name, encoder in grown.sparse.items():
+        before = earlier.sparse[name]
+        if not isinstance(encoder, ValueEncoder) or not isinstance(before, ValueEncoder):
             continue
-        tensor[: len(before)] = before
-        tensor[len(before) :] = before[1:].mean(dim=0) if begins_with_mean(name) and len(before) > 1 else 0
+        if tower.embeddings is None or encoder.num_rows == before.num_rows:
+            continue
+        table = tower.embeddings.rows(name)
+        known, new = table[: before.num_rows], table[before.num_rows :]
+        sizes, rows = map(torch.from_numpy, before.rows_of(encoder.vocabulary.values[-len(new) :].tolist()))
+        new.index_add_(0, torch.repeat_interleave(sizes).to(table.device), known[rows.to(table.device)])
+        new *= sizes.clamp(min=1).rsqrt()[:, None].to(table.device)
+        if not tower.has_other_features and before.num_rows > 1:
+            new[sizes == 0] = known[1:].mean(dim=0)
 
 
 def _settings(config: RunConfig, train: Sequences, replay: Replay) -> RunConfig:
-    """Return the settings for the few steps of a continued training: smaller batches, a shorter warm-up."""
+    """Return the settings for the few steps of a continued training: smaller batches, a shorter warm-up.
+
+    The seed is another one each time: with the same one, day by day the same users would be replayed.
+    """
     training, own = config.training, config.continuation
     lengths = np.minimum(train.lengths, config.features.max_history + 1)
     has_new = np.bincount(train.event_users[replay.is_new], minlength=len(train)) > 0
     num_read = int((lengths * np.where(has_new, 1.0, replay.chance)).sum())
-    batch_size = min(training.batch_size, max(MIN_BATCH_SIZE, num_read // STEPS_PER_EPOCH))
+    batch_size = batch_size_of(training, num_read)
     num_steps = own.epochs * num_read / batch_size
     chunk = training.gradient_cache_chunk
     changed = {
@@ -142,6 +156,7 @@ def _settings(config: RunConfig, train: Sequences, replay: Replay) -> RunConfig:
         "batch_size": batch_size,
         "warmup_steps": min(training.warmup_steps, int(num_steps * WARM_UP_SHARE)),
         "item_init": "random",
+        "seed": int(np.random.SeedSequence([training.seed, train.num_events]).generate_state(1)[0]),
         "gradient_cache_chunk": None if chunk is None or chunk > batch_size else chunk,
         **{
             name: getattr(training, name) * own.learning_rate_factor

@@ -104,6 +104,7 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Progress, dict[str, float]], None] | None = None,
     processes: Processes | None = None,
+    say: Say = lambda note: None,
 ) -> TrainedModel:
     """Train on the split's training data until its validation N@10 has stopped rising.
 
@@ -117,6 +118,7 @@ def fit(
         on_step: Called with the step and the mean loss of the epoch so far.
         on_epoch: Called with the progress and the metrics of the epoch.
         processes: Those that train together. None: this one alone.
+        say: Called with what the vocabularies leave out, a line each.
 
     Raises:
         DataError: The settings need timestamps that the tables do not have.
@@ -132,6 +134,8 @@ def fit(
     began = time.monotonic()
     together = processes or OneProcess()
     featurizer = fit_featurizer(config, tables, split.train)
+    for note in featurizer.notes:
+        say(note)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     questions = _sample(split.validation, config.training.seed)
 

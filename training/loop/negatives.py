@@ -124,12 +124,12 @@ class TrendNumbers:
 class Negatives:
     """The items that every positive of a batch competes with.
 
-    For positive `p` item `j` stands for `w_pj = 1 / sum_s factors_ps expected_sj` items, a sum over the ways in which
-    it could have been drawn.
+    In the loss of positive `p` the term of item `j` has the weight `w_pj = 1 / sum_s factors_ps expected_sj`, a sum
+    over the ways in which the item could have been drawn.
 
     Attributes:
-        rows: Catalogue rows, `[negatives]`, none twice: those that stand for themselves, those drawn, and of these last
-            those whose vectors are remembered.
+        rows: Catalogue rows, `[negatives]`, none twice. First those that were not drawn (weight 1), then those drawn
+            and encoded in this step, last those drawn whose vectors are from earlier steps.
         forbidden: Which of them are not negatives of which positive.
         expected: How often each way of drawing was expected to draw each item, over how often it was drawn, `[ways,
             negatives]`. None: each item stands for itself.

@@ -103,13 +103,19 @@ def initialise_embeddings(
         settings: `[training]`.
 
     Raises:
-        DataError: Items are not known by their ids.
+        DataError: Items are not known by their ids, or some share rows.
     """
     sparse, embeddings = item_features.sparse, model.item_tower.embeddings
     if sparse is None or embeddings is None or ITEM_ID not in sparse.keys:
         raise DataError(
             '[training] item_init = "spectral" initialises id embeddings, and items have no id feature; add '
             'item_id = { kind = "id" } to [features.item], or set item_init = "random"'
+        )
+    own = sparse.select([ITEM_ID])
+    if int(own.lengths.max()) > 1 or len(own.values.unique()) < len(own.values):
+        raise DataError(
+            '[training] item_init = "spectral" initialises an embedding of each item, and hashed_rows of '
+            f"[features.item.{ITEM_ID}] lets some share theirs; remove one of them"
         )
     others = [name for name in sparse.keys if name != ITEM_ID]
     bags = {name: _bags(sparse, name, len(embeddings.rows(name))) for name in others}
@@ -128,7 +134,7 @@ def initialise_embeddings(
         ids.zero_()
         device = ids.device
         rest = torch.from_numpy(start.items).to(device) - model.eval().item_tower(item_features)
-        ids[sparse.select([ITEM_ID]).values] = rest
+        ids[own.values] = rest[(own.lengths > 0).to(device)]  # rare ids may have no row
         model.user_tower.read.weight[-1, -1] = 0.0
         model.user_tower.beginning.zero_()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -184,7 +184,7 @@ class Trainer:
         )
         with bar:
             began = time.perf_counter()
-            for batch in _prefetched(self.batches.epoch(progress.epoch, progress.batch)):
+            for batch in prefetched(self.batches.epoch(progress.epoch, progress.batch)):
                 self.loss_sum += self.step(batch)
                 progress.batch += 1
                 bar.update()
@@ -395,6 +395,11 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         assert self.checkpoint is not None
+        self.processes.save(self.state(), self.checkpoint)
+        self._saved_at = time.monotonic()
+
+    def state(self) -> Checkpoint:
+        """Return all that the next step depends on; the tensors are those that training goes on to change."""
         self.progress.loss = self.loss_sum.item()
         checkpoint = Checkpoint(counters=vars(self.progress).copy())
         checkpoint.counters["best"] = None if math.isinf(self.progress.best) else self.progress.best
@@ -405,8 +410,7 @@ class Trainer:
         checkpoint.add("tables", self.table_states())
         checkpoint.add("negatives", self.negatives.state())
         checkpoint.add("random", {"torch": torch.get_rng_state(), "negatives": self.generator.get_state()})
-        self.processes.save(checkpoint, self.checkpoint)
-        self._saved_at = time.monotonic()
+        return checkpoint
 
     def resume(self) -> None:
         """Go back to where the checkpoint was written."""
@@ -449,7 +453,7 @@ class Trainer:
         return self.processes.local(states)
 
 
-def _prefetched(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:
+def prefetched(batches: Iterator[SequenceBatch]) -> Generator[SequenceBatch, None, None]:
     """Yield the same batches, each prepared while the previous one is trained on."""
     with ThreadPoolExecutor(1) as worker:
         upcoming = worker.submit(next, batches, None)

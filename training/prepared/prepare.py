@@ -57,6 +57,28 @@ def training_tables(config: FeaturesConfig, settings: Path) -> Tables:
     return read_tables(config, settings.parent)
 
 
+def tables_as_they_are(config: FeaturesConfig, settings: Path) -> Tables:
+    """Return the same tables, and write nothing: what is to be on disk has to be there.
+
+    Args:
+        config: The `[features]` table.
+        settings: Path of run.toml; the paths in it are relative to its folder.
+
+    Raises:
+        DataError: As of `read_tables`, or the interactions are to be prepared and are not.
+        BundleError: What was prepared is damaged.
+    """
+    if not _is_prepared(config, settings.parent):
+        return read_tables(config, settings.parent)
+    where = prepared_folder(settings)
+    found = PreparedFolder.open(where, _digest(config, data_digests(config, settings.parent)))
+    if found is None:
+        raise DataError(
+            f"{where}: no interactions prepared of these tables and settings; run `towers prepare {settings}` first"
+        )
+    return _opened(config, settings.parent, found)
+
+
 def prepared_tables(config: FeaturesConfig, folder: Path, output: Path, *, again: bool = False) -> Tables:
     """Return the tables of a run with interactions that are read from disk.
 
@@ -84,6 +106,10 @@ def prepared_tables(config: FeaturesConfig, folder: Path, output: Path, *, again
             assert found is not None, "it was written just now"
         else:
             click.echo(f"{output}: prepared already, {said_of(found.sequences)}", err=True)
+    return _opened(config, folder, found)
+
+
+def _opened(config: FeaturesConfig, folder: Path, found: PreparedFolder) -> Tables:
     blocks = EventBlocks(config, folder, found.readings)
     blocks.was_read(found.ids_are_text, found.item_ids)
     interactions = PreparedInteractions(pd.DataFrame(), found.sequences.is_ordered, found.sequences)

@@ -31,9 +31,7 @@ score of an item for a user is the dot product of their unit vectors.
 
 ## Evaluation
 
-```
-{report.to_text()}
-```
+{report.to_markdown()}
 
 ## Use
 

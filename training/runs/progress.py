@@ -1,4 +1,4 @@
-"""Progress of training on stderr: a summary of the data, and a line per epoch."""
+"""Progress of training: a summary of the data and a line per epoch on stderr, values and pictures in MLflow."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from features.sequences.sequences import Sequences
 from features.tables.tables import Tables
 from training.config import RunConfig
+from training.evaluation.report import EvaluationReport
 from training.loop.trainer import Progress
 from training.runs.mlflow_tracker import Tracker
 from training.runs.provenance import run_name
@@ -59,6 +60,12 @@ def start_tracking(
         run_id=run_id,
         folder=folder,
     )
+
+
+def log_plots(tracker: Tracker, report: EvaluationReport) -> None:
+    """Record the pictures of a report as files of the run, in the folder `plots`."""
+    for name, picture in report.plots().items():
+        tracker.log_text(picture, f"plots/{name}")
 
 
 def report_steps(tracker: Tracker) -> Callable[[int, float], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from training.audit.ranks import Ranks
-from training.audit.report import PAGE, TABLE, Audit
+from training.audit.report import PAGE, TABLE, AuditReport
 from training.audit.slices import WHOLE
 from training.audit.thresholds import Checked, Threshold
 from training.runs.progress import start_tracking
@@ -29,7 +29,7 @@ def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None
         DataError: A gate cannot be read, the folder holds no ranks, or the tables do not go with them.
     """
     parsed = [Threshold.parse(gate) for gate in gates]
-    audit = Audit.of(Ranks.read(evaluation), recommender, min_support)
+    audit = AuditReport.of(Ranks.read(evaluation), recommender, min_support)
     checked = [gate.check(audit.slices, min_support) for gate in parsed]
     audit = replace(audit, gates=tuple(checked))
     audit.write(evaluation)
@@ -41,7 +41,7 @@ def audit_run(evaluation: Path, gates: Sequence[str], *, recommender: str | None
     return all(gate.passes for gate in checked)
 
 
-def _record(audit: Audit, evaluation: Path) -> None:
+def _record(audit: AuditReport, evaluation: Path) -> None:
     """Record the slices in MLflow, as a run of their own."""
     about = audit.about
     tags = {**about.digests, "protocol": about.protocol, "part": about.part, "recommender": audit.recommender}

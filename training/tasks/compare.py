@@ -26,12 +26,26 @@ SELECTED = (
 
 
 def compare_runs(runs: Sequence[Path], output: Path, min_support: int) -> ComparisonReport:
-    """Compare runs with the first, and write the comparison.
+    """Compare runs with the first, write the comparison and print it; arguments and errors as of `comparison_of`.
+
+    Args:
+        runs: The runs.
+        output: Folder of the page and the table.
+        min_support: Least number of questions of a slice.
+    """
+    report = comparison_of(runs, min_support)
+    report.write(output)
+    click.echo(report.to_text())
+    click.echo(f"\n{output / PAGE} and {TABLE} written")
+    return report
+
+
+def comparison_of(runs: Sequence[Path], min_support: int) -> ComparisonReport:
+    """Return the comparison of runs with the first.
 
     Args:
         runs: Folders that `towers evaluate --output` wrote, or bundles, which are evaluated on the questions that the
             training of the first held out.
-        output: Folder of the page and the table.
         min_support: Least number of questions of a slice.
 
     Raises:
@@ -49,7 +63,7 @@ def compare_runs(runs: Sequence[Path], output: Path, min_support: int) -> Compar
     pairs = [Paired.of(ranks[0], other, [names[0], name]) for name, other in zip(names[1:], ranks[1:], strict=True)]
     about = ranks[0].about
     tables = read_tables(about.settings.features, Path(about.tables_folder))
-    report = ComparisonReport.of(
+    return ComparisonReport.of(
         names,
         pairs,
         tables,
@@ -58,10 +72,6 @@ def compare_runs(runs: Sequence[Path], output: Path, min_support: int) -> Compar
         min_support=min_support,
         notes=[SELECTED.format(first=names[0])] if all(are_bundles) else [],
     )
-    report.write(output)
-    click.echo(report.to_text())
-    click.echo(f"\n{output / PAGE} and {TABLE} written")
-    return report
 
 
 def _of_evaluation(run: Path) -> Ranks:

@@ -30,7 +30,7 @@ from training.evaluation.evaluate import Evaluation, ScoringModel, TableRecommen
 from training.evaluation.report import EvaluationReport
 from training.loop.fit import check_choices, choose_device, fit
 from training.runs.mlflow_tracker import Tracker
-from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
 from training.tasks.protocols import QuestionSet, is_drawn, split_by, usual_protocol
 
@@ -57,6 +57,7 @@ def evaluate_run(
     compare: Sequence[str] = (),
     upper_bound: Sequence[str] = (),
     output: Path | None = None,
+    baselines: bool = True,
     baseline_minutes: float = BASELINE_MINUTES,
 ) -> EvaluationReport:
     """Return the evaluation of the settings of a run.toml; see `evaluate_settings`.
@@ -71,7 +72,8 @@ def evaluate_run(
         compare: `NAME=FILE` each: other recommendations to evaluate.
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks.
-        baseline_minutes: Time for choosing the hyperparameters of the baselines.
+        baselines: Whether to compare with baselines.
+        baseline_minutes: Time for choosing their hyperparameters.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
@@ -87,6 +89,7 @@ def evaluate_run(
         upper_bound=[_named_file(text) for text in upper_bound],
         output=output,
         command=("towers", "evaluate", str(settings), *as_flags(overrides)),
+        baselines=baselines,
         baseline_minutes=baseline_minutes,
     )
 
@@ -103,6 +106,7 @@ def evaluate_settings(
     upper_bound: Sequence[NamedFile] = (),
     output: Path | None = None,
     command: Sequence[str] = ("towers", "evaluate", "run.toml"),
+    baselines: bool = True,
     baseline_minutes: float = BASELINE_MINUTES,
 ) -> EvaluationReport:
     """Return the evaluation of settings under a protocol.
@@ -118,12 +122,14 @@ def evaluate_settings(
         upper_bound: The same, for recommendations shown as an upper bound.
         output: Folder for the report and the ranks that `towers audit` reads. None: neither is written.
         command: The command that evaluates these settings, for advice on others.
-        baseline_minutes: Time for choosing the hyperparameters of the baselines, for each split.
+        baselines: Whether to compare with baselines.
+        baseline_minutes: Time for choosing their hyperparameters, for each split.
 
     Raises:
         DataError: Something in the settings, the tables or the files is wrong.
     """
     check_choices(config)
+    budget = Budget.of_minutes(baseline_minutes) if baselines else None
     where = choose_device(device)
     tables = read_tables(config.features, folder)
     sequences = tables.interactions.sequences(tables.catalog)
@@ -154,7 +160,7 @@ def evaluate_settings(
                 ours = [_answers(one, split, part) for one in towers]
                 own.log_metrics(ours[0].means, step=0)
             if others is None or is_drawn(protocol, sequences):
-                others = _Others.fit(split, part, config, tables, given, Budget(seconds=60 * baseline_minutes))
+                others = _Others.fit(split, part, config, tables, given, budget)
             runs[seed], notes[seed] = [*ours, *others.evaluations], others.notes
             parts[seed] = {run.name: slices(run, _questions(split, part), split.warm_items) for run in runs[seed]}
             collector.add_evaluation(
@@ -191,9 +197,10 @@ def _of_seed(tracker: Tracker, config: RunConfig) -> Tracker:
 def _record(tracker: Tracker, report: EvaluationReport) -> None:
     """Record the report, with its metrics and its first line."""
     tracker.log_metrics(report.metrics(), step=0)
-    tracker.describe(f"{report.warning or report.headline}\n\n```\n{report.to_text()}\n```")
+    tracker.describe(report.to_markdown())
     for name, text in report.texts().items():
         tracker.log_text(text, name)
+    log_plots(tracker, report)
 
 
 def _trained(
@@ -239,14 +246,16 @@ class _Others:
         config: RunConfig,
         tables: Tables,
         given: Sequence[TableRecommender],
-        budget: Budget,
+        budget: Budget | None,
     ) -> _Others:
-        """Fit the baselines, and evaluate them and the given tables."""
-        if config.towers.reads_history:
+        """Fit the baselines, unless there is no budget for them, and evaluate them and the given tables."""
+        baselines: list[ScoringModel] = []
+        notes: list[str] = []
+        if budget is not None and config.towers.reads_history:
             texts = item_texts(tables.catalog, config.features.item)
             click.echo("choosing the hyperparameters of the baselines", err=True)
             baselines, notes = fit_baselines(split, texts=texts, budget=budget, say=partial(click.echo, err=True))
-        else:
+        elif budget is not None:
             baselines, notes = fit_query_baselines(split, tables, config.features)
         evaluations = [_answers(recommender, split, part) for recommender in (*baselines, *given)]
         return cls(evaluations, [*_sample_note(split, part), *_baskets_note(split, part), *notes])

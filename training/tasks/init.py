@@ -55,6 +55,12 @@ track = true                     # record the run in MLflow
 """
 
 
+QUESTIONS = {
+    "leave-one-out": 'validation = "leave-one-out"     # the question is what comes next\n',
+    "time": 'validation = "time"              # the question is what users will have in the coming weeks\n',
+    "users": 'validation = "users"             # the question is what else users like that training does not know\n',
+}
+
 SEARCH_TRAINING = """\
 [training]
 seed = 0                         # the same seed gives the same weights
@@ -153,12 +159,13 @@ def propose(
     return proposal
 
 
-def write_proposal(proposal: Proposal, output: Path) -> None:
+def write_proposal(proposal: Proposal, output: Path, validation: str = "auto") -> None:
     """Print how each column will be used, and write run.toml.
 
     Args:
         proposal: What to write.
         output: Where run.toml goes.
+        validation: As `[training] validation`; other than `auto` it is written down.
 
     Raises:
         DataError: Training would refuse the tables; all that is wrong at once. Nothing is written.
@@ -168,7 +175,9 @@ def write_proposal(proposal: Proposal, output: Path) -> None:
         click.echo(f"note: {warning}", err=True)
     Problems(proposal.problems).raise_all()
     with atomic_file(output) as temporary:
-        temporary.write_text(f"{proposal.settings}\n{render_model_settings(proposal.inference)}", encoding="utf-8")
+        asked = "" if validation == "auto" else QUESTIONS[validation]
+        text = f"{proposal.settings}\n{render_model_settings(proposal.inference)}{asked}"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _inferred(

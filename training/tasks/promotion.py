@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from features.errors import DataError
 from towers.bundle.bundle import ModelBundle
+from towers.rerankers.manifest import has_ranker
 from training.audit.comparison_report import ComparisonReport
 from training.audit.facets import Facet
 from training.audit.paired import LEVEL, Difference, Paired
@@ -17,6 +18,7 @@ from training.evaluation.metrics import METRICS
 from training.evaluation.report import label_of
 from training.tasks.held_out import HeldOut
 from training.tasks.rank_bundles import rank_bundles
+from training.tasks.reranked import served_orders
 
 SELECTED = (
     "The challenger's training was stopped early by these questions, which favours it a little; the champion may have "
@@ -56,17 +58,28 @@ class Quality:
     comparison: ComparisonReport
 
 
-def judge_quality(challenger: ModelBundle, champion: ModelBundle, limits: PromotionConfig) -> Quality:
+def judge_quality(
+    challenger: ModelBundle,
+    champion: ModelBundle,
+    limits: PromotionConfig,
+    *,
+    rerank: bool = True,
+    num_candidates: int | None = None,
+) -> Quality:
     """Compare a challenger with the champion on the questions that its training held out, on today's tables.
 
-    Every item is ranked for every question, without an index and without a re-ranker.
+    Every item is ranked for every question, without an index. If one of them has a re-ranker, the orders that they
+    serve are compared as well.
 
     Args:
         challenger: The bundle that may be promoted.
         champion: The bundle in service.
         limits: The conditions.
+        rerank: Whether the service re-ranks.
+        num_candidates: Number of candidates to re-rank. None: as many as each re-ranker was trained for.
 
     Raises:
+        BundleError: A re-ranker cannot be used.
         DataError: Nothing was held out, the champion cannot read today's tables, or a setting does not fit them.
     """
     held_out = HeldOut.of(challenger)
@@ -87,7 +100,10 @@ def judge_quality(challenger: ModelBundle, champion: ModelBundle, limits: Promot
         min_support=limits.min_support,
         notes=[SELECTED],
     )
-    return Quality((_gain(paired.difference(limits.metric), limits), *_guarded(paired, facets, limits)), comparison)
+    checks = [_gain(paired.difference(limits.metric), limits), *_guarded(paired, facets, limits)]
+    if rerank:
+        checks += _reranked(held_out, challenger, champion, num_candidates)
+    return Quality(tuple(checks), comparison)
 
 
 def _gain(whole: Difference, limits: PromotionConfig) -> Check:
@@ -98,6 +114,27 @@ def _gain(whole: Difference, limits: PromotionConfig) -> Check:
     )
     measured = {"champion": whole.first, "challenger": whole.second, "gain": whole.gain}
     return Check(label, whole.low > limits.min_gain, text, measured | {"gain_low": whole.low, "gain_high": whole.high})
+
+
+def _reranked(
+    held_out: HeldOut, challenger: ModelBundle, champion: ModelBundle, num_candidates: int | None
+) -> Sequence[Check]:
+    """Return a check of the orders that the two serve; none if neither has a re-ranker."""
+    if not has_ranker(challenger.path):
+        lost = f"the champion has a re-ranker and the challenger has none; towers train-ranker {challenger.path}"
+        return (Check("re-ranking", False, lost, {}),) if has_ranker(champion.path) else ()
+    try:
+        orders = served_orders(held_out, [challenger, champion], num_candidates)
+    except DataError as error:
+        return (Check("re-ranking", False, f"re-ranked N@10 cannot be compared: {error}", {}),)
+    gain, (ours, theirs) = orders.gain(), (float(orders.first.mean()), float(orders.second.mean()))
+    text = (
+        f"re-ranked N@10 {theirs:.4f} -> {ours:.4f}, gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] on "
+        f"{len(orders.first):,} questions; the interval must not be below 0"
+    )
+    measured = {"reranked_champion": theirs, "reranked_challenger": ours, "reranked_gain": gain.mean}
+    measured |= {"reranked_gain_low": gain.low, "reranked_gain_high": gain.high}
+    return (Check("re-ranking", gain.high >= 0, text, measured),)
 
 
 def _guarded(paired: Paired, facets: Sequence[Facet], limits: PromotionConfig) -> Sequence[Check]:

@@ -62,9 +62,10 @@ def early_stopping_split(
     *,
     validation_users: Bool[np.ndarray, " users"] | None = None,
 ) -> Split:
-    """Hold out validation data only: each user's last item, or, without an order, a part of some users' items.
+    """Hold out validation data only, as `[training] validation` says.
 
-    Where no history is read, whole users are held out: queries.
+    By default that is each user's last item, or, without an order, a part of some users' items. Where no history is
+    read, whole users are held out: queries.
 
     Args:
         config: The settings.
@@ -79,6 +80,8 @@ def early_stopping_split(
     chosen, seen_items = config.training.validation, SeenItems.of(config.features.recommend_seen)
     if chosen == "leave-one-out" or (chosen == "auto" and sequences.is_ordered):
         return leave_one_out(sequences, num_items, seen_items=seen_items, test=False)
+    if chosen == "time":
+        return time_split(sequences, num_items, seen_items=seen_items, test=False)
     return held_out_users(
         sequences,
         num_items,

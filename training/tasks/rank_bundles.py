@@ -40,12 +40,12 @@ def rank_bundles(held_out: HeldOut, bundles: Sequence[ModelBundle]) -> list[Rank
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
     about = About.of(held_out.config, first.tables_folder, split.name, "validation")
     return [
-        _ranks(bundle, _tables_of(bundle, first, held_out.tables), held_out, split, questions, about)
+        _ranks(bundle, tables_read_by(bundle, first, held_out.tables), held_out, split, questions, about)
         for bundle in bundles
     ]
 
 
-def _tables_of(bundle: ModelBundle, first: ModelBundle, tables: Tables) -> Tables:
+def tables_read_by(bundle: ModelBundle, first: ModelBundle, tables: Tables) -> Tables:
     """Return the tables of the first bundle as another one reads them: its features, of the same rows.
 
     Raises:

@@ -44,7 +44,7 @@ from training.loop.processes import Processes
 from training.prepared.prepare import training_tables
 from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
-from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
 from training.runs.run_folder import Run, fingerprint
 from training.tasks.protocols import early_stopping_split, holds_out_users
@@ -58,8 +58,10 @@ REFITTED = (
     "on all interactions (`refit`), which leaves no questions to measure them on."
 )
 
-BUDGET = Budget(seconds=120, memory_bytes=3 * GIB)
-"""For the baselines of the report after training; `towers evaluate` gives them more."""
+BASELINE_MINUTES = 2.0
+"""Default time for choosing the hyperparameters of the baselines of the report; `towers evaluate` gives them more."""
+BASELINE_BYTES = 3 * GIB
+"""Most memory for the matrices of one of them."""
 MOST_EVENTS = 10**7
 """Most interactions that baselines are fitted on, if all of them are on disk; of more, those of a sample of users."""
 MOST_CELLS = 10**9
@@ -67,7 +69,14 @@ MOST_CELLS = 10**9
 
 
 def train_and_bundle(
-    settings: Path, overrides: Sequence[str], *, output: Path | None, resume: bool, device: str
+    settings: Path,
+    overrides: Sequence[str],
+    *,
+    output: Path | None,
+    resume: bool,
+    device: str,
+    baselines: bool = True,
+    baseline_minutes: float = BASELINE_MINUTES,
 ) -> Path:
     """Train on the tables of run.toml and return the folder of the bundle.
 
@@ -79,6 +88,8 @@ def train_and_bundle(
         output: Where the bundle goes; None: the next free `runs/run-N`.
         resume: Whether to go on with the newest unfinished run of these settings.
         device: `auto`, `cpu` or `cuda`.
+        baselines: Whether the report compares with baselines.
+        baseline_minutes: Time for choosing their hyperparameters.
 
     Raises:
         DataError: Something in the settings or the tables is wrong, there is nothing to resume, or the key that is to
@@ -88,8 +99,9 @@ def train_and_bundle(
     signing_key()  # an unusable key is an error now rather than after the training
     config = read_run_config(settings, tuple(overrides))
     check_choices(config)
+    budget = Budget.of_minutes(baseline_minutes, BASELINE_BYTES) if baselines else None
     with processes_of(choose_device(device), config.training.table_sharding) as (processes, where):
-        return _train(config, settings, overrides, output, resume, where, processes)
+        return _train(config, settings, overrides, output, resume, where, processes, budget)
 
 
 def _train(
@@ -100,6 +112,7 @@ def _train(
     resume: bool,
     where: torch.device,
     processes: Processes,
+    budget: Budget | None,
 ) -> Path:
     tables = training_tables(config.features, settings)
     sequences = tables.interactions.sequences(tables.catalog)
@@ -138,9 +151,10 @@ def _train(
             on_step=report_steps(tracker),
             on_epoch=report_epochs(tracker),
             processes=processes,
+            say=lambda note: click.echo(f"note: {note}", err=True),
         )
         collector.add_training(config.training.seed, learned.progress, learned.seconds, where.type)
-        report = _report(config, tables, split, learned, command, collector)
+        report = _report(config, tables, split, learned, command, collector, budget)
         click.echo(f"\n{report.to_text()}\n")
         tracker.log_metrics(report.metrics(), step=learned.progress.step)
         if config.training.refit:
@@ -149,6 +163,7 @@ def _train(
         held_out = split.validation.history.user_ids if holds_out_users(split) and not config.training.refit else None
         write_trained(run.folder, config, settings.parent, digests, tables, learned, report, validation_users=held_out)
         record(tracker, config, tables, run.folder, learned)
+        log_plots(tracker, report)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
     if tracker.how_to_look is not None:
@@ -235,13 +250,19 @@ def _report(
     learned: TrainedModel,
     command: Sequence[str],
     collector: DetailsCollector,
+    budget: Budget | None,
 ) -> EvaluationReport:
-    """Compare the model and the baselines on validation questions, of very many on a sample."""
+    """Compare the model and the baselines on validation questions, of very many on a sample.
+
+    Without a budget there are no baselines.
+    """
     split, sampled = _in_memory(split)
-    if config.towers.reads_history:
+    baselines: list[ScoringModel] = []
+    notes: list[str] = []
+    if budget is not None and config.towers.reads_history:
         texts = item_texts(tables.catalog, config.features.item)
-        baselines, notes = fit_baselines(split, texts=texts, budget=BUDGET, say=partial(click.echo, err=True))
-    else:
+        baselines, notes = fit_baselines(split, texts=texts, budget=budget, say=partial(click.echo, err=True))
+    elif budget is not None:
         baselines, notes = fit_query_baselines(split, tables, config.features)
     recommenders: list[ScoringModel] = [learned.recommender(config.features.max_history), *baselines]
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)
@@ -265,7 +286,7 @@ def _report(
         split.name,
         "validation",
         runs,
-        notes=[*notes, SELECTED, *([REFITTED] if config.training.refit else [])],
+        notes=[*notes, *learned.data.featurizer.notes, SELECTED, *([REFITTED] if config.training.refit else [])],
         advise=lambda rivals: advise(rivals, Facts.of(config, split), command),
     )
     return replace(report, details=collector.details(command))

@@ -113,10 +113,23 @@ class TrainedRanker:
 
     def gain(self, dataset: RankingDataset, level: float = 0.95) -> Interval:
         """Return what it adds to N@10 of the retriever's order, with the paired interval over queries and trainings."""
-        gains = self.after - dataset.before()
-        fold = np.zeros(len(gains), dtype=np.int64) if self.fold is None else self.fold
-        parts = [np.flatnonzero(fold == one) for one in np.unique(fold)]
-        return Resampled.of([Answered([gains[part]], part) for part in parts]).interval(0, level=level)
+        return paired_gain(self.after - dataset.before(), self.fold, level)
+
+
+def paired_gain(
+    gains: Float[np.ndarray, " questions"], fold: Int[np.ndarray, " questions"] | None, level: float = 0.95
+) -> Interval:
+    """Return the mean gain with its interval over queries and trainings.
+
+    Args:
+        gains: Difference in N@10 by query.
+        fold: The fold of each query, if each fold evaluated another training. None: there was one.
+        level: Confidence.
+    """
+    if fold is None:
+        fold = np.zeros(len(gains), dtype=np.int64)
+    parts = [np.flatnonzero(fold == one) for one in np.unique(fold)]
+    return Resampled.of([Answered([gains[part]], part) for part in parts]).interval(0, level=level)
 
 
 TrainRanker = Callable[[ModelBundle, HeldOut, RankerChoice, int], TrainedRanker]
@@ -181,7 +194,7 @@ def _train_learned(bundle: ModelBundle, held_out: HeldOut, choice: RankerChoice,
     split, tables, seed = held_out.questions(*PURPOSE), held_out.tables, held_out.config.training.seed
     statistics = ItemStatistics.of(split.train, tables.catalog, bundle.config.features.item)
     maker = RankFeatures(statistics)
-    dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, maker.of)
+    dataset = RankingDataset.of(bundle, tables, asked(split.validation, choice, seed), num_candidates, maker.of)
     fitted = fit_ranker(dataset, seed)
     return TrainedRanker(
         LearnedRanker(fitted.network, statistics),
@@ -214,7 +227,7 @@ def _train_text_ranker(
         return TrainedRanker(ranker, save, None, np.zeros(0), text=settings)
     shares = SHARES if choice.weight is None else (choice.weight,)
     read = scores_of(ranker, shares)
-    dataset = RankingDataset.of(bundle, tables, _asked(split.validation, choice, seed), num_candidates, read)
+    dataset = RankingDataset.of(bundle, tables, asked(split.validation, choice, seed), num_candidates, read)
     share, after = choose_weight(dataset, shares, seed)
     return TrainedRanker(ranker, save, dataset, after, text=settings.model_copy(update={"weight": share}))
 
@@ -277,7 +290,8 @@ def _of_training(held_out: HeldOut) -> Queries:
     return Queries(nothing, asked.offsets, asked.item_rows, times=None)
 
 
-def _asked(questions: Queries, choice: RankerChoice, seed: int) -> Queries:
+def asked(questions: Queries, choice: RankerChoice, seed: int) -> Queries:
+    """Return the held-out queries that a re-ranker is evaluated on, of many a sample."""
     return _sample(questions, choice.eval_queries or choice.definition.eval_queries, seed)
 
 

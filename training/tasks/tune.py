@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import optuna
-import tomli_w
+import tomlkit
 import torch
 
 from features.errors import DataError
@@ -25,7 +25,7 @@ from features.files import atomic_file
 from features.sequences.sequences import Sequences
 from features.sequences.split import Split
 from features.tables.tables import Tables, data_digests, read_tables
-from training.config import RunConfig, read_run_config, read_run_values, with_settings
+from training.config import RunConfig, read_run_config, read_run_values, table_in, with_settings
 from training.evaluation.advice import Facts
 from training.evaluation.baselines.tuning import sample
 from training.evaluation.evaluate import Evaluation, cutoffs_of, evaluate
@@ -341,12 +341,9 @@ def _write_winner(task: _Task, folder: Path, best: TrialRecord, default: TrialRe
             continue
         head.append(f"#   {key} = {said_value(value)}, was {said_value(before)}")
         *tables, name = key.split(".")
-        table = values
-        for part in tables:
-            table = table.setdefault(part, {})
-        table[name] = value
+        table_in(values, tables, key)[name] = value
     with atomic_file(folder / WINNER) as temporary:
-        temporary.write_text("\n".join(head) + "\n\n" + tomli_w.dumps(values), encoding="utf-8")
+        temporary.write_text("\n".join(head) + "\n\n" + tomlkit.dumps(values), encoding="utf-8")
 
 
 def _seen_from(folder: Path, base: Path, path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Discriminator, Field, Tag, ValidationError, create_model
@@ -67,27 +68,8 @@ class Contract:
     @classmethod
     def of(cls, settings: ServingConfig) -> Contract:
         """Return the schemas with the limits of these settings."""
-        length = Length(settings.max_history)
-        history: _Limit = (Annotated[list[Id], length], Field(default_factory=list))
-        times: _Limit = (Annotated[list[Time], length] | None, Field(default=None))
-        common: dict[str, _Limit] = {
-            "k": (int, Field(default=settings.default_k, ge=1, le=settings.max_k)),
-            "offset": (int, Field(default=0, ge=0, le=settings.max_offset)),
-            "exclude": history,
-        }
-        user = _user(_limited(ProfileBody, history=history, times=times))
-        users: _Limit = (
-            Annotated[list[user], Length(settings.max_users, least=1)],  # type: ignore[valid-type]
-            Field(),
-        )
-        return cls(
-            query=_limited(ItemQuery, **common),
-            query_for_user=_limited(UserQuery, **common),
-            text_query=_limited(SearchRequest, **common),
-            one=_limited(UserRecommendRequest, **common, history=history, times=times),
-            many=_limited(BatchRecommendRequest, **common, users=users),
-            settings=settings,
-        )
+        limits = (settings.default_k, settings.max_k, settings.max_offset, settings.max_history, settings.max_users)
+        return cls(*_schemas(*limits), settings)
 
     def limited(self, kind: type) -> type:
         """Return a type of `serving.http.contract.schemas` with the limits of this service, if it has any."""
@@ -138,6 +120,35 @@ class Contract:
         ):
             if is_used and num_users > getattr(settings, setting):
                 raise _too_much(field, f"users in a request with {field}", setting, settings, num_users)
+
+
+@lru_cache(maxsize=8)
+def _schemas(
+    default_k: int, max_k: int, max_offset: int, max_history: int, max_users: int
+) -> tuple[
+    type[ItemQuery], type[UserQuery], type[SearchRequest], type[UserRecommendRequest], type[BatchRecommendRequest]
+]:
+    """Return the schemas of a `Contract`, in its order; to make them takes pydantic half a second."""
+    length = Length(max_history)
+    history: _Limit = (Annotated[list[Id], length], Field(default_factory=list))
+    times: _Limit = (Annotated[list[Time], length] | None, Field(default=None))
+    common: dict[str, _Limit] = {
+        "k": (int, Field(default=default_k, ge=1, le=max_k)),
+        "offset": (int, Field(default=0, ge=0, le=max_offset)),
+        "exclude": history,
+    }
+    user = _user(_limited(ProfileBody, history=history, times=times))
+    users: _Limit = (
+        Annotated[list[user], Length(max_users, least=1)],  # type: ignore[valid-type]
+        Field(),
+    )
+    return (
+        _limited(ItemQuery, **common),
+        _limited(UserQuery, **common),
+        _limited(SearchRequest, **common),
+        _limited(UserRecommendRequest, **common, history=history, times=times),
+        _limited(BatchRecommendRequest, **common, users=users),
+    )
 
 
 def _too_much(field: str, what: str, setting: str, settings: ServingConfig, found: int) -> Problem:

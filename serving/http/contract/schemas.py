@@ -101,7 +101,7 @@ class BoostBody(Message):
     filter: Conditions
     """Conditions that select the items, by column of the catalogue."""
     by: float = Field(ge=-2, le=2)
-    """The amount. Scores are cosines, so 2 ranks the items before all others."""
+    """The amount. Scores are cosines, so 2 ranks the items before all others, unless the model has `towers.trend`."""
 
 
 class ItemQuery(Message):
@@ -244,8 +244,8 @@ class ItemBody(TypedDict):
     item_id: int | str
     """The item's id in the catalogue."""
     score: float
-    """Higher is better. Cosine similarity of user and item, -1 to 1; with a fallback, the item's share of all
-    interactions."""
+    """Higher is better. Cosine similarity of user and item, -1 to 1, to which a model with `towers.trend` adds recent
+    popularity, so that it may be greater; with a fallback, the item's share of all interactions."""
     rank: int
     """Position from 1, continued from page to page."""
     title: NotRequired[str]

@@ -12,14 +12,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 
-from features.messages import cut
+from features.values.cells import text_of
 from serving.catalog.ids import ExternalId
 from serving.http.page.columns import CatalogColumns
 from serving.recommend.recommender import Recommender
 
 NUM_TINTS = 8
 """Number of colours that stand in for a picture, by the first column that is shown."""
-MAX_CELL_CHARACTERS = 60
 MAX_PICTURE_CHARACTERS = 16_384
 """Maximum length of a picture's address; pictures that are part of it (`data:`) are small drawings."""
 # Only pictures: a document as data could hold scripts, though an `img` runs none.
@@ -136,16 +135,3 @@ class Cards:
             return None
         is_own = not parts.scheme and not parts.netloc and address.startswith("/")
         return address if is_own or f"{parts.scheme}://{parts.netloc}" in self._origins else None
-
-
-def text_of(cell: Any) -> str:
-    """Return a cell as a short text; empty if it is."""
-    if isinstance(cell, list | tuple | np.ndarray):
-        return cut(", ".join(text_of(one) for one in cell), MAX_CELL_CHARACTERS)
-    if cell is None or pd.isna(cell):
-        return ""
-    if isinstance(cell, pd.Timestamp):
-        return f"{cell:%Y-%m-%d}"
-    if isinstance(cell, float):
-        return f"{cell:,.2f}".rstrip("0").rstrip(".") if abs(cell) < 1e15 else f"{cell:g}"
-    return cut(str(cell), MAX_CELL_CHARACTERS)

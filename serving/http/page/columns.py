@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from features.config import FeatureSettings
 from features.ids import ITEM_ID
+from features.values.cells import are_short
 from serving.catalog.filters import ColumnSchema, is_list
 from serving.deadline import held
 from serving.recommend.recommender import Recommender
@@ -31,7 +32,6 @@ MAX_FIELDS = 8
 """Maximum number of columns with a field to filter by."""
 NUM_SHOWN = 3
 """Number of columns that are shown at first."""
-_SHORT = 60
 _SAMPLE = 1000
 
 
@@ -84,7 +84,7 @@ class CatalogColumns:
         facts = [
             name
             for name in schemas
-            if name not in (ITEM_ID, title, picture) and not name.startswith(PICTURE_NAMES) and _is_short(frame[name])
+            if name not in (ITEM_ID, title, picture) and not name.startswith(PICTURE_NAMES) and are_short(frame[name])
         ]
         fields = [_field(name, schemas[name], frame[name], settings.get(name)) for name in facts]
         return cls(
@@ -119,12 +119,6 @@ def _holds_pictures(name: str, cells: pd.Series) -> bool:
         return False
     texts = cells.head(_SAMPLE).dropna().astype(str)
     return bool(len(texts) and texts.str.match(r"(?:https?://|data:image/|/)\S").mean() > 0.5)
-
-
-def _is_short(cells: pd.Series) -> bool:
-    """Return whether cells are short enough to be shown with an item."""
-    texts = cells.head(_SAMPLE).dropna().astype(str)
-    return bool(len(texts) and texts.str.len().median() <= _SHORT)
 
 
 def _field(name: str, schema: ColumnSchema, cells: pd.Series, settings: FeatureSettings | None) -> Field:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from features.messages import cut
-from serving.http.page.cards import Card, text_of
+from features.values.cells import text_of
+from serving.http.page.cards import Card
 from serving.http.page.columns import CatalogColumns
 from serving.recommend.recommender import Recommender
+from towers.item_map import Colouring, drawn_at
 
-WIDTH, HEIGHT = 1000, 700
-"""Size of the map in its own units."""
-NUM_COLOURS = 8
-"""Number of values of a column that have a colour; the others share the last one."""
-_MARGIN = 24
 _MAX_TITLE = 48
-_OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -27,8 +22,8 @@ class Point:
     """An item on the map.
 
     Attributes:
-        x: From the left, 0 to `WIDTH`.
-        y: From the top, 0 to `HEIGHT`.
+        x: From the left, 0 to `towers.item_map.WIDTH`.
+        y: From the top, 0 to `towers.item_map.HEIGHT`.
         title: Its title.
         card: What is shown of it elsewhere; None for the ground.
     """
@@ -77,20 +72,15 @@ class MapView:
         if known is None:
             return None
         cells = recommender.indexed.filters.cells(known.shown)
-        grouped = {name: _groups([text_of(cell) for cell in cells[name]]) for name in columns.groups}
-        few = [name for name, groups in grouped.items() if len(set(groups)) > 1 and _OTHER not in groups]
-        chosen = column if column in grouped else next(iter([*few, *grouped]), "")
+        texts = {name: [text_of(cell) for cell in cells[name]] for name in columns.groups}
+        colours = Colouring.of(texts, len(known.shown), column)
         titles, ids = recommender.indexed.titles, recommender.indexed.items.ids
         names = [str(ids[row]) if titles is None else titles[row] for row in known.shown.tolist()]
         points = [
             _point(place, cut(name, _MAX_TITLE))
             for place, name in zip(known.positions[known.shown], names, strict=True)
         ]
-        values = grouped.get(chosen, [""] * len(points))
-        order = [value for value, _ in Counter(values).most_common() if value != _OTHER]
-        by_value: dict[str, list[Point]] = {value: [] for value in [*order, *([_OTHER] if _OTHER in values else [])]}
-        for value, point in zip(values, points, strict=True):
-            by_value[value].append(point)
+        ground = [(value, [points[place] for place in places]) for value, places in colours.groups]
         marked = (
             [
                 _point(known.positions[row], card.title, card)
@@ -99,19 +89,8 @@ class MapView:
             ]
             for cards in (past, found)
         )
-        return cls(chosen, list(by_value.items()), *marked)
+        return cls(colours.column, ground, *marked)
 
 
 def _point(place: np.ndarray, title: str, card: Card | None = None) -> Point:
-    x, y = (_MARGIN + float(at) * (size - 2 * _MARGIN) for at, size in zip(place, (WIDTH, HEIGHT), strict=True))
-    return Point(round(x), round(y), title, card)
-
-
-def _groups(texts: Sequence[str]) -> list[str]:
-    """Return the texts with few different ones: the first steps of paths, and else the most frequent texts."""
-    if len(set(texts)) > NUM_COLOURS:
-        texts = [text.partition(" > ")[0] for text in texts]
-    kept = {text for text, _ in Counter(text for text in texts if text).most_common(NUM_COLOURS - 1)}
-    if len({*texts}) <= NUM_COLOURS:
-        kept = {text for text in texts if text}
-    return [text if text in kept else _OTHER for text in texts]
+    return Point(*drawn_at(place), title, card)

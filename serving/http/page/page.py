@@ -22,7 +22,7 @@ from serving.http.contract.problems import Problem
 from serving.http.page.cards import Card, Cards
 from serving.http.page.columns import CatalogColumns, ColumnsCache, shown_columns
 from serving.http.page.documents import RECOMMENDER, pages_of
-from serving.http.page.map_view import HEIGHT, WIDTH, MapView
+from serving.http.page.map_view import MapView
 from serving.http.page.overview import overview
 from serving.http.page.query import NUM_ITEMS, OWN, PageQuery, body_of
 from serving.http.page.snippets import ApiCall
@@ -31,6 +31,7 @@ from serving.http.security_headers import PAGE_POLICY
 from serving.http.service import Service
 from serving.recommend.recommender import Recommender
 from serving.recommend.text_query import reads_texts
+from towers.item_map import HEIGHT, WIDTH
 
 web_page = Blueprint("page", __name__, template_folder="templates", static_folder="static", static_url_path="/static")
 

@@ -170,12 +170,13 @@ def body_of(given: Given, columns: CatalogColumns) -> dict[str, Any]:
             body[name] = list(texts)
         else:
             body[name] = texts[0] if name in AS_WRITTEN else _json(texts[0])
-    if conditions:
-        shortened = {
-            column: found[DEFAULT_OPERATOR] if found.keys() == {DEFAULT_OPERATOR} else found
-            for column, found in conditions.items()
-        }
-        body["filter"] = {**body.get("filter", {}), **shortened}
+    shortened = {
+        column: found[DEFAULT_OPERATOR] if found.keys() == {DEFAULT_OPERATOR} else found
+        for column, found in conditions.items()
+    }
+    written = body.get("filter", {})
+    if shortened and isinstance(written, dict):  # what is no object stays as it is, for the API to refuse
+        body["filter"] = {**written, **shortened}
     return body
 
 

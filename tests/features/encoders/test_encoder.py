@@ -252,7 +252,9 @@ def test_the_same_model_reads_what_users_wrote_as_queries(model_folder) -> None:
     schema = Schema.from_config(config)
     assert set(schema.encoders) == {"tiny"}
     pretrained = PretrainedText.fit(schema.encoders["tiny"], ["a fox"])
-    users = SideEncoders.fit(schema.user, pd.DataFrame({"wish": ["a"]}), {"tiny": pretrained}, "query")
+    users = SideEncoders.fit(
+        schema.user, pd.DataFrame({"wish": ["a"]}), {"tiny": pretrained}, "query", events=np.ones(1, np.int64)
+    )
     featurizer = Featurizer(schema, SideEncoders({}, {}), users, {"tiny": pretrained})
     found = featurizer.user_features([None], pd.DataFrame({"wish": ["red cup"]})).dense.numpy()
     np.testing.assert_allclose(found, pretrained.numbers(["red cup"], "query"), atol=1e-6)

@@ -49,7 +49,7 @@ def test_a_word_has_the_same_place_on_every_machine() -> None:
 
 
 def test_it_is_saved_and_read_back_and_stands_behind_the_numbers(tmp_path: Path) -> None:
-    fitted = SideEncoders.fit([TITLE, YEAR], TITLES)
+    fitted = SideEncoders.fit([TITLE, YEAR], TITLES, events=np.ones(len(TITLES), np.int64))
     fitted.save([TITLE, YEAR], tmp_path, "item")
     read = SideEncoders.load([TITLE, YEAR], tmp_path, "item")
     assert fitted.sizes == read.sizes

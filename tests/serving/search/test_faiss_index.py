@@ -178,6 +178,28 @@ def test_every_kind_leaves_out_what_is_excluded_and_still_returns_all_it_can(kin
     assert hits.share_of(true) >= 0.9
 
 
+@pytest.mark.parametrize("kind", WAYS[1:])
+def test_whoever_has_seen_more_than_the_deepest_level_is_answered_exactly_at_once(kind, monkeypatch):
+    index, (vectors, queries) = built(kind), SPACES["clustered"]
+    seen = ragged([np.argsort(-(vectors @ query))[:2500] for query in queries[:2]])
+    expected = index.scan(queries[:2], 10, seen)
+    monkeypatch.setattr(ItemIndex, "_fetch", None)  # the index is not asked in vain
+    hits = index.search(queries[:2], 10, seen)
+    for user in range(2):
+        np.testing.assert_array_equal(hits.of(user)[0], expected.of(user)[0])
+
+
+@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("num_excluded", [100, 200])
+def test_exclusions_that_a_user_does_not_like_give_one_order_alone_and_in_a_batch(kind, num_excluded):
+    vectors, queries = SPACES["isotropic"]
+    excluded = [np.argsort(vectors @ query)[:num_excluded] for query in queries[:8]]
+    together = built(kind, "isotropic").search(queries[:8], 60, ragged(excluded))
+    for user, seen in enumerate(excluded):
+        alone = built(kind, "isotropic").search(queries[user : user + 1], 60, ragged([seen])).of(0)
+        np.testing.assert_array_equal(alone[0], together.of(user)[0])
+
+
 @pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.1, 0.29, 0.4, 0.9, 0.9995, 1])

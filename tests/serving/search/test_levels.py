@@ -20,6 +20,12 @@ VECTORS[np.random.default_rng(0).integers(ITEMS, size=40)] = VECTORS[0]  # copie
 WAYS = (*INDEX_KINDS, "hnsw, shortened", "ivf-pq, shortened")
 
 
+@pytest.fixture(autouse=True)
+def deep_levels(monkeypatch):
+    """A small catalogue has levels as deep as a large one."""
+    monkeypatch.setattr(index_module, "_COMPARED_FOR_EACH", 1)
+
+
 @functools.cache
 def built(way):
     """An index of a kind that misses much."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,18 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+import towers
 from features.errors import DataError
+from serving.commands import drift as drift_command
 from serving.commands import recommend as recommend_command
 from serving.http.app import create_app
+from serving.search.tuning import COLUMNS
 from tests.towers.api.test_train import command, frames_of_ours
 from towers.api.model import Model, open_model
 from towers.api.results import picture_column, picture_of
 from towers.bundle.sealed_file import BundleError
+from training.commands import audit as audit_command
+from training.commands import compare as compare_command
 from training.commands import evaluate as evaluate_command
 from training.evaluation.report import EvaluationReport
 
@@ -160,6 +166,14 @@ def test_a_report_of_the_training_comes_with_the_model(model):
         (lambda model: model.history(1), r"^user_id: no user 1; give an id as in the interactions$"),
         (lambda model: model.evaluate(compare={"others": "none.csv"}), r"^none.csv: no such file; check the path"),
         (lambda model: model.evaluate(compare={"others": pd.DataFrame({"user_id": [1]})}), r"^others: "),
+        (lambda model: model.evaluate(baseline_minutes=-1), r"^baseline_minutes: expected a number from 0 on"),
+        (lambda model: model.index(recall=2), r"^recall: expected a share above 0, at most 1, found 2$"),
+        (lambda model: model.index(items="none.csv"), r"none.csv: no such file"),
+        (lambda model: model.drift(psi=0), r"^psi: expected a number above 0, found 0$"),
+        (lambda model: model.drift(fall=2), r"^fall: expected a share from 0 to 1, found 2$"),
+        (lambda model: model.drift(items=pd.DataFrame({"title": ["a"]})), r"^items: "),
+        (lambda model: towers.audit("runs"), r"^runs: no ranks of an evaluation in it"),
+        (lambda model: towers.compare("runs"), r"^runs: nothing to compare it with; give two runs or more$"),
         (lambda model: model.save(Path("runs")), r"^runs: exists and is not a bundle; name another folder"),
         (lambda model: model.serve(wokers=2), r"wokers: no such setting"),
         (lambda model: open_model(model.path, rerankk=False), r"rerankk: no such setting"),
@@ -237,6 +251,55 @@ def test_a_re_ranker_of_ones_own_orders_the_best_candidates(model):
         mine.serve()
 
 
+@pytest.fixture
+def copied(model, tmp_path):
+    """A copy of the model, to be changed."""
+    model.save(tmp_path / "copied")
+    return open_model(tmp_path / "copied")
+
+
+@pytest.mark.slow
+def test_an_index_is_built_again_from_other_tables_and_of_another_kind(copied, interactions, capsys):
+    fewer = interactions.iloc[:1_000]
+    copied.recommend(10002)
+    capsys.readouterr()
+    assert copied.index(interactions=fewer, progress=False).empty
+    assert capsys.readouterr().out == ""
+    assert copied.recommender.snapshot.manifest.num_interactions == len(fewer)
+    tried = copied.index(recall=0.5, progress=False)
+    manifest = copied.recommender.snapshot.manifest
+    assert tried.columns.tolist() == COLUMNS
+    assert tried["kind"].tolist()[0] == manifest.plan.kind
+    assert (tried["searches_per_second"] > 0).all()
+    assert manifest.num_interactions == len(interactions)
+
+
+@pytest.mark.slow
+def test_drift_is_that_of_the_command(copied, items, tmp_path):
+    changed = items.assign(price=items["price"] * 3)
+    changed.to_parquet(tmp_path / "changed.parquet", index=False)
+    report = copied.drift(items=changed)
+    assert {one.column for one in report.drifted} == {"price"}
+    said = CliRunner().invoke(drift_command, [str(copied.path), "--items", str(tmp_path / "changed.parquet")])
+    assert (said.exit_code, said.output.strip()) == (3, repr(report))
+    assert report.to_frame()["is_drift"].sum() == len(report.drifted)
+
+
+@pytest.mark.slow
+def test_an_audit_and_a_comparison_are_those_of_the_commands(model, tmp_path):
+    for name in ("one", "other"):
+        report = model.evaluate(output=tmp_path / name, baselines=False, progress=False)
+    assert ([row.name for row in report.rows], report.verdict.standing) == (["two towers"], None)
+    command(audit_command, tmp_path / "one", "--min-support", "10")
+    audit = towers.audit(tmp_path / "one", min_support=10)
+    pd.testing.assert_frame_equal(audit.slices, pd.read_parquet(tmp_path / "one" / "slices.parquet"))
+    assert audit.headline in repr(audit)
+    command(compare_command, tmp_path / "one", tmp_path / "other", "--output", tmp_path / "compared")
+    compared = towers.compare(tmp_path / "one", tmp_path / "other")
+    pd.testing.assert_frame_equal(compared.to_frame(), pd.read_parquet(tmp_path / "compared" / "differences.parquet"))
+    assert "other and one are not distinguishable" in repr(compared)
+
+
 @pytest.mark.slow
 def test_it_is_served_as_by_the_command(model, capfd):
     expected = model.recommend(10002, k=3)
@@ -266,3 +329,9 @@ def test_the_command_says_how_many_are_unknown(model, tmp_path):
     pd.DataFrame({"user_id": [1]}).to_csv(tmp_path / "some.csv", index=False)
     words = [str(model.path), "--output", str(tmp_path / "a.parquet"), "--users", str(tmp_path / "some.csv")]
     assert "1 users are unknown" in CliRunner().invoke(recommend_command, words).output
+
+
+def test_a_kind_of_index_that_does_not_exist_is_refused_with_those_that_do(model):
+    index = inspect.unwrap(towers.Model.index)  # without the tests' own check of signatures, which users do not have
+    with pytest.raises(towers.DataError, match=r"^kind: expected one of exact, .*, found 'flat'$"):
+        index(model, kind="flat")

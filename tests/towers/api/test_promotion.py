@@ -22,8 +22,6 @@ from towers.bundle.manifest import verify
 from towers.cli.main import main
 from training.audit.comparison_report import PAGE, TABLE
 from training.config import PromotionConfig, RunConfig
-from training.evaluation.baselines.baseline import GIB
-from training.evaluation.baselines.suite import Budget
 from training.evaluation.report import EvaluationReport
 
 CHAMPION = "models:/two-towers@champion"
@@ -72,8 +70,7 @@ def story(tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", address)
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
         patch.chdir(folder)
-        patch.setattr("training.tasks.train.BUDGET", Budget(seconds=0, memory_bytes=GIB))  # each baseline once
-        assert main(["train", "run.toml", "--output", "runs/third"]) == 0
+        assert main(["train", "run.toml", "--output", "runs/third", "--baseline-minutes", "0"]) == 0
         yield SimpleNamespace(folder=folder, address=address, client=mlflow.MlflowClient(address, address))
 
 
@@ -177,9 +174,13 @@ def test_bundles_and_evaluations_are_compared(story, capsys):
     page = Path("of-bundles", PAGE).read_text()
     assert page.count("<h3>User ") == 20
     assert "first is behind third" in page
-    for name, flags in (("a", []), ("b", ["--set", "training.epochs=1"]), ("other", ["--protocol", "time"])):
-        quick = ["--baseline-minutes", "0", "--set", "training.track=false", *flags]
-        assert main(["evaluate", "run.toml", "--output", name, *quick]) == 0
+    unrecorded = ["--set", "training.track=false"]
+    others = (("a", unrecorded), ("other", ["--protocol", "time", *unrecorded]))
+    for name, flags in (("b", ["--set", "training.epochs=1"]), *others):
+        assert main(["evaluate", "run.toml", "--output", name, "--baseline-minutes", "0", *flags]) == 0
+    (run,) = runs_named(story, "evaluate leave-one-out")
+    pictures = {Path(file.path).name for file in story.client.list_artifacts(run.info.run_id, "plots")}
+    assert {"metrics.svg", "scores.svg", "item_map.svg"} <= pictures
     capsys.readouterr()
     assert main(["compare", "a", "b", "--output", "of-evaluations"]) == 0
     reports = [EvaluationReport.read(Path(name, "report.json")) for name in ("a", "b")]

@@ -15,7 +15,7 @@ from towers.cli.doctor import Finding, Probe, doctor, examine, probe
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every library answers at once, so that a test is about one examination alone."""
     answer = Probe({"version": "1.0", "built_for_cuda": None, "cuda": False, "gpus": 0})
-    monkeypatch.setattr(clinic, "probe", lambda program: answer)
+    monkeypatch.setattr(clinic, "probe", lambda programs: ((name, answer) for name in programs))
     monkeypatch.setattr(clinic, "gpus", list)
 
 
@@ -64,7 +64,8 @@ def test_each_library_that_is_missing_is_noticed(tmp_path: Path, monkeypatch, li
     module = {"fbgemm": "fbgemm_gpu"}.get(library, library)
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module named {module}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert probe(clinic.PROBES[library]).failure == f"ModuleNotFoundError: No module named {module}"
+    [(_, seen)] = probe({library: clinic.PROBES[library]})
+    assert seen.failure == f"ModuleNotFoundError: No module named {module}"
 
 
 @pytest.mark.parametrize(("found", "remedy"), [([], "make clean install DEVICE=cpu"), (["H200"], "make clean install")])
@@ -81,12 +82,31 @@ def test_the_gpu_set_on_a_machine_without_a_gpu_is_to_be_replaced(
 
 def test_a_library_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clinic, "PROBE_SECONDS", 0.2)
-    assert probe("import time; time.sleep(60)").failure == "does not load within 0 seconds"
+    seen = dict(probe({"slow": "import time; time.sleep(60)", "next": "found = {}"}))
+    assert seen["slow"].failure == "does not load within 0 seconds"
+    assert seen["next"].failure is None
+
+
+def test_a_library_that_fails_or_prints_spoils_none_after_it() -> None:
+    programs = {
+        "prints": "import os; print('loaded'); os.write(1, b'again'); found = {'version': '1'}",
+        "half": "import sys, types; sys.modules['broken'] = types.ModuleType('broken'); raise ImportError('half')",
+        "after": "import sys; found = {'is_clean': 'broken' not in sys.modules}",
+        "crash": "import os; os.abort()",
+        "last": "found = {'version': '2'}",
+    }
+    assert dict(probe(programs)) == {
+        "prints": Probe({"version": "1"}),
+        "half": Probe({}, "ImportError: half"),
+        "after": Probe({"is_clean": True}),
+        "crash": Probe({}, "crashes its process (signal 6)"),
+        "last": Probe({"version": "2"}),
+    }
 
 
 @pytest.mark.usefixtures("quick")
 def test_an_error_ends_with_1_and_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clinic, "probe", lambda program: Probe({}, "ImportError: gone"))
+    monkeypatch.setattr(clinic, "probe", lambda programs: ((name, Probe({}, "ImportError: gone")) for name in programs))
     ended = CliRunner().invoke(doctor)
     assert ended.exit_code == 1
     assert "error  torchrec   ImportError: gone\n                  -> make clean install\n" in ended.output

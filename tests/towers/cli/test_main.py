@@ -106,7 +106,7 @@ def test_a_misspelt_command_gets_the_nearest_suggested(capsys: pytest.CaptureFix
 
 def test_a_command_like_no_other_gets_them_all_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["xyzzy"]) == 2
-    assert "there are demo, init, prepare, train" in capsys.readouterr().err
+    assert "there are demo, init, prepare, plan, train" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,8 +134,15 @@ def two_sides(model_folder: Path, user: str, **settings) -> tuple[TwoTower, Feat
     )
     schema = Schema.from_config(config)
     pretrained = {name: PretrainedText.fit(own, TEXTS) for name, own in schema.encoders.items()}
-    items = SideEncoders.fit(schema.item, pd.DataFrame({"year": [1.0, 2.0, 3.0], "title": ""}), pretrained)
-    users = SideEncoders.fit(schema.user, pd.DataFrame({"wish": [""]}), pretrained, "query")
+    items = SideEncoders.fit(
+        schema.item,
+        pd.DataFrame({"year": [1.0, 2.0, 3.0], "title": ""}),
+        pretrained,
+        events=np.ones(3, np.int64),
+    )
+    users = SideEncoders.fit(
+        schema.user, pd.DataFrame({"wish": [""]}), pretrained, "query", events=np.ones(1, np.int64)
+    )
     featurizer = Featurizer(schema, items, users, pretrained)
     return TwoTower(TowersConfig(embedding_dim=8, num_heads=2), featurizer, 5), featurizer
 

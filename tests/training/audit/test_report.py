@@ -26,7 +26,7 @@ from tests.running import write_small_shop
 from towers.cli.main import main
 from training.audit import report as audit_report
 from training.audit.ranks import About, Ranks, RanksWriter
-from training.audit.report import Audit
+from training.audit.report import AuditReport
 from training.audit.thresholds import Threshold
 from training.commands import audit as audit_command
 from training.config import RunConfig, read_run_config
@@ -98,8 +98,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def audit(shop: Path) -> Audit:
-    return Audit.of(Ranks.read(shop / "leave-one-out"), min_support=LEAST)
+def audit(shop: Path) -> AuditReport:
+    return AuditReport.of(Ranks.read(shop / "leave-one-out"), min_support=LEAST)
 
 
 def links(page: str) -> tuple[list[str], list[str]]:
@@ -186,7 +186,12 @@ def recall_by(answers: pd.DataFrame, labels: pd.Series, k: int) -> pd.DataFrame:
 
 
 def check_by_group_by(
-    audit: Audit, ranks: Ranks, items: pd.DataFrame, users: pd.DataFrame, separators: dict[str, str], one_answer: bool
+    audit: AuditReport,
+    ranks: Ranks,
+    items: pd.DataFrame,
+    users: pd.DataFrame,
+    separators: dict[str, str],
+    one_answer: bool,
 ) -> None:
     """Hold every number of an audit against pandas, with the tables as they are on disk."""
     answers = ranks.answers[ranks.answers["recommender"] == audit.recommender].reset_index(drop=True)
@@ -258,7 +263,7 @@ def check_by_group_by(
             assert rows["catalogue_share"].isna().all()
 
 
-def test_the_page_shows_the_conditions_and_links_to_the_slices_that_fail(audit: Audit):
+def test_the_page_shows_the_conditions_and_links_to_the_slices_that_fail(audit: AuditReport):
     texts = ("slice:language gap > -2", "recall@50 < 0.01", "recall@50 < 2")
     gates = tuple(Threshold.parse(text).check(audit.slices, LEAST) for text in texts)
     page = replace(audit, gates=gates).to_html()
@@ -272,7 +277,7 @@ def test_the_page_shows_the_conditions_and_links_to_the_slices_that_fail(audit: 
     assert "slice:language gap &gt; -2" in conditions
 
 
-def test_the_page_escapes_what_tables_say_and_is_bounded(audit: Audit, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_escapes_what_tables_say_and_is_bounded(audit: AuditReport, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(audit_report, "MOST_SLICES", 50)
     rows = pd.concat([audit.slices.iloc[:1], *[audit.slices.iloc[1:]] * 3], ignore_index=True)
     rows.loc[1:, "value"] = '<script>"&'
@@ -296,7 +301,7 @@ def test_the_page_escapes_what_tables_say_and_is_bounded(audit: Audit, monkeypat
 )
 def test_every_number_is_that_of_a_group_by_in_pandas(shop: Path, protocol: str, recommender: str):
     ranks = Ranks.read(shop / protocol)
-    audit = Audit.of(ranks, recommender, min_support=LEAST)
+    audit = AuditReport.of(ranks, recommender, min_support=LEAST)
     items, users = (pd.read_parquet(shop / "data" / f"{name}.parquet") for name in ("items", "users"))
     separators = {"category": " > ", "interests": ","}
     check_by_group_by(audit, ranks, items, users, separators, one_answer=protocol == "leave-one-out")
@@ -341,7 +346,7 @@ def test_every_number_of_movielens_is_that_of_a_group_by_in_pandas(public_data: 
     writer.add(0, split, split.test, [judged], tables.catalog)
     writer.write(tmp_path, About.of(config, folder, "leave-one-out", "test"))
     ranks = Ranks.read(tmp_path)
-    audit = Audit.of(ranks)
+    audit = AuditReport.of(ranks)
     assert audit.whole["questions"] == 6_040
     assert audit.slices["facet"].nunique() - 1 >= 12
     items, users = (pd.read_parquet(folder / f"{name}.parquet") for name in ("items", "users"))
@@ -375,7 +380,7 @@ def test_what_is_kept_are_the_ranks_and_what_was_shown(shop: Path):
     assert answers["last_time"].tolist() == newest
 
 
-def test_the_worst_come_first_and_rare_values_are_together(audit: Audit):
+def test_the_worst_come_first_and_rare_values_are_together(audit: AuditReport):
     gaps = audit.worst["gap_at_50"].to_numpy()
     assert (np.diff(gaps) <= 0).all()
     assert (audit.worst["questions"] >= LEAST).all()
@@ -410,7 +415,7 @@ class Cells(HTMLParser):
             self.cells[-1] += data
 
 
-def test_the_page_and_the_table_have_every_slice(audit: Audit, tmp_path: Path):
+def test_the_page_and_the_table_have_every_slice(audit: AuditReport, tmp_path: Path):
     audit.write(tmp_path)
     page = Cells()
     page.feed((tmp_path / "audit.html").read_text(encoding="utf-8"))
@@ -426,7 +431,7 @@ def test_the_page_and_the_table_have_every_slice(audit: Audit, tmp_path: Path):
     pd.testing.assert_frame_equal(table, audit.slices, check_dtype=False)
 
 
-def test_the_terminal_sees_the_worst_the_rule_of_thumb_and_no_wide_lines(audit: Audit):
+def test_the_terminal_sees_the_worst_the_rule_of_thumb_and_no_wide_lines(audit: AuditReport):
     said = audit.to_text(most=5)
     worst = audit.worst.iloc[0]
     assert said.index(f"{worst['facet']}={worst['value']}"[:40]) > said.index("the worst")
@@ -438,10 +443,10 @@ def test_the_terminal_sees_the_worst_the_rule_of_thumb_and_no_wide_lines(audit: 
 @pytest.mark.parametrize(
     ("recall", "verdict"), [(0.5, "encoder and the data first"), (0.9, "either may pay"), (0.97, "add a re-ranker")]
 )
-def test_the_rule_of_thumb_says_where_to_look(audit: Audit, recall: float, verdict: str):
+def test_the_rule_of_thumb_says_where_to_look(audit: AuditReport, recall: float, verdict: str):
     slices = audit.slices.copy()
     slices.loc[0, "recall_at_50"] = recall
-    moved = Audit(audit.about, audit.recommender, 1, LEAST, slices)
+    moved = AuditReport(audit.about, audit.recommender, 1, LEAST, slices)
     assert verdict in moved.advice().splitlines()[0]
 
 
@@ -457,7 +462,7 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     path = tmp_path / "data" / "items.parquet"
     path.unlink()
     items.assign(shelf=np.where(np.arange(len(items)) % 2, "upper", "lower")).to_parquet(path, index=False)
-    audit = Audit.of(moved, min_support=LEAST)
+    audit = AuditReport.of(moved, min_support=LEAST)
     assert audit.notes == ("The items changed since the evaluation; slices are by what they are now.",)
     assert set(audit.slices[audit.slices["facet"] == "shelf"]["value"]) == {"upper", "lower"}
     judged = ranks.items["item_id"].iloc[0]
@@ -466,7 +471,7 @@ def test_tables_that_changed_are_told_and_items_that_are_gone_refused(shop: Path
     (tmp_path / "data" / "interactions.parquet").unlink()
     events[events["item_id"] != judged].to_parquet(tmp_path / "data" / "interactions.parquet", index=False)
     with pytest.raises(DataError, match=f"item '{judged}' was evaluated but is not in the catalogue any more"):
-        Audit.of(moved, min_support=LEAST)
+        AuditReport.of(moved, min_support=LEAST)
 
 
 @pytest.mark.parametrize(
@@ -496,12 +501,12 @@ def test_a_gate_is_read_as_it_is_meant(text: str, expected: tuple[Any, ...]):
         ("slice:language=xx gap > 0.1", "there is no language 'xx'; there are"),
     ],
 )
-def test_a_gate_that_could_never_fail_is_refused(audit: Audit, text: str, said: str):
+def test_a_gate_that_could_never_fail_is_refused(audit: AuditReport, text: str, said: str):
     with pytest.raises(DataError, match=re.escape(said)):
         Threshold.parse(text).failures(audit.slices, LEAST)
 
 
-def test_a_gate_fails_by_the_slices_that_are_as_it_says_and_large_enough(audit: Audit):
+def test_a_gate_fails_by_the_slices_that_are_as_it_says_and_large_enough(audit: AuditReport):
     slices = audit.slices
     brands = slices[slices["facet"] == "brand"]
     middle = float(brands["gap_at_50"].median())
@@ -537,11 +542,13 @@ def test_other_recommenders_are_audited_by_name(shop: Path):
     folder = str(shop / "leave-one-out")
     said = CliRunner().invoke(audit_command, [folder, "--recommender", "popularity"], catch_exceptions=False).stdout
     assert said.startswith("popularity · leave-one-out · test · ")
-    with pytest.raises(DataError, match="--recommender EASE: was not evaluated; there are 'two towers', 'popularity'"):
-        Audit.of(Ranks.read(shop / "leave-one-out"), "EASE")
+    with pytest.raises(DataError, match="recommender 'EASE': was not evaluated; there are 'two towers', 'popularity'"):
+        AuditReport.of(Ranks.read(shop / "leave-one-out"), "EASE")
 
 
-def test_slices_are_recorded_under_names_that_mlflow_takes(shop: Path, monkeypatch: pytest.MonkeyPatch, audit: Audit):
+def test_slices_are_recorded_under_names_that_mlflow_takes(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, audit: AuditReport
+):
     logged: dict[str, float] = {}
     files: list[str] = []
 

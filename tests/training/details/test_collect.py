@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from features.config import FeaturesConfig
+from features.sequences.sequences import Queries
 from features.sequences.split import Split, leave_one_out
 from features.tables.tables import Catalog, Interactions, Tables, Users
 from training.config import RunConfig, TrainingConfig
@@ -21,8 +23,9 @@ from training.details.origin import changed_settings, commit_of
 from training.evaluation.baselines.item_cosine import ItemCosine
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.details import ReportDetails
-from training.evaluation.evaluate import evaluate
+from training.evaluation.evaluate import ScoringModel, evaluate
 from training.evaluation.report import EvaluationReport
+from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop.trainer import Progress
 
 COMMAND = ("towers", "evaluate", "run.toml")
@@ -41,11 +44,30 @@ def tables_of(num_users: int, num_items: int, title: str, per_user: int = 6) -> 
         }
     )
     catalog = pd.DataFrame({"item_id": np.arange(num_items), "title": [f"{title} {row}" for row in range(num_items)]})
+    catalog["shelf"] = np.where(np.arange(num_items) % 3, "upper", "lower")
     users = pd.DataFrame({"user_id": np.arange(num_users), "country": "<i>FR</i>", "note": None})
     return Tables(Interactions(frame, is_ordered=True), Catalog(catalog), Users(users), ("3 duplicates merged",))
 
 
-def collected(tables: Tables, most: int = 20, seed: int = 0) -> tuple[ReportDetails, EvaluationReport, Split]:
+class Vectors(TwoTowerRecommender):
+    """Scores items by vectors that were never trained, as far as a report looks at two towers."""
+
+    def __init__(self, item_vectors: torch.Tensor) -> None:
+        self.name, self.item_vectors = "two towers", item_vectors
+
+    def scores(self, queries: Queries) -> np.ndarray:
+        newest = queries.history.item_rows[queries.history.offsets[1:] - 1]
+        return (self.item_vectors[newest] @ self.item_vectors.T).numpy()
+
+
+def with_vectors(num_items: int) -> Vectors:
+    angles = torch.linspace(0, 3, num_items)
+    return Vectors(torch.stack([angles.cos(), angles.sin()], dim=1))
+
+
+def collected(
+    tables: Tables, most: int = 20, seed: int = 0, recommender: ScoringModel | None = None
+) -> tuple[ReportDetails, EvaluationReport, Split]:
     config = RunConfig(
         features=FeaturesConfig(interactions="interactions.parquet", title="title"),
         training=TrainingConfig(report_people=most, seed=seed),
@@ -54,7 +76,7 @@ def collected(tables: Tables, most: int = 20, seed: int = 0) -> tuple[ReportDeta
     split = leave_one_out(sequences, len(tables.catalog))
     assert split.test is not None
     models = [
-        ItemCosine.fit(split.train, len(tables.catalog)),
+        recommender or ItemCosine.fit(split.train, len(tables.catalog)),
         PopularityBaseline.fit(split.train, len(tables.catalog)),
     ]
     runs = [evaluate(one, split.test, split.candidates, seen_items=split.seen_items) for one in models]
@@ -97,6 +119,32 @@ def test_an_example_says_what_was_chosen_what_was_recommended_and_what_came_next
         assert right == ([rank] if rank is not None and rank <= 10 else [])
         assert not {item.title for item in one.recommended} & set(one.history)
         assert [(fact.label, fact.text) for fact in one.attributes] == [("country", "<i>FR</i>")]
+
+
+def test_a_map_has_the_most_popular_items_and_the_first_person_on_it(
+    shop: Tables, found: tuple[ReportDetails, EvaluationReport, Split], monkeypatch: pytest.MonkeyPatch
+):
+    details, _, split = found
+    assert details.item_map is None  # neighbours have no vectors
+    monkeypatch.setattr("towers.item_map.MAX_SHOWN", 150)
+    monkeypatch.setattr("training.details.item_map.MAX_SHOWN", 150)
+    drawn = collected(shop, recommender=with_vectors(len(shop.catalog)))[0]
+    item_map, person = drawn.item_map, drawn.people[0]
+    assert item_map is not None
+    assert (item_map.num_shown, item_map.num_items, item_map.column) == (150, 200, "shelf")
+    counts = np.bincount(split.train.item_rows, minlength=200)
+    shown = [int(point.title.split()[-1]) for group in item_map.groups for point in group.points]
+    assert counts[shown].min() >= np.delete(counts, shown).max()
+    assert [group.value for group in item_map.groups] == ["upper", "lower"]
+    for group in item_map.groups:
+        assert {int(point.title.split()[-1]) % 3 == 0 for point in group.points} == {group.value == "lower"}
+    assert item_map.user_id == person.user_id
+    assert tuple(point.title for point in item_map.history) == person.history
+    assert [point.title for point in item_map.recommended] == [item.title for item in person.recommended]
+    assert [point.title for point in item_map.held_out] == [item.title for item in person.held_out]
+    everybody = collected(shop, most=0, recommender=with_vectors(len(shop.catalog)))[0].item_map
+    assert everybody is not None
+    assert (everybody.user_id, everybody.history, everybody.recommended) == ("", (), ())
 
 
 def test_misses_are_those_of_their_ranks_and_in_order(found: tuple[ReportDetails, EvaluationReport, Split]):

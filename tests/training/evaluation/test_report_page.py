@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from html import unescape
 from html.parser import HTMLParser
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 
@@ -19,6 +20,7 @@ from training.evaluation.report_rows import Estimate, ReportRow
 
 EVIL = '<script>alert("&")</script>'
 VOID = ("meta", "br", "wbr")
+SHAPE = re.compile(r'<line class="(?:whisker|path)[^>]*>|<circle cx="[^>]*>')
 
 
 def filled(kind: Any, name: str, count: int = 2) -> Any:
@@ -101,7 +103,10 @@ def test_every_text_is_shown_and_escaped(page: str):
         "details.near_misses.history", "details.near_misses.recommended.title", "details.near_misses.held_out.title",
         "details.failures.user_id", "details.failures.attributes.label", "details.failures.attributes.text",
         "details.failures.history", "details.failures.recommended.title", "details.failures.held_out.title",
-        "details.data.label", "details.data.text", "details.tables.name", "details.tables.digest",
+        "details.item_map.column", "details.item_map.user_id", "details.item_map.groups.value",
+        "details.item_map.groups.points.title", "details.item_map.history.title", "details.item_map.recommended.title",
+        "details.item_map.held_out.title", "details.data.label", "details.data.text",
+        "details.tables.name", "details.tables.digest",
         "details.tables.columns.name", "details.tables.columns.role", "details.warnings",
     }  # fmt: skip
 
@@ -109,6 +114,38 @@ def test_every_text_is_shown_and_escaped(page: str):
 def test_the_verdict_comes_before_everything_else(page: str):
     verdict = page.index('<div class="verdict behind">')
     assert all(verdict < page.index(other) for other in ("<table", "<svg", "<nav", "To try next"))
+
+
+def test_every_picture_is_a_file_of_its_own_that_loads_nothing_and_shows_the_same():
+    points = (CurvePoint(0, None, 0.1), CurvePoint(1, 2.0, 0.3), CurvePoint(2, 1.0, 0.2))
+    details = replace(filled(ReportDetails, "details"), curves=(LearningCurve(0, points, 1),))
+    made = report(details)
+    plots, page = made.plots(), made.to_html()
+    names = ("metrics", "leads", "quality_by_epoch", "loss_by_epoch", "scores", "item_map")
+    assert set(plots) == {f"{name}.svg" for name in names}
+    for picture in plots.values():
+        root = ElementTree.fromstring(picture)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search(r"<script|url\(|@import|href", picture)
+        shapes = SHAPE.findall(picture)
+        assert shapes
+        assert set(shapes) <= {*SHAPE.findall(page)}
+    assert plots["item_map.svg"].count('class="ground') == len(details.item_map.groups)
+    assert set(report(None).plots()) == {"metrics.svg", "leads.svg"}
+
+
+def test_as_markdown_it_is_a_narrow_table_whose_cells_are_escaped():
+    rows = (row("ours", 0.2), row("a|b", 0.25, Estimate(-0.05, -0.07, -0.03)))
+    text = EvaluationReport("time", "test", (500,), 1_000, (0,), rows, ("a note",)).to_markdown()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table == [
+        "|  | N@10 | R@10 | lead in N@10 |",
+        "| --- | ---: | ---: | ---: |",
+        "| ours | 0.2000 ±0.0100 | 0.2000 ±0.0100 | – |",
+        "| a\\|b | 0.2500 ±0.0100 | 0.2500 ±0.0100 | -0.0500 ±0.0200 |",
+    ]
+    assert text.startswith("Not ahead of every baseline")
+    assert "\n\na note\n\n" in text
 
 
 def test_many_notes_are_cut_and_counted():

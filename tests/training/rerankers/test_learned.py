@@ -19,7 +19,7 @@ from towers.bundle.manifest import BundleError, sign_bundle
 from towers.bundle.signature import make_key, read_signing_key, signature_of
 from towers.bundle.trust import Trust
 from towers.rerankers.item_statistics import ItemStatistics
-from towers.rerankers.learned import LearnedRanker
+from towers.rerankers.learned import LearnedRanker, ListDropout
 from towers.rerankers.manifest import FOLDER, NAME, open_ranker, read_ranker_manifest
 from towers.rerankers.opening import ItemInputs
 from towers.rerankers.reranker import Deadline, OutOfTimeError, order_of
@@ -49,8 +49,15 @@ NUM_ITEMS, NUM_USERS = 60, 150
 
 @pytest.fixture(scope="module")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that knows nothing, of a shop where people take what comes next in the catalogue."""
+    """A bundle that knows nothing, of the shop."""
     folder = tmp_path_factory.mktemp("ranking")
+    write_shop(folder)
+    write_untrained(folder / "runs" / "one", folder, SETTINGS)
+    return folder / "runs" / "one"
+
+
+def write_shop(folder: Path) -> None:
+    """Write the tables of a shop where people take what comes next in the catalogue."""
     rng = np.random.default_rng(3)
     colours = rng.choice(["red", "green"], size=NUM_ITEMS)
     pd.DataFrame({"product": range(NUM_ITEMS), "colour": colours}).to_csv(folder / "products.csv", index=False)
@@ -60,8 +67,6 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clicks = pd.DataFrame({"user": users, "product": (starts[users] + places) % NUM_ITEMS})
     clicks["time"] = 1_700_000_000 + rng.integers(0, 10**6, NUM_USERS)[users] + 60 * places
     clicks.to_csv(folder / "clicks.csv", index=False)
-    write_untrained(folder / "runs" / "one", folder, SETTINGS)
-    return folder / "runs" / "one"
 
 
 @pytest.fixture(scope="module")
@@ -347,3 +352,14 @@ def test_a_ranker_without_time_says_so(trained: Path):
     shortlist, _ = next(shortlists(bundle, tables, split.validation, 40))
     with pytest.raises(OutOfTimeError):
         opened(bundle).scores(shortlist, Deadline(0.0))
+
+
+def test_dropout_leaves_the_same_units_to_all_candidates_of_a_list_and_keeps_the_mean():
+    torch.manual_seed(0)
+    dropout, units = ListDropout(0.25), torch.ones(500, 7, 16)
+    kept = dropout(units)
+    assert torch.equal(kept, kept[:, :1].expand(-1, 7, -1))
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.03)
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(dropout.eval()(units), units)

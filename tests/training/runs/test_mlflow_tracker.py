@@ -20,8 +20,12 @@ from pathlib import Path
 import pytest
 
 from towers.process import Stopped
+from training.evaluation.details import CurvePoint, LearningCurve, ReportDetails
+from training.evaluation.report import EvaluationReport
+from training.evaluation.report_rows import Estimate, ReportRow
 from training.runs import mlflow_tracker as tracking
 from training.runs.mlflow_tracker import Tracker, flattened
+from training.runs.progress import log_plots
 
 ROOT = Path(__file__).parents[3]
 PARAMS = {"features": {"max_history": 200, "item": {"genres": {"kind": "categories"}}}, "training": {"seed": 0}}
@@ -277,6 +281,26 @@ def test_no_run_is_left_running_by_what_goes_wrong_at_its_start(
         pass
     (run,) = client(folder).search_runs([client(folder).get_experiment_by_name("shop").experiment_id])
     assert run.info.status == status
+
+
+def test_the_pictures_of_a_report_are_files_of_the_run(start: Callable[..., Tracker], folder: Path):
+    metrics = {"ndcg_at_10": Estimate(0.2, 0.1, 0.3), "recall_at_10": Estimate(0.3, 0.2, 0.4)}
+    rows = (
+        ReportRow("two towers", metrics, {}, None),
+        ReportRow("EASE", metrics, {}, Estimate(0.1, 0.05, 0.15)),
+    )
+    curve = LearningCurve(0, (CurvePoint(1, 2.0, 0.1), CurvePoint(2, 1.0, 0.2)), 2)
+    report = EvaluationReport(
+        "time", "test", (500,), 1_000, (0,), rows, details=ReportDetails("A training", curves=(curve,))
+    )
+    with start() as tracker:
+        log_plots(tracker, report)
+    found = client(folder).list_artifacts(tracker.run_id, "plots")
+    names = ["leads.svg", "loss_by_epoch.svg", "metrics.svg", "quality_by_epoch.svg"]
+    assert sorted(Path(file.path).name for file in found) == names
+    for name in names:
+        (kept,) = (folder / "mlartifacts").rglob(f"plots/{name}")
+        assert kept.read_text(encoding="utf-8") == report.plots()[name]
 
 
 def test_steps_are_written_together(start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch):

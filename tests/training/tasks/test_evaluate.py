@@ -93,6 +93,14 @@ def test_baselines_are_fitted_once_where_every_seed_has_the_same_split(
     assert report.rows[1].metrics["ndcg_at_10"] == report.rows[0].metrics["ndcg_at_10"]
 
 
+def test_without_baselines_none_is_fitted(settings: Path, learned_from: list[Split], fitted: list[Split]):
+    said = CliRunner().invoke(evaluate, [str(settings), "--no-baselines"], catch_exceptions=False).stdout
+    assert len(learned_from) == 1
+    assert fitted == []
+    assert "two towers" in said
+    assert "popularity" not in said
+
+
 def test_the_time_at_which_the_test_data_begins_is_printed(
     settings: Path, learned_from: list[Split], fitted: list[Split], capsys: pytest.CaptureFixture[str]
 ):

@@ -77,6 +77,9 @@ def test_the_report_of_a_refitted_model_says_that_it_is_of_other_weights(
         assert "These are the figures of the training that was stopped early." in text
     # Nothing was held out of the weights that are kept, so nobody is named.
     assert ModelBundle.open(tmp_path / "runs" / "run-1").validation_users(np.arange(10_000, 10_061)) is None
-    said = CliRunner().invoke(train, ["run.toml", "--set", "training.refit=false"], catch_exceptions=False).stdout
+    words = ["run.toml", "--no-baselines", "--set", "training.refit=false"]
+    said = CliRunner().invoke(train, words, catch_exceptions=False).stdout
     assert "stopped early." not in said
+    assert "two towers" in said
+    assert "popularity" not in said
     assert ModelBundle.open(tmp_path / "runs" / "run-2").validation_users(np.arange(10_000, 10_061)).sum() in (5, 6)

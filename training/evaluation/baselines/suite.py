@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from features.errors import DataError
 from features.sequences.sequences import Queries
 from features.sequences.split import Split
 from training.evaluation.baselines import (
@@ -62,14 +63,15 @@ BASELINES = (
             "neighbours": Grid((128, 256, 512), 256, lowest=16, highest=4096),
         },
     ),
-    Baseline("EASE", ease.prepare, {"regularisation": REGULARISATION, "half_life": HALF_LIFE}),
+    # The half-life first: its trials need no other weights, so that little time is enough for them.
+    Baseline("EASE", ease.prepare, {"half_life": HALF_LIFE, "regularisation": REGULARISATION}),
     Baseline(
         "CEASE",
         cease.prepare,
         {
+            "half_life": HALF_LIFE,
             "attribute_weight": Grid((1, 3, 10, 30), 10, lowest=0.1, highest=1_000, growth=3),
             "regularisation": REGULARISATION,
-            "half_life": HALF_LIFE,
         },
         finds_cold_items=True,
     ),
@@ -101,6 +103,17 @@ class Budget:
 
     seconds: float = 1_200.0
     memory_bytes: float = 4 * GIB
+
+    @classmethod
+    def of_minutes(cls, minutes: float, memory_bytes: float = memory_bytes) -> Budget:
+        """Return the budget that `--baseline-minutes` and `baseline_minutes=` name.
+
+        Raises:
+            DataError: The minutes are negative.
+        """
+        if not minutes >= 0:
+            raise DataError(f"baseline_minutes: expected a number from 0 on, found {minutes!r}")
+        return cls(60 * minutes, memory_bytes)
 
 
 def fit_baselines(

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import json
 import shlex
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving.config import ServingConfig
 from serving.http.app import create_app
 from serving.http.contract.problems import Problem
-from serving.http.page.cards import text_of
+from serving.http.contract.requests import UserQuery
 from serving.http.page.columns import CatalogColumns
 from serving.http.page.overview import overview
 from serving.http.page.query import PageQuery, body_of
 from serving.http.page.snippets import ApiCall
-from serving.snapshot.item_map import ItemMap
 from tests.serving.doubles import make_recommender, make_tables
+from towers.item_map import ItemMap
 
 DRAWN = "data:image/svg+xml,%3Csvg/%3E"
 PICTURES = [DRAWN, "/own.png", "https://cdn.example.com/a.png", "javascript:alert(1)", "//evil.example/a.png"]
@@ -175,21 +178,6 @@ def test_a_call_is_written_so_that_a_shell_and_python_read_it():
     assert "'exclude': ['a', 'b c']" in call.python("http://here", needs_key=False)
 
 
-def test_cells_are_short_texts():
-    cells = [None, np.nan, 1.5, 1000.0, True, ["a", "b"], pd.Timestamp("2026-01-02 03:04"), "x" * 100, pd.NA]
-    assert [text_of(cell) for cell in cells] == [
-        "",
-        "",
-        "1.5",
-        "1,000",
-        "True",
-        "a, b",
-        "2026-01-02",
-        "x" * 60 + "...",
-        "",
-    ]
-
-
 def test_the_overview_says_how_old_and_how_good(recommender):
     day = 86_400
     trained = pd.Timestamp("2026-01-02T03:04:05Z").timestamp()
@@ -238,3 +226,25 @@ def test_only_the_files_of_swagger_ui_are_served(recommender):
         assert style.status_code == 200
     for name in ("swagger-ui.js", "../__init__.py", "%2e%2e/__init__.py"):
         assert client.get(f"/docs/{name}").status_code == 404
+
+
+WRITTEN = st.sampled_from(["", "=", "[]", "{}", "null", "1", "-1", "nan", "a", "[1]", '{"brand":{"not":[]}}', "true"])
+
+
+def test_whatever_a_form_sends_is_answered_or_refused(recommender):
+    client = client_of(recommender)
+    conditions = st.sampled_from(sorted(CatalogColumns.of(recommender).conditions))
+    names = st.just("filter") | conditions | st.sampled_from(sorted(UserQuery.model_fields))
+
+    @given(st.lists(st.tuples(names, WRITTEN), max_size=6), st.sampled_from(["", "user=1", "item=a", "history=a"]))
+    def check(pairs, shown):
+        query = urlencode([*parse_qsl(shown), *pairs])
+        assert client.get(f"/?{query}").status_code in (200, 404, 422)
+
+    check()
+
+
+def test_conditions_beside_a_filter_that_is_no_object_are_a_mistake_that_is_shown(recommender):
+    answer = client_of(recommender).get("/?history=a&filter==&brand=Acme")
+    assert answer.status_code == 422
+    assert "filter" in answer.text

@@ -59,8 +59,8 @@ def test_all_baselines_stand_beside_a_result_and_beat_popularity_where_tastes_di
     assert recall["popularity"] < 0.5
     assert min(recall[name] for name in [*personal, "mix of two"]) > 0.8
     assert notes[0] == "recent popularity is left out: it needs the times of the interactions."
-    assert notes[4].startswith("EASE: regularisation ")
-    assert "the best on 200 validation questions of regularisation " in notes[4]
+    assert notes[4].startswith("EASE: half-life ")
+    assert "the best on 200 validation questions of half-life " in notes[4]
     assert notes[-1].startswith("mix of two: ")
     assert ", standardised scores, the second counting " in notes[-1]
 
@@ -103,7 +103,7 @@ def test_the_hyperparameters_are_those_that_do_best_on_validation(planted: Seque
         for half_life in (1, 4, math.inf)
     ]
     assert ndcg(ease, split) >= max(ndcg(trial, split) for trial in trials) - 0.01
-    assert note.startswith("EASE: regularisation ")
+    assert note.startswith("EASE: half-life ")
 
 
 def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkeypatch: pytest.MonkeyPatch):
@@ -117,8 +117,8 @@ def test_the_notes_say_what_was_left_out_or_not_tuned(planted: Sequences, monkey
     assert notes[1].endswith("); pip install implicit adds it.")
     _, notes = fit_baselines(split, budget=Budget(seconds=0))
     assert notes[0] == (
-        "EASE: regularisation 300, half-life inf events, the best on 200 validation questions of regularisation 300; "
-        "half-life inf until the time was over."
+        "EASE: half-life inf events, regularisation 300, the best on 200 validation questions of half-life inf; "
+        "regularisation 300 until the time was over."
     )
 
 
@@ -166,7 +166,7 @@ def test_only_what_reads_texts_finds_what_nobody_had(planted: Sequences):
     split = cold_items(planted, num_items=45)
     recommenders, notes = fit_baselines(split, texts=texts)
     assert (
-        "EASE: regularisation 300, half-life inf events, not tuned, as training has seen none of the answers." in notes
+        "EASE: half-life inf events, regularisation 300, not tuned, as training has seen none of the answers." in notes
     )
     found = {
         recommender.name: evaluate(recommender, split.test, split.candidates, seen_items=EXCLUDE)

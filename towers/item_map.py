@@ -6,6 +6,8 @@ every other item lies between those of them that are most similar to it. Of few 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +20,14 @@ from features.files import mapped
 FILE = "map.safetensors"
 MAX_SHOWN = 800
 """Maximum number of items that a map shows as its ground: a page has to carry them."""
-MIN_TSNE = 200
-"""Number of items from which t-SNE is used: it compares each item with dozens of neighbours."""
+MIN_TSNE = 500
+"""Number of items from which t-SNE is used: it takes a second, and one sees through fewer items without it."""
+NUM_COLOURS = 8
+"""Number of values of a column that have a colour; the others share the last one, `OTHER`."""
+OTHER = "other"
+WIDTH, HEIGHT = 1000, 700
+"""Size of a drawn map, in units of its own."""
+_MARGIN = 24
 _PERPLEXITY = 30
 _NUM_NEIGHBOURS = 3
 _BLOCK = 16_384
@@ -81,6 +89,55 @@ class ItemMap:
         if len(shown) and not 0 <= shown.min() <= shown.max() < num_items:
             raise ValueError(f"a map with row {shown.max()} of {num_items}")
         return cls(positions, shown)
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """Which points of a map have one colour.
+
+    Attributes:
+        column: The column that decides; empty: none, and all points are alike.
+        groups: The values that have a colour and the places of their points, the most frequent value first, and
+            `OTHER` last.
+    """
+
+    column: str
+    groups: Sequence[tuple[str, Sequence[int]]]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence[str]], num_points: int, wanted: str = "") -> Colouring:
+        """Return the colours of the points.
+
+        Args:
+            columns: The texts of the points, by column.
+            num_points: How many points there are.
+            wanted: The column to colour by. One that is not there: the first that has few values.
+        """
+        grouped = {name: _with_few_values(texts) for name, texts in columns.items()}
+        few = [name for name, values in grouped.items() if len(set(values)) > 1 and OTHER not in values]
+        column = wanted if wanted in grouped else next(iter([*few, *grouped]), "")
+        values = grouped.get(column, [""] * num_points)
+        order = sorted((value for value, _ in Counter(values).most_common()), key=lambda value: value == OTHER)
+        places: dict[str, list[int]] = {value: [] for value in order}
+        for place, value in enumerate(values):
+            places[value].append(place)
+        return cls(column, list(places.items()))
+
+
+def drawn_at(position: Float32[np.ndarray, "2"]) -> tuple[int, int]:
+    """Return where a position, 0 to 1, is drawn: from the left, within `WIDTH`, and from the top, within `HEIGHT`."""
+    x, y = (_MARGIN + float(at) * (size - 2 * _MARGIN) for at, size in zip(position, (WIDTH, HEIGHT), strict=True))
+    return round(x), round(y)
+
+
+def _with_few_values(texts: Sequence[str]) -> list[str]:
+    """Return the texts with few different ones: the first steps of paths, and else the most frequent texts."""
+    if len(set(texts)) > NUM_COLOURS:
+        texts = [text.partition(" > ")[0] for text in texts]
+    kept = {text for text, _ in Counter(text for text in texts if text).most_common(NUM_COLOURS - 1)}
+    if len({*texts}) <= NUM_COLOURS:
+        kept = {text for text in texts if text}
+    return [text if text in kept else OTHER for text in texts]
 
 
 def _projected(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items 2"]:

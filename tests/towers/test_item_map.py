@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from serving.snapshot.item_map import FILE, ItemMap
+from towers.item_map import FILE, ItemMap
 
 
 def clustered(number, seed=0):
@@ -17,7 +17,8 @@ def clustered(number, seed=0):
 
 @pytest.mark.parametrize("number", [60, 240, 300], ids=["components", "t-SNE", "more than are shown"])
 def test_similar_items_are_near(number, monkeypatch):
-    monkeypatch.setattr("serving.snapshot.item_map.MAX_SHOWN", 240)
+    monkeypatch.setattr("towers.item_map.MAX_SHOWN", 240)
+    monkeypatch.setattr("towers.item_map.MIN_TSNE", 200)
     vectors, which = clustered(number)
     made = ItemMap.of(vectors, np.arange(number)[::-1].copy())
     assert made.shown.tolist() == [*range(min(number, 240))]
@@ -28,7 +29,8 @@ def test_similar_items_are_near(number, monkeypatch):
     assert (which[gaps.argmin(axis=1)] == which).mean() > 0.95
 
 
-def test_the_same_vectors_make_the_same_map():
+def test_the_same_vectors_make_the_same_map(monkeypatch):
+    monkeypatch.setattr("towers.item_map.MIN_TSNE", 200)
     vectors = clustered(210)[0]
     one, other = (ItemMap.of(vectors, np.ones(210, np.int64)) for _ in range(2))
     assert (one.positions == other.positions).all()
