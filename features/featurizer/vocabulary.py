@@ -45,8 +45,8 @@ class Vocabulary:
         """Return the vocabulary with those values of another that it lacks behind its own, which keep their rows.
 
         Example:
-            >>> Vocabulary.fit(["red", "blue"]).grown(Vocabulary.fit(["green", "red", "white", "white"])).values.tolist()
-            ['red', 'blue', 'white', 'green']
+            >>> Vocabulary.fit(["red", "blue"]).grown(Vocabulary.fit(["green", "red"])).values.tolist()
+            ['red', 'blue', 'green']
         """
         return Vocabulary(self.values.append(other.values[self.values.get_indexer(other.values) < 0]))
 

@@ -86,7 +86,7 @@ def continue_fit(
     replay = Replay.of(is_new, config.continuation.replay)
     trend = origin.model.trend
     parts = build(
-        _settings(config, train, replay),
+        settings_of_steps(config, train, replay),
         data,
         device,
         replay=replay,
@@ -139,7 +139,7 @@ def begin_new_rows(tower: FeatureTower, grown: SideEncoders, earlier: SideEncode
             new[sizes == 0] = known[1:].mean(dim=0)
 
 
-def _settings(config: RunConfig, train: Sequences, replay: Replay) -> RunConfig:
+def settings_of_steps(config: RunConfig, train: Sequences, replay: Replay) -> RunConfig:
     """Return the settings for the few steps of a continued training: smaller batches, a shorter warm-up.
 
     The seed is another one each time: with the same one, day by day the same users would be replayed.
