@@ -587,7 +587,7 @@ def test_a_day_is_asked_about_what_comes_after_all_that_is_known() -> None:
     times = np.concatenate([np.sort(rng.integers(0, 8 * SECONDS_PER_DAY, length)) for length in lengths])
     items = rng.integers(0, 15, lengths.sum())
     sequences = Sequences(np.arange(40), offsets_of(lengths), items, times, is_ordered=True)
-    days = list(continued.days_of(sequences, 4, every=2, before=1, seen_items=EXCLUDE))
+    days = list(continued.days_of(sequences, 4, every=2, ahead=2, before=1, seen_items=EXCLUDE))
     last_day = int(times.max()) // SECONDS_PER_DAY
     assert [day.end // SECONDS_PER_DAY for day in days] == list(range(last_day - 6, last_day - 1))
     assert [day.questions is not None for day in days] == [False, False, True, False, True]

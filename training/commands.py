@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from towers.rerankers.kinds import RERANKER_KINDS
 from training.presets import PRESETS, Preset, preset_settings
@@ -43,6 +44,11 @@ _no_baselines = click.option(
     is_flag=True,
     help="Compare with no baselines; then nothing says whether the model is worth its cost.",
 )
+
+
+def _is_given(option: str) -> bool:
+    """Return whether the command line gives an option of the current command, so that its value is no default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def _baseline_minutes(default: float) -> Callable[[Any], Any]:
@@ -233,6 +239,8 @@ def train(
                 f"{settings}: not with --continue, whose settings are those of {continued}; leave it out, and change "
                 "single settings with --set"
             )
+        if _is_given("baseline_minutes"):
+            raise DataError("--baseline-minutes: not with --continue, which fits no baselines; leave it out")
         bundle = continue_and_bundle(continued, overrides, tables=tables, output=output, resume=resume, device=device)
     elif settings is None:
         raise DataError("run.toml: missing; name the settings, or the run to go on with: --continue runs/latest")

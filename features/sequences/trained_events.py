@@ -27,11 +27,13 @@ class TrainedEvents:
         users: A digest of each user's id, `[users]`, ascending.
         times: The latest time of an event that was trained on, Unix seconds, `[users]`.
         counts: How many events at that time were trained on, `[users]`.
+        total: How many events were trained on in all, `[1]`.
     """
 
     users: Int64[np.ndarray, "users"]
     times: Int64[np.ndarray, "users"]
     counts: Int64[np.ndarray, "users"]
+    total: Int64[np.ndarray, "1"]
 
     @classmethod
     def of(cls, train: Sequences) -> TrainedEvents:
@@ -49,7 +51,7 @@ class TrainedEvents:
             counts.append(np.bincount(block.event_users[is_latest], minlength=len(block))[active])
         found = [np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (users, times, counts)]
         order = np.argsort(found[0])
-        return cls(*(part[order].astype(np.int64) for part in found))
+        return cls(*(part[order].astype(np.int64) for part in found), np.array([train.num_events]))
 
     def are_new(self, sequences: Sequences) -> Bool[np.ndarray, "events"]:
         """Return which events came after those that were trained on.
@@ -77,7 +79,7 @@ class TrainedEvents:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> TrainedEvents:
         """Return what `to_arrays` gave."""
-        return cls(arrays["users"], arrays["times"], arrays["counts"])
+        return cls(**{name: arrays[name] for name in ("users", "times", "counts", "total")})
 
 
 def _times_reached(sequences: Sequences) -> Int[np.ndarray, "events"]:

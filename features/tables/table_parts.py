@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -112,12 +112,14 @@ def _in_folder(folder: Path) -> Iterable[Path]:
     return (one for one in _visible(folder) if one.name.lower().endswith(PARQUET_ENDINGS + _PART_ENDINGS))
 
 
-def _visible(folder: Path) -> Iterable[Path]:
-    return (
-        one
-        for one in sorted(folder.rglob("*"))
-        if one.is_file() and not any(name.startswith(("_", ".")) for name in one.relative_to(folder).parts)
-    )
+def _visible(folder: Path) -> Iterator[Path]:
+    for one in sorted(folder.rglob("*")):
+        if any(name.startswith(("_", ".")) for name in one.relative_to(folder).parts):
+            continue
+        if one.is_symlink() and not one.exists():
+            raise DataError(f"{one}: a link to {one.readlink()}, which is not there; put it back, or remove the link")
+        if one.is_file():
+            yield one
 
 
 def _matching(pattern: Path) -> list[Part]:

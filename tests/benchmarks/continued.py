@@ -1,11 +1,11 @@
 """Is a model that is continued every day as good as one that is trained from nothing, and at what cost?
 
-    python tests/benchmarks/continued.py run.toml [--days 30] [--every 5] [--before 0] [--seed 0] [--set KEY=VALUE ...]
+    python tests/benchmarks/continued.py run.toml [--days 30] [--every 5] [--ahead 5] [--before 0] [--set ...]
 
 The last days of the interactions are gone through one by one, and at the end of each a model continues the one of the
 day before. At the end of every fifth day (`--every`) another is trained from nothing on all interactions so far. Both,
-and the model of the beginning as it was (`left`), are asked for the new items of each user on the days until the next
-comparison, with the history up to then, all items ranked. What is trained on ends before the questions are asked.
+and the model of the beginning as it was (`left`), are asked for the new items of each user on the next five days
+(`--ahead`), with the history up to then, all items ranked. What is trained on ends before the questions are asked.
 `--before 30` ends 30 days earlier: settings are chosen there, and judged on days that chose nothing.
 
 `old` are questions of users who were there at the beginning, about items that were there at the beginning: what a
@@ -55,7 +55,7 @@ class Day:
     Attributes:
         end: Unix seconds.
         known: The interactions before.
-        questions: Asked at the end, about the days until the next comparison. None: nothing is compared.
+        questions: Asked at the end, about the days ahead. None: nothing is compared.
     """
 
     end: int
@@ -102,23 +102,25 @@ class Measured:
     answers: tuple[Answers, ...] = ()
 
 
-def days_of(sequences: Sequences, count: int, every: int, before: int, seen_items: SeenItems) -> Iterator[Day]:
-    """Yield the day to begin with, and the days after it, the last of them `every + before` days before the end.
+def days_of(
+    sequences: Sequences, count: int, every: int, ahead: int, before: int, seen_items: SeenItems
+) -> Iterator[Day]:
+    """Yield the day to begin with, and the days after it, the last of them `ahead + before` days before the end.
 
     Raises:
         DataError: There are no times, or not so many days.
     """
     if sequences.times is None:
         raise DataError("days need the time of every interaction; name the column in [features.columns] timestamp")
-    last = (int(sequences.times.max()) // SECONDS_PER_DAY + 1 - every - before) * SECONDS_PER_DAY
+    last = (int(sequences.times.max()) // SECONDS_PER_DAY + 1 - ahead - before) * SECONDS_PER_DAY
     first = last - count * SECONDS_PER_DAY
     if first <= sequences.times.min():
         raise DataError(f"--days {count}: the interactions end after fewer days; ask for fewer")
     for number in range(count + 1):
         end = first + number * SECONDS_PER_DAY
         known = sequences.keep(sequences.times < end)
-        asked = window_questions(sequences, end, end + every * SECONDS_PER_DAY, seen_items)
-        is_compared = number and number % every == 0
+        asked = window_questions(sequences, end, end + ahead * SECONDS_PER_DAY, seen_items)
+        is_compared = number > 0 and number % every == 0
         yield Day(end, known.take(np.flatnonzero(known.lengths)), asked if is_compared else None)
 
 
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("settings", type=Path)
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--ahead", type=int, default=5)
     parser.add_argument("--before", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -221,7 +224,7 @@ def main() -> None:
     tables = read_tables(config.features, given.settings.parent)
     sequences = tables.interactions.sequences(tables.catalog)
     seen_items = SeenItems.of(config.features.recommend_seen)
-    days = days_of(sequences, given.days, given.every, given.before, seen_items)
+    days = days_of(sequences, given.days, given.every, given.ahead, given.before, seen_items)
     found: list[Measured] = []
     for number, day in enumerate(measure(config, tables, days), start=1):
         found.append(day)

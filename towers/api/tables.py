@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.errors import CombinedDataError, DataError
+from features.errors import DataError, renamed
 from features.files import sha256
 from training.runs.run_folder import INPUTS
 
@@ -180,14 +180,8 @@ def _cells(name: str, column: str, cells: pd.Series) -> pa.Array | pa.ChunkedArr
 
 def _renamed(error: DataError, named: Mapping[str, str]) -> DataError:
     """Return an error in the words of Python: a DataFrame has no path, and flags are arguments."""
-    problems = [_one_renamed(str(one), named) for one in getattr(error, "problems", (error,))]
-    return DataError(problems[0]) if len(problems) == 1 else CombinedDataError([DataError(one) for one in problems])
-
-
-def _one_renamed(message: str, named: Mapping[str, str]) -> str:
-    for path in sorted(named, key=len, reverse=True):
-        message = message.replace(path, named[path])
-    return _FLAG.sub(lambda flag: f"{flag[1].replace('-', '_')}=", message)
+    flags = {flag[0]: f"{flag[1].replace('-', '_')}=" for flag in _FLAG.finditer(str(error))}
+    return renamed(error, {**named, **flags})
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from features.errors import DataError
 from features.sequences.sequences import Sequences
 from features.sequences.split import Split
+from features.sequences.trained_events import TrainedEvents
 from features.tables.linked_table import linked_table
 from features.tables.tables import Tables, data_digests
 from features.values.distinct import many
@@ -31,7 +33,7 @@ from training.evaluation.two_tower_recommender import TwoTowerRecommender
 from training.loop.continuation import Origin, continue_fit
 from training.loop.fit import TrainedModel, check_choices, choose_device
 from training.prepared.prepare import are_prepared
-from training.runs.progress import describe, report_epochs, report_steps, start_tracking
+from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
 from training.runs.run_folder import INPUTS, Run
 from training.tasks.protocols import early_stopping_split, holds_out_users
@@ -79,21 +81,22 @@ def continue_and_bundle(
     origin = _origin(bundle, config)
     if output is not None and output.resolve() == bundle.path:
         raise DataError(f"{output}: the run that is continued, which stays as it is; name another folder")
-    config = _with_tables(config, bundle.tables_folder, tables)
-    if are_prepared(config.features, bundle.tables_folder):
-        raise DataError(
-            "--continue reads all interactions into memory, and so many are prepared on disk; add --set "
-            "features.prepare=never if the memory suffices, or train from nothing"
-        )
-    found = bundle.read_tables(config.features)
-    sequences = found.interactions.sequences(found.catalog)
-    held_out = bundle.validation_users(sequences.user_ids)
-    split = early_stopping_split(config, sequences, len(found.catalog), validation_users=held_out)
-    digests = data_digests(config.features, bundle.tables_folder)
+    with _with_tables(config, bundle.tables_folder, tables) as config:
+        if are_prepared(config.features, bundle.tables_folder):
+            raise DataError(
+                "--continue reads all interactions into memory, and so many are prepared on disk; add --set "
+                "features.prepare=never if the memory suffices, or train from nothing"
+            )
+        found = bundle.read_tables(config.features)
+        sequences = found.interactions.sequences(found.catalog)
+        held_out = bundle.validation_users(sequences.user_ids)
+        split = early_stopping_split(config, sequences, len(found.catalog), validation_users=held_out)
+        digests = data_digests(config.features, bundle.tables_folder)
     stem = re.sub(r"-\d+$", "", bundle.path.name)
     run = (Run.unfinished if resume else Run.begin)(config, stem, output, digests, bundle.weights_digest)
     describe(found, sequences)
-    click.echo(_news(config, origin, split.train), err=True)
+    for line in _news(config, origin.continuation.trained, split.train):
+        click.echo(line, err=True)
     flags = [word for name in TABLES if name in tables for word in (f"--{name}", str(tables[name]))]
     command = ("towers", "train", "--continue", str(path), *flags, *as_flags(overrides))
     collector = DetailsCollector(
@@ -135,6 +138,7 @@ def continue_and_bundle(
             origin=f"{bundle.path.name}, version {bundle.version}",
         )
         record(tracker, config, found, run.folder, learned)
+        log_plots(tracker, report)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of continued training")
     if tracker.how_to_look is not None:
@@ -158,14 +162,16 @@ def _settings(bundle: ModelBundle, overrides: tuple[str, ...]) -> RunConfig:
     return config
 
 
-def _with_tables(config: RunConfig, folder: Path, tables: Mapping[str, Path]) -> RunConfig:
-    """Return the settings with other tables, and with interactions that are added to those of the settings."""
+@contextmanager
+def _with_tables(config: RunConfig, folder: Path, tables: Mapping[str, Path]) -> Iterator[RunConfig]:
+    """Yield the settings with other tables, and with interactions that are added to those of the settings."""
     paths = {name: str(path.absolute()) for name, path in tables.items()}
-    if "interactions" in paths:
-        assert config.features.interactions is not None, "without any there is nothing to continue"
-        old, new = folder / config.features.interactions, Path(paths["interactions"])
-        paths["interactions"] = str(linked_table([old, new], INPUTS.absolute()))
-    return config.model_copy(update={"features": config.features.model_copy(update=paths)})
+    with ExitStack() as opened:
+        if "interactions" in paths:
+            assert config.features.interactions is not None, "without any there is nothing to continue"
+            old, new = folder / config.features.interactions, Path(paths["interactions"])
+            paths["interactions"] = str(opened.enter_context(linked_table(old, new, INPUTS.absolute())))
+        yield config.model_copy(update={"features": config.features.model_copy(update=paths)})
 
 
 def _origin(bundle: ModelBundle, config: RunConfig) -> Origin:
@@ -187,15 +193,22 @@ def _origin(bundle: ModelBundle, config: RunConfig) -> Origin:
     return Origin(bundle.model, bundle.featurizer, continuation)
 
 
-def _news(config: RunConfig, origin: Origin, train: Sequences) -> str:
-    """Return how much of the training data is new."""
-    is_new, own = origin.continuation.trained.are_new(train), config.continuation
+def _news(config: RunConfig, trained: TrainedEvents, train: Sequences) -> Iterator[str]:
+    """Yield how much of the training data is new, and how much came too late to be trained on."""
+    is_new, own = trained.are_new(train), config.continuation
     num_old = np.bincount(train.event_users[~is_new], minlength=len(train))
+    num_late = int(num_old.sum() - trained.total[0])
+    if num_late > 0:
+        yield (
+            f"note: {many(num_late, 'added interaction')} older than what was trained on of the same users: part of "
+            "their histories now, and trained on by the next training from nothing"
+        )
     num_users = int(((train.lengths > 0) & (num_old == 0)).sum())
     said = f"{many(int(is_new.sum()), 'new interaction')} to train on, {many(num_users, 'new user')}"
-    if not is_new.any():
-        return f"note: {said}; the weights stay as they are"
-    return f"{said}; {many(own.epochs, 'epoch')}, with about {own.replay:g} old interactions for each new one"
+    if is_new.any():
+        yield f"{said}; {many(own.epochs, 'epoch')}, with about {own.replay:g} old interactions for each new one"
+    else:
+        yield f"note: {said}; the weights stay as they are"
 
 
 def _report(
@@ -240,5 +253,8 @@ def _report(
     if lead.high < 0:
         note += " It got worse on what it knew: raise [continuation] replay, or train from nothing."
     return EvaluationReport.of(
-        split.name, "validation", {config.training.seed: evaluations[:1]}, notes=[note, NO_BASELINES, SELECTED]
+        split.name,
+        "validation",
+        {config.training.seed: evaluations[:1]},
+        notes=[note, NO_BASELINES, *learned.data.featurizer.notes, SELECTED],
     )
