@@ -139,7 +139,7 @@ def test_a_new_user_gets_recommendations_and_a_new_item_is_one(continued, monkey
     monkeypatch.chdir(folder)
     model = open_model("runs/run-2")
     old, today, _ = tables()
-    [user] = [one for one in today["user_id"].unique() if one not in set(old["user_id"])][:1]
+    [user] = [int(one) for one in today["user_id"].unique() if one not in set(old["user_id"])][:1]
     assert model.recommend([user], k=5)["rank"].tolist() == [1, 2, 3, 4, 5]
     history = model.history(user, k=100)["item_id"].tolist()
     assert sorted(set(history)) == sorted(set(today["item_id"][today["user_id"] == user]))
@@ -187,6 +187,10 @@ def test_python_and_repeated_rows_give_the_same_model(continued, here):
         (("run.toml",), r"run\.toml: not with --continue, whose settings are those of runs/latest"),
         (("--interactions", "data/nothing.parquet"), r"nothing\.parquet: no such file"),
         (("--resume",), r"no unfinished run with these settings"),
+        (
+            ("--baseline-minutes", "1"),
+            r"--baseline-minutes: not with --continue, which fits no baselines; leave it out",
+        ),
     ],
 )
 def test_what_does_not_fit_ends_in_one_line(here, words: tuple[str, ...], message: str):
@@ -195,6 +199,70 @@ def test_what_does_not_fit_ends_in_one_line(here, words: tuple[str, ...], messag
     with pytest.raises(DataError, match=message):
         raise result.exception
     assert sorted(path.name for path in (here / "runs").iterdir() if path.name != "inputs") == ["latest", "run-1"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda frame: frame.drop(columns="timestamp"), r"/new\.parquet: lacks the column 'timestamp' of "),
+        (lambda frame: frame.rename(columns={"item_id": "sku"}), r"/new\.parquet: lacks the column 'item_id' of "),
+        (lambda frame: frame.astype({"user_id": str}), r"/new\.parquet: column 'user_id' is of type "),
+        (lambda frame: frame.assign(colour="red"), r"/new\.parquet: has a column 'colour' which "),
+        (lambda frame: frame.assign(item_id="none"), r"^the interactions: column 'item_id', new\.parquet, row 1: "),
+    ],
+    ids=["no times", "another name", "another type", "one more", "unknown item"],
+)
+def test_a_table_that_does_not_fit_is_named_and_nothing_of_it_is_kept(here, changed, message: str):
+    changed(tables()[1]).to_parquet("data/new.parquet", index=False)
+    result = run("--continue", "runs/latest", "--interactions", "data/new.parquet")
+    assert isinstance(result.exception, DataError), result.output
+    with pytest.raises(DataError, match=message):
+        raise result.exception
+    assert "\n" not in str(result.exception)
+    assert sorted(path.name for path in (here / "runs").rglob("*.parquet") if "inputs" in path.parts) == []
+
+
+def test_days_follow_each_other_under_one_name_and_each_costs_what_is_new(here):
+    old, today, _ = tables()
+    days = [today[place::3] for place in range(3)]
+    total = len(old.drop_duplicates())
+    for number, day in enumerate(days, start=2):
+        day.to_parquet("data/day.parquet", index=False)
+        result = run(
+            "--continue", "runs/latest", "--interactions", "data/day.parquet", "--set", "continuation.epochs=1"
+        )
+        assert result.exit_code == 0, result.output
+        Path("data/day.parquet").unlink()
+        found = int(re.search(r"(\d+) new interactions? to train on", result.stderr)[1])
+        assert 0 < found <= len(day) + old["user_id"].nunique()  # and what was held out before
+        known = len(ModelBundle.open(Path(f"runs/run-{number}")).read_tables().interactions.frame)
+        assert known - total == pytest.approx(len(day), abs=3)  # but for duplicates
+        total = known
+    model = open_model("runs/latest")
+    user = int(days[-1]["user_id"].iloc[-1])
+    wanted = set(pd.concat([old, today]).query("user_id == @user")["item_id"])
+    assert set(model.history(user, k=1000)["item_id"]) == wanted
+    assert len(model.recommend([user], k=5)) == 5
+
+
+def test_what_arrives_late_or_not_at_all_is_said_and_moves_nothing(here):
+    old, today, _ = tables()
+    late = today[today["user_id"].isin(old["user_id"])]
+    late.assign(timestamp=late["timestamp"] - 10**9).to_parquet("data/late.parquet", index=False)
+    today[:0].to_parquet("data/empty.parquet", index=False)
+    for name, note in (
+        ("late", r"note: \d+ added interactions older than what was trained on"),
+        ("empty", "^(?!.*older)"),
+    ):
+        result = run("--continue", "runs/run-1", "--interactions", f"data/{name}.parquet")
+        assert result.exit_code == 0, result.output
+        assert "note: 0 new interactions to train on, 0 new users; the weights stay as they are" in result.stderr
+        assert re.search(note, result.stderr, re.DOTALL)
+        vectors = [
+            ModelBundle.open(Path(path)).model.item_tower.embeddings.rows("item_id")
+            for path in ("runs/run-1", "runs/latest")
+        ]
+        assert vectors[0].equal(vectors[1][: len(vectors[0])])
 
 
 @pytest.mark.parametrize(
