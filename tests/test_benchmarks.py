@@ -42,6 +42,7 @@ from tests.benchmarks import (
     ranker,
     soak,
     speed,
+    table,
     text_search,
 )
 from tests.benchmarks.fuzz_requests import Maker, Message
@@ -632,3 +633,22 @@ def test_old_are_the_questions_that_the_first_day_could_have_been_asked() -> Non
     history = Sequences(np.array([5, 6]), offsets_of(np.array([0, 0])), np.zeros(0, np.int64), None, is_ordered=False)
     questions = Queries(history, offsets_of(np.array([3, 1])), np.array([0, 2, 1, 0]), None)
     assert continued._are_old(questions, beginning).tolist() == [True, False, True, False]
+
+
+def test_reports_become_a_table_with_the_lead_over_the_best_baseline():
+    def row(name: str, mean: float, lead: float | None) -> dict[str, Any]:
+        metrics = {metric: {"mean": mean} for metric in ("recall_at_10", "ndcg_at_10", "recall_at_20", "ndcg_at_100")}
+        between = None if lead is None else {"mean": lead, "low": lead - 0.02, "high": lead + 0.04}
+        return {"name": name, "metrics": metrics, "lead": between, "is_bound": name == "best possible"}
+
+    rows = [
+        row("two towers", 0.3, None),
+        row("EASE", 0.25, 0.05),
+        row("CEASE", 0.2, 0.1),
+        row("best possible", 1, -0.7),
+    ]
+    some = {"protocol": "time", "primary_metric": "ndcg_at_10", "rows": rows}
+    lines = table.table({"some": some, "other": {**some, "protocol": "users", "rows": rows[:2]}})
+    assert lines[0] == "| | `some` | `other` |"
+    assert lines[4] == "| CEASE | 0.200 / 0.200 | |"
+    assert lines[-1] == "| lead over the best | +0.0500 ± 0.0300 (EASE) | +0.0500 ± 0.0300 (EASE) |"

@@ -70,6 +70,7 @@ BOOKS = (
 )
 # Recent popularity is a part of the score; the other settings are those of init.
 TREND = ("towers.trend=[1, 7, 30]", "training.epochs=6")
+TEXTS = ("title = { kind", "brand", "categories")
 UNREAD = ("position", "title = { kind", "original_title", "original_publication_year", "language_code")
 
 ROWS = {
@@ -81,6 +82,7 @@ ROWS = {
         "ml-1m", "leave-one-out", "MovieLens-1M, next item, large", ("--preset", "large", "training.epochs=15")
     ),
     "beauty": Row("amazon-beauty", "leave-one-out", "Amazon Beauty, next item", BEAUTY, seeds=3),
+    "beauty-ids": Row("amazon-beauty", "leave-one-out", "the same, ids alone", BEAUTY, seeds=3, without=TEXTS),
     "goodbooks": Row("goodbooks", "users", "goodbooks, people never seen", BOOKS, seeds=5, without=UNREAD),
     "ml-1m-time": Row("ml-1m", "time", "MovieLens-1M, one cut in time", TIME, seeds=3),
     "movietweetings": Row("movietweetings", "leave-one-out", "MovieTweetings, next item", TREND, seeds=3),

@@ -12,7 +12,7 @@ steps; a row of its own shows ours with the batch that it proposes by itself. Wh
 Throughput says how fast an epoch is, not how good it makes the model, and N@10 after a few epochs compares learning
 rates. So `--goals 0.03 0.05` also measures how many seconds of training each takes until validation N@10 first reaches
 a goal: ours as it is trained for use, RecTools measured after each epoch, without the seconds of the measuring. Give
-`--goal-epochs` that are enough for both.
+`--epochs` that are enough for both.
 
 Every training runs in a process of its own, by turns, in another order each round. A position is one prediction, of any
 item of a history but the first; padding does not count. The first epoch of each training warms up and does not count,
