@@ -19,6 +19,7 @@ from features.tables.linked_table import linked_table
 from features.tables.tables import Tables, data_digests
 from features.values.distinct import many
 from towers.bundle.bundle import ModelBundle
+from towers.bundle.continuation import Continuation
 from towers.bundle.signature import signing_key
 from towers.bundle.trust import Trust
 from training.config import RunConfig, read_run_config
@@ -135,6 +136,7 @@ def continue_and_bundle(
             learned,
             report,
             validation_users=users,
+            continuation=_continuation(config, origin, learned),
             origin=f"{bundle.path.name}, version {bundle.version}",
         )
         record(tracker, config, found, run.folder, learned)
@@ -209,6 +211,13 @@ def _news(config: RunConfig, trained: TrainedEvents, train: Sequences) -> Iterat
         yield f"{said}; {many(own.epochs, 'epoch')}, with about {own.replay:g} old interactions for each new one"
     else:
         yield f"note: {said}; the weights stay as they are"
+
+
+def _continuation(config: RunConfig, origin: Origin, learned: TrainedModel) -> Continuation:
+    """Return what the next one continues from: without epochs, what is new today is still new tomorrow."""
+    assert learned.table_states is not None, "one process trained it"
+    trained = TrainedEvents.of(learned.data.train) if config.continuation.epochs else origin.continuation.trained
+    return Continuation(trained, learned.table_states)
 
 
 def _report(

@@ -161,7 +161,18 @@ def _train(
             click.echo(f"training again on all {sequences.num_events:,} interactions", err=True)
             learned = refit(config, tables, sequences, learned)
         held_out = split.validation.history.user_ids if holds_out_users(split) and not config.training.refit else None
-        write_trained(run.folder, config, settings.parent, digests, tables, learned, report, validation_users=held_out)
+        states = learned.table_states
+        write_trained(
+            run.folder,
+            config,
+            settings.parent,
+            digests,
+            tables,
+            learned,
+            report,
+            validation_users=held_out,
+            continuation=None if states is None else Continuation(TrainedEvents.of(learned.data.train), states),
+        )
         record(tracker, config, tables, run.folder, learned)
         log_plots(tracker, report)
     run.finish()
@@ -331,6 +342,7 @@ def write_trained(
     report: EvaluationReport,
     *,
     validation_users: np.ndarray | None,
+    continuation: Continuation | None,
     origin: str | None = None,
 ) -> None:
     """Write the bundle of a training.
@@ -344,9 +356,9 @@ def write_trained(
         learned: The model.
         report: Its evaluation.
         validation_users: Ids of the users that were held out. None: no whole users were.
+        continuation: What a training that continues this one needs. None: none can.
         origin: The model that was continued. None: none was.
     """
-    states = learned.table_states
     primary = report.rows[0].metrics[PRIMARY_METRIC].mean
     write_bundle(
         folder,
@@ -364,7 +376,7 @@ def write_trained(
         },
         primary_metric={PRIMARY_METRIC: primary},
         validation_users=validation_users,
-        continuation=None if states is None else Continuation(TrainedEvents.of(learned.data.train), states),
+        continuation=continuation,
     )
 
 

@@ -265,6 +265,15 @@ def test_what_arrives_late_or_not_at_all_is_said_and_moves_nothing(here):
         assert vectors[0].equal(vectors[1][: len(vectors[0])])
 
 
+def test_what_was_taken_in_without_an_epoch_is_still_to_be_trained_on(continued, here):
+    words = ("--continue", "runs/latest", "--interactions", str(TODAY))
+    new = re.search(r"\d+ new interactions to train on, \d+ new users", continued[1].stderr)[0]
+    assert new in run(*words, "--set", "continuation.epochs=0").stderr
+    result = run("--continue", "runs/latest", "--set", "continuation.epochs=1")
+    assert new.split(",")[0] in result.stderr
+    assert "0 new interactions to train on" in run("--continue", "runs/latest").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
