@@ -219,7 +219,8 @@ class TrainingBatches:
         lengths = np.repeat(sequences.lengths, sequences.lengths)
         from_end = np.repeat(sequences.offsets[1:], sequences.lengths) - np.arange(sequences.num_events)
         is_read = (from_end <= self.history) | (lengths == self.history + 1)
-        return self.seen_items.possible_targets(sequences) & is_read
+        found: np.ndarray = self.seen_items.possible_targets(sequences) & is_read
+        return found
 
     def _chosen(self, epoch: int) -> tuple[Int[np.ndarray, "users"], Bool[np.ndarray, "events"] | None]:
         """Return the users of an epoch, and which events are predicted; None: all that can be."""

@@ -51,7 +51,8 @@ class TrainedEvents:
             counts.append(np.bincount(block.event_users[is_latest], minlength=len(block))[active])
         found = [np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (users, times, counts)]
         order = np.argsort(found[0])
-        return cls(*(part[order].astype(np.int64) for part in found), np.array([train.num_events]))
+        digests, latest_times, latest_counts = (part[order].astype(np.int64) for part in found)
+        return cls(digests, latest_times, latest_counts, np.array([train.num_events]))
 
     def are_new(self, sequences: Sequences) -> Bool[np.ndarray, "events"]:
         """Return which events came after those that were trained on.
