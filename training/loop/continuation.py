@@ -119,10 +119,10 @@ def overwrite_grown(tensors: Mapping[str, Tensor], earlier: Mapping[str, Tensor]
 
 @torch.no_grad()
 def begin_new_rows(tower: FeatureTower, grown: SideEncoders, earlier: SideEncoders) -> None:
-    """Give new values the vector that they had to the earlier model.
+    """Begin the row of each new value with the vector that the earlier model has for that value.
 
-    That is the pooled vector of the hashed rows that a value had, or nothing. Where an id is all there is of an item,
-    nothing would be no vector at all, and it begins with the mean of the others.
+    That is the pooled vector of its hashed rows, or zero. Where an id is the only feature of an item, zero would be no
+    vector at all, and the row begins with the mean of the others.
     """
     for name, encoder in grown.sparse.items():
         before = earlier.sparse[name]

@@ -1,4 +1,4 @@
-"""`towers train --continue`: another bundle that knows what is new, and an old one that nobody touched."""
+"""`towers train --continue`: another bundle that knows what is new, and the old one is not changed."""
 
 from __future__ import annotations
 
