@@ -38,7 +38,7 @@ from towers.api.printing import printing
 from towers.api.requests import Filter, Ids
 from towers.api.results import Recommendations
 from towers.api.service import Service, served
-from towers.api.tables import Table, as_files, plain
+from towers.api.tables import CONTINUATION_TABLES, Table, as_files, as_overrides, by_full_name, plain, stored
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_folder import read_manifest
 from towers.process import keeping_memory
@@ -425,19 +425,21 @@ class Model:
             DataError: The tables are wrong, a setting would change what the weights mean, or this model keeps nothing
                 to continue from.
         """
-        from towers.api.train import update
+        from training.tasks.continue_training import continue_and_bundle
 
-        path = update(
-            self.bundle,
-            interactions,
-            items=items,
-            users=users,
-            output=output,
-            resume=resume,
-            device=device,
-            progress=progress,
-            values=values,
-        )
+        overrides = as_overrides(by_full_name(values, CONTINUATION_TABLES))
+        with stored({"interactions": interactions, "items": items, "users": users}) as inputs, printing(progress):
+            if inputs.names:
+                inputs.keep()
+            with keeping_memory():
+                path = continue_and_bundle(
+                    self.bundle.path,
+                    overrides,
+                    tables=inputs.paths,
+                    output=None if output is None else Path(output),
+                    resume=resume,
+                    device=device,
+                )
         return Model(ModelBundle.open(path, trust=self.settings.trust), self.settings)
 
     @plain_errors
