@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires, version
 from types import TracebackType
@@ -52,6 +52,18 @@ class CombinedDataError(DataError):
     def __init__(self, problems: Sequence[DataError]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
+
+
+def renamed(error: DataError, names: Mapping[str, str]) -> DataError:
+    """Return an error in whose messages the keys of `names`, such as paths, are replaced by their values."""
+    problems = [_replaced(str(one), names) for one in getattr(error, "problems", (error,))]
+    return DataError(problems[0]) if len(problems) == 1 else CombinedDataError([DataError(one) for one in problems])
+
+
+def _replaced(message: str, names: Mapping[str, str]) -> str:
+    for name in sorted(names, key=len, reverse=True):
+        message = message.replace(name, names[name])
+    return message
 
 
 class Problems:

@@ -109,6 +109,8 @@ def _share(folder: Path) -> None:
     os.umask(hidden)
     folder.chmod(0o777 & ~hidden)
     for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue  # what it points to is no part of the folder
         path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
 
 

@@ -22,11 +22,16 @@ import pandas as pd
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import EXCLUDE
+from features.sequences.sequences import Queries, Sequences
+from features.tables.tables import SECONDS_PER_DAY
 from serving.config import ServingConfig
 from serving.http.app import create_app
 from tests.benchmarks import (
     ablations,
     agreement,
+    continued,
     duplicates,
     encoding,
     evenness,
@@ -599,6 +604,60 @@ def test_a_soak_says_what_each_ten_seconds_were_like_and_draws_it(tmp_path: Path
 
 def test_answers_agree_by_every_way_in() -> None:
     assert agreement.compare(100, seed=7) == (100, [])
+
+
+def test_a_day_is_asked_about_what_comes_after_all_that_is_known() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, 40)
+    users = np.repeat(np.arange(40), lengths)
+    times = np.concatenate([np.sort(rng.integers(0, 8 * SECONDS_PER_DAY, length)) for length in lengths])
+    items = rng.integers(0, 15, lengths.sum())
+    sequences = Sequences(np.arange(40), offsets_of(lengths), items, times, is_ordered=True)
+    days = list(continued.days_of(sequences, 4, every=2, ahead=2, before=1, seen_items=EXCLUDE))
+    last_day = int(times.max()) // SECONDS_PER_DAY
+    assert [day.end // SECONDS_PER_DAY for day in days] == list(range(last_day - 6, last_day - 1))
+    assert [day.questions is not None for day in days] == [False, False, True, False, True]
+    for day in days:
+        assert day.known.num_events == (times < day.end).sum()
+        assert day.known.times is not None
+        assert day.known.times.max() < day.end
+        if day.questions is None:
+            continue
+        assert (day.questions.times == day.end).all()
+        wanted = {}
+        for user in range(40):
+            seen, later = (items[(users == user) & part] for part in (times < day.end, times >= day.end))
+            is_in_time = times[(users == user) & (times >= day.end)] < day.end + 2 * SECONDS_PER_DAY
+            if found := set(later[is_in_time].tolist()) - set(seen.tolist()):
+                wanted[user] = (seen.tolist(), found)
+        asked = day.questions
+        assert asked.history.user_ids.tolist() == list(wanted)
+        for place, (seen, found) in enumerate(wanted.values()):
+            assert asked.history.items_of(place).tolist() == seen
+            assert set(asked.target_rows[slice(*asked.target_offsets[place : place + 2])].tolist()) == found
+
+
+def test_the_lines_on_days_add_up() -> None:
+    first = continued.Answers(np.array([1, 2]), np.array([[0.1, 0.2, 0.1], [0.1, 0.2, 0.0]]))
+    second = continued.Answers(np.array([1, 3]), np.array([[0.2, 0.1, 0.1], [0.2, 0.1, 0.0]]))
+    nothing = continued.Answers.of([None, None, None])
+    days = [
+        continued.Measured((1.0, 0.0)),
+        continued.Measured((2.0, 20.0), (first, nothing)),
+        continued.Measured((3.0, 10.0), (second, nothing)),
+    ]
+    every, old, seconds = continued.lines(days)
+    assert "N@10 continued 0.1500, from nothing 0.1500, left 0.0500; continued / from nothing 1.000 (" in every
+    assert "left / from nothing 0.333 (4 questions)" in every
+    assert old == "old: no questions"
+    assert seconds.endswith("continued 2.0, from nothing 15.0, ratio 0.133 (3 days, 2 compared)")
+
+
+def test_old_are_the_questions_that_the_first_day_could_have_been_asked() -> None:
+    beginning = Sequences(np.array([5, 7]), offsets_of(np.array([2, 1])), np.array([0, 1, 1]), None, is_ordered=False)
+    history = Sequences(np.array([5, 6]), offsets_of(np.array([0, 0])), np.zeros(0, np.int64), None, is_ordered=False)
+    questions = Queries(history, offsets_of(np.array([3, 1])), np.array([0, 2, 1, 0]), None)
+    assert continued._are_old(questions, beginning).tolist() == [True, False, True, False]
 
 
 def test_reports_become_a_table_with_the_lead_over_the_best_baseline():

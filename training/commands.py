@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from features.locations.object_path import TablePath
 from features.locations.table_path import TABLE_FILE
@@ -45,6 +46,11 @@ _no_baselines = click.option(
     is_flag=True,
     help="Compare with no baselines; then nothing says whether the model is worth its cost.",
 )
+
+
+def _is_given(option: str) -> bool:
+    """Return whether the command line gives an option of the current command, so that its value is no default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def _baseline_minutes(default: float) -> Callable[[Any], Any]:
@@ -157,7 +163,29 @@ def init(
 
 
 @click.command()
-@_settings
+@click.argument("settings", type=click.Path(path_type=Path), metavar="[run.toml]", required=False)
+@click.option(
+    "--continue",
+    "continued",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="RUN",
+    help="Continue the training of this bundle with new interactions, instead of training on run.toml from nothing.",
+)
+@click.option(
+    "--interactions",
+    type=click.Path(path_type=Path),
+    help="With --continue: new interactions, added to those of RUN.  [default: the table of RUN, as it is now]",
+)
+@click.option(
+    "--items",
+    type=click.Path(path_type=Path),
+    help="With --continue: the whole catalogue of today.  [default: the table of RUN, as it is now]",
+)
+@click.option(
+    "--users",
+    type=click.Path(path_type=Path),
+    help="With --continue: the whole table of users of today.  [default: the table of RUN, as it is now]",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.  [default: runs/run-N]"
 )
@@ -172,7 +200,11 @@ def init(
 @_no_baselines
 @_baseline_minutes(2)
 def train(
-    settings: Path,
+    settings: Path | None,
+    continued: Path | None,
+    interactions: Path | None,
+    items: Path | None,
+    users: Path | None,
     output: Path | None,
     resume: bool,
     device: str,
@@ -188,20 +220,43 @@ def train(
     bundle.
 
     Several processes train together with torchrun: `torchrun --nproc-per-node 4 -m towers train run.toml`.
+
+    `towers train --continue runs/latest --interactions today.parquet` trains a few epochs on what is new, with a sample
+    of the old, and writes another bundle: new users, items and categories join, and RUN stays as it is. Its settings
+    are those of RUN; [continuation] has the epochs and the share of the old.
     """
+    from features.errors import DataError
     from training.distributed.launch import is_first
     from training.tasks.train import next_steps, train_and_bundle
 
     overrides = (*preset_settings(preset), *overrides)
-    bundle = train_and_bundle(
-        settings,
-        overrides,
-        output=output,
-        resume=resume,
-        device=device,
-        baselines=not no_baselines,
-        baseline_minutes=baseline_minutes,
-    )
+    given = {"interactions": interactions, "items": items, "users": users}
+    tables = {name: path for name, path in given.items() if path is not None}
+    if continued is not None:
+        from training.tasks.continue_training import continue_and_bundle
+
+        if settings is not None:
+            raise DataError(
+                f"{settings}: not with --continue, whose settings are those of {continued}; leave it out, and change "
+                "single settings with --set"
+            )
+        if _is_given("baseline_minutes"):
+            raise DataError("--baseline-minutes: not with --continue, which fits no baselines; leave it out")
+        bundle = continue_and_bundle(continued, overrides, tables=tables, output=output, resume=resume, device=device)
+    elif settings is None:
+        raise DataError("run.toml: missing; name the settings, or the run to go on with: --continue runs/latest")
+    elif tables:
+        raise DataError(f"--{min(tables)}: only with --continue; without it run.toml names the tables")
+    else:
+        bundle = train_and_bundle(
+            settings,
+            overrides,
+            output=output,
+            resume=resume,
+            device=device,
+            baselines=not no_baselines,
+            baseline_minutes=baseline_minutes,
+        )
     if is_first():
         click.echo(f"\n{next_steps(bundle)}")
 

@@ -137,6 +137,19 @@ class TrainingConfig(StrictTable):
             yield "hard_negatives_skip and hard_negatives_score_ratio need hard_negatives, which is 0; raise it"
 
 
+class ContinuationConfig(StrictTable):
+    """`[continuation]`: what `towers train --continue` does with the interactions that came since."""
+
+    epochs: int = Field(2, ge=0)
+    """Passes over the new interactions. Raise it if the model follows them too slowly. 0: nothing is trained; new users
+    and items are only taken in."""
+    replay: float = Field(4.0, ge=0)
+    """Old interactions that are trained on again for each new one, other ones in each pass. Raise it if the model gets
+    worse on what it knew; training takes longer. 0: new interactions only, and the model forgets."""
+    learning_rate_factor: float = Field(0.3, gt=0, le=1)
+    """Factor of the learning rates of `[training]`. Lower it if the model gets worse on what it knew."""
+
+
 class PromotionConfig(StrictTable):
     """`[promotion]`: what `towers promote` demands of a bundle before it replaces the one in service."""
 
@@ -191,6 +204,8 @@ class RunConfig(StrictTable):
     """Architecture of the two towers."""
     training: TrainingConfig = TrainingConfig()
     """Data, loss, optimisation and tracking of training."""
+    continuation: ContinuationConfig = ContinuationConfig()
+    """Steps and replay of incremental training."""
     promotion: PromotionConfig = PromotionConfig()
     """Conditions under which `towers promote` replaces the bundle in service."""
     tune: dict[str, Any] = Field(default_factory=dict, exclude=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 
 from features.columns import spelling_of, texts_of
 from features.encoders.encoder import PretrainedText, save_encoders
@@ -72,27 +73,24 @@ class Featurizer:
         Raises:
             DataError: A declared column does not exist.
         """
-        item_events = train.item_counts(len(catalog))
-        chosen = (item_events > 0) | whole_catalog
-        items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[chosen]
-        active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
-        people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
-        schema = replace(schema, item=_spelt(schema.item, catalog.frame), user=_spelt(schema.user, people))
-        people = people[people[USER_ID].isin(active[USER_ID].tolist())]
-        pretrained = _fit_pretrained(schema, items, people)
+        items, people = _trained_rows(schema, catalog, users, train, whole_catalog=whole_catalog)
+        schema = replace(
+            schema,
+            item=_spelt(schema.item, catalog.frame),
+            user=_spelt(schema.user, people.frame if users is None else users.frame),
+        )
+        pretrained = _fit_pretrained(schema, items.frame, people.frame)
         written = (
-            [items[feature.name] for feature in schema.item if feature.definition.content == "texts"]
+            [items.frame[feature.name] for feature in schema.item if feature.definition.content == "texts"]
             if shared_texts
             else []
         )
         texts = pd.concat(written, ignore_index=True) if written else None
-        events_of = pd.Series(train.lengths, index=pd.Index(train.user_ids, dtype=object))
-        user_events = events_of.reindex(people[USER_ID].tolist()).to_numpy()
         fit = partial(SideEncoders.fit, pretrained=pretrained, texts=texts, unseen_words=whole_catalog)
         fitted = cls(
             schema,
-            fit(schema.item, items, role="document", events=item_events[chosen]),
-            fit(schema.user, people, role="query", events=user_events),
+            fit(schema.item, items.frame, role="document", events=items.events),
+            fit(schema.user, people.frame, role="query", events=people.events),
             pretrained,
         )
         _refuse_nothing_left(fitted)
@@ -107,6 +105,33 @@ class Featurizer:
             for side, encoders in (("items", self.items), ("users", self.users))
             for name, cut in encoders.cut.items()
         ]
+
+    def grown(
+        self, catalog: Catalog, users: Users | None, train: Sequences, *, whole_catalog: bool = False
+    ) -> Featurizer:
+        """Return the featurizer with new ids and categories behind those it knows, which keep their rows.
+
+        With `min_count`, a value joins once it has that many interactions, old and new. What else was fitted (word
+        weights, quantiles, projections) stays: the weights of the model belong to it.
+
+        Args:
+            catalog: Where the items are.
+            users: Where the users' attributes are; None: nowhere.
+            train: The training data, whose items and users are looked at, as by `fit`.
+            whole_catalog: As for `fit`.
+
+        Raises:
+            DataError: A declared column does not exist, or a new item would have no feature at all.
+        """
+        items, people = _trained_rows(self.schema, catalog, users, train, whole_catalog=whole_catalog)
+        grown = Featurizer(
+            self.schema,
+            self.items.grown(items.frame, items.events),
+            self.users.grown(people.frame, people.events),
+            self.pretrained,
+        )
+        _refuse_nothing_left(grown)
+        return grown
 
     def item_features(self, catalog: Catalog) -> EntityFeatures:
         """Return the features of every item of a catalogue, also of items that training did not know."""
@@ -162,6 +187,31 @@ class Featurizer:
             SideEncoders.load(schema.user, vocabularies, "user", pretrained, "query"),
             pretrained,
         )
+
+
+@dataclass(frozen=True)
+class _TrainedRows:
+    """The rows of a table that are trained on, and how many training interactions each of them has."""
+
+    frame: pd.DataFrame
+    events: Int[np.ndarray, "rows"]
+
+
+def _trained_rows(
+    schema: Schema, catalog: Catalog, users: Users | None, train: Sequences, *, whole_catalog: bool
+) -> tuple[_TrainedRows, _TrainedRows]:
+    """Return the items and the users that have training interactions; of a whole catalogue the other items as well."""
+    item_events = train.item_counts(len(catalog))
+    chosen = (item_events > 0) | whole_catalog
+    items = _declared(schema.item, catalog.frame, "items", ITEM_ID)[chosen]
+    active = pd.DataFrame({USER_ID: train.user_ids[train.lengths > 0]})
+    people = _declared(schema.user, active if users is None else users.frame, "users", USER_ID)
+    people = people[people[USER_ID].isin(active[USER_ID].tolist())]
+    user_events = pd.Series(train.lengths, index=pd.Index(train.user_ids, dtype=object))
+    return (
+        _TrainedRows(items, item_events[chosen]),
+        _TrainedRows(people, user_events.reindex(people[USER_ID].tolist()).to_numpy()),
+    )
 
 
 def _refuse_nothing_left(fitted: Featurizer) -> None:

@@ -125,6 +125,17 @@ class SideEncoders:
             ),
         )
 
+    def grown(self, frame: pd.DataFrame, events: Int[np.ndarray, "rows"]) -> SideEncoders:
+        """Return encoders whose vocabularies also hold the values in the rows of `frame`; all else stays as fitted.
+
+        `events` are the training interactions of each row.
+        """
+        sparse = {
+            name: encoder.grown(frame[name], events) if isinstance(encoder, ValueEncoder) else encoder
+            for name, encoder in self.sparse.items()
+        }
+        return SideEncoders(sparse, self.dense)
+
     def save(self, features: Sequence[Feature], folder: Path, side: str) -> None:
         """Write one Parquet file per feature into `folder`, two of a fixed text that is corrected.
 

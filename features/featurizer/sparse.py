@@ -64,9 +64,10 @@ class SparseEncoder(Protocol):
 class ValueEncoder:
     """Ids and categories: every frequent value a row, rare and new ones some that they share, if there are such rows.
 
-    A value that is not in the vocabulary is the sum of `hashes` of the `hashed_rows` behind those of the vocabulary
-    (frequency-based double hashing, Zhang et al. 2020, arXiv 2007.14523): with two hash functions far fewer values have
-    the same vector than with one. A cell of several values is a bag of the rows of all.
+    A value that is not in the vocabulary is the sum of `hashes` of the `hashed_rows` (frequency-based double hashing,
+    Zhang et al. 2020, arXiv 2007.14523): with two hash functions far fewer values have the same vector than with one. A
+    cell of several values is a bag of the rows of all. The hashed rows come before those of the vocabulary, so that a
+    vocabulary can grow without moving any.
 
     Attributes:
         vocabulary: The values with a row of their own.
@@ -81,12 +82,19 @@ class ValueEncoder:
     @classmethod
     def fit(cls, feature: Feature, column: pd.Series, events: Int[np.ndarray, "entities"]) -> ValueEncoder:
         """Return the encoder of the values in `column`, of entities with so many training interactions each."""
-        lengths, values = values_of(feature, column)
-        vocabulary, least = Vocabulary.fit(values), feature.min_count or 1
+        return cls(Vocabulary.fit([]), feature).grown(column, events)
+
+    def grown(self, column: pd.Series, events: Int[np.ndarray, "entities"]) -> ValueEncoder:
+        """Return the encoder that knows the frequent values in `column` as well; known values keep their rows."""
+        lengths, values = values_of(self.feature, column)
+        found, least = Vocabulary.fit(values), self.feature.min_count or 1
         if least == 1:
-            return cls(vocabulary, feature)
-        frequent, cut = _without_rare(vocabulary, values, np.repeat(events, lengths), least)
-        return cls(frequent, feature, cut)
+            return ValueEncoder(self.vocabulary.grown(found), self.feature)
+        rows = found.rows(values)
+        counts = np.bincount(rows, weights=np.repeat(events, lengths), minlength=len(found))[1:]
+        kept = (counts >= least) | (self.vocabulary.rows(found.values) != UNKNOWN)
+        cut = CutOff(least, int((~kept).sum()), len(kept), float(counts[~kept].sum() / max(counts.sum(), 1)))
+        return ValueEncoder(self.vocabulary.grown(Vocabulary(found.values[kept])), self.feature, cut)
 
     @property
     def num_rows(self) -> int:
@@ -96,22 +104,28 @@ class ValueEncoder:
     def bags(self, column: pd.Series) -> Bags:
         """Return the rows of the values of each cell."""
         lengths, values = values_of(self.feature, column)
-        rows = self.vocabulary.rows(values)
+        sizes, rows = self.rows_of(values)
         cells = np.repeat(np.arange(len(column)), lengths)
+        return np.bincount(cells, weights=sizes, minlength=len(column)).astype(np.int64), rows
+
+    def rows_of(self, values: Sequence[str]) -> Bags:
+        """Return the rows of single values: its own, or the hashed ones that it shares, or none."""
+        rows = self.vocabulary.rows(values)
         if self.feature.hashed_rows is None:
-            known = rows != UNKNOWN
-            return np.bincount(cells[known], minlength=len(column)), rows[known]
+            return (rows != UNKNOWN).astype(np.int64), rows[rows != UNKNOWN]
         sizes = np.where(rows == UNKNOWN, self.feature.hashes or HASHES, 1)
-        spread = np.repeat(rows, sizes)
-        unknown = [value for value, row in zip(values, rows.tolist(), strict=True) if row == UNKNOWN]
-        spread[spread == UNKNOWN] = len(self.vocabulary) + self._hashed(unknown)
-        return np.bincount(cells, weights=sizes, minlength=len(column)).astype(np.int64), spread
+        is_unknown = np.repeat(rows == UNKNOWN, sizes)
+        spread = np.repeat(rows + self.feature.hashed_rows, sizes)
+        spread[is_unknown] = self._hashed(
+            [value for value, row in zip(values, rows.tolist(), strict=True) if row == UNKNOWN]
+        )
+        return sizes, spread
 
     def _hashed(self, values: Sequence[str]) -> Int[np.ndarray, "hashes_times_values"]:
-        """Return the shared rows of each value, counted from the first of them."""
+        """Return the shared rows of each value; they follow the unknown one."""
         assert self.feature.hashed_rows is not None, "there are hashed rows"
         found = [
-            mmh3.hash(value, seed, signed=False) % self.feature.hashed_rows
+            UNKNOWN + 1 + mmh3.hash(value, seed, signed=False) % self.feature.hashed_rows
             for value in values
             for seed in range(self.feature.hashes or HASHES)
         ]
@@ -152,17 +166,6 @@ class ValueEncoder:
     def load(cls, feature: Feature, path: Path) -> ValueEncoder:
         """Read what `save` wrote."""
         return cls(Vocabulary.load(path), feature)
-
-
-def _without_rare(
-    vocabulary: Vocabulary, values: Sequence[str], events: Int[np.ndarray, "values"], least: int
-) -> tuple[Vocabulary, CutOff]:
-    """Return the vocabulary without values that occur in fewer interactions, and what that leaves out."""
-    rows = vocabulary.rows(values)
-    counts = np.bincount(rows, weights=events, minlength=len(vocabulary))[1:]
-    kept = counts >= least
-    cut = CutOff(least, int((~kept).sum()), len(kept), float(counts[~kept].sum() / max(counts.sum(), 1)))
-    return Vocabulary(vocabulary.values[kept]), cut
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,15 @@ class Vocabulary:
         counts = counts.sort_values(ascending=False, kind="stable")
         return cls(pd.Index(counts.index.tolist(), dtype=object))
 
+    def grown(self, other: Vocabulary) -> Vocabulary:
+        """Return the vocabulary with those values of another that it lacks behind its own, which keep their rows.
+
+        Example:
+            >>> Vocabulary.fit(["red", "blue"]).grown(Vocabulary.fit(["green", "red"])).values.tolist()
+            ['red', 'blue', 'green']
+        """
+        return Vocabulary(self.values.append(other.values[self.values.get_indexer(other.values) < 0]))
+
     def __len__(self) -> int:
         """Return the number of rows, the unknown one included."""
         return len(self.values) + 1

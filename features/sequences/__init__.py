@@ -6,4 +6,5 @@
 - `seen_items`: `SeenItems`, which items of a history may be recommended again.
 - `split`: training, validation and test questions; `timeline`: the events of all users by time; `batches`: jagged
   batches for the model.
+- `trained_events`: which events a model was trained on; `replay`: which an epoch of incremental training predicts.
 """

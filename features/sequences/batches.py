@@ -14,9 +14,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from features.sequences.ragged import ragged_arange
+from features.sequences.replay import Replay, users_of
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 
@@ -170,6 +172,8 @@ class TrainingBatches:
         targets: Target of each state, for data with an order: the `next` event, a random later one (`future`), or, as
             for data without an order, `any` other one.
         history_fraction: For shuffled data: fraction of a user's items that is input only.
+        replay: Which events an epoch predicts, in incremental training; of shuffled data, all of the users who have any
+            of these. None: all.
     """
 
     def __init__(
@@ -182,6 +186,7 @@ class TrainingBatches:
         seed: int,
         targets: Literal["next", "future", "any"] = "next",
         history_fraction: float = 0.0,
+        replay: Replay | None = None,
     ) -> None:
         enough = np.flatnonzero(sequences.lengths > 0)
         self.sequences = sequences
@@ -190,6 +195,7 @@ class TrainingBatches:
         self.seen_items = seen_items
         self.seed = seed
         self.is_shuffled = targets == "any" or not sequences.is_ordered
+        self.replay = replay.by_user(sequences) if replay is not None and self.is_shuffled else replay
         self.is_future = targets == "future" and sequences.is_ordered
         self.history_fraction = history_fraction if self.is_shuffled else 0.0
         self._users = enough
@@ -197,30 +203,48 @@ class TrainingBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[SequenceBatch]:
         """Yield the batches of an epoch, from batch `start` on."""
         generator = np.random.default_rng([self.seed, epoch])
-        order = self._order(generator)
+        users, is_chosen = self._chosen(epoch)
+        order = self._order(generator, users)
         sequences = self.sequences.shuffled(generator) if self.is_shuffled else self.sequences
         for place, group in enumerate(self._deal(order)[start:], start):
-            batch = self._batch(sequences, order[group])
+            batch = self._batch(sequences, order[group], is_chosen)
             yield _with_future_targets(batch, [self.seed, epoch, place]) if self.is_future else batch
 
     def num_batches(self, epoch: int) -> int:
         """Return how many batches the epoch has."""
-        return len(self._deal(self._order(np.random.default_rng([self.seed, epoch]))))
+        return len(self._deal(self._order(np.random.default_rng([self.seed, epoch]), self._chosen(epoch)[0])))
 
-    def _order(self, generator: np.random.Generator) -> Int[np.ndarray, "users"]:
+    def are_possible_targets(self, sequences: Sequences) -> Bool[np.ndarray, "events"]:
+        """Return which events of users with an order can be targets: those that are read, and of allowed repeats."""
+        lengths = np.repeat(sequences.lengths, sequences.lengths)
+        from_end = np.repeat(sequences.offsets[1:], sequences.lengths) - np.arange(sequences.num_events)
+        is_read = (from_end <= self.history) | (lengths == self.history + 1)
+        found: np.ndarray = self.seen_items.possible_targets(sequences) & is_read
+        return found
+
+    def _chosen(self, epoch: int) -> tuple[Int[np.ndarray, "users"], Bool[np.ndarray, "events"] | None]:
+        """Return the users of an epoch, and which events are predicted; None: all that can be."""
+        if self.replay is None:
+            return self._users, None
+        is_chosen = self.replay.draw(self.sequences, np.random.default_rng([self.seed, epoch, 1]))
+        if not self.is_shuffled:
+            is_chosen &= self.are_possible_targets(self.sequences)
+        return users_of(self.sequences, is_chosen), is_chosen
+
+    def _order(self, generator: np.random.Generator, users: Int[np.ndarray, "users"]) -> Int[np.ndarray, "users"]:
         """Return the users in the order of an epoch.
 
         Of very many events some parts, drawn by chance, are dealt together, before the next ones: what is read from
         disk lies close together then.
         """
         if self.sequences.num_events <= POOL_EVENTS:
-            return generator.permutation(self._users)
-        parts = self.sequences.offsets[self._users] // (POOL_EVENTS // POOL_PARTS)
+            return generator.permutation(users)
+        parts = self.sequences.offsets[users] // (POOL_EVENTS // POOL_PARTS)
         order = generator.permutation(int(parts[-1]) + 1)
         pool = np.empty(len(order), dtype=np.int64)
         pool[order] = np.arange(len(order)) // POOL_PARTS
-        keys = generator.random(len(self._users))
-        found: np.ndarray = self._users[np.lexsort((keys, pool[parts]))]
+        keys = generator.random(len(users))
+        found: np.ndarray = users[np.lexsort((keys, pool[parts]))]
         return found
 
     def _deal(self, order: np.ndarray) -> list[slice]:
@@ -233,10 +257,14 @@ class TrainingBatches:
             held += length
         return [*slices, slice(begin, len(order))]
 
-    def _batch(self, sequences: Sequences, users: np.ndarray) -> SequenceBatch:
+    def _batch(
+        self, sequences: Sequences, users: np.ndarray, is_chosen: Bool[np.ndarray, "events"] | None
+    ) -> SequenceBatch:
         whole = sequences.take(users)
         window = np.repeat(whole.offsets[1:], whole.lengths) - np.arange(whole.num_events) <= self.history + 1
         is_target = self.seen_items.possible_targets(whole)
+        if is_chosen is not None:
+            is_target &= is_chosen[ragged_arange(sequences.offsets[users], whole.lengths)]
         newest = whole.keep(window)
         is_target = is_target[window]
         truncated = whole.lengths > self.history + 1

@@ -211,7 +211,7 @@ def time_split(
             "[features.columns] timestamp, or use another protocol"
         )
     cuts = _cuts(sequences.times, [validation_share, test_share] if test else [validation_share])
-    windows = [_window(sequences, start, end, seen_items) for start, end in pairwise(cuts)]
+    windows = [window_questions(sequences, start, end, seen_items) for start, end in pairwise(cuts)]
     for window, name in zip(windows, ("validation", "test"), strict=False):
         if not len(window):
             raise DataError(f"the time protocol found no user with a new item in the {name} window; give more events")
@@ -524,8 +524,15 @@ def _cuts(times: Int[np.ndarray, "events"], shares: list[float]) -> list[int]:
     return cuts
 
 
-def _window(sequences: Sequences, start: int, end: int, seen_items: SeenItems) -> Queries:
-    """Return the queries at time `start`, with events before `end` as targets."""
+def window_questions(sequences: Sequences, start: int, end: int, seen_items: SeenItems) -> Queries:
+    """Return the queries at time `start`, with the user's new items before `end` as targets.
+
+    Args:
+        sequences: Interactions with times, those of the window among them.
+        start: Unix seconds. A history is what the user did before.
+        end: Unix seconds.
+        seen_items: Which items of a history cannot be targets.
+    """
     assert sequences.times is not None
     before = sequences.times < start
     history = sequences.keep(before)

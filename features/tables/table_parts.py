@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from features.errors import DataError
@@ -31,7 +31,8 @@ CSV_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 # In a folder, .txt is a document.
 _PART_ENDINGS = tuple(ending for ending in CSV_ENDINGS if not ending.startswith(".txt"))
 _EXPECTED = "expected a file ending in .csv, .tsv, .csv.gz or .parquet"
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark write in the name of a folder for a missing value."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,16 @@ def _in_folder(folder: TablePath) -> Iterable[TablePath]:
     return (one for one in _visible(folder) if one.name.lower().endswith(PARQUET_ENDINGS + _PART_ENDINGS))
 
 
-def _visible(folder: TablePath) -> Iterable[TablePath]:
-    return (
-        one
-        for one in files_below(folder)
-        if not any(name.startswith(("_", ".")) for name in name_in(folder, one).parts)
-    )
+def _visible(folder: TablePath) -> list[TablePath]:
+    if isinstance(folder, Path):
+        lost = next((one for one in folder.rglob("*") if not _is_hidden(folder, one) and not one.exists()), None)
+        if lost is not None:
+            raise DataError(f"{lost}: a link to {lost.readlink()}, which is not there; put it back, or remove the link")
+    return [one for one in files_below(folder) if not _is_hidden(folder, one)]
+
+
+def _is_hidden(folder: TablePath, one: TablePath) -> bool:
+    return any(name.startswith(("_", ".")) for name in name_in(folder, one).parts)
 
 
 def _matching(pattern: TablePath) -> list[Part]:
@@ -138,7 +143,7 @@ def _root(path: TablePath) -> TablePath:
 
 def _values(relative: PurePath) -> dict[str, str | None]:
     pairs = [name.partition("=") for name in relative.parts[:-1] if "=" in name.strip("=")]
-    return {unquote(name): None if value == _NO_VALUE else unquote(value) for name, _, value in pairs}
+    return {unquote(name): None if value == NO_VALUE else unquote(value) for name, _, value in pairs}
 
 
 def _of_one_kind(path: TablePath, parts: list[Part]) -> list[Part]:

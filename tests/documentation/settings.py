@@ -18,7 +18,7 @@ from features.settings import StrictTable
 from serving.config import ServingConfig
 from tests.documentation.pages import in_table
 from towers.config import TowersConfig
-from training.config import PromotionConfig, SearchRange, TrainingConfig
+from training.config import ContinuationConfig, PromotionConfig, SearchRange, TrainingConfig
 
 _TUNE = """\
 Settings that `towers tune` searches, each with a list of values, such as `towers.num_layers = [1, 2, 4]`, or with a
@@ -33,6 +33,7 @@ RUN_TABLES: dict[str, tuple[type[StrictTable], str]] = {
     "[features.encoders.NAME]": (EncoderSettings, "A pretrained text encoder, by a name of your choice."),
     "[towers]": (TowersConfig, "Architecture of the two towers."),
     "[training]": (TrainingConfig, "Data, loss, optimisation and tracking of training."),
+    "[continuation]": (ContinuationConfig, "Steps and replay of `towers train --continue`."),
     "[promotion]": (PromotionConfig, "Conditions under which `towers promote` replaces the bundle in service."),
     "[tune]": (SearchRange, _TUNE),
 }

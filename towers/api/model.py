@@ -38,7 +38,7 @@ from towers.api.printing import printing
 from towers.api.requests import Filter, Ids
 from towers.api.results import Recommendations
 from towers.api.service import Service, served
-from towers.api.tables import Table, as_files, plain
+from towers.api.tables import CONTINUATION_TABLES, Table, as_files, as_overrides, by_full_name, plain, stored
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.sealed_folder import read_manifest
 from towers.process import keeping_memory
@@ -390,6 +390,57 @@ class Model:
                 baselines=baselines,
                 baseline_minutes=baseline_minutes,
             )
+
+    @plain_errors
+    def update(
+        self,
+        interactions: Table | None = None,
+        *,
+        items: Table | None = None,
+        users: Table | None = None,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        device: Device = "auto",
+        progress: bool = True,
+        **values: Any,
+    ) -> Model:
+        """Continue the training with new interactions, as `towers train --continue` does, and return the new model.
+
+        This model and its bundle stay as they are. The new interactions are trained on with a sample of the old ones,
+        for a few epochs: new users, items and categories join, and known ones are not forgotten.
+
+        Args:
+            interactions: New interactions, with the columns of those of the training; those that were there already are
+                merged. None: the table of the training, as it is now.
+            items: The whole catalogue as it is now. None: the table of the training, as it is now.
+            users: Attributes of all users as they are now, likewise.
+            output: Folder of the new bundle. None: the next free `runs/run-N`.
+            resume: Whether to continue the newest unfinished call of this kind.
+            device: Device to train on.
+            progress: Whether to print what the command prints.
+            **values: Settings by their own names, such as `epochs=3` or `replay=8`: those of `[continuation]`, and of
+                `[training]` where `[continuation]` has none of that name.
+
+        Raises:
+            DataError: The tables are wrong, a setting would change what the weights mean, or this model keeps nothing
+                to continue from.
+        """
+        from training.tasks.continue_training import continue_and_bundle
+
+        overrides = as_overrides(by_full_name(values, CONTINUATION_TABLES))
+        with stored({"interactions": interactions, "items": items, "users": users}) as inputs, printing(progress):
+            if inputs.names:
+                inputs.keep()
+            with keeping_memory():
+                path = continue_and_bundle(
+                    self.bundle.path,
+                    overrides,
+                    tables=inputs.paths,
+                    output=None if output is None else Path(output),
+                    resume=resume,
+                    device=device,
+                )
+        return Model(ModelBundle.open(path, trust=self.settings.trust), self.settings)
 
     @plain_errors
     def index(

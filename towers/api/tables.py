@@ -1,4 +1,4 @@
-"""Tables as a program has them, DataFrames or paths, as the files that commands read.
+"""Tables and settings as a program has them, as the files and the values of `--set` that commands read.
 
 A DataFrame is written to `runs/inputs`, so that a bundle can be indexed, evaluated and trained again from its tables,
 by Python or by commands. The folder is named after its content: the same tables are written once.
@@ -19,15 +19,27 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tomlkit
 
-from features.errors import CombinedDataError, DataError
+from features.config import FeaturesConfig
+from features.errors import DataError, renamed
 from features.files import sha256
 from features.locations.object_path import TablePath
 from features.locations.table_path import table_path
-from training.runs.run_folder import RUNS
+from features.messages import did_you_mean
+from features.settings import StrictTable
+from towers.config import TowersConfig
+from training.config import ContinuationConfig, TrainingConfig
+from training.runs.run_folder import INPUTS
 
-INPUTS = RUNS / "inputs"
-"""Where tables that are no files are kept, with the run.toml that was made for them."""
+TRAINING_TABLES: dict[str, type[StrictTable]] = {
+    "features": FeaturesConfig,
+    "towers": TowersConfig,
+    "training": TrainingConfig,
+}
+"""The tables of run.toml whose settings are arguments of `towers.train`, by their own names."""
+CONTINUATION_TABLES: dict[str, type[StrictTable]] = {**TRAINING_TABLES, "continuation": ContinuationConfig}
+"""Those of `Model.update`."""
 _DIGITS = 12
 _FLAG = re.compile(r"--((?:user|item|time)-(?:column|format)) ")
 """A flag of `towers init` that is an argument of `towers.train`."""
@@ -184,14 +196,8 @@ def _cells(name: str, column: str, cells: pd.Series) -> pa.Array | pa.ChunkedArr
 
 def _renamed(error: DataError, named: Mapping[str, str]) -> DataError:
     """Return an error in the words of Python: a DataFrame has no path, and flags are arguments."""
-    problems = [_one_renamed(str(one), named) for one in getattr(error, "problems", (error,))]
-    return DataError(problems[0]) if len(problems) == 1 else CombinedDataError([DataError(one) for one in problems])
-
-
-def _one_renamed(message: str, named: Mapping[str, str]) -> str:
-    for path in sorted(named, key=len, reverse=True):
-        message = message.replace(path, named[path])
-    return _FLAG.sub(lambda flag: f"{flag[1].replace('-', '_')}=", message)
+    flags = {flag[0]: f"{flag[1].replace('-', '_')}=" for flag in _FLAG.finditer(str(error))}
+    return renamed(error, {**named, **flags})
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -217,3 +223,48 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(inner) for inner in value]
     return value
+
+
+def by_full_name(
+    values: Mapping[str, Any], tables: Mapping[str, type[StrictTable]] = TRAINING_TABLES
+) -> dict[str, Any]:
+    """Return settings that are given by their own names by their full names; a name in several tables is the last's.
+
+    Example:
+        >>> by_full_name({"epochs": 3, "embedding_dim": 32})
+        {'training.epochs': 3, 'towers.embedding_dim': 32}
+
+    Raises:
+        DataError: There is no such setting.
+    """
+    places = {name: f"{table}.{name}" for table, kind in tables.items() for name in kind.model_fields}
+    unknown = next((name for name in values if name not in places), None)
+    if unknown is not None:
+        raise DataError(f"{unknown}: no such setting of run.toml{did_you_mean(unknown, list(places))}")
+    return {places[name]: value for name, value in values.items()}
+
+
+def as_overrides(values: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Return settings as `--set` takes them.
+
+    Example:
+        >>> as_overrides({"training": {"epochs": 3}, "features.title": "name"})
+        ('training.epochs=3', 'features.title="name"')
+
+    Raises:
+        DataError: A value is none of TOML's.
+    """
+    given: list[str] = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            given += as_overrides(value, f"{key}.")
+            continue
+        try:
+            text = tomlkit.dumps({"value": plain(value)}).removeprefix("value = ").strip()
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{key}: expected a number, a text, a boolean or a list, found {value!r}; leave it out for its default"
+            ) from None
+        given.append(f"{key}={text}")
+    return tuple(given)

@@ -7,19 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import tomlkit
-
-from features.config import FeaturesConfig
 from features.errors import DataError
-from features.messages import did_you_mean
-from features.settings import StrictTable
 from towers.api.errors import plain_errors
 from towers.api.model import Device, Model, open_model
 from towers.api.printing import printing
-from towers.api.tables import Inputs, Table, plain, stored
-from towers.config import TowersConfig
+from towers.api.tables import Inputs, Table, as_overrides, by_full_name, stored
 from towers.process import keeping_memory
-from training.config import TrainingConfig
 from training.distributed.launch import is_launched
 from training.presets import PRESETS, Preset, preset_settings
 from training.tasks.init import propose, write_proposal
@@ -27,8 +20,6 @@ from training.tasks.train import train_and_bundle
 
 Settings: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """The path of a run.toml, or settings by name."""
-
-_TABLES: dict[str, type[StrictTable]] = {"features": FeaturesConfig, "towers": TowersConfig, "training": TrainingConfig}
 
 
 @plain_errors
@@ -161,46 +152,3 @@ def _tables_as_overrides(inputs: Inputs, tables: Mapping[str, Table | None]) -> 
         inputs.keep()
     paths = {f"features.{name}": str(path.absolute()) for name, path in inputs.paths.items()}
     return as_overrides(paths)
-
-
-def by_full_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that are given by their own names by their full names.
-
-    Example:
-        >>> by_full_name({"epochs": 3, "embedding_dim": 32})
-        {'training.epochs': 3, 'towers.embedding_dim': 32}
-
-    Raises:
-        DataError: There is no such setting.
-    """
-    places = {name: f"{table}.{name}" for table, kind in _TABLES.items() for name in kind.model_fields}
-    unknown = next((name for name in values if name not in places), None)
-    if unknown is not None:
-        raise DataError(f"{unknown}: no such setting of run.toml{did_you_mean(unknown, list(places))}")
-    return {places[name]: value for name, value in values.items()}
-
-
-def as_overrides(values: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
-    """Return settings as `--set` takes them.
-
-    Example:
-        >>> as_overrides({"training": {"epochs": 3}, "features.title": "name"})
-        ('training.epochs=3', 'features.title="name"')
-
-    Raises:
-        DataError: A value is none of TOML's.
-    """
-    given: list[str] = []
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            given += as_overrides(value, f"{key}.")
-            continue
-        try:
-            text = tomlkit.dumps({"value": plain(value)}).removeprefix("value = ").strip()
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{key}: expected a number, a text, a boolean or a list, found {value!r}; leave it out for its default"
-            ) from None
-        given.append(f"{key}={text}")
-    return tuple(given)

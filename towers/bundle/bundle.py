@@ -4,6 +4,7 @@
     README.md
     encoders/                      where texts are read by pretrained models
     validation_users.safetensors   where whole users were held out for validation
+    continuation.safetensors       what `towers train --continue` needs and no service
 
 Training writes it, serving reads it; it is the only thing they share. It appears under its name complete or not at
 all, holds no pickle, and is verified, every byte of it, each time it is opened.
@@ -43,6 +44,7 @@ from features.sequences.trend import ItemTrend
 from features.settings import parse_settings, read_toml
 from features.spelling import Spelling
 from features.tables.tables import Catalog, Tables, read_tables
+from towers.bundle.continuation import CONTINUATION, Continuation
 from towers.bundle.manifest import COLUMNS, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, open_bundle
 from towers.bundle.private_copies import PrivateCopies
 from towers.bundle.sealed_file import BundleError
@@ -185,6 +187,10 @@ class ModelBundle:
         if VALIDATION_USERS not in self.folder:
             return None
         return are_validation_users(self.folder.file(VALIDATION_USERS), user_ids)
+
+    def continuation(self) -> Continuation | None:
+        """Return what a training that continues the one of this bundle needs; None if it was not kept."""
+        return Continuation.load(self.folder.file(CONTINUATION)) if CONTINUATION in self.folder else None
 
     def encode_items(self, catalog: Catalog) -> Float32[np.ndarray, "items width"]:
         """Return the unit vector of every item of a catalogue, items that training did not know included."""
@@ -332,6 +338,7 @@ def write_bundle(
     pages: Mapping[str, str],
     primary_metric: Mapping[str, float],
     validation_users: Iterable[Any] | None = None,
+    continuation: Continuation | None = None,
 ) -> None:
     """Write a bundle atomically; it is signed if the environment names a key.
 
@@ -347,6 +354,7 @@ def write_bundle(
         pages: Further text files, by name: the report as a page, the model card.
         primary_metric: Name and value of the metric the weights were selected by.
         validation_users: Ids of the users that were held out for validation. None: no whole users were.
+        continuation: What a training that continues this one needs. None: none can.
     """
     with atomic_folder(path) as folder:
         (folder / "run.toml").write_text(tomlkit.dumps(_without_nulls(settings)), encoding="utf-8")
@@ -358,6 +366,8 @@ def write_bundle(
         (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         if validation_users is not None:
             write_validation_users(folder, validation_users)
+        if continuation is not None:
+            continuation.save(folder / CONTINUATION)
         for name, text in pages.items():
             (folder / name).write_text(text, encoding="utf-8")
         manifest = Manifest(

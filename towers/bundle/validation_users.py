@@ -6,14 +6,15 @@ by digests: eight bytes a user, so a megabyte or less where a million users have
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 from safetensors.torch import load_file, save_file
+
+from features.ids import id_digests
 
 VALIDATION_USERS = "validation_users.safetensors"
 """Name of the file. Bundles whose training held out each user's last item instead have none."""
@@ -23,18 +24,10 @@ _DIGESTS = "digests"
 
 def write_validation_users(folder: Path, user_ids: Iterable[object]) -> None:
     """Write the digests of the ids into the folder of a bundle."""
-    digests = np.unique(_digests(user_ids))
+    digests = np.unique(id_digests(user_ids))
     save_file({_DIGESTS: torch.from_numpy(digests)}, folder / VALIDATION_USERS)
 
 
 def are_validation_users(file: Path, user_ids: Iterable[object]) -> Bool[np.ndarray, " users"]:
     """Return which users the file names."""
-    return np.isin(_digests(user_ids), load_file(file)[_DIGESTS].numpy())
-
-
-def _digests(user_ids: Iterable[object]) -> Int64[np.ndarray, " users"]:
-    """Return the first 8 bytes of BLAKE2b of each id, written as text: ids that were integers may be texts later."""
-    joined = b"".join(
-        hashlib.blake2b(str(one).encode("utf-8", "surrogatepass"), digest_size=8).digest() for one in user_ids
-    )
-    return np.frombuffer(joined, dtype="<i8").astype(np.int64)
+    return np.isin(id_digests(user_ids), load_file(file)[_DIGESTS].numpy())

@@ -7,5 +7,5 @@
 - `processes`: what is divided when several processes train together.
 - `spectral_init`: item embeddings initialised from a truncated SVD.
 - `trend`: recent popularity at the time of each prediction.
-- `fit`: a split to a trained model.
+- `fit`: a split to a trained model; `continuation`: a trained model that goes on with new interactions.
 """

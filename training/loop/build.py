@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from features.featurizer.featurizer import Featurizer
 from features.sequences.batches import EntityFeatures, TrainingBatches
+from features.sequences.replay import Replay
 from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from features.tables.tables import Catalog, Users
@@ -108,10 +110,24 @@ class TrainingParts:
     trend: TrendOfTargets | None = None
 
 
-def build(config: RunConfig, data: TrainingData, device: torch.device) -> TrainingParts:
+def build(
+    config: RunConfig,
+    data: TrainingData,
+    device: torch.device,
+    *,
+    replay: Replay | None = None,
+    trend_levels: Float[np.ndarray, "half_lives"] | None = None,
+) -> TrainingParts:
     """Return the parts of a run, with initial weights that depend on `[training] seed` alone.
 
     Sets torch's random state, which the steps of the run then continue.
+
+    Args:
+        config: The settings.
+        data: What is trained on.
+        device: Device of the model and the features.
+        replay: Which interactions an epoch of incremental training predicts. None: all.
+        trend_levels: The usual levels of recent popularity of the training that goes on. None: those of `data`.
     """
     settings = config.training
     reads_history = config.towers.reads_history
@@ -137,6 +153,7 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
         seed=settings.seed,
         targets=settings.targets,
         history_fraction=settings.history_fraction if reads_history else 0.0,
+        replay=replay,
     )
     fused = (part.fused_optimizer for part in model.modules() if isinstance(part, FeatureEmbeddings))
     negatives = choose_negatives(
@@ -150,7 +167,9 @@ def build(config: RunConfig, data: TrainingData, device: torch.device) -> Traini
     trend = None
     if model.trend is not None:
         is_whole = isinstance(negatives, AllItems)
-        trend = TrendOfTargets(train, len(item_features), config.towers.trend, device, whole=is_whole)
+        trend = TrendOfTargets(
+            train, len(item_features), config.towers.trend, device, whole=is_whole, levels=trend_levels
+        )
         model.trend.levels.copy_(torch.from_numpy(trend.trend.levels))
     return TrainingParts(
         settings=settings,

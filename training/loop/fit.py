@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from features.errors import DataError
 from features.featurizer.featurizer import Featurizer
@@ -51,6 +52,9 @@ class TrainedModel:
         notes: What vocabularies and training leave out, a line each.
         popular_days: Over how many days popular items are counted for users of whom nothing is known. None: it is a
             search, whose users are queries.
+        table_states: What the optimisers of the embedding tables have summed up (`Trainer.table_states`), for a
+            training that continues this one. None after `refit`, which leaves nothing to measure that one on, and of
+            several processes, each of which has a part.
     """
 
     model: TwoTower
@@ -59,6 +63,12 @@ class TrainedModel:
     seconds: float
     notes: Sequence[str] = ()
     popular_days: float | Literal["all"] | None = "all"
+    table_states: dict[str, Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.log_scale.device
 
     def recommender(
         self, history: int, timeline: Timeline | None = None, *, end_of_training: bool = False
@@ -184,7 +194,8 @@ def fit(
     model = together.whole(
         trainer.fit(), lambda: TwoTower(config.towers, featurizer, config.features.max_history).eval()
     )
-    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, notes, popular_days)
+    states = trainer.table_states() if isinstance(together, OneProcess) else None
+    return TrainedModel(model, data, trainer.progress, time.monotonic() - began, notes, popular_days, states)
 
 
 def _popular_days(config: RunConfig, split: Split) -> float | Literal["all"] | None:
@@ -228,7 +239,7 @@ def refit(config: RunConfig, tables: Tables, sequences: Sequences, first: Traine
     data = TrainingData.prepare(sequences, tables.catalog, tables.users, featurizer)
     growth = sequences.num_events / first.data.train.num_events
     trainer = Trainer(
-        build(config, data, first.model.log_scale.device),
+        build(config, data, first.device),
         steps=round(first.progress.best_step * growth),
         decay_steps=[round(step * growth) for step in first.progress.decay_steps],
     )

@@ -567,23 +567,30 @@ def target_shares(batches: TrainingBatches, num_items: int) -> Float[Tensor, "it
         batches: The batches of the training data.
         num_items: Items in the catalogue.
     """
-    counts = np.zeros(num_items)
+    counts, first = np.zeros(num_items), 0
     for block in batches.sequences.blocks():
-        counts += _target_counts(batches, block, num_items)
+        events = slice(first, first + block.num_events)
+        chances = np.ones(block.num_events) if batches.replay is None else batches.replay.chances(events)
+        counts += _target_counts(batches, block, chances, num_items)
+        first = events.stop
     return torch.from_numpy(counts / max(counts.sum(), 1)).double()
 
 
-def _target_counts(batches: TrainingBatches, sequences: Sequences, num_items: int) -> Float[np.ndarray, "items"]:
-    """Return how often each item is expected to be a target of some users in an epoch."""
-    is_target = batches.seen_items.possible_targets(sequences)
+def _target_counts(
+    batches: TrainingBatches, sequences: Sequences, chances: Float[np.ndarray, "events"], num_items: int
+) -> Float[np.ndarray, "items"]:
+    """Return how often each item is expected to be a target of some users in an epoch.
+
+    Where later targets are drawn among those of an epoch that replays some, it is an approximation.
+    """
     if batches.is_shuffled:
+        is_target = batches.seen_items.possible_targets(sequences)
         times_asked = np.repeat(_times_shuffled(batches, sequences.lengths), sequences.lengths)[is_target]
     else:
-        lengths = np.repeat(sequences.lengths, sequences.lengths)
-        from_end = np.repeat(sequences.offsets[1:], sequences.lengths) - np.arange(sequences.num_events)
-        is_target &= (from_end <= batches.history) | (lengths == batches.history + 1)
+        is_target = batches.are_possible_targets(sequences)
         users = sequences.event_users[is_target]
         times_asked = _times_drawn(users) if batches.is_future else np.ones(len(users))
+    times_asked = times_asked * chances[is_target]
     counts: np.ndarray = np.bincount(sequences.item_rows[is_target], times_asked, minlength=num_items)
     return counts
 

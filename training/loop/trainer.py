@@ -419,7 +419,7 @@ class Trainer:
         checkpoint.add("average", self.average.tensors)
         checkpoint.add("best", self.best_weights)
         checkpoint.add("adamw", self._optimizer_tensors())
-        checkpoint.add("tables", self._table_states())
+        checkpoint.add("tables", self.table_states())
         checkpoint.add("negatives", self.negatives.state())
         checkpoint.add("random", {"torch": torch.get_rng_state(), "negatives": self.generator.get_state()})
         return checkpoint
@@ -428,7 +428,7 @@ class Trainer:
         """Go back to where the checkpoint was written."""
         assert self.checkpoint is not None
         self._divide()
-        table_states = self._table_states()
+        table_states = self.table_states()
         checkpoint = self.processes.load(self.checkpoint)
         best = checkpoint.counters["best"]
         self.progress = Progress(**{**checkpoint.counters, "best": -math.inf if best is None else best})
@@ -454,7 +454,8 @@ class Trainer:
             states.setdefault(int(place), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
 
-    def _table_states(self) -> dict[str, Tensor]:
+    def table_states(self) -> dict[str, Tensor]:
+        """Return the sums of squared gradients of the embedding tables' rows, by table; they may be overwritten."""
         states = {
             f"{place}.{table.removeprefix('embedding_bags.')}": value  # a prefix of tables that are divided
             for place, fused in enumerate(self.table_optimizers)

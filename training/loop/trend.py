@@ -26,14 +26,22 @@ class TrendOfTargets:
         half_lives: Half-lives in days.
         device: Where the loss is computed.
         whole: Whether every prediction is compared with all items; their numbers are then made once.
+        levels: The usual levels of an earlier training that goes on. None: those of these interactions.
     """
 
     def __init__(
-        self, train: Sequences, num_items: int, half_lives: list[float], device: torch.device, *, whole: bool
+        self,
+        train: Sequences,
+        num_items: int,
+        half_lives: list[float],
+        device: torch.device,
+        *,
+        whole: bool,
+        levels: Float[np.ndarray, "half_lives"] | None = None,
     ) -> None:
         timeline = Timeline.of(train)
         assert timeline is not None, "checked before"
-        self.trend = ItemTrend(timeline, num_items, half_lives)
+        self.trend = ItemTrend(timeline, num_items, half_lives, levels)
         self._device = device
         times = np.append(timeline.times, UNKNOWN_TIME)
         self._moments = np.unique(self.trend.moments(times))

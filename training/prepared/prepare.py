@@ -53,7 +53,7 @@ def training_tables(config: FeaturesConfig, settings: Path) -> Tables:
         DataError: As of `read_tables`.
         BundleError: What was prepared is damaged.
     """
-    if _is_prepared(config, settings.parent):
+    if are_prepared(config, settings.parent):
         return prepared_tables(config, settings.parent, prepared_folder(settings))
     return read_tables(config, settings.parent)
 
@@ -69,7 +69,7 @@ def tables_as_they_are(config: FeaturesConfig, settings: Path) -> Tables:
         DataError: As of `read_tables`, or the interactions are to be prepared and are not.
         BundleError: What was prepared is damaged.
     """
-    if not _is_prepared(config, settings.parent):
+    if not are_prepared(config, settings.parent):
         return read_tables(config, settings.parent)
     where = prepared_folder(settings)
     found = PreparedFolder.open(where, _digest(config, data_digests(config, settings.parent)))
@@ -117,7 +117,8 @@ def _opened(config: FeaturesConfig, folder: Path, found: PreparedFolder) -> Tabl
     return replace(blocks.tables(interactions), notes=found.notes, readings=found.readings)
 
 
-def _is_prepared(config: FeaturesConfig, folder: Path) -> bool:
+def are_prepared(config: FeaturesConfig, folder: Path) -> bool:
+    """Return whether the interactions are read from disk; arguments as of `data_digests`."""
     if config.interactions is None or config.prepare == "never":
         return False
     if config.prepare == "always":

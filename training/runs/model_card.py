@@ -8,9 +8,13 @@ from training.evaluation.report import EvaluationReport
 from training.loop.fit import TrainedModel
 
 
-def model_card(config: RunConfig, learned: TrainedModel, report: EvaluationReport) -> str:
-    """Return what a bundle is, what it was trained on, how good it was found, and what to do with it, in Markdown."""
+def model_card(config: RunConfig, learned: TrainedModel, report: EvaluationReport, origin: str | None = None) -> str:
+    """Return what a bundle is, what it was trained on, how good it was found, and what to do with it, in Markdown.
+
+    `origin` is the model whose training was continued, None if none was.
+    """
     train = learned.data.train
+    continued = "" if origin is None else f", continued from {origin}"
     return f"""\
 # A two-tower recommender
 
@@ -23,7 +27,7 @@ score of an item for a user is the dot product of their unit vectors.
 {config.features.max_history} of each user are read.
 - Item features: {_listed(config.features.item) or "`item_id` (id)"}.
 - User features: {_listed(config.features.user) or "none; users are represented by their history"}.
-- {learned.progress.best_step:,} steps, seed {config.training.seed}.
+- {learned.progress.best_step:,} steps, seed {config.training.seed}{continued}.
 
 ## Evaluation
 

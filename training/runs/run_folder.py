@@ -19,6 +19,8 @@ from features.files import LATEST, move_link
 from training.config import RunConfig
 
 RUNS = Path("runs")
+INPUTS = RUNS / "inputs"
+"""Where tables are kept that are no files of the user, with the run.toml that was made for them."""
 _TABLES = "tables.json"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -56,7 +58,14 @@ class Run:
             (self.workspace / "mlflow-run").write_text(run_id, encoding="utf-8")
 
     @classmethod
-    def begin(cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING) -> Run:
+    def begin(
+        cls,
+        config: RunConfig,
+        stem: str,
+        output: Path | None,
+        digests: Mapping[str, str] = _NOTHING,
+        continued: str | None = None,
+    ) -> Run:
         """Return a new run; an unfinished one of the same name is removed.
 
         Args:
@@ -64,6 +73,7 @@ class Run:
             stem: What the run is called after.
             output: Where the bundle goes; None: the next free place.
             digests: SHA-256 of each table that is read.
+            continued: Digest of the weights that the training goes on from; None: from none.
 
         Raises:
             DataError: The output cannot be replaced, see `check_replaceable`.
@@ -73,20 +83,25 @@ class Run:
         run = cls(folder)
         shutil.rmtree(run.workspace, ignore_errors=True)
         run.workspace.mkdir(parents=True)
-        (run.workspace / "settings.json").write_text(fingerprint(config), encoding="utf-8")
+        (run.workspace / "settings.json").write_text(fingerprint(config, continued), encoding="utf-8")
         (run.workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
         return run
 
     @classmethod
     def unfinished(
-        cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING
+        cls,
+        config: RunConfig,
+        stem: str,
+        output: Path | None,
+        digests: Mapping[str, str] = _NOTHING,
+        continued: str | None = None,
     ) -> Run:
         """Return the newest unfinished run with the same settings; arguments as of `begin`.
 
         Raises:
             DataError: There is none, or it began with other tables.
         """
-        if (run := cls.find_unfinished(config, stem, output, digests)) is not None:
+        if (run := cls.find_unfinished(config, stem, output, digests, continued)) is not None:
             return run
         where = output or RUNS / f"{stem}-*"
         raise DataError(
@@ -95,7 +110,12 @@ class Run:
 
     @classmethod
     def find_unfinished(
-        cls, config: RunConfig, stem: str, output: Path | None, digests: Mapping[str, str] = _NOTHING
+        cls,
+        config: RunConfig,
+        stem: str,
+        output: Path | None,
+        digests: Mapping[str, str] = _NOTHING,
+        continued: str | None = None,
     ) -> Run | None:
         """Return what `unfinished` does; None if there is none.
 
@@ -103,7 +123,7 @@ class Run:
             DataError: It began with other tables.
         """
         folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
-        mine = fingerprint(config)
+        mine = fingerprint(config, continued)
         for folder in folders:
             settings = folder / "settings.json"
             if not (folder / "checkpoint.safetensors").is_file() or not settings.is_file():
@@ -157,12 +177,14 @@ def _free_name(stem: str) -> Path:
     return RUNS / f"{stem}-{number}"
 
 
-def fingerprint(config: RunConfig) -> str:
-    """Return a digest of the settings that decide the weights."""
-    content = config.model_dump(mode="json", exclude={"promotion"})
+def fingerprint(config: RunConfig, continued: str | None = None) -> str:
+    """Return a digest of the settings that decide the weights, and of the weights that a training goes on from."""
+    content = config.model_dump(mode="json", exclude={"promotion"} | ({"continuation"} if continued is None else set()))
     for name in ("track", "experiment", "checkpoint_seconds", "table_sharding", "report_people"):
         del content["training"][name]
     del content["features"]["prepare_memory_gb"]
+    if continued is not None:
+        content["continued"] = continued
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,8 +21,10 @@ from features.featurizer.column_contract import ColumnContract
 from features.featurizer.featurizer import Featurizer
 from features.sequences.split import Split
 from features.sequences.timeline import Timeline
+from features.sequences.trained_events import TrainedEvents
 from features.tables.tables import Tables, data_digests
 from towers.bundle.bundle import write_bundle
+from towers.bundle.continuation import Continuation
 from towers.bundle.manifest import verify
 from towers.bundle.signature import signing_key
 from towers.model.two_tower import TwoTower
@@ -134,7 +136,7 @@ def _train(
     title = f"Training of {run.folder.name}"
     collector = DetailsCollector(config, settings.parent, tables, sequences, digests, title)
     with (
-        _resumable(run),
+        resumable(run),
         start_tracking(config, run.folder.name, digests, run.tracked_as, folder=settings.parent) as tracker,
     ):
         run.tracked_as = tracker.run_id
@@ -159,8 +161,19 @@ def _train(
             click.echo(f"training again on all {sequences.num_events:,} interactions", err=True)
             learned = refit(config, tables, sequences, learned)
         held_out = split.validation.history.user_ids if holds_out_users(split) and not config.training.refit else None
-        _write(run.folder, config, settings, digests, tables, learned, report, held_out)
-        _record(tracker, config, tables, run.folder, learned)
+        states = learned.table_states
+        write_trained(
+            run.folder,
+            config,
+            settings.parent,
+            digests,
+            tables,
+            learned,
+            report,
+            validation_users=held_out,
+            continuation=None if states is None else Continuation(TrainedEvents.of(learned.data.train), states),
+        )
+        record(tracker, config, tables, run.folder, learned)
         log_plots(tracker, report)
     run.finish()
     click.echo(f"{run.folder}: bundle written after {learned.seconds:,.0f} seconds of training")
@@ -190,7 +203,7 @@ def _refuse_several(reason: str) -> None:
 def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
     """Write a bundle of untrained text vectors: there are no pairs of query and document to train on."""
     run = Run.begin(config, settings.stem, output)
-    with _resumable(run):
+    with resumable(run):
         for note in tables.notes:
             click.echo(f"note: {note}", err=True)
         featurizer = fit_featurizer(config, tables, tables.interactions.sequences(tables.catalog))
@@ -214,7 +227,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
 
 
 @contextmanager
-def _resumable(run: Run) -> Iterator[None]:
+def resumable(run: Run) -> Iterator[None]:
     """Print how to resume a stopped run; one that ends before its first checkpoint is removed."""
     try:
         yield
@@ -288,7 +301,7 @@ def _report(
     return replace(report, details=collector.details(command))
 
 
-def _record(tracker: Tracker, config: RunConfig, tables: Tables, bundle: Path, learned: TrainedModel) -> None:
+def record(tracker: Tracker, config: RunConfig, tables: Tables, bundle: Path, learned: TrainedModel) -> None:
     """Record the report, the model card, and the bundle as a registered model."""
     tracker.describe(card_of(bundle))
     for name in ("report.html", "report.json"):
@@ -317,21 +330,38 @@ def _in_memory(split: Split) -> tuple[Split, list[str]]:
     return replace(split, train=some, timeline=Timeline.of(some)), [note] if len(some) < len(train) else []
 
 
-def _write(
+def write_trained(
     folder: Path,
     config: RunConfig,
-    settings: Path,
-    digests: dict[str, str],
+    tables_folder: Path,
+    digests: Mapping[str, str],
     tables: Tables,
     learned: TrainedModel,
     report: EvaluationReport,
+    *,
     validation_users: np.ndarray | None,
+    continuation: Continuation | None,
+    origin: str | None = None,
 ) -> None:
+    """Write the bundle of a training.
+
+    Args:
+        folder: Where it goes.
+        config: The settings.
+        tables_folder: What the paths in them are relative to.
+        digests: SHA-256 of each table, and of what else the weights came from.
+        tables: What was trained on.
+        learned: The model.
+        report: Its evaluation.
+        validation_users: Ids of the users that were held out. None: no whole users were.
+        continuation: What a training that continues this one needs. None: none can.
+        origin: The model that was continued. None: none was.
+    """
     primary = report.rows[0].metrics[PRIMARY_METRIC].mean
     write_bundle(
         folder,
         settings=_with_choices(config, learned).model_dump(mode="json"),
-        tables_folder=settings.parent,
+        tables_folder=tables_folder,
         data_digests=digests,
         featurizer=learned.data.featurizer,
         contract=ColumnContract.of(learned.data.featurizer, tables),
@@ -339,11 +369,12 @@ def _write(
         report=report.to_dict(),
         pages={
             "report.html": report.to_html(),
-            "README.md": model_card(config, learned, report),
+            "README.md": model_card(config, learned, report, origin),
             **_profile(learned.data.featurizer, tables),
         },
         primary_metric={PRIMARY_METRIC: primary},
         validation_users=validation_users,
+        continuation=continuation,
     )
 
 

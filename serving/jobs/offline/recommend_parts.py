@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
+from features.locations.object_path import TablePath
 from serving.config import ServingConfig
 from serving.jobs.offline.parts import PartsFolder
 from serving.jobs.offline.ray_engine import RayEngine

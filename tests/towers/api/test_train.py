@@ -16,8 +16,8 @@ from tests.test_house import ROOT, TOP_PACKAGES
 from tests.towers.api.conftest import QUICK
 from towers.api.errors import plain_errors
 from towers.api.model import open_model
-from towers.api.tables import to_arrow
-from towers.api.train import as_overrides, by_full_name, train
+from towers.api.tables import as_overrides, by_full_name, to_arrow
+from towers.api.train import train
 from towers.bundle.manifest import verify
 from towers.config import TowersConfig
 from training.commands import init
