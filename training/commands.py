@@ -173,17 +173,17 @@ def init(
 )
 @click.option(
     "--interactions",
-    type=click.Path(path_type=Path),
+    type=TABLE_FILE,
     help="With --continue: new interactions, added to those of RUN.  [default: the table of RUN, as it is now]",
 )
 @click.option(
     "--items",
-    type=click.Path(path_type=Path),
+    type=TABLE_FILE,
     help="With --continue: the whole catalogue of today.  [default: the table of RUN, as it is now]",
 )
 @click.option(
     "--users",
-    type=click.Path(path_type=Path),
+    type=TABLE_FILE,
     help="With --continue: the whole table of users of today.  [default: the table of RUN, as it is now]",
 )
 @click.option(
@@ -202,9 +202,9 @@ def init(
 def train(
     settings: Path | None,
     continued: Path | None,
-    interactions: Path | None,
-    items: Path | None,
-    users: Path | None,
+    interactions: TablePath | None,
+    items: TablePath | None,
+    users: TablePath | None,
     output: Path | None,
     resume: bool,
     device: str,
