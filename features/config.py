@@ -210,8 +210,8 @@ class FeaturesConfig(StrictTable):
     context: dict[Literal["time"], FeatureSettings] = Field(default_factory=dict)
     """Features of the request: `time` (hour, weekday, season of the request)."""
     popular_days: Annotated[float, Field(gt=0)] | Literal["auto", "all"] = "auto"
-    """Users of whom nothing is known get popular items: those with the most interactions in so many days before the
-    newest one. `all`: in the whole table. `auto`: training chooses, by validation questions of such users; without
+    """Users without a history or a known attribute get popular items: those with the most interactions in so many days
+    before the newest one. `all`: in the whole table. `auto`: training chooses, by validation questions of such users; without
     times it is `all`."""
     max_history: int = Field(200, ge=1, le=10_000)
     """Maximum length of a history, in interactions; older ones are ignored. Training and serving cost grow with it."""

@@ -120,7 +120,7 @@ def index(
     multiple=True,
     help="Condition on the items, such as brand=Acme or price_max=50, as in a query to the service; may be repeated.",
 )
-@click.option("--exclude", metavar="ID", multiple=True, help="Item that nobody gets; may be repeated.")
+@click.option("--exclude", metavar="ID", multiple=True, help="Item to leave out; may be repeated.")
 @click.option("--with-fallback", is_flag=True, help="Add a column with the fallback used, empty if there was none.")
 @click.option(
     "--part-users",

@@ -113,7 +113,7 @@ class Wanted:
     Attributes:
         k: Number of items per user.
         conditions: Conditions on the items, such as `brand=Acme` and `price_max=50`.
-        exclude: Ids of items that nobody gets, as text.
+        exclude: Ids of items to leave out for all, as text.
         with_fallback: Whether to add a column with the fallback that was used.
     """
 
@@ -156,7 +156,7 @@ def write_candidates(
         k: Number of items per user.
         path: The file; replaced if it exists.
         where: Conditions on the items.
-        exclude: Ids of items that nobody gets; unknown ones are ignored.
+        exclude: Ids of items to leave out for all; unknown ones are ignored.
         with_fallback: Whether to add the column `fallback`: the fallback that was used, else null.
         progress: Called after each block with the number of users in it.
     """

@@ -87,7 +87,7 @@ class Snapshot:
         attributes: The users' attributes that the model reads, one row each; None if it reads none.
         user_vectors: The users' unit vectors, `[users, dim]`; None if they depend on the time of a request.
         interactions: Number of interactions of each item, `[items]`.
-        popularity: The same of recent ones, by `[features] popular_days`: what users of whom nothing is known get.
+        popularity: The same of recent ones, by `[features] popular_days`: what unknown users get.
         manifest: The manifest.
         item_statistics: Item statistics for a learned ranker; None if the bundle contained none when this was built.
         tokens: Token vectors of the items for a late-interaction ranker; likewise.

@@ -1,7 +1,7 @@
 """Evaluation of recommenders.
 
 - `metrics`: recall, NDCG, MRR and others; `evaluate`: the loop over users; `two_tower_recommender`: a model as a
-  recommender of items; `popular_items`: what users get of whom nothing is known.
+  recommender of items; `popular_items`: what unknown users get.
 - `intervals`: confidence over questions and seeds; `comparison`: recommenders on the same questions, who is ahead.
 - `baselines`: recommenders to compare with.
 - `advice`: what to try where a baseline is ahead.

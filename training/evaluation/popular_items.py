@@ -1,4 +1,4 @@
-"""What users get of whom nothing is known: popular items, as the service answers them."""
+"""What unknown users get: popular items, as in the service."""
 
 from __future__ import annotations
 

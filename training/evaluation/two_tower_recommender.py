@@ -31,7 +31,7 @@ class TwoTowerRecommender:
         end_of_training: Whether recent popularity is as it was after the last of these events, as in an index made
             then, whenever a question is asked.
         item_vectors: Those of the catalogue, where they are known. None: they are made.
-        popular: Scores the items for users of whom nothing is known, as in the service. None: the towers do.
+        popular: Scores the items for unknown users, as in the service. None: the towers do.
     """
 
     def __init__(

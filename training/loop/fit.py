@@ -50,8 +50,8 @@ class TrainedModel:
         progress: Counters at the end of training.
         seconds: Duration of training, validation included.
         notes: What vocabularies and training leave out, a line each.
-        popular_days: Over how many days popular items are counted for users of whom nothing is known. None: it is a
-            search, whose users are queries.
+        popular_days: Over how many days popular items are counted for unknown users. None: it is a search, whose
+            users are queries.
         table_states: What the optimisers of the embedding tables have summed up (`Trainer.table_states`), for a
             training that continues this one. None after `refit`, which leaves nothing to measure that one on, and of
             several processes, each of which has a part.
