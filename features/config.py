@@ -211,8 +211,8 @@ class FeaturesConfig(StrictTable):
     """Features of the request: `time` (hour, weekday, season of the request)."""
     popular_days: Annotated[float, Field(gt=0)] | Literal["auto", "all"] = "auto"
     """Users without a history or a known attribute get popular items: those with the most interactions in so many days
-    before the newest one. `all`: in the whole table. `auto`: training chooses, by validation questions of such users; without
-    times it is `all`."""
+    before the newest one. `all`: in the whole table. `auto`: training chooses, by validation questions of such users;
+    without times it is `all`."""
     max_history: int = Field(200, ge=1, le=10_000)
     """Maximum length of a history, in interactions; older ones are ignored. Training and serving cost grow with it."""
     min_count: int = Field(1, ge=1)
