@@ -20,7 +20,7 @@ from towers.bundle.trust import DEFAULT_TRUST, Trust
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS = "model.safetensors"
 COLUMNS = "columns.json"
 _KINDS = {"tables_folder": str, "libraries": dict, "digests": dict, "primary_metric": dict, "files": dict}

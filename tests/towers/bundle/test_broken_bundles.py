@@ -138,7 +138,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a manifest of another format": (
         lambda bundle: _manifest(bundle, lambda content: content.update(format_version=99)),
-        "expected bundle format 2, found 99; train again with this version of towers, or install two-towers",
+        "expected bundle format 3, found 99; train again with this version of towers, or install two-towers",
     ),
     "no weights": (
         lambda bundle: (bundle / "model.safetensors").unlink(),

@@ -29,7 +29,7 @@ def make_bundle(folder: Path) -> Path:
         (folder / name).write_text(name)
     files = seal(folder)
     content = {
-        "format_version": 2, "created": "", "tables_folder": "", "libraries": {}, "primary_metric": {},
+        "format_version": 3, "created": "", "tables_folder": "", "libraries": {}, "primary_metric": {},
         "digests": {"weights": sha256(folder / "model.safetensors")}, "files": files,
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(content))
