@@ -49,7 +49,7 @@ def choose_popular_days(split: Split) -> float | Literal["all"]:
     asked = split.validation if len(unknown) < LEAST_QUESTIONS else split.validation.take(unknown)
     ndcg = ndcg_on(split, sample(asked, num_items))
     best = search(lambda days: within(days), {"days": DAYS}, ndcg)
-    return "all" if ndcg(within("all")) >= best.ndcg else best.settings["days"]
+    return "all" if ndcg(within("all")) >= best.ndcg else float(best.settings["days"])
 
 
 def _within(train: Sequences, num_items: int, timeline: Timeline | None) -> Callable[[Days], ScoringModel]:
