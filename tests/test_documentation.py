@@ -277,7 +277,7 @@ def test_the_glossary_is_the_same_in_both_places():
 
 def test_every_question_of_the_readers_has_its_page_near_the_front():
     questions = Page(DOCS / "contributing" / "questions.md")
-    assert len(re.findall(r"^\| [^|]+\? \| \[|^\| [^|]+\. [^|]+\? \| \[", questions.text, re.MULTILINE)) == 25
+    assert len(re.findall(r"^\| [^|]+\? \| \[|^\| [^|]+\. [^|]+\? \| \[", questions.text, re.MULTILINE)) == 26
 
 
 def test_it_says_the_licence_that_the_project_has():

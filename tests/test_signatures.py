@@ -6,13 +6,14 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import torch
 
 from features.files import sha256
 from features.sequences.ragged import Ragged, offsets_of
 from features.sequences.sequences import Sequences
 from features.shop.choices import moments_of
 from serving.config import ServingConfig
-from serving.search.brute_force import BruteForce
+from serving.search.top_scores import scores_of
 from serving.server.server import address_of
 from tests.signatures import EVERY, FIRST
 
@@ -27,7 +28,7 @@ VISITS = Sequences(ROWS[:1], ROWS[[0, 2]], ROWS[:2], times=None, is_ordered=True
         pytest.param(lambda: address_of("here"), f"violates type hint .*{ServingConfig.__name__}", id="a class"),
         pytest.param(lambda: Ragged.empty("3"), "violates type hint", id="a class method that returns its own class"),
         pytest.param(lambda: Ragged(ROWS / 2, ROWS), "offsets", id="a dataclass"),
-        pytest.param(lambda: BruteForce(np.zeros(3, np.float32)), "vectors", id="a shape"),
+        pytest.param(lambda: scores_of(torch.zeros(3), torch.zeros(3, 3), None, None), "queries", id="a shape"),
         pytest.param(lambda: moments_of(VISITS, ROWS, ROWS[:2]), "events", id="shapes that do not fit together"),
     ],
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from serving import deadline
 from serving.search.results import ROUNDING, SLACK, AllowedItems, ExcludedPairs, ScoredRows, rank
 from serving.search.top_scores import Barred, scores_of, top_scores
-from serving.search.vectors import ItemVectors, tensor_of
+from serving.search.vectors import ItemVectors, stored_array
 
 # Scores held at a time: 64 MB.
 _CELLS = 1 << 24
@@ -39,7 +39,7 @@ class BruteForce:
     def __init__(self, vectors: ItemVectors, device: str = "cpu") -> None:
         self.vectors = vectors
         self.device = device
-        self._items = tensor_of(vectors, device)
+        self._items = torch.from_numpy(stored_array(vectors)).to(device)
 
     def best(
         self,

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Float16, Float32
-from torch import Tensor
 
 BLOCK = 1 << 16
 """Number of vectors that are read at a time where all of them are."""
@@ -50,7 +48,8 @@ class HalfVectors:
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Float32[np.ndarray, "*rows width"]:
         """Return the vectors of rows."""
-        # PyTorch converts twenty times faster than numpy.
+        import torch  # here, as `--help` needs this module; it converts twenty times faster than numpy
+
         return np.asarray(torch.from_numpy(self.stored[rows]).float().numpy())
 
 
@@ -117,11 +116,6 @@ def stored_array(vectors: ItemVectors) -> np.ndarray:
 def stored_as(array: np.ndarray) -> ItemVectors:
     """Return the vectors that are stored in an array, float32 or float16."""
     return HalfVectors(array) if array.dtype == np.float16 else array
-
-
-def tensor_of(vectors: ItemVectors, device: str = "cpu") -> Tensor:
-    """Return the stored vectors as a tensor, which shares their memory on a CPU."""
-    return torch.from_numpy(stored_array(vectors)).to(device)
 
 
 def blocks_of(num_rows: int) -> Iterator[slice]:

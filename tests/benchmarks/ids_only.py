@@ -177,7 +177,7 @@ def measure(task: Task, *, after_each: bool = False) -> Measured:
     began = time.perf_counter()
     model = trainer.fit()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    learned = TrainedModel(model, data, trainer.progress, ends[-1] - began, None)
+    learned = TrainedModel(model, data, trainer.progress, ends[-1] - began)
     seconds = [end - before for before, end in zip([began, *ends[:-1]], ends, strict=True)]
     ndcg = task.ndcg(learned.recommender(config.features.max_history))
     return Measured(seconds, steps[-1], peak, ndcg, after)

@@ -84,7 +84,7 @@ def measure(settings: Path, overrides: list[str], steps: int) -> dict[str, float
     model = trainer.fit()
     seconds = time.perf_counter() - began
     peak = _peak_bytes() - before
-    learned = TrainedModel(model, data, trainer.progress, seconds, None)
+    learned = TrainedModel(model, data, trainer.progress, seconds)
     means = evaluate(
         learned.recommender(config.features.max_history),
         split.test,

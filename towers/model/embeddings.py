@@ -139,11 +139,16 @@ def _fused_tables(
     tables: Mapping[str, int], width: int, learning_rate: float, dtype: torch.dtype
 ) -> FusedEmbeddingBagCollection:
     """Return torchrec's tables with a row-wise Adagrad in their backward pass."""
-    from fbgemm_gpu.split_embedding_configs import SparseType
-    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType, dtype_to_data_type
+    from torchrec.modules.embedding_configs import (
+        EmbeddingBagConfig,
+        PoolingType,
+        data_type_to_sparse_type,
+        dtype_to_data_type,
+    )
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+    data_type = dtype_to_data_type(dtype)
     configs = [
         EmbeddingBagConfig(
             name=f"table_{place}",
@@ -151,14 +156,14 @@ def _fused_tables(
             num_embeddings=num_rows,
             feature_names=[feature],
             pooling=PoolingType.SUM,
-            data_type=dtype_to_data_type(dtype),
+            data_type=data_type,
         )
         for place, (feature, num_rows) in enumerate(tables.items())
     ]
     collection = FusedEmbeddingBagCollection(
         tables=configs,
         optimizer_type=RowWiseAdagrad,
-        optimizer_kwargs={"lr": learning_rate, "weights_precision": SparseType.from_dtype(dtype)},
+        optimizer_kwargs={"lr": learning_rate, "weights_precision": data_type_to_sparse_type(data_type)},
         is_weighted=False,
         device=torch.get_default_device(),
     )

@@ -21,6 +21,7 @@ from serving.recommend.recommender import Recommender
 from serving.recommend.request import RecommendRequest, UserProfile
 from serving.recommend.rules import Rules
 from serving.search.faiss_index import ItemIndex
+from serving.search.inverted_lists import FILE as LISTS
 from serving.search.tuning import choose
 from serving.snapshot.snapshot import Snapshot
 from tests.serving.conftest import SETTINGS, write_untrained
@@ -138,7 +139,8 @@ def test_every_kind_of_index_finds_items_by_both_parts(kind, tmp_path):
     chosen = choose(items, asked, kind=kind, prefixes=[8], tail=TREND_DIMS, recall=wanted)
     assert chosen.recall > 0.9
     chosen.index.save(tmp_path / "items.faiss")
-    loaded = ItemIndex.load(tmp_path / "items.faiss", items, chosen.index.plan, chosen.index.partitions)
+    lists = tmp_path / LISTS if (tmp_path / LISTS).exists() else None
+    loaded = ItemIndex.load(tmp_path / "items.faiss", items, chosen.index.plan, chosen.index.partitions, lists)
     found, best = loaded.search(asked, 10), np.sort(asked @ items.T, axis=1)[:, ::-1]
     if kind == "exact":
         assert found.scores.reshape(60, 10) == pytest.approx(best[:, :10], abs=1e-6)

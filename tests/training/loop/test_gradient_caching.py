@@ -60,7 +60,8 @@ def given_to_the_tower(trainer: Trainer, *, by_length: bool = False) -> tuple[tu
     batch = next(trainer.batches.epoch(0))
     if by_length:
         users = batch.users.numpy()
-        batch = trainer.batches._batch(trainer.train, users[np.argsort(batch.offsets.diff().numpy(), kind="stable")])
+        by_size = users[np.argsort(batch.offsets.diff().numpy(), kind="stable")]
+        batch = trainer.batches._batch(trainer.train, by_size, None)
     is_input = torch.ones_like(batch.is_target)
     is_input[batch.offsets[1:] - 1] = False
     vectors = torch.randn(int(is_input.sum()), 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
