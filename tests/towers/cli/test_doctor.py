@@ -275,7 +275,7 @@ def test_an_installation_that_does_not_load_has_failed(monkeypatch: pytest.Monke
 
 def test_every_package_that_is_asked_for_is_imported_by_a_program() -> None:
     found = clinic._imports()
-    assert {"libraries", "text", "postgres", "pgvector", "qdrant", "scale", "tune", "baselines"} == found.keys()
+    assert {"libraries", "text", "postgres", "pgvector", "qdrant", "scale", "tune", "baselines", "ray"} == found.keys()
     assert "adbc_driver_duckdb" not in found["scale"], "an adapter of DuckDB to what nothing asks for"
     assert "sentence_transformers" in found["text"]
     assert all(name in found["libraries"] for name in ("sklearn", "orjson", "prometheus_client"))
