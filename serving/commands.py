@@ -11,7 +11,7 @@ from features.locations.object_path import TablePath
 from features.locations.table_path import TABLE_FILE
 from features.messages import ACCEPT
 from features.redaction import has_password
-from serving.config import PRODUCTION, ServingConfig, settings_here
+from serving.config import PRODUCTION, USERS_PER_PART, ServingConfig, settings_here
 from serving.search.index_config import INDEX_KINDS, IndexKind
 from towers.process import garbage_collection_paused
 
@@ -126,7 +126,7 @@ def index(
     "--part-users",
     metavar="N",
     type=click.IntRange(min=1),
-    default=8192,
+    default=USERS_PER_PART,
     show_default=True,
     help="With --output-folder: number of users of one part.",
 )

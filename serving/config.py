@@ -27,6 +27,8 @@ ENVIRONMENT_PREFIX = "TOWERS_"
 SETTINGS_FILE = Path("serving.toml")
 PRODUCTION = Path("runs/production")
 """The link that a service in production is started with. Only `towers deploy` and `towers rollback` change it."""
+USERS_PER_PART = 8192
+"""Default number of users of a part of `towers recommend`: what is lost when it is killed, for each process."""
 
 
 _WEB_ORIGIN = r"^https?://[^/\s;,]+$"

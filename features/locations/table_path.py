@@ -101,10 +101,10 @@ def name_in(folder: TablePath, path: TablePath) -> PurePath:
 
 
 def files_below(folder: TablePath) -> Sequence[TablePath]:
-    """Return all files of a folder and of those in it, sorted."""
+    """Return all files of a folder and of those in it, sorted; links to what is not there are among them."""
     if isinstance(folder, ObjectPath):
         return folder.files()
-    return [one for one in sorted(folder.rglob("*")) if one.is_file()]
+    return [one for one in sorted(folder.rglob("*")) if one.is_file() or (one.is_symlink() and not one.exists())]
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def read_documents(folder: TablePath) -> pd.DataFrame:
     Raises:
         DataError: There is no document, or one is not UTF-8.
     """
-    files = [path for path in files_below(folder) if _is_document(name_in(folder, path))]
+    files = [path for path in files_below(folder) if _is_document(name_in(folder, path)) and path.is_file()]
     rows = [
         (f"{name}#{number}", title, text, name)
         for path in files

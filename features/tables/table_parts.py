@@ -116,15 +116,15 @@ def _in_folder(folder: TablePath) -> Iterable[TablePath]:
 
 
 def _visible(folder: TablePath) -> list[TablePath]:
-    if isinstance(folder, Path):
-        lost = next((one for one in folder.rglob("*") if not _is_hidden(folder, one) and not one.exists()), None)
-        if lost is not None:
-            raise DataError(f"{lost}: a link to {lost.readlink()}, which is not there; put it back, or remove the link")
-    return [one for one in files_below(folder) if not _is_hidden(folder, one)]
-
-
-def _is_hidden(folder: TablePath, one: TablePath) -> bool:
-    return any(name.startswith(("_", ".")) for name in name_in(folder, one).parts)
+    found = [
+        one
+        for one in files_below(folder)
+        if not any(name.startswith(("_", ".")) for name in name_in(folder, one).parts)
+    ]
+    for one in found:
+        if isinstance(one, Path) and not one.exists():
+            raise DataError(f"{one}: a link to {one.readlink()}, which is not there; put it back, or remove the link")
+    return found
 
 
 def _matching(pattern: TablePath) -> list[Part]:

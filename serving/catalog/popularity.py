@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from features.sequences.sequences import Sequences
+from features.values.times import SECONDS_PER_DAY
 from serving.search.results import ScoredRows
-
-DAY_SECONDS = 86_400
 
 
 def popularity_of(histories: Sequences, num_items: int, days: float = math.inf) -> Float64[np.ndarray, " items"]:
@@ -35,7 +34,7 @@ def popularity_of(histories: Sequences, num_items: int, days: float = math.inf) 
     counts = histories.item_counts(num_items).astype(np.float64)
     if histories.times is None or math.isinf(days) or not len(histories.times):
         return counts
-    is_recent = histories.times > histories.times.max() - days * DAY_SECONDS
+    is_recent = histories.times > histories.times.max() - days * SECONDS_PER_DAY
     recent = np.bincount(histories.item_rows[is_recent], minlength=num_items)
     return np.asarray(recent + counts / (counts.max() + 1))
 

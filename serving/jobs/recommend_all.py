@@ -130,11 +130,46 @@ class Wanted:
         """
         return parse_conditions(self.conditions, recommender)
 
-    def announce_unknown(self, recommender: Recommender) -> None:
-        """Print which of the excluded items are not in the catalogue."""
+    def opened(
+        self, bundle: Path, users: TablePath | None, settings: ServingConfig | None, *, accept_changed_columns: bool
+    ) -> tuple[Recommender, Audience]:
+        """Open a bundle for it, and say which of the excluded items are not in the catalogue.
+
+        Args:
+            bundle: The folder of the bundle.
+            users: A table with the users. None: all known users.
+            settings: The settings of the service. None: the defaults.
+            accept_changed_columns: Used if the index is built first; see `build_index`.
+
+        Raises:
+            BundleError: The bundle or the index cannot be used.
+            DataError: A condition is invalid, or the table cannot be read.
+        """
+        recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
+        self.where(recommender)
         unknown = recommender.state.items.rows(self.exclude)[1]
         if unknown:
             click.echo(f"note: --exclude: not in the catalogue: {', '.join(map(shown, unknown[:10]))}", err=True)
+        return recommender, Audience.read(users, recommender) if users else Audience.everyone(recommender)
+
+    def write(
+        self,
+        recommender: Recommender,
+        audience: Audience,
+        path: Path,
+        progress: Callable[[int], object] = lambda num_users: None,
+    ) -> int:
+        """Write it to a Parquet file and return the number of rows; see `write_candidates`."""
+        return write_candidates(
+            recommender,
+            audience,
+            self.k,
+            path,
+            where=self.where(recommender),
+            exclude=self.exclude,
+            with_fallback=self.with_fallback,
+            progress=progress,
+        )
 
 
 def write_candidates(
@@ -267,22 +302,10 @@ def recommend_all(
             f"{output} is a folder; give a file to write as --output, such as {output / 'candidates.parquet'}, or an "
             "empty folder as --output-folder"
         )
-    recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
-    where = wanted.where(recommender)
-    wanted.announce_unknown(recommender)
-    audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
+    recommender, audience = wanted.opened(bundle, users, settings, accept_changed_columns=accept_changed_columns)
     started = time.perf_counter()
     with tqdm(total=len(audience), unit=" users", desc="Recommending", disable=None, leave=False) as bar:
-        num_rows = write_candidates(
-            recommender,
-            audience,
-            wanted.k,
-            output,
-            where=where,
-            exclude=wanted.exclude,
-            with_fallback=wanted.with_fallback,
-            progress=bar.update,
-        )
+        num_rows = wanted.write(recommender, audience, output, bar.update)
     seconds = time.perf_counter() - started
     click.echo(f"{output}: {num_rows:,} recommendations for {len(audience):,} users, {seconds:.1f} s")
     audience.announce_unknown()

@@ -23,17 +23,19 @@ Days = float | Literal["auto", "all"]
 """A value of `[features] popular_days`; `auto` is as `all`."""
 
 
-def popular_items(train: Sequences, num_items: int, days: Days, timeline: Timeline | None = None) -> ScoringModel:
-    """Return the recommender of popular items.
+def popular_items(
+    train: Sequences, num_items: int, days: Days | None, timeline: Timeline | None = None
+) -> ScoringModel | None:
+    """Return the recommender of popular items; None for a search, whose users are queries.
 
     Args:
         train: The training data.
         num_items: Size of the catalogue.
-        days: Length of the window.
+        days: Length of the window. None: it is a search.
         timeline: The events that are known: of a question, those before it. None: those of the training data, as in an
             index that is made at its end.
     """
-    return _within(train, num_items, timeline)(days)
+    return None if days is None else _within(train, num_items, timeline)(days)
 
 
 def choose_popular_days(split: Split) -> float | Literal["all"]:

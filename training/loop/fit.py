@@ -82,19 +82,18 @@ class TrainedModel:
             end_of_training: Whether both are as they were at the end of the training data, as in an index made then.
         """
         data = self.data
-        popular = None
-        if self.popular_days is not None:
-            known = None if end_of_training else timeline
-            popular = popular_items(data.train, len(data.item_features), self.popular_days, known)
+        known = None if end_of_training else timeline
+        if timeline is None and self.model.trend is not None:
+            timeline = Timeline.of(data.train)
         return TwoTowerRecommender(
             self.model,
             data.featurizer,
             data.item_features,
             data.users,
             history,
-            timeline or Timeline.of(data.train),
+            timeline,
             end_of_training=end_of_training,
-            popular=popular,
+            popular=popular_items(data.train, len(data.item_features), self.popular_days, known),
         )
 
 
@@ -151,9 +150,7 @@ def fit(
     featurizer = fit_featurizer(config, tables, split.train)
     data = TrainingData.prepare(split.train, tables.catalog, tables.users, featurizer)
     popular_days = _popular_days(config, split)
-    popular = None
-    if popular_days is not None:
-        popular = popular_items(split.train, len(tables.catalog), popular_days, split.timeline)
+    popular = popular_items(split.train, len(tables.catalog), popular_days, split.timeline)
     questions = split.validation.sample(_validation_questions(len(tables.catalog)), config.training.seed)
 
     def validate(model: TwoTower) -> float:

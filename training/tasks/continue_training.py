@@ -250,9 +250,6 @@ def _report(
 ) -> EvaluationReport:
     """Evaluate the model on validation questions, and note by how much it is better than before."""
     history = config.features.max_history
-    popular = None
-    if learned.popular_days is not None:
-        popular = popular_items(split.train, len(tables.catalog), learned.popular_days, split.timeline)
     before = TwoTowerRecommender(
         origin.model,
         origin.featurizer,
@@ -260,7 +257,7 @@ def _report(
         tables.users,
         history,
         split.timeline,
-        popular=popular,
+        popular=popular_items(split.train, len(tables.catalog), learned.popular_days, split.timeline),
     )
     recommenders = [learned.recommender(history, split.timeline), before]
     questions = sample(split.validation, len(split.candidates), most_cells=MOST_CELLS)

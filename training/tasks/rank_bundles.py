@@ -85,9 +85,8 @@ def _ranks(
         questions: Of the split.
         about: What is evaluated.
     """
-    features, popular = bundle.config.features, None
-    if bundle.config.towers.reads_history:
-        popular = popular_items(split.train, len(own.catalog), features.popular_days, split.timeline)
+    features = bundle.config.features
+    popular_days = features.popular_days if bundle.config.towers.reads_history else None
     towers = TwoTowerRecommender(
         bundle.model,
         bundle.featurizer,
@@ -95,7 +94,7 @@ def _ranks(
         own.users,
         features.max_history,
         split.timeline,
-        popular=popular,
+        popular=popular_items(split.train, len(own.catalog), popular_days, split.timeline),
     )
     click.echo(f"evaluating {bundle.path} on {len(questions):,} held-out questions", err=True)
     evaluation = evaluate(

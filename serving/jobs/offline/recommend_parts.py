@@ -16,17 +16,14 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from features.locations.object_path import TablePath
-from serving.config import ServingConfig
+from serving.config import USERS_PER_PART, ServingConfig
 from serving.jobs.offline.parts import PartsFolder
 from serving.jobs.offline.ray_engine import RayEngine
 from serving.jobs.open import open_recommender
-from serving.jobs.recommend_all import Audience, Wanted, write_candidates
+from serving.jobs.recommend_all import Audience, Wanted
 from serving.recommend.recommender import Recommender
 from towers.bundle.sealed_file import BundleError
 from towers.rerankers.manifest import open_ranker
-
-USERS_PER_PART = 8192
-"""Default number of users of one part: what is lost when a job is killed, for each process that works on it."""
 
 
 class PartTask(NamedTuple):
@@ -82,21 +79,11 @@ class RecommendWork:
 
     def with_recommender(self, recommender: Recommender) -> Callable[[PartTask], int]:
         """Return the function that writes a part with a recommender that is open already."""
-        recommender, wanted = recommender.with_clock(lambda: self.now), self.wanted
-        where = wanted.where(recommender)
+        recommender = recommender.with_clock(lambda: self.now)
 
         def write(task: PartTask) -> int:
-            audience = Audience(task.user_ids, task.user_rows)
-            write_candidates(
-                recommender,
-                audience,
-                wanted.k,
-                task.path,
-                where=where,
-                exclude=wanted.exclude,
-                with_fallback=wanted.with_fallback,
-            )
-            return len(audience)
+            self.wanted.write(recommender, Audience(task.user_ids, task.user_rows), task.path)
+            return len(task.user_ids)
 
         return write
 
@@ -133,10 +120,7 @@ def recommend_into_parts(
         UnavailableError: The Ray cluster does not answer.
     """
     settings = settings or ServingConfig()
-    recommender = open_recommender(bundle, settings, accept_changed_columns=accept_changed_columns)
-    wanted.where(recommender)
-    wanted.announce_unknown(recommender)
-    audience = Audience.read(users, recommender) if users else Audience.everyone(recommender)
+    recommender, audience = wanted.opened(bundle, users, settings, accept_changed_columns=accept_changed_columns)
     num_parts = max(1, -(-len(audience) // users_per_part))
     options = {**_content(recommender, settings, wanted, audience), "users_per_part": users_per_part}
     began = time.perf_counter()

@@ -9,10 +9,10 @@ from jaxtyping import Float32
 
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.timeline import Timeline
+from features.values.times import SECONDS_PER_DAY
 from training.evaluation.baselines.baseline import BaselineData, LeftOutError
 from training.evaluation.baselines.tuning import Grid
 
-DAY_SECONDS = 86_400
 DAYS = Grid((1, 3, 7, 14, 30, 90), 7, lowest=1 / 24, highest=3_650)
 
 
@@ -48,7 +48,7 @@ class RecentPopularity:
         moments = np.full(len(queries), UNKNOWN_TIME if self._at is None else self._at)
         if self._at is None and queries.times is not None:
             moments = queries.times
-        scores = self._timeline.counts(moments, self.days * DAY_SECONDS, len(self._order))
+        scores = self._timeline.counts(moments, self.days * SECONDS_PER_DAY, len(self._order))
         scores += self._order
         return scores
 
