@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from serving import deadline
+from serving.config import ServingConfig
 from tests.signatures import check_signatures, count_calls_again
 from tests.stores import copy_new_stores
 from tests.warm import warm_towers
@@ -68,3 +70,13 @@ def _no_outside_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(own, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture(autouse=True)
+def _patient_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests to services of this process take a minute, unless a test sets their deadline.
+
+    On a busy machine a process may stand still for the two seconds of the default.
+    """
+    start, default = deadline.start, ServingConfig.model_fields["timeout_seconds"].default
+    monkeypatch.setattr(deadline, "start", lambda seconds: start(60 if seconds == default else seconds))

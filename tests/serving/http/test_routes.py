@@ -43,7 +43,7 @@ def error_of(response, status, code):
 
 def test_a_known_user_gets_items_in_the_shape_of_the_contract(client, recommender):
     response = client.get("/recommendations/103?k=7")
-    assert response.status_code == 200
+    assert response.status_code == 200, response.text
     content = response.json
     assert set(content) == {"user_id", "items", "fallback", "model"}
     assert content["user_id"] == 103
