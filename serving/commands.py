@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -14,6 +16,11 @@ from features.redaction import has_password
 from serving.config import PRODUCTION, USERS_PER_PART, ServingConfig, settings_here
 from serving.search.index_config import INDEX_KINDS, IndexKind
 from towers.process import garbage_collection_paused
+
+if TYPE_CHECKING:
+    from serving.jobs.offline.ray_engine import RayEngine
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DRIFT_FOUND = 3
 """Exit status of `towers drift` when something is beyond its limit, as of `towers audit`; 1 would be a bug of ours."""
@@ -33,6 +40,40 @@ _tables = {
     "items": "Items table, instead of the one used in training.",
     "users": "Users table, instead of the one used in training.",
 }
+
+
+def _on_ray(engine: str) -> Callable[[_Command], _Command]:
+    """Return the flags of a command that can work on Ray, whose first has this help."""
+    flags = (
+        click.option(
+            "--engine", type=click.Choice(["process", "ray"]), default="process", show_default=True, help=engine
+        ),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            help="With --engine ray: the Ray cluster; auto: the one of this machine.  [default: Ray is started here]",
+        ),
+        click.option(
+            "--actors",
+            metavar="N",
+            type=click.IntRange(min=1),
+            help="With --engine ray: number of actors, each with one core and the model.  [default: one for each core]",
+        ),
+    )
+    return lambda command: reduce(lambda found, flag: flag(found), reversed(flags), command)
+
+
+def _engine(
+    engine: str, address: str | None, actors: int | None, settings: ServingConfig
+) -> RayEngine[Any, Any] | None:
+    """Return what these flags ask for; None: this process."""
+    if engine == "process":
+        if address or actors:
+            raise click.UsageError("--address and --actors need --engine ray")
+        return None
+    from serving.jobs.offline.ray_engine import RayEngine
+
+    return RayEngine(address, actors, 1 if settings.device == "cuda" else 0)
 
 
 @click.command()
@@ -61,6 +102,7 @@ _tables = {
     is_flag=True,
     help="Keep item vectors in float16: half the disk and memory; scores change in the fourth decimal place.",
 )
+@_on_ray("What encodes the items, with their texts: this process, or actors of Ray on several cores or machines.")
 @_accept
 def index(
     bundle: Path,
@@ -72,6 +114,9 @@ def index(
     live: str | None,
     config: Path | None,
     precompute: int | None,
+    engine: str,
+    address: str | None,
+    actors: int | None,
     *,
     half_precision: bool,
     accept_changed_columns: bool,
@@ -83,11 +128,14 @@ def index(
     are checked against those of training. With the setting `index` the vectors are written to a vector database, too.
     """
     from serving.jobs.build_index import build_index
+    from serving.jobs.offline.encode_items import RayItemEncoder
+    from serving.snapshot.encoding import encode_items
     from towers.bundle.bundle import ModelBundle
 
     _warn_of_password(live)
     tables = {"interactions": interactions, "items": items, "users": users}
     settings = settings_here(config)
+    ray = _engine(engine, address, actors, settings)
     build_index(
         ModelBundle.open(bundle, trust=settings.trust),
         tables,
@@ -99,6 +147,7 @@ def index(
         database=settings.database,
         filter_columns=settings.filter_columns,
         accept_changed_columns=accept_changed_columns,
+        encode=encode_items if ray is None else RayItemEncoder(settings, ray),
     )
 
 
@@ -130,24 +179,7 @@ def index(
     show_default=True,
     help="With --output-folder: number of users of one part.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["process", "ray"]),
-    default="process",
-    show_default=True,
-    help="With --output-folder: what computes the parts, this process or actors of Ray on several cores or machines.",
-)
-@click.option(
-    "--address",
-    metavar="HOST:PORT",
-    help="With --engine ray: the Ray cluster; auto: the one of this machine.  [default: Ray is started here]",
-)
-@click.option(
-    "--actors",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="With --engine ray: number of actors, each with one core and the index.  [default: one for each core]",
-)
+@_on_ray("With --output-folder: what computes the parts, this process or actors of Ray on several cores or machines.")
 @_accept
 @_config
 def recommend(
@@ -176,15 +208,14 @@ def recommend(
 
     if (output is None) == (output_folder is None):
         raise click.UsageError("give either --output FILE or --output-folder FOLDER")
-    if engine == "process" and (address or actors):
-        raise click.UsageError("--address and --actors need --engine ray")
-    if engine == "ray" and output_folder is None:
+    settings = settings_here(config)
+    ray = _engine(engine, address, actors, settings)
+    if ray is not None and output_folder is None:
         raise click.UsageError("--engine ray writes parts; give --output-folder FOLDER instead of --output")
-    settings, what = settings_here(config), Wanted(**wanted)
+    what = Wanted(**wanted)
     if output is not None:
         recommend_all(bundle, output, what, users, settings=settings, accept_changed_columns=accept_changed_columns)
         return
-    from serving.jobs.offline.ray_engine import RayEngine
     from serving.jobs.offline.recommend_parts import recommend_into_parts
 
     assert output_folder is not None
@@ -196,7 +227,7 @@ def recommend(
         settings=settings,
         accept_changed_columns=accept_changed_columns,
         users_per_part=part_users,
-        engine=RayEngine(address, actors, 1 if settings.device == "cuda" else 0) if engine == "ray" else None,
+        engine=ray,
     )
 
 

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from serving import deadline
-from serving.config import ServingConfig
 from tests.signatures import check_signatures, count_calls_again
 from tests.stores import copy_new_stores
 from tests.warm import warm_towers
@@ -78,5 +76,8 @@ def _patient_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     On a busy machine a process may stand still for the two seconds of the default.
     """
+    from serving import deadline  # not above: what is imported before `check_signatures` is not checked
+    from serving.config import ServingConfig
+
     start, default = deadline.start, ServingConfig.model_fields["timeout_seconds"].default
     monkeypatch.setattr(deadline, "start", lambda seconds: start(60 if seconds == default else seconds))

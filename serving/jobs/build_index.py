@@ -24,6 +24,7 @@ from serving.recommend.recommender import Recommender
 from serving.search.databases.settings import DatabaseSettings
 from serving.search.index_config import IndexKind
 from serving.search.tuning import Tuning, choose
+from serving.snapshot.encoding import ItemEncoder, encode_items
 from serving.snapshot.precomputed import BYTES_A_PLACE
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle, check_can_sign
@@ -53,6 +54,7 @@ def build_index(
     database: DatabaseSettings | None = None,
     filter_columns: Sequence[str] | None = None,
     accept_changed_columns: bool = False,
+    encode: ItemEncoder = encode_items,
     tuned: Callable[[Tuning], None] = lambda tuning: None,
 ) -> Snapshot:
     """Build the index of a bundle and print a summary.
@@ -68,13 +70,14 @@ def build_index(
         database: The vector database to write the index to as well. None: it is only written into the bundle.
         filter_columns: The columns that the database shall filter by. None: all.
         accept_changed_columns: Whether a column with far more empty or unknown values than in training is only a note.
+        encode: Encodes the items.
         tuned: Called with the result of the tuning, if there is one.
 
     Raises:
         DataError: A table cannot be read, lacks a column that the model reads, or a column changed too much; there are
             too few items for the kind, or no prefixes; recommendations cannot be precomputed because the model reads
             the time of a request; the database cannot hold the index; or the index must be signed and there is no key.
-        UnavailableError: The vector database does not answer; the index before stays.
+        UnavailableError: The vector database, or a cluster that encodes, does not answer; the index before stays.
     """
     check_can_sign(bundle)
     if precomputed and _depends_on_time(bundle):
@@ -110,6 +113,7 @@ def build_index(
             progress=partial(_show, encoded),
             live=compacted,
             half_precision=half_precision,
+            encode=encode,
         )
     for tuning in tried:
         _show_tuning(tuning)

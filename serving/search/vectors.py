@@ -118,7 +118,8 @@ def stored_as(array: np.ndarray) -> ItemVectors:
     return HalfVectors(array) if array.dtype == np.float16 else array
 
 
-def blocks_of(num_rows: int) -> Iterator[slice]:
-    """Yield slices of at most `BLOCK` rows."""
-    for start in range(0, num_rows, BLOCK):
-        yield slice(start, min(num_rows, start + BLOCK))
+def blocks_of(num_rows: int, size: int | None = None) -> Iterator[slice]:
+    """Yield slices of at most `size` rows, or `BLOCK`."""
+    step = size or BLOCK
+    for start in range(0, num_rows, step):
+        yield slice(start, min(num_rows, start + step))

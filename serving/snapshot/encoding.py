@@ -1,8 +1,8 @@
-"""Encodes users as unit vectors."""
+"""Encodes items and users as unit vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,33 @@ from jaxtyping import Float32
 
 from features.ids import USER_ID
 from features.sequences.sequences import Sequences
+from features.tables.tables import Catalog
 from serving import deadline
 from serving.observability.timings import timed
-from serving.search.vectors import ItemVectors
+from serving.search.vectors import ItemVectors, blocks_of
 from towers.bundle.bundle import ModelBundle
 
 _USERS_AT_ONCE = 4096
 # Number of events in a block if there is a deadline.
 EVENTS_AT_ONCE = 4096
+
+EncodedItems = tuple[slice, Float32[np.ndarray, "items width"]]
+"""Rows of the catalogue, and their vectors."""
+ItemEncoder = Callable[[ModelBundle, Catalog], Iterator[EncodedItems]]
+"""Yields the vectors of a catalogue in parts, in any order."""
+
+
+def encode_items(bundle: ModelBundle, catalog: Catalog) -> Iterator[EncodedItems]:
+    """Yield the unit vectors of a catalogue in parts, encoded in this process."""
+    for rows in blocks_of(len(catalog)):
+        yield rows, bundle.encode_items(part_of(catalog, rows))
+
+
+def part_of(catalog: Catalog, rows: slice) -> Catalog:
+    """Return some rows of a catalogue as a catalogue of their own."""
+    if rows == slice(0, len(catalog)):
+        return catalog
+    return Catalog(catalog.frame.iloc[rows].reset_index(drop=True))
 
 
 def encode_users(

@@ -58,8 +58,8 @@ from serving.search.partitions import FILE as PARTITIONS
 from serving.search.partitions import Partitions
 from serving.search.tuning import SAMPLE, Chooser, sample_of
 from serving.search.tuning import choose as default_choice
-from serving.search.vectors import BLOCK, ItemVectors, blocks_of, leading_dims, stored_array, stored_as
-from serving.snapshot.encoding import attribute_columns, encode_users
+from serving.search.vectors import BLOCK, ItemVectors, leading_dims, stored_array, stored_as
+from serving.snapshot.encoding import ItemEncoder, attribute_columns, encode_items, encode_users
 from serving.snapshot.manifest import FOLDER as FOLDER
 from serving.snapshot.manifest import IndexManifest, LogOffset, PrecomputedInfo
 from serving.snapshot.precomputed import FILE as PRECOMPUTED
@@ -120,6 +120,7 @@ class Snapshot:
         live: LogOffset | None = None,
         *,
         half_precision: bool = False,
+        encode: ItemEncoder = encode_items,
     ) -> Snapshot:
         """Encode tables and build their index.
 
@@ -130,6 +131,7 @@ class Snapshot:
             progress: Called with the number of users encoded so far and of all users.
             live: The part of a log of live writes that is in the tables. None: none is.
             half_precision: Whether the items' vectors are kept in float16.
+            encode: Encodes the items.
 
         Raises:
             BundleError: The model's vectors do not have length 1, as after a training that diverged.
@@ -138,7 +140,7 @@ class Snapshot:
         catalog = tables.catalog
         histories, attributes = _users(tables, bundle)
         trend, trend_until = _trend(bundle, histories, len(catalog))
-        vectors = _encoded(bundle, catalog, trend, half_precision)
+        vectors = _encoded(bundle, catalog, trend, half_precision, encode)
         user_vectors = (
             None if bundle.config.reads_time else encode_users(bundle, vectors, histories, attributes, progress)
         )
@@ -308,7 +310,11 @@ def _users(tables: Tables, bundle: ModelBundle) -> tuple[Sequences, pd.DataFrame
 
 
 def _encoded(
-    bundle: ModelBundle, catalog: Catalog, trend: Float32[np.ndarray, "items tail"] | None, half_precision: bool
+    bundle: ModelBundle,
+    catalog: Catalog,
+    trend: Float32[np.ndarray, "items tail"] | None,
+    half_precision: bool,
+    encode: ItemEncoder,
 ) -> ItemVectors:
     """Return the items' vectors as they are searched; those of a large catalogue are on disk, and mapped.
 
@@ -319,16 +325,15 @@ def _encoded(
     kind = np.float16 if half_precision else np.float32
     towers = bundle.config.towers
     shape = len(catalog), searched_dim(towers)
-    in_memory = len(catalog) <= BLOCK
-    stored = np.empty(shape, kind) if in_memory else scratch_array(bundle.path, shape, kind)
-    for rows in blocks_of(len(catalog)):
-        some = catalog if in_memory else Catalog(catalog.frame.iloc[rows].reset_index(drop=True))
-        vectors = bundle.encode_items(some)
-        try:
-            check_unit_length(vectors, or_zero=True)
-        except ValueError as error:
-            raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
-        stored[rows] = vectors if trend is None else with_numbers(vectors, trend[rows])
+    stored = np.empty(shape, kind) if len(catalog) <= BLOCK else scratch_array(bundle.path, shape, kind)
+    with tqdm(total=len(catalog), unit=" items", desc="Encoding", disable=None, leave=False) as bar:
+        for rows, vectors in encode(bundle, catalog):
+            try:
+                check_unit_length(vectors, or_zero=True)
+            except ValueError as error:
+                raise BundleError(f"{bundle.path}: the model cannot rank: {error}; train again") from error
+            stored[rows] = vectors if trend is None else with_numbers(vectors, trend[rows])
+            bar.update(len(vectors))
     return stored_as(stored)
 
 

@@ -13,9 +13,10 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from features.errors import DataError, UnavailableError, needing
@@ -67,9 +68,10 @@ class RayEngine(Generic[Task, Result]):
     num_actors: int | None = None
     num_gpus: float = 0
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    def run(self, work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the result of each task, in the order in which they are done.
 
+        A task is taken when an actor is about to become free, so that tasks with data may be made one by one.
         What a machine did not finish that went away is done again elsewhere. A program that has connected to Ray itself
         keeps its connection.
 
@@ -82,21 +84,20 @@ class RayEngine(Generic[Task, Result]):
         with nullcontext() if ray.is_initialized() else connected(self.address, self.num_actors):
             yield from self._done(ray, work, tasks)
 
-    def _done(self, ray: Any, work: Work[Task, Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    def _done(self, ray: Any, work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
         num_actors = self.num_actors or int(ray.cluster_resources().get("CPU", 1))
+        waiting = iter(tasks)
+        first = list(islice(waiting, num_actors))
+        waiting = chain(first, waiting)
         again = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
         kind = ray.remote(num_cpus=1, num_gpus=self.num_gpus, **again)(_Actor)
-        actors = [kind.remote(work) for _ in range(max(1, min(num_actors, len(tasks))))]
-        waiting = list(reversed(tasks))
-        running: dict[Any, Any] = {}
-        for actor in actors * _QUEUED_PER_ACTOR:
-            if waiting:
-                running[actor.do.remote(waiting.pop())] = actor
+        actors = [kind.remote(work) for _ in first]
+        free = actors * _QUEUED_PER_ACTOR
+        running = {actor.do.remote(task): actor for actor, task in zip(free, waiting, strict=False)}
         while running:
             for done in ray.wait(list(running))[0]:
                 actor = running.pop(done)
-                if waiting:
-                    running[actor.do.remote(waiting.pop())] = actor
+                running |= {actor.do.remote(task): actor for task in islice(waiting, 1)}
                 try:
                     result: Result = ray.get(done)
                 except ray.exceptions.RayTaskError as error:

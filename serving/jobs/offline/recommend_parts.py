@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +18,10 @@ from features.locations.object_path import TablePath
 from serving.config import USERS_PER_PART, ServingConfig
 from serving.jobs.offline.parts import PartsFolder
 from serving.jobs.offline.ray_engine import RayEngine
+from serving.jobs.offline.workers import check_same, settings_of_workers
 from serving.jobs.open import open_recommender
 from serving.jobs.recommend_all import Audience, Wanted
 from serving.recommend.recommender import Recommender
-from towers.bundle.sealed_file import BundleError
 from towers.rerankers.manifest import open_ranker
 
 
@@ -69,12 +68,11 @@ class RecommendWork:
             BundleError: The bundle or its index are others than those that the job was started with.
         """
         recommender = open_recommender(self.bundle, self.settings)
-        found = recommender.model, recommender.snapshot.manifest.identity
-        if found != (self.model, self.index):
-            raise BundleError(
-                f"{self.bundle} on {socket.gethostname()}: found model {found[0]} with index {found[1]}, expected "
-                f"{self.model} with {self.index}; all machines need the same folder"
-            )
+        check_same(
+            self.bundle,
+            found=f"model {recommender.model} with index {recommender.snapshot.manifest.identity}",
+            expected=f"model {self.model} with index {self.index}",
+        )
         return self.with_recommender(recommender)
 
     def with_recommender(self, recommender: Recommender) -> Callable[[PartTask], int]:
@@ -129,7 +127,7 @@ def recommend_into_parts(
             recommender.bundle.path.resolve(),
             recommender.model,
             recommender.snapshot.manifest.identity,
-            _for_workers(settings),
+            settings_of_workers(settings),
             wanted,
             parts.started,
         )
@@ -159,13 +157,6 @@ def recommend_into_parts(
 def _task(parts: PartsFolder, audience: Audience, number: int, users_per_part: int) -> PartTask:
     mine = slice(number * users_per_part, (number + 1) * users_per_part)
     return PartTask(number, parts.part(number).absolute(), audience.user_ids[mine], audience.user_rows[mine])
-
-
-def _for_workers(settings: ServingConfig) -> ServingConfig:
-    """Return the settings without secrets, which this job does not need, and with paths that any folder can read."""
-    keys = None if settings.trusted_keys is None else str(Path(settings.trusted_keys).absolute())
-    secrets = {"live": None, "index": None, "index_key": None, "request_log_key": None}
-    return settings.model_copy(update={**secrets, "trusted_keys": keys})
 
 
 def _content(recommender: Recommender, settings: ServingConfig, wanted: Wanted, audience: Audience) -> dict[str, Any]:

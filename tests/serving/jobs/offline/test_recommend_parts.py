@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +17,7 @@ from features.errors import DataError, UnavailableError
 from serving.config import ServingConfig
 from serving.jobs.build_index import build_index
 from serving.jobs.offline.parts import MANIFEST, SUCCESS
-from serving.jobs.offline.ray_engine import RayEngine, connected
+from serving.jobs.offline.ray_engine import RayEngine
 from serving.jobs.offline.recommend_parts import RecommendWork, recommend_into_parts
 from serving.jobs.recommend_all import Wanted, recommend_all
 from tests import running
@@ -183,17 +182,6 @@ def test_without_ray_the_remedy_is_one_line(two_models, tmp_path, monkeypatch):
         DataError, match=r"^offline jobs on Ray need more libraries; type: pip install 'ray<3,>=2\.60'$"
     ):
         recommend_into_parts(two_models / "one", tmp_path / "parts", Wanted(3), engine=RayEngine())
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """Ray in this process; starting it takes seconds."""
-    if find_spec("ray") is None:
-        pytest.skip("ray is not installed")
-    with connected(None, num_cores=2):  # before it is imported, as some variables are read then
-        import ray
-
-        yield ray
 
 
 def test_ray_writes_the_same(ray, bundle, audience, tmp_path, monkeypatch):
