@@ -163,7 +163,7 @@ def _parquet_tables(source: OriginalFiles) -> TableBlocks:
 
 def _parquet(source: OriginalFiles, name: str) -> Iterator[pa.Table]:
     with source.open(f"{name}.parquet") as file:
-        for batch in pq.ParquetFile(file).iter_batches():
+        for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches():
             yield pa.Table.from_batches([batch])
 
 

@@ -45,6 +45,8 @@ BLOCK_BYTES = 1 << 25
 """Bytes of a block of CSV files, about; no record is divided."""
 _MOST_BYTES = 2**31 - 1
 _HEAD_BYTES = 1 << 20
+# What is read of a column of a Parquet file at a time.
+_BUFFER_BYTES = 4 << 20
 _DIAGNOSED_BYTES = 1 << 30
 _CONNECTIONS = 16
 NEWLINE = b"\n"
@@ -255,7 +257,7 @@ def _parquet_blocks(path: TablePath, parts: Sequence[Part], columns: Collection[
     """Yield the wanted columns of Parquet files, each block in plain types."""
     first: pa.Table | None = None
     for part in parts:
-        with _parquet_file(part.path) as file:
+        with _parquet_file(part.path, in_blocks=True) as file:
             found = _columns_of(part, file.schema_arrow.empty_table())
             first = found if first is None else first
             _refuse_other_names(parts[0].path, first.column_names, part.path, found.column_names)
@@ -280,10 +282,12 @@ def _parquet(part: Part) -> pa.Table:
 
 
 @contextmanager
-def _parquet_file(path: TablePath) -> Iterator[pq.ParquetFile]:
+def _parquet_file(path: TablePath, *, in_blocks: bool = False) -> Iterator[pq.ParquetFile]:
+    """Open a file; with `in_blocks` what was read does not stay in memory, as it does by pyarrow's default."""
+    how: dict[str, Any] = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if in_blocks else {}
     with arrow_source(path) as source:
         with _readable(path):
-            file = pq.ParquetFile(source)
+            file = pq.ParquetFile(source, **how)
         with file:
             _check_names(path, file.schema_arrow.names)
             yield file

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from features.config import FeaturesConfig, FeatureSettings
 from features.errors import DataError
 from features.inference.inference import Files as Where
 from features.inference.inference import Inference, infer_features, looks_like_code, render_run_toml
-from features.tables.table_files import read_table
+from features.tables.table_files import read_blocks, read_table
 from features.tables.tables import Tables, read_frame, read_tables
 from features.values.cells import MAX_CELL_CHARACTERS
 from features.values.distinct import MISSING_WORDS
@@ -389,3 +390,15 @@ def test_every_cell_arrives_as_it_was_meant_or_is_refused_by_name(column, tmp_pa
             assert cell in (None, cells[row][0])
         else:
             assert cell == meant, (row, cells[row], cell)
+
+
+def test_a_file_that_is_read_in_blocks_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("features.tables.table_files.BLOCK_ROWS", rows := 20_000)
+    monkeypatch.setattr("features.tables.table_files._BUFFER_BYTES", 1 << 16)
+    numbers = pa.table({"user_id": np.random.default_rng(0).integers(0, 2**62, 30 * rows)})
+    for row_group in (rows, 30 * rows):
+        pq.write_table(numbers, tmp_path / "long.parquet", row_group_size=row_group)
+        before = pa.total_allocated_bytes()
+        taken = [pa.total_allocated_bytes() - before for _ in read_blocks(tmp_path / "long.parquet", {"user_id"}, [])]
+        assert len(taken) == 30
+        assert max(taken) < 0.6 * numbers.nbytes
