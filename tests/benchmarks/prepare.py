@@ -1,6 +1,6 @@
 """What `towers prepare` and training from disk take, against DuckDB's own sorted write and training from memory.
 
-    python tests/benchmarks/prepare.py [--rows 10000000 30000000] [--items 1000000] [--steps 200] [--text]
+    python tests/benchmarks/prepare.py [--rows 10000000 30000000] [--items 1000000] [--memory-gb 2] [--text]
 
 For each number of rows a table of random interactions is written (20 to 80 events a user, items by a power law, integer
 or text ids). Then, each in a process of its own, with as many threads as there are cores:
@@ -39,7 +39,6 @@ import pyarrow.parquet as pq
 from towers.process import prepared_environment
 
 HERE = Path(__file__).parents[2]
-MEMORY_GB = 2.0
 BLOCK = 1 << 20
 
 
@@ -58,11 +57,11 @@ def write(path: Path, rows: int, items: int, *, is_text: bool) -> None:
             writer.write_table(pa.Table.from_arrays([*columns, times], schema=schema))
 
 
-def sort_with_duckdb(folder: Path, rows: int, items: int) -> dict[str, float]:
+def sort_with_duckdb(folder: Path, memory_gb: float) -> dict[str, float]:
     """Let DuckDB alone number the items, sort and write."""
     import duckdb
 
-    settings = {"memory_limit": f"{MEMORY_GB}GB", "temp_directory": str(folder / "spilled")}
+    settings = {"memory_limit": f"{memory_gb}GB", "temp_directory": str(folder / "spilled")}
     table, out = folder / "interactions.parquet", folder / "sorted.parquet"
     with duckdb.connect(":memory:", config=settings) as connection:
         connection.execute(
@@ -77,15 +76,15 @@ def sort_with_duckdb(folder: Path, rows: int, items: int) -> dict[str, float]:
     return {}
 
 
-def run_prepare(folder: Path, rows: int, items: int) -> dict[str, float]:
+def run_prepare(folder: Path, memory_gb: float) -> dict[str, float]:
     """Prepare the interactions."""
     from training.prepared.prepare import prepared_tables
 
-    tables = prepared_tables(_features(), folder, folder / "run.prepared", again=True)
+    tables = prepared_tables(_features(memory_gb), folder, folder / "run.prepared", again=True)
     return {"events": len(tables.interactions)}
 
 
-def run_train(folder: Path, rows: int, items: int, *, steps: int, in_memory: bool) -> dict[str, float]:
+def run_train(folder: Path, memory_gb: float, *, steps: int, in_memory: bool) -> dict[str, float]:
     """Make so many steps of training, and say how long they took."""
     from dataclasses import replace
 
@@ -101,7 +100,7 @@ def run_train(folder: Path, rows: int, items: int, *, steps: int, in_memory: boo
     from training.prepared.prepare import prepared_tables
 
     config = RunConfig(
-        features=_features(),
+        features=_features(memory_gb),
         towers=TowersConfig(embedding_dim=32, num_layers=1, num_heads=2),
         training=TrainingConfig(negatives="sampled", track=False, batch_size=2048),
     )
@@ -119,7 +118,7 @@ def run_train(folder: Path, rows: int, items: int, *, steps: int, in_memory: boo
     return {"steps_per_second": steps / (time.process_time() - begun)}
 
 
-def _features() -> Any:
+def _features(memory_gb: float) -> Any:
     from features.config import ColumnSettings, FeaturesConfig, FeatureSettings
 
     return FeaturesConfig(
@@ -128,11 +127,11 @@ def _features() -> Any:
         item={"item_id": FeatureSettings(kind="id")},
         max_history=50,
         prepare="always",
-        prepare_memory_gb=MEMORY_GB,
+        prepare_memory_gb=memory_gb,
     )
 
 
-def measured(what: str, folder: Path, rows: int, items: int, steps: int) -> dict[str, float]:
+def measured(what: str, folder: Path, memory_gb: float, steps: int) -> dict[str, float]:
     """Do one thing in this process and return what it took."""
     peak, over = [0], threading.Event()
 
@@ -145,11 +144,11 @@ def measured(what: str, folder: Path, rows: int, items: int, steps: int) -> dict
     begun, clock = time.process_time(), time.perf_counter()
     match what:
         case "duckdb":
-            found = sort_with_duckdb(folder, rows, items)
+            found = sort_with_duckdb(folder, memory_gb)
         case "prepare":
-            found = run_prepare(folder, rows, items)
+            found = run_prepare(folder, memory_gb)
         case _:
-            found = run_train(folder, rows, items, steps=steps, in_memory=what == "memory")
+            found = run_train(folder, memory_gb, steps=steps, in_memory=what == "memory")
     spent, wall = time.process_time() - begun, time.perf_counter() - clock
     over.set()
     watcher.join()
@@ -173,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000_000, 30_000_000])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--memory-gb", type=float, default=2.0, help="limit of the sorts, prepare_memory_gb of ours")
     parser.add_argument("--text", action="store_true", help="ids as text")
     parser.add_argument("--folder", type=Path, help="where to write; the default is a temporary folder")
     parser.add_argument("--what", nargs="+", default=["duckdb", "prepare", "disk", "memory"])
@@ -180,13 +180,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.one is not None:
         what, folder = given.one
-        print(json.dumps(measured(what, Path(folder), given.rows[0], given.items, given.steps)))
+        print(json.dumps(measured(what, Path(folder), given.memory_gb, given.steps)))
         return
     for rows in given.rows:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             write(Path(folder) / "interactions.parquet", rows, given.items, is_text=given.text)
             for what in given.what:
-                numbers = ["--rows", str(rows), "--items", str(given.items), "--steps", str(given.steps)]
+                numbers = ["--memory-gb", str(given.memory_gb), "--steps", str(given.steps)]
                 command = [sys.executable, __file__, "--one", what, folder, *numbers]
                 environment = {**prepared_environment(os.environ), "PYTHONPATH": str(HERE)}
                 done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
