@@ -37,12 +37,13 @@ def postgres_program(name: str) -> str:
 def start(folder: Path, *words: str, program: Path | None = None, **settings: str) -> subprocess.Popen[str]:
     """Start `towers` with these words; what it says to stdout and stderr can be read from its `stdout`.
 
-    `program` is another `towers` than `python -m towers`: one that starts loaded, as of `tests.warm`.
+    `program` is another `towers` than `python -m towers`: one that starts loaded, as of `tests.warm`. Requests to a
+    service have a minute, as in the process of the tests.
     """
     return subprocess.Popen(
         [*command_of(program), *words],
         cwd=folder,
-        env=environment(PYTHONUNBUFFERED="1", **settings),
+        env=environment(**{"PYTHONUNBUFFERED": "1", "TOWERS_TIMEOUT_SECONDS": "60", **settings}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

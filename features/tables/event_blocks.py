@@ -25,6 +25,7 @@ from features.errors import DataError, Problems
 from features.ids import ITEM_ID, USER_ID
 from features.locations.object_path import TablePath
 from features.locations.table_path import table_path
+from features.tables.numbering import Numbering
 from features.tables.table_files import read_blocks
 from features.tables.tables import (
     Catalog,
@@ -190,7 +191,7 @@ class _Reading:
     num_read: int = 0
     is_text: dict[str, bool] = field(default_factory=dict)
     _readings: dict[str, Reading] = field(default_factory=dict)
-    _found: pd.Index = field(default_factory=lambda: pd.Index([], dtype=object))
+    _found: Numbering = field(default_factory=Numbering)
     _catalog: Catalog | None = None
     people: Users | None = None
     _strangers: pd.Series | None = None
@@ -279,7 +280,7 @@ class _Reading:
             known = self.items.in_type(is_text=ids_are_text[1])
             self._catalog = Catalog(known.sheet.keyed(known, ITEM_ID))
         elif item_ids is not None:
-            self._found = pd.Index(item_ids.to_numpy(zero_copy_only=False))
+            self._found = Numbering(item_ids.to_numpy(zero_copy_only=False))
 
     def _batch(self, frame: pd.DataFrame) -> pa.RecordBatch:
         columns = {
@@ -293,26 +294,24 @@ class _Reading:
     def _code(self, item_ids: pd.Series) -> Int[np.ndarray, "events"]:
         if self._catalog is not None:
             return self._catalog.rows_of(item_ids)
-        encoded = column_cells(item_ids).dictionary_encode()
-        distinct = encoded.dictionary.to_numpy(zero_copy_only=False)
-        codes = self._found.get_indexer(distinct)
-        is_new = codes < 0
-        if is_new.any():
-            codes[is_new] = len(self._found) + np.arange(is_new.sum())
-            new = pd.Index(distinct[is_new], dtype=distinct.dtype)
-            self._found = self._found.append(new) if len(self._found) else new
-        found: np.ndarray = codes[encoded.indices.to_numpy(zero_copy_only=False)]
-        return found
+        cells = column_cells(item_ids)
+        if not pa.types.is_integer(cells.type):
+            encoded = cells.dictionary_encode()
+            distinct = self._found.number(encoded.dictionary.to_numpy(zero_copy_only=False))
+            codes: np.ndarray = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
+            return codes
+        return self._found.number(cells.to_numpy(zero_copy_only=False))
 
     def item_rows(self) -> Int[np.ndarray, "codes"]:
         if self._catalog is not None:
             return np.arange(len(self._catalog))
-        rows = np.empty(len(self._found), dtype=np.int64)
-        rows[pc.sort_indices(self._found_items()).to_numpy()] = np.arange(len(rows))
+        items = self._found_items()
+        rows = np.empty(len(items), dtype=np.int64)
+        rows[pc.sort_indices(items).to_numpy()] = np.arange(len(rows))
         return rows
 
     def _found_items(self) -> pa.Array:
-        return pa.array(self._found.to_numpy(), pa.string() if self.is_text["item_id"] else pa.int64())
+        return pa.array(self._found.values, pa.string() if self.is_text["item_id"] else pa.int64())
 
     def catalog(self) -> Catalog:
         if self._catalog is not None:
