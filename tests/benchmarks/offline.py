@@ -29,9 +29,11 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +117,7 @@ def make_bundle(folder: Path, num_users: int, num_items: int) -> Path:
     ):
         if words[0] == "train":
             running.quicker(folder / "run.toml", epochs=1)
-        done = running.towers(folder, *words)
+        done = _towers(folder, words)
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
     return folder / "runs" / "run-1"
@@ -127,7 +129,7 @@ def compare_engines(folder: Path, bundle: Path, actors: int, rounds: int) -> Non
     for turn in range(rounds):
         for engine, found in rates.items():
             words = _words(bundle, folder / f"{engine}-{turn}", 1024, engine, actors)
-            done = running.towers(folder, *words)
+            done = _towers(folder, words)
             rate = re.search(r", ([\d,]+) users/s", done.stdout)
             if done.returncode or rate is None:
                 raise SystemExit(done.stdout + done.stderr)
@@ -141,7 +143,7 @@ def compare_engines(folder: Path, bundle: Path, actors: int, rounds: int) -> Non
 def kill_often(folder: Path, bundle: Path, engine: str, kills: int) -> bool:
     """Return whether a job that is killed so often ends with the content of one that is left alone."""
     chance = random.Random(0)
-    whole = running.towers(folder, *_words(bundle, folder / "whole", 64, "process", 1))
+    whole = _towers(folder, _words(bundle, folder / "whole", 64, "process", 1))
     if whole.returncode:
         raise SystemExit(whole.stdout + whole.stderr)
     parts = folder / "killed"
@@ -161,12 +163,18 @@ def kill_often(folder: Path, bundle: Path, engine: str, kills: int) -> bool:
         killed += 1
         say(f"\r{killed} kills, {len(list(parts.glob('part-*')))} parts ")
     say("\n")
-    last = running.towers(folder, *words)
+    last = _towers(folder, words)
     is_same = (parts / SUCCESS).exists() and pd.read_parquet(parts).equals(pd.read_parquet(folder / "whole"))
     print(
         f"{kills} kills, engine {engine}: {'the same content' if is_same else 'OTHER CONTENT'}; {last.stdout.strip()}"
     )
     return is_same
+
+
+def _towers(folder: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, however long it takes."""
+    command = [sys.executable, "-m", "towers", *words]
+    return subprocess.run(command, cwd=folder, env=running.environment(), capture_output=True, text=True, check=False)
 
 
 def _words(bundle: Path, output: Path, users_per_part: int, engine: str, actors: int) -> list[str]:
