@@ -140,7 +140,7 @@ class TrainingConfig(StrictTable):
 class ContinuationConfig(StrictTable):
     """`[continuation]`: what `towers train --continue` does with the interactions that came since."""
 
-    epochs: int = Field(2, ge=0)
+    epochs: int = Field(5, ge=0)
     """Passes over the new interactions. Raise it if the model follows them too slowly. 0: nothing is trained; new users
     and items are only taken in."""
     replay: float = Field(4.0, ge=0)
