@@ -155,16 +155,19 @@ def kill_workers(settings: Path, overrides: Sequence[str], processes: int, kills
         begun = time.monotonic()
         expected, _ = _trained(settings, overrides, Path(folder) / "whole", processes, None)
         longest = time.monotonic() - begun
-        num_same = num_killed = 0
-        for number in range(kills):
-            output = Path(folder) / f"killed-{number}"
+        num_runs = num_same = num_killed = 0
+        while num_killed < kills:
+            output = Path(folder) / f"killed-{num_runs}"
             weights, was_killed = _trained(settings, overrides, output, processes, chance.uniform(0.1, 0.9) * longest)
+            num_runs += 1
             num_same += weights == expected
             num_killed += was_killed
-            say(f"\r{number + 1} runs, {num_killed} with a killed worker, {num_same} with the same weights ")
+            if not was_killed:
+                longest *= 0.8  # the machine was busier before
+            say(f"\r{num_runs} runs, {num_killed} with a killed worker, {num_same} with the same weights ")
         say("\r")
-    print(f"{kills} runs, {num_killed} with a killed worker, {num_same} with the weights of the run left alone")
-    return num_same == kills
+    print(f"{num_runs} runs, {num_killed} with a killed worker, {num_same} with the weights of the run left alone")
+    return num_same == num_runs
 
 
 def _trained(
