@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -261,3 +262,17 @@ def test_a_device_that_does_not_exist_is_told_in_one_line() -> None:
     ended = subprocess.run(["make", "install", "DEVICE=tpu"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[0] == "error: there is no tpu set; DEVICE is cpu or gpu"
+
+
+def test_every_name_is_defined():
+    """As ruff's F821, which cannot be on: it takes the names in the shape of an array for forward references."""
+    command = (sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "--output-format=json", str(ROOT))
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    lines = {name: Path(name).read_text(encoding="utf-8").splitlines() for name in {one["filename"] for one in found}}
+    unknown = []
+    for one in found:
+        row, column = one["location"]["row"], one["location"]["column"]
+        before = lines[one["filename"]][row - 1][: column - 1]
+        if one["cell"] is None and before.count('"') % 2 == 0:
+            unknown.append(f"{one['filename']}:{row}: {one['message']}")
+    assert not unknown

@@ -18,7 +18,7 @@ from features.errors import DataError
 from features.sequences.batches import TrainingBatches
 from features.sequences.ragged import Ragged, offsets_of
 from features.sequences.seen_items import EXCLUDE, REPEAT, SeenItems
-from features.sequences.sequences import UNKNOWN_TIME, Sequences
+from features.sequences.sequences import UNKNOWN_TIME, Queries, Sequences
 from features.sequences.split import leave_one_out, time_split
 from features.settings import RecommendSeen
 from serving.jobs.build_index import build_index

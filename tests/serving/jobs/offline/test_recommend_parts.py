@@ -17,7 +17,7 @@ from features.errors import DataError, UnavailableError
 from serving.config import ServingConfig
 from serving.jobs.build_index import build_index
 from serving.jobs.offline.parts import MANIFEST, SUCCESS
-from serving.jobs.offline.ray_engine import RayEngine
+from serving.jobs.offline.ray_engine import RayEngine, connected
 from serving.jobs.offline.recommend_parts import RecommendWork, recommend_into_parts
 from serving.jobs.recommend_all import Wanted, recommend_all
 from tests import running
@@ -161,7 +161,7 @@ def test_excluded_items_that_do_not_exist_are_named(two_models, tmp_path, capsys
     assert "note: --exclude: not in the catalogue: 'lamp'" in capsys.readouterr().err
 
 
-ANOTHER = r"^\S+ on \S+: found model \w{12} with index \w{12}, expected \w{12} with 0{12}; all machines need the same"
+ANOTHER = r"^\S+ on \S+: found model \w{12} with index \w{12}, expected model \w{12} with index 0{12}; all machines"
 
 
 def work_of_another_index(runs: Path) -> RecommendWork:
