@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -198,10 +197,11 @@ def _trained(
         try:
             process.wait(kill_after)
         except subprocess.TimeoutExpired:
-            workers = [one for one in psutil.Process(process.pid).children() if "towers" in one.cmdline()]
-            if workers:
-                os.kill(workers[-1].pid, signal.SIGKILL)
-                was_killed = True
+            with suppress(psutil.Error):  # a worker that ends at this moment
+                workers = [one for one in psutil.Process(process.pid).children() if "towers" in one.cmdline()]
+                if workers:
+                    workers[-1].kill()
+                    was_killed = True
     said, _ = process.communicate()
     if process.returncode:
         raise SystemExit(said)
