@@ -275,4 +275,5 @@ def test_every_name_is_defined():
         before = lines[one["filename"]][row - 1][: column - 1]
         if one["cell"] is None and before.count('"') % 2 == 0:
             unknown.append(f"{one['filename']}:{row}: {one['message']}")
+    assert found, "names in shapes are always found"
     assert not unknown

@@ -10,9 +10,10 @@ same global batch and seed.
 
 `quality` trains to the end with the settings as they are, and prints the best validation N@10 of each number.
 
-`kills` runs `torchrun --max-restarts 3 -m towers train`, kills one worker with SIGKILL at a random moment of the
-training, and compares the weights in the bundle with those of a run that was left alone: where they are the same to
-the bit, each example was used once in each epoch. It ends with status 1 where a run fails or ends with other weights.
+`kills` runs `torchrun --max-restarts 3 -m towers train` in as many processes as the last number says, kills one worker
+with SIGKILL at a random moment of the training, and compares the weights in the bundle with those of a run that was
+left alone: where they are the same to the bit, each example was used once in each epoch. It ends with status 1 where a
+run fails or ends with other weights.
 """
 
 from __future__ import annotations
