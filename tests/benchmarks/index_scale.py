@@ -234,13 +234,14 @@ PREDICTED: Mapping[str, Callable[[int], tuple[float, float]]] = {
 
 
 def predicted(measured: dict[int, dict[str, float]], items: int) -> dict[str, float]:
-    """Return the figures of another size, from those of the two largest."""
+    """Return the figures of another size, from those of the two largest, of the steps that were run."""
     sizes = sorted(measured)[-2:]
     return {
         name: float(
             np.linalg.solve([terms(size) for size in sizes], [measured[size][name] for size in sizes]) @ terms(items)
         )
         for name, terms in PREDICTED.items()
+        if all(name in measured[size] for size in sizes)
     }
 
 

@@ -24,9 +24,12 @@ from features.inference.inference import (
     render_table,
 )
 from features.locations.object_path import TablePath
+from features.sequences.seen_items import SeenItems
 from features.settings import parse_settings
 from features.tables.table_files import RawTable, read_table
 from features.tables.tables import read_tables
+from training.evaluation.popular_items import PopularityGain, popularity_gain
+from training.prepared.prepare import PREPARED_FROM
 
 SPARSE = 20
 """Interactions per user below which dropout is raised and the embedding learning rate lowered, against overfitting."""
@@ -38,6 +41,12 @@ num_heads = 2                    # attention heads of each layer
 """
 TIMED = """\
 time_bias = true                 # timestamps are known: attention also reads the time since each event
+"""
+TREND = """\
+# held out: recent popularity has an N@10 of {recent:.3f}, all-time popularity {all_time:.3f}
+trend = [1, 7, 30]               # recent popularity is part of the score (half-lives in days); index often
+"""
+NO_TREND = """\
 # trend = [1, 7, 30]             # on: recent popularity is part of the score (half-lives in days); then index often
 """
 UNORDERED = """\
@@ -88,11 +97,13 @@ class Proposal:
         inference: What was found in them.
         settings: The text of run.toml.
         problems: What is wrong with the tables, so that training would refuse them.
+        popularity: How good recent popularity is. None: there are no times, or the tables are not read in memory.
     """
 
     inference: Inference
     settings: str
     problems: tuple[DataError, ...] = ()
+    popularity: PopularityGain | None = None
 
 
 def propose(
@@ -177,7 +188,7 @@ def write_proposal(proposal: Proposal, output: Path, validation: str = "auto") -
     Problems(proposal.problems).raise_all()
     with atomic_file(output) as temporary:
         asked = "" if validation == "auto" else QUESTIONS[validation]
-        text = f"{proposal.settings}\n{render_model_settings(proposal.inference)}{asked}"
+        text = f"{proposal.settings}\n{render_model_settings(proposal.inference, proposal.popularity)}{asked}"
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -213,7 +224,11 @@ def _read_as_training(inference: Inference, files: Files, output: Path, problems
             num_items=events["item_id"].nunique(),
         )
     inference = replace(inference, notes=tables.notes, is_read=True)
-    return Proposal(inference, render_run_toml(inference, files, output.parent))
+    popularity = None
+    if inference.column("timestamp") is not None and inference.num_events < PREPARED_FROM:
+        sequences, seen_items = tables.interactions.sequences(tables.catalog), SeenItems.of(config.recommend_seen)
+        popularity = popularity_gain(sequences, len(tables.catalog), seen_items)
+    return Proposal(inference, render_run_toml(inference, files, output.parent), popularity=popularity)
 
 
 def _check_alone(files: Files, tables: Mapping[str, RawTable], problems: Problems) -> None:
@@ -233,8 +248,13 @@ def said_of(inference: Inference) -> str:
     return f"{events} pairs of {users} queries with {items} documents" if inference.num_events else f"{items} documents"
 
 
-def render_model_settings(inference: Inference) -> str:
-    """Return the `[towers]` and `[training]` parts of run.toml, commented."""
+def render_model_settings(inference: Inference, popularity: PopularityGain | None = None) -> str:
+    """Return the `[towers]` and `[training]` parts of run.toml, commented.
+
+    Args:
+        inference: What was found in the tables.
+        popularity: How good recent popularity is, if that was measured.
+    """
     if inference.is_search:
         return f"{SEARCH}\n{SEARCH_TRAINING}" if inference.num_events else SEARCH
     per_user = inference.num_events / max(inference.num_users, 1)
@@ -243,8 +263,14 @@ def render_model_settings(inference: Inference) -> str:
     towers = [
         "[towers]\nembedding_dim = 64               # dimensions of a vector; memory and search time grow with it\n",
         ORDERED if inference.is_ordered else UNORDERED,
-        TIMED if inference.column("timestamp") is not None else "",
+        "" if inference.column("timestamp") is None else f"{TIMED}{_render_trend(popularity)}",
         f"dropout = {0.5 if is_sparse else 0.2}                    # dropout rate in the history encoder; {few}\n",
     ]
     rate = "embedding_learning_rate = 0.05   # half the default: few interactions per user\n"
     return f"{''.join(towers)}\n{TRAINING}{rate if is_sparse else ''}"
+
+
+def _render_trend(popularity: PopularityGain | None) -> str:
+    if popularity is None or not popularity.is_clear:
+        return NO_TREND
+    return TREND.format(recent=popularity.recent, all_time=popularity.all_time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,17 @@ import torch
 
 from features.config import FeaturesConfig, FeatureSettings
 from features.sequences.ragged import offsets_of
+from features.sequences.seen_items import SeenItems
 from features.sequences.sequences import Sequences
 from features.sequences.split import time_split
 from features.tables.tables import Catalog, Interactions, Tables, Users
 from serving.catalog.popularity import popularity_of
 from towers.config import TowersConfig
-from training.config import RunConfig, TrainingConfig
-from training.evaluation.popular_items import choose_popular_days, popular_items
+from training.config import RunConfig, TrainingConfig, read_run_config
+from training.evaluation import popular_items as module
+from training.evaluation.popular_items import choose_popular_days, popular_items, popularity_gain
 from training.loop.fit import fit
+from training.tasks.init import propose, write_proposal
 
 NUM_ITEMS, NUM_DAYS, DAY = 40, 100, 86_400
 
@@ -39,6 +43,46 @@ def test_the_window_is_what_validation_users_without_a_history_want(days_of_a_wa
     days = choose_popular_days(split)
     assert (np.inf if days == "all" else days) <= longest
     assert (days == "all") == (days_of_a_wave > NUM_DAYS)
+
+
+SEEN_ITEMS = SeenItems.of(False)
+
+
+def test_recent_popularity_is_clearly_better_where_fashions_change_and_not_elsewhere() -> None:
+    changing, lasting = (popularity_gain(waves(days), NUM_ITEMS, SEEN_ITEMS) for days in (20, 10_000))
+    assert changing is not None
+    assert lasting is not None
+    assert (changing.is_clear, lasting.is_clear) == (True, False)
+    assert changing.num_questions == 900
+    assert changing.recent > 2 * changing.all_time > 0
+
+
+def test_init_writes_the_setting_where_fashions_change(tmp_path: Path) -> None:
+    events = waves(20)
+    users = events.user_ids[events.event_users]
+    frame = pd.DataFrame({"user_id": users, "item_id": events.item_rows, "timestamp": events.times})
+    frame.to_csv(tmp_path / "events.csv", index=False)
+    none = dict.fromkeys(("items", "users", "documents", "queries", "pairs"))
+    settings = tmp_path / "run.toml"
+    write_proposal(propose(settings, interactions=tmp_path / "events.csv", **none), settings)
+    assert read_run_config(settings).towers.trend == [1, 7, 30]
+    assert "recent popularity has an N@10 of 0." in settings.read_text(encoding="utf-8")
+
+
+def test_of_many_events_the_newest_say_how_good_recent_popularity_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_TREND_EVENTS", 1_000)
+    events = waves(20)
+    gain = popularity_gain(events, NUM_ITEMS, SEEN_ITEMS)
+    newest = events.keep(events.times >= np.sort(events.times)[-1_000])
+    assert gain == popularity_gain(newest.take(np.flatnonzero(newest.lengths)), NUM_ITEMS, SEEN_ITEMS)
+
+
+def test_of_few_users_or_without_times_nothing_is_said_of_recent_popularity() -> None:
+    few = popularity_gain(waves(20).take(np.arange(800, 850)), NUM_ITEMS, SEEN_ITEMS)
+    assert few is not None
+    assert not few.is_clear
+    assert popularity_gain(replace(waves(20), times=None), NUM_ITEMS, SEEN_ITEMS) is None
+    assert popularity_gain(waves(20).take(np.arange(0)), NUM_ITEMS, SEEN_ITEMS) is None
 
 
 def test_without_times_all_interactions_count() -> None:

@@ -8,6 +8,7 @@ import pytest
 from features.inference.inference import infer_features
 from towers.config import TowersConfig
 from training.config import TrainingConfig
+from training.evaluation.popular_items import PopularityGain
 from training.tasks.init import render_model_settings
 
 
@@ -22,14 +23,22 @@ def interactions(per_user: int, **columns: str) -> pd.DataFrame:
     return events.rename(columns={"user": "user_id", "item": "item_id"})
 
 
-def proposed(frame: pd.DataFrame) -> tuple[TowersConfig, TrainingConfig]:
-    settings = tomllib.loads(render_model_settings(infer_features(frame, None, None)))
+def proposed(frame: pd.DataFrame, gain: PopularityGain | None = None) -> tuple[TowersConfig, TrainingConfig]:
+    settings = tomllib.loads(render_model_settings(infer_features(frame, None, None), gain))
     return TowersConfig(**settings["towers"]), TrainingConfig(**settings["training"])
 
 
 def test_with_times_the_clock_is_looked_at() -> None:
     towers, _ = proposed(interactions(5, timestamp="timestamp"))
     assert (towers.history_encoder, towers.time_bias) == ("transformer", True)
+
+
+@pytest.mark.parametrize(("recent", "trend"), [(0.15, [1, 7, 30]), (0.08, [])])
+def test_recent_popularity_is_part_of_the_score_where_it_is_far_better_than_popularity(
+    recent: float, trend: list[float]
+) -> None:
+    towers, _ = proposed(interactions(5, timestamp="timestamp"), PopularityGain(recent, 0.07, num_questions=500))
+    assert towers.trend == trend
 
 
 def test_with_positions_alone_the_order_is_read_without_a_clock() -> None:
