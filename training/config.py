@@ -143,11 +143,16 @@ class ContinuationConfig(StrictTable):
     epochs: int = Field(5, ge=0)
     """Passes over the new interactions. Raise it if the model follows them too slowly. 0: nothing is trained; new users
     and items are only taken in."""
-    replay: float = Field(4.0, ge=0)
-    """Old interactions that are trained on again for each new one, other ones in each pass. Raise it if the model gets
-    worse on what it knew; training takes longer. 0: new interactions only, and the model forgets."""
+    replay: float = Field(0.0, ge=0)
+    """Old interactions that are trained on again for each new one, other ones in each pass. For layers that are
+    trained, too (`layers_learning_rate_factor`), which forget what they are not trained on; training takes longer."""
     learning_rate_factor: float = Field(0.3, gt=0, le=1)
-    """Factor of the learning rates of `[training]`. Lower it if the model gets worse on what it knew."""
+    """Factor of the learning rates of embedding tables and of trained text encoders. Lower it if the model gets worse
+    on what it knew."""
+    layers_learning_rate_factor: float = Field(0.0, ge=0, le=1)
+    """Factor of the learning rate of the layers, which all users and items share. 0: they stay as they are, so that
+    what the model knew is not forgotten. Where there are no embedding tables, `learning_rate_factor` takes its
+    place."""
 
 
 class PromotionConfig(StrictTable):

@@ -418,7 +418,7 @@ class Model:
             resume: Whether to continue the newest unfinished call of this kind.
             device: Device to train on.
             progress: Whether to print what the command prints.
-            **values: Settings by their own names, such as `epochs=3` or `replay=8`: those of `[continuation]`, and of
+            **values: Settings by their own names, such as `epochs=3`: those of `[continuation]`, and of
                 `[training]` where `[continuation]` has none of that name.
 
         Raises:

@@ -2,7 +2,9 @@
 
 New ids and categories get rows behind the old ones, which stay where they are. A new row begins as what the value was
 to the old model, so that before its first step an item or a user is what it was: its texts and other columns. Then the
-new interactions are trained on for a few epochs, and old ones are replayed with them (`features.sequences.replay`).
+new interactions are trained on for a few epochs, and old ones may be replayed with them (`features.sequences.replay`).
+Layers, which all users and items share, stay as they are by default: a few steps on what is new move them away from
+what they did well for everything else, where a row of an embedding table is about one value.
 """
 
 from __future__ import annotations
@@ -85,8 +87,9 @@ def continue_fit(
     is_new = origin.continuation.trained.are_new(train)
     replay = Replay.of(is_new, config.continuation.replay)
     trend = origin.model.trend
+    has_tables = bool(featurizer.items.sparse or featurizer.users.sparse)
     parts = build(
-        settings_of_steps(config, train, replay),
+        settings_of_steps(config, train, replay, has_tables=has_tables),
         data,
         device,
         replay=replay,
@@ -147,10 +150,16 @@ def begin_new_rows(tower: FeatureTower, grown: SideEncoders, earlier: SideEncode
             new[sizes == 0] = known[1:].mean(dim=0)
 
 
-def settings_of_steps(config: RunConfig, train: Sequences, replay: Replay) -> RunConfig:
+def settings_of_steps(config: RunConfig, train: Sequences, replay: Replay, *, has_tables: bool = True) -> RunConfig:
     """Return the settings for the few steps of a continued training: smaller batches, a shorter warm-up.
 
     The seed is another one each time: with the same one, day by day the same users would be replayed.
+
+    Args:
+        config: The settings.
+        train: All interactions to train on, old and new.
+        replay: Which of them are new, and how many of the others are repeated.
+        has_tables: Whether there are embedding tables. Without, the layers are all that can learn.
     """
     training, own = config.training, config.continuation
     lengths = np.minimum(train.lengths, config.features.max_history + 1)
@@ -166,9 +175,9 @@ def settings_of_steps(config: RunConfig, train: Sequences, replay: Replay) -> Ru
         "item_init": "random",
         "seed": int(np.random.SeedSequence([training.seed, train.num_events]).generate_state(1)[0]),
         "gradient_cache_chunk": None if chunk is None or chunk > batch_size else chunk,
-        **{
-            name: getattr(training, name) * own.learning_rate_factor
-            for name in ("learning_rate", "embedding_learning_rate", "text_encoder_learning_rate")
-        },
+        "learning_rate": training.learning_rate
+        * (own.layers_learning_rate_factor if has_tables else own.learning_rate_factor),
+        "embedding_learning_rate": training.embedding_learning_rate * own.learning_rate_factor,
+        "text_encoder_learning_rate": training.text_encoder_learning_rate * own.learning_rate_factor,
     }
     return config.model_copy(update={"training": training.model_copy(update=changed)})

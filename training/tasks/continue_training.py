@@ -227,7 +227,8 @@ def _news(config: RunConfig, trained: TrainedEvents, train: Sequences) -> Iterat
     num_users = int(((train.lengths > 0) & (num_old == 0)).sum())
     said = f"{many(int(is_new.sum()), 'new interaction')} to train on, {many(num_users, 'new user')}"
     if is_new.any():
-        yield f"{said}; {many(own.epochs, 'epoch')}, with about {own.replay:g} old interactions for each new one"
+        replayed = f", with about {own.replay:g} old interactions for each new one" if own.replay else ""
+        yield f"{said}; {many(own.epochs, 'epoch')}{replayed}"
     else:
         yield f"note: {said}; the weights stay as they are"
 
@@ -280,7 +281,7 @@ def _report(
         f"interval {lead.low:+.4f} to {lead.high:+.4f}."
     )
     if lead.high < 0:
-        note += " It got worse on what it knew: raise [continuation] replay, or train from nothing."
+        note += " It got worse: lower [continuation] learning_rate_factor, or train from nothing."
     return EvaluationReport.of(
         split.name,
         "validation",

@@ -71,7 +71,7 @@ def settings(epochs: int = 4, *, ids_only: bool = False, **training: Any) -> Run
     if ids_only:
         features = config.features.model_copy(update={"item": {"item_id": FeatureSettings(kind="id")}, "user": {}})
         config = config.model_copy(update={"features": features})
-    own = ContinuationConfig(epochs=epochs, learning_rate_factor=1.0)
+    own = ContinuationConfig(epochs=epochs, learning_rate_factor=1.0, layers_learning_rate_factor=1.0, replay=4.0)
     return config.model_copy(update={"continuation": own})
 
 
@@ -137,6 +137,13 @@ def accuracy(
     model: TwoTower, featurizer: Featurizer, histories: list[list[int]], expected: list[int], team: str
 ) -> float:
     """The share of histories, of users of a team, whose best item is the expected one."""
+    return float((ranks(model, featurizer, histories, expected, team) == 0).float().mean())
+
+
+def ranks(
+    model: TwoTower, featurizer: Featurizer, histories: list[list[int]], expected: list[int], team: str
+) -> torch.Tensor:
+    """How many items are better than the expected one, for histories of users of a team."""
     config = settings()
     vectors = item_vectors(model, featurizer, config)
     asked = sequences_of(histories)
@@ -149,7 +156,8 @@ def accuracy(
             request_times=torch.from_numpy(asked.lengths),
             event_times=torch.from_numpy(asked.times),
         )
-    return float(((found @ vectors.T).argmax(dim=1) == torch.tensor(expected)).float().mean())
+    scores = found @ vectors.T
+    return (scores > scores.gather(1, torch.tensor(expected)[:, None])).sum(dim=1)
 
 
 def test_what_is_new_is_learned_and_what_is_old_is_not_forgotten(origin: Origin) -> None:
@@ -165,6 +173,32 @@ def test_what_is_new_is_learned_and_what_is_old_is_not_forgotten(origin: Origin)
     table = "item_tower.embeddings.collection.embedding_bags.table_0.weight"
     assert weights[table].shape[0] == were[table].shape[0] + NUM_ITEMS - NUM_OLD
     assert bool((weights[table][-4:].norm(dim=1) > 0.1).all())
+
+
+@pytest.mark.parametrize(("factor", "stay"), [(0.0, True), (1.0, False)])
+def test_layers_stay_as_they_are_unless_their_learning_rate_says_otherwise(
+    origin: Origin, factor: float, stay: bool
+) -> None:
+    learned = continued(settings_with(settings(), layers_learning_rate_factor=factor), after(), origin)
+    weights, were = weights_of(learned.model), weights_of(origin.model)
+    new = [[*walk(26, 4), *range(30, last)] for last in (30, 31, 32, 33)], [30, 31, 32, 33], "green"
+    before_it = ranks(origin.model, origin.featurizer, *new).float().mean()
+    assert ranks(learned.model, learned.data.featurizer, *new).float().mean() < 0.7 * before_it
+    layers = {name for name in were if ".collection." not in name}
+    assert len(layers) > 5
+    assert same({name: weights[name] for name in layers}, {name: were[name] for name in layers}) == stay
+    table = "item_tower.embeddings.collection.embedding_bags.table_0.weight"
+    assert not torch.equal(weights[table][: len(were[table])], were[table])
+
+
+def test_without_embedding_tables_layers_are_trained() -> None:
+    config = settings_with(settings(), layers_learning_rate_factor=0.0)
+    nothing = Replay(np.zeros(after().num_events, dtype=bool), chance=0.0)
+    rates = [
+        settings_of_steps(config, after(), nothing, has_tables=has_tables).training.learning_rate
+        for has_tables in (True, False)
+    ]
+    assert rates == [0.0, config.training.learning_rate]
 
 
 def test_where_an_id_is_all_there_is_a_new_one_begins_with_the_mean() -> None:

@@ -131,7 +131,7 @@ def test_new_users_and_items_join_and_the_old_run_stays(trained, continued, monk
     assert re.search(r"Continued from run-1, whose model has\s+N@10\s+0\.\d{4}\s+on\s+the\s+same", result.output)
     num_new = len(set(today["user_id"]) - set(old["user_id"]))
     assert num_new >= NEW_USERS
-    assert f"{num_new} new users; 5 epochs, with about 4 old interactions for each new one" in result.stderr
+    assert f"{num_new} new users; 5 epochs\n" in result.stderr
 
 
 def test_a_new_user_gets_recommendations_and_a_new_item_is_one(continued, monkeypatch):
