@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +19,36 @@ from features.sequences.timeline import Timeline
 from serving.search.brute_force import BruteForce
 from serving.search.results import ExcludedPairs
 from serving.search.vectors import HalfVectors
+from tests.benchmarks.gpu.trainings import kinds, losses_of, trainer_of
 from tests.pretended_gpu import CPU, GpuTensor, pretended_gpu
 from tests.serving.conftest import SETTINGS, write_shop, write_untrained
 from tests.serving.vectors import ragged, some_allowed, unit_vectors
 from tests.tiny_models import tiny_model
-from tests.training.distributed.scenarios import KilledError, steady
 from tests.training.loop import test_continuation, test_fine_tuning
-from tests.training.loop.test_trainer import NUM_ITEMS, circle, data_of
+from tests.training.loop.test_trainer import NUM_ITEMS, circle
 from towers.bundle.bundle import ModelBundle
 from towers.cli.main import main
 from training.config import RunConfig
 from training.evaluation.two_tower_recommender import TwoTowerRecommender
-from training.loop.build import build
 from training.loop.continuation import continue_fit
 from training.loop.trainer import Trainer
 from training.tasks import continue_training, train
 
 pytestmark = pytest.mark.slow
 
-TOWERS: dict[str, dict[str, Any]] = {
-    "transformer": {"time_bias": True, "sum_residual": True},
-    "hstu": {"history_encoder": "hstu", "time_bias": True},
-    "mean": {"history_encoder": "mean"},
-    "attention-pooling": {"history_encoder": "attention-pooling"},
-}
+KINDS = [
+    "all",
+    "hard and remembered",
+    "prefixes, a bit of everything",
+    "tables of 16 bits",
+    "trend",
+    "trend, a bit of everything",
+    "transformer with times",
+    "hstu",
+    "mean",
+    "attention pooling",
+    "spectral",
+]
 TEXTS = ["a red fox runs", "", "wooden chair", "the blue whale runs a small steel lamp", "cup"]
 
 
@@ -64,37 +69,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(config: RunConfig, device: torch.device, steps: int = 14, **options: Any) -> tuple[list[float], Trainer]:
-    """Return the losses of the steps of a training of two epochs, and the trainer."""
-    trainer = Trainer(build(config, data_of(config), device), steps=steps, quiet=True, **options)
-    return losses_of(trainer), trainer
-
-
 def as_computed(losses: list[float]) -> Any:
     """Return what equals these losses but for rounding, which grows from step to step."""
     return pytest.approx(losses, rel=1e-4, abs=1e-6)
-
-
-def losses_of(trainer: Trainer, dies_at: int | None = None) -> list[float]:
-    """Return the losses of the steps that are left, or of those before the training dies."""
-    found: list[float] = []
-    step = trainer.step
-
-    def seen(batch: Any) -> torch.Tensor:
-        if trainer.progress.step == dies_at:
-            raise KilledError
-        loss = step(batch)
-        found.append(loss.item())
-        return loss
-
-    trainer.step = seen  # type: ignore[method-assign]
-    with suppress(KilledError):
-        trainer.fit()
-    return found
-
-
-def with_towers(config: RunConfig, **settings: Any) -> RunConfig:
-    return config.model_copy(update={"towers": config.towers.model_copy(update=settings)})
 
 
 def test_what_would_fail_on_a_gpu_fails() -> None:
@@ -116,27 +93,19 @@ def test_what_would_fail_on_a_gpu_fails() -> None:
         assert (there * torch.tensor(2.0)).cpu().numpy().tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        "all",
-        "hard and remembered",
-        "prefixes, a bit of everything",
-        "tables of 16 bits",
-        "trend",
-        "trend, a bit of everything",
-    ],
-)
-def test_losses_and_scores_are_those_of_a_cpu(strategy: str) -> None:
-    config = steady(strategy)
-    expected, here = trained(config, CPU)
+@pytest.mark.parametrize("name", KINDS)
+def test_losses_and_scores_are_those_of_a_cpu(name: str) -> None:
+    config = kinds()[name]
+    num_steps = 14 if config.training.hard_negatives else 5  # which are mined after 12
+    here = trainer_of(config, CPU, num_steps)
+    expected = losses_of(here)
     questions = leave_one_out(circle(), NUM_ITEMS).validation
     scores = recommender(here).scores(questions)
     with pretended_gpu() as gpu:
-        found, there = trained(config, gpu)
+        there = trainer_of(config, gpu, num_steps)
+        assert losses_of(there) == as_computed(expected)
         assert isinstance(there.model.log_scale.data, GpuTensor)
         np.testing.assert_allclose(recommender(there).scores(questions), scores, atol=1e-4)
-    assert found == as_computed(expected)
 
 
 def recommender(trainer: Trainer) -> TwoTowerRecommender:
@@ -145,34 +114,14 @@ def recommender(trainer: Trainer) -> TwoTowerRecommender:
     return TwoTowerRecommender(trainer.model, data.featurizer, data.item_features, data.users, 10, timeline)
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_every_history_encoder_is_where_its_input_is(name: str) -> None:
-    config = with_towers(steady("sampled", symmetric_loss=True, targets="future"), **TOWERS[name])
-    expected, _ = trained(config, CPU, 12)
-    with pretended_gpu() as gpu:
-        found, _ = trained(config, gpu, 12)
-    assert found == as_computed(expected)
-
-
-def test_item_embeddings_begin_with_the_decomposition() -> None:
-    config = steady("all", item_init="spectral")
-    expected, _ = trained(config, CPU, 4)
-    with pretended_gpu() as gpu:
-        found, _ = trained(config, gpu, 4)
-    assert found == as_computed(expected)
-
-
 @pytest.mark.parametrize(("first", "then"), [("gpu", "gpu"), ("cpu", "gpu"), ("gpu", "cpu")])
 def test_a_training_goes_on_from_a_checkpoint_of_either_device(first: str, then: str, tmp_path: Path) -> None:
-    config, path = steady("hard and remembered"), tmp_path / "checkpoint.safetensors"
-    expected, _ = trained(config, CPU, 16)
+    config, path = kinds()["hard and remembered"], tmp_path / "checkpoint.safetensors"
+    expected = losses_of(trainer_of(config, CPU, 16))
     with pretended_gpu() as gpu:
         devices = {"gpu": gpu, "cpu": CPU}
-        begun, going_on = (
-            Trainer(build(config, data_of(config), devices[name]), steps=16, quiet=True, checkpoint=path)
-            for name in (first, then)
-        )
-        before = losses_of(begun, dies_at=13)
+        before = losses_of(trainer_of(config, devices[first], 16, path), until=13)
+        going_on = trainer_of(config, devices[then], 16, path)
         going_on.resume()
         assert before + losses_of(going_on) == as_computed(expected)
 
@@ -278,7 +227,8 @@ def test_the_command_trains_evaluates_and_writes_a_bundle(tmp_path: Path, monkey
 
 
 def without_dropout(config: RunConfig) -> RunConfig:
-    return with_towers(config, dropout=0.0, id_dropout=0.0, time_dropout=0.0)
+    towers = config.towers.model_copy(update={"dropout": 0.0, "id_dropout": 0.0, "time_dropout": 0.0})
+    return config.model_copy(update={"towers": towers})
 
 
 def weights_are_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:

@@ -50,7 +50,7 @@ with open(sys.argv[1], "w") as file:
     file.write(str(used or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 sys.exit(status)
 """
-"""`towers` that writes the most memory that torch had on the GPU; without one, that the process had."""
+"""`towers` that writes the most memory that torch took on the GPU; without one, that of the process."""
 
 
 @dataclass(frozen=True)
