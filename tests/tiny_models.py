@@ -10,7 +10,9 @@ import torch
 WORDS = "red green blue small large wooden steel lamp chair table cup bowl a fox runs whale the".split()  # noqa: SIM905
 
 
-def tiny_model(folder: Path, *, width: int = 16, layers: int = 2, seed: int = 0, pooling: str = "mean") -> Path:
+def tiny_model(
+    folder: Path, *, width: int = 16, layers: int = 2, seed: int = 0, pooling: str = "mean", dropout: float = 0.1
+) -> Path:
     """Write a BERT of two layers that knows `WORDS` and letters, in sentence-transformers' format, and return where."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules.normalize import Normalize
@@ -34,6 +36,8 @@ def tiny_model(folder: Path, *, width: int = 16, layers: int = 2, seed: int = 0,
         intermediate_size=2 * width,
         max_position_embeddings=64,
         initializer_range=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     BertModel(config).eval().save_pretrained(bare)
     model = SentenceTransformer(modules=[Transformer(str(bare)), Pooling(width, pooling_mode=pooling), Normalize()])

@@ -16,7 +16,8 @@ class TowersConfig(StrictTable):
     """`[towers]`: architecture of the user and the item tower. Stored in the bundle."""
 
     embedding_dim: int = Field(64, ge=4, le=4096)
-    """Dimensions of user and item vectors. More can raise quality; memory and search time grow in proportion."""
+    """Dimensions of user and item vectors, a multiple of 4. More can raise quality; memory and search time grow in
+    proportion."""
     embedding_dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in embedding tables, in training, in the bundle and in the service. `float16` halves their
     bytes, which counts for millions of ids; rows are looked up and summed in `float32`."""
@@ -76,6 +77,8 @@ class TowersConfig(StrictTable):
             raise ValueError('trend needs histories, and history_encoder = "none" reads none; remove trend')
         if self.embedding_dim % self.num_heads:
             raise ValueError(f"num_heads = {self.num_heads} does not divide embedding_dim = {self.embedding_dim}")
+        if self.embedding_dim % 4:  # the fused kernels of embedding tables know no other rows
+            raise ValueError(f"embedding_dim = {self.embedding_dim} must be a multiple of 4")
         for name in ("time_bias", "sum_residual"):
             if getattr(self, name) and self.history_encoder not in ("transformer", "hstu"):
                 raise ValueError(

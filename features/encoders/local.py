@@ -125,7 +125,7 @@ class LocalModel:
 
     @cached_property
     def device(self) -> torch.device:
-        """Folder of the model."""
+        """Where the model computes: a GPU if torch finds one; in whole numbers the CPU."""
         is_there = torch.cuda.is_available() and self.settings.precision != "int8"
         return torch.device("cuda" if is_there else "cpu")
 

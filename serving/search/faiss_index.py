@@ -54,7 +54,8 @@ Device = Literal["auto", "cpu", "cuda", "cuda-shards"]
 _MANY_USERS = 16
 # Maximum deviation of a vector's length from 1.
 _UNIT_TOLERANCE = 1e-3
-# FAISS's GPU indexes return at most 2,048 results, and on a CPU a full scan is then faster than its heap.
+# FAISS's GPU indexes return at most 2,048 results and probe as many lists, and on a CPU a full scan is then faster than
+# its heap.
 _MOST_FETCHED = 2048
 # Filtered searches use brute force if the vectors of all allowed items have at most this many numbers.
 _SCANNED_NUMBERS = 1 << 20
@@ -451,7 +452,7 @@ class ItemIndex:
         fetch = min(wanted * self.plan.oversampling, len(self), _MOST_FETCHED if self._on_gpu else len(self))
         effort = self._efforts.get(wanted)
         if effort is None:
-            effort = self._efforts[wanted] = _effort(self.plan, wanted)
+            effort = self._efforts[wanted] = _effort(self.plan, wanted, on_gpu=self._on_gpu)
         prefixes = _prefixes(queries, self.plan)
         size = self._num_together
         if len(queries) <= size:
@@ -741,7 +742,7 @@ def _quiet(index: Any) -> Any:
     return index
 
 
-def _effort(plan: IndexConfig, wanted: int) -> dict[str, Any]:
+def _effort(plan: IndexConfig, wanted: int, *, on_gpu: bool = False) -> dict[str, Any]:
     """Return FAISS's search parameters; the effort grows with `wanted` beyond the number that it was tuned for."""
     wanted = max(wanted, FIRST_LEVEL)
     more = wanted / FIRST_LEVEL
@@ -749,7 +750,7 @@ def _effort(plan: IndexConfig, wanted: int) -> dict[str, Any]:
         ef_search = max(wanted * plan.oversampling, round(plan.ef_search * more))
         return {"params": faiss.SearchParametersHNSW(efSearch=ef_search)}
     if plan.nlist:
-        nprobe = min(plan.nlist, int(np.ceil(plan.nprobe * more)))
+        nprobe = min(plan.nlist, int(np.ceil(plan.nprobe * more)), _MOST_FETCHED if on_gpu else plan.nlist)
         return {"params": faiss.SearchParametersIVF(nprobe=nprobe)}
     return {}
 

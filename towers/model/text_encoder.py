@@ -42,12 +42,14 @@ class TextEncoder(nn.Module):
         self.settings = settings
         self.recomputes = False
         """Gradient checkpointing: whether activations are recomputed in the backward pass."""
-        model = load_model(pretrained.model.folder, settings)
-        model.requires_grad_(False)
-        if settings.pooling == "attention":
-            _pool_by_attention(model, pretrained.width)
-        self._trained = _choose_trained(model, settings.trained_layers, settings.lora_rank)
-        self._model = (model.to(torch.get_default_device()),)  # in a tuple: what is not trained is no weight of ours
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # where models are loaded: on a GPU transformers would ask for accelerate
+            model = load_model(pretrained.model.folder, settings)
+            model.requires_grad_(False)
+            if settings.pooling == "attention":
+                _pool_by_attention(model, pretrained.width)
+            self._trained = _choose_trained(model, settings.trained_layers, settings.lora_rank)
+        self._model = (model.to(device),)  # in a tuple: what is not trained is no weight of ours
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self.register_parameter(name.replace(".", "/"), parameter)

@@ -115,7 +115,7 @@ def _wrap(model: TwoTower, tables: list[FeatureEmbeddings], sharding: Sharding, 
 
     size = dist.get_world_size()
     local_size = _local_size(size)
-    memory = memory_bytes() // local_size if device.type == "cpu" else None
+    memory = memory_bytes() // local_size if device.type == "cpu" else gpu_bytes(device)
     planner, sharders = table_planner(tables, sharding, size, local_size, device, memory)
     with planning():
         plan = planner.collective_plan(model, sharders, dist.group.WORLD)
@@ -145,8 +145,8 @@ def table_planner(
         size: Number of processes.
         local_size: Number of those that share a machine.
         device: Device of the tables.
-        memory: Bytes of each process, of which a table may take a part, because training keeps its bytes
-            `TABLE_COPIES` times. None: torchrec's own figure.
+        memory: Bytes of each process on that device, of which a table may take a part, because training keeps its
+            bytes `TABLE_COPIES` times. None: torchrec's own figure.
 
     Raises:
         DataError: The vectors cannot be divided among so many processes (`column-wise`).
@@ -171,12 +171,9 @@ def table_planner(
     collections: list[Any] = [part.collection for part in tables]
     constraints = {config.name: constraint for one in collections for config in one.embedding_bag_configs()}
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
-    topology = Topology(
-        world_size=size,
-        local_world_size=local_size,
-        compute_device=device.type,
-        ddr_cap=None if memory is None else memory // max((TABLE_COPIES[part.dtype] for part in tables), default=1),
-    )
+    most = None if memory is None else memory // max((TABLE_COPIES[part.dtype] for part in tables), default=1)
+    cap = {"hbm_cap" if device.type == "cuda" else "ddr_cap": most}
+    topology = Topology(world_size=size, local_world_size=local_size, compute_device=device.type, **cap)
     planner = EmbeddingShardingPlanner(
         topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(RESERVED)
     )
@@ -211,6 +208,11 @@ def _columns(tables: Sequence[FeatureEmbeddings], size: int) -> int:
             f'a part is a multiple of 4; set "row-wise", or [towers] embedding_dim to a multiple of {4 * size}'
         )
     return width // size
+
+
+def gpu_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _local_size(size: int) -> int:

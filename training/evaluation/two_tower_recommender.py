@@ -61,7 +61,9 @@ class TwoTowerRecommender:
             levels = model.trend.levels.cpu().numpy()
             self._trend = ItemTrend(timeline, len(item_features), model.trend.half_lives, levels)
         with torch.no_grad():  # not inference_mode: fbgemm's fused kernel on a CPU exists for autograd only
-            self.item_vectors = model.item_vectors(item_features) if item_vectors is None else item_vectors
+            if item_vectors is None:
+                item_vectors = model.item_vectors(item_features.to(self.device))
+        self.item_vectors = item_vectors
 
     def scores(self, queries: Queries) -> Float[np.ndarray, "questions items"]:
         """Return the dot products of each query's user vector with the item vectors; popularity if nothing is known."""

@@ -28,6 +28,7 @@ from training.config import RunConfig, TrainingConfig
 from training.loop.losses import LOSSES, Loss
 from training.loop.negatives import AllItems, MixedSampler, choose_negatives
 from training.loop.trend import TrendOfTargets
+from training.loop.weight_averaging import overwrite
 
 MIN_BATCH_SIZE, STEPS_PER_EPOCH = 128, 50
 """Small tables get smaller batches, so that an epoch has about so many steps, but none smaller than the minimum."""
@@ -134,14 +135,7 @@ def build(
     known_rows = np.flatnonzero(data.train.item_counts(len(data.catalog)))
     train = data.train.with_item_rows(lambda block: np.searchsorted(known_rows, block.item_rows))
     item_features = data.item_features.take(torch.from_numpy(known_rows)).to(device)
-    torch.manual_seed(settings.seed)
-    with device:
-        model = TwoTower(
-            config.towers,
-            data.featurizer,
-            config.features.max_history,
-            learning_rate=settings.embedding_learning_rate,
-        )
+    model = _initial_model(config, data.featurizer, device)
     for encoder in model.encoders.values():
         assert isinstance(encoder, TextEncoder), "the towers hold no others there"
         encoder.recomputes = settings.gradient_checkpointing
@@ -205,6 +199,23 @@ def loss_precision(setting: str, device: torch.device) -> torch.dtype:
     if setting == "auto":
         return fastest_precision(device)
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
+
+
+def _initial_model(config: RunConfig, featurizer: Featurizer, device: torch.device) -> TwoTower:
+    """Return a model whose random weights the CPU draws, so that a seed begins with the same ones on every device."""
+
+    def made(where: torch.device) -> TwoTower:
+        with where:
+            rate = config.training.embedding_learning_rate
+            return TwoTower(config.towers, featurizer, config.features.max_history, learning_rate=rate)
+
+    torch.manual_seed(config.training.seed)
+    drawn = made(torch.device("cpu"))
+    if device.type == "cpu":
+        return drawn
+    model = made(device)
+    overwrite(model.state_dict(), drawn.state_dict())
+    return model
 
 
 def _adamw(model: TwoTower, settings: TrainingConfig) -> torch.optim.AdamW:

@@ -421,7 +421,7 @@ class Trainer:
         checkpoint.add("adamw", self._optimizer_tensors())
         checkpoint.add("tables", self.table_states())
         checkpoint.add("negatives", self.negatives.state())
-        checkpoint.add("random", {"torch": torch.get_rng_state(), "negatives": self.generator.get_state()})
+        checkpoint.add("random", {**random_states(self.device), "negatives": self.generator.get_state()})
         return checkpoint
 
     def resume(self) -> None:
@@ -440,7 +440,7 @@ class Trainer:
         overwrite(table_states, checkpoint.part("tables"))
         self.negatives.restore(checkpoint.part("negatives"))
         random = checkpoint.part("random")
-        torch.set_rng_state(random["torch"])
+        set_random_states(random, self.device)
         self.generator.set_state(random["negatives"])
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -463,6 +463,19 @@ class Trainer:
             for value in state.values()  # row-wise Adagrad has one
         }
         return self.processes.local(states)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return torch's random states: of the CPU, and of a GPU, which draws dropout itself; both are on the host."""
+    states = {"torch": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Go back to such states; a GPU that goes on from a CPU's checkpoint keeps its own."""
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def prefetched(batches: Iterator[SequenceBatch]) -> Generator[SequenceBatch, None, None]:

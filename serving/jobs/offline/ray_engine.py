@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -60,7 +60,8 @@ class RayEngine(Generic[Task, Result]):
 
     Attributes:
         address: The cluster, `HOST:PORT` or `auto` for the one that this machine belongs to. None: Ray is started here.
-        num_actors: Number of actors, of one core each. None: as many as there are cores.
+        num_actors: Number of actors, of one core each. None: as many as there are cores. No more than the GPUs of the
+            cluster are enough for, or the others would never start.
         num_gpus: Number of GPUs that each actor needs.
     """
 
@@ -84,8 +85,22 @@ class RayEngine(Generic[Task, Result]):
         with nullcontext() if ray.is_initialized() else connected(self.address, self.num_actors):
             yield from self._done(ray, work, tasks)
 
+    def possible_actors(self, resources: Mapping[str, float]) -> int:
+        """Return how many actors can run at once, given what the cluster has.
+
+        Raises:
+            DataError: They need GPUs, and it has none.
+        """
+        wanted = self.num_actors or int(resources.get("CPU", 1))
+        if not self.num_gpus:
+            return wanted
+        possible = int(resources.get("GPU", 0) / self.num_gpus)
+        if not possible:
+            raise DataError('device = "cuda": Ray finds no GPU here; use "cpu", or a cluster that has one')
+        return min(wanted, possible)
+
     def _done(self, ray: Any, work: Work[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        num_actors = self.num_actors or int(ray.cluster_resources().get("CPU", 1))
+        num_actors = self.possible_actors(ray.cluster_resources())
         waiting = iter(tasks)
         first = list(islice(waiting, num_actors))
         waiting = chain(first, waiting)

@@ -17,7 +17,7 @@ from features.files import mapped, save_arrays
 from serving.search import faiss_index as index_module
 from serving.search import partitions as partitions_module
 from serving.search import vectors as vectors_module
-from serving.search.faiss_index import ItemIndex, check_unit_length, kmeans
+from serving.search.faiss_index import ItemIndex, _effort, check_unit_length, kmeans
 from serving.search.index_config import FIRST_LEVEL, INDEX_KINDS, IndexConfig, standard
 from serving.search.inverted_lists import FILE as LISTS
 from serving.search.results import AllowedItems
@@ -562,6 +562,13 @@ def test_on_a_gpu_searches_take_turns_and_never_ask_for_more_than_it_allows(monk
     assert most_at_once == [1]
     assert max(fetched) <= 2048
     assert len(index.search(query, 5000).rows) == 5000
+
+
+def test_on_a_gpu_a_search_probes_no_more_lists_than_it_allows():
+    """FAISS's GPU indexes refuse more than 2,048 probes, as a deep search in many lists would have."""
+    plan = IndexConfig(kind="ivf", nlist=4000, nprobe=1000)
+    probes = [_effort(plan, 1024, on_gpu=on_gpu)["params"].nprobe for on_gpu in (False, True)]
+    assert probes == [4000, 2048]
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "ivf-sq8"])

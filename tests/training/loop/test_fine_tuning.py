@@ -26,6 +26,7 @@ from training.loop.losses import softmax_loss
 from training.loop.negatives import AllItems, MixedSampler, Targets, reversed_negatives
 from training.loop.trainer import Trainer
 
+CPU = torch.device("cpu")
 NUM = len(WORDS) // 2
 ASKED, MEANT = WORDS[:NUM], WORDS[NUM : 2 * NUM]
 """What is asked, and what is wanted then: nothing that a model could know beforehand."""
@@ -36,7 +37,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def trainer_of(model_folder: Path, checkpoint: Path | None = None, *, steps: int, **changes: Any) -> Trainer:
+def trainer_of(
+    model_folder: Path, checkpoint: Path | None = None, *, steps: int, device: torch.device = CPU, **changes: Any
+) -> Trainer:
     """Many people ask for a word, and each took the item that is called by another."""
     encoder = {"model": str(model_folder), "trained_layers": "all", **changes.pop("encoder", {})}
     text = {"kind": "text", "encoder": "tiny", "frozen_dim": 16}
@@ -54,7 +57,7 @@ def trainer_of(model_folder: Path, checkpoint: Path | None = None, *, steps: int
     users = Users(pd.DataFrame({"user_id": people, "wish": ASKED * 4}))
     featurizer = Featurizer.fit(Schema.from_config(config.features), catalog, users, sequences)
     data = TrainingData.prepare(sequences, catalog, users, featurizer)
-    return Trainer(build(config, data, torch.device("cpu")), steps=steps, checkpoint=checkpoint, quiet=True)
+    return Trainer(build(config, data, device), steps=steps, checkpoint=checkpoint, quiet=True)
 
 
 def hits(model: TwoTower, data: TrainingData) -> float:

@@ -35,7 +35,7 @@ from training.loop.checkpoint import Checkpoint
 from training.loop.hard_negatives import mine_hard_negatives
 from training.loop.losses import LOSSES
 from training.loop.negatives import AllItems, MixedSampler, Negatives
-from training.loop.trainer import Progress, Trainer
+from training.loop.trainer import Progress, Trainer, random_states, set_random_states
 
 NUM_ITEMS = 30
 SAMPLED = {"negatives": "sampled", "uniform_negatives": 8, "in_batch_negatives": 8}
@@ -467,6 +467,20 @@ def test_a_user_tower_never_sees_the_event_it_has_to_predict() -> None:
     for user, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         own = batch.item_rows[batch.offsets[user] : batch.offsets[user + 1]]
         torch.testing.assert_close(events[begin:end], vectors[own[:-1]])
+
+
+def test_a_checkpoint_has_the_random_state_of_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU draws dropout itself; one that goes on from a checkpoint of a CPU keeps its own state."""
+    gpu, state = torch.device("cuda"), torch.tensor([1, 2], dtype=torch.uint8)
+    set_to: list[torch.Tensor] = []
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: state)
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: set_to.append(state))
+    on_gpu, on_cpu = random_states(gpu), random_states(torch.device("cpu"))
+    assert (on_gpu.keys(), on_cpu.keys()) == ({"torch", "cuda"}, {"torch"})
+    for states in (on_gpu, on_cpu):
+        set_random_states(states, gpu)
+    set_random_states(on_gpu, torch.device("cpu"))
+    assert set_to == [state]
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:

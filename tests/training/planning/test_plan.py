@@ -17,11 +17,12 @@ from tests.running import write_small_shop
 from towers.model.embeddings import FeatureEmbeddings
 from training.commands import plan
 from training.config import RunConfig, read_run_config, with_settings
+from training.distributed.sharded_tables import planning, table_planner
 from training.loop.build import TrainingData, build, dense_parameters
 from training.loop.fit import fit_featurizer
 from training.loop.trainer import Trainer
 from training.planning import trial
-from training.planning.model_sizes import ModelSizes, model_sizes
+from training.planning.model_sizes import ModelSizes, model_sizes, unbuilt
 from training.planning.plan import Plan, said_bytes
 from training.planning.remedies import Needs, needs_of, remedies
 from training.planning.trial import Trial, peak_bytes
@@ -152,6 +153,22 @@ def test_a_table_that_fits_no_process_is_divided_by_rows(settings: Path, data: T
     assert tight.fits
     assert "row-wise" in {table.sharding for table in tight.tables}
     assert not model_sizes(config, data.featurizer, processes=2, memory=largest).fits
+
+
+def test_of_a_gpu_the_memory_of_the_gpu_decides(settings: Path, data: TrainingData) -> None:
+    config = read_run_config(settings)
+    model = unbuilt(config, data.featurizer)
+    tables = [part for part in model.modules() if isinstance(part, FeatureEmbeddings)]
+    needed = 3 * model_sizes(config, data.featurizer).table_bytes
+
+    def plan(memory: int) -> None:
+        planner, sharders = table_planner(tables, "auto", 2, 2, torch.device("cuda"), memory)
+        with planning():
+            planner.plan(model, sharders)
+
+    plan(4 * needed)
+    with pytest.raises(DataError, match="planner finds no way"):
+        plan(needed // 4)
 
 
 def test_the_trial_times_real_steps(found: Plan) -> None:

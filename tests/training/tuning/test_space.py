@@ -50,6 +50,7 @@ def test_a_declared_space_is_read_from_nested_and_dotted_tables():
         ({"towers": {"dropout": [0.3, 0.4]}}, "the value in run.toml, .*0.2.*, is not one of 0.3, 0.4.*include it"),
         ({"towers": {"dropout": {"low": 0.3, "high": 0.4}}}, "the value in run.toml, 0.2, is not one of 0.3 to 0.4"),
         ({"towers": {"dropout": [0.2]}}, "expected at least two values, found 1"),
+        ({"towers": {"embedding_dim": [64, 34]}}, "embedding_dim = 34 must be a multiple of 4"),
         ({"towers": {"embedding_dim": [64, 33]}}, "num_heads = 2 does not divide embedding_dim = 33"),
         ({"towers": {"history_encoder": ["transformer", "transfomer"]}}, "transfomer"),
         ({"towers": {"history_encoder": {"low": 1, "high": 2}}}, "history_encoder: it is no number, so it has no low"),
@@ -74,7 +75,7 @@ def test_all_mistakes_are_said_at_once():
     "tables",
     [
         {},
-        {"towers": {"embedding_dim": 6, "num_heads": 3}},
+        {"towers": {"embedding_dim": 12, "num_heads": 3}},
         {"towers": {"history_encoder": "mean", "matryoshka_dims": [16, 48]}, "training": {"targets": "any"}},
         {"towers": {"history_encoder": "mean"}, "training": {"item_init": "spectral", "negatives": "sampled"}},
         {"towers": {"history_encoder": "none"}, "training": {"negatives": "sampled", "batch_size": 3}},

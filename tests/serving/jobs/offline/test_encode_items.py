@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from features.errors import DataError
 from serving.config import ServingConfig
 from serving.jobs.build_index import build_index
 from serving.jobs.offline.encode_items import EncodeWork, RayItemEncoder
@@ -44,6 +45,15 @@ def test_a_machine_with_another_bundle_is_named(ray, two_models):
         BundleError, match=r"found model \w+, expected model another; all machines need the same folder"
     ):
         list(RayEngine(num_actors=1).run(work, [None]))
+
+
+def test_there_are_no_more_actors_than_gpus_for_them():
+    """Another actor would wait for a GPU, and its tasks with it, without end."""
+    four_cores = {"CPU": 4.0, "GPU": 2.0}
+    assert [RayEngine(None, wanted, 1).possible_actors(four_cores) for wanted in (None, 1, 8)] == [2, 1, 2]
+    assert RayEngine(None, None, 0).possible_actors({"CPU": 4.0}) == 4
+    with pytest.raises(DataError, match="Ray finds no GPU"):
+        RayEngine(None, None, 1).possible_actors({"CPU": 4.0})
 
 
 def test_the_index_before_stays_if_no_cluster_answers(bundle):
