@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from features.errors import DataError
-from features.files import LATEST, move_link
+from features.files import LATEST, atomic_folder, move_link
 from training.config import RunConfig
 
 RUNS = Path("runs")
@@ -82,9 +82,9 @@ class Run:
         check_replaceable(folder)
         run = cls(folder)
         shutil.rmtree(run.workspace, ignore_errors=True)
-        run.workspace.mkdir(parents=True)
-        (run.workspace / "settings.json").write_text(fingerprint(config, continued), encoding="utf-8")
-        (run.workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
+        with atomic_folder(run.workspace) as workspace:
+            (workspace / "settings.json").write_text(fingerprint(config, continued), encoding="utf-8")
+            (workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
         return run
 
     @classmethod
