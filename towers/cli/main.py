@@ -25,9 +25,13 @@ MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
 """Our exceptions whose message is shown without a traceback. By name, so that nothing is imported."""
 _NO_RIGHTS = "change its permissions, or name another place"
 _NO_ROOM = "free space there, or write to another disk"
+_NO_FOLDER = "a file is where a folder is needed: remove it, or name another place"
 REMEDIES = {
     errno.EACCES: _NO_RIGHTS,
     errno.EPERM: _NO_RIGHTS,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENAMETOOLONG: "give it a shorter name",
     errno.EROFS: "name a place that can be written",
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,

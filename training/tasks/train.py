@@ -23,7 +23,7 @@ from features.sequences.split import Split
 from features.sequences.timeline import Timeline
 from features.sequences.trained_events import TrainedEvents
 from features.tables.tables import Tables, unchanged_tables
-from towers.bundle.bundle import write_bundle
+from towers.bundle.bundle import library_versions, write_bundle
 from towers.bundle.continuation import Continuation
 from towers.bundle.manifest import verify
 from towers.bundle.signature import signing_key
@@ -46,7 +46,7 @@ from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
 from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
-from training.runs.run_folder import Run, fingerprint
+from training.runs.run_folder import Run, deciding_settings
 from training.tasks.protocols import early_stopping_split, holds_out_users
 
 SELECTED = (
@@ -121,7 +121,7 @@ def _train(
         _refuse_several("there is nothing to train on")
         return _ship_unlearned(config, settings, tables, digests, output)
     split = early_stopping_split(config, sequences, len(tables.catalog))
-    processes.check_same({"run.toml": fingerprint(config), **digests})
+    processes.check_same({**library_versions(), **digests, **deciding_settings(config)})
     if config.training.refit:
         _refuse_several("[training] refit trains in one process")
     if not processes.is_first:
@@ -246,6 +246,8 @@ def resumable(run: Run) -> Iterator[None]:
                 err=True,
             )
         raise
+    finally:
+        run.release()
 
 
 def next_steps(bundle: Path) -> str:
