@@ -225,7 +225,7 @@ class FeaturesConfig(StrictTable):
     prepare: Literal["auto", "always", "never"] = "auto"
     """Whether training sorts the interactions on disk and reads them from there (`towers prepare`), instead of from
     memory. `auto`: from 20 million rows on. It needs the libraries of `two-towers[scale]`."""
-    prepare_memory_gb: float = Field(2.0, ge=0.25)
+    prepare_memory_gb: float = Field(2.0, ge=0.25, le=65_536)
     """Memory limit of that sort, in gigabytes. What does not fit is kept on the disk; raise it for speed."""
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -19,6 +20,8 @@ LATEST = "latest"
 """The link to the newest bundle that a training wrote, in the folder of the bundles."""
 MOST_HEADER_BYTES = 16 << 20
 """Maximum bytes of the header of a safetensors file, with its eight bytes of length."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk without room: none at all, none within a quota, or none within the largest size of a file."""
 _HEADER_BYTES = 256
 _MOST_DIMENSIONS = 8
 _TYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I8": np.int8, "U8": np.uint8}
@@ -26,12 +29,42 @@ _WRITTEN_ROWS = 1 << 16
 
 
 @contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Let a full disk be an `OSError` that names `path`.
+
+    Python names no file then, and a library a temporary one, in an exception of its own.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (number := _number_of(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number_of(error: Exception) -> int | None:
+    """Return the number of an error of a full disk; None where it is another one."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in FULL_DISK else None
+    is_of_library = type(error).__name__ in ("SafetensorError", "RuntimeError")  # safetensors; FAISS
+    return next((number for number in FULL_DISK if is_of_library and os.strerror(number) in str(error)), None)
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; it becomes `path` if the block ends well, and is removed if not."""
+    """Yield a temporary path in the same folder; it becomes `path` if the block ends well, and is removed if not.
+
+    Raises:
+        OSError: The disk is full, or `path` cannot be written; it stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
+        with writing_to(path):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -43,13 +76,17 @@ def create_once(path: Path, make: Callable[[Path], object]) -> None:
     Args:
         path: The file. It appears complete, made by one of the processes; the others drop what they made.
         make: Writes the file to the given path, which is in the same folder.
+
+    Raises:
+        OSError: The disk is full, or `path` cannot be written.
     """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
         made = Path(folder) / path.name
-        make(made)
+        with writing_to(path):
+            make(made)
         try:
             os.link(made, path)
         except FileExistsError:
@@ -64,12 +101,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `path`; it takes the place of `path` if the block ends well.
 
     A folder that stood at `path` before is replaced as a whole, and stays as it was if the block fails.
+
+    Raises:
+        OSError: The disk is full, or `path` cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     old = temporary.with_suffix(".old")
     try:
-        yield temporary
+        with writing_to(path):
+            yield temporary
         _share(temporary)
         if path.exists():
             path.replace(old)

@@ -29,6 +29,7 @@ THREADS = {"GOMP_SPINCOUNT": "2000"}
 """Let a thread that waits for the others sleep soon. By itself it spins for milliseconds, which is no faster on idle
 cores and makes a step several times as long when another process wants them."""
 _STEPPED_BACK = 10
+_PR_SET_PDEATHSIG = 1
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 # Setting any of them ends glibc's own adjustment of the thresholds; these are the highest that it reaches.
@@ -145,6 +146,12 @@ def step_back() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(_STEPPED_BACK, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM to this process when the one that started it ends for any reason (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def release_memory() -> None:

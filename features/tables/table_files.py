@@ -32,7 +32,7 @@ from features.locations.object_path import TablePath
 from features.locations.object_stores import is_of_store
 from features.locations.table_path import arrow_source
 from features.tables.documents import read_documents
-from features.tables.table_parts import Part, is_documents, table_parts
+from features.tables.table_parts import Part, is_documents, removed, staying_there, table_parts
 from features.values.cells import MAX_CELL_CHARACTERS
 from features.values.distinct import many
 
@@ -107,6 +107,11 @@ def read_table(
     """
     if is_documents(path):
         return RawTable(read_documents(path))
+    with staying_there():
+        return _read_table(path, is_code, is_text)
+
+
+def _read_table(path: TablePath, is_code: Callable[[str], bool], is_text: Callable[[str], bool]) -> RawTable:
     parts = table_parts(path)
     for part in parts:
         if len(parts) == 1 and not part.path.stat().st_size:
@@ -141,6 +146,17 @@ def read_blocks(
     Raises:
         DataError: As of `read_table`.
     """
+    with staying_there():
+        yield from _blocks(path, columns, notes, is_code, is_text)
+
+
+def _blocks(
+    path: TablePath,
+    columns: Collection[str],
+    notes: list[str],
+    is_code: Callable[[str], bool],
+    is_text: Callable[[str], bool],
+) -> Iterator[pd.DataFrame]:
     parts = table_parts(path)
     start = 0
     blocks = _parquet_blocks if parts[0].is_parquet else _csv_blocks
@@ -264,7 +280,7 @@ def _parquet_blocks(path: TablePath, parts: Sequence[Part], columns: Collection[
             _refuse_other_types(parts[0].path, first, part.path, found)
             wanted = [name for name in file.schema_arrow.names if name in columns]
             batches = file.iter_batches(BLOCK_ROWS, columns=wanted)
-            while (batch := _next_of(path, batches)) is not None:
+            while (batch := _next_of(part.path, batches)) is not None:
                 table = _columns_of(part, pa.Table.from_batches([batch]))
                 yield pa.table({name: _plain(table[name]) for name in found.column_names if name in columns})
 
@@ -300,6 +316,8 @@ def _readable(path: TablePath) -> Iterator[None]:
     except (pa.ArrowInvalid, OSError) as error:
         if is_of_store(error):
             raise
+        if isinstance(error, FileNotFoundError):
+            raise removed(path) from None
         reason = _one_line(error)
         raise DataError(f"{path}: not a Parquet file, or cut off ({reason}); write it again, or name it .csv") from None
 
@@ -395,7 +413,7 @@ def _read_csv(
         name: whole[name] if is_text(name) else _typed(whole[name], separator, is_code=is_code(name))
         for name in whole.column_names
     }
-    return pa.table(typed), _notes_on_empty(path, files)
+    return pa.table(typed), [*_notes_on_no_bytes(path, parts), *_notes_on_empty(path, files)]
 
 
 def _csv_blocks(
@@ -408,6 +426,7 @@ def _csv_blocks(
 ) -> Iterator[pa.Table]:
     """Yield the wanted columns of CSV files, each block in the types that its cells have."""
     first: list[str] | None = None
+    notes.extend(_notes_on_no_bytes(path, parts))
     for part in parts:
         if not part.path.stat().st_size and len(parts) > 1:
             continue
@@ -524,6 +543,14 @@ def _cells(
         ),
     )
     return {name: table[name] for name in table.column_names}
+
+
+def _notes_on_no_bytes(path: TablePath, parts: Sequence[Part]) -> list[str]:
+    """Return a note on the files of a table that have nothing in them, not even names of columns."""
+    empty = [part.path.name for part in parts if not part.path.stat().st_size]
+    if not empty:
+        return []
+    return [f"{path.name}: {many(len(empty), 'file')} of 0 bytes left out, such as {empty[0]}"]
 
 
 def _notes_on_empty(path: TablePath, files: Sequence[_TextFile], start: int = 0) -> list[str]:

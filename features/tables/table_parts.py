@@ -14,7 +14,8 @@ it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from urllib.parse import unquote
@@ -97,8 +98,35 @@ def table_exists(path: TablePath) -> bool:
     return bool(_matching(path)) if is_pattern(path) else path.exists()
 
 
+@contextmanager
+def staying_there() -> Iterator[None]:
+    """Let a file that vanishes while this block reads a table be an error of one line.
+
+    Raises:
+        DataError: A file was removed.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise removed(error.filename) from None
+
+
+def removed(path: TablePath | str) -> DataError:
+    """Return the error of a file that was removed."""
+    return DataError(f"{path}: removed while the table was read; put it back, or run the command again")
+
+
 def table_digest(path: TablePath) -> str:
-    """Return a SHA-256 of a table: of a file, or of the names and digests of several; see `digest_of`."""
+    """Return a SHA-256 of a table: of a file, or of the names and digests of several; see `digest_of`.
+
+    Raises:
+        DataError: There is no such table, or a file of it was removed meanwhile.
+    """
+    with staying_there():
+        return _table_digest(path)
+
+
+def _table_digest(path: TablePath) -> str:
     if path.is_file() or is_documents(path):
         return digest_of(path)
     root = _root(path)

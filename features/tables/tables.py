@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -283,6 +284,24 @@ def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
     """Return a SHA-256 of each table (`table_digest`) that a configuration names, by its key there."""
     paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
     return {name: table_digest(table_path(folder, path)) for name, path in paths.items() if path is not None}
+
+
+@contextmanager
+def unchanged_tables(config: FeaturesConfig, folder: Path) -> Iterator[dict[str, str]]:
+    """Yield `data_digests` of tables that are read in this block, and check at its end that they are still the same.
+
+    Raises:
+        DataError: A table changed meanwhile, so that a part of what was read may be of another one.
+    """
+    before = data_digests(config, folder)
+    yield before
+    after = data_digests(config, folder)
+    for name, digest in before.items():
+        if after[name] != digest:
+            raise DataError(
+                f"{table_path(folder, getattr(config, name))}: changed while it was read; run the command again once "
+                "it is written"
+            )
 
 
 @dataclass(frozen=True)

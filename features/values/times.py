@@ -31,7 +31,9 @@ from features.errors import CellError
 from features.messages import shown
 from features.values.distinct import MOSTLY, Distinct, first, many
 
-A_TIME = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z, or Unix seconds"
+_A_DATE = "a date such as 2024-03-31 or 2024-03-31T18:00:00Z"
+A_TIME = f"{_A_DATE}, or Unix seconds"
+_AS_OTHERS = "as in the other cells of the column"
 REMEDY = "correct the cells or leave them empty"
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 """Ticks in a second."""
@@ -111,7 +113,7 @@ class TimeFormat:
         found = Distinct.of(cells)
         micros = _parsed(found.values, self.name)
         if (micros == MISSING).any():
-            expected = A_TIME if self.name == "iso" else f"times as {said_of_format(self.name)}"
+            expected = f"{_A_DATE}, {_AS_OTHERS}" if self.name == "iso" else f"times as {said_of_format(self.name)}"
             raise found.error(micros == MISSING, expected, REMEDY)
         spread: np.ndarray = found.spread(micros)
         return spread
@@ -240,7 +242,7 @@ def _numbers_in(cells: pa.Array) -> Float64[np.ndarray, " cells"] | None:
     if np.isfinite(numbers[:100]).mean() <= 0.5:
         return None
     if np.isnan(numbers).any():
-        raise found.error(np.isnan(numbers), A_TIME, REMEDY)
+        raise found.error(np.isnan(numbers), f"a time as a number, {_AS_OTHERS}", REMEDY)
     spread: np.ndarray = found.spread(numbers)
     return spread
 

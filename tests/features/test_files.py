@@ -1,9 +1,13 @@
 """Files and folders appear whole or not at all."""
 
+import errno
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from features.files import atomic_file, atomic_folder, create_once, mapped, save_arrays, scratch_array, sha256
@@ -28,6 +32,47 @@ def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> No
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),  # as `write` says it, without a name
+        (OSError(errno.EFBIG, "File too large", "/tmp/x.partial/a"), errno.EFBIG),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (RuntimeError("write error in /tmp/x: Disk quota exceeded"), errno.EDQUOT),  # FAISS
+    ],
+)
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder, partial(create_once, make=None)])
+def test_a_full_disk_names_what_could_not_be_written_and_leaves_the_old_one(tmp_path, write, error, number) -> None:
+    place = tmp_path / ("new" if isinstance(write, partial) else "old")
+    if write is atomic_folder:
+        place.mkdir()
+    elif write is atomic_file:
+        place.write_text("old")
+    before = list(tmp_path.iterdir())
+
+    def fail(path: Path) -> None:
+        raise error
+
+    def written() -> None:
+        if isinstance(write, partial):
+            create_once(place, fail)
+            return
+        with write(place) as temporary:
+            fail(temporary)
+
+    with pytest.raises(OSError, match=re.escape(str(place))) as caught:
+        written()
+    assert (caught.value.errno, caught.value.filename) == (number, str(place))
+    assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "table.csv"), ValueError("disk full")])
+def test_errors_of_other_things_stay_what_they_are(tmp_path, error) -> None:
+    with pytest.raises(type(error)) as caught, atomic_file(tmp_path / "a"):
+        raise error
+    assert caught.value is error
 
 
 def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:

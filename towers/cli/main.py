@@ -23,8 +23,23 @@ from towers.process import Stopped, ended_by_signals, garbage_collection_paused
 PACKAGES = ("features", "towers", "training", "serving")
 MISTAKES = ("DataError", "BundleError", "NotReady", "UnavailableError")
 """Our exceptions whose message is shown without a traceback. By name, so that nothing is imported."""
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""Failures of the file system that are not ours: permissions, and a full disk."""
+_NO_RIGHTS = "change its permissions, or name another place"
+_NO_ROOM = "free space there, or write to another disk"
+_NO_FOLDER = "a file is where a folder is needed: remove it, or name another place"
+REMEDIES = {
+    errno.EACCES: _NO_RIGHTS,
+    errno.EPERM: _NO_RIGHTS,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: f"raise the limit (ulimit -f), or {_NO_ROOM}",
+    errno.EIO: "look for errors of the disk in the system's log",
+    errno.ESTALE: "mount the file system again",
+}
+"""Failures of the file system that are not ours, and what to do: permissions, a full disk, one that is broken."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +216,9 @@ def _message(error: BaseException) -> tuple[str, int]:
         return _lower(error.format_message()), 2
     if _is_mistake(error):
         return str(error), 2
-    if isinstance(error, OSError) and error.errno in MENDABLE:
+    if isinstance(error, OSError) and error.errno in REMEDIES:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{_lower(error.strerror or 'not possible')}", 2
+        return f"{where}{_lower(error.strerror or 'not possible')}; {REMEDIES[error.errno]}", 2
     if _is_broken_library(error):
         return f"a library cannot be loaded: {error}; type: towers doctor", 2
     shown = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

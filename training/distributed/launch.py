@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from features.errors import DataError
+from towers.process import end_with_parent
 from training.config import Sharding
 from training.loop.processes import OneProcess, Processes
 
@@ -68,6 +70,7 @@ def processes_of(device: torch.device, sharding: Sharding) -> Iterator[tuple[Pro
     if not is_launched():
         yield OneProcess(), device
         return
+    end_with_parent()  # which also ends by `kill -9`, and would leave processes that train on
     own = own_device(device)
     with process_group(own):
         from training.distributed.ranks import Ranks
@@ -84,9 +87,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        store, rank, size = _meeting()
         # torchrun's store outlives a restart, and has the addresses of the processes before.
-        store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
         own = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        _check_backend(own, rank, backend)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=LONGEST_WAIT)
         yield
     except RuntimeError as error:
@@ -99,6 +103,37 @@ def process_group(device: torch.device) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meeting() -> tuple[Any, int, int]:
+    """Return the store of all processes, the rank of this one, and their number.
+
+    Raises:
+        DataError: Variables that torchrun sets are missing or no numbers.
+    """
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    except ValueError as error:
+        raise DataError(
+            f"TORCHELASTIC_RUN_ID is set, as by torchrun, and other variables that it sets cannot be used ({error}); "
+            "start the command with torchrun, or unset TORCHELASTIC_RUN_ID"
+        ) from None
+    return store, rank, size
+
+
+def _check_backend(store: Any, rank: int, backend: str) -> None:
+    """Check that all processes exchange in the same way, before an exchange that would wait for ever.
+
+    Raises:
+        DataError: This one has a GPU and the first none, or the other way round.
+    """
+    if rank == 0:
+        store.set("backend", backend)
+    elif (first := store.get("backend").decode()) != backend:
+        raise DataError(
+            f"process {rank} exchanges by {backend}, and process 0 by {first}: one has a GPU and the other none; give "
+            "all the same --device"
+        )
 
 
 def _is_of_connection(error: RuntimeError) -> bool:

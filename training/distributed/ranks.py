@@ -15,6 +15,7 @@ from torch.distributed._functional_collectives import all_gather_single_autograd
 from torch.nn import functional
 
 from features.errors import DataError
+from features.messages import cut
 from features.sequences.sequences import Queries
 from towers.model.two_tower import TwoTower
 from training.config import Sharding
@@ -25,6 +26,8 @@ from training.loop.build import dense_parameters
 from training.loop.checkpoint import Checkpoint
 from training.loop.negatives import Targets
 from training.loop.processes import Answer, Share
+
+_MOST_SHOWN = 60
 
 
 class Ranks:
@@ -139,16 +142,18 @@ class Ranks:
         """Read this rank's parts of what any number of processes wrote."""
         return load_parts(path, self._layouts)
 
-    def check_same(self, digests: Mapping[str, str]) -> None:
-        """Compare the digests of all ranks with those of rank 0."""
+    def check_same(self, said: Mapping[str, str]) -> None:
+        """Compare what all ranks say with what rank 0 does."""
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, dict(digests))
+        dist.all_gather_object(found, dict(said))
         for rank, other in enumerate(found):
-            if different := [name for name in found[0] if other.get(name) != found[0][name]]:
-                raise DataError(
-                    f"process {rank} of {self.size} does not train the same as process 0: {different[0]} differs; give "
-                    "all the same command, settings and tables"
-                )
+            for name in {**found[0], **other}:
+                here, there = (cut(one.get(name, "not there"), _MOST_SHOWN) for one in (found[0], other))
+                if found[0].get(name) != other.get(name):
+                    raise DataError(
+                        f"process {rank} of {self.size} does not train the same as process 0: {name} is {there}, in "
+                        f"process 0 {here}; give all the same command, settings, tables and versions"
+                    )
 
     def from_first(self, text: str) -> str:
         """Return the text of rank 0."""

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from features.errors import DataError
 from training.distributed.sharded_tables import places_of
-from training.loop.checkpoint import PARTS, Checkpoint, reading
+from training.loop.checkpoint import PARTS, PARTS_BYTES, Checkpoint, parts_of, reading
 
 Layouts = Mapping[str, Any]
 """Which process has which part (torch's `ShardedTensorMetadata`), by the name of a tensor that is divided."""
@@ -53,7 +53,8 @@ def save_parts(checkpoint: Checkpoint, path: Path, layouts: Layouts) -> None:
     if not is_first:
         return
     name = Path(folder[0]).name
-    Checkpoint(counters={**checkpoint.counters, PARTS: name}).save(path)
+    sizes = {part.name: part.stat().st_size for part in sorted(Path(folder[0]).iterdir())}
+    Checkpoint(counters={**checkpoint.counters, PARTS: name, PARTS_BYTES: sizes}).save(path)
     for older in path.parent.glob(f"{PARTS}-*"):
         if older.name != name:
             shutil.rmtree(older, ignore_errors=True)
@@ -67,7 +68,7 @@ def load_parts(path: Path, layouts: Layouts) -> Checkpoint:
             number of processes (`column-wise`).
     """
     counters = Checkpoint.load_counters(path)
-    if (folder := counters.pop(PARTS, None)) is None:  # a training in one process wrote it
+    if (folder := parts_of(path, counters)) is None:  # a training in one process wrote it
         whole = Checkpoint.load(path).tensors
         parts = {
             name: tensor[places_of(shard)] for name, tensor in whole.items() for shard in _own_shards(name, layouts)

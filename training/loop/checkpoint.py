@@ -25,6 +25,8 @@ from features.files import atomic_file
 FORMAT = 3
 PARTS = "parts"
 """Counter of a checkpoint of several processes: the name of the folder of its tensors, which is where the file is."""
+PARTS_BYTES = "parts_bytes"
+"""Counter next to it: the bytes of each file in that folder, by name."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Checkpoint:
             DataError: There is no checkpoint, or one that cannot be read.
         """
         counters = cls.load_counters(path)
-        folder = counters.pop(PARTS, None)
+        folder = parts_of(path, counters)
         if folder is not None:
             return cls(_read_parts(path, folder), counters)
         with reading(path), safe_open(path, framework="pt") as file:
@@ -93,6 +95,26 @@ def reading(path: Path, *errors: type[BaseException]) -> Iterator[None]:
     except unreadable as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise DataError(f"{path}: the checkpoint cannot be read ({reason}); train without --resume") from None
+
+
+def parts_of(path: Path, counters: dict[str, Any]) -> str | None:
+    """Return the name of the folder of the tensors, and take what is said of it out of the counters.
+
+    Returns:
+        The name. None: the tensors are in the file itself.
+
+    Raises:
+        DataError: A file of the folder is missing or cut off. A reader would take what is left for the whole.
+    """
+    folder, files = counters.pop(PARTS, None), counters.pop(PARTS_BYTES, {})
+    for name, num_bytes in files.items():
+        part = path.parent / str(folder) / name
+        found = f"{part.stat().st_size:,} bytes" if part.is_file() else "no file"
+        if found != f"{num_bytes:,} bytes":
+            raise DataError(
+                f"{part}: expected {num_bytes:,} bytes, found {found}; put it back, or train without --resume"
+            )
+    return None if folder is None else str(folder)
 
 
 def _read_parts(path: Path, folder: str) -> dict[str, Tensor]:

@@ -57,11 +57,11 @@ class Processes(Protocol):
     def is_first(self) -> bool:
         """Whether this process writes what one of them has to write: log, record, bundle."""
 
-    def check_same(self, digests: Mapping[str, str]) -> None:
+    def check_same(self, said: Mapping[str, str]) -> None:
         """Check that all processes train the same; `DataError` where one does not.
 
         Args:
-            digests: Of settings and tables, by what they are of.
+            said: Versions, digests of tables and settings, by name.
         """
 
     def from_first(self, text: str) -> str:
@@ -115,7 +115,7 @@ class OneProcess:
 
     is_first = True
 
-    def check_same(self, digests: Mapping[str, str]) -> None:
+    def check_same(self, said: Mapping[str, str]) -> None:
         """Do nothing."""
 
     def from_first(self, text: str) -> str:

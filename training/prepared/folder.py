@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from towers.bundle.sealed_file import BundleError
 from towers.bundle.sealed_folder import MANIFEST, SealedFolder, read_manifest, said_of, seal
 from training.prepared.sorting import Sorted, texts_of
 
-FORMAT = 1
+FORMAT = 2
 ITEMS = "items.parquet"
 
 
@@ -82,6 +83,8 @@ class PreparedFolder:
             said = read_manifest(path)
             if said.get("format") != FORMAT or said.get("digest") != digest:
                 return None
+            if said.get("seal") != _seal_of(said):
+                raise ValueError(f"{MANIFEST} was changed after it was written")
             sealed = SealedFolder.open(path, said.get("files"))
             return cls(
                 path,
@@ -128,7 +131,13 @@ def seal_prepared(folder: Path, digest: str, written: Sorted, tables: Tables, id
         },
         "files": seal(folder),
     }
-    (folder / MANIFEST).write_text(json.dumps(said, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps({**said, "seal": _seal_of(said)}, indent=1), encoding="utf-8")
+
+
+def _seal_of(said: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that a manifest says but this."""
+    content = json.dumps({name: one for name, one in said.items() if name != "seal"}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _sequences(sealed: SealedFolder, *, is_ordered: bool) -> Sequences:

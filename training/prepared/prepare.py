@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,11 +27,11 @@ from features.locations.table_path import table_path
 from features.sequences.sequences import Sequences
 from features.tables.event_blocks import EventBlocks
 from features.tables.table_files import approximate_rows
-from features.tables.tables import Interactions, Tables, data_digests, read_tables
+from features.tables.tables import Interactions, Tables, data_digests, read_tables, unchanged_tables
 from towers.bundle.sealed_folder import MANIFEST
 from towers.process import available_cores
 from training.prepared.folder import FORMAT, ITEMS, PreparedFolder, PreparedInteractions, seal_prepared
-from training.prepared.sorting import SHARD_EVENTS, write_sorted
+from training.prepared.sorting import SHARD_EVENTS, Sorted, write_sorted
 
 PREPARED_FROM = 20_000_000
 """Rows of interactions from which on they are prepared, unless the settings say otherwise."""
@@ -102,7 +103,7 @@ def prepared_tables(config: FeaturesConfig, folder: Path, output: Path, *, again
     with _alone(output):
         found = None if again else PreparedFolder.open(output, digest)
         if found is None:
-            _prepare(config, folder, output, digest)
+            digest = _prepare(config, folder, output)
             found = PreparedFolder.open(output, digest)
             assert found is not None, "it was written just now"
         else:
@@ -129,12 +130,22 @@ def are_prepared(config: FeaturesConfig, folder: Path) -> bool:
         return False  # which `read_tables` reports, with all else that is wrong
 
 
-def _prepare(config: FeaturesConfig, folder: Path, output: Path, digest: str) -> None:
+def _prepare(config: FeaturesConfig, folder: Path, output: Path) -> str:
+    """Prepare the interactions, and return the digest of what they were made of."""
     _refuse_other(output)
+    with atomic_folder(output) as place:
+        with unchanged_tables(config, folder) as digests:
+            written, tables, ids_are_text = _sorted_into(place, config, folder)
+        digest = _digest(config, digests)
+        seal_prepared(place, digest, written, tables, ids_are_text)
+    return digest
+
+
+def _sorted_into(place: Path, config: FeaturesConfig, folder: Path) -> tuple[Sorted, Tables, tuple[bool, bool]]:
+    """Write the sorted arrays, and return what was written, what was read with it, and which ids are text."""
     blocks = EventBlocks(config, folder)
     num_rows = approximate_rows(blocks.path)
     with (
-        atomic_folder(output) as place,
         _bar("reading", num_rows) as reading,
         _bar("writing", num_rows) as writing,
     ):
@@ -151,7 +162,7 @@ def _prepare(config: FeaturesConfig, folder: Path, output: Path, digest: str) ->
         tables = blocks.tables(Interactions(pd.DataFrame(), written.is_ordered), written.notes)
         if config.items is None:
             pq.write_table(pa.table({ITEM_ID: pa.array(tables.catalog.frame[ITEM_ID])}), place / ITEMS)
-        seal_prepared(place, digest, written, tables, blocks.ids_are_text)
+    return written, tables, blocks.ids_are_text
 
 
 def _digest(config: FeaturesConfig, digests: Mapping[str, str]) -> str:
@@ -162,9 +173,19 @@ def _digest(config: FeaturesConfig, digests: Mapping[str, str]) -> str:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Let no other process prepare the same folder in this block; what a killed one left is removed first."""
+    """Let no other process prepare the same folder in this block; what a killed one left is removed first.
+
+    Where nothing can be written, nothing is prepared either, and what is there is used without a lock.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.with_name(f".{output.name}.lock").open("w") as lock:
+    try:
+        opened = output.with_name(f".{output.name}.lock").open("w")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        yield
+        return
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

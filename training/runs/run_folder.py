@@ -6,16 +6,19 @@ another link points to, such as `runs/production`, which `towers deploy` moves, 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from features.errors import DataError
-from features.files import LATEST, move_link
+from features.files import LATEST, atomic_folder, move_link
 from training.config import RunConfig
 
 RUNS = Path("runs")
@@ -23,6 +26,8 @@ INPUTS = RUNS / "inputs"
 """Where tables are kept that are no files of the user, with the run.toml that was made for them."""
 _TABLES = "tables.json"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_held: dict[Path, int] = {}
+"""Open lock files of this process, by path; open until `Run.release`, or until the process ends."""
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Run:
         digests: Mapping[str, str] = _NOTHING,
         continued: str | None = None,
     ) -> Run:
-        """Return a new run; an unfinished one of the same name is removed.
+        """Return a new run; an unfinished one of the same name is removed. No other process may train into its folder.
 
         Args:
             config: The settings.
@@ -76,15 +81,16 @@ class Run:
             continued: Digest of the weights that the training goes on from; None: from none.
 
         Raises:
-            DataError: The output cannot be replaced, see `check_replaceable`.
+            DataError: The output cannot be replaced, see `check_replaceable`, or another process trains into it.
         """
         folder = output or _free_name(stem)
         check_replaceable(folder)
         run = cls(folder)
+        run.claim()
         shutil.rmtree(run.workspace, ignore_errors=True)
-        run.workspace.mkdir(parents=True)
-        (run.workspace / "settings.json").write_text(fingerprint(config, continued), encoding="utf-8")
-        (run.workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
+        with atomic_folder(run.workspace) as workspace:
+            (workspace / "settings.json").write_text(fingerprint(config, continued), encoding="utf-8")
+            (workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
         return run
 
     @classmethod
@@ -99,7 +105,7 @@ class Run:
         """Return the newest unfinished run with the same settings; arguments as of `begin`.
 
         Raises:
-            DataError: There is none, or it began with other tables.
+            DataError: There is none, it began with other tables, or another process trains it.
         """
         if (run := cls.find_unfinished(config, stem, output, digests, continued)) is not None:
             return run
@@ -120,7 +126,7 @@ class Run:
         """Return what `unfinished` does; None if there is none.
 
         Raises:
-            DataError: It began with other tables.
+            DataError: It began with other tables, or another process trains it.
         """
         folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
         mine = fingerprint(config, continued)
@@ -130,12 +136,51 @@ class Run:
                 continue
             if settings.read_text(encoding="utf-8") == mine:
                 _refuse_other_tables(folder, config, digests)
-                return cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
+                run = cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
+                run.claim()
+                return run
         return None
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder.absolute().with_name(f".{self.folder.name}.lock")
+
+    def claim(self) -> None:
+        """Let no other process train into the folder until `release`, or until this process ends.
+
+        Raises:
+            DataError: Another one does.
+        """
+        if self._lock in _held:
+            return
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(file)
+                raise DataError(
+                    f"{self.folder}: another process trains into it; wait for its end, stop it, or name another "
+                    "--output"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            if self._lock.exists() and os.path.samestat(os.fstat(file), self._lock.stat()):
+                break
+            os.close(file)  # it was removed by the process before
+        _held[self._lock] = file
+
+    def release(self) -> None:
+        """Let other processes train into the folder again."""
+        if (file := _held.pop(self._lock, None)) is not None:
+            self._lock.unlink(missing_ok=True)
+            os.close(file)
 
     def abandon(self) -> None:
         """Remove what was kept for resuming."""
         shutil.rmtree(self.workspace, ignore_errors=True)
+        self.release()
 
     def finish(self) -> None:
         """Remove what was kept for resuming; in a folder `runs`, point `latest` here."""
@@ -172,20 +217,41 @@ def _link_to(folder: Path) -> Path | None:
 
 
 def _free_name(stem: str) -> Path:
-    taken = {path.name.removeprefix(".").removesuffix(".training") for path in RUNS.glob(f"*{stem}-*")}
+    hidden = (path.name.removeprefix(".") for path in RUNS.glob(f"*{stem}-*"))
+    taken = {name.removesuffix(".training").removesuffix(".lock") for name in hidden}
     number = next(number for number in range(1, len(taken) + 2) if f"{stem}-{number}" not in taken)
     return RUNS / f"{stem}-{number}"
 
 
 def fingerprint(config: RunConfig, continued: str | None = None) -> str:
     """Return a digest of the settings that decide the weights, and of the weights that a training goes on from."""
-    content = config.model_dump(mode="json", exclude={"promotion"} | ({"continuation"} if continued is None else set()))
-    for name in ("track", "experiment", "checkpoint_seconds", "table_sharding", "report_people"):
-        del content["training"][name]
-    del content["features"]["prepare_memory_gb"]
+    content = _deciding(config, continued)
     if continued is not None:
         content["continued"] = continued
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def deciding_settings(config: RunConfig) -> dict[str, str]:
+    """Return the settings that decide the weights as JSON, each by its name, such as `training.seed`."""
+    return {name: json.dumps(value) for name, value in _leaves(_deciding(config))}
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _deciding(config: RunConfig, continued: str | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = config.model_dump(
+        mode="json", exclude={"promotion"} | ({"continuation"} if continued is None else set())
+    )
+    for name in ("track", "experiment", "checkpoint_seconds", "table_sharding", "report_people"):
+        del content["training"][name]
+    del content["features"]["prepare_memory_gb"]
+    return content
 
 
 def _refuse_other_tables(workspace: Path, config: RunConfig, digests: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from features.sequences.sequences import Sequences
 from features.sequences.split import Split
 from features.sequences.trained_events import TrainedEvents
 from features.tables.linked_table import linked_table
-from features.tables.tables import Tables, data_digests
+from features.tables.tables import Tables, unchanged_tables
 from features.values.distinct import many
 from towers.bundle.bundle import ModelBundle
 from towers.bundle.continuation import Continuation
@@ -91,11 +91,11 @@ def continue_and_bundle(
                 "--continue reads all interactions into memory, and so many are prepared on disk; add --set "
                 "features.prepare=never if the memory suffices, or train from nothing"
             )
-        found = bundle.read_tables(config.features)
+        with unchanged_tables(config.features, bundle.tables_folder) as digests:
+            found = bundle.read_tables(config.features)
         sequences = found.interactions.sequences(found.catalog)
         held_out = bundle.validation_users(sequences.user_ids)
         split = early_stopping_split(config, sequences, len(found.catalog), validation_users=held_out)
-        digests = data_digests(config.features, bundle.tables_folder)
     stem = re.sub(r"-\d+$", "", bundle.path.name)
     run = (Run.unfinished if resume else Run.begin)(config, stem, output, digests, bundle.weights_digest)
     describe(found, sequences)

@@ -20,7 +20,7 @@ from features.locations.table_path import table_path
 from features.sequences.sequences import UNKNOWN_TIME, Queries
 from features.sequences.split import Split
 from features.tables.table_files import read_frame
-from features.tables.tables import Tables, data_digests, read_tables
+from features.tables.tables import Tables, read_tables, unchanged_tables
 from training.audit.ranks import About, RanksWriter
 from training.config import RunConfig, read_run_config
 from training.details.collect import DetailsCollector
@@ -133,7 +133,8 @@ def evaluate_settings(
     check_choices(config)
     budget = Budget.of_minutes(baseline_minutes) if baselines else None
     where = choose_device(device)
-    tables = read_tables(config.features, folder)
+    with unchanged_tables(config.features, folder) as digests:
+        tables = read_tables(config.features, folder)
     sequences = tables.interactions.sequences(tables.catalog)
     protocol = protocol or usual_protocol(config, sequences)
     given = [
@@ -146,7 +147,6 @@ def evaluate_settings(
     parts: dict[int, dict[str, dict[str, Evaluation]]] = {}
     notes: dict[int, list[str]] = {}
     others: _Others | None = None
-    digests = data_digests(config.features, folder)
     tags = {**digests, "protocol": protocol, "part": part}
     title = f"Evaluation of {command[2]}" if len(command) > 2 else "Evaluation"
     collector = DetailsCollector(config, folder, tables, sequences, digests, title)

@@ -22,8 +22,8 @@ from features.featurizer.featurizer import Featurizer
 from features.sequences.split import Split
 from features.sequences.timeline import Timeline
 from features.sequences.trained_events import TrainedEvents
-from features.tables.tables import Tables, data_digests
-from towers.bundle.bundle import write_bundle
+from features.tables.tables import Tables, unchanged_tables
+from towers.bundle.bundle import library_versions, write_bundle
 from towers.bundle.continuation import Continuation
 from towers.bundle.manifest import verify
 from towers.bundle.signature import signing_key
@@ -46,7 +46,7 @@ from training.runs.mlflow_tracker import Tracker
 from training.runs.model_card import model_card, unlearned_card
 from training.runs.progress import describe, log_plots, report_epochs, report_steps, start_tracking
 from training.runs.provenance import data_sets
-from training.runs.run_folder import Run, fingerprint
+from training.runs.run_folder import Run, deciding_settings
 from training.tasks.protocols import early_stopping_split, holds_out_users
 
 SELECTED = (
@@ -114,14 +114,14 @@ def _train(
     processes: Processes,
     budget: Budget | None,
 ) -> Path:
-    tables = training_tables(config.features, settings)
+    with unchanged_tables(config.features, settings.parent) as digests:
+        tables = training_tables(config.features, settings)
     sequences = tables.interactions.sequences(tables.catalog)
     if not sequences.num_events:
         _refuse_several("there is nothing to train on")
-        return _ship_unlearned(config, settings, tables, output)
+        return _ship_unlearned(config, settings, tables, digests, output)
     split = early_stopping_split(config, sequences, len(tables.catalog))
-    digests = data_digests(config.features, settings.parent)
-    processes.check_same({"run.toml": fingerprint(config), **digests})
+    processes.check_same({**library_versions(), **digests, **deciding_settings(config)})
     if config.training.refit:
         _refuse_several("[training] refit trains in one process")
     if not processes.is_first:
@@ -200,7 +200,9 @@ def _refuse_several(reason: str) -> None:
         raise DataError(f"{reason}; run `towers train` without torchrun")
 
 
-def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: Path | None) -> Path:
+def _ship_unlearned(
+    config: RunConfig, settings: Path, tables: Tables, digests: Mapping[str, str], output: Path | None
+) -> Path:
     """Write a bundle of untrained text vectors: there are no pairs of query and document to train on."""
     run = Run.begin(config, settings.stem, output)
     with resumable(run):
@@ -213,7 +215,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
             run.folder,
             settings=config.model_dump(mode="json"),
             tables_folder=settings.parent,
-            data_digests=data_digests(config.features, settings.parent),
+            data_digests=digests,
             featurizer=featurizer,
             contract=ColumnContract.of(featurizer, tables),
             weights=model.state_dict(),
@@ -228,7 +230,7 @@ def _ship_unlearned(config: RunConfig, settings: Path, tables: Tables, output: P
 
 @contextmanager
 def resumable(run: Run) -> Iterator[None]:
-    """Print how to resume a stopped run; one that ends before its first checkpoint is removed."""
+    """Print how to resume a run that was stopped, or that could not write; one without a checkpoint is removed."""
     try:
         yield
     except BaseException as error:
@@ -238,7 +240,14 @@ def resumable(run: Run) -> Iterator[None]:
             click.echo(
                 "\nstopped; the same command with --resume continues from here (in Python: resume=True)", err=True
             )
+        elif isinstance(error, OSError):
+            click.echo(
+                f"note: {run.workspace} keeps the last checkpoint; the same command with --resume continues from it",
+                err=True,
+            )
         raise
+    finally:
+        run.release()
 
 
 def next_steps(bundle: Path) -> str:

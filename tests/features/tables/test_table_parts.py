@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from features.config import FeaturesConfig, FeatureSettings
 from features.errors import DataError
-from features.tables.table_files import place, read_table
+from features.tables.table_files import place, read_blocks, read_table
 from features.tables.table_parts import table_digest, table_exists
-from features.tables.tables import data_digests, read_tables
+from features.tables.tables import data_digests, read_tables, unchanged_tables
 
 ROWS = pd.DataFrame(
     {
@@ -151,3 +151,36 @@ def test_a_misspelt_table_is_answered_with_the_file_that_is_there(tmp_path: Path
     (tmp_path / "interactions.csv").write_text("user_id,item_id\n1,2\n")
     with pytest.raises(DataError, match=r"interaction.csv: no such file; .*; did you mean 'interactions.csv'\?"):
         read_table(tmp_path / "interaction.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_part_that_is_removed_while_the_table_is_read_is_named(tmp_path, ending):
+    for name in ("a", "b"):
+        frame = pd.DataFrame({"user_id": [1], "item_id": [2]})
+        frame.to_csv(tmp_path / f"{name}.csv", index=False) if ending == "csv" else frame.to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    blocks = read_blocks(tmp_path, {"user_id"}, [])
+    next(blocks)
+    (tmp_path / f"b.{ending}").unlink()
+    with pytest.raises(DataError, match=rf"b\.{ending}: removed while the table was read; put it back"):
+        list(blocks)
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_a_part_of_no_bytes_is_left_out_with_a_note(tmp_path, prepare):
+    (tmp_path / "a.csv").write_text("user_id,item_id\n1,2\n")
+    (tmp_path / "b.csv").touch()
+    notes = []
+    if prepare:
+        list(read_blocks(tmp_path, {"user_id"}, notes))
+    else:
+        notes.extend(read_table(tmp_path).notes)
+    assert notes == [f"{tmp_path.name}: 1 file of 0 bytes left out, such as b.csv"]
+
+
+def test_a_table_that_changes_while_it_is_read_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,item_id\n1,2\n")
+    config = FeaturesConfig(interactions="a.csv")
+    with pytest.raises(DataError, match=r"a\.csv: changed while it was read"), unchanged_tables(config, tmp_path):
+        (tmp_path / "a.csv").write_text("user_id,item_id\n1,3\n")

@@ -185,7 +185,10 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch) -> None:
 
 def test_a_full_disk_is_not_our_bug(command_that_raises, capsys) -> None:
     assert command_that_raises(OSError(errno.ENOSPC, "No space left on device", "runs/a")) == 2
-    assert capsys.readouterr().err == "error: runs/a: no space left on device\n"
+    assert (
+        capsys.readouterr().err
+        == "error: runs/a: no space left on device; free space there, or write to another disk\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -178,8 +178,12 @@ def run_all(rank: int, size: int, folder: Path) -> None:
     found["trainings"] = {name: losses_of(name, Ranks(CPU, kind)) for name, (_, kind, *_) in TRAININGS.items()}
     found["resumptions"] = {name: resumptions(name, rank, folder / name) for name in RESUMED}
     try:
-        Ranks(CPU).check_same({"run.toml": f"of {rank}"})
+        Ranks(CPU).check_same({"training.seed": str(rank)})
     except DataError as error:
         found["other settings"] = str(error)
+    try:
+        Ranks(CPU).check_same({"torch": "2"} | ({"users": "f00"} if rank else {}))
+    except DataError as error:
+        found["a table more"] = str(error)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from features.errors import DataError
 from tests.training.distributed import scenarios
 from training.loop.checkpoint import Checkpoint
 from training.loop.processes import OneProcess
@@ -83,8 +85,23 @@ def test_only_the_newest_parts_of_a_checkpoint_are_kept(together: Together) -> N
     assert [path.name for path in folder.glob("parts-*")] == [named]
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut off"])
+def test_a_checkpoint_without_the_part_of_a_process_is_refused(together: Together, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(together[0] / scenarios.RESUMED[0] / "two", tmp_path / "two")
+    part = next((tmp_path / "two").glob("parts-*/shard-00002*"))
+    if damage == "removed":
+        part.unlink()
+    else:
+        part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(
+        DataError, match=rf"{part.name}: expected [0-9,]+ bytes, found .*; put it back, or train without"
+    ):
+        Checkpoint.load(tmp_path / "two" / "checkpoint.safetensors")
+
+
 def test_processes_with_other_settings_are_refused(together: Together) -> None:
     for found in together[1]:
         assert found["other settings"].startswith(
-            "process 1 of 2 does not train the same as process 0: run.toml differs"
+            "process 1 of 2 does not train the same as process 0: training.seed is 1, in process 0 0; give all the same"
         )
+        assert "users is f00, in process 0 not there" in found["a table more"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -22,6 +25,7 @@ from features.tables.event_blocks import EventBlocks
 from features.tables.tables import Tables, read_tables
 from tests.running import write_small_shop
 from towers.bundle.sealed_file import BundleError
+from towers.bundle.sealed_folder import MANIFEST
 from training.commands import prepare, train
 from training.prepared import prepare as prepare_module
 from training.prepared import sorting
@@ -209,6 +213,49 @@ def test_a_file_that_is_gone_or_changed_is_named(events, name):
     path.unlink()
     with pytest.raises(BundleError, match=f"{name}.safetensors is missing"):
         prepared_tables(CONFIG, events, output)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("user_ids", "text"), ("item_ids", "number"), ("readings", {}), ("is_ordered", False)]
+)
+def test_a_manifest_that_was_edited_is_refused(events, name, value):
+    output = events / "run.prepared"
+    prepared_tables(CONFIG, events, output)
+    said = json.loads((output / MANIFEST).read_text())
+    (output / MANIFEST).write_text(json.dumps({**said, name: 0 if value == said[name] else value}))
+    with pytest.raises(BundleError, match=r"manifest\.json was changed after it was written.*; remove the folder"):
+        prepared_tables(CONFIG, events, output)
+
+
+def test_a_folder_that_cannot_be_written_is_used(events, monkeypatch):
+    output = events / "run.prepared"
+    prepared_tables(CONFIG, events, output)
+    real = Path.open
+
+    def opened(path, mode="r", *args, **settings):
+        if mode == "w":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, mode, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert len(prepared_tables(CONFIG, events, output).interactions) == 54
+
+
+def test_a_table_that_changes_while_it_is_prepared_is_refused_and_the_old_folder_stays(events, monkeypatch):
+    output = events / "run.prepared"
+    prepared_tables(CONFIG, events, output)
+    before = (output / MANIFEST).read_bytes()
+    EVENTS.tail(40).to_parquet(events / "events.parquet")
+
+    def change(*_):
+        EVENTS.head(20).to_parquet(events / "events.parquet")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, "_move", change)
+        with pytest.raises(DataError, match=r"events.parquet: changed while it was read; run the command again"):
+            prepared_tables(CONFIG, events, output)
+    assert (output / MANIFEST).read_bytes() == before
+    assert len(prepared_tables(CONFIG, events, output).interactions) == 20
 
 
 def test_another_folder_is_not_replaced(events):

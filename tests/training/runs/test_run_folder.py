@@ -1,5 +1,8 @@
 """Where runs are kept, and which one is resumed."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from features.config import FeaturesConfig
 from features.errors import DataError
 from features.tables.tables import data_digests
 from training.config import RunConfig, TrainingConfig, read_run_config
-from training.runs.run_folder import Run
+from training.runs.run_folder import Run, _held
 from training.tasks.train import train_and_bundle
 
 
@@ -47,6 +50,35 @@ def test_a_training_moves_nothing_that_is_served_and_writes_over_nothing_that_is
     with pytest.raises(DataError, match="runs/run-1: runs/production points to it, so it may be served; name another"):
         Run.begin(config_of(), "run", Path("runs/run-1"))
     Run.begin(config_of(), "run", Path("runs/experiment")).abandon()
+
+
+def claimed_elsewhere(run: Run) -> bool:
+    """Return whether another process may not train into the folder of a run."""
+    code = f"import fcntl; fcntl.flock(open({str(run._lock)!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_do_not_train_into_one_folder(resume: bool) -> None:
+    output = Path("runs/experiment")
+    run = Run.begin(config_of(), "run", output)
+    run.checkpoint.write_text("the other one's")
+    assert claimed_elsewhere(run)
+    held = _held.pop(run._lock)  # as if it were another process that holds it
+    with pytest.raises(DataError, match=r"runs/experiment: another process trains into it; wait for its end"):
+        (Run.unfinished if resume else Run.begin)(config_of(), "run", output)
+    assert run.checkpoint.read_text() == "the other one's"
+    os.close(held)
+    assert Run.unfinished(config_of(), "run", output) == run
+    run.release()
+    assert sorted(path.name for path in Path("runs").iterdir()) == [".experiment.training"]
+    assert Run.begin(config_of(), "run", None).folder == Path("runs/run-1")
+
+
+def test_a_number_that_another_process_has_just_taken_is_left_out() -> None:
+    Path("runs").mkdir()
+    Path("runs/.run-1.lock").touch()
+    assert Run.begin(config_of(), "run", None).folder == Path("runs/run-2")
 
 
 def test_an_unfinished_run_is_found_by_its_settings() -> None:
