@@ -2,7 +2,7 @@
 
     tests/gpu_check.sh                                  # on NVIDIA GPUs; under ten minutes on one
     tests/gpu_check.sh --only training resume           # some steps alone, in the folder of an earlier run (OUT)
-    tests/gpu_check.sh --device cpu --small             # tries the script itself: the CPU against the CPU, a minute
+    tests/gpu_check.sh --device cpu --small             # tries the script itself: the CPU against the CPU, minutes
 
 Each line of the report has a step, what was compared or measured, the figure, its bound, and the verdict: `agrees` or
 `DIFFERS` where the CPU has done the same, `measured` for rates and sizes. The bound of a difference is the largest that

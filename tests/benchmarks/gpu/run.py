@@ -46,7 +46,7 @@ class Sizes:
     steps: int = 14
     product: int = 8192
     copied: int = 1 << 30
-    search: tuple[int, int, int] = (4096, 1_000_000, 500_000)
+    search: tuple[int, int, int] = (2048, 1_000_000, 500_000)
     width: int = 64
     texts: int = 2000
 
