@@ -32,6 +32,8 @@ from training.loop.build import TrainingData, batch_size_of, build
 from training.loop.fit import TrainedModel
 from training.loop.trainer import Progress, Trainer
 
+MIN_BATCH_SIZE = 512
+"""Of a few hundred new interactions smaller batches learn no more, and each encodes the catalogue again."""
 WARM_UP_SHARE = 0.1
 """Share of the steps over which the learning rates rise, at most: AdamW begins without its moments."""
 
@@ -151,7 +153,7 @@ def begin_new_rows(tower: FeatureTower, grown: SideEncoders, earlier: SideEncode
 
 
 def settings_of_steps(config: RunConfig, train: Sequences, replay: Replay, *, has_tables: bool = True) -> RunConfig:
-    """Return the settings for the few steps of a continued training: smaller batches, a shorter warm-up.
+    """Return the settings for the few steps of a continued training: smaller batches, a shorter warm-up, other rates.
 
     The seed is another one each time: with the same one, day by day the same users would be replayed.
 
@@ -165,7 +167,7 @@ def settings_of_steps(config: RunConfig, train: Sequences, replay: Replay, *, ha
     lengths = np.minimum(train.lengths, config.features.max_history + 1)
     has_new = np.bincount(train.event_users[replay.is_new], minlength=len(train)) > 0
     num_read = int((lengths * np.where(has_new, 1.0, replay.chance)).sum())
-    batch_size = batch_size_of(training, num_read)
+    batch_size = min(training.batch_size, max(MIN_BATCH_SIZE, batch_size_of(training, num_read)))
     num_steps = own.epochs * num_read / batch_size
     chunk = training.gradient_cache_chunk
     changed = {
