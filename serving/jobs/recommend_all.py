@@ -7,7 +7,7 @@ once it is complete; an interrupted run leaves none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from features.ids import ITEM_ID, USER_ID
 from features.locations.object_path import TablePath
 from features.messages import shown
 from features.tables.tables import read_frame
+from features.values.distinct import many
 from serving.catalog.ids import ExternalId
 from serving.config import ServingConfig
 from serving.jobs.open import open_recommender, parse_conditions
@@ -99,7 +100,8 @@ class Audience:
     def announce_unknown(self) -> None:
         """Print how many users are unknown."""
         if self.num_unknown:
-            click.echo(f"{self.num_unknown:,} users are unknown and got popular items")
+            verb = "is" if self.num_unknown == 1 else "are"
+            click.echo(f"{many(self.num_unknown, 'user')} {verb} unknown and got popular items")
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -158,6 +160,7 @@ class Wanted:
         audience: Audience,
         path: Path,
         progress: Callable[[int], object] = lambda num_users: None,
+        metadata: Mapping[str, str] | None = None,
     ) -> int:
         """Write it to a Parquet file and return the number of rows; see `write_candidates`."""
         return write_candidates(
@@ -169,6 +172,7 @@ class Wanted:
             exclude=self.exclude,
             with_fallback=self.with_fallback,
             progress=progress,
+            metadata=metadata,
         )
 
 
@@ -182,6 +186,7 @@ def write_candidates(
     exclude: Sequence[ExternalId] = (),
     with_fallback: bool = False,
     progress: Callable[[int], object] = lambda num_users: None,
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Write the recommendations of an audience to a Parquet file and return the number of rows.
 
@@ -194,11 +199,14 @@ def write_candidates(
         exclude: Ids of items to leave out for all; unknown ones are ignored.
         with_fallback: Whether to add the column `fallback`: the fallback that was used, else null.
         progress: Called after each block with the number of users in it.
+        metadata: What else the file says of itself, by key.
     """
     num_rows = 0
     schema = _schema(recommender, with_fallback)
     request = RecommendRequest(k, where=where, exclude=exclude)
-    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    how = {"compression": "zstd", "write_page_checksum": True}
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, **how) as writer:
+        writer.add_key_value_metadata(dict(metadata or {}))
         for num_users, table in candidate_tables(recommender, audience, request, schema):
             writer.write_table(table)
             num_rows += len(table)

@@ -31,6 +31,7 @@ REMEDIES = {
     errno.EPERM: _NO_RIGHTS,
     errno.ENOTDIR: _NO_FOLDER,
     errno.EEXIST: _NO_FOLDER,
+    errno.EISDIR: "a folder is where a file is needed: remove it, or name another place",
     errno.ENAMETOOLONG: "give it a shorter name",
     errno.EROFS: "name a place that can be written",
     errno.ENOSPC: _NO_ROOM,

@@ -12,6 +12,7 @@ Readers of partitioned Parquet (pyarrow, pandas, DuckDB, Spark) ignore names tha
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,10 +25,14 @@ import pyarrow.parquet as pq
 
 from features.errors import DataError
 from features.files import atomic_file
+from features.messages import cut
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 _LOCK = ".lock"
+PART_LABEL = "towers_part"
+"""Key in the metadata of a part's file, for `PartsFolder.label`."""
+_MOST_NAMED = 60
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,13 @@ class PartsFolder:
         path: The folder.
         num_parts: Number of parts of the whole job.
         started: When the job was first started, in Unix seconds: what recommendations depend on that read the time.
+        digest: Of what the job was started with.
     """
 
     path: Path
     num_parts: int
     started: float
+    digest: str
 
     @classmethod
     @contextmanager
@@ -75,15 +82,28 @@ class PartsFolder:
             started = _started(path, options)
             for left in path.glob(".part-*.partial"):  # of a run that was killed
                 left.unlink(missing_ok=True)
-            yield cls(path, num_parts, started)
+            digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+            found = cls(path, num_parts, started, digest)
+            found._refuse_others()
+            yield found
 
     def part(self, number: int) -> Path:
         """Return the path of a part."""
         return self.path / f"part-{number:05d}.parquet"
 
+    def label(self, number: int) -> str:
+        """Return what the file of a part says of itself: of which job it is, and which part."""
+        return f"{self.digest} {number}"
+
     def missing(self) -> list[int]:
-        """Return the numbers of the parts that are not there, or cannot be read to their end."""
-        return [number for number in range(self.num_parts) if self._num_rows(number) is None]
+        """Return the numbers of the parts that are not there, are of another job or number, or were damaged.
+
+        Where there are some, the folder no longer says that none is missing.
+        """
+        found = [number for number in range(self.num_parts) if not self._is_whole(number)]
+        if found:
+            (self.path / SUCCESS).unlink(missing_ok=True)
+        return found
 
     def finish(self) -> int:
         """Write that no part is missing, and return the number of rows of all.
@@ -102,9 +122,35 @@ class PartsFolder:
 
     def _num_rows(self, number: int) -> int | None:
         try:
-            return int(pq.read_metadata(self.part(number)).num_rows)
-        except (FileNotFoundError, pa.ArrowInvalid):
+            about = pq.read_metadata(self.part(number))
+        except (OSError, pa.ArrowInvalid):
             return None
+        is_ours = (about.metadata or {}).get(PART_LABEL.encode()) == self.label(number).encode()
+        return int(about.num_rows) if is_ours else None
+
+    def _is_whole(self, number: int) -> bool:
+        """Return whether a part is there, and its content is what was written."""
+        if (num_rows := self._num_rows(number)) is None:
+            return False
+        try:
+            with pq.ParquetFile(self.part(number), page_checksum_verification=True) as file:
+                return sum(map(len, file.iter_batches())) == num_rows
+        except (OSError, pa.ArrowInvalid):
+            return False
+
+    def _refuse_others(self) -> None:
+        """Refuse Parquet files that are no parts of the job, which readers of the folder would take for such.
+
+        Raises:
+            DataError: There is one.
+        """
+        expected = {self.part(number).name for number in range(self.num_parts)}
+        others = sorted({one.name for one in self.path.glob("[!._]*")} - expected)
+        if others:
+            raise DataError(
+                f"{self.path / cut(others[0], _MOST_NAMED)}: no part of this job, and readers of the folder would read "
+                "it; remove it, or give another folder"
+            )
 
 
 def _started(path: Path, options: Mapping[str, Any]) -> float:

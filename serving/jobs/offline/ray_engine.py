@@ -13,14 +13,16 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Generic, Protocol, TypeVar
+from types import FrameType
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from features.errors import DataError, UnavailableError, needing
-from towers.process import Stopped, available_cores, keeping_memory
+from towers.process import Stopped, available_cores, handled, keeping_memory
 from towers.warnings_filter import NO_STATISTICS
 
 Task_contra = TypeVar("Task_contra", contravariant=True)
@@ -45,6 +47,8 @@ _TRIES = 4
 # What Ray says where its processes are not there in time.
 _TOO_SLOW = ("timed out during startup", "Failed to start GCS")
 _SECONDS_TO_CONNECT = 10
+_SECONDS_TO_JOIN = 60
+"""Maximum time to join a cluster: Ray would wait for minutes where something listens that does not answer."""
 
 
 class Work(Protocol[Task_contra, Result_co]):
@@ -153,7 +157,8 @@ def connected(address: str | None, num_cores: int | None = None) -> Iterator[Non
         stack.callback(ray.shutdown)
         try:
             _check_listens(address)
-            _initialise(ray, options)
+            with nullcontext() if address is None else _no_longer_than(_SECONDS_TO_JOIN):
+                _initialise(ray, options)
         except Exception as error:  # Ray raises bare ones, too
             raise _not_connected(address, error) from None
         except SystemExit:  # Ray's own answer to SIGTERM
@@ -162,6 +167,34 @@ def connected(address: str | None, num_cores: int | None = None) -> Iterator[Non
             for number, handler in handlers.items():  # Ray puts its own in their place
                 signal.signal(number, handler)
         yield
+
+
+class _TooLongError(BaseException):
+    """Time is up. No `Exception`, as Ray catches those and tries again."""
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """End a block that waits for too long; outside of the main thread it may take as long as it does.
+
+    Raises:
+        TimeoutError: It took too long.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise _TooLongError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with handled([signal.SIGALRM], end):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        except _TooLongError:
+            raise TimeoutError(f"no answer within {seconds:g} s") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _initialise(ray: Any, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from features.locations.object_path import TablePath
 from serving.config import USERS_PER_PART, ServingConfig
-from serving.jobs.offline.parts import PartsFolder
+from serving.jobs.offline.parts import PART_LABEL, PartsFolder
 from serving.jobs.offline.ray_engine import RayEngine
 from serving.jobs.offline.workers import check_same, settings_of_workers
 from serving.jobs.open import open_recommender
@@ -33,12 +33,14 @@ class PartTask(NamedTuple):
         path: The file to write.
         user_ids: Its users, `[users]`, int64 or object (str).
         user_rows: Their rows in the recommender, -1 for unknown users.
+        label: What the file says of itself.
     """
 
     number: int
     path: Path
     user_ids: np.ndarray
     user_rows: Int64[np.ndarray, " users"]
+    label: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class RecommendWork:
         recommender = recommender.with_clock(lambda: self.now)
 
         def write(task: PartTask) -> int:
-            self.wanted.write(recommender, Audience(task.user_ids, task.user_rows), task.path)
+            audience = Audience(task.user_ids, task.user_rows)
+            self.wanted.write(recommender, audience, task.path, metadata={PART_LABEL: task.label})
             return len(task.user_ids)
 
         return write
@@ -156,7 +159,8 @@ def recommend_into_parts(
 
 def _task(parts: PartsFolder, audience: Audience, number: int, users_per_part: int) -> PartTask:
     mine = slice(number * users_per_part, (number + 1) * users_per_part)
-    return PartTask(number, parts.part(number).absolute(), audience.user_ids[mine], audience.user_rows[mine])
+    path, label = parts.part(number).absolute(), parts.label(number)
+    return PartTask(number, path, audience.user_ids[mine], audience.user_rows[mine], label)
 
 
 def _content(recommender: Recommender, settings: ServingConfig, wanted: Wanted, audience: Audience) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def test_a_service_that_cannot_start_says_why(model, tmp_path, monkeypatch):
 def test_the_command_says_how_many_are_unknown(model, tmp_path):
     pd.DataFrame({"user_id": [1]}).to_csv(tmp_path / "some.csv", index=False)
     words = [str(model.path), "--output", str(tmp_path / "a.parquet"), "--users", str(tmp_path / "some.csv")]
-    assert "1 users are unknown" in CliRunner().invoke(recommend_command, words).output
+    assert "1 user is unknown" in CliRunner().invoke(recommend_command, words).output
 
 
 def test_a_kind_of_index_that_does_not_exist_is_refused_with_those_that_do(model):

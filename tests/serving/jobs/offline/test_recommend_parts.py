@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import signal
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +19,7 @@ import pytest
 from features.errors import DataError, UnavailableError
 from serving.config import ServingConfig
 from serving.jobs.build_index import build_index
+from serving.jobs.offline import ray_engine
 from serving.jobs.offline.parts import MANIFEST, SUCCESS
 from serving.jobs.offline.ray_engine import RayEngine, connected
 from serving.jobs.offline.recommend_parts import RecommendWork, recommend_into_parts
@@ -93,6 +97,46 @@ def test_another_run_makes_what_is_missing_and_as_of_the_first(bundle, audience,
     assert not list(folder.glob(".part-*"))
     recommend_into_parts(bundle, tmp_path / "later", WANTED, audience, users_per_part=8)
     assert not content(tmp_path / "later").equals(before), "the model does not look at the clock"
+
+
+@pytest.mark.parametrize("damage", ["another part", "another job", "one byte", "a file of somebody else"])
+def test_a_part_that_is_not_as_it_was_written_is_made_again(bundle, audience, tmp_path, damage):
+    folder, part = tmp_path / "parts", tmp_path / "parts" / "part-00002.parquet"
+    recommend_into_parts(bundle, folder, WANTED, audience, users_per_part=8)
+    before = content(folder)
+    if damage == "another part":
+        shutil.copyfile(folder / "part-00001.parquet", part)
+    elif damage == "another job":
+        recommend_into_parts(bundle, tmp_path / "other", Wanted(3), audience, users_per_part=8)
+        shutil.copyfile(tmp_path / "other" / part.name, part)
+    elif damage == "one byte":
+        changed = bytearray(part.read_bytes())
+        changed[len(changed) // 8] ^= 1
+        part.write_bytes(changed)
+    else:
+        pd.DataFrame({"user_id": [1]}).to_parquet(part)
+    made_again = []
+
+    def seen(self, *words, **settings):
+        made_again.append((folder / SUCCESS).exists())
+        return written(self, *words, **settings)
+
+    written = Wanted.write
+    with pytest.MonkeyPatch.context() as patch:
+        at(patch, json.loads((folder / MANIFEST).read_text())["started"])
+        patch.setattr(Wanted, "write", seen)
+        recommend_into_parts(bundle, folder, WANTED, audience, users_per_part=8)
+    assert made_again == [False], "one part, while the folder does not say that it is complete"
+    assert_same(content(folder), before)
+    assert (folder / SUCCESS).exists()
+
+
+def test_a_file_that_readers_would_take_for_a_part_is_refused(bundle, audience, tmp_path):
+    folder = tmp_path / "parts"
+    recommend_into_parts(bundle, folder, WANTED, audience, users_per_part=8)
+    shutil.copyfile(folder / "part-00001.parquet", folder / "part-00099.parquet")
+    with pytest.raises(DataError, match=r"part-00099\.parquet: no part of this job.*; remove it"):
+        recommend_into_parts(bundle, folder, WANTED, audience, users_per_part=8)
 
 
 def test_a_job_that_is_killed_is_continued(bundle, tmp_path):
@@ -214,3 +258,21 @@ def test_a_cluster_that_is_not_there_is_told(address, said):
     pytest.importorskip("ray", reason="ray is not installed")
     with pytest.raises(UnavailableError, match=f"no Ray cluster can be used there .*{said}"), connected(address):
         pass
+
+
+def test_an_address_that_listens_and_does_not_answer_is_not_waited_for(monkeypatch):
+    """Ray itself takes 40 s for each of its attempts, so that a stand-in is joined here."""
+    pytest.importorskip("ray", reason="ray is not installed")
+
+    def tries_for_ever(*_):
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends:
+            with suppress(Exception):
+                time.sleep(1)
+
+    monkeypatch.setattr(ray_engine, "_SECONDS_TO_JOIN", 0.2)
+    monkeypatch.setattr(ray_engine, "_initialise", tries_for_ever)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnavailableError, match=rf"--address {address}: .*no answer within 0\.2 s"):
+            connected(address).__enter__()
