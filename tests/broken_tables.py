@@ -216,7 +216,8 @@ BROKEN = (
     ),
     BrokenTables(
         "a time that is no time",
-        r"interactions\.csv: column 'timestamp', line 4: expected a time as a number, as in the other cells of the column, found 'yesterday'",
+        r"interactions\.csv: column 'timestamp', line 4: expected a time as a number, as in the other cells of the "
+        r"column, found 'yesterday'",
         _swap("interactions.csv", "1700000200", "yesterday"),
     ),
     BrokenTables(

@@ -14,7 +14,7 @@ it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -122,16 +122,34 @@ def table_digest(path: TablePath) -> str:
     Raises:
         DataError: There is no such table, or a file of it was removed meanwhile.
     """
+    return _over_files(path, digest_of)
+
+
+def table_stamp(path: TablePath) -> str:
+    """Return what is another one whenever a table was written to: its files' sizes and times, which are quickly read.
+
+    Raises:
+        DataError: As of `table_digest`.
+    """
+    return _over_files(path, _stamp_of)
+
+
+def _over_files(path: TablePath, of: Callable[[TablePath], str]) -> str:
+    """Return what a function says of a file or a folder of documents, or a digest of what it says of each part."""
     with staying_there():
-        return _table_digest(path)
+        if path.is_file() or is_documents(path):
+            return of(path)
+        root = _root(path)
+        lines = (f"{name_in(root, part.path).as_posix()} {of(part.path)}\n" for part in table_parts(path))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _table_digest(path: TablePath) -> str:
-    if path.is_file() or is_documents(path):
-        return digest_of(path)
-    root = _root(path)
-    lines = (f"{name_in(root, part.path).as_posix()} {digest_of(part.path)}\n" for part in table_parts(path))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _stamp_of(path: TablePath) -> str:
+    if isinstance(path, ObjectPath):
+        return path.digest()
+    files = sorted(files_below(path)) if path.is_dir() else [path]
+    found = [(str(one), one.stat()) for one in files if isinstance(one, Path)]
+    return str([(name, about.st_size, about.st_mtime_ns, about.st_ino) for name, about in found])
 
 
 def digest_of(path: TablePath) -> str:

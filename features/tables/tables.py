@@ -31,7 +31,7 @@ from features.sequences.ragged import offsets_of
 from features.sequences.sequences import Sequences
 from features.tables.table_files import place, read_table
 from features.tables.table_files import read_frame as read_frame
-from features.tables.table_parts import table_digest
+from features.tables.table_parts import table_digest, table_stamp
 from features.values.distinct import column_cells, first, many
 from features.values.numbers import NumberFormat
 from features.values.readings import Reading, TextFormat, numbers_in, times_in
@@ -282,8 +282,12 @@ def _keyed(ids: IdColumn | None, other: Sheet, known: IdColumn, target: str) -> 
 
 def data_digests(config: FeaturesConfig, folder: Path) -> dict[str, str]:
     """Return a SHA-256 of each table (`table_digest`) that a configuration names, by its key there."""
-    paths = {"interactions": config.interactions, "items": config.items, "users": config.users}
-    return {name: table_digest(table_path(folder, path)) for name, path in paths.items() if path is not None}
+    return {name: table_digest(path) for name, path in _paths(config, folder).items()}
+
+
+def _paths(config: FeaturesConfig, folder: Path) -> dict[str, TablePath]:
+    named = {"interactions": config.interactions, "items": config.items, "users": config.users}
+    return {name: table_path(folder, path) for name, path in named.items() if path is not None}
 
 
 @contextmanager
@@ -293,15 +297,13 @@ def unchanged_tables(config: FeaturesConfig, folder: Path) -> Iterator[dict[str,
     Raises:
         DataError: A table changed meanwhile, so that a part of what was read may be of another one.
     """
-    before = data_digests(config, folder)
-    yield before
-    after = data_digests(config, folder)
-    for name, digest in before.items():
-        if after[name] != digest:
-            raise DataError(
-                f"{table_path(folder, getattr(config, name))}: changed while it was read; run the command again once "
-                "it is written"
-            )
+    paths = _paths(config, folder)
+    stamps = {name: table_stamp(path) for name, path in paths.items()}
+    digests = data_digests(config, folder)
+    yield digests
+    for name, path in paths.items():
+        if table_stamp(path) != stamps[name] and table_digest(path) != digests[name]:
+            raise DataError(f"{path}: changed while it was read; run the command again once it is written")
 
 
 @dataclass(frozen=True)

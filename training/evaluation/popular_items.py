@@ -29,8 +29,9 @@ latest-small 1.0.
 TREND_DAYS = (1.0, 7.0, 30.0)
 """Windows that are compared with all time."""
 MOST_TREND_QUESTIONS, LEAST_TREND_QUESTIONS = 2_000, 100
+"""Maximum number of questions, a sample; and the minimum that says anything."""
 MOST_TREND_EVENTS = 2_000_000
-"""The newest events, among which they are compared."""
+"""Of more events only the newest are looked at."""
 
 Days = float | Literal["auto", "all"]
 """A value of `[features] popular_days`; `auto` is as `all`."""
@@ -72,8 +73,8 @@ class PopularityGain:
     """N@10 of popularity, for the last item of each user.
 
     Attributes:
-        recent: Of the best window that ends with the question.
-        all_time: Of all that is known then or later, the answers left out.
+        recent: Of the events in a window before each question, for the best of `TREND_DAYS`.
+        all_time: Of all events but the answers, those after a question included.
         num_questions: How many were asked.
     """
 
@@ -88,7 +89,7 @@ class PopularityGain:
 
 
 def popularity_gain(sequences: Sequences, num_items: int, seen_items: SeenItems) -> PopularityGain | None:
-    """Return how good recent and all-time popularity are among the newest events; None without times.
+    """Return how good recent and all-time popularity are; None without times or questions.
 
     Args:
         sequences: All interactions, with catalogue rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from features.config import FeaturesConfig, FeatureSettings
 from features.errors import DataError
+from features.files import sha256
+from features.tables import table_parts
 from features.tables.table_files import place, read_blocks, read_table
 from features.tables.table_parts import table_digest, table_exists
 from features.tables.tables import data_digests, read_tables, unchanged_tables
@@ -181,6 +184,29 @@ def test_a_part_of_no_bytes_is_left_out_with_a_note(tmp_path, prepare):
 
 def test_a_table_that_changes_while_it_is_read_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("user_id,item_id\n1,2\n")
+    os.utime(tmp_path / "a.csv", (1, 1))  # a second write in the same instant could not be told from the first
     config = FeaturesConfig(interactions="a.csv")
     with pytest.raises(DataError, match=r"a\.csv: changed while it was read"), unchanged_tables(config, tmp_path):
         (tmp_path / "a.csv").write_text("user_id,item_id\n1,3\n")
+
+
+@pytest.mark.parametrize("name", ["a.csv", ".", "*.csv"])
+def test_a_table_that_stays_the_same_is_hashed_once(tmp_path, monkeypatch, name):
+    (tmp_path / "a.csv").write_text("user_id,item_id\n1,2\n")
+    hashed = []
+    monkeypatch.setattr(table_parts, "digest_of", lambda path: hashed.append(path.name) or sha256(path))
+    with unchanged_tables(FeaturesConfig(interactions=name), tmp_path) as digests:
+        read_table(tmp_path / "a.csv")
+    assert hashed == ["a.csv"]
+    with unchanged_tables(FeaturesConfig(interactions=name), tmp_path) as again:
+        os.utime(tmp_path / "a.csv", (1, 1))  # the same content
+    assert again == digests
+    assert hashed == ["a.csv"] * 3
+
+
+def test_a_document_that_changes_while_it_is_read_is_noticed(tmp_path):
+    (tmp_path / "a.md").write_text("one")
+    os.utime(tmp_path / "a.md", (1, 1))
+    config = FeaturesConfig(items=str(tmp_path))
+    with pytest.raises(DataError, match="changed while it was read"), unchanged_tables(config, tmp_path):
+        (tmp_path / "a.md").write_text("two")

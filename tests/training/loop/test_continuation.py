@@ -193,12 +193,13 @@ def test_layers_stay_as_they_are_unless_their_learning_rate_says_otherwise(
 
 def test_without_embedding_tables_layers_are_trained() -> None:
     config = settings_with(settings(), layers_learning_rate_factor=0.0)
-    nothing = Replay(np.zeros(after().num_events, dtype=bool), chance=0.0)
-    rates = [
-        settings_of_steps(config, after(), nothing, has_tables=has_tables).training.learning_rate
-        for has_tables in (True, False)
-    ]
-    assert rates == [0.0, config.training.learning_rate]
+    size = {"item_id": FeatureSettings(kind="number")}
+    features = config.features.model_copy(update={"item": size, "user": {}})
+    config = config.model_copy(update={"features": features})
+    origin = origin_of(config, steps=5)
+    assert not origin.featurizer.items.sparse
+    learned = continued(config, after(), origin)
+    assert not same(weights_of(learned.model), weights_of(origin.model))
 
 
 def test_where_an_id_is_all_there_is_a_new_one_begins_with_the_mean() -> None:
