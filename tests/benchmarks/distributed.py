@@ -8,7 +8,8 @@
 without dropout and in float32, and ends with status 1 where it is above 1e-5. All use the gloo backend on CPUs, the
 same global batch and seed.
 
-`quality` trains to the end with the settings as they are, and prints the best validation N@10 of each number.
+`quality` trains to the end with the settings as they are, and prints the best validation N@10 of each number. ± is half
+the 95 % interval (Student's t) of the difference for the same seeds; it ends with status 1 where that is without zero.
 
 `kills` runs `torchrun --max-restarts 3 -m towers train` in as many processes as the last number says, kills one worker
 with SIGKILL at a random moment of the training, and compares the weights in the bundle with those of a run that was
@@ -32,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from scipy import stats
 
 from tests.benchmarks.harness import say
 
@@ -139,13 +141,23 @@ def compare_losses(settings: Path, overrides: Sequence[str], processes: Sequence
 
 
 def compare_quality(settings: Path, overrides: Sequence[str], processes: Sequence[int], seeds: int) -> bool:
-    """Print the validation N@10 of each number of processes."""
+    """Print the validation N@10 of each number of processes, and return whether none differs from the first number."""
+    is_same, first = True, np.zeros(seeds)
     for count in processes:
-        found = [measured(settings, [*overrides, f"training.seed={seed}"], count, 0)["best"] for seed in range(seeds)]
+        trained = [measured(settings, [*overrides, f"training.seed={seed}"], count, 0)["best"] for seed in range(seeds)]
+        found = np.array(trained)
         say("\r")
-        spread = f", standard deviation {np.std(found, ddof=1):.4f}" if seeds > 1 else ""
-        print(f"{count} processes: N@10 {np.mean(found):.4f}{spread} ({seeds} seeds)", flush=True)
-    return True
+        line = f"{count} processes: N@10 {found.mean():.4f} ({seeds} seeds"
+        if seeds > 1:
+            line += f", standard deviation {found.std(ddof=1):.4f}"
+        if count == processes[0]:
+            first = found
+        elif seeds > 1:
+            half = stats.t.ppf(0.975, seeds - 1) * (found - first).std(ddof=1) / np.sqrt(seeds)
+            line += f", difference to {processes[0]}: {(found - first).mean():+.4f} ± {half:.4f}"
+            is_same = is_same and abs((found - first).mean()) <= half
+        print(f"{line})", flush=True)
+    return is_same
 
 
 def kill_workers(settings: Path, overrides: Sequence[str], processes: int, kills: int) -> bool:
