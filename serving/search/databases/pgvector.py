@@ -88,7 +88,7 @@ class PgVector:
             import psycopg
         self._address, self.alias = _parsed(address)
         self._password = password_of(self._address, "index")
-        self._error = psycopg.Error
+        self._error, self._lost = psycopg.Error, psycopg.OperationalError
         self._seconds = timeout_seconds
         self._idle: list[Connection[Any]] = []
         self._lock = threading.Lock()
@@ -274,8 +274,10 @@ class PgVector:
                 connection = self._connected_in_time()
             try:
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 connection.close()  # a statement may still be running
+                if isinstance(error, self._lost):
+                    self.close()  # a server that was restarted has closed them all, a network that is cut lost them
                 raise
             with self._lock:
                 self._idle.append(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -221,6 +222,26 @@ def test_a_database_that_stands_still_is_not_waited_for(runs, pgvector):
             answers(recommenders[1], request)
     for one in (patient, hasty, strict):
         open_database(one.database).close()
+    open_database.cache_clear()
+
+
+def test_a_database_that_was_restarted_is_searched_at_once(runs, pgvector):
+    """However many connections it closed: a worker has as many as it answered requests at once."""
+    import psycopg
+
+    settings = ServingConfig(index=f"{pgvector}?table=restarted", index_timeout_seconds=30, index_fallback="none")
+    indexed(runs / "one", settings, precomputed=0)
+    recommender = opened(runs / "one", settings)
+    request, database = requests(recommender)[0], recommender.indexed.search.database
+    expected = answers(recommender, request)
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(database._reading())
+    with psycopg.connect(pgvector, autocommit=True) as connection:
+        others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        connection.execute(f"SELECT pg_terminate_backend(pid, 500) {others}")
+    assert answers(recommender, request) == expected
+    database.close()
     open_database.cache_clear()
 
 

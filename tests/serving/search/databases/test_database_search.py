@@ -279,12 +279,17 @@ class Tampered:
         return getattr(self._database, name)
 
     def nearest(self, *arguments):
-        return [self._change(keys) for keys in self._database.nearest(*arguments)]
+        return self._change(self._database.nearest(*arguments))
+
+
+def to_each(change):
+    """Return what changes the answer for each user."""
+    return lambda found: [change(keys) for keys in found]
 
 
 def test_a_search_that_was_cut_off_is_made_up_by_comparing_all(database):
     """As Qdrant's engine once returned one of a hundred."""
-    index = searcher(Tampered(database, lambda keys: keys[-1:]))
+    index = searcher(Tampered(database, to_each(lambda keys: keys[-1:])))
     for allowed in (None, below(0.4)):
         hits, true = index.search(QUERIES, 10, allowed=allowed), EXACT.scan(QUERIES, 10, allowed=allowed)
         np.testing.assert_array_equal(hits.rows, true.rows)
@@ -293,11 +298,13 @@ def test_a_search_that_was_cut_off_is_made_up_by_comparing_all(database):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda keys: np.append(keys[1:], keys[1]),
-        lambda keys: keys - ITEMS,
-        lambda keys: np.append(keys, keys[0] + ITEMS),
+        to_each(lambda keys: np.append(keys[1:], keys[1])),
+        to_each(lambda keys: keys - ITEMS),
+        to_each(lambda keys: np.append(keys, keys[0] + ITEMS)),
+        lambda found: found[1:],
+        lambda found: [],
     ],
-    ids=["twice", "no rows", "too many"],
+    ids=["twice", "no rows", "too many", "a user missing", "nothing"],
 )
 def test_an_answer_that_cannot_be_right_counts_as_none(database, change, caplog):
     index = searcher(Tampered(database, change))
