@@ -269,7 +269,7 @@ def _client(host: str, port: int, key: str | None, seconds: float, *, is_encrypt
 
 
 def _read_in_time(response: Any, seconds: float) -> None:
-    """End the reading of a response when its request's time is over: httpx limits only the wait for each of its parts."""
+    """End the reading of a response when its request's time is over: httpx limits only the wait for each part."""
     import httpx
 
     class InTime(httpx.SyncByteStream):

@@ -15,6 +15,7 @@ from serving.config import ServingConfig, read_settings
 from serving.deploy.prepare import ensure_index
 from serving.deploy.swap import roll_back, swap_bundle
 from serving.errors import NotReady
+from serving.jobs import database_index
 from serving.jobs.build_index import build_index
 from serving.live.follower import LiveRecommender
 from serving.live.log import Write
@@ -100,6 +101,24 @@ def test_a_new_index_is_another_collection_and_the_old_one_goes_at_last(runs, se
     # With index_keep = 1, a worker that has not reloaded finds its collection gone, and answers all the same.
     open_database(settings.database).close()
     assert answers(before, requests(before)[0]) == expected
+
+
+def test_what_an_interrupted_run_left_goes_before_the_collection_in_service(runs, settings, monkeypatch):
+    settings = settings.model_copy(update={"index_keep": 2})
+    indexed(runs / "one", settings, precomputed=0)
+    in_service = opened(runs / "one", settings).indexed.search.collection
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database_index, "with_effort", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            indexed(runs / "one", settings, precomputed=3)
+    indexed(runs / "one", settings, precomputed=4)
+    newest = opened(runs / "one", settings).indexed.search
+    assert set(newest.database.collections()) == {newest.collection, in_service}
+    newest.database.close()
 
 
 def test_deploy_and_rollback_move_the_alias_to_what_is_served(runs, settings, capsys):
