@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
+import psutil
 import pytest
 
 from features.errors import DataError, UnavailableError
@@ -241,6 +242,41 @@ def test_a_database_that_stands_still_is_not_waited_for(runs, pgvector):
             answers(recommenders[1], request)
     for one in (patient, hasty, strict):
         open_database(one.database).close()
+    open_database.cache_clear()
+
+
+def test_a_run_ends_when_its_database_hangs_but_not_while_it_works(runs, pgvector, monkeypatch):
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    from serving.search.databases import pgvector as pgvector_module
+
+    monkeypatch.setattr(pgvector_module, "_SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(pgvector_module, "_SECONDS_TO_PROVE_ALIVE", 2)
+    settings, hung, make_indexes = ServingConfig(index=f"{pgvector}?table=hung"), [], pgvector_module._make_indexes
+
+    def slow(connection, *arguments):
+        connection.execute("SELECT pg_sleep(0.7)")
+        make_indexes(connection, *arguments)
+
+    def hanging(connection, *arguments):
+        backend = psutil.Process(connection.info.backend_pid)
+        hung.extend([backend, backend.parent()])
+        for process in hung:
+            process.suspend()
+        make_indexes(connection, *arguments)
+
+    monkeypatch.setattr(pgvector_module, "_make_indexes", slow)
+    before = indexed(runs / "one", settings, precomputed=0).manifest.identity
+    monkeypatch.setattr(pgvector_module, "_make_indexes", hanging)
+    try:
+        with pytest.raises(UnavailableError, match="and takes no other connections"):
+            indexed(runs / "one", settings, precomputed=3)
+    finally:
+        for process in hung:
+            process.resume()
+    assert opened(runs / "one", settings).snapshot.manifest.identity == before
+    database = open_database(settings.database)
+    assert list(database.collections()) == [database.current()] == [f"hung_{before}"]
+    database.close()
     open_database.cache_clear()
 
 
