@@ -221,6 +221,17 @@ class PgVector:
             connection.execute("DELETE FROM towers_indexes WHERE collection = %s", (collection,))
             connection.execute(SQL("DROP TABLE IF EXISTS {}").format(Identifier(collection)))
 
+    def num_points(self, collection: str) -> int | None:
+        """Return how many items a collection has; None if live writes have changed it."""
+        from psycopg.sql import SQL, Identifier
+
+        with self._writing(_SECONDS_TO_APPLY) as connection:
+            query = "SELECT log_id FROM towers_indexes WHERE collection = %s"
+            if connection.execute(query, (collection,)).fetchone() != (None,):
+                return None
+            found = connection.execute(SQL("SELECT count(*) FROM {}").format(Identifier(collection))).fetchone()
+        return None if found is None else int(found[0])
+
     def apply(self, collection: str, change: LiveChange) -> bool:
         """Apply live writes in one transaction, in which one process at a time brings the collection up to date."""
         from psycopg.sql import SQL, Identifier, Placeholder

@@ -171,6 +171,13 @@ class QdrantServer:
         with self._telling():
             self._writer.delete_collection(collection)
 
+    def num_points(self, collection: str) -> int | None:
+        """Return how many items a collection has; None if live writes have changed it."""
+        if _LOG in (self._metadata(collection) or {}):
+            return None
+        with self._telling():
+            return int(self._writer.count(collection, exact=True).count)
+
     def apply(self, collection: str, change: LiveChange) -> bool:
         """Apply live writes; a write that was interrupted is repeated, which changes nothing more."""
         before = self._metadata(collection)

@@ -15,7 +15,7 @@ from serving.search.conditions import OPERATORS, Condition
 from serving.search.databases import database_search as search_module
 from serving.search.databases import qdrant_points
 from serving.search.databases.columns import kinds_of, storable
-from serving.search.databases.database import Asked, LiveChange, Points, Seal
+from serving.search.databases.database import Asked, LiveChange, Points, Seal, check_complete
 from serving.search.databases.database_search import DatabaseSearch
 from serving.search.databases.open_database import open_database
 from serving.search.databases.settings import DatabaseSettings
@@ -342,6 +342,19 @@ def test_the_alias_moves_forth_and_back(database):
     assert database.seal(first) == first_seal
     database.reseal(first, first_seal.model_copy(update={"effort": 512}))
     assert database.seal(first).effort == 512
+
+
+def test_a_collection_that_lost_items_is_refused(database):
+    sealed = seal(index="fewer")
+    collection = f"{database.alias}_fewer"
+    few = Points(np.arange(200), VECTORS[:200], {name: column[:200] for name, column in CELLS.items()})
+    database.write(collection, sealed, few, lambda written: None)
+    check_complete(database, collection, seal(index="fewer", num_items=200))
+    with pytest.raises(DataError, match=r"collection \w+_fewer has 200 items, expected 4,000: .*; write it again"):
+        check_complete(database, collection, sealed)
+    database.apply(collection, LiveChange("log", 0, 1, None, np.array([3])))
+    check_complete(database, collection, sealed)
+    database.drop(collection)
 
 
 def test_live_writes_are_applied_once_and_in_place(database):

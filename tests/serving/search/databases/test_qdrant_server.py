@@ -58,6 +58,7 @@ def test_a_search_is_as_exact_as_the_local_mode(database):
 
 test_the_alias_moves_forth_and_back = contract.test_the_alias_moves_forth_and_back
 test_live_writes_are_applied_once_and_in_place = contract.test_live_writes_are_applied_once_and_in_place
+test_a_collection_that_lost_items_is_refused = contract.test_a_collection_that_lost_items_is_refused
 test_what_belongs_to_another_bundle_is_refused_in_one_line = (
     contract.test_what_belongs_to_another_bundle_is_refused_in_one_line
 )
