@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from features.errors import DataError
@@ -13,6 +13,8 @@ from features.redaction import redacted
 if TYPE_CHECKING:
     from psycopg import Connection
 
+# Why a response is not waited for any longer, from the seconds it was waited for; None: it is.
+_Limit = Callable[[float], "str | None"]
 _PORTS = re.compile(r"[0-9,]*")
 
 
@@ -21,21 +23,56 @@ def connection_with_timeout(seconds: float) -> type[Connection[Any]]:
 
     The server's own `statement_timeout` has no effect if the server or the network hangs.
     """
+
+    def over(waited: float) -> str | None:
+        return f"the database did not respond within {seconds:g} s" if waited > seconds else None
+
+    return _connection_that_ends(lambda: over)
+
+
+def connection_while_alive(seconds: float, is_alive: Callable[[], bool]) -> type[Connection[Any]]:
+    """Return a class of connections whose statements may take hours, as long as the server is alive.
+
+    Args:
+        seconds: After how many seconds without a response, and how often, `is_alive` is called.
+        is_alive: Whether the server responds to another connection. If it does not, this one is closed.
+    """
+
+    def new_limit() -> _Limit:
+        due = seconds
+
+        def over(waited: float) -> str | None:
+            nonlocal due
+            if waited < due:
+                return None
+            if not is_alive():
+                return f"the database did not respond within {waited:.0f} s, and takes no other connections"
+            due = waited + seconds
+            return None
+
+        return over
+
+    return _connection_that_ends(new_limit)
+
+
+def _connection_that_ends(new_limit: Callable[[], _Limit]) -> type[Connection[Any]]:
+    """Return a class of connections, each response of which is waited for until a new limit says why it is not."""
     from psycopg import Connection, OperationalError
 
     def within(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        ends = time.monotonic() + seconds
+        began, over = time.monotonic(), new_limit()
         try:
             awaited = next(steps)
             while True:
                 ready = yield awaited
-                if time.monotonic() > ends:
-                    raise OperationalError(f"the database did not respond within {seconds:g} s")
+                why = over(time.monotonic() - began)
+                if why is not None:
+                    raise OperationalError(why)
                 awaited = steps.send(ready)
         except StopIteration as ended:
             return ended.value
 
-    class ConnectionWithTimeout(Connection[Any]):
+    class ConnectionThatEnds(Connection[Any]):
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
             try:
                 return super().wait(within(gen), *arguments, **options)
@@ -43,7 +80,7 @@ def connection_with_timeout(seconds: float) -> type[Connection[Any]]:
                 self.close()  # else the rollback would wait for the server, too
                 raise
 
-    return ConnectionWithTimeout
+    return ConnectionThatEnds
 
 
 def password_of(address: str, setting: str) -> str | None:

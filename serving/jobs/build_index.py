@@ -25,6 +25,7 @@ from serving.search.databases.settings import DatabaseSettings
 from serving.search.index_config import IndexKind
 from serving.search.tuning import Tuning, choose
 from serving.snapshot.encoding import ItemEncoder, encode_items
+from serving.snapshot.manifest import FOLDER, IndexManifest
 from serving.snapshot.precomputed import BYTES_A_PLACE
 from serving.snapshot.snapshot import Snapshot
 from towers.bundle.bundle import ModelBundle, check_can_sign
@@ -123,7 +124,8 @@ def build_index(
         folder = snapshot.save(bundle.path)
     else:
         queries, columns = snapshot.query_sample(bundle), bundle.config.features.item
-        with collection_written(snapshot, queries, database, columns, filter_columns, recall):
+        before = IndexManifest.identity_in(bundle.path / FOLDER)
+        with collection_written(snapshot, queries, database, columns, filter_columns, recall, before):
             folder = snapshot.save(bundle.path)
     manifest = snapshot.manifest
     listed = (

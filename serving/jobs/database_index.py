@@ -38,6 +38,7 @@ def collection_written(
     item_settings: Mapping[str, FeatureSettings],
     filter_columns: Sequence[str] | None,
     recall: float | None,
+    before: str | None = None,
 ) -> Iterator[None]:
     """Write the collection of an index before the block, in which the index is saved, and let the alias name it after.
 
@@ -50,6 +51,8 @@ def collection_written(
         item_settings: The model's settings of the columns.
         filter_columns: The columns that requests may filter by. None: all.
         recall: Target recall@100, 0 to 1. None: `DEFAULT_RECALL`.
+        before: Identity of the index that the bundle has now, which workers search in until they reload. None: it has
+            none.
 
     Raises:
         DataError: The address is invalid, or the database cannot hold the vectors.
@@ -60,7 +63,7 @@ def collection_written(
     try:
         search = _write(snapshot, queries, patient, item_settings, filter_columns, recall or DEFAULT_RECALL)
         yield
-        _publish(search, settings.keep)
+        _publish(search, settings.keep, before)
     finally:
         database.close()
 
@@ -95,15 +98,19 @@ def _advance(bar: tqdm[Any], written: int) -> None:
     bar.update(written)
 
 
-def _publish(search: DatabaseSearch, keep: int) -> None:
-    """Let the alias name a collection, and delete old collections of the same model."""
+def _publish(search: DatabaseSearch, keep: int, before: str | None) -> None:
+    """Let the alias name a collection, and delete old collections of the same model.
+
+    Those of runs that were interrupted are as new as any, but in no service: they go before the one that was.
+    """
     search.make_current()
     database, mine = search.database, search.check()
+    in_service = (search.collection, f"{database.alias}_{before}")
     of_model = [name for name, seal in database.collections().items() if seal.weights_digest == mine.weights_digest]
+    of_model = [*(name for name in in_service if name in of_model), *(one for one in of_model if one not in in_service)]
     for name in of_model[keep:]:
-        if name != search.collection:
-            database.drop(name)
-            click.echo(f"{name}: deleted; {keep} collections of a model are kept (index_keep)")
+        database.drop(name)
+        click.echo(f"{name}: deleted; {keep} collections of a model are kept (index_keep)")
 
 
 def with_effort(

@@ -157,6 +157,14 @@ class IndexManifest(StrictTable):
         created = datetime.fromisoformat(self.created).timestamp()
         return 0.0 if self.newest_event is None else min(self.newest_event, created)
 
+    @classmethod
+    def identity_in(cls, folder: Path) -> str | None:
+        """Return the identity of the index in a folder, unverified; None if there is none that can be read."""
+        try:
+            return cls.model_validate_json((folder / NAME).read_bytes()).identity
+        except (OSError, ValidationError):
+            return None
+
     def write(self, folder: Path) -> None:
         """Write the manifest with checksums of the files in `folder`, signed if the environment names a key."""
         sealed = self.model_copy(update={"files": seal_files(folder)})

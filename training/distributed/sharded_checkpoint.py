@@ -48,7 +48,8 @@ def save_parts(checkpoint: Checkpoint, path: Path, layouts: Layouts) -> None:
         shutil.rmtree(folder[0], ignore_errors=True)
         causes = ", ".join(f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items())
         raise DataError(
-            f"{path.parent}: the checkpoint cannot be written ({causes}); the one before it stays"
+            f"{path.parent}: the checkpoint cannot be written ({causes}); free space there if there is none left, then "
+            "train with --resume, which goes on from the checkpoint before"
         ) from None
     if not is_first:
         return

@@ -164,12 +164,15 @@ def table_planner(
         def sharding_types(self, compute_device_type: str) -> list[str]:
             return [*{*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value}]
 
-    kinds = [*EXACT] if sharding == "auto" else [sharding.replace("-", "_")]
-    constraint = ParameterConstraints(sharding_types=kinds, compute_kernels=["fused"])
-    if sharding == "column-wise":
-        constraint.min_partition = _columns(tables, size)
+    least = _columns(tables, size) if sharding == "column-wise" else None
     collections: list[Any] = [part.collection for part in tables]
-    constraints = {config.name: constraint for one in collections for config in one.embedding_bag_configs()}
+    constraints = {
+        config.name: ParameterConstraints(
+            sharding_types=_kinds(sharding, config.num_embeddings, size), compute_kernels=["fused"], min_partition=least
+        )
+        for one in collections
+        for config in one.embedding_bag_configs()
+    }
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     most = None if memory is None else memory // max((TABLE_COPIES[part.dtype] for part in tables), default=1)
     cap = {"hbm_cap" if device.type == "cuda" else "ddr_cap": most}
@@ -198,6 +201,13 @@ def planning() -> Iterator[None]:
             "torchrec's planner finds no way to divide the embedding tables so that each process has the memory for "
             "its part; `towers plan run.toml --processes N` says what they take, and which setting to change"
         ) from None
+
+
+def _kinds(sharding: Sharding, num_rows: int, size: int) -> list[str]:
+    """Return torchrec's names of the ways in which a table may be divided."""
+    kinds = [*EXACT] if sharding == "auto" else [sharding.replace("-", "_")]
+    is_empty_somewhere = -(-num_rows // size) * (size - 1) >= num_rows  # by rows; the kernels fail on a part of none
+    return ["table_wise"] if "row_wise" in kinds and is_empty_somewhere else kinds
 
 
 def _columns(tables: Sequence[FeatureEmbeddings], size: int) -> int:

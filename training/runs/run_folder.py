@@ -24,7 +24,7 @@ from training.config import RunConfig
 RUNS = Path("runs")
 INPUTS = RUNS / "inputs"
 """Where tables are kept that are no files of the user, with the run.toml that was made for them."""
-_TABLES = "tables.json"
+_SETTINGS, _TABLES = "settings.json", "tables.json"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _held: dict[Path, int] = {}
 """Open lock files of this process, by path; open until `Run.release`, or until the process ends."""
@@ -89,7 +89,7 @@ class Run:
         run.claim()
         shutil.rmtree(run.workspace, ignore_errors=True)
         with atomic_folder(run.workspace) as workspace:
-            (workspace / "settings.json").write_text(fingerprint(config, continued), encoding="utf-8")
+            (workspace / _SETTINGS).write_text(fingerprint(config, continued), encoding="utf-8")
             (workspace / _TABLES).write_text(json.dumps(dict(digests)), encoding="utf-8")
         return run
 
@@ -110,8 +110,11 @@ class Run:
         if (run := cls.find_unfinished(config, stem, output, digests, continued)) is not None:
             return run
         where = output or RUNS / f"{stem}-*"
+        others = [str(folder) for folder in cls._resumable(stem, output)]
+        of_others = f" ({', '.join(others)} began with other settings, tables or weights)" if others else ""
         raise DataError(
-            f"{where}: no unfinished run with these settings and a checkpoint; train without --resume to begin one"
+            f"{where}: no unfinished run with these settings and a checkpoint{of_others}; train without --resume to "
+            "begin one"
         )
 
     @classmethod
@@ -128,18 +131,21 @@ class Run:
         Raises:
             DataError: It began with other tables, or another process trains it.
         """
-        folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
         mine = fingerprint(config, continued)
-        for folder in folders:
-            settings = folder / "settings.json"
-            if not (folder / "checkpoint.safetensors").is_file() or not settings.is_file():
-                continue
-            if settings.read_text(encoding="utf-8") == mine:
+        for folder in cls._resumable(stem, output):
+            if (folder / _SETTINGS).read_bytes() == mine.encode():
                 _refuse_other_tables(folder, config, digests)
                 run = cls(folder.with_name(folder.name.removeprefix(".").removesuffix(".training")))
                 run.claim()
                 return run
         return None
+
+    @classmethod
+    def _resumable(cls, stem: str, output: Path | None) -> list[Path]:
+        """Return the workspaces that have a checkpoint, the newest first."""
+        folders = [cls(output).workspace] if output else sorted(RUNS.glob(f".{stem}-*.training"), key=_age)
+        needed = ("checkpoint.safetensors", _SETTINGS)
+        return [folder for folder in folders if all((folder / name).is_file() for name in needed)]
 
     @property
     def _lock(self) -> Path:

@@ -45,7 +45,7 @@ from training.tasks.train import MOST_CELLS, SELECTED, record, resumable, write_
 
 TABLES = ("interactions", "items", "users")
 NO_BASELINES = "A continued training fits no baselines; `towers evaluate` does."
-_MAY_DIFFER = {"interactions", "items", "users", "prepare", "prepare_memory_gb"}
+_MAY_DIFFER = {"interactions", "items", "users", "prepare", "prepare_memory_gb", "missing_ids", "unknown_items"}
 """Settings under `[features]` that do not decide what the weights mean."""
 _DECIDE_WHAT_IS_HELD_OUT = ("validation", "refit")
 

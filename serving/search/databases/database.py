@@ -166,6 +166,9 @@ class VectorDatabase(Protocol):
     def drop(self, collection: str) -> None:
         """Delete a collection."""
 
+    def num_points(self, collection: str) -> int | None:
+        """Return how many items a collection has; None if live writes have changed it."""
+
     def apply(self, collection: str, change: LiveChange) -> bool:
         """Apply live writes that are not in the collection yet; return False if it follows another log."""
 
@@ -197,3 +200,18 @@ def checked_seal(database: VectorDatabase, collection: str, wanted: Seal) -> Sea
             f"index: the collection {collection} does not fit this bundle: {misfit}; write it again with `towers index`"
         )
     return found
+
+
+def check_complete(database: VectorDatabase, collection: str, seal: Seal) -> None:
+    """Check that a collection still has all items: those that it lost would never be recommended.
+
+    Raises:
+        DataError: It has fewer or more.
+        UnavailableError: The database does not answer.
+    """
+    found = database.num_points(collection)
+    if found not in (None, seal.num_items):
+        raise DataError(
+            f"index: the collection {collection} has {found:,} items, expected {seal.num_items:,}: something else than "
+            "this program changed it; write it again with `towers index`"
+        )

@@ -196,7 +196,7 @@ class DatabaseSearch:
         while True:
             try:
                 found = self.database.nearest(self.collection, seal.columns, asked)
-                _check_possible(found, asked.depth)
+                _check_possible(found, asked)
             except (DataError, UnavailableError) as error:
                 failed += 1
                 if failed <= self._settings.retries and time.monotonic() - began < self._settings.timeout_seconds:
@@ -292,8 +292,12 @@ class _Levels:
         return self._task.excluded.rows_of(user)
 
 
-def _check_possible(found: list[np.ndarray], depth: int) -> None:
-    """Check that a database found each item once, and no more than were asked for."""
+def _check_possible(found: list[np.ndarray], asked: Asked) -> None:
+    """Check that a database answered for each user, found each item once, and no more than were asked for."""
+    if len(found) != len(asked.queries):
+        raise UnavailableError(f"it returned {len(found):,} results where {len(asked.queries):,} were asked for")
     for keys in found:
-        if len(keys) > depth or len(np.unique(keys)) < len(keys) or (len(keys) and keys.min() < 0):
-            raise UnavailableError(f"it returned {len(keys):,} items where {depth:,} were asked for, or some twice")
+        if len(keys) > asked.depth or len(np.unique(keys)) < len(keys) or (len(keys) and keys.min() < 0):
+            raise UnavailableError(
+                f"it returned {len(keys):,} items where {asked.depth:,} were asked for, or some twice"
+            )

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from features.errors import DataError, UnavailableError, needing
 from serving import deadline
-from serving.postgres import connection_with_timeout, one_line, password_of
+from serving.postgres import connection_while_alive, connection_with_timeout, one_line, password_of
 from serving.search.conditions import Condition
 from serving.search.databases.columns import ColumnKind
 from serving.search.databases.database import Asked, LiveChange, Points, Seal
@@ -33,6 +33,9 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _KEY, _VECTOR = "towers_key", "towers_vector"
 _SECONDS_TO_CONNECT = 2
 _SECONDS_TO_APPLY = 120.0
+# Building a graph may take hours without a word from the server. After so long it is asked over another connection.
+_SECONDS_OF_SILENCE = 60.0
+_SECONDS_TO_PROVE_ALIVE = 20
 # The key of the advisory lock; an arbitrary number that other applications are unlikely to use.
 _LOCK = 0x746F7766
 _LONGEST_NAME = 63  # in bytes; PostgreSQL cuts longer ones
@@ -88,7 +91,7 @@ class PgVector:
             import psycopg
         self._address, self.alias = _parsed(address)
         self._password = password_of(self._address, "index")
-        self._error = psycopg.Error
+        self._error, self._lost = psycopg.Error, psycopg.OperationalError
         self._seconds = timeout_seconds
         self._idle: list[Connection[Any]] = []
         self._lock = threading.Lock()
@@ -218,6 +221,17 @@ class PgVector:
             connection.execute("DELETE FROM towers_indexes WHERE collection = %s", (collection,))
             connection.execute(SQL("DROP TABLE IF EXISTS {}").format(Identifier(collection)))
 
+    def num_points(self, collection: str) -> int | None:
+        """Return how many items a collection has; None if live writes have changed it."""
+        from psycopg.sql import SQL, Identifier
+
+        with self._writing(_SECONDS_TO_APPLY) as connection:
+            query = "SELECT log_id FROM towers_indexes WHERE collection = %s"
+            if connection.execute(query, (collection,)).fetchone() != (None,):
+                return None
+            found = connection.execute(SQL("SELECT count(*) FROM {}").format(Identifier(collection))).fetchone()
+        return None if found is None else int(found[0])
+
     def apply(self, collection: str, change: LiveChange) -> bool:
         """Apply live writes in one transaction, in which one process at a time brings the collection up to date."""
         from psycopg.sql import SQL, Identifier, Placeholder
@@ -274,8 +288,10 @@ class PgVector:
                 connection = self._connected_in_time()
             try:
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 connection.close()  # a statement may still be running
+                if isinstance(error, self._lost):
+                    self.close()  # a server that was restarted has closed them all, a network that is cut lost them
                 raise
             with self._lock:
                 self._idle.append(connection)
@@ -284,7 +300,7 @@ class PgVector:
 
     @contextmanager
     def _writing(self, seconds: float | None = None) -> Iterator[Connection[Any]]:
-        """Open a connection that may take its time, or so many seconds."""
+        """Open a connection that may take so many seconds, or as long as the server is alive."""
         try:
             with self._connect(seconds) as connection:
                 yield connection
@@ -304,7 +320,10 @@ class PgVector:
         import psycopg
         from pgvector.psycopg import register_vector
 
-        kind = psycopg.Connection if seconds is None else connection_with_timeout(seconds)
+        if seconds is None:
+            kind = connection_while_alive(_SECONDS_OF_SILENCE, self._is_alive)
+        else:
+            kind = connection_with_timeout(seconds)
         # Each statement is planned with its values: how many items a filter leaves decides how to search.
         options = f"-c plan_cache_mode=force_custom_plan -c statement_timeout={(seconds or 0):g}s"
         options += f" -c hnsw.iterative_scan=strict_order -c hnsw.max_scan_tuples={_MOST_SCANNED}"
@@ -315,6 +334,9 @@ class PgVector:
             client_encoding="utf8",
             prepare_threshold=None,  # poolers in between have no prepared statements
             options=options,
+            keepalives_idle=60,  # or a firewall may forget the connection while a graph is built
+            keepalives_interval=20,
+            keepalives_count=5,
         )
         try:
             if seconds is None:
@@ -330,6 +352,18 @@ class PgVector:
             connection.close()
             raise
         return connection
+
+    def _is_alive(self) -> bool:
+        """Return whether the server responds to another connection, if only by refusing it."""
+        import psycopg
+
+        try:
+            psycopg.connect(self._address, connect_timeout=_SECONDS_TO_PROVE_ALIVE).close()
+        except psycopg.errors.ConnectionTimeout:
+            return False
+        except self._error:
+            return True
+        return True
 
     def _refuse_other(self, connection: Connection[Any]) -> None:
         """Refuse an alias that is the name of something else than our view."""

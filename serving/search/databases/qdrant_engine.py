@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
-from pydantic import ValidationError
 
 from features.errors import DataError, UnavailableError, needing
 from features.files import atomic_file, move_link
@@ -72,7 +71,7 @@ class QdrantEngine:
             return None
         try:
             return Seal.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise UnavailableError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
 
     def nearest(self, collection: str, kinds: dict[str, ColumnKind], asked: Asked) -> list[np.ndarray]:
@@ -156,6 +155,13 @@ class QdrantEngine:
         (self._folder / collection / _SEAL).unlink(missing_ok=True)
         shutil.rmtree(self._folder / collection, ignore_errors=True)
 
+    def num_points(self, collection: str) -> int | None:
+        """Return how many items a collection has; None if live writes have changed it."""
+        if (self._folder / collection / _LIVE).exists():
+            return None
+        shard = self._shard(collection)
+        return int(self._try(lambda: shard.count(self._edge.CountRequest(exact=True))))
+
     def apply(self, collection: str, change: LiveChange) -> bool:
         """Apply live writes; a write that was interrupted is repeated, which changes nothing more."""
         edge, shard, file = self._edge, self._shard(collection), self._folder / collection / _LIVE
@@ -224,10 +230,12 @@ class QdrantEngine:
         raise AssertionError(f"a condition that `filter_of` does not make: {content}")
 
     def _try(self, action: Callable[[], Any]) -> Any:
-        """Return the result of an action of the engine, which raises all its errors as `Exception`."""
+        """Return the result of an action of the engine, which panics over damaged files: that is no `Exception`."""
         try:
             return action()
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             said = " ".join(str(error).split())
             hint = "; another process has it open, so serve with workers = 1" if "WouldBlock" in said else ""
             raise UnavailableError(f"Qdrant's engine in {self._folder} failed ({said[:300]}){hint}") from None

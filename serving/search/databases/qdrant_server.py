@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _DEFAULT_PORT = 6333
+_ENDS = "towers_ends"  # among the extensions of a request: when its time is over
 _SEAL, _LOG, _POSITION = "towers_seal", "towers_log", "towers_position"
 _SECONDS_TO_WRITE = 120.0
 # How often, and how long, to look whether the graph is built.
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_BUILD = 6 * 3600.0
 _LOOKS_THAT_AGREE = 2
+# What the client raises for content that is no JSON (a web page of a proxy), without a result, or with other ids.
+_NOT_AN_ANSWER = (ValueError, AssertionError, OverflowError, RecursionError)
 
 
 class QdrantServer:
@@ -104,7 +107,7 @@ class QdrantServer:
             )
         with self._telling():
             responses = self._reader.query_batch_points(collection, requests)
-        return [np.array([point.id for point in one.points], dtype=np.int64) for one in responses]
+            return [np.array([point.id for point in one.points], dtype=np.int64) for one in responses]
 
     def write(self, collection: str, seal: Seal, points: Points, progress: Callable[[int], None]) -> None:
         """Write a new collection, and wait until its graph is built; the seal comes last."""
@@ -167,6 +170,13 @@ class QdrantServer:
         """Delete a collection."""
         with self._telling():
             self._writer.delete_collection(collection)
+
+    def num_points(self, collection: str) -> int | None:
+        """Return how many items a collection has; None if live writes have changed it."""
+        if _LOG in (self._metadata(collection) or {}):
+            return None
+        with self._telling():
+            return int(self._writer.count(collection, exact=True).count)
 
     def apply(self, collection: str, change: LiveChange) -> bool:
         """Apply live writes; a write that was interrupted is repeated, which changes nothing more."""
@@ -234,19 +244,49 @@ class QdrantServer:
         except (ApiException, QdrantException, OSError) as error:
             said = redacted(" ".join(str(error).split())[:300], self._key)
             raise UnavailableError(f"the Qdrant server cannot be used ({said})") from None
+        except _NOT_AN_ANSWER as error:
+            said = redacted(" ".join(str(error).split())[:300], self._key)
+            raise UnavailableError(
+                f"the Qdrant server cannot be used (its answer is not one of Qdrant's: {said}); check the address"
+            ) from None
 
 
 def _client(host: str, port: int, key: str | None, seconds: float, *, is_encrypted: bool) -> QdrantClient:
     """Return a client whose requests may take so many seconds."""
     from qdrant_client import QdrantClient
 
-    client = QdrantClient(host=host, port=port, https=is_encrypted, api_key=key, check_compatibility=False)
     # Its own `timeout` is rounded up to whole seconds; httpx takes another from each request.
     limits = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
 
     def within(request: Any, send: Callable[[Any], Any]) -> Any:
         request.extensions["timeout"] = limits
+        request.extensions[_ENDS] = time.monotonic() + seconds
         return send(request)
 
+    client = QdrantClient(
+        host=host,
+        port=port,
+        https=is_encrypted,
+        api_key=key,
+        check_compatibility=False,
+        event_hooks={"response": [partial(_read_in_time, seconds=seconds)]},
+    )
     client.http.client.add_middleware(within)
     return client
+
+
+def _read_in_time(response: Any, seconds: float) -> None:
+    """End the reading of a response when its request's time is over: httpx limits only the wait for each part."""
+    import httpx
+
+    class InTime(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for part in stream:
+                if time.monotonic() > response.request.extensions[_ENDS]:
+                    raise httpx.ReadTimeout(f"the server did not respond within {seconds:g} s")
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    stream, response.stream = response.stream, InTime()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import ExitStack
 
 import numpy as np
+import psutil
 import pytest
 
 from features.errors import DataError, UnavailableError
@@ -14,6 +16,7 @@ from serving.config import ServingConfig, read_settings
 from serving.deploy.prepare import ensure_index
 from serving.deploy.swap import roll_back, swap_bundle
 from serving.errors import NotReady
+from serving.jobs import database_index
 from serving.jobs.build_index import build_index
 from serving.live.follower import LiveRecommender
 from serving.live.log import Write
@@ -99,6 +102,24 @@ def test_a_new_index_is_another_collection_and_the_old_one_goes_at_last(runs, se
     # With index_keep = 1, a worker that has not reloaded finds its collection gone, and answers all the same.
     open_database(settings.database).close()
     assert answers(before, requests(before)[0]) == expected
+
+
+def test_what_an_interrupted_run_left_goes_before_the_collection_in_service(runs, settings, monkeypatch):
+    settings = settings.model_copy(update={"index_keep": 2})
+    indexed(runs / "one", settings, precomputed=0)
+    in_service = opened(runs / "one", settings).indexed.search.collection
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database_index, "with_effort", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            indexed(runs / "one", settings, precomputed=3)
+    indexed(runs / "one", settings, precomputed=4)
+    newest = opened(runs / "one", settings).indexed.search
+    assert set(newest.database.collections()) == {newest.collection, in_service}
+    newest.database.close()
 
 
 def test_deploy_and_rollback_move_the_alias_to_what_is_served(runs, settings, capsys):
@@ -221,6 +242,61 @@ def test_a_database_that_stands_still_is_not_waited_for(runs, pgvector):
             answers(recommenders[1], request)
     for one in (patient, hasty, strict):
         open_database(one.database).close()
+    open_database.cache_clear()
+
+
+def test_a_run_ends_when_its_database_hangs_but_not_while_it_works(runs, pgvector, monkeypatch):
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    from serving.search.databases import pgvector as pgvector_module
+
+    monkeypatch.setattr(pgvector_module, "_SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(pgvector_module, "_SECONDS_TO_PROVE_ALIVE", 2)
+    settings, hung, make_indexes = ServingConfig(index=f"{pgvector}?table=hung"), [], pgvector_module._make_indexes
+
+    def slow(connection, *arguments):
+        connection.execute("SELECT pg_sleep(0.7)")
+        make_indexes(connection, *arguments)
+
+    def hanging(connection, *arguments):
+        backend = psutil.Process(connection.info.backend_pid)
+        hung.extend([backend, backend.parent()])
+        for process in hung:
+            process.suspend()
+        make_indexes(connection, *arguments)
+
+    monkeypatch.setattr(pgvector_module, "_make_indexes", slow)
+    before = indexed(runs / "one", settings, precomputed=0).manifest.identity
+    monkeypatch.setattr(pgvector_module, "_make_indexes", hanging)
+    try:
+        with pytest.raises(UnavailableError, match="and takes no other connections"):
+            indexed(runs / "one", settings, precomputed=3)
+    finally:
+        for process in hung:
+            process.resume()
+    assert opened(runs / "one", settings).snapshot.manifest.identity == before
+    database = open_database(settings.database)
+    assert list(database.collections()) == [database.current()] == [f"hung_{before}"]
+    database.close()
+    open_database.cache_clear()
+
+
+def test_a_database_that_was_restarted_is_searched_at_once(runs, pgvector):
+    """However many connections it closed: a worker has as many as it answered requests at once."""
+    import psycopg
+
+    settings = ServingConfig(index=f"{pgvector}?table=restarted", index_timeout_seconds=30, index_fallback="none")
+    indexed(runs / "one", settings, precomputed=0)
+    recommender = opened(runs / "one", settings)
+    request, database = requests(recommender)[0], recommender.indexed.search.database
+    expected = answers(recommender, request)
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(database._reading())
+    with psycopg.connect(pgvector, autocommit=True) as connection:
+        others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        connection.execute(f"SELECT pg_terminate_backend(pid, 500) {others}")
+    assert answers(recommender, request) == expected
+    database.close()
     open_database.cache_clear()
 
 

@@ -16,7 +16,7 @@ from features.schema import Schema
 from tests.running import write_small_shop
 from towers.model.embeddings import FeatureEmbeddings
 from training.commands import plan
-from training.config import RunConfig, read_run_config, with_settings
+from training.config import RunConfig, Sharding, read_run_config, with_settings
 from training.distributed.sharded_tables import planning, table_planner
 from training.loop.build import TrainingData, build, dense_parameters
 from training.loop.fit import fit_featurizer
@@ -169,6 +169,21 @@ def test_of_a_gpu_the_memory_of_the_gpu_decides(settings: Path, data: TrainingDa
     plan(4 * needed)
     with pytest.raises(DataError, match="planner finds no way"):
         plan(needed // 4)
+
+
+@pytest.mark.parametrize("sharding", ["auto", "row-wise"])
+def test_every_process_has_a_row_of_a_table_that_is_divided_by_rows(
+    settings: Path, data: TrainingData, sharding: Sharding
+) -> None:
+    """However small the table of a column with few values is."""
+    model = unbuilt(read_run_config(settings), data.featurizer)
+    tables = [part for part in model.modules() if isinstance(part, FeatureEmbeddings)]
+    rows = [config.num_embeddings for part in tables for config in part.collection.embedding_bag_configs()]
+    size = min(rows) - 1  # two rows for each process, of which the last ones would get none
+    planner, sharders = table_planner(tables, sharding, size, size, torch.device("cpu"), None)
+    for tables_of_module in planner.plan(model, sharders).plan.values():
+        for one in tables_of_module.values():
+            assert all(part.shard_sizes[0] > 0 for part in one.sharding_spec.shards), one.sharding_type
 
 
 def test_the_trial_times_real_steps(found: Plan) -> None:

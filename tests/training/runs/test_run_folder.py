@@ -118,6 +118,10 @@ def test_nothing_to_resume_is_said() -> None:
     Run.begin(config_of(), "run", None)  # died before its first checkpoint
     with pytest.raises(DataError, match="no unfinished run with these settings and a checkpoint; train without"):
         Run.unfinished(config_of(), "run", None)
+    other = Run.begin(config_of(), "run", None, continued="weights")
+    other.checkpoint.write_text("")
+    with pytest.raises(DataError, match=rf" \({other.workspace} began with other settings, tables or weights\); train"):
+        Run.unfinished(config_of(), "run", None)
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced() -> None:

@@ -222,6 +222,16 @@ def test_a_table_that_does_not_fit_is_named_and_nothing_of_it_is_kept(here, chan
     assert sorted(path.name for path in (here / "runs").rglob("*.parquet") if "inputs" in path.parts) == []
 
 
+def test_what_an_error_advises_can_be_set(here):
+    today = tables()[1]
+    today.assign(item_id=today["item_id"].where(np.arange(len(today)) > 3, "none")).to_parquet("data/new.parquet")
+    words = ("--continue", "runs/latest", "--interactions", "data/new.parquet", "--set", "continuation.epochs=0")
+    assert "unknown_items = " in str(run(*words).exception)
+    result = run(*words, "--set", "features.unknown_items=drop")
+    assert result.exit_code == 0, result.output
+    assert "4 interactions of items that are not in the catalogue left out" in result.stderr
+
+
 def test_days_follow_each_other_under_one_name_and_each_costs_what_is_new(here):
     old, today, _ = tables()
     days = [today[place::3] for place in range(3)]

@@ -15,7 +15,7 @@ from serving.search.conditions import OPERATORS, Condition
 from serving.search.databases import database_search as search_module
 from serving.search.databases import qdrant_points
 from serving.search.databases.columns import kinds_of, storable
-from serving.search.databases.database import Asked, LiveChange, Points, Seal
+from serving.search.databases.database import Asked, LiveChange, Points, Seal, check_complete
 from serving.search.databases.database_search import DatabaseSearch
 from serving.search.databases.open_database import open_database
 from serving.search.databases.settings import DatabaseSettings
@@ -279,12 +279,17 @@ class Tampered:
         return getattr(self._database, name)
 
     def nearest(self, *arguments):
-        return [self._change(keys) for keys in self._database.nearest(*arguments)]
+        return self._change(self._database.nearest(*arguments))
+
+
+def to_each(change):
+    """Return what changes the answer for each user."""
+    return lambda found: [change(keys) for keys in found]
 
 
 def test_a_search_that_was_cut_off_is_made_up_by_comparing_all(database):
     """As Qdrant's engine once returned one of a hundred."""
-    index = searcher(Tampered(database, lambda keys: keys[-1:]))
+    index = searcher(Tampered(database, to_each(lambda keys: keys[-1:])))
     for allowed in (None, below(0.4)):
         hits, true = index.search(QUERIES, 10, allowed=allowed), EXACT.scan(QUERIES, 10, allowed=allowed)
         np.testing.assert_array_equal(hits.rows, true.rows)
@@ -293,11 +298,13 @@ def test_a_search_that_was_cut_off_is_made_up_by_comparing_all(database):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda keys: np.append(keys[1:], keys[1]),
-        lambda keys: keys - ITEMS,
-        lambda keys: np.append(keys, keys[0] + ITEMS),
+        to_each(lambda keys: np.append(keys[1:], keys[1])),
+        to_each(lambda keys: keys - ITEMS),
+        to_each(lambda keys: np.append(keys, keys[0] + ITEMS)),
+        lambda found: found[1:],
+        lambda found: [],
     ],
-    ids=["twice", "no rows", "too many"],
+    ids=["twice", "no rows", "too many", "a user missing", "nothing"],
 )
 def test_an_answer_that_cannot_be_right_counts_as_none(database, change, caplog):
     index = searcher(Tampered(database, change))
@@ -335,6 +342,19 @@ def test_the_alias_moves_forth_and_back(database):
     assert database.seal(first) == first_seal
     database.reseal(first, first_seal.model_copy(update={"effort": 512}))
     assert database.seal(first).effort == 512
+
+
+def test_a_collection_that_lost_items_is_refused(database):
+    sealed = seal(index="fewer")
+    collection = f"{database.alias}_fewer"
+    few = Points(np.arange(200), VECTORS[:200], {name: column[:200] for name, column in CELLS.items()})
+    database.write(collection, sealed, few, lambda written: None)
+    check_complete(database, collection, seal(index="fewer", num_items=200))
+    with pytest.raises(DataError, match=r"collection \w+_fewer has 200 items, expected 4,000: .*; write it again"):
+        check_complete(database, collection, sealed)
+    database.apply(collection, LiveChange("log", 0, 1, None, np.array([3])))
+    check_complete(database, collection, sealed)
+    database.drop(collection)
 
 
 def test_live_writes_are_applied_once_and_in_place(database):

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -56,6 +58,7 @@ def test_a_search_is_as_exact_as_the_local_mode(database):
 
 test_the_alias_moves_forth_and_back = contract.test_the_alias_moves_forth_and_back
 test_live_writes_are_applied_once_and_in_place = contract.test_live_writes_are_applied_once_and_in_place
+test_a_collection_that_lost_items_is_refused = contract.test_a_collection_that_lost_items_is_refused
 test_what_belongs_to_another_bundle_is_refused_in_one_line = (
     contract.test_what_belongs_to_another_bundle_is_refused_in_one_line
 )
@@ -73,13 +76,19 @@ def server():
             status, content = self.server.reply
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(content).encode())
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            step = 1 if self.server.pause else len(content)
+            with suppress(OSError):  # the client does not wait for all of it
+                for start in range(0, len(content), step):
+                    self.wfile.write(content[start : start + step])
+                    time.sleep(self.server.pause)
 
         def log_message(self, *arguments):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.reply, server.delay = [], (200, {"result": [{"points": []}], "status": "ok", "time": 0.0}), 0
+    server.asked, server.delay, server.pause = [], 0, 0
+    server.reply = (200, {"result": [{"points": []}], "status": "ok", "time": 0.0})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -125,6 +134,12 @@ def test_a_search_is_one_request_with_filter_effort_and_key(server):
         (500, {"status": {"error": "Service internal error: panicked\nat segment"}}),
         (200, {"result": "nothing of this kind"}),
         (200, "no object"),
+        (200, b"<html>a proxy: try later</html>"),
+        (200, b'{"result": [{"points": ['),
+        (200, b'\xff\xfe{"result"'),
+        (200, b"[" * 100_000),
+        (200, {"result": None, "status": "ok", "time": 0.0}),
+        *((200, {"result": [{"points": [{"id": one, "version": 0, "score": 1}]}]}) for one in (str(uuid4()), 2**70)),
     ],
 )
 def test_what_a_server_refuses_is_one_line_without_the_key(server, reply):
@@ -139,6 +154,14 @@ def test_a_server_that_hangs_is_waited_for_no_longer_than_it_may_take(server):
     server.delay = 2.0
     began = time.monotonic()
     with pytest.raises(UnavailableError, match="the Qdrant server cannot be used"):
+        ask(server, seconds=0.2)
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_server_that_sends_byte_by_byte_is_waited_for_no_longer_either(server):
+    server.pause = 0.05
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"did not respond within 0\.2 s"):
         ask(server, seconds=0.2)
     assert time.monotonic() - began < 1.5
 
