@@ -47,6 +47,11 @@ SELECTED = (
     "are good for comparing settings and somewhat too high; `towers evaluate` with --split test gives a final one."
 )
 
+NOT_REFITTED = (
+    "[training] refit has no effect here: the towers learn from the training part alone, as the baselines do, and not "
+    "from the validation part, which `towers train` adds before it writes a bundle."
+)
+
 
 def evaluate_run(
     settings: Path,
@@ -176,7 +181,11 @@ def evaluate_settings(
             runs,
             slices=parts if protocol in ("time", "cold-items") else None,
             bounds=bounds,
-            notes=[*_merged(notes), *([SELECTED] if part == "validation" else [])],
+            notes=[
+                *_merged(notes),
+                *([SELECTED] if part == "validation" else []),
+                *([NOT_REFITTED] if config.training.refit else []),
+            ],
             advise=lambda rivals: advise(
                 rivals, Facts.of(config, split), [*command, "--protocol", protocol, "--split", "validation"]
             ),

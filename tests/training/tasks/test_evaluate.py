@@ -18,7 +18,7 @@ from training.commands import evaluate
 from training.evaluation.baselines.popularity import PopularityBaseline
 from training.evaluation.evaluate import Evaluation, ScoringModel
 from training.tasks import evaluate as judging
-from training.tasks.evaluate import SELECTED, evaluate_run
+from training.tasks.evaluate import NOT_REFITTED, SELECTED, evaluate_run
 
 RUN = """\
 [features]
@@ -153,6 +153,12 @@ def test_on_validation_the_test_questions_are_never_asked(
     assert SELECTED not in on_test.notes
     # Whichever part is asked, the same is learned from.
     assert np.array_equal(learned_from[0].train.item_rows, learned_from[1].train.item_rows)
+
+
+def test_the_report_says_that_a_refit_has_no_part_in_it(settings: Path, learned_from: list[Split], fitted: list[Split]):
+    report = evaluate_run(settings, ("training.refit=true",), "leave-one-out", seeds=1, device="cpu")
+    assert NOT_REFITTED in report.notes
+    assert NOT_REFITTED not in evaluate_run(settings, (), "leave-one-out", seeds=1, device="cpu").notes
 
 
 def test_people_who_were_held_out_are_also_judged_by_twenty(
