@@ -13,13 +13,14 @@ threads for all, in the process that `towers recommend` prepares (freed memory s
     faiss, seen   the same with as many more as a user of the block has seen, and those left out
     implicit      `implicit.cpu.topk.topk` with exclusions, what `recommend` of its models calls
 
-`ray` writes the parts of a generated shop by one process and by actors of Ray, each time with `towers` as a process of
-its own, and compares users a second as the command prints them: with the start of Ray, without the start of Python.
+`ray` writes the parts of a generated shop by one process, in one thread and in as many as Ray has actors, and by actors
+of Ray, each time with `towers` as a process of its own, and compares users a second as the command prints them: with
+the start of Ray, without the start of Python.
 
 `kills` kills a job with SIGKILL (its process; Ray's end by themselves), each time after some more parts, starts it
 again, and compares the content with a run that was left alone. It ends with status 1 where they differ.
 
-The bars: `ours` at least 0.9 of `faiss`, 1.0 of `implicit`; Ray at least 0.8 of one process times the number of actors.
+The bars: `ours` at least 0.9 of `faiss`, 1.0 of `implicit`; Ray at least 0.8 of one process with as many threads.
 """
 
 from __future__ import annotations
@@ -124,20 +125,23 @@ def make_bundle(folder: Path, num_users: int, num_items: int) -> Path:
 
 
 def compare_engines(folder: Path, bundle: Path, actors: int, rounds: int) -> None:
-    """Print the users a second of one process and of Ray, in turns."""
-    rates: dict[str, list[float]] = {"process": [], "ray": []}
+    """Print the users a second of one process, in one thread and in as many as Ray has actors, and of Ray, in turns."""
+    one, several, ray = "one process, 1 thread", f"one process, {actors} threads", f"Ray, {actors} actors"
+    rates: dict[str, list[float]] = {one: [], several: [], ray: []}
     for turn in range(rounds):
-        for engine, found in rates.items():
-            words = _words(bundle, folder / f"{engine}-{turn}", 1024, engine, actors)
-            done = _towers(folder, words)
+        for place, (name, found) in enumerate(rates.items()):
+            engine = "ray" if name == ray else "process"
+            words = _words(bundle, folder / f"{place}-{turn}", 1024, engine, actors)
+            done = _towers(folder, words, threads=actors if name == several else 1)
             rate = re.search(r", ([\d,]+) users/s", done.stdout)
             if done.returncode or rate is None:
                 raise SystemExit(done.stdout + done.stderr)
             found.append(float(rate[1].replace(",", "")))
-            say(f"\r{engine}: {found[-1]:,.0f} users/s    ")
+            say(f"\r{name}: {found[-1]:,.0f} users/s    ")
     say("\n")
-    one, several = (np.median(found) for found in rates.values())
-    print(f"one process {one:,.0f} users/s, Ray with {actors} actors {several:,.0f}: {several / one / actors:.2f} each")
+    for name, found in rates.items():
+        ratios = ", ".join(f"{np.median(found) / np.median(rates[other]):.2f} of {other}" for other in (one, several))
+        print(f"{name:24s} {np.median(found):8,.0f} users/s ({min(found):,.0f} to {max(found):,.0f}), {ratios}")
 
 
 def kill_often(folder: Path, bundle: Path, engine: str, kills: int) -> bool:
@@ -171,10 +175,11 @@ def kill_often(folder: Path, bundle: Path, engine: str, kills: int) -> bool:
     return is_same
 
 
-def _towers(folder: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _towers(folder: Path, words: Sequence[str], threads: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, however long it takes."""
     command = [sys.executable, "-m", "towers", *words]
-    return subprocess.run(command, cwd=folder, env=running.environment(), capture_output=True, text=True, check=False)
+    environment = running.environment(OMP_NUM_THREADS=str(threads))
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def _words(bundle: Path, output: Path, users_per_part: int, engine: str, actors: int) -> list[str]:
